@@ -1,0 +1,1 @@
+//! The custom resources, their checks, and their compilation into a snapshot.

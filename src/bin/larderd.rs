@@ -1,0 +1,3 @@
+//! `larderd`: the data plane.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! The main job in a minute: a skewed load on a slow database, without and with Larder.

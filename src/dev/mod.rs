@@ -1,0 +1,1 @@
+//! One machine, no Kubernetes: the same manifests as real processes on loopback.

@@ -1,0 +1,30 @@
+//! Larder: managed cache tiers for Kubernetes, in two planes.
+//!
+//! | layer | what it is | may use |
+//! |---|---|---|
+//! | [`policy`] | the vocabulary both planes share: units, patterns, rules, the snapshot | nothing |
+//! | [`origin`] | where the data really lives: SQL, HTTP | `policy` |
+//! | [`telemetry`] | logs, metrics, health | nothing |
+//! | [`sidecar`] | the RESP proxy beside a workload | `policy`, `origin`, `telemetry` |
+//! | `api` | the custom resources, their checks, and their compilation into a snapshot | `policy` |
+//! | `operator` | what a CacheCluster needs, as a plan | `policy`, `api` |
+//! | `dev` | a second actuator of the plan: real servers as processes on one machine | `policy`, `api`, `operator` |
+//! | `demo` | the main job in a minute | all but `cli` |
+//! | [`cli`] | one file per command: arguments → validated configuration | all |
+//!
+//! The data plane (`policy`, `origin`, `telemetry`, `sidecar`) never names the control plane (`api`, `operator`, `dev`, `demo`)
+//! and builds without it; a tidy test holds the arrows.
+
+#[cfg(feature = "control-plane")]
+pub mod api;
+pub mod cli;
+#[cfg(feature = "control-plane")]
+pub mod demo;
+#[cfg(feature = "control-plane")]
+pub mod dev;
+#[cfg(feature = "control-plane")]
+pub mod operator;
+pub mod origin;
+pub mod policy;
+pub mod sidecar;
+pub mod telemetry;

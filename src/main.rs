@@ -1,0 +1,3 @@
+//! `larder`: the control plane, and everything on one machine.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! What a CacheCluster needs, as a plan.

@@ -1,0 +1,13 @@
+//! The vocabulary that both planes share: units, key patterns, rules and the snapshot. No I/O, no kube.
+
+pub mod pattern;
+pub mod rule;
+pub mod rule_index;
+pub mod snapshot;
+pub mod units;
+
+pub use pattern::{Captures, KeyPattern, PatternError};
+pub use rule::{Lifetime, Load, Query, ReadThrough, ReplyForm, Rule, Strategy, Unmatched};
+pub use rule_index::RuleIndex;
+pub use snapshot::{Snapshot, SnapshotError};
+pub use units::{ByteSize, Percent, Span, UnitError};

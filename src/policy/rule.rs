@@ -1,0 +1,137 @@
+//! Rules: how the keys that a pattern covers are cached.
+
+use serde::{Deserialize, Serialize};
+
+use super::pattern::KeyPattern;
+use super::units::{Percent, Span};
+
+/// How one family of keys is cached. Every default is resolved before a rule reaches a snapshot.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Rule {
+    /// Unique within the snapshot; labels metrics.
+    pub name: String,
+    /// The keys it covers.
+    pub keys: KeyPattern,
+    /// What the sidecar does for them.
+    pub strategy: Strategy,
+}
+
+/// What the sidecar does for the keys of a rule.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub enum Strategy {
+    /// Commands pass untouched.
+    Bypass {},
+    /// The application loads and stores; the sidecar sees to the TTL.
+    CacheAside {
+        /// The lifetime of every covered key.
+        ttl: Lifetime,
+    },
+    /// The sidecar loads what is missing.
+    ReadThrough(Box<ReadThrough>),
+}
+
+/// How long covered keys live.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Lifetime {
+    /// The TTL of a key whose writer gave none.
+    pub default: Span,
+    /// The longest TTL that a writer may give; a longer one is cut to it.
+    pub max: Span,
+    /// How much of the default TTL chance may take away, so that keys written together do not expire together.
+    pub jitter: Percent,
+}
+
+impl Lifetime {
+    /// The default TTL, shortened by chance: `random` is uniform over all of `u32`.
+    pub fn jittered(&self, random: u32) -> Span {
+        let full = self.default.as_millis();
+        let range = full * u64::from(self.jitter.as_whole()) / 100;
+        let cut = range.saturating_mul(u64::from(random)) >> 32;
+        Span::from_millis((full - cut).max(1))
+    }
+}
+
+/// What a miss on a read-through rule does.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ReadThrough {
+    /// The lifetime of loaded and written keys.
+    pub ttl: Lifetime,
+    /// How long past its TTL a value may be served while the origin fails. Zero: never.
+    pub stale: Span,
+    /// How long a key that the origin does not know is remembered as missing. Zero: not at all.
+    pub negative_ttl: Span,
+    /// How long one load may hold the lease before another sidecar may load.
+    pub lease: Span,
+    /// How long a read waits for a load that another sidecar makes, before it loads by itself.
+    pub wait: Span,
+    /// Which origin, and what to ask it.
+    pub load: Load,
+}
+
+/// What a load asks of its origin.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Load {
+    /// The name of one of the snapshot's origins.
+    pub origin: String,
+    /// The question, in the origin's own terms.
+    pub query: Query,
+    /// How the answer becomes the key's value. `None`: one column as text, several as a JSON object.
+    pub reply: Option<ReplyForm>,
+}
+
+/// A question to an origin.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub enum Query {
+    /// A statement in which `$part` stands for a part of the key, always as a bound parameter.
+    Sql {
+        /// For one key.
+        read: String,
+        /// For many keys at once: `$part` is then the array of that part over all keys, and the answer has a column named
+        /// after each part.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        read_many: Option<String>,
+    },
+    /// A path, appended to the origin's URL, in which `{part}` stands for a part of the key, percent-encoded.
+    Http {
+        /// Such as `/products/{id}?lang={lang}`.
+        path: String,
+    },
+}
+
+/// How an answer becomes a value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ReplyForm {
+    /// The only column, or the body, as it is.
+    String,
+    /// The row as a JSON object.
+    Json,
+}
+
+/// What becomes of keys that no rule covers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub enum Unmatched {
+    /// They pass untouched.
+    Bypass {},
+    /// They get this lifetime, as under a cache-aside rule.
+    Ttl(Lifetime),
+    /// Commands that name them are refused.
+    Refuse {},
+}
+
+impl Rule {
+    /// The lifetime of covered keys, where the rule has one.
+    pub fn lifetime(&self) -> Option<&Lifetime> {
+        match &self.strategy {
+            Strategy::Bypass {} => None,
+            Strategy::CacheAside { ttl } => Some(ttl),
+            Strategy::ReadThrough(read_through) => Some(&read_through.ttl),
+        }
+    }
+}

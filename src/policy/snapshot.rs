@@ -1,0 +1,341 @@
+//! The snapshot: the versioned JSON document that is the only contract between the planes.
+//!
+//! The control plane compiles resources into it; a sidecar reads it from a file and needs nothing else but the secrets that it
+//! names by path. An older sidecar refuses a snapshot whose `requires` it does not understand, and keeps the last good one.
+
+use std::collections::HashSet;
+use std::fmt;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::pattern::KeyPattern;
+use super::rule::{Query, Rule, Strategy, Unmatched};
+use super::units::Span;
+
+/// The newest form that this build writes and reads.
+pub const VERSION: u32 = 1;
+/// The largest snapshot in bytes, which also fits a ConfigMap.
+pub const MAX_BYTES: usize = 900 * 1024;
+/// The most rules in one snapshot.
+pub const MAX_RULES: usize = 1000;
+
+/// Everything that a sidecar is told.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Snapshot {
+    /// The form of this document.
+    pub version: u32,
+    /// The oldest form whose readers understand it.
+    pub requires: u32,
+    /// Rises with each change; the newest valid one wins.
+    pub generation: u64,
+    /// Where the cache is.
+    pub cluster: Cluster,
+    /// What becomes of keys that no rule covers.
+    pub unmatched: Unmatched,
+    /// Commands that are dangerous on a shared cache, allowed by name.
+    #[serde(default)]
+    pub allow: Allow,
+    /// Where data is loaded from.
+    #[serde(default)]
+    pub origins: Vec<Origin>,
+    /// In order: the first whose pattern covers a key decides.
+    #[serde(default)]
+    pub rules: Vec<Rule>,
+}
+
+/// Commands that a policy may allow although they touch every key.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Allow {
+    /// FLUSHALL and FLUSHDB.
+    pub flush: bool,
+    /// KEYS.
+    pub keys: bool,
+}
+
+/// Where the cache is and how to speak to it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Cluster {
+    /// The CacheCluster's name.
+    pub name: String,
+    /// How its servers are found.
+    pub topology: Topology,
+    /// TLS towards servers and sentinels. Absent: plain TCP.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<Tls>,
+    /// The user to log in as at the servers. Absent: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub auth: Option<Auth>,
+    /// The user to log in as at the sentinels. Absent: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sentinel_auth: Option<Auth>,
+    /// How long a command that has not left the sidecar may wait for a reachable server. Clients commonly time out at 3 s.
+    #[serde(default = "default_patience")]
+    pub patience: Span,
+}
+
+fn default_patience() -> Span {
+    Span::from_secs(2)
+}
+
+/// How servers are found. Addresses are `host:port`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub enum Topology {
+    /// The sentinels tell the primary.
+    Sentinel {
+        /// The name under which they watch it.
+        master: String,
+        /// Where they are; more are learnt from them.
+        sentinels: Vec<String>,
+    },
+    /// Any of these nodes tells the slot map.
+    Cluster {
+        /// Where to ask first; more are learnt from them.
+        seeds: Vec<String>,
+    },
+}
+
+/// Files of a TLS client. They may change at any time.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Tls {
+    /// The authorities to trust, PEM.
+    pub ca_file: PathBuf,
+    /// The certificate to present, PEM.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cert_file: Option<PathBuf>,
+    /// Its key, PEM.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key_file: Option<PathBuf>,
+    /// The name to expect in the server's certificate. Absent: the host that is dialled.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub server_name: Option<String>,
+}
+
+/// Files that hold a user and a password. They may change at any time.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Auth {
+    /// The user. Absent: `default`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub username_file: Option<PathBuf>,
+    /// The password.
+    pub password_file: PathBuf,
+}
+
+/// A place where data is loaded from.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Origin {
+    /// What rules call it.
+    pub name: String,
+    /// What it is.
+    pub kind: OriginKind,
+    /// The most loads under way at once from one sidecar.
+    pub max_connections: u32,
+    /// How long a connection may take to come about.
+    pub connect_timeout: Span,
+    /// How long one load may take.
+    pub timeout: Span,
+}
+
+/// What an origin is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub enum OriginKind {
+    /// A database: `postgres://…` or `sqlite://…`.
+    Sql {
+        /// Its URL.
+        url: Sensitive,
+    },
+    /// A service: `http://…` or `https://…`; paths are appended.
+    Http {
+        /// Its URL.
+        url: Sensitive,
+    },
+}
+
+/// A text that may hold a password, or the file that holds it. `Debug` shows neither text.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub enum Sensitive {
+    /// The text itself.
+    Value(String),
+    /// The file to read it from, at each new connection.
+    File(PathBuf),
+}
+
+impl fmt::Debug for Sensitive {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Value(_) => f.write_str("Value(…)"),
+            Self::File(path) => f.debug_tuple("File").field(path).finish(),
+        }
+    }
+}
+
+/// Why a snapshot was refused.
+#[derive(Debug, thiserror::Error)]
+pub enum SnapshotError {
+    /// It is larger than [`MAX_BYTES`].
+    #[error("the snapshot has {0} bytes, more than {MAX_BYTES}: split the policy")]
+    TooLarge(usize),
+    /// It is not JSON of the expected form.
+    #[error("the snapshot cannot be read: {0}")]
+    Json(#[from] serde_json::Error),
+    /// It was written for a newer sidecar.
+    #[error("the snapshot requires form {0}, and this sidecar understands {VERSION}: upgrade the sidecar")]
+    TooNew(u32),
+    /// Its parts contradict each other.
+    #[error("the snapshot's {place} is wrong: {why}")]
+    Invalid {
+        /// Where.
+        place: String,
+        /// What, and what to write instead.
+        why: String,
+    },
+}
+
+fn invalid(place: impl Into<String>, why: impl Into<String>) -> SnapshotError {
+    SnapshotError::Invalid { place: place.into(), why: why.into() }
+}
+
+impl Snapshot {
+    /// Reads and checks a snapshot.
+    pub fn parse(json: &[u8]) -> Result<Self, SnapshotError> {
+        #[derive(Deserialize)]
+        struct Head {
+            requires: u32,
+        }
+        if json.len() > MAX_BYTES {
+            return Err(SnapshotError::TooLarge(json.len()));
+        }
+        let head: Head = serde_json::from_slice(json)?;
+        if head.requires > VERSION {
+            return Err(SnapshotError::TooNew(head.requires));
+        }
+        let snapshot: Self = serde_json::from_slice(json)?;
+        snapshot.check()?;
+        Ok(snapshot)
+    }
+
+    /// Checks what the types cannot express.
+    pub fn check(&self) -> Result<(), SnapshotError> {
+        let addresses = match &self.cluster.topology {
+            Topology::Sentinel { sentinels, .. } => sentinels,
+            Topology::Cluster { seeds } => seeds,
+        };
+        if addresses.is_empty() {
+            return Err(invalid("cluster.topology", "it names no address"));
+        }
+        if let Some(bad) = addresses.iter().find(|address| !is_host_port(address)) {
+            return Err(invalid("cluster.topology", format!("`{bad}` is not host:port")));
+        }
+        if self.rules.len() > MAX_RULES {
+            return Err(invalid("rules", format!("there are more than {MAX_RULES}")));
+        }
+        let mut origins = HashSet::new();
+        for origin in &self.origins {
+            if !origins.insert(origin.name.as_str()) {
+                return Err(invalid(format!("origin `{}`", origin.name), "the name is used twice"));
+            }
+            if origin.max_connections == 0 || origin.timeout.is_zero() {
+                return Err(invalid(format!("origin `{}`", origin.name), "maxConnections and timeout must be above zero"));
+            }
+        }
+        let mut names = HashSet::new();
+        self.rules.iter().try_for_each(|rule| {
+            let place = || format!("rule `{}`", rule.name);
+            if !names.insert(rule.name.as_str()) {
+                return Err(invalid(place(), "the name is used twice"));
+            }
+            self.check_rule(rule).map_err(|why| invalid(place(), why))
+        })
+    }
+
+    fn check_rule(&self, rule: &Rule) -> Result<(), String> {
+        if let Some(lifetime) = rule.lifetime()
+            && (lifetime.default.is_zero() || lifetime.default > lifetime.max)
+        {
+            return Err("its ttl must be above zero and at most its maxTtl".to_owned());
+        }
+        let Strategy::ReadThrough(read_through) = &rule.strategy else {
+            return Ok(());
+        };
+        let load = &read_through.load;
+        let origin = self.origins.iter().find(|origin| origin.name == load.origin);
+        match (origin.map(|origin| &origin.kind), &load.query) {
+            (None, _) => Err(format!("origin `{}` does not exist", load.origin)),
+            (Some(OriginKind::Sql { .. }), Query::Sql { .. }) | (Some(OriginKind::Http { .. }), Query::Http { .. }) => Ok(()),
+            (Some(OriginKind::Sql { .. }), _) => Err("an sql origin is asked by `read`, not by `path`".to_owned()),
+            (Some(OriginKind::Http { .. }), _) => Err("an http origin is asked by `path`, not by `read`".to_owned()),
+        }?;
+        check_lease(rule, read_through)
+    }
+
+    /// The patterns of all rules, in order.
+    pub fn patterns(&self) -> impl Iterator<Item = &KeyPattern> {
+        self.rules.iter().map(|rule| &rule.keys)
+    }
+}
+
+fn check_lease(rule: &Rule, read_through: &super::rule::ReadThrough) -> Result<(), String> {
+    if rule.keys.parts().next().is_none() && matches!(&read_through.load.query, Query::Sql { read_many: Some(_), .. }) {
+        return Err("`readMany` needs a pattern with at least one part".to_owned());
+    }
+    if read_through.lease.is_zero() {
+        return Err("its lease must be above zero".to_owned());
+    }
+    Ok(())
+}
+
+fn is_host_port(address: &str) -> bool {
+    address.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MINIMAL: &str = r#"{"version":1,"requires":1,"generation":1,
+        "cluster":{"name":"main","topology":{"cluster":{"seeds":["127.0.0.1:7000"]}}},
+        "unmatched":{"bypass":{}},
+        "origins":[{"name":"db","kind":{"sql":{"url":{"value":"postgres://u:secret@h/d"}}},"maxConnections":2,"connectTimeout":"1s","timeout":"2s"}],
+        "rules":[{"name":"user","keys":"user:{id}","strategy":{"readThrough":{"ttl":{"default":"10m","max":"24h","jitter":"10%"},
+            "stale":"1m","negativeTtl":"10s","lease":"3s","wait":"1s",
+            "load":{"origin":"db","query":{"sql":{"read":"SELECT name FROM users WHERE id = $id"}},"reply":null}}}}]}"#;
+
+    #[test]
+    fn a_snapshot_reads_back_what_it_writes() {
+        let snapshot = Snapshot::parse(MINIMAL.as_bytes()).expect("valid");
+        let json = serde_json::to_vec(&snapshot).expect("serialises");
+        assert_eq!(Snapshot::parse(&json).expect("valid"), snapshot);
+    }
+
+    #[test]
+    fn secrets_do_not_show() {
+        let snapshot = Snapshot::parse(MINIMAL.as_bytes()).expect("valid");
+        assert!(!format!("{snapshot:?}").contains("secret"));
+    }
+
+    #[test]
+    fn contradictions_name_the_place() {
+        for (from, to, word) in [
+            (r#""requires":1"#, r#""requires":2"#, "upgrade"),
+            (r#""generation":1"#, r#""generation":1,"extra":1"#, "extra"),
+            ("127.0.0.1:7000", "nowhere", "host:port"),
+            (r#""origin":"db""#, r#""origin":"dc""#, "dc"),
+            (r#""default":"10m""#, r#""default":"48h""#, "maxTtl"),
+            (r#"{"sql":{"read":"SELECT name FROM users WHERE id = $id"}}"#, r#"{"http":{"path":"/x"}}"#, "`read`"),
+        ] {
+            let json = MINIMAL.replacen(from, to, 1);
+            assert_ne!(json, MINIMAL);
+            let error = Snapshot::parse(json.as_bytes()).expect_err(to).to_string();
+            assert!(error.contains(word), "{to}: {error}");
+        }
+    }
+}

@@ -1,0 +1,1 @@
+//! The command table: arity, keys, and what each command means for the proxy.

@@ -1,0 +1,1 @@
+//! The wire: a resumable, bounded scanner over RESP2 and RESP3.

@@ -1,0 +1,1 @@
+//! The servers: topology, connections, multiplexing.
