@@ -1,1 +1,5 @@
 //! The RESP proxy beside a workload.
+
+pub mod commands;
+pub mod resp;
+pub mod upstream;
