@@ -1,0 +1,17 @@
+//! What the integration tests share: server processes, a small RESP client, waiting with deadlines.
+#![allow(dead_code)]
+
+pub mod resp;
+pub mod server;
+
+use std::time::{Duration, Instant};
+
+/// Polls `done` until it holds. Panics, naming `what`, where it does not within `limit`.
+#[track_caller]
+pub fn wait_for(what: &str, limit: Duration, mut done: impl FnMut() -> bool) {
+    let deadline = Instant::now() + limit;
+    while !done() {
+        assert!(Instant::now() < deadline, "{what}: not within {limit:?}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}

