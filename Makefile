@@ -1,0 +1,44 @@
+# The commands of the project. `make demo` and `make test` are the two to know.
+
+# One profile for tests and demo, so that they share what they compile.
+PROFILE ?= quick
+LEAN := --no-default-features --features data-plane
+CARGO ?= cargo
+
+# Servers and clients that scripts/setup put beside the sources come first.
+export PATH := $(CURDIR)/.cache/bin:$(CURDIR)/.cache/venv/bin:$(PATH)
+
+# Stands for a finished scripts/setup; a change of either file runs it again.
+SETUP := .cache/setup.stamp
+
+.DEFAULT_GOAL := build
+.PHONY: setup build test demo bench lint doc
+
+setup: ## Install what is missing for all other targets
+	scripts/setup
+	@mkdir -p .cache && touch $(SETUP)
+
+$(SETUP): scripts/setup scripts/requirements.txt
+	scripts/setup
+	@mkdir -p .cache && touch $@
+
+build: ## Both binaries, as they are shipped
+	$(CARGO) build --release --bins
+
+test: $(SETUP) ## Every test. TEST_ARGS is passed to cargo, e.g. TEST_ARGS='ttl -- --nocapture'
+	$(CARGO) test --profile $(PROFILE) $(TEST_ARGS)
+
+demo: $(SETUP) ## The main job in a minute. DEMO_ARGS is passed on, e.g. DEMO_ARGS='--seconds 20'
+	$(CARGO) run --quiet --profile $(PROFILE) --bin larder -- demo $(DEMO_ARGS)
+
+bench: $(SETUP) ## Side by side with other proxies. BENCH_ARGS is passed on, e.g. BENCH_ARGS='--rounds 9'
+	$(CARGO) build --release $(LEAN) --bin larderd --target-dir target/lean
+	$(CARGO) bench --profile $(PROFILE) --bench peers -- --larderd target/lean/release/larderd $(BENCH_ARGS)
+
+lint: ## Format, clippy on both planes
+	$(CARGO) fmt --check
+	$(CARGO) clippy --all-targets -- -D warnings
+	$(CARGO) clippy $(LEAN) --lib --bins -- -D warnings
+
+doc: ## The API documentation
+	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --no-deps --document-private-items
