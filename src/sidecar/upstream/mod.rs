@@ -1,1 +1,8 @@
 //! The servers: topology, connections, multiplexing.
+
+pub mod access;
+pub mod admin_client;
+pub mod dial;
+pub mod node;
+pub mod redirect;
+pub mod view;
