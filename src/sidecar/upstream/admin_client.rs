@@ -7,6 +7,8 @@ use std::io;
 
 use tokio::io::{AsyncBufRead, AsyncBufReadExt as _, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 
+use crate::sidecar::resp::encode;
+
 /// The most bytes of one reply. A slot map of 16,384 ranges with three nodes each fits.
 const MAX_REPLY_BYTES: usize = 16 << 20;
 /// The most values in one reply, containers included: what bounds the memory of a tree of tiny values.
@@ -83,16 +85,6 @@ impl Value {
     }
 }
 
-/// Appends a command to `out` as RESP.
-pub fn encode_command(out: &mut Vec<u8>, args: &[&[u8]]) {
-    out.extend_from_slice(format!("*{}\r\n", args.len()).as_bytes());
-    for arg in args {
-        out.extend_from_slice(format!("${}\r\n", arg.len()).as_bytes());
-        out.extend_from_slice(arg);
-        out.extend_from_slice(b"\r\n");
-    }
-}
-
 /// Sends `commands` in one write and reads a reply for each. Not cancel-safe: a connection whose request was dropped half-way
 /// must be dropped too.
 pub async fn ask<S>(stream: &mut S, commands: &[&[&[u8]]]) -> Result<Vec<Value>, ReplyError>
@@ -101,7 +93,7 @@ where
 {
     let mut request = Vec::new();
     for command in commands {
-        encode_command(&mut request, command);
+        encode::command(&mut request, command);
     }
     stream.write_all(&request).await?;
     stream.flush().await?;

@@ -17,6 +17,7 @@ use tokio_rustls::client::TlsStream;
 use super::access::{Access, Keys};
 use super::admin_client::{ReplyError, Value, ask};
 use super::node::NodeAddr;
+use crate::sidecar::resp::Protocol;
 
 /// The longest text of a server's error that an error of ours repeats.
 const MAX_ERROR_CHARS: usize = 200;
@@ -26,24 +27,6 @@ const MAX_ADDRESSES: usize = 8;
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(15);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
 const KEEPALIVE_PROBES: u32 = 3;
-
-/// The protocol to speak on a connection.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Protocol {
-    /// Redis' first protocol.
-    Resp2,
-    /// With maps, pushes and more.
-    Resp3,
-}
-
-impl Protocol {
-    const fn as_text(self) -> &'static str {
-        match self {
-            Self::Resp2 => "2",
-            Self::Resp3 => "3",
-        }
-    }
-}
 
 /// What a server says of itself when a connection begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -318,7 +301,7 @@ enum Probe {
 
 /// HELLO does it all in one round trip: protocol, login, and the server's own word on its role.
 async fn log_in(link: Link, node: &NodeAddr, keys: &Keys, protocol: Protocol, probe: Probe) -> Result<(Link, Role), DialError> {
-    let mut hello: Vec<&[u8]> = vec![b"HELLO", protocol.as_text().as_bytes()];
+    let mut hello: Vec<&[u8]> = vec![b"HELLO", version(protocol)];
     if let Some(credentials) = &keys.credentials {
         hello.extend_from_slice(&[b"AUTH", credentials.user().as_bytes(), credentials.password()]);
     }
@@ -339,6 +322,13 @@ async fn log_in(link: Link, node: &NodeAddr, keys: &Keys, protocol: Protocol, pr
         return Err(DialError::Protocol { node: node.clone(), source: ReplyError::NotResp });
     }
     Ok((stream.into_inner(), role))
+}
+
+const fn version(protocol: Protocol) -> &'static [u8] {
+    match protocol {
+        Protocol::Resp2 => b"2",
+        Protocol::Resp3 => b"3",
+    }
 }
 
 fn read_role(hello: &Value) -> Role {
