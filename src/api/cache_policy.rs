@@ -1,0 +1,301 @@
+//! `CachePolicy`: how workloads use a cache tier.
+
+use std::collections::BTreeMap;
+
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::sensitive::SensitiveSource;
+use super::text::{
+    DurationText, HttpPathText, MAX_ORIGINS, MAX_RULES, NameText, ObjectNameText, PatternText, PercentText, PositiveDurationText,
+    SqlText,
+};
+use crate::policy::{Percent, ReplyForm, Span};
+
+/// How workloads use a cache tier: which keys live how long, and where missing ones are loaded from.
+#[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[kube(
+    group = "larder.dev",
+    version = "v1alpha1",
+    kind = "CachePolicy",
+    plural = "cachepolicies",
+    shortname = "cpol",
+    category = "larder",
+    namespaced,
+    derive = "PartialEq",
+    doc = "How workloads use a cache tier: which keys live how long, and where missing ones are loaded from.",
+    printcolumn(name = "Cluster", type_ = "string", json_path = ".spec.cacheCluster"),
+    printcolumn(name = "Mode", type_ = "string", json_path = ".spec.mode"),
+    printcolumn(name = "Rules", type_ = "string", json_path = ".spec.rules[*].name"),
+    printcolumn(name = "Unmatched", type_ = "string", json_path = ".spec.defaults.unmatched", priority = "1"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[x_kube(validation = Rule::new(
+    "self.rules.all(r, !has(r.origin) || (has(self.origins) && self.origins.exists(o, o.name == r.origin.name)))")
+    .message("a rule's origin.name must be the name of one of spec.origins"))]
+#[x_kube(validation = Rule::new(
+    "!has(self.origins) || self.rules.all(r, !has(r.origin) || !has(r.origin.read) || self.origins.all(o, o.name != r.origin.name || has(o.sql)))")
+    .message("a rule with origin.read needs an sql origin: ask an http origin by path"))]
+#[x_kube(validation = Rule::new(
+    "!has(self.origins) || self.rules.all(r, !has(r.origin) || !has(r.origin.path) || self.origins.all(o, o.name != r.origin.name || has(o.http)))")
+    .message("a rule with origin.path needs an http origin: ask an sql origin by read"))]
+pub struct CachePolicySpec {
+    /// The CacheCluster, in the same namespace, whose keys this policy is about.
+    #[schemars(with = "ObjectNameText")]
+    pub cache_cluster: String,
+    /// The workloads whose commands follow this policy. On one machine, every sidecar is one.
+    pub workloads: Workloads,
+    /// Enforce, which is the default: the rules take effect.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mode: Option<PolicyMode>,
+    /// What rules have when they do not say otherwise, and what becomes of keys that no rule covers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub defaults: Option<Defaults>,
+    /// Commands that touch every key of a shared cache, and are refused unless allowed here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub allow: Option<AllowSpec>,
+    /// Where missing data is loaded from.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = MAX_ORIGINS))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".to_owned()]))]
+    pub origins: Vec<OriginSpec>,
+    /// In order: the first rule whose pattern covers a key decides.
+    #[schemars(length(min = 1, max = MAX_RULES))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".to_owned()]))]
+    pub rules: Vec<RuleSpec>,
+}
+
+/// The workloads whose commands follow a policy.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Workloads {
+    /// Labels that a workload's pods all have.
+    #[schemars(with = "super::labels::MatchLabelsSchema")]
+    pub match_labels: BTreeMap<String, String>,
+}
+
+/// Whether rules take effect.
+#[derive(JsonSchema, Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[schemars(inline)]
+pub enum PolicyMode {
+    /// They do.
+    Enforce,
+}
+
+/// What rules have when they do not say otherwise.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[x_kube(validation = Rule::new("!has(self.ttl) || !has(self.maxTtl) || duration(self.ttl) <= duration(self.maxTtl)")
+    .message("ttl is longer than maxTtl: shorten ttl, or lengthen maxTtl"))]
+pub struct Defaults {
+    /// The TTL of a key whose writer gave none. Default 5m.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<PositiveDurationText>")]
+    pub ttl: Option<Span>,
+    /// The longest TTL that a writer may give; a longer one is cut to it. Default 24h.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<PositiveDurationText>")]
+    pub max_ttl: Option<Span>,
+    /// How much of the TTL chance may take away, so that keys written together do not expire together. Default 10%.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<PercentText>")]
+    pub jitter: Option<Percent>,
+    /// What becomes of keys that no rule covers. Bypass, which is the default: they pass untouched, and are counted. Ttl: they
+    /// get the TTL of these defaults. Refuse: commands that name them are refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unmatched: Option<UnmatchedMode>,
+}
+
+/// What becomes of keys that no rule covers.
+#[derive(JsonSchema, Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[schemars(inline)]
+pub enum UnmatchedMode {
+    /// They pass untouched.
+    Bypass,
+    /// They get the TTL of the defaults.
+    Ttl,
+    /// Commands that name them are refused.
+    Refuse,
+}
+
+/// Commands that touch every key of a shared cache.
+#[derive(KubeSchema, Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct AllowSpec {
+    /// FLUSHALL and FLUSHDB.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub flush: bool,
+    /// KEYS.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub keys: bool,
+}
+
+/// A place where missing data is loaded from.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[x_kube(validation = Rule::new("has(self.sql) != has(self.http)").message("write either sql or http, and not both"))]
+pub struct OriginSpec {
+    /// What rules call it.
+    #[schemars(with = "NameText")]
+    pub name: String,
+    /// A database.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sql: Option<OriginAccess>,
+    /// A service that answers GET requests.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub http: Option<OriginAccess>,
+}
+
+/// How an origin is reached, and how hard it may be leant on.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct OriginAccess {
+    /// The URL: postgres://… or sqlite://… of a database, http://… or https://… of a service.
+    pub url: SensitiveSource,
+    /// The most loads under way at once from one sidecar. Default 4.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1000))]
+    pub max_connections: Option<u32>,
+    /// How long a connection may take to come about. Default 1s.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<PositiveDurationText>")]
+    pub connect_timeout: Option<Span>,
+    /// How long one load may take. Default 2s.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<PositiveDurationText>")]
+    pub timeout: Option<Span>,
+}
+
+/// How one family of keys is cached.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[x_kube(validation = Rule::new("self.strategy != 'ReadThrough' || has(self.origin)")
+    .message("a ReadThrough rule loads what is missing: write origin, with the name of one of spec.origins and read or path"))]
+#[x_kube(validation = Rule::new("self.strategy == 'ReadThrough' || !has(self.origin)")
+    .message("only a ReadThrough rule loads: remove origin, or write strategy: ReadThrough"))]
+#[x_kube(validation = Rule::new("self.strategy == 'ReadThrough' || !has(self.negativeTtl)")
+    .message("only a ReadThrough rule knows what the origin does not have: remove negativeTtl, or write strategy: ReadThrough"))]
+#[x_kube(validation = Rule::new("self.strategy == 'ReadThrough' || !has(self.stale)")
+    .message("stale is supported on ReadThrough rules only, so far: remove it, or write strategy: ReadThrough"))]
+#[x_kube(validation = Rule::new("self.strategy == 'ReadThrough' || !has(self.stampede)")
+    .message("stampede is supported on ReadThrough rules only, so far: remove it, or write strategy: ReadThrough"))]
+#[x_kube(validation = Rule::new("self.strategy != 'Bypass' || (!has(self.ttl) && !has(self.maxTtl) && !has(self.jitter))")
+    .message("a Bypass rule touches nothing: remove ttl, maxTtl and jitter, or write strategy: CacheAside"))]
+#[x_kube(validation = Rule::new("!has(self.ttl) || !has(self.maxTtl) || duration(self.ttl) <= duration(self.maxTtl)")
+    .message("ttl is longer than maxTtl: shorten ttl, or lengthen maxTtl"))]
+pub struct RuleSpec {
+    /// Unique within the policy; labels metrics.
+    #[schemars(with = "NameText")]
+    pub name: String,
+    /// The keys it covers. {part} stands for one or more bytes without a colon, {part…} for one or more bytes of any kind:
+    /// user:{id} covers user:7.
+    #[schemars(with = "PatternText")]
+    pub keys: String,
+    /// What the sidecar does. CacheAside: the application loads and stores, the sidecar sees to the TTL. ReadThrough: the sidecar
+    /// loads what is missing from an origin. Bypass: commands pass untouched.
+    pub strategy: StrategyKind,
+    /// The TTL of a key whose writer gave none. Default: that of spec.defaults.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<PositiveDurationText>")]
+    pub ttl: Option<Span>,
+    /// The longest TTL that a writer may give. Default: that of spec.defaults, or ttl where that is longer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<PositiveDurationText>")]
+    pub max_ttl: Option<Span>,
+    /// How much of the TTL chance may take away. Default: that of spec.defaults.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<PercentText>")]
+    pub jitter: Option<Percent>,
+    /// How long past its TTL a value may be served while the origin fails. Default 0s: never.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<DurationText>")]
+    pub stale: Option<Span>,
+    /// How long a key that the origin does not have is remembered as missing. Default 10s; 0s: not at all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<DurationText>")]
+    pub negative_ttl: Option<Span>,
+    /// How many callers of one missing key become one load.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stampede: Option<Stampede>,
+    /// Where a missing key is loaded from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<RuleOrigin>,
+}
+
+/// What the sidecar does for the keys of a rule.
+#[derive(JsonSchema, Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[schemars(inline)]
+pub enum StrategyKind {
+    /// The application loads and stores; the sidecar sees to the TTL.
+    CacheAside,
+    /// The sidecar loads what is missing.
+    ReadThrough,
+    /// Commands pass untouched.
+    Bypass,
+}
+
+/// How many callers of one missing key become one load.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[x_kube(validation = Rule::new("!has(self.wait) || duration(self.wait) <= (has(self.lease) ? duration(self.lease) : duration('3s'))")
+    .message("wait is longer than lease (3s where none is given): a wait past the lease's end waits for nobody"))]
+pub struct Stampede {
+    /// How long one load may hold the lease before another sidecar may load. Default 3s.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<PositiveDurationText>")]
+    pub lease: Option<Span>,
+    /// How long a read waits for a load that another sidecar makes, before it loads by itself. Default: half the lease, at most 1s.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<DurationText>")]
+    pub wait: Option<Span>,
+}
+
+/// What a load asks of its origin.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[x_kube(validation = Rule::new("has(self.read) != has(self.path)").message("write either read (for an sql origin) or path (for an http origin)"))]
+#[x_kube(validation = Rule::new("!has(self.readMany) || has(self.read)").message("readMany answers MGET beside read: write read as well"))]
+pub struct RuleOrigin {
+    /// The name of one of spec.origins.
+    #[schemars(with = "NameText")]
+    pub name: String,
+    /// For an sql origin: the statement that finds one key's value, in which $part stands for a part of the key, always as a
+    /// bound parameter, never as text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<SqlText>")]
+    pub read: Option<String>,
+    /// For an sql origin: the statement that finds many keys' values at once, in which $part is the array of that part over all
+    /// keys (… = ANY($id)), and whose answer has a column named after each part.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<SqlText>")]
+    pub read_many: Option<String>,
+    /// For an http origin: the path, appended to its URL, in which {part} stands for a part of the key, percent-encoded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<HttpPathText>")]
+    pub path: Option<String>,
+    /// How the answer becomes the key's value. String: the only column, or the body, as it is. Json: the row as a JSON object.
+    /// Default: one column as it is, several as a JSON object, a body as it is.
+    #[serde(default, rename = "as", skip_serializing_if = "Option::is_none")]
+    pub reply: Option<ReplyKind>,
+}
+
+/// How an answer becomes a value.
+#[derive(JsonSchema, Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[schemars(inline)]
+pub enum ReplyKind {
+    /// The only column, or the body, as it is.
+    String,
+    /// The row as a JSON object.
+    Json,
+}
+
+impl From<ReplyKind> for ReplyForm {
+    fn from(kind: ReplyKind) -> Self {
+        match kind {
+            ReplyKind::String => Self::String,
+            ReplyKind::Json => Self::Json,
+        }
+    }
+}

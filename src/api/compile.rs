@@ -1,0 +1,512 @@
+//! Compilation: one CacheCluster and the policies about it become the snapshot that a sidecar reads, with every default resolved.
+
+use std::collections::HashSet;
+
+use super::cache_policy::{AllowSpec, Defaults, OriginAccess, OriginSpec, RuleSpec, StrategyKind, UnmatchedMode};
+use super::path::{FieldPath, at};
+use super::problem::{ObjectRef, Problem, Problems};
+use super::{CacheCluster, CachePolicy, SecretKeyRef, SensitiveSource};
+use crate::policy::snapshot::{self, Allow, Auth, Cluster, Origin, OriginKind, Sensitive, Snapshot, Tls, Topology};
+use crate::policy::{KeyPattern, Lifetime, Load, Percent, Query, ReadThrough, Rule, Span, Strategy, Unmatched};
+
+/// The TTL of a key whose writer and policy give none.
+pub const DEFAULT_TTL: Span = Span::from_secs(5 * 60);
+/// The longest TTL where a policy gives none.
+pub const DEFAULT_MAX_TTL: Span = Span::from_secs(24 * 3600);
+/// How much of a TTL chance may take away.
+pub const DEFAULT_JITTER: Percent = Percent::new(10);
+/// How long one load may hold the lease.
+pub const DEFAULT_LEASE: Span = Span::from_secs(3);
+/// The longest default wait for another's load; half the lease where that is shorter.
+pub const DEFAULT_WAIT: Span = Span::from_secs(1);
+/// How long a key is remembered as missing.
+pub const DEFAULT_NEGATIVE_TTL: Span = Span::from_secs(10);
+/// The most loads under way at once from one sidecar at one origin.
+pub const DEFAULT_MAX_CONNECTIONS: u32 = 4;
+/// How long a connection to an origin may take to come about.
+pub const DEFAULT_CONNECT_TIMEOUT: Span = Span::from_secs(1);
+/// How long one load may take.
+pub const DEFAULT_TIMEOUT: Span = Span::from_secs(2);
+/// How long a command that has not left the sidecar waits for a reachable server.
+pub const PATIENCE: Span = Span::from_secs(2);
+
+/// How a sidecar reaches the cache: what the resources do not say, because it depends on where the servers run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reach {
+    /// How the servers are found.
+    pub topology: Topology,
+    /// TLS towards them.
+    pub tls: Option<Tls>,
+    /// Files with the user and the password for servers.
+    pub auth: Option<Auth>,
+    /// Files with the user and the password for sentinels.
+    pub sentinel_auth: Option<Auth>,
+}
+
+/// Where the text of an entry in a Secret of `namespace` can be read by a sidecar: a file, or the text itself. The error says why
+/// it cannot, and what to do.
+pub trait Secrets {
+    /// Resolves one reference.
+    fn resolve(&self, namespace: &str, secret: &SecretKeyRef) -> Result<Sensitive, String>;
+}
+
+impl<F: Fn(&str, &SecretKeyRef) -> Result<Sensitive, String>> Secrets for F {
+    fn resolve(&self, namespace: &str, secret: &SecretKeyRef) -> Result<Sensitive, String> {
+        self(namespace, secret)
+    }
+}
+
+/// Compiles the policies about `cluster` into a snapshot. Policies are merged in the order of their age, then their name; policies
+/// about other clusters are a problem of the caller's, and are refused.
+///
+/// Where two policies use the same name for a rule or an origin, the later one's becomes `policy/name` in the snapshot.
+pub fn compile(
+    cluster: &CacheCluster,
+    policies: &[&CachePolicy],
+    generation: u64,
+    reach: Reach,
+    secrets: &dyn Secrets,
+) -> Result<Snapshot, Problems> {
+    let mut merged = Merged::default();
+    for policy in in_order(policies) {
+        merged.add(cluster, policy, secrets);
+    }
+    let name = cluster.metadata.name.clone().unwrap_or_default();
+    let Reach { topology, tls, auth, sentinel_auth } = reach;
+    let snapshot = Snapshot {
+        version: snapshot::VERSION,
+        requires: snapshot::VERSION,
+        generation,
+        cluster: Cluster { name, topology, tls, auth, sentinel_auth, patience: PATIENCE },
+        unmatched: merged.unmatched.map_or(Unmatched::Bypass {}, |stated| stated.unmatched),
+        allow: merged.allow,
+        origins: merged.origins,
+        rules: merged.rules,
+    };
+    let mut problems = merged.problems;
+    if problems.is_empty()
+        && let Err(error) = snapshot.check()
+    {
+        problems.push(Problem {
+            object: cluster_ref(cluster),
+            path: FieldPath::root(),
+            what: error.to_string(),
+            remedy: "correct the policies about this cluster".to_owned(),
+        });
+    }
+    if problems.is_empty() { Ok(snapshot) } else { Err(Problems(problems)) }
+}
+
+/// The policies by age, then name.
+pub fn in_order<'a>(policies: &[&'a CachePolicy]) -> Vec<&'a CachePolicy> {
+    let mut ordered = policies.to_vec();
+    ordered.sort_by_key(|policy| {
+        let metadata = &policy.metadata;
+        // An object that no server has seen yet is the youngest.
+        let created = metadata.creation_timestamp.as_ref().map(|time| time.0);
+        (created.is_none(), created, metadata.name.clone())
+    });
+    ordered
+}
+
+/// The policy as problems name it.
+pub fn policy_ref(policy: &CachePolicy) -> ObjectRef {
+    object_ref("CachePolicy", &policy.metadata)
+}
+
+/// The cluster as problems name it.
+pub fn cluster_ref(cluster: &CacheCluster) -> ObjectRef {
+    object_ref("CacheCluster", &cluster.metadata)
+}
+
+fn object_ref(kind: &'static str, metadata: &kube::core::ObjectMeta) -> ObjectRef {
+    ObjectRef {
+        kind,
+        namespace: metadata.namespace.clone().unwrap_or_else(|| "default".to_owned()),
+        name: metadata.name.clone().unwrap_or_default(),
+    }
+}
+
+/// What a policy said of unmatched keys, and which policy it was.
+struct Stated {
+    unmatched: Unmatched,
+    policy: String,
+}
+
+#[derive(Default)]
+struct Merged {
+    unmatched: Option<Stated>,
+    allow: Allow,
+    origins: Vec<Origin>,
+    rules: Vec<Rule>,
+    origin_names: HashSet<String>,
+    rule_names: HashSet<String>,
+    problems: Vec<Problem>,
+}
+
+/// One policy on its way into the snapshot.
+struct Source<'a> {
+    object: ObjectRef,
+    policy: &'a CachePolicy,
+    defaults: Defaults,
+    problems: &'a mut Vec<Problem>,
+}
+
+impl Source<'_> {
+    fn refuse(&mut self, path: FieldPath, what: impl Into<String>, remedy: impl Into<String>) {
+        self.problems.push(Problem { object: self.object.clone(), path, what: what.into(), remedy: remedy.into() });
+    }
+}
+
+impl Merged {
+    fn add(&mut self, cluster: &CacheCluster, policy: &CachePolicy, secrets: &dyn Secrets) {
+        let object = policy_ref(policy);
+        let mut problems = Vec::new();
+        let defaults = policy.spec.defaults.clone().unwrap_or_default();
+        let mut source = Source { object, policy, defaults, problems: &mut problems };
+        if source.object.namespace != cluster_ref(cluster).namespace
+            || Some(&policy.spec.cache_cluster) != cluster.metadata.name.as_ref()
+        {
+            let what = format!("the policy is about the CacheCluster `{}` of its own namespace", policy.spec.cache_cluster);
+            source.refuse(at!("spec", "cacheCluster"), what, "compile it with that cluster");
+        }
+        self.add_unmatched(&mut source);
+        let AllowSpec { flush, keys } = policy.spec.allow.unwrap_or_default();
+        self.allow = Allow { flush: self.allow.flush || flush, keys: self.allow.keys || keys };
+        let renamed = self.add_origins(&mut source, secrets);
+        self.add_rules(&mut source, &renamed);
+        self.problems.append(&mut problems);
+    }
+
+    fn add_unmatched(&mut self, source: &mut Source<'_>) {
+        let Some(mode) = source.defaults.unmatched else {
+            return;
+        };
+        let unmatched = match mode {
+            UnmatchedMode::Bypass => Unmatched::Bypass {},
+            UnmatchedMode::Refuse => Unmatched::Refuse {},
+            UnmatchedMode::Ttl => match lifetime(&source.defaults, None, None, None) {
+                Ok(lifetime) => Unmatched::Ttl(lifetime),
+                Err(why) => return source.refuse(at!("spec", "defaults", "ttl"), why.what, why.remedy),
+            },
+        };
+        match &self.unmatched {
+            Some(stated) if stated.unmatched != unmatched => {
+                let what = format!("the policy `{}` about the same cluster says otherwise of unmatched keys", stated.policy);
+                source.refuse(at!("spec", "defaults", "unmatched"), what, "write the same in both, or leave it to one of them");
+            }
+            _ => self.unmatched = Some(Stated { unmatched, policy: source.object.name.clone() }),
+        }
+    }
+
+    /// Adds the origins, and returns what each is called in the snapshot, in order.
+    fn add_origins(&mut self, source: &mut Source<'_>, secrets: &dyn Secrets) -> Vec<String> {
+        let mut names = Vec::new();
+        for (index, spec) in source.policy.spec.origins.iter().enumerate() {
+            let place = at!("spec", "origins", index);
+            let name = unique(&mut self.origin_names, &source.object.name, &spec.name);
+            if let Some(origin) = compile_origin(source, spec, &place, name.clone(), secrets) {
+                self.origins.push(origin);
+            }
+            names.push(name);
+        }
+        names
+    }
+
+    fn add_rules(&mut self, source: &mut Source<'_>, origin_names: &[String]) {
+        for (index, spec) in source.policy.spec.rules.iter().enumerate() {
+            let place = at!("spec", "rules", index);
+            let name = unique(&mut self.rule_names, &source.object.name, &spec.name);
+            let keys = spec.keys.parse::<KeyPattern>();
+            if let Err(error) = &keys {
+                let (what, remedy) = split_remedy(&error.to_string());
+                source.refuse(place.key("keys"), what, remedy);
+            }
+            let strategy = compile_strategy(source, spec, &place, keys.as_ref().ok(), origin_names);
+            if let (Ok(keys), Some(strategy)) = (keys, strategy) {
+                self.rules.push(Rule { name, keys, strategy });
+            }
+        }
+    }
+}
+
+/// `name`, or `policy/name` where it is taken. A policy's own names are unique by its schema; a second one of the same policy
+/// cannot come about through the API server, and is found by the snapshot's own check.
+fn unique(taken: &mut HashSet<String>, policy: &str, name: &str) -> String {
+    let name = if taken.contains(name) { format!("{policy}/{name}") } else { name.to_owned() };
+    taken.insert(name.clone());
+    name
+}
+
+fn compile_origin(
+    source: &mut Source<'_>,
+    spec: &OriginSpec,
+    place: &FieldPath,
+    name: String,
+    secrets: &dyn Secrets,
+) -> Option<Origin> {
+    type Make = fn(Sensitive) -> OriginKind;
+    let (field, access, make): (_, &OriginAccess, Make) = match (&spec.sql, &spec.http) {
+        (Some(access), None) => ("sql", access, |url| OriginKind::Sql { url }),
+        (None, Some(access)) => ("http", access, |url| OriginKind::Http { url }),
+        _ => {
+            source.refuse(place.clone(), "an origin is either sql or http", "write one of them");
+            return None;
+        }
+    };
+    let place = place.key(field).key("url");
+    let url = resolve(source, &access.url, &place, secrets)?;
+    if let Sensitive::Value(text) = &url
+        && let Err(remedy) = check_url(field, text)
+    {
+        source.refuse(place, "the URL has no scheme that this kind of origin knows", remedy);
+        return None;
+    }
+    Some(Origin {
+        name,
+        kind: make(url),
+        max_connections: access.max_connections.unwrap_or(DEFAULT_MAX_CONNECTIONS),
+        connect_timeout: access.connect_timeout.unwrap_or(DEFAULT_CONNECT_TIMEOUT),
+        timeout: access.timeout.unwrap_or(DEFAULT_TIMEOUT),
+    })
+}
+
+/// The error is the remedy; it never shows the URL.
+fn check_url(kind: &str, url: &str) -> Result<(), &'static str> {
+    let (schemes, remedy): (&[&str], _) = match kind {
+        "sql" => (&["postgres://", "postgresql://", "sqlite:"], "write postgres://… or sqlite://…"),
+        _ => (&["http://", "https://"], "write http://… or https://…"),
+    };
+    if schemes.iter().any(|scheme| url.starts_with(scheme)) { Ok(()) } else { Err(remedy) }
+}
+
+fn resolve(source: &mut Source<'_>, sensitive: &SensitiveSource, place: &FieldPath, secrets: &dyn Secrets) -> Option<Sensitive> {
+    match (&sensitive.value, &sensitive.secret_key_ref) {
+        (Some(text), None) => Some(Sensitive::Value(text.clone())),
+        (None, Some(secret)) => match secrets.resolve(&source.object.namespace, secret) {
+            Ok(found) => Some(found),
+            Err(why) => {
+                let (what, remedy) = split_remedy(&why);
+                source.refuse(place.key("secretKeyRef"), what, remedy);
+                None
+            }
+        },
+        _ => {
+            source.refuse(place.clone(), "it is either a value or a secretKeyRef", "write one of them");
+            None
+        }
+    }
+}
+
+/// Errors of the vocabulary read `what: remedy`.
+fn split_remedy(text: &str) -> (String, String) {
+    match text.split_once(": ") {
+        Some((what, remedy)) => (what.to_owned(), remedy.to_owned()),
+        None => (text.to_owned(), "correct it".to_owned()),
+    }
+}
+
+struct Why {
+    what: String,
+    remedy: String,
+}
+
+/// The lifetime of a rule's keys. What a rule leaves open comes from the policy's defaults, and what those leave open from Larder's;
+/// a default never contradicts what was written, so it gives way.
+fn lifetime(defaults: &Defaults, ttl: Option<Span>, max_ttl: Option<Span>, jitter: Option<Percent>) -> Result<Lifetime, Why> {
+    let stated_max = max_ttl.or(defaults.max_ttl);
+    let (default, max) = match (ttl.or(defaults.ttl.filter(|_| max_ttl.is_none())), stated_max) {
+        (Some(ttl), Some(max)) => (ttl, max),
+        (Some(ttl), None) => (ttl, DEFAULT_MAX_TTL.max(ttl)),
+        (None, Some(max)) => (defaults.ttl.unwrap_or(DEFAULT_TTL).min(max), max),
+        (None, None) => (DEFAULT_TTL, DEFAULT_MAX_TTL),
+    };
+    if default > max {
+        return Err(Why {
+            what: format!("the ttl of {default} is longer than the maxTtl of {max}"),
+            remedy: "shorten ttl, or write a longer maxTtl".to_owned(),
+        });
+    }
+    if default.is_zero() {
+        return Err(Why {
+            what: "a ttl of zero would delete what is written".to_owned(),
+            remedy: "write at least 1ms".to_owned(),
+        });
+    }
+    let jitter = jitter.or(defaults.jitter).unwrap_or(DEFAULT_JITTER);
+    Ok(Lifetime { default, max, jitter })
+}
+
+fn compile_strategy(
+    source: &mut Source<'_>,
+    spec: &RuleSpec,
+    place: &FieldPath,
+    keys: Option<&KeyPattern>,
+    origin_names: &[String],
+) -> Option<Strategy> {
+    if spec.strategy == StrategyKind::Bypass {
+        return Some(Strategy::Bypass {});
+    }
+    let ttl = match lifetime(&source.defaults, spec.ttl, spec.max_ttl, spec.jitter) {
+        Ok(lifetime) => lifetime,
+        Err(why) => {
+            source.refuse(place.key("ttl"), why.what, why.remedy);
+            return None;
+        }
+    };
+    if spec.strategy == StrategyKind::CacheAside {
+        return Some(Strategy::CacheAside { ttl });
+    }
+    let load = compile_load(source, spec, place, keys, origin_names)?;
+    let stampede = spec.stampede.clone().unwrap_or_default();
+    let lease = stampede.lease.unwrap_or(DEFAULT_LEASE);
+    let wait = stampede.wait.unwrap_or_else(|| DEFAULT_WAIT.min(Span::from_millis(lease.as_millis() / 2)));
+    Some(Strategy::ReadThrough(Box::new(ReadThrough {
+        ttl,
+        stale: spec.stale.unwrap_or_default(),
+        negative_ttl: spec.negative_ttl.unwrap_or(DEFAULT_NEGATIVE_TTL),
+        lease,
+        wait,
+        load,
+    })))
+}
+
+fn compile_load(
+    source: &mut Source<'_>,
+    spec: &RuleSpec,
+    place: &FieldPath,
+    keys: Option<&KeyPattern>,
+    origin_names: &[String],
+) -> Option<Load> {
+    let Some(origin) = &spec.origin else {
+        source.refuse(place.clone(), "a ReadThrough rule loads what is missing", "write its origin");
+        return None;
+    };
+    let place = place.key("origin");
+    let Some(index) = source.policy.spec.origins.iter().position(|candidate| candidate.name == origin.name) else {
+        let what = format!("there is no origin `{}` in this policy", origin.name);
+        source.refuse(place.key("name"), what, "write the name of one of spec.origins");
+        return None;
+    };
+    let is_sql = source.policy.spec.origins.get(index).is_some_and(|origin| origin.sql.is_some());
+    let query = match (&origin.read, &origin.path) {
+        (Some(read), None) if is_sql => Query::Sql { read: read.clone(), read_many: origin.read_many.clone() },
+        (None, Some(path)) if !is_sql => Query::Http { path: path.clone() },
+        _ => {
+            let what = format!("`{}` is {} origin", origin.name, if is_sql { "an sql" } else { "an http" });
+            source.refuse(place, what, if is_sql { "ask it by read" } else { "ask it by path" });
+            return None;
+        }
+    };
+    if origin.read_many.is_some() && keys.is_some_and(|keys| keys.parts().next().is_none()) {
+        source.refuse(place.key("readMany"), "the rule covers one key only", "remove readMany, or name a part in keys");
+        return None;
+    }
+    let origin_name = origin_names.get(index)?.clone();
+    Some(Load { origin: origin_name, query, reply: origin.reply.map(Into::into) })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::api::Manifests;
+
+    const CLUSTER: &str = r#"
+apiVersion: larder.dev/v1alpha1
+kind: CacheCluster
+metadata: {name: main}
+spec: {engine: {kind: Redis, version: "7.0"}, mode: Sentinel, memory: 256Mi}
+"#;
+
+    fn policy(name: &str, spec: &str) -> String {
+        format!(
+            "---\napiVersion: larder.dev/v1alpha1\nkind: CachePolicy\nmetadata: {{name: {name}}}\nspec:\n  cacheCluster: main\n  \
+             workloads: {{matchLabels: {{app: shop}}}}\n{spec}"
+        )
+    }
+
+    fn compile_all(policies: &[String]) -> Result<Snapshot, String> {
+        let text = format!("{CLUSTER}{}", policies.concat());
+        let manifests = Manifests::parse(Path::new("t.yaml"), &text).map_err(|refused| refused.to_string())?;
+        let cluster = &manifests.clusters.first().expect("a cluster").object;
+        let reach = Reach {
+            topology: Topology::Sentinel { master: "main".to_owned(), sentinels: vec!["127.0.0.1:26379".to_owned()] },
+            tls: None,
+            auth: None,
+            sentinel_auth: None,
+        };
+        let secrets = |_: &str, secret: &SecretKeyRef| match secret.name.as_str() {
+            "shop-db" => Ok(Sensitive::File("/secrets/url".into())),
+            name => Err(format!("there is no Secret `{name}`: create it")),
+        };
+        compile(cluster, &manifests.policies_for(cluster), 7, reach, &secrets).map_err(|problems| problems.to_string())
+    }
+
+    const READ_THROUGH: &str = r#"
+  origins: [{name: db, sql: {url: {secretKeyRef: {name: shop-db, key: url}}}}]
+  rules:
+    - {name: user, keys: "user:{id}", strategy: ReadThrough, ttl: 48h, origin: {name: db, read: "SELECT 1"}}
+"#;
+
+    #[test]
+    fn defaults_are_resolved() {
+        let snapshot = compile_all(&[policy("shop", READ_THROUGH)]).expect("valid");
+        assert_eq!(snapshot.generation, 7);
+        assert_eq!(snapshot.unmatched, Unmatched::Bypass {});
+        let origin = snapshot.origins.first().expect("one origin");
+        assert_eq!((origin.max_connections, origin.timeout, origin.connect_timeout), (4, Span::from_secs(2), Span::from_secs(1)));
+        let rule = snapshot.rules.first().expect("one rule");
+        let Strategy::ReadThrough(read_through) = &rule.strategy else { panic!("not read-through") };
+        assert_eq!(read_through.ttl.max, Span::from_secs(48 * 3600));
+        assert_eq!((read_through.lease, read_through.wait), (Span::from_secs(3), Span::from_secs(1)));
+        assert_eq!((read_through.negative_ttl, read_through.stale), (Span::from_secs(10), Span::default()));
+        let json = serde_json::to_vec(&snapshot).expect("serialises");
+        assert_eq!(Snapshot::parse(&json).expect("a sidecar reads it"), snapshot);
+    }
+
+    #[test]
+    fn a_default_gives_way_to_what_was_written() {
+        let rules = "  defaults: {ttl: 1h}\n  rules: [{name: a, keys: a, strategy: CacheAside, maxTtl: 1m}]\n";
+        let snapshot = compile_all(&[policy("p", rules)]).expect("valid");
+        let lifetime = *snapshot.rules.first().and_then(Rule::lifetime).expect("a lifetime");
+        assert_eq!((lifetime.default, lifetime.max), (Span::from_secs(60), Span::from_secs(60)));
+    }
+
+    #[test]
+    fn policies_of_one_cluster_are_merged_by_name() {
+        let first = policy("a", "  allow: {flush: true}\n  rules: [{name: r, keys: 'x:{id}', strategy: Bypass}]\n");
+        let second = policy("b", "  allow: {keys: true}\n  rules: [{name: r, keys: 'y:{id}', strategy: Bypass}]\n");
+        let snapshot = compile_all(&[second, first]).expect("valid");
+        let names: Vec<&str> = snapshot.rules.iter().map(|rule| rule.name.as_str()).collect();
+        assert_eq!(names, ["r", "b/r"]);
+        assert_eq!(snapshot.allow, Allow { flush: true, keys: true });
+    }
+
+    #[test]
+    fn problems_name_the_place_and_the_remedy() {
+        for (from, to, expected) in [
+            ("user:{id}", "{id}{x}", "spec.rules[0].keys: `id` and `x` stand side by side; put"),
+            ("name: shop-db", "name: other", "spec.origins[0].sql.url.secretKeyRef: there is no Secret `other`; create it"),
+            (
+                "secretKeyRef: {name: shop-db, key: url}",
+                "value: 'http://x'",
+                "no scheme that this kind of origin knows; write postgres",
+            ),
+            ("ttl: 48h", "ttl: 48h, maxTtl: 1h", "spec.rules[0].ttl: the ttl of 48h is longer than the maxTtl of 1h; shorten"),
+            ("{name: db, read", "{name: dc, read", "spec.rules[0].origin.name: there is no origin `dc`"),
+            ("read: \"SELECT 1\"", "path: /x", "`db` is an sql origin; ask it by read"),
+        ] {
+            let text = READ_THROUGH.replacen(from, to, 1);
+            assert_ne!(text, READ_THROUGH, "{from}");
+            let error = compile_all(&[policy("shop", &text)]).expect_err(to);
+            assert!(error.contains(expected), "{to}: {error}");
+        }
+        let clash = [
+            policy("a", "  defaults: {unmatched: Refuse}\n  rules: [{name: r, keys: a, strategy: Bypass}]\n"),
+            policy("b", "  defaults: {unmatched: Ttl}\n  rules: [{name: r, keys: b, strategy: Bypass}]\n"),
+        ];
+        assert!(compile_all(&clash).is_err_and(|error| error.contains("the policy `a` about the same cluster says otherwise")));
+    }
+}

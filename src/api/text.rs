@@ -1,0 +1,130 @@
+//! How the texts inside the resources look in their schemas: bounds, and rules whose messages say what to write instead.
+//!
+//! Each type here stands for the schema of a text; it is never built. The rules are at least as strict as the parsers in
+//! [`crate::policy::units`], so what the API server lets pass also parses.
+
+use std::borrow::Cow;
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+
+/// The most rules in one policy.
+pub const MAX_RULES: usize = 256;
+/// The most origins in one policy.
+pub const MAX_ORIGINS: usize = 16;
+/// The most configuration parameters of one cluster.
+pub const MAX_PARAMETERS: usize = 64;
+/// The longest SQL statement or path.
+pub const MAX_QUERY_CHARS: usize = 4096;
+
+macro_rules! text_schemas {
+    ($($(#[$doc:meta])* $name:ident { max: $max:expr, rule: $rule:expr, message: $message:expr $(,)? })+) => {$(
+        $(#[$doc])*
+        pub enum $name {}
+
+        impl JsonSchema for $name {
+            fn inline_schema() -> bool {
+                true
+            }
+
+            fn schema_name() -> Cow<'static, str> {
+                stringify!($name).into()
+            }
+
+            fn json_schema(_: &mut SchemaGenerator) -> Schema {
+                json_schema!({
+                    "type": "string",
+                    "minLength": 1,
+                    "maxLength": $max,
+                    "x-kubernetes-validations": [{ "rule": $rule, "message": $message }],
+                })
+            }
+        }
+    )+};
+}
+
+text_schemas! {
+    /// A length of time of at most one year: [`crate::policy::Span`].
+    DurationText {
+        max: 24,
+        rule: "self.matches('^(0|([0-9]{1,10}(ms|s|m|h)){1,4})$') && duration(self) <= duration('8760h')",
+        message: "write a duration in whole numbers with units, such as 250ms, 10s, 5m or 1h30m, of at most 8760h",
+    }
+    /// A length of time above zero and of at most one year.
+    PositiveDurationText {
+        max: 24,
+        rule: "self.matches('^([0-9]{1,10}(ms|s|m|h)){1,4}$') && duration(self) > duration('0s') && duration(self) <= duration('8760h')",
+        message: "write a duration above zero in whole numbers with units, such as 250ms, 10s, 5m or 1h30m, of at most 8760h",
+    }
+    /// A number of bytes: [`crate::policy::ByteSize`].
+    SizeText {
+        max: 16,
+        rule: "self.matches('^[0-9]{1,6}(Ki|Mi|Gi|k|M|G)$|^[0-9]{1,15}$')",
+        message: "write a size such as 512Mi or 4Gi",
+    }
+    /// A share in whole per cent: [`crate::policy::Percent`].
+    PercentText {
+        max: 4,
+        rule: "self.matches('^(100|[0-9]{1,2})%$')",
+        message: "write a share in whole per cent from 0% to 100%, such as 10%",
+    }
+    /// What rules and origins are called.
+    NameText {
+        max: 63,
+        rule: "self.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')",
+        message: "write a name of lower-case letters, digits and dashes that begins with a letter, such as user-profile",
+    }
+    /// The name of another object.
+    ObjectNameText {
+        max: 253,
+        rule: "self.matches('^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$')",
+        message: "write the name of an object: lower-case letters, digits, dashes and dots",
+    }
+    /// The name of one entry in a Secret.
+    SecretKeyText {
+        max: 253,
+        rule: "self.matches('^[-._a-zA-Z0-9]+$')",
+        message: "write the name of an entry in the Secret: letters, digits, dashes, dots and underscores",
+    }
+    /// A key pattern: [`crate::policy::KeyPattern`].
+    PatternText {
+        max: crate::policy::pattern::MAX_PATTERN_BYTES,
+        rule: "self.matches('^([^{}]|[{][{]|[}][}]|[{][a-zA-Z][a-zA-Z0-9_]*(…|[.][.][.])?[}])+$') && (self.contains('{') || !self.contains('*'))",
+        message: "write the keys with their parts in braces: user:{id} covers user:7, page:{path…} also covers page:a:b; there are no globs, and {{ and }} stand for the braces themselves",
+    }
+    /// The version of Redis or Valkey.
+    VersionText {
+        max: 16,
+        rule: "self.matches('^([7-9]|[1-9][0-9])[.][0-9]{1,3}([.][0-9]{1,3})?$')",
+        message: "write the version as in \"7.2\" or \"8.1.3\", in quotes; Larder needs Redis 7.0, Valkey 7.2 or newer",
+    }
+    /// The name of an ACL user.
+    UserText {
+        max: 64,
+        rule: "self.matches('^[a-zA-Z0-9][-._a-zA-Z0-9]*$')",
+        message: "write a user of letters, digits, dashes, dots and underscores",
+    }
+    /// A URL or a password.
+    SensitiveText {
+        max: 2048,
+        rule: "!self.contains('\\n') && !self.contains('\\r')",
+        message: "write it on one line",
+    }
+    /// The name of a container image.
+    ImageText {
+        max: 512,
+        rule: "self.matches('^[a-z0-9][-._/:@a-zA-Z0-9]*$')",
+        message: "write an image such as docker.io/valkey/valkey:8.1",
+    }
+    /// An SQL statement.
+    SqlText {
+        max: MAX_QUERY_CHARS,
+        rule: "!self.contains('\\u0000')",
+        message: "an SQL statement has no NUL characters",
+    }
+    /// A path of an HTTP origin.
+    HttpPathText {
+        max: MAX_QUERY_CHARS,
+        rule: "self.startsWith('/') && !self.matches('[[:space:]]')",
+        message: "write a path that begins with a slash and has no blanks, such as /products/{id}",
+    }
+}
