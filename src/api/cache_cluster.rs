@@ -1,5 +1,8 @@
 //! `CacheCluster`: a cache tier, and how it is run.
 
+// Each printer column has a name and a path of its own, which the lint takes for repetition.
+#![allow(clippy::duplicated_attributes)]
+
 use std::collections::BTreeMap;
 
 use kube::{CustomResource, KubeSchema};
@@ -59,6 +62,7 @@ pub struct CacheClusterSpec {
     pub memory: ByteSize,
     /// What a full server drops. Default volatile-lfu: the least used keys that have a TTL.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Eviction")]
     pub eviction: Option<Eviction>,
     /// Further lines of the servers' configuration, such as hz: "20". Keys that Larder sets itself are refused by name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]

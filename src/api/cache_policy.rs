@@ -1,5 +1,8 @@
 //! `CachePolicy`: how workloads use a cache tier.
 
+// Each printer column has a name and a path of its own, which the lint takes for repetition.
+#![allow(clippy::duplicated_attributes)]
+
 use std::collections::BTreeMap;
 
 use kube::{CustomResource, KubeSchema};
@@ -49,6 +52,7 @@ pub struct CachePolicySpec {
     pub workloads: Workloads,
     /// Enforce, which is the default: the rules take effect.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "PolicyMode")]
     pub mode: Option<PolicyMode>,
     /// What rules have when they do not say otherwise, and what becomes of keys that no rule covers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -105,6 +109,7 @@ pub struct Defaults {
     /// What becomes of keys that no rule covers. Bypass, which is the default: they pass untouched, and are counted. Ttl: they
     /// get the TTL of these defaults. Refuse: commands that name them are refused.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "UnmatchedMode")]
     pub unmatched: Option<UnmatchedMode>,
 }
 
@@ -278,6 +283,7 @@ pub struct RuleOrigin {
     /// How the answer becomes the key's value. String: the only column, or the body, as it is. Json: the row as a JSON object.
     /// Default: one column as it is, several as a JSON object, a body as it is.
     #[serde(default, rename = "as", skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "ReplyKind")]
     pub reply: Option<ReplyKind>,
 }
 
