@@ -4,6 +4,8 @@
 PROFILE ?= quick
 LEAN := --no-default-features --features data-plane
 CARGO ?= cargo
+# Where the benchmark writes its report.
+BENCH_OUTPUT ?= docs/benchmarks
 
 # Servers and clients that scripts/setup put beside the sources come first.
 export PATH := $(CURDIR)/.cache/bin:$(CURDIR)/.cache/venv/bin:$(PATH)
@@ -33,7 +35,8 @@ demo: $(SETUP) ## The main job in a minute. DEMO_ARGS is passed on, e.g. DEMO_AR
 
 bench: $(SETUP) ## Side by side with other proxies. BENCH_ARGS is passed on, e.g. BENCH_ARGS='--rounds 9'
 	$(CARGO) build --release $(LEAN) --bin larderd --target-dir target/lean
-	$(CARGO) bench --profile $(PROFILE) --bench peers -- --larderd target/lean/release/larderd $(BENCH_ARGS)
+	ulimit -n 4096 2>/dev/null; \
+	$(CARGO) bench --profile $(PROFILE) --bench peers -- --larderd target/lean/release/larderd --output $(BENCH_OUTPUT) $(BENCH_ARGS)
 
 lint: ## Format, clippy on both planes
 	$(CARGO) fmt --check
