@@ -2,4 +2,5 @@
 
 pub mod commands;
 pub mod resp;
+pub mod slots;
 pub mod upstream;
