@@ -1,1 +1,3 @@
 //! What a CacheCluster needs, as a plan.
+
+pub mod cache_cluster;

@@ -1,0 +1,184 @@
+//! One primary with replicas, watched by sentinels.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use super::{Action, Desired, Facts, Observed, Role, Sentinel, Server, ServerId, ServerState, Start, Waiting, Watch};
+
+/// Who is primary.
+enum Verdict<'a> {
+    /// This server acts as primary, and no sentinel's memory contradicts.
+    Acting(ServerId, &'a Server, &'a Facts),
+    /// Nobody runs who holds data: this server starts as primary.
+    Start(ServerId),
+    /// This replica holds the only copy: Sentinel may promote it.
+    Allow(ServerId),
+    /// The sentinels remember nothing, and no primary runs: this replica becomes primary.
+    Promote(ServerId),
+    /// It is not known yet.
+    Open(Waiting),
+}
+
+pub(super) fn plan(desired: &Desired, observed: &Observed) -> Vec<Action> {
+    let mut actions: Vec<Action> = start_sentinels(observed).collect();
+    match verdict(desired, observed) {
+        Verdict::Start(server) => actions.push(Action::StartServer { server, start: Start::Primary }),
+        Verdict::Allow(server) => {
+            actions.push(Action::AllowPromotion { server });
+            actions.push(Action::Wait(Waiting::Failover { shard: 0 }));
+        }
+        Verdict::Promote(server) => actions.push(Action::Promote { server }),
+        Verdict::Open(waiting) => actions.push(Action::Wait(waiting)),
+        Verdict::Acting(id, primary, facts) => {
+            actions.extend(start_replicas(observed, id, primary));
+            actions.extend(repair_replication(desired, observed, (id, primary, facts)));
+            actions.extend(super::allow_promotions(observed));
+            actions.extend(watch(desired, observed, primary.address));
+        }
+    }
+    actions.extend(super::unfinished(observed));
+    actions
+}
+
+/// A sentinel's memory is in its own configuration file, so it may start at any time, and first.
+fn start_sentinels(observed: &Observed) -> impl Iterator<Item = Action> {
+    observed.sentinels.iter().filter_map(|(sentinel, state)| match state {
+        Sentinel::Stopped => Some(Action::StartSentinel { sentinel: *sentinel }),
+        Sentinel::Silent => Some(Action::Wait(Waiting::Sentinel(*sentinel))),
+        Sentinel::Running { .. } => None,
+    })
+}
+
+fn watches(observed: &Observed) -> impl Iterator<Item = Watch> {
+    observed.sentinels.values().filter_map(|sentinel| match sentinel {
+        Sentinel::Running { watch } => *watch,
+        Sentinel::Stopped | Sentinel::Silent => None,
+    })
+}
+
+fn verdict<'a>(desired: &Desired, observed: &'a Observed) -> Verdict<'a> {
+    let patience_over = observed.steady >= desired.takeover_after;
+    let mut votes: BTreeMap<SocketAddr, u16> = BTreeMap::new();
+    for watch in watches(observed) {
+        *votes.entry(watch.primary).or_default() += 1;
+    }
+    let favourite = votes.iter().max_by_key(|(_, votes)| **votes).map(|(address, votes)| (*address, *votes));
+    let absent = observed.sentinels.iter().find(|(_, sentinel)| !matches!(sentinel, Sentinel::Running { .. }));
+    match (favourite, absent) {
+        (Some((address, count)), _) if count >= desired.quorum() => believed(desired, observed, address),
+        // Those who do not answer may remember better.
+        (_, Some((sentinel, _))) if !patience_over => Verdict::Open(Waiting::Sentinel(*sentinel)),
+        (Some((address, _)), _) if votes.len() == 1 => believed(desired, observed, address),
+        (Some(_), _) => Verdict::Open(Waiting::Agreement),
+        (None, _) => unremembered(desired, observed),
+    }
+}
+
+/// The sentinels believe that the primary is at `address`.
+fn believed<'a>(desired: &Desired, observed: &'a Observed, address: SocketAddr) -> Verdict<'a> {
+    let patience_over = observed.steady >= desired.takeover_after;
+    let Some((id, server)) = observed.at(address) else {
+        return if patience_over { unremembered(desired, observed) } else { Verdict::Open(Waiting::Agreement) };
+    };
+    match &server.state {
+        ServerState::Running(facts) if facts.role == Role::Primary => Verdict::Acting(id, server, facts),
+        ServerState::Running(_) => promoted_elsewhere(observed, patience_over).unwrap_or(Verdict::Open(Waiting::Agreement)),
+        ServerState::Silent => Verdict::Open(Waiting::Server(id)),
+        ServerState::Stopped { data } => vacant(observed, id, *data, patience_over),
+    }
+}
+
+/// The primary's process has ended. It may start again as primary only where nobody else can be: not while a replica could be
+/// promoted, not while another was, and not while a silent server may hold the data.
+fn vacant(observed: &Observed, last: ServerId, data_on_disk: bool, patience_over: bool) -> Verdict<'_> {
+    if let Some(verdict) = promoted_elsewhere(observed, patience_over) {
+        return verdict;
+    }
+    if let Some((silent, _)) = observed.servers.iter().find(|(_, server)| server.is_silent()) {
+        return Verdict::Open(Waiting::Server(*silent));
+    }
+    let mut electable = observed.running().filter(|(_, _, facts)| facts.is_electable()).peekable();
+    if electable.peek().is_none() {
+        let only_copy = if data_on_disk { None } else { super::only_copy(observed.running()) };
+        return only_copy.map_or(Verdict::Start(last), Verdict::Allow);
+    }
+    let nothing_to_lose = electable.all(|(_, _, facts)| !facts.holds_data);
+    if nothing_to_lose && patience_over { Verdict::Start(last) } else { Verdict::Open(Waiting::Failover { shard: 0 }) }
+}
+
+/// Another server acts as primary: promoted a moment ago, or an earlier primary that came back and that the sentinels did not
+/// take up.
+fn promoted_elsewhere(observed: &Observed, patience_over: bool) -> Option<Verdict<'_>> {
+    let (id, server, facts) = running_primary(observed)?;
+    Some(if patience_over { Verdict::Acting(id, server, facts) } else { Verdict::Open(Waiting::Agreement) })
+}
+
+/// Of the servers that act as primary, the one with the most data.
+fn running_primary(observed: &Observed) -> Option<(ServerId, &Server, &Facts)> {
+    let primaries = observed.running().filter(|(_, _, facts)| facts.role == Role::Primary);
+    primaries.max_by_key(|(_, _, facts)| (facts.holds_data, facts.offset))
+}
+
+/// No sentinel remembers anything: a first start, or the loss of every sentinel's memory. Every server is asked first.
+fn unremembered<'a>(desired: &Desired, observed: &'a Observed) -> Verdict<'a> {
+    let patience_over = observed.steady >= desired.takeover_after;
+    let silent = observed.servers.iter().find(|(_, server)| server.is_silent());
+    if let (Some((silent, _)), false) = (silent, patience_over) {
+        return Verdict::Open(Waiting::Server(*silent));
+    }
+    if let Some((id, server, facts)) = running_primary(observed) {
+        return Verdict::Acting(id, server, facts);
+    }
+    if let Some((best, ..)) = observed.running().max_by_key(|(_, _, facts)| facts.merit()) {
+        return if patience_over { Verdict::Promote(best) } else { Verdict::Open(Waiting::Agreement) };
+    }
+    let with_data = observed.servers.iter().find(|(_, server)| server.state == ServerState::Stopped { data: true });
+    let stopped = || observed.servers.iter().find(|(_, server)| server.is_stopped());
+    match with_data.or_else(stopped) {
+        Some((server, _)) => Verdict::Start(*server),
+        None => Verdict::Open(Waiting::Agreement),
+    }
+}
+
+fn start_replicas<'a>(observed: &'a Observed, id: ServerId, primary: &'a Server) -> impl Iterator<Item = Action> + 'a {
+    let stopped = observed.servers.iter().filter(move |(server, state)| **server != id && state.is_stopped());
+    stopped.map(|(server, _)| Action::StartServer { server: *server, start: Start::ReplicaOf(primary.address) })
+}
+
+/// Sentinel repairs a server in the wrong place by itself; the planner does it, one at a time, where Sentinel has not.
+fn repair_replication(desired: &Desired, observed: &Observed, primary: (ServerId, &Server, &Facts)) -> Option<Action> {
+    let (id, primary, primary_facts) = primary;
+    let misplaced = |facts: &Facts| match facts.role {
+        Role::Primary => true,
+        Role::Replica { of, .. } => of != primary.address,
+    };
+    let (server, _, facts) = observed.running().find(|(server, _, facts)| *server != id && misplaced(facts))?;
+    if observed.steady < desired.takeover_after || facts.would_lose_to(primary_facts) {
+        return Some(Action::Wait(Waiting::Agreement));
+    }
+    Some(Action::ReplicateFrom { server, primary: primary.address })
+}
+
+/// Sentinels that watch nothing are told; those that watch another primary only when they have not come round by themselves.
+fn watch<'a>(desired: &'a Desired, observed: &'a Observed, primary: SocketAddr) -> impl Iterator<Item = Action> + 'a {
+    let patience_over = observed.steady >= desired.takeover_after;
+    let others = desired.sentinels().count() as u16 - 1;
+    // A new sentinel asks the primary for its replicas at once and then every ten seconds: let it find them all.
+    let replicas_in_step = observed.running().filter(|(_, _, facts)| facts.is_in_step()).count();
+    let first = watches(observed).next().is_none();
+    let too_early = first && !patience_over && replicas_in_step < usize::from(desired.replicas);
+    observed.sentinels.iter().filter_map(move |(sentinel, state)| {
+        let Sentinel::Running { watch } = state else { return None };
+        let monitor = Action::Monitor { sentinel: *sentinel, primary, quorum: desired.quorum() };
+        match watch {
+            None if too_early => Some(Action::Wait(Waiting::Discovery(*sentinel))),
+            None => Some(monitor),
+            Some(watch) if watch.primary != primary && patience_over => Some(monitor),
+            Some(watch) if watch.primary != primary => Some(Action::Wait(Waiting::Agreement)),
+            Some(watch) if watch.replicas < desired.replicas || watch.sentinels < others => {
+                Some(Action::Wait(Waiting::Discovery(*sentinel)))
+            }
+            Some(_) => None,
+        }
+    })
+}

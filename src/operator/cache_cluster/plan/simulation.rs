@@ -1,0 +1,503 @@
+//! The planner against a simulated cluster under random kills, freezes and failovers.
+//!
+//! Time passes in ticks of [`TICK`]. Sentinel and the Cluster bus are modelled by what they promise: after
+//! [`FAILOVER_TICKS`] without the primary, a majority promotes the best replica that may be promoted. Each plan is applied
+//! one tick after it was made, and only a part of it, as an actuator that is slow and fails would.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use proptest::prelude::*;
+
+use super::*;
+
+const TICK: Duration = Duration::from_millis(500);
+const FAILOVER_TICKS: u32 = 5;
+const SYNC_TICKS: u32 = 2;
+const SETTLE_TICKS: u32 = 300;
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Process {
+    Stopped,
+    Frozen { ticks: u32 },
+    Running,
+}
+
+#[derive(Debug, Clone)]
+struct SimServer {
+    process: Process,
+    /// How many writes its data contains; 0: empty.
+    version: u64,
+    role: Role,
+    syncing_for: u32,
+    promotable: bool,
+    /// The claim to the shard's slots.
+    epoch: u64,
+    serves: bool,
+    knows: BTreeSet<ServerId>,
+    absent_for: u32,
+}
+
+#[derive(Debug, Clone)]
+struct SimSentinel {
+    running: bool,
+    watch: Option<SocketAddr>,
+    epoch: u64,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Fault {
+    Kill(usize),
+    Freeze(usize, u32),
+    KillSentinel(usize),
+}
+
+struct World {
+    desired: Desired,
+    persistent: bool,
+    servers: BTreeMap<ServerId, SimServer>,
+    sentinels: BTreeMap<SentinelId, SimSentinel>,
+    epoch: u64,
+    seen: Option<Observed>,
+    steady: Duration,
+    writes: u64,
+}
+
+fn address(id: ServerId) -> SocketAddr {
+    (Ipv4Addr::LOCALHOST, 1000 + id.shard * 10 + id.index).into()
+}
+
+fn node_id(id: ServerId) -> NodeId {
+    NodeId(format!("{}-{}", id.shard, id.index))
+}
+
+impl World {
+    fn new(desired: Desired, persistent: bool) -> Self {
+        let blank = SimServer {
+            process: Process::Stopped,
+            version: 0,
+            role: Role::Primary,
+            syncing_for: 0,
+            promotable: true,
+            epoch: 0,
+            serves: false,
+            knows: BTreeSet::new(),
+            absent_for: 0,
+        };
+        let sentinel = SimSentinel { running: false, watch: None, epoch: 0 };
+        Self {
+            desired,
+            persistent,
+            servers: desired.servers().map(|id| (id, blank.clone())).collect(),
+            sentinels: desired.sentinels().map(|id| (id, sentinel.clone())).collect(),
+            epoch: 0,
+            seen: None,
+            steady: Duration::ZERO,
+            writes: 0,
+        }
+    }
+
+    fn is_cluster(&self) -> bool {
+        matches!(self.desired.layout, Layout::Cluster { .. })
+    }
+
+    fn is_up(&self, id: ServerId) -> bool {
+        self.servers[&id].process == Process::Running
+    }
+
+    fn by_address(&self, wanted: SocketAddr) -> Option<ServerId> {
+        self.servers.keys().copied().find(|id| address(*id) == wanted)
+    }
+
+    fn shard(&self, shard: u16) -> Vec<ServerId> {
+        self.servers.keys().copied().filter(|id| id.shard == shard).collect()
+    }
+
+    fn others_up(&self, of: ServerId) -> Vec<ServerId> {
+        self.shard(of.shard).into_iter().filter(|id| *id != of && self.is_up(*id)).collect()
+    }
+
+    /// The node with the latest claim to the shard's slots.
+    fn owner(&self, shard: u16) -> Option<ServerId> {
+        self.shard(shard).into_iter().filter(|id| self.servers[id].serves).max_by_key(|id| self.servers[id].epoch)
+    }
+
+    /// Whom clients would write to.
+    fn acting(&self, shard: u16) -> Option<ServerId> {
+        let id = if self.is_cluster() { self.owner(shard)? } else { self.by_address(self.belief()?.0)? };
+        (self.is_up(id) && self.servers[&id].role == Role::Primary).then_some(id)
+    }
+
+    /// The latest opinion among the sentinels that run.
+    fn belief(&self) -> Option<(SocketAddr, u64)> {
+        let running = self.sentinels.values().filter(|sentinel| sentinel.running);
+        running.filter_map(|sentinel| Some((sentinel.watch?, sentinel.epoch))).max_by_key(|(_, epoch)| *epoch)
+    }
+
+    fn fail(&mut self, fault: Fault) {
+        match fault {
+            Fault::Kill(index) => {
+                let (id, persistent) = (self.nth(index), self.persistent);
+                let server = self.servers.get_mut(&id).unwrap();
+                server.process = Process::Stopped;
+                if !persistent {
+                    server.version = 0;
+                }
+            }
+            Fault::Freeze(index, ticks) => {
+                let id = self.nth(index);
+                let server = self.servers.get_mut(&id).unwrap();
+                if server.process == Process::Running {
+                    server.process = Process::Frozen { ticks };
+                }
+            }
+            Fault::KillSentinel(index) => {
+                let count = self.sentinels.len();
+                if let Some(sentinel) = self.sentinels.values_mut().nth(index % count.max(1)) {
+                    sentinel.running = false;
+                }
+            }
+        }
+    }
+
+    fn nth(&self, index: usize) -> ServerId {
+        *self.servers.keys().nth(index % self.servers.len()).unwrap()
+    }
+
+    /// One tick of everything that goes on without the planner.
+    fn tick(&mut self) {
+        for server in self.servers.values_mut() {
+            match &mut server.process {
+                Process::Frozen { ticks: 0 } => server.process = Process::Running,
+                Process::Frozen { ticks } => *ticks -= 1,
+                Process::Stopped | Process::Running => {}
+            }
+            server.absent_for = if server.process == Process::Running { 0 } else { server.absent_for + 1 };
+        }
+        if self.is_cluster() {
+            self.bus()
+        } else {
+            self.sentinel_duty()
+        }
+        // Before any write could hide that a primary began with nothing.
+        self.check();
+        self.replicate();
+        for shard in 0..self.desired.shards() {
+            if let Some(primary) = self.acting(shard) {
+                self.writes += 1;
+                self.servers.get_mut(&primary).unwrap().version += 1;
+            }
+        }
+        self.replicate_in_step();
+    }
+
+    fn bus(&mut self) {
+        let met: Vec<_> = self.servers.keys().copied().filter(|id| self.is_up(*id)).collect();
+        // Gossip: whoever is known to one is known to all that know that one.
+        let all = self.servers.len() - 1;
+        for id in met.iter().filter(|id| self.servers[id].knows.len() < all).copied().collect::<Vec<_>>() {
+            let theirs: BTreeSet<_> = self.servers[&id].knows.iter().flat_map(|peer| self.servers[peer].knows.clone()).collect();
+            self.servers.get_mut(&id).unwrap().knows.extend(theirs.into_iter().filter(|peer| *peer != id));
+        }
+        for shard in 0..self.desired.shards() {
+            let Some(owner) = self.owner(shard) else { continue };
+            // Any primary that still runs corrects those whose claim is beaten.
+            if self.is_up(owner) || self.voters() > 0 {
+                for id in self.others_up(owner) {
+                    let server = &self.servers[&id];
+                    let beaten = server.serves && server.epoch < self.servers[&owner].epoch;
+                    let follows_beaten = matches!(server.role, Role::Replica { of, .. } if of != address(owner));
+                    if beaten || follows_beaten {
+                        self.follow(id, address(owner));
+                    }
+                }
+            }
+            if self.servers[&owner].absent_for >= FAILOVER_TICKS && self.voters() > self.desired.shards() / 2 {
+                self.elect(shard, owner);
+            }
+        }
+    }
+
+    fn voters(&self) -> u16 {
+        (0..self.desired.shards()).filter(|shard| self.acting(*shard).is_some()).count() as u16
+    }
+
+    /// Promotes the best replica of `lost`. Sentinel remembers replicas that follow another by now; the bus does not.
+    fn elect(&mut self, shard: u16, lost: ServerId) -> Option<ServerId> {
+        let followers = self.shard(shard).into_iter().filter(|id| {
+            let server = &self.servers[id];
+            let knows = |of| of == address(lost) || !self.is_cluster();
+            self.is_up(*id) && server.promotable && matches!(server.role, Role::Replica { of, .. } if knows(of))
+        });
+        let best = followers.max_by_key(|id| self.servers[id].version)?;
+        self.promote(best);
+        Some(best)
+    }
+
+    fn promote(&mut self, id: ServerId) {
+        self.epoch += 1;
+        let (epoch, cluster) = (self.epoch, self.is_cluster());
+        let server = self.servers.get_mut(&id).unwrap();
+        server.role = Role::Primary;
+        server.epoch = epoch;
+        server.serves = cluster;
+    }
+
+    fn follow(&mut self, id: ServerId, of: SocketAddr) {
+        let server = self.servers.get_mut(&id).unwrap();
+        server.role = Role::Replica { of, link: Link::Down };
+        server.syncing_for = 0;
+        server.serves = false;
+    }
+
+    fn sentinel_duty(&mut self) {
+        let Some((watched, epoch)) = self.belief() else { return };
+        for sentinel in self.sentinels.values_mut().filter(|sentinel| sentinel.running && sentinel.watch.is_some()) {
+            (sentinel.watch, sentinel.epoch) = (Some(watched), epoch);
+        }
+        let primary = self.by_address(watched).unwrap();
+        let watching = self.sentinels.values().filter(|sentinel| sentinel.running && sentinel.watch.is_some()).count();
+        if watching < usize::from(self.desired.quorum()) {
+            return;
+        }
+        if self.is_up(primary) {
+            for id in self.others_up(primary) {
+                let astray = !matches!(self.servers[&id].role, Role::Replica { of, .. } if of == watched);
+                if astray && self.servers[&primary].role == Role::Primary {
+                    self.follow(id, watched);
+                }
+            }
+        } else if self.servers[&primary].absent_for >= FAILOVER_TICKS
+            && let Some(promoted) = self.elect(0, primary)
+        {
+            // One sentinel knows first; the others follow at the next tick.
+            let first = self.sentinels.values_mut().find(|sentinel| sentinel.running && sentinel.watch.is_some());
+            let first = first.unwrap();
+            (first.watch, first.epoch) = (Some(address(promoted)), self.epoch);
+        }
+    }
+
+    /// Replicas whose link is down make progress towards a full copy, which replaces what they hold.
+    fn replicate(&mut self) {
+        for id in self.servers.keys().copied().collect::<Vec<_>>() {
+            let Role::Replica { of, link } = self.servers[&id].role else { continue };
+            let source = self.by_address(of).filter(|source| self.is_up(*source));
+            let connected = self.is_up(id) && source.is_some_and(|source| self.servers[&source].role == Role::Primary);
+            let source_version = source.map_or(0, |source| self.servers[&source].version);
+            let server = self.servers.get_mut(&id).unwrap();
+            if !connected {
+                server.role = Role::Replica { of, link: Link::Down };
+                server.syncing_for = 0;
+            } else if link == Link::Down {
+                server.syncing_for += 1;
+                if server.syncing_for >= SYNC_TICKS {
+                    assert!(server.version == 0 || source_version > 0, "{id} replaces its data by nothing");
+                    server.version = source_version;
+                    server.role = Role::Replica { of, link: Link::Up };
+                }
+            }
+        }
+    }
+
+    fn replicate_in_step(&mut self) {
+        for id in self.servers.keys().copied().collect::<Vec<_>>() {
+            if let Role::Replica { of, link: Link::Up } = self.servers[&id].role {
+                let version = self.servers[&self.by_address(of).unwrap()].version;
+                self.servers.get_mut(&id).unwrap().version = version;
+            }
+        }
+    }
+
+    /// No server acts as primary without data while a peer holds some.
+    fn check(&self) {
+        for shard in 0..self.desired.shards() {
+            let Some(primary) = self.acting(shard) else { continue };
+            let holder = self.shard(shard).into_iter().find(|id| self.is_up(*id) && self.servers[id].version > 0);
+            let empty = self.servers[&primary].version == 0;
+            assert!(!(empty && holder.is_some()), "{primary} is primary and empty while {} holds data", holder.unwrap());
+        }
+    }
+
+    fn observe(&mut self) -> Observed {
+        let servers = self.servers.iter().map(|(id, server)| {
+            let state = match server.process {
+                Process::Stopped => ServerState::Stopped { data: server.version > 0 },
+                Process::Frozen { .. } => ServerState::Silent,
+                Process::Running => ServerState::Running(self.facts(*id)),
+            };
+            (*id, Server { address: address(*id), bus_port: 1, state })
+        });
+        let servers = servers.collect();
+        let others = self.sentinels.values().filter(|sentinel| sentinel.watch.is_some()).count() as u16;
+        let sentinels = self.sentinels.iter().map(|(id, sentinel)| {
+            let watch = sentinel.watch.map(|primary| Watch { primary, replicas: self.desired.replicas, sentinels: others - 1 });
+            (*id, if sentinel.running { Sentinel::Running { watch } } else { Sentinel::Stopped })
+        });
+        let mut observed = Observed { servers, sentinels: sentinels.collect(), steady: Duration::ZERO };
+        let shape = observed.shape();
+        self.steady = if self.seen.as_ref() == Some(&shape) { self.steady + TICK } else { Duration::ZERO };
+        self.seen = Some(shape);
+        observed.steady = self.steady;
+        observed
+    }
+
+    fn facts(&self, id: ServerId) -> Facts {
+        let server = &self.servers[&id];
+        // A node believes its own claim until it is told better; others believe the latest claim.
+        let slots = |of: &ServerId| {
+            let believed = self.servers[of].serves && (*of == id || self.owner(of.shard) == Some(*of));
+            if believed { vec![self.desired.home_slots(of.shard)] } else { Vec::new() }
+        };
+        let peers = server.knows.iter().map(|peer| Peer {
+            id: node_id(*peer),
+            address: Some(address(*peer)),
+            handshake: false,
+            slots: slots(peer),
+        });
+        let cluster = ClusterFacts {
+            id: node_id(id),
+            epoch: server.epoch,
+            ok: (0..self.desired.shards()).all(|shard| self.acting(shard).is_some()),
+            slots: slots(&id),
+            peers: peers.collect(),
+        };
+        Facts {
+            role: server.role,
+            holds_data: server.version > 0,
+            offset: server.version,
+            promotable: server.promotable,
+            cluster: self.is_cluster().then_some(cluster),
+        }
+    }
+
+    fn apply(&mut self, action: &Action) {
+        match action {
+            Action::StartServer { server, start } => self.start(*server, *start),
+            Action::StartSentinel { sentinel } => self.sentinels.get_mut(sentinel).unwrap().running = true,
+            Action::Monitor { sentinel, primary, .. } => {
+                let epoch = self.epoch;
+                let sentinel = self.sentinels.get_mut(sentinel).unwrap();
+                (sentinel.watch, sentinel.epoch) = (Some(*primary), epoch);
+            }
+            Action::ReplicateFrom { server, primary } if self.is_up(*server) => self.follow(*server, *primary),
+            Action::Promote { server } | Action::ClusterTakeover { server } if self.is_up(*server) => self.promote(*server),
+            Action::AllowPromotion { server } if self.is_up(*server) => {
+                self.servers.get_mut(server).unwrap().promotable = true;
+            }
+            Action::ClusterMeet { server, peer } if self.is_up(*server) && self.is_up(*peer) => {
+                self.servers.get_mut(server).unwrap().knows.insert(*peer);
+                self.servers.get_mut(peer).unwrap().knows.insert(*server);
+            }
+            Action::AddSlots { server, slots } if self.is_up(*server) => {
+                assert_eq!(slots[..], [self.desired.home_slots(server.shard)]);
+                assert!(self.shard(server.shard).iter().all(|id| !self.servers[id].serves), "slots are added twice");
+                self.promote(*server);
+            }
+            Action::ClusterReplicate { server, primary } if self.is_up(*server) => {
+                let primary = self.servers.keys().copied().find(|id| node_id(*id) == *primary).unwrap();
+                assert!(!self.servers[server].serves && self.servers[server].knows.contains(&primary));
+                self.follow(*server, address(primary));
+            }
+            Action::ClusterForget { .. } => panic!("nobody is to be forgotten here"),
+            _ => {}
+        }
+    }
+
+    fn start(&mut self, id: ServerId, start: Start) {
+        assert!(!self.is_up(id) || !matches!(self.servers[&id].process, Process::Frozen { .. }), "{id} runs already");
+        let server = self.servers.get_mut(&id).unwrap();
+        server.process = Process::Running;
+        server.promotable = start == Start::Primary;
+        server.syncing_for = 0;
+        match start {
+            Start::Primary => server.role = Role::Primary,
+            Start::ReplicaOf(of) => server.role = Role::Replica { of, link: Link::Down },
+            Start::ClusterNode => {
+                if let Role::Replica { of, .. } = server.role {
+                    server.role = Role::Replica { of, link: Link::Down };
+                }
+            }
+        }
+    }
+
+    /// Runs the faults, each after some ticks, then lets the world settle.
+    fn run(&mut self, planner: impl Fn(&Desired, &Observed) -> Vec<Action>, faults: &[(u32, Fault, usize)]) {
+        let mut decided = Vec::new();
+        let step = |world: &mut Self, decided: &mut Vec<Action>, part: usize| {
+            for action in decided.drain(..).take(part) {
+                world.apply(&action);
+            }
+            let observed = world.observe();
+            *decided = planner(&world.desired, &observed);
+            world.tick();
+        };
+        for (gap, fault, part) in faults {
+            (0..*gap).for_each(|_| step(self, &mut decided, *part));
+            self.fail(*fault);
+        }
+        for _ in 0..SETTLE_TICKS {
+            step(self, &mut decided, usize::MAX);
+            if decided.is_empty() && self.steady > TICK * 20 {
+                break;
+            }
+        }
+        assert_eq!(decided, [], "not converged: {:#?} {:#?}", self.servers, self.sentinels);
+        for shard in 0..self.desired.shards() {
+            let primary = self.acting(shard).expect("no primary");
+            for id in self.shard(shard) {
+                assert_eq!(self.servers[&id].version, self.servers[&primary].version, "{id} is out of step");
+            }
+        }
+    }
+}
+
+fn desired() -> impl Strategy<Value = Desired> {
+    let sentinel = prop_oneof![Just(3u16), Just(5)].prop_map(|sentinels| Layout::Sentinel { sentinels });
+    let cluster = (3u16..6).prop_map(|shards| Layout::Cluster { shards });
+    let layout = prop_oneof![sentinel, cluster];
+    (layout, 1u16..4).prop_map(|(layout, replicas)| Desired { layout, replicas, takeover_after: TICK * 12 })
+}
+
+fn faults() -> impl Strategy<Value = Vec<(u32, Fault, usize)>> {
+    let fault = prop_oneof![
+        4 => any::<usize>().prop_map(Fault::Kill),
+        1 => (any::<usize>(), 1u32..25).prop_map(|(index, ticks)| Fault::Freeze(index, ticks)),
+        1 => any::<usize>().prop_map(Fault::KillSentinel),
+    ];
+    let gap = prop_oneof![3 => 0u32..4, 2 => 4u32..30];
+    prop::collection::vec((gap, fault, prop_oneof![1 => 0usize..3, 3 => Just(usize::MAX)]), 0..40)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 100, ..ProptestConfig::default() })]
+    #[test]
+    fn every_cluster_converges_and_keeps_its_data(desired in desired(), persistent in any::<bool>(), faults in faults()) {
+        World::new(desired, persistent).run(plan, &faults);
+    }
+}
+
+/// A planner that, once there is data, restarts every server at once as what it was: the error that the checks must catch.
+fn hasty(desired: &Desired, observed: &Observed) -> Vec<Action> {
+    let mut actions = plan(desired, observed);
+    let start = if observed.sentinels.is_empty() { Start::ClusterNode } else { Start::Primary };
+    let data = observed.running().any(|(_, _, facts)| facts.holds_data);
+    let stopped = observed.servers.iter().filter(|(_, server)| data && server.is_stopped());
+    actions.extend(stopped.map(|(server, _)| Action::StartServer { server: *server, start }));
+    actions
+}
+
+#[track_caller]
+fn check_hasty_is_caught(layout: Layout) {
+    let desired = Desired { layout, replicas: 1, takeover_after: TICK * 12 };
+    let kill_the_primary = [(40, Fault::Kill(0), usize::MAX)];
+    let caught = std::panic::catch_unwind(|| World::new(desired, false).run(hasty, &kill_the_primary));
+    let message = *caught.unwrap_err().downcast::<String>().unwrap();
+    assert!(message.contains("replaces its data by nothing") || message.contains("primary and empty"), "{message}");
+}
+
+#[test]
+fn the_checks_catch_a_hasty_restart() {
+    check_hasty_is_caught(Layout::Sentinel { sentinels: 3 });
+    check_hasty_is_caught(Layout::Cluster { shards: 3 });
+}
