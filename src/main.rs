@@ -1,3 +1,10 @@
 //! `larder`: the control plane, and everything on one machine.
 
-fn main() {}
+use std::process::ExitCode;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    larder::cli::larder()
+}

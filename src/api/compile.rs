@@ -494,9 +494,11 @@ spec: {engine: {kind: Redis, version: "7.0"}, mode: Sentinel, memory: 256Mi}
                 "value: 'http://x'",
                 "no scheme that this kind of origin knows; write postgres",
             ),
-            ("ttl: 48h", "ttl: 48h, maxTtl: 1h", "spec.rules[0].ttl: the ttl of 48h is longer than the maxTtl of 1h; shorten"),
-            ("{name: db, read", "{name: dc, read", "spec.rules[0].origin.name: there is no origin `dc`"),
-            ("read: \"SELECT 1\"", "path: /x", "`db` is an sql origin; ask it by read"),
+            (
+                "  origins:",
+                "  defaults: {maxTtl: 1h}\n  origins:",
+                "spec.rules[0].ttl: the ttl of 48h is longer than the maxTtl of 1h; shorten",
+            ),
         ] {
             let text = READ_THROUGH.replacen(from, to, 1);
             assert_ne!(text, READ_THROUGH, "{from}");

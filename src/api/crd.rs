@@ -6,6 +6,42 @@ use serde_json::Value;
 
 use super::{CacheCluster, CachePolicy};
 
+/// One definition as a file.
+pub struct CrdFile {
+    /// The name that the file has in `crds/`.
+    pub name: &'static str,
+    /// Its text.
+    pub yaml: String,
+}
+
+/// Why definitions could not be written: never, unless a type of the resources has no schema.
+#[derive(Debug, thiserror::Error)]
+pub enum CrdError {
+    /// The schema is not one of the API server's.
+    #[error("a definition is not a CustomResourceDefinition: {0}")]
+    Schema(#[from] serde_json::Error),
+    /// A CEL rule is not one.
+    #[error("the rule `{rule}` does not compile: {why}")]
+    Rule {
+        /// The rule.
+        rule: String,
+        /// What the compiler says.
+        why: String,
+    },
+    /// It does not serialise.
+    #[error("a definition cannot be written as YAML: {0}")]
+    Yaml(#[from] serde_saphyr::ser::Error),
+}
+
+/// All definitions.
+pub fn files() -> Result<Vec<CrdFile>, CrdError> {
+    let file = |name, crd: CustomResourceDefinition| -> Result<CrdFile, CrdError> {
+        let yaml = serde_saphyr::to_string(&crd)?;
+        Ok(CrdFile { name, yaml: format!("# Written by `larder crds`; a test fails when the two differ.\n{yaml}") })
+    };
+    Ok(vec![file("larder.dev_cacheclusters.yaml", cache_cluster()?)?, file("larder.dev_cachepolicies.yaml", cache_policy()?)?])
+}
+
 /// The definition of CacheCluster.
 pub fn cache_cluster() -> Result<CustomResourceDefinition, serde_json::Error> {
     polished(CacheCluster::crd())

@@ -10,6 +10,7 @@ pub mod manifest;
 pub mod parameters;
 pub mod path;
 pub mod problem;
+pub mod schema;
 pub mod sensitive;
 pub mod text;
 

@@ -46,13 +46,13 @@ text_schemas! {
     /// A length of time of at most one year: [`crate::policy::Span`].
     DurationText {
         max: 24,
-        rule: "self.matches('^(0|([0-9]{1,10}(ms|s|m|h)){1,4})$') && duration(self) <= duration('8760h')",
+        rule: "self.matches('^(0|([0-9]{1,4}h|[0-9]{1,6}m|[0-9]{1,8}s|[0-9]{1,11}ms){1,4})$') && duration(self) <= duration('8760h')",
         message: "write a duration in whole numbers with units, such as 250ms, 10s, 5m or 1h30m, of at most 8760h",
     }
     /// A length of time above zero and of at most one year.
     PositiveDurationText {
         max: 24,
-        rule: "self.matches('^([0-9]{1,10}(ms|s|m|h)){1,4}$') && duration(self) > duration('0s') && duration(self) <= duration('8760h')",
+        rule: "self.matches('^([0-9]{1,4}h|[0-9]{1,6}m|[0-9]{1,8}s|[0-9]{1,11}ms){1,4}$') && duration(self) > duration('0s') && duration(self) <= duration('8760h')",
         message: "write a duration above zero in whole numbers with units, such as 250ms, 10s, 5m or 1h30m, of at most 8760h",
     }
     /// A number of bytes: [`crate::policy::ByteSize`].

@@ -1,3 +1,10 @@
 //! `larderd`: the data plane.
 
-fn main() {}
+use std::process::ExitCode;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    larder::cli::larderd()
+}

@@ -1,1 +1,139 @@
 //! One file per command: arguments become a validated configuration.
+//!
+//! To add a command: a file with `Args` (whose doc comment is its help) and `run(Args) -> Outcome`, its `mod` line, and one line in
+//! [`Larder`] or [`Larderd`] below.
+//!
+//! Exit codes: 0 done; 1 it failed; 2 the command line is wrong. `larder check` has its own, which its help lists.
+
+#[cfg(feature = "control-plane")]
+mod crds;
+mod failure;
+
+use std::process::ExitCode;
+
+use clap::error::ErrorKind;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+pub use failure::{Failure, Outcome};
+
+use crate::telemetry::logs::{self, LogFormat};
+
+/// Declares the commands of a binary: each line is `Name(module)`.
+macro_rules! commands {
+    ($(#[$meta:meta])* $binary:ident { $($command:ident($module:ident)),* $(,)? }) => {
+        $(#[$meta])*
+        #[derive(Subcommand)]
+        enum $binary {
+            $($command($module::Args),)*
+        }
+
+        impl $binary {
+            fn run(self) -> Outcome {
+                match self {
+                    $(Self::$command(args) => $module::run(args),)*
+                }
+            }
+        }
+    };
+}
+
+#[cfg(feature = "control-plane")]
+commands! {
+    /// What `larder` can do.
+    Larder {
+        Crds(crds),
+    }
+}
+
+commands! {
+    /// What `larderd` can do.
+    Larderd {
+    }
+}
+
+#[derive(Parser)]
+#[command(version, about, propagate_version = true, max_term_width = 110)]
+struct Line<C: Subcommand> {
+    #[command(subcommand)]
+    command: C,
+    #[command(flatten)]
+    logs: LogArgs,
+}
+
+/// How any command logs.
+#[derive(Args)]
+struct LogArgs {
+    /// Which events are logged: error, warn, info, debug or trace, or finer, such as info,larder::sidecar=debug
+    #[arg(long, global = true, value_name = "FILTER", default_value = "info", help_heading = "Logs")]
+    log: String,
+    /// How they are written, on standard error
+    #[arg(long, global = true, value_enum, default_value_t, help_heading = "Logs")]
+    log_format: Format,
+}
+
+#[derive(Clone, Copy, Default, ValueEnum)]
+enum Format {
+    /// Lines for people
+    #[default]
+    Text,
+    /// One JSON object a line
+    Json,
+}
+
+/// Runs `larder` with the process' arguments.
+#[cfg(feature = "control-plane")]
+pub fn larder() -> ExitCode {
+    main::<Larder>("larder", "Managed cache tiers: custom resources, their checks, and everything on one machine.", Larder::run)
+}
+
+/// Runs `larderd` with the process' arguments.
+pub fn larderd() -> ExitCode {
+    main::<Larderd>("larderd", "Larder's data plane.", Larderd::run)
+}
+
+fn main<C: Subcommand>(name: &'static str, about: &'static str, run: fn(C) -> Outcome) -> ExitCode {
+    let command = <Line<C> as clap::CommandFactory>::command().name(name).about(about);
+    let line = command.try_get_matches().and_then(|matches| <Line<C> as clap::FromArgMatches>::from_arg_matches(&matches));
+    let line = match line {
+        Ok(line) => line,
+        Err(error) => {
+            // Nothing is left to do where even this cannot be written.
+            let _ = error.print();
+            return if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
+                ExitCode::SUCCESS
+            } else {
+                ExitCode::from(2)
+            };
+        }
+    };
+    let format = match line.logs.log_format {
+        Format::Text => LogFormat::Text,
+        Format::Json => LogFormat::Json,
+    };
+    let outcome = match logs::init(format, &line.logs.log, logs::colours_on_stderr()) {
+        Ok(()) => {
+            // An error means that a provider is set already, and there is only this one.
+            let _ = rustls::crypto::ring::default_provider().install_default();
+            run(line.command)
+        }
+        Err(error) => Err(Failure::new(error.to_string(), "correct --log")),
+    };
+    outcome.unwrap_or_else(|failure| {
+        failure.print();
+        ExitCode::FAILURE
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_lines_are_consistent() {
+        #[cfg(feature = "control-plane")]
+        Line::<Larder>::command().debug_assert();
+        Line::<Larderd>::command().debug_assert();
+    }
+}

@@ -3,6 +3,7 @@
 mod files;
 mod tree;
 
+use std::collections::HashSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -16,6 +17,7 @@ pub use tree::{Entry, Node, Position, Tree};
 use super::finding::{Finding, Refused, Severity};
 use super::path::{FieldPath, at};
 use super::problem::{ObjectRef, Problem};
+use super::schema::{self, Kind, Schemas};
 use super::{CacheCluster, CachePolicy, SecretKeyRef};
 
 /// One document of a file.
@@ -125,27 +127,39 @@ impl Manifests {
     }
 
     /// Sorts documents by kind. What cannot be used is told in `findings` and left out.
-    pub fn from_documents(documents: Vec<Document>, findings: &mut Vec<Finding>) -> Self {
+    fn from_documents(documents: Vec<Document>, findings: &mut Vec<Finding>) -> Self {
         let mut manifests = Self::default();
+        let schemas = match Schemas::load() {
+            Ok(schemas) => schemas,
+            Err(error) => {
+                let remedy = "report this: Larder's own schemas are at fault";
+                findings.push(Finding::about_file(Path::new("-"), error.to_string(), remedy));
+                return manifests;
+            }
+        };
         for document in documents {
-            manifests.add(document, findings);
+            manifests.add(&schemas, document, findings);
         }
+        manifests.refuse_twins(findings);
         manifests
     }
 
-    fn add(&mut self, document: Document, findings: &mut Vec<Finding>) {
+    fn add(&mut self, schemas: &Schemas, document: Document, findings: &mut Vec<Finding>) {
         let text = |key: &str| document.root.get(key).and_then(Node::as_str);
         match (text("apiVersion"), text("kind")) {
-            (Some("larder.dev/v1alpha1"), Some("CacheCluster")) => typed(document, &mut self.clusters, findings),
-            (Some("larder.dev/v1alpha1"), Some("CachePolicy")) => typed(document, &mut self.policies, findings),
+            (Some("larder.dev/v1alpha1"), Some("CacheCluster")) => {
+                let wrong = schemas.validate(Kind::CacheCluster, &document);
+                self.clusters.extend(typed(document, wrong, findings));
+            }
+            (Some("larder.dev/v1alpha1"), Some("CachePolicy")) => {
+                let wrong = schemas.validate(Kind::CachePolicy, &document);
+                self.policies.extend(typed(document, wrong, findings));
+            }
             (Some("v1"), Some("Secret")) => {
-                let mut secrets = Vec::new();
-                typed(document, &mut secrets, findings);
-                self.secrets.extend(
-                    secrets
-                        .into_iter()
-                        .map(|Located { object, document }| Located { object: SecretTexts { inner: object }, document }),
-                );
+                let wrong = schema::validate_secret(&document);
+                if let Some(Located { object: inner, document }) = typed(document, wrong, findings) {
+                    self.secrets.push(Located { object: SecretTexts { inner }, document });
+                }
             }
             (None, _) | (_, None) => findings.push(document.refuse(
                 FieldPath::root(),
@@ -157,6 +171,21 @@ impl Manifests {
                 let remedy =
                     "write CacheCluster or CachePolicy of larder.dev/v1alpha1, or a v1 Secret; keep other kinds in other files";
                 findings.push(document.refuse(at!("kind"), what, remedy));
+            }
+        }
+    }
+
+    /// Two objects of one kind and name: `kubectl apply` would keep the second only.
+    fn refuse_twins(&self, findings: &mut Vec<Finding>) {
+        let clusters = self.clusters.iter().map(|found| (Kind::CacheCluster.as_str(), &found.object.metadata, &found.document));
+        let policies = self.policies.iter().map(|found| (Kind::CachePolicy.as_str(), &found.object.metadata, &found.document));
+        let secrets = self.secrets.iter().map(|found| ("Secret", &found.object.inner.metadata, &found.document));
+        let mut seen = HashSet::new();
+        for (kind, metadata, document) in clusters.chain(policies).chain(secrets) {
+            let name = metadata.name.as_deref().unwrap_or_default();
+            if !seen.insert((kind, namespace_of(metadata), name)) {
+                let what = format!("there is another {kind} `{name}` in namespace {}", namespace_of(metadata));
+                findings.push(document.refuse(at!("metadata", "name"), what, "rename or remove one of the two"));
             }
         }
     }
@@ -214,17 +243,18 @@ fn list_or_none(names: &[&str]) -> String {
     if names.is_empty() { "none".to_owned() } else { names.join(", ") }
 }
 
-/// Turns a document into its type.
-fn typed<T: DeserializeOwned>(document: Document, into: &mut Vec<Located<T>>, findings: &mut Vec<Finding>) {
-    if document.root.get("metadata").and_then(|metadata| metadata.get("name")).and_then(Node::as_str).is_none_or(str::is_empty) {
-        findings.push(document.refuse(at!("metadata"), "the object has no name", "write metadata.name"));
-        return;
+/// Turns a document into its type, unless something is `wrong` with it.
+fn typed<T: DeserializeOwned>(document: Document, wrong: Vec<Finding>, findings: &mut Vec<Finding>) -> Option<Located<T>> {
+    if !wrong.is_empty() {
+        findings.extend(wrong);
+        return None;
     }
     match serde_json::from_value(document.root.to_json()) {
-        Ok(object) => into.push(Located { object, document }),
+        Ok(object) => Some(Located { object, document }),
         Err(error) => {
-            let finding = document.refuse(FieldPath::root(), error.to_string(), "correct it; `kubectl explain` shows the fields");
-            findings.push(finding);
+            let remedy = "correct it; `kubectl explain` shows the fields";
+            findings.push(document.refuse(FieldPath::root(), error.to_string(), remedy));
+            None
         }
     }
 }

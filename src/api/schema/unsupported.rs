@@ -1,0 +1,69 @@
+//! Fields and values that Larder will have, and does not have yet: refused by name, with a sentence.
+
+use super::Kind;
+use crate::api::path::FieldPath;
+
+const CLUSTER_FIELDS: &[(&str, &str)] = &[
+    ("spec.storage", "remove it: data is ephemeral, replicas and Sentinel or Cluster keep it through a server's death"),
+    ("spec.tls", "remove it: servers speak plain TCP"),
+    ("spec.pod", "remove it: resources and scheduling of pods come with the operator"),
+    ("spec.networkPolicy", "remove it: network policies come with the operator"),
+    ("spec.monitoring", "remove it: ServiceMonitors come with the operator"),
+    ("spec.paused", "remove it: there is no operator to pause"),
+];
+
+const POLICY_FIELDS: &[(&str, &str)] = &[
+    ("spec.workloads.matchExpressions", "remove it, and select workloads by matchLabels"),
+    ("spec.origins[].sql.maxTotalConnections", "remove it: each sidecar is bounded by maxConnections, their sum is not"),
+    ("spec.origins[].http.maxTotalConnections", "remove it: each sidecar is bounded by maxConnections, their sum is not"),
+    ("spec.rules[].invalidate", "remove it: keys are invalidated by DEL, LARDER.INVALIDATE and their TTL"),
+    ("spec.rules[].nearCache", "remove it: values are kept in the cache tier only"),
+    ("spec.rules[].writeBehind", "remove it: the application writes to its database itself, then deletes the key"),
+    ("spec.rules[].stampede.earlyExpiry", "remove it: one caller reloads an expired key while the others wait"),
+    ("spec.rules[].origin.write", "remove it: the application writes to its database itself, then deletes the key"),
+    ("spec.rules[].origin.delete", "remove it: the application deletes in its database itself, then deletes the key"),
+    ("spec.rules[].origin.version", "remove it: values are not versioned"),
+    ("spec.rules[].origin.increment", "remove it: the application counts in its database itself, then deletes the key"),
+];
+
+const VALUES: &[(Kind, &str, &str, &str)] = &[
+    (Kind::CachePolicy, "spec.mode", "Observe", "write Enforce, or remove mode: rules cannot be tried without effect"),
+    (Kind::CachePolicy, "spec.rules[].strategy", "WriteThrough", WRITES),
+    (Kind::CachePolicy, "spec.rules[].strategy", "WriteBehind", WRITES),
+    (Kind::CachePolicy, "spec.rules[].origin.as", "Hash", "write Json or String"),
+];
+
+const WRITES: &str = "write ReadThrough, and let the application write to its database itself, then delete the key";
+
+const BOUNDS: &[(Kind, &str, &str)] = &[
+    (Kind::CacheCluster, "spec.replicas", "write at least 1: a single instance is no cache tier, its death empties the cache"),
+    (
+        Kind::CacheCluster,
+        "spec.shards",
+        "write at least 3: fewer primaries have no majority when one dies; or write mode: Sentinel",
+    ),
+    (Kind::CacheCluster, "spec.sentinels", "write at least 3: fewer have no majority when one dies"),
+];
+
+/// What to do about a field that is not supported yet.
+pub(super) fn field(kind: Kind, path: &FieldPath) -> Option<&'static str> {
+    let fields = match kind {
+        Kind::CacheCluster => CLUSTER_FIELDS,
+        Kind::CachePolicy => POLICY_FIELDS,
+    };
+    let shape = path.shape();
+    fields.iter().find(|(field, _)| *field == shape).map(|(_, sentence)| *sentence)
+}
+
+/// What to do about a value that is not supported yet.
+pub(super) fn value(kind: Kind, path: &FieldPath, value: &str) -> Option<&'static str> {
+    let shape = path.shape();
+    let found = VALUES.iter().find(|(of, field, unsupported, _)| *of == kind && *field == shape && *unsupported == value);
+    found.map(|(.., sentence)| *sentence)
+}
+
+/// Why a number has its lower bound.
+pub(super) fn bound(kind: Kind, path: &FieldPath) -> Option<&'static str> {
+    let shape = path.shape();
+    BOUNDS.iter().find(|(of, field, _)| *of == kind && *field == shape).map(|(.., sentence)| *sentence)
+}
