@@ -1,0 +1,212 @@
+//! What every load passes, whatever its origin is: the breaker, the cap on loads under way, the deadline and one retry.
+//!
+//! Each origin has a gate of its own, so that one that hangs holds nobody else's loads.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::time::{Instant, sleep_until, timeout_at};
+
+use super::breaker::{Breaker, BreakerState};
+use super::error::{Failure, LoadError};
+use crate::policy::Span;
+use crate::policy::snapshot::Origin;
+
+/// How many loads may wait for each connection. More are turned away at once: they would only wait to time out.
+const WAITING_PER_CONNECTION: u64 = 64;
+/// The retry comes after a pause between a half of this and the whole.
+const RETRY_PAUSE: Duration = Duration::from_millis(40);
+/// The first attempt and one retry.
+const ATTEMPTS: u32 = 2;
+
+/// Counters of one origin since the process began.
+#[derive(Debug, Default)]
+pub(super) struct Counters {
+    loads: AtomicU64,
+    queries: AtomicU64,
+    errors: AtomicU64,
+    timeouts: AtomicU64,
+    refused: AtomicU64,
+    busy: AtomicU64,
+    in_flight: AtomicU64,
+    waiting: AtomicU64,
+}
+
+/// A reading of one origin's counters.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OriginStats {
+    /// The origin's name.
+    pub origin: String,
+    /// Loads asked for, each with one outcome. A batch is one load.
+    pub loads: u64,
+    /// Attempts made at the origin, retries included.
+    pub queries: u64,
+    /// Loads that ended in an error of any kind.
+    pub errors: u64,
+    /// Errors because the origin gave no answer in time.
+    pub timeouts: u64,
+    /// Errors because the breaker was open.
+    pub refused: u64,
+    /// Errors because no connection came free.
+    pub busy: u64,
+    /// Loads at the origin now.
+    pub in_flight: u64,
+    /// Loads that wait for a connection now.
+    pub waiting: u64,
+    /// Whether the origin is asked now.
+    pub breaker: BreakerState,
+}
+
+#[derive(Debug)]
+pub(super) struct Gate {
+    origin: String,
+    timeout: Span,
+    connections: u32,
+    permits: Semaphore,
+    breaker: Breaker,
+    counters: Arc<Counters>,
+}
+
+impl Gate {
+    /// A gate for `origin`, which goes on counting where `counters` stand.
+    pub(super) fn new(origin: &Origin, counters: Arc<Counters>) -> Self {
+        let connections = origin.max_connections;
+        Self {
+            origin: origin.name.clone(),
+            timeout: origin.timeout,
+            connections,
+            permits: Semaphore::new((connections as usize).min(Semaphore::MAX_PERMITS)),
+            breaker: Breaker::new(),
+            counters,
+        }
+    }
+
+    pub(super) fn counters(&self) -> &Arc<Counters> {
+        &self.counters
+    }
+
+    pub(super) fn stats(&self) -> OriginStats {
+        let counters = &self.counters;
+        OriginStats {
+            origin: self.origin.clone(),
+            loads: counters.loads.load(Relaxed),
+            queries: counters.queries.load(Relaxed),
+            errors: counters.errors.load(Relaxed),
+            timeouts: counters.timeouts.load(Relaxed),
+            refused: counters.refused.load(Relaxed),
+            busy: counters.busy.load(Relaxed),
+            in_flight: counters.in_flight.load(Relaxed),
+            waiting: counters.waiting.load(Relaxed),
+            breaker: self.breaker.state(),
+        }
+    }
+
+    /// Runs `attempt` within the cap and the deadline, and once more where the first failure makes that sensible. Loads only
+    /// read, so repeating one is safe. Dropping the returned future abandons the attempt.
+    pub(super) async fn run<T, F>(&self, attempt: impl Fn(Instant) -> F) -> Result<T, LoadError>
+    where
+        F: Future<Output = Result<T, Failure>>,
+    {
+        self.counters.loads.fetch_add(1, Relaxed);
+        let outcome = self.pass(attempt).await;
+        if let Err(error) = &outcome {
+            self.counters.errors.fetch_add(1, Relaxed);
+            match error {
+                LoadError::Refused { .. } => self.counters.refused.fetch_add(1, Relaxed),
+                LoadError::Busy { .. } => self.counters.busy.fetch_add(1, Relaxed),
+                LoadError::Timeout { .. } => self.counters.timeouts.fetch_add(1, Relaxed),
+                _ => 0,
+            };
+        }
+        outcome
+    }
+
+    async fn pass<T, F>(&self, attempt: impl Fn(Instant) -> F) -> Result<T, LoadError>
+    where
+        F: Future<Output = Result<T, Failure>>,
+    {
+        let deadline = Instant::now() + self.timeout.as_duration();
+        if let Some(wait) = self.breaker.refuses_for(Instant::now()) {
+            return Err(self.refused(wait));
+        }
+        let _permit = self.permit(deadline).await?;
+        let pass = self.breaker.admit(Instant::now()).map_err(|wait| self.refused(wait))?;
+        let _in_flight = Counted::new(&self.counters.in_flight);
+        match self.attempts(deadline, attempt).await {
+            Ok(value) => {
+                pass.succeeded();
+                Ok(value)
+            }
+            Err(failure) => {
+                if failure.is_trouble() {
+                    pass.failed(Instant::now(), failure.retry_after());
+                } else {
+                    pass.succeeded();
+                }
+                Err(failure.named(&self.origin, self.timeout))
+            }
+        }
+    }
+
+    async fn attempts<T, F>(&self, deadline: Instant, attempt: impl Fn(Instant) -> F) -> Result<T, Failure>
+    where
+        F: Future<Output = Result<T, Failure>>,
+    {
+        let mut tried = 0;
+        loop {
+            tried += 1;
+            self.counters.queries.fetch_add(1, Relaxed);
+            let failure = match timeout_at(deadline, attempt(deadline)).await {
+                Ok(Ok(value)) => return Ok(value),
+                Ok(Err(failure)) => failure,
+                Err(_) => Failure::Timeout,
+            };
+            let again = Instant::now() + RETRY_PAUSE.mul_f64(0.5 + fastrand::f64() / 2.0);
+            if tried == ATTEMPTS || !failure.is_retriable() || again >= deadline {
+                return Err(failure);
+            }
+            sleep_until(again).await;
+        }
+    }
+
+    /// One of the origin's connections. The queue is first come, first served.
+    async fn permit(&self, deadline: Instant) -> Result<SemaphorePermit<'_>, LoadError> {
+        if let Ok(permit) = self.permits.try_acquire() {
+            return Ok(permit);
+        }
+        let busy = || LoadError::Busy { origin: self.origin.clone() };
+        let waiting = Counted::new(&self.counters.waiting);
+        if waiting.before >= WAITING_PER_CONNECTION.saturating_mul(u64::from(self.connections)) {
+            return Err(busy());
+        }
+        match timeout_at(deadline, self.permits.acquire()).await {
+            Ok(Ok(permit)) => Ok(permit),
+            Ok(Err(_)) | Err(_) => Err(busy()),
+        }
+    }
+
+    fn refused(&self, wait: Duration) -> LoadError {
+        let retry_in = Span::from_millis(u64::try_from(wait.as_millis()).unwrap_or(u64::MAX).max(1));
+        LoadError::Refused { origin: self.origin.clone(), retry_in }
+    }
+}
+
+/// Counts itself for as long as it lives.
+struct Counted<'a> {
+    counter: &'a AtomicU64,
+    before: u64,
+}
+
+impl<'a> Counted<'a> {
+    fn new(counter: &'a AtomicU64) -> Self {
+        Self { counter, before: counter.fetch_add(1, Relaxed) }
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.counter.fetch_sub(1, Relaxed);
+    }
+}

@@ -1,0 +1,177 @@
+//! HTTP origins: a GET whose path holds the key's parts.
+
+mod cache_control;
+mod template;
+
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use reqwest::header::{HeaderMap, RETRY_AFTER};
+use reqwest::redirect::Policy;
+use reqwest::{Client, Response, StatusCode, Url};
+use tokio::time::Instant;
+
+use self::template::Template;
+use super::Loaded;
+use super::error::{Failure, OriginError};
+use crate::policy::snapshot::{Origin, Sensitive};
+use crate::policy::{KeyPattern, ReplyForm};
+
+/// The largest body that is accepted, in bytes.
+pub const MAX_BODY_BYTES: usize = 64 * 1024 * 1024;
+/// How many redirects within the origin are followed.
+const MAX_REDIRECTS: usize = 3;
+
+/// A service and the connections to it.
+#[derive(Debug)]
+pub(super) struct Service {
+    url: Sensitive,
+    connect_timeout: Duration,
+    max_connections: usize,
+    /// Made at the first load: making it reads the machine's certificates.
+    client: OnceLock<Client>,
+}
+
+/// What a rule asks of a service.
+#[derive(Debug)]
+pub(super) struct Question {
+    path: Template,
+    json: bool,
+}
+
+impl Question {
+    pub(super) fn new(keys: &KeyPattern, path: &str, reply: Option<ReplyForm>) -> Result<Self, OriginError> {
+        let path = Template::parse(path, keys).map_err(|why| OriginError::Template { place: "path", why })?;
+        Ok(Self { path, json: reply == Some(ReplyForm::Json) })
+    }
+
+    /// The path for a key's parts; `None` where no path can express them.
+    pub(super) fn path(&self, parts: &[&[u8]]) -> Option<String> {
+        self.path.render(parts)
+    }
+}
+
+impl Service {
+    pub(super) fn new(origin: &Origin, url: &Sensitive) -> Result<Self, OriginError> {
+        if let Sensitive::Value(url) = url {
+            parse_url(url).map_err(|why| OriginError::Url { origin: origin.name.clone(), why: why.to_owned() })?;
+        }
+        Ok(Self {
+            url: url.clone(),
+            connect_timeout: origin.connect_timeout.as_duration(),
+            max_connections: origin.max_connections as usize,
+            client: OnceLock::new(),
+        })
+    }
+
+    /// Asks for `path`, which [`Question::path`] made. A URL in a file is read anew for each request.
+    pub(super) async fn load(&self, question: &Question, path: &str, deadline: Instant) -> Result<Loaded, Failure> {
+        let base = super::reveal(&self.url).await?;
+        let url = parse_url(&base).map_err(|why| Failure::Unusable(why.to_owned()))?;
+        let url = Url::parse(&format!("{}{path}", url.as_str().trim_end_matches('/')))
+            .map_err(|_| Failure::Unusable("url and path do not make a URL".to_owned()))?;
+        let request = self.client()?.get(url).timeout(deadline.saturating_duration_since(Instant::now()));
+        let response = request.send().await.map_err(|error| failure(&error))?;
+        answer(response, question).await
+    }
+
+    fn client(&self) -> Result<&Client, Failure> {
+        if let Some(client) = self.client.get() {
+            return Ok(client);
+        }
+        if rustls::crypto::CryptoProvider::get_default().is_none() {
+            // An error means that another thread was faster, which is as good.
+            let _ = rustls::crypto::ring::default_provider().install_default();
+        }
+        let client = Client::builder()
+            .connect_timeout(self.connect_timeout)
+            .pool_max_idle_per_host(self.max_connections)
+            .redirect(Policy::custom(|attempt| {
+                let first = attempt.previous().first().map(Url::origin);
+                let stays = first.as_ref() == Some(&attempt.url().origin());
+                if stays && attempt.previous().len() <= MAX_REDIRECTS { attempt.follow() } else { attempt.stop() }
+            }))
+            .no_proxy()
+            .user_agent(concat!("larder/", env!("CARGO_PKG_VERSION")))
+            .build()
+            .map_err(|_| Failure::Unusable("the HTTP client cannot be set up: check the machine's certificates".to_owned()))?;
+        Ok(self.client.get_or_init(|| client))
+    }
+}
+
+fn parse_url(text: &str) -> Result<Url, &'static str> {
+    let url = Url::parse(text.trim()).map_err(|_| "write http://HOST or https://HOST, with a port and a path if need be")?;
+    if !matches!(url.scheme(), "http" | "https") || url.host_str().is_none() {
+        return Err("write http://HOST or https://HOST, with a port and a path if need be");
+    }
+    if url.query().is_some() || url.fragment().is_some() {
+        return Err("a query belongs into the rule's path");
+    }
+    Ok(url)
+}
+
+async fn answer(response: Response, question: &Question) -> Result<Loaded, Failure> {
+    let status = response.status();
+    match status {
+        StatusCode::OK | StatusCode::NON_AUTHORITATIVE_INFORMATION => {}
+        StatusCode::NOT_FOUND | StatusCode::GONE | StatusCode::NO_CONTENT => return Ok(Loaded::NotFound),
+        _ => return Err(refusal(status, response.headers())),
+    }
+    let max_age = cache_control::max_age(response.headers());
+    let value = body(response).await?;
+    if question.json && serde_json::from_slice::<serde::de::IgnoredAny>(&value).is_err() {
+        return Err(Failure::Unusable("the body is not JSON: write `as: String` to keep any body".to_owned()));
+    }
+    Ok(Loaded::Found { value, max_age })
+}
+
+/// The body, as long as it stays within the bound.
+async fn body(mut response: Response) -> Result<Vec<u8>, Failure> {
+    let too_large = || Failure::Unusable(format!("the body is larger than {MAX_BODY_BYTES} bytes"));
+    let announced = response.content_length().unwrap_or(0);
+    if announced > MAX_BODY_BYTES as u64 {
+        return Err(too_large());
+    }
+    let mut value = Vec::with_capacity(usize::try_from(announced).unwrap_or(0).min(1 << 20));
+    while let Some(chunk) = response.chunk().await.map_err(|error| failure(&error))? {
+        if value.len() + chunk.len() > MAX_BODY_BYTES {
+            return Err(too_large());
+        }
+        value.extend_from_slice(&chunk);
+    }
+    Ok(value)
+}
+
+fn refusal(status: StatusCode, headers: &HeaderMap) -> Failure {
+    let why = format!("it answered {}", status.as_u16());
+    if status.is_redirection() {
+        return Failure::Unusable(format!("{why}, a redirect to another host or a long chain: name the final host in `url`"));
+    }
+    let trouble = status.is_server_error() || matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT);
+    if !trouble {
+        return Failure::Unusable(why);
+    }
+    let retry_after = retry_after(headers);
+    let retry = retry_after.is_none() && !matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::NOT_IMPLEMENTED);
+    Failure::Failed { why, retry, retry_after }
+}
+
+/// `Retry-After` in seconds. As a date it is not understood, and the breaker's own pause serves.
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let text = headers.get(RETRY_AFTER)?.to_str().ok()?;
+    text.trim().parse().ok().map(Duration::from_secs)
+}
+
+/// What failed, without the URL that reqwest would tell.
+fn failure(error: &reqwest::Error) -> Failure {
+    if error.is_timeout() && !error.is_connect() {
+        return Failure::Timeout;
+    }
+    let why = match () {
+        () if error.is_connect() && error.is_timeout() => "no connection in time",
+        () if error.is_connect() => "no connection: check the host, the port and its certificate",
+        () if error.is_body() || error.is_decode() => "the connection broke within the body",
+        () => "the connection broke",
+    };
+    Failure::Unreachable(why.to_owned())
+}

@@ -1,0 +1,240 @@
+//! SQL origins: what is common to Postgres and SQLite.
+
+mod batch;
+mod postgres;
+mod shape;
+mod sqlite;
+mod template;
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::time::{Instant, timeout_at};
+
+pub(super) use self::batch::Batch;
+
+use self::batch::Parts;
+use self::template::{Dialect, Template};
+use super::Loaded;
+use super::error::{Failure, OriginError};
+use crate::policy::snapshot::{Origin, Sensitive};
+use crate::policy::{KeyPattern, ReplyForm};
+
+/// The longest part of a key that is asked for, in bytes. No index holds keys of such a length.
+const MAX_PART_BYTES: usize = 64 * 1024;
+/// A connection that was idle for longer is closed instead of used: firewalls forget such ones silently.
+const MAX_IDLE: Duration = Duration::from_secs(5 * 60);
+/// An older connection is closed instead of used, so that changed passwords and addresses come into force.
+const MAX_AGE: Duration = Duration::from_secs(30 * 60);
+
+/// A database and the idle connections to it. The gate bounds how many there are.
+#[derive(Debug)]
+pub(super) struct Database {
+    url: Sensitive,
+    connect_timeout: Duration,
+    idle: Mutex<Vec<Held>>,
+}
+
+#[derive(Debug)]
+struct Held {
+    connection: Connection,
+    born: Instant,
+    idle_since: Instant,
+}
+
+#[derive(Debug)]
+enum Connection {
+    Postgres(Box<sqlx::PgConnection>),
+    Sqlite(Box<sqlite::Client>),
+}
+
+/// What a rule asks of a database.
+#[derive(Debug)]
+pub(super) struct Question {
+    /// Absent where the statements do not follow the dialect. One is always there; which one counts is known once the URL is.
+    postgres: Option<Statements>,
+    sqlite: Option<Statements>,
+    /// For each part of the pattern, whether a statement uses it.
+    used: Vec<bool>,
+    reply: Option<ReplyForm>,
+    batches: bool,
+    described: postgres::Described,
+}
+
+#[derive(Debug)]
+struct Statements {
+    read: Template,
+    read_many: Option<Template>,
+}
+
+impl Question {
+    pub(super) fn new(
+        keys: &KeyPattern,
+        url: &Sensitive,
+        read: &str,
+        read_many: Option<&str>,
+        reply: Option<ReplyForm>,
+    ) -> Result<Self, OriginError> {
+        let known = match url {
+            Sensitive::Value(url) => dialect_of(url),
+            Sensitive::File(_) => None,
+        };
+        let parse = |dialect| Statements::parse(read, read_many, keys, dialect);
+        let (postgres, sqlite) = match known {
+            Some(Dialect::Postgres) => (Some(parse(Dialect::Postgres)?), None),
+            Some(Dialect::Sqlite) => (None, Some(parse(Dialect::Sqlite)?)),
+            None => match (parse(Dialect::Postgres), parse(Dialect::Sqlite)) {
+                (Err(why), Err(_)) => return Err(why),
+                (postgres, sqlite) => (postgres.ok(), sqlite.ok()),
+            },
+        };
+        let mut used = vec![false; keys.parts().count()];
+        for statements in postgres.iter().chain(&sqlite) {
+            statements.read.parts().iter().for_each(|part| used[part.index] = true);
+        }
+        Ok(Self { postgres, sqlite, used, reply, batches: read_many.is_some(), described: postgres::Described::default() })
+    }
+
+    pub(super) fn batches(&self) -> bool {
+        self.batches
+    }
+
+    /// The parts as texts. `None` where one that is asked for cannot be in a database, which settles the key without a query.
+    pub(super) fn parts(&self, parts: &[&[u8]]) -> Option<Parts> {
+        let texts = parts.iter().zip(&self.used).map(|(part, used)| if *used { text_of(part) } else { Some(String::new()) });
+        let parts = texts.collect::<Option<Parts>>()?;
+        self.described.admits(&parts).then_some(parts)
+    }
+
+    fn statements(&self, dialect: Dialect) -> Result<&Statements, Failure> {
+        let statements = match dialect {
+            Dialect::Postgres => self.postgres.as_ref(),
+            Dialect::Sqlite => self.sqlite.as_ref(),
+        };
+        statements.ok_or_else(|| Failure::Unusable(format!("the statement is not {dialect:?}'s SQL, and the url is")))
+    }
+}
+
+impl Statements {
+    fn parse(read: &str, read_many: Option<&str>, keys: &KeyPattern, dialect: Dialect) -> Result<Self, OriginError> {
+        let parse = |place, text| Template::parse(text, keys, dialect).map_err(|why| OriginError::Template { place, why });
+        let read = parse("read", read)?;
+        let read_many = read_many.map(|text| parse("readMany", text)).transpose()?;
+        if let Some(many) = &read_many {
+            let refuse = |why: &str| Err(OriginError::Template { place: "readMany", why: why.to_owned() });
+            if many.parts().is_empty() {
+                return refuse(
+                    "it uses no part of the key: write = ANY($id), or for SQLite IN (SELECT value FROM json_each($id))",
+                );
+            }
+            let same = many.parts().len() == read.parts().len() && many.parts().iter().all(|part| read.parts().contains(part));
+            if !same {
+                return refuse("it must use the same parts of the key as `read`");
+            }
+        }
+        Ok(Self { read, read_many })
+    }
+}
+
+fn text_of(part: &[u8]) -> Option<String> {
+    let text = std::str::from_utf8(part).ok()?;
+    (text.len() <= MAX_PART_BYTES && !text.contains('\0')).then(|| text.to_owned())
+}
+
+fn dialect_of(url: &str) -> Option<Dialect> {
+    match url.trim().split(':').next() {
+        Some("postgres" | "postgresql") => Some(Dialect::Postgres),
+        Some("sqlite") => Some(Dialect::Sqlite),
+        _ => None,
+    }
+}
+
+impl Database {
+    pub(super) fn new(origin: &Origin, url: &Sensitive) -> Result<Self, OriginError> {
+        if let Sensitive::Value(url) = url {
+            check_url(url).map_err(|why| OriginError::Url { origin: origin.name.clone(), why })?;
+        }
+        let connect_timeout = origin.connect_timeout.as_duration();
+        Ok(Self { url: url.clone(), connect_timeout, idle: Mutex::default() })
+    }
+
+    /// Asks for one key.
+    pub(super) async fn load(&self, question: &Question, parts: &Parts, deadline: Instant) -> Result<Loaded, Failure> {
+        let mut held = self.take(deadline).await?;
+        let outcome = match &mut held.connection {
+            Connection::Postgres(connection) => postgres::load(connection, question, parts, deadline).await,
+            Connection::Sqlite(client) => sqlite::load(client, question, parts).await,
+        };
+        self.give_back(held, outcome.as_ref().err());
+        outcome
+    }
+
+    /// Asks for many keys in one query. `None` stands for keys that have to be asked for one by one.
+    pub(super) async fn load_many(
+        &self,
+        question: &Question,
+        batch: &Batch,
+        deadline: Instant,
+    ) -> Result<Vec<batch::Answer>, Failure> {
+        let mut held = self.take(deadline).await?;
+        let outcome = match &mut held.connection {
+            Connection::Postgres(connection) => postgres::load_many(connection, question, batch.keys(), deadline).await,
+            Connection::Sqlite(client) => sqlite::load_many(client, question, batch.keys()).await,
+        };
+        self.give_back(held, outcome.as_ref().err());
+        outcome
+    }
+
+    /// An idle connection or a new one. The URL is read anew for each new one.
+    async fn take(&self, deadline: Instant) -> Result<Held, Failure> {
+        if let Some(held) = self.take_idle() {
+            return Ok(held);
+        }
+        let deadline = deadline.min(Instant::now() + self.connect_timeout);
+        let connect = async {
+            let url = super::reveal(&self.url).await?;
+            check_url(&url).map_err(Failure::Unusable)?;
+            match dialect_of(&url) {
+                Some(Dialect::Sqlite) => Ok(Connection::Sqlite(Box::new(sqlite::connect(&url).await?))),
+                _ => Ok(Connection::Postgres(Box::new(postgres::connect(&url).await?))),
+            }
+        };
+        let late = || Failure::Unreachable("no connection in time".to_owned());
+        let connection = timeout_at(deadline, connect).await.map_err(|_| late())??;
+        let born = Instant::now();
+        Ok(Held { connection, born, idle_since: born })
+    }
+
+    fn take_idle(&self) -> Option<Held> {
+        let now = Instant::now();
+        let mut idle = self.idle();
+        idle.retain(|held| now - held.idle_since < MAX_IDLE && now - held.born < MAX_AGE);
+        idle.pop()
+    }
+
+    /// Keeps the connection, unless it may be in the midst of something or broken. Where one broke, the idle ones did too:
+    /// most likely the server went away.
+    fn give_back(&self, mut held: Held, failure: Option<&Failure>) {
+        match failure {
+            None | Some(Failure::Unusable(_)) => {
+                held.idle_since = Instant::now();
+                self.idle().push(held);
+            }
+            Some(Failure::Unreachable(_)) => self.idle().clear(),
+            Some(Failure::Timeout | Failure::Failed { .. }) => {}
+        }
+    }
+
+    fn idle(&self) -> MutexGuard<'_, Vec<Held>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Refuses what is wrong with a URL without repeating any of it.
+fn check_url(url: &str) -> Result<(), String> {
+    match dialect_of(url) {
+        Some(Dialect::Postgres) => postgres::check_url(url),
+        Some(Dialect::Sqlite) => sqlite::check_url(url),
+        None => Err("write postgres://USER:PASSWORD@HOST:PORT/DATABASE or sqlite://FILE".to_owned()),
+    }
+}

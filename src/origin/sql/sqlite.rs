@@ -1,0 +1,246 @@
+//! SQLite. Parameters have no types there: a part that is the canonical text of a 64-bit integer is bound as an integer, any
+//! other as text, and the column's affinity does the rest.
+
+use std::str::FromStr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::Duration;
+
+use futures_util::TryStreamExt as _;
+use sqlx::sqlite::{SqliteArguments, SqliteConnectOptions, SqliteConnection, SqliteRow};
+use sqlx::{
+    AssertSqlSafe, Column as _, ConnectOptions as _, Executor as _, Row as _, SqlSafeStr as _, Statement as _, TypeInfo as _,
+    ValueRef as _,
+};
+
+use super::super::Loaded;
+use super::super::error::Failure;
+use super::batch::{Answer, Matching, Parts, several_rows};
+use super::shape::{Form, canonical_integer, hex, string};
+use super::template::{Dialect, Template};
+use super::{Question, Statements};
+
+/// How long a statement waits for a writer's lock. The load's own deadline usually ends first.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+/// A running statement looks this often, in steps of SQLite's machine, whether it was abandoned.
+const STEPS_BETWEEN_LOOKS: i32 = 4096;
+
+/// A connection, which SQLite serves on a thread of its own.
+#[derive(Debug)]
+pub(super) struct Client {
+    connection: SqliteConnection,
+    abandoned: Arc<AtomicBool>,
+}
+
+/// Interrupts the running statement when the load that waits for it is dropped.
+struct Interrupt<'a>(&'a AtomicBool, bool);
+
+impl Drop for Interrupt<'_> {
+    fn drop(&mut self) {
+        self.0.store(self.1, Relaxed);
+    }
+}
+
+pub(super) fn check_url(url: &str) -> Result<(), String> {
+    if url.contains(":memory:") || url.contains("mode=memory") {
+        return Err("a database in memory is empty: write sqlite://FILE".to_owned());
+    }
+    options(url).map(|_| ())
+}
+
+fn options(url: &str) -> Result<SqliteConnectOptions, String> {
+    let options = SqliteConnectOptions::from_str(url.trim());
+    let options = options.map_err(|_| "write sqlite://FILE, where ?immutable=1 and ?vfs=… may follow".to_owned())?;
+    Ok(options.read_only(true).create_if_missing(false).busy_timeout(BUSY_TIMEOUT).disable_statement_logging())
+}
+
+/// Opens the file for reading only.
+pub(super) async fn connect(url: &str) -> Result<Client, Failure> {
+    let options = options(url).map_err(Failure::Unusable)?;
+    let mut connection = options.connect().await.map_err(|error| failure(&error))?;
+    let abandoned = Arc::new(AtomicBool::new(false));
+    let look = Arc::clone(&abandoned);
+    let mut handle = connection.lock_handle().await.map_err(|error| failure(&error))?;
+    handle.set_progress_handler(STEPS_BETWEEN_LOOKS, move || !look.load(Relaxed));
+    drop(handle);
+    Ok(Client { connection, abandoned })
+}
+
+pub(super) async fn load(client: &mut Client, question: &Question, parts: &Parts) -> Result<Loaded, Failure> {
+    let Statements { read, .. } = question.statements(Dialect::Sqlite)?;
+    let mut query = sqlx::query(AssertSqlSafe(numbered(read)));
+    for used in read.parts() {
+        query = match canonical_integer(&parts[used.index]) {
+            Some(number) => query.bind(number),
+            None => query.bind(parts[used.index].clone()),
+        };
+    }
+    let rows = fetch(client, query, 2).await?;
+    match rows.as_slice() {
+        [] => Ok(Loaded::NotFound),
+        [row] => {
+            let columns: Vec<String> = row.columns().iter().map(|column| column.name().to_owned()).collect();
+            let form = Form::of(&columns, question.reply)?;
+            value(row, &form, 0..columns.len())
+        }
+        _ => Err(several_rows()),
+    }
+}
+
+pub(super) async fn load_many(client: &mut Client, question: &Question, keys: &[Parts]) -> Result<Vec<Answer>, Failure> {
+    let Statements { read, read_many } = question.statements(Dialect::Sqlite)?;
+    let Some(many) = read_many else { return Ok(vec![None; keys.len()]) };
+    // What `read` gives is what a value is made of, so that both give the same bytes for the same key.
+    let prepared =
+        client.connection.prepare(AssertSqlSafe(numbered(read)).into_sql_str()).await.map_err(|error| failure(&error))?;
+    let columns: Vec<String> = prepared.columns().iter().map(|column| column.name().to_owned()).collect();
+    let form = Form::of(&columns, question.reply)?;
+    let mut query = sqlx::query(AssertSqlSafe(numbered(many)));
+    for used in many.parts() {
+        query = query.bind(json_array(keys, used.index));
+    }
+    let mut matching =
+        Matching::new(keys.iter().map(|parts| Some(many.parts().iter().map(|u| parts[u.index].clone()).collect())));
+    let rows = fetch(client, query, matching.asked() + 1).await?;
+    let complete = rows.len() <= matching.asked();
+    for row in &rows {
+        let place = |name: &String| {
+            let found = row.columns().iter().position(|column| column.name() == name);
+            found.ok_or_else(|| Failure::Unusable(format!("`readMany` gives no column `{name}`: name one so with AS")))
+        };
+        let fields = columns.iter().map(place).collect::<Result<Vec<_>, _>>()?;
+        let parts = many.parts().iter().map(|used| place(&used.name)).collect::<Result<Vec<_>, _>>()?;
+        let parts = parts.into_iter().map(|index| Cell::of(row, index).ok()?.text()).collect::<Option<Vec<_>>>();
+        matching.row(parts, value(row, &form, fields.into_iter()));
+    }
+    Ok(matching.finish(complete))
+}
+
+fn numbered(template: &Template) -> String {
+    template.render(|index| format!("?{}", index + 1))
+}
+
+fn json_array(keys: &[Parts], index: usize) -> String {
+    let elements = keys.iter().map(|parts| match canonical_integer(&parts[index]) {
+        Some(number) => serde_json::Value::from(number),
+        None => serde_json::Value::from(parts[index].as_str()),
+    });
+    serde_json::Value::Array(elements.collect()).to_string()
+}
+
+/// At most `most` rows.
+async fn fetch(
+    client: &mut Client,
+    query: sqlx::query::Query<'_, sqlx::Sqlite, SqliteArguments>,
+    most: usize,
+) -> Result<Vec<SqliteRow>, Failure> {
+    client.abandoned.store(false, Relaxed);
+    let mut interrupt = Interrupt(&client.abandoned, true);
+    let mut stream = query.fetch(&mut client.connection);
+    let mut rows = Vec::new();
+    while rows.len() < most
+        && let Some(row) = stream.try_next().await.map_err(|error| failure(&error))?
+    {
+        rows.push(row);
+    }
+    drop(stream);
+    interrupt.1 = false;
+    Ok(rows)
+}
+
+fn value(row: &SqliteRow, form: &Form, fields: impl Iterator<Item = usize>) -> Result<Loaded, Failure> {
+    let cells = fields.map(|index| {
+        let cell = Cell::of(row, index)?;
+        Ok(match form {
+            Form::AsIs => cell.bytes(),
+            Form::Object(_) => cell.json(),
+        })
+    });
+    let cells = cells.collect::<Result<Vec<_>, Failure>>()?;
+    form.value(cells.iter().map(Option::as_deref))
+}
+
+/// A value in the storage class that it has, whatever its column was declared as.
+enum Cell {
+    Null,
+    Integer(i64),
+    Real(f64),
+    Text(Vec<u8>),
+    Blob(Vec<u8>),
+}
+
+impl Cell {
+    fn of(row: &SqliteRow, index: usize) -> Result<Self, Failure> {
+        let unreadable = |_| Failure::Unusable("a column cannot be read".to_owned());
+        let raw = row.try_get_raw(index).map_err(unreadable)?;
+        if raw.is_null() {
+            return Ok(Self::Null);
+        }
+        let class = raw.type_info();
+        Ok(match class.name() {
+            "INTEGER" => Self::Integer(row.try_get_unchecked(index).map_err(unreadable)?),
+            "REAL" => Self::Real(row.try_get_unchecked(index).map_err(unreadable)?),
+            "TEXT" => Self::Text(row.try_get_unchecked(index).map_err(unreadable)?),
+            _ => Self::Blob(row.try_get_unchecked(index).map_err(unreadable)?),
+        })
+    }
+
+    fn bytes(self) -> Option<Vec<u8>> {
+        match self {
+            Self::Null => None,
+            Self::Integer(number) => Some(number.to_string().into_bytes()),
+            Self::Real(number) => Some(real(number).into_bytes()),
+            Self::Text(bytes) | Self::Blob(bytes) => Some(bytes),
+        }
+    }
+
+    fn json(self) -> Option<Vec<u8>> {
+        let text = match self {
+            Self::Null => return None,
+            Self::Integer(number) => number.to_string(),
+            Self::Real(number) if number.is_finite() => real(number),
+            Self::Real(number) => string(&real(number)),
+            Self::Text(bytes) => string(&String::from_utf8_lossy(&bytes)),
+            Self::Blob(bytes) => string(&hex(&bytes)),
+        };
+        Some(text.into_bytes())
+    }
+
+    fn text(self) -> Option<String> {
+        String::from_utf8(self.bytes()?).ok()
+    }
+}
+
+/// The shortest text that reads back as the same number. SQLite has no NaN.
+fn real(number: f64) -> String {
+    match serde_json::Number::from_f64(number) {
+        Some(number) => number.to_string(),
+        None if number > 0.0 => "Infinity".to_owned(),
+        None => "-Infinity".to_owned(),
+    }
+}
+
+/// What SQLite's primary result code means for the load.
+fn failure(error: &sqlx::Error) -> Failure {
+    const ERROR: u32 = 1;
+    const BUSY_OR_LOCKED: [u32; 2] = [5, 6];
+    const INTERRUPT: u32 = 9;
+    /// I/O error, corrupt, cannot open, not a database.
+    const FILE: [u32; 4] = [10, 11, 14, 26];
+    let sqlx::Error::Database(error) = error else {
+        return Failure::Unreachable("the connection broke".to_owned());
+    };
+    let code = error.code().and_then(|code| code.parse::<u32>().ok()).unwrap_or(0);
+    match code & 0xff {
+        // The message is about names in the statement, not about values.
+        ERROR => Failure::Unusable(error.message().to_owned()),
+        INTERRUPT => Failure::Timeout,
+        primary if BUSY_OR_LOCKED.contains(&primary) => failed("the database is locked by a writer", true),
+        primary if FILE.contains(&primary) => failed(&format!("the file cannot be read (SQLite code {code})"), false),
+        _ => Failure::Unusable(format!("SQLite code {code}")),
+    }
+}
+
+fn failed(why: &str, retry: bool) -> Failure {
+    Failure::Failed { why: why.to_owned(), retry, retry_after: None }
+}

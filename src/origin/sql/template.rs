@@ -1,0 +1,409 @@
+//! Statements with `$part` placeholders.
+//!
+//! A placeholder counts only where a parameter may stand: not in string literals, quoted identifiers, comments or dollar
+//! quotes. The statement is cut into text and placeholders once; what a key holds never becomes text of a statement.
+
+use crate::policy::KeyPattern;
+
+/// The longest statement, in bytes.
+const MAX_STATEMENT_BYTES: usize = 64 * 1024;
+
+/// Whose lexical rules a statement follows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Dialect {
+    Postgres,
+    Sqlite,
+}
+
+/// A statement, cut at its placeholders.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Template {
+    pieces: Vec<Piece>,
+    /// Which of the pattern's parts the statement uses, in the order of its parameters.
+    parts: Vec<Used>,
+}
+
+/// A part of the key that a statement uses.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Used {
+    pub(super) name: String,
+    /// Its place among the pattern's parts.
+    pub(super) index: usize,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Piece {
+    Text(String),
+    /// The index into `Template::parts`.
+    Parameter(usize),
+}
+
+impl Template {
+    /// Cuts `statement` at its placeholders, each of which must be a part of `keys`. The error says what to write instead.
+    pub(super) fn parse(statement: &str, keys: &KeyPattern, dialect: Dialect) -> Result<Self, String> {
+        if statement.len() > MAX_STATEMENT_BYTES {
+            return Err(format!("the statement is longer than {MAX_STATEMENT_BYTES} bytes"));
+        }
+        if statement.contains('\0') {
+            return Err("the statement holds a NUL byte".to_owned());
+        }
+        let mut cutter = Cutter { text: statement, at: 0, dialect, literal: String::new(), depth: 0, template: Self::empty() };
+        cutter.run(keys)?;
+        let template = cutter.template;
+        match template.pieces.first() {
+            Some(Piece::Text(text)) if is_query(text, dialect) => Ok(template),
+            Some(_) => Err("it must be a query: SELECT, VALUES or WITH … SELECT".to_owned()),
+            None => Err("the statement is empty: write a SELECT".to_owned()),
+        }
+    }
+
+    fn empty() -> Self {
+        Self { pieces: Vec::new(), parts: Vec::new() }
+    }
+
+    /// The parts it uses, in the order of its parameters.
+    pub(super) fn parts(&self) -> &[Used] {
+        &self.parts
+    }
+
+    /// The statement with `parameter(n)` for each placeholder, where `n` counts from 0 in the order of [`Self::parts`].
+    pub(super) fn render(&self, mut parameter: impl FnMut(usize) -> String) -> String {
+        let mut sql = String::new();
+        for piece in &self.pieces {
+            match piece {
+                Piece::Text(text) => sql.push_str(text),
+                Piece::Parameter(index) => sql.push_str(&parameter(*index)),
+            }
+        }
+        sql
+    }
+}
+
+struct Cutter<'a> {
+    text: &'a str,
+    at: usize,
+    dialect: Dialect,
+    literal: String,
+    depth: u32,
+    template: Template,
+}
+
+impl<'a> Cutter<'a> {
+    fn run(&mut self, keys: &KeyPattern) -> Result<(), String> {
+        while let Some(next) = self.rest().chars().next() {
+            match next {
+                '\'' => self.string(false)?,
+                '"' => self.quoted('"')?,
+                '`' if self.dialect == Dialect::Sqlite => self.quoted('`')?,
+                '[' if self.dialect == Dialect::Sqlite => self.bracketed()?,
+                '-' if self.rest().starts_with("--") => self.line_comment(),
+                '/' if self.rest().starts_with("/*") => self.block_comment()?,
+                '$' => self.dollar(keys)?,
+                '?' | ':' | '@' if self.dialect == Dialect::Sqlite => self.refuse_other_placeholder()?,
+                ';' => return self.end_of_statement(),
+                '(' | ')' => self.parenthesis(next)?,
+                _ if is_word_start(next) => self.word()?,
+                _ if next.is_ascii_digit() => self.number(),
+                _ => self.take(next.len_utf8()),
+            }
+        }
+        self.finish()
+    }
+
+    fn rest(&self) -> &'a str {
+        &self.text[self.at..]
+    }
+
+    /// Copies `length` bytes into the text.
+    fn take(&mut self, length: usize) {
+        let text = self.text;
+        self.literal.push_str(&text[self.at..self.at + length]);
+        self.at += length;
+    }
+
+    fn finish(&mut self) -> Result<(), String> {
+        if self.depth > 0 {
+            return Err("a parenthesis is not closed".to_owned());
+        }
+        self.flush();
+        Ok(())
+    }
+
+    fn flush(&mut self) {
+        if !self.literal.is_empty() {
+            self.template.pieces.push(Piece::Text(std::mem::take(&mut self.literal)));
+        }
+    }
+
+    /// A string literal; in the form `E'…'` a backslash takes the next character with it.
+    fn string(&mut self, escapes: bool) -> Result<(), String> {
+        let mut after = self.rest().char_indices().skip(1).peekable();
+        while let Some((at, c)) = after.next() {
+            match c {
+                '\\' if escapes => {
+                    after.next();
+                }
+                '\'' if after.peek().is_some_and(|(_, next)| *next == '\'') => {
+                    after.next();
+                }
+                '\'' => {
+                    self.take(at + 1);
+                    return Ok(());
+                }
+                _ => {}
+            }
+        }
+        Err("a string literal is not closed".to_owned())
+    }
+
+    /// An identifier between quotes, in which a doubled quote stands for itself.
+    fn quoted(&mut self, quote: char) -> Result<(), String> {
+        let mut after = self.rest().char_indices().skip(1).peekable();
+        while let Some((at, c)) = after.next() {
+            if c == quote && after.next_if(|(_, next)| *next == quote).is_none() {
+                self.take(at + 1);
+                return Ok(());
+            }
+        }
+        Err("a quoted identifier is not closed".to_owned())
+    }
+
+    fn bracketed(&mut self) -> Result<(), String> {
+        let end = self.rest().find(']').ok_or("a quoted identifier is not closed")?;
+        self.take(end + 1);
+        Ok(())
+    }
+
+    /// A comment says nothing to the server, and one at the end would swallow what is put around the statement.
+    fn line_comment(&mut self) {
+        self.at += self.rest().find('\n').unwrap_or(self.rest().len());
+        self.literal.push(' ');
+    }
+
+    /// Postgres nests these comments, SQLite does not.
+    fn block_comment(&mut self) -> Result<(), String> {
+        let bytes = self.rest().as_bytes();
+        let (mut at, mut depth) = (2, 1);
+        while depth > 0 {
+            match bytes.get(at..at + 2) {
+                Some(b"*/") => depth -= 1,
+                Some(b"/*") if self.dialect == Dialect::Postgres => depth += 1,
+                Some(_) => {
+                    at += 1;
+                    continue;
+                }
+                None => return Err("a comment is not closed".to_owned()),
+            }
+            at += 2;
+        }
+        self.at += at;
+        self.literal.push(' ');
+        Ok(())
+    }
+
+    fn dollar(&mut self, keys: &KeyPattern) -> Result<(), String> {
+        let after = &self.rest()[1..];
+        let length = after.find(|c: char| !is_word(c)).unwrap_or(after.len());
+        let name = &after[..length];
+        if self.dialect == Dialect::Postgres
+            && after[length..].starts_with('$')
+            && !name.starts_with(|c: char| c.is_ascii_digit())
+        {
+            return self.dollar_quote(length + 2);
+        }
+        if name.is_empty() || name.starts_with(|c: char| c.is_ascii_digit()) {
+            return Err(format!("`${name}` names no part: write $ and the name of a part of the key, such as $id"));
+        }
+        let Some(index) = keys.parts().position(|part| part == name) else {
+            let known = keys.parts().map(|part| format!("${part}")).collect::<Vec<_>>().join(", ");
+            let known = if known.is_empty() { "none".to_owned() } else { known };
+            return Err(format!("`${name}` is not a part of the pattern {keys}: its parts are {known}"));
+        };
+        let parts = &mut self.template.parts;
+        let parameter = parts.iter().position(|used| used.index == index).unwrap_or_else(|| {
+            parts.push(Used { name: name.to_owned(), index });
+            parts.len() - 1
+        });
+        let end = self.at + 1 + length;
+        self.flush();
+        self.template.pieces.push(Piece::Parameter(parameter));
+        self.at = end;
+        Ok(())
+    }
+
+    /// `$tag$ … $tag$`, of which `opening` bytes open and close it.
+    fn dollar_quote(&mut self, opening: usize) -> Result<(), String> {
+        let (tag, body) = self.rest().split_at(opening);
+        let end = body.find(tag).ok_or_else(|| format!("the quote {tag} is not closed"))?;
+        self.take(opening + end + opening);
+        Ok(())
+    }
+
+    fn refuse_other_placeholder(&self) -> Result<(), String> {
+        let token: String = self.rest().chars().take(1).chain(self.rest().chars().skip(1).take_while(|c| is_word(*c))).collect();
+        Err(format!("`{token}` is a placeholder of another kind: write $ and the name of a part, such as $id"))
+    }
+
+    fn end_of_statement(&mut self) -> Result<(), String> {
+        self.at += 1;
+        while let Some(next) = self.rest().chars().next() {
+            match next {
+                '-' if self.rest().starts_with("--") => self.line_comment(),
+                '/' if self.rest().starts_with("/*") => self.block_comment()?,
+                _ if next.is_whitespace() || next == ';' => self.at += next.len_utf8(),
+                _ => return Err("it holds more than one statement: write a single query".to_owned()),
+            }
+        }
+        self.finish()
+    }
+
+    fn parenthesis(&mut self, which: char) -> Result<(), String> {
+        self.depth = match which {
+            '(' => self.depth + 1,
+            _ => self.depth.checked_sub(1).ok_or("a parenthesis is closed that was not opened")?,
+        };
+        self.take(1);
+        Ok(())
+    }
+
+    /// A keyword or an identifier. In Postgres and in SQLite a `$` may stand inside of one, where it is no placeholder.
+    fn word(&mut self) -> Result<(), String> {
+        let length = self.rest().find(|c: char| !is_word(c) && c != '$').unwrap_or(self.rest().len());
+        let escapes = self.dialect == Dialect::Postgres && length == 1 && self.rest().starts_with(['e', 'E']);
+        self.take(length);
+        if escapes && self.rest().starts_with('\'') {
+            return self.string(true);
+        }
+        Ok(())
+    }
+
+    fn number(&mut self) {
+        let length = self.rest().find(|c: char| !c.is_ascii_alphanumeric() && c != '.' && c != '_').unwrap_or(self.rest().len());
+        self.take(length);
+    }
+}
+
+fn is_word_start(c: char) -> bool {
+    c.is_ascii_alphabetic() || c == '_' || !c.is_ascii()
+}
+
+fn is_word(c: char) -> bool {
+    is_word_start(c) || c.is_ascii_digit()
+}
+
+/// Whether the statement begins as one that reads.
+fn is_query(text: &str, dialect: Dialect) -> bool {
+    let text = text.trim_start_matches(|c: char| c.is_whitespace() || c == '(');
+    let word: String = text.chars().take_while(|c| is_word(*c)).collect();
+    let word = word.to_ascii_uppercase();
+    matches!(word.as_str(), "SELECT" | "VALUES" | "WITH") || (word == "TABLE" && dialect == Dialect::Postgres)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn parse(statement: &str, dialect: Dialect) -> Result<(String, Vec<String>), String> {
+        let keys: KeyPattern = "shop:{tenant}:{id}".parse().expect("valid");
+        let template = Template::parse(statement, &keys, dialect)?;
+        let parts = template.parts().iter().map(|used| used.name.clone()).collect();
+        Ok((template.render(|n| format!("<{n}>")), parts))
+    }
+
+    #[track_caller]
+    fn check(dialect: Dialect, statement: &str, rendered: &str, parts: &[&str]) {
+        let (sql, used) = parse(statement, dialect).expect(statement);
+        assert_eq!((sql.as_str(), used.iter().map(String::as_str).collect::<Vec<_>>().as_slice()), (rendered, parts));
+    }
+
+    #[test]
+    fn placeholders_become_parameters() {
+        for dialect in [Dialect::Postgres, Dialect::Sqlite] {
+            let check = |statement, rendered, parts: &[&str]| check(dialect, statement, rendered, parts);
+            check("SELECT 1 WHERE a = $id", "SELECT 1 WHERE a = <0>", &["id"]);
+            check("SELECT $id, $tenant, $id", "SELECT <0>, <1>, <0>", &["id", "tenant"]);
+            check("select '$id', \"$id\", $id", "select '$id', \"$id\", <0>", &["id"]);
+            check("select 'it''s $id' || $id", "select 'it''s $id' || <0>", &["id"]);
+            check("select 1 -- $id\n, $id", "select 1  \n, <0>", &["id"]);
+            check("select /* $id */ $id;", "select   <0>", &["id"]);
+            check("select $id ; -- over\n", "select <0>  ", &["id"]);
+            check("select a$id, 1", "select a$id, 1", &[]);
+            check("(select ($id))", "(select (<0>))", &["id"]);
+            check("with x as (values (1)) select * from x", "with x as (values (1)) select * from x", &[]);
+            check("select 'é$id', é, $id", "select 'é$id', é, <0>", &["id"]);
+        }
+    }
+
+    #[test]
+    fn postgres_has_rules_of_its_own() {
+        let check = |statement, rendered, parts: &[&str]| check(Dialect::Postgres, statement, rendered, parts);
+        check("select $id::int8 where b @> c ? 'x'", "select <0>::int8 where b @> c ? 'x'", &["id"]);
+        check("select $$ $id $$, $q$ $id $$ $q$, $id", "select $$ $id $$, $q$ $id $$ $q$, <0>", &["id"]);
+        check(r"select e'\' $id', $id", r"select e'\' $id', <0>", &["id"]);
+        check(r"select U&'\0061 $id', $id", r"select U&'\0061 $id', <0>", &["id"]);
+        check(r"select '\', $id", r"select '\', <0>", &["id"]);
+        check("select /* /* $id */ */ $id", "select   <0>", &["id"]);
+        check("select a[1], b[$id], c[1:2]", "select a[1], b[<0>], c[1:2]", &["id"]);
+        check("table users", "table users", &[]);
+    }
+
+    #[test]
+    fn sqlite_has_rules_of_its_own() {
+        let check = |statement, rendered, parts: &[&str]| check(Dialect::Sqlite, statement, rendered, parts);
+        check("select [$id], `$id`, $id", "select [$id], `$id`, <0>", &["id"]);
+        check("select /* /* $id */ $id", "select   <0>", &["id"]);
+        check("select e'\\', $id", "select e'\\', <0>", &["id"]);
+    }
+
+    #[test]
+    fn what_is_refused_says_what_to_write() {
+        for (statement, word) in [
+            ("", "empty"),
+            ("  ", "query"),
+            ("DELETE FROM t WHERE id = $id", "query"),
+            ("$id", "query"),
+            ("select $1", "$id"),
+            ("select $", "$id"),
+            ("select $nope", "its parts are $tenant, $id"),
+            ("select 'x", "literal"),
+            ("select \"x", "identifier"),
+            ("select /* x", "comment"),
+            ("select 1; select 2", "single"),
+            ("select 1) --", "not opened"),
+            ("select (1", "not closed"),
+            ("select 1\0", "NUL"),
+        ] {
+            for dialect in [Dialect::Postgres, Dialect::Sqlite] {
+                let error = parse(statement, dialect).expect_err(statement);
+                assert!(error.contains(word), "{statement}: {error}");
+            }
+        }
+        assert!(parse("select $q$ x", Dialect::Postgres).expect_err("open").contains("$q$"));
+        for other in ["?", "?1", ":id", "@id"] {
+            assert!(parse(&format!("select {other}"), Dialect::Sqlite).expect_err(other).contains(other));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_parsed_or_refused(text in r#"SELECT [ $'"a-z()\[\]/*;:E\\éß?`\n-]{0,60}"#) {
+            for dialect in [Dialect::Postgres, Dialect::Sqlite] {
+                let _ = parse(&text, dialect);
+            }
+        }
+
+        /// Whatever stands in quotes or comments stays what it was, and what stands outside is found.
+        #[test]
+        fn quoting_hides_and_nothing_else_does(inner in "[a-z $?:(;éE]{0,20}") {
+            for quoted in [format!("'{inner}'"), format!("\"{inner}\""), format!("/*{inner}*/"), format!("--{inner}\n")] {
+                let (sql, parts) = parse(&format!("SELECT {quoted}, $id"), Dialect::Postgres).expect("parses");
+                prop_assert_eq!(&parts, &["id".to_owned()]);
+                prop_assert!(sql.ends_with(", <0>"));
+                if quoted.starts_with(['\'', '"']) {
+                    prop_assert!(sql.contains(&quoted));
+                }
+            }
+        }
+    }
+}
