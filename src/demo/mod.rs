@@ -1,1 +1,8 @@
-//! The main job in a minute: a skewed load on a slow database, without and with Larder.
+//! The main job in a minute: the same load on a slow database without a cache, with plain cache-aside, and with Larder.
+
+pub mod data;
+pub mod database;
+pub mod keyspace;
+pub mod origin;
+pub mod truth;
+pub mod wire;
