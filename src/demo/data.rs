@@ -170,8 +170,7 @@ impl Dataset {
             .map(|id| {
                 // One in eight leaves today, so that the boards have something to show in a small set.
                 let today = id % 8 == 0;
-                let (month, day) =
-                    if today { (TODAY_MONTH, TODAY_DAY) } else { (random.u8(1..=12), random.u8(1..=28)) };
+                let (month, day) = if today { (TODAY_MONTH, TODAY_DAY) } else { (random.u8(1..=12), random.u8(1..=28)) };
                 let delay = (random.u16(0..100) > 2).then(|| random.i16(-10..60));
                 Flight {
                     id,
@@ -325,7 +324,8 @@ mod tests {
 
     #[test]
     fn only_the_first_row_of_a_repeated_hour_counts() {
-        let text = "origin,precip,time_hour\nEWR,0.1,2013-11-03T06:00:00Z\nEWR,0,2013-11-03T06:00:00Z\nJFK,NA,2013-11-03T06:00:00Z\n";
+        let text =
+            "origin,precip,time_hour\nEWR,0.1,2013-11-03T06:00:00Z\nEWR,0,2013-11-03T06:00:00Z\nJFK,NA,2013-11-03T06:00:00Z\n";
         let weather = parse_weather(text.as_bytes()).expect("valid");
         assert_eq!(weather.iter().map(|hour| hour.wet).collect::<Vec<_>>(), [true, false]);
     }

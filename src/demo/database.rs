@@ -15,6 +15,8 @@ use super::truth::Update;
 pub const SCHEMA: &str = "larder_demo";
 /// How long a query may wait for a free connection. The longest queue is that of the phase without a cache.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(30);
+/// How many queries a Postgres origin runs at once; a real one has processors of its own.
+const POSTGRES_READERS: u32 = 8;
 /// Rows per INSERT into SQLite.
 const ROWS_PER_STATEMENT: usize = 500;
 
@@ -48,8 +50,13 @@ pub enum Database {
         /// For updates.
         writes: SqlitePool,
     },
-    /// A Postgres server.
-    Postgres(PgPool),
+    /// A Postgres server, with the same division.
+    Postgres {
+        /// For queries.
+        reads: PgPool,
+        /// For updates.
+        writes: PgPool,
+    },
 }
 
 impl Database {
@@ -88,8 +95,9 @@ impl Database {
     pub async fn open_postgres(dataset: &Dataset, url: &str) -> Result<Self, DatabaseError> {
         let options: PgConnectOptions = url.parse()?;
         let options = options.options([("search_path", SCHEMA)]);
-        let pool = PgPoolOptions::new().max_connections(8).acquire_timeout(ACQUIRE_TIMEOUT).connect_with(options).await?;
-        let mut connection = pool.acquire().await?;
+        let pool = |size| PgPoolOptions::new().max_connections(size).acquire_timeout(ACQUIRE_TIMEOUT);
+        let writes = pool(1).connect_with(options.clone()).await?;
+        let mut connection = writes.acquire().await?;
         let fresh = format!("DROP SCHEMA IF EXISTS {SCHEMA} CASCADE; CREATE SCHEMA {SCHEMA}; {TABLES}");
         connection.execute(sqlx::raw_sql(AssertSqlSafe(fresh))).await?;
         for (table, rows) in [("flights", flights_as_csv(dataset)), ("weather", weather_as_csv(dataset))] {
@@ -100,7 +108,8 @@ impl Database {
         connection.execute("ANALYZE flights").await?;
         connection.execute("ANALYZE weather").await?;
         drop(connection);
-        Ok(Self::Postgres(pool))
+        let reads = pool(POSTGRES_READERS).connect_with(options).await?;
+        Ok(Self::Postgres { reads, writes })
     }
 
     /// The only column of the only row that `sql` answers with, or `None` without a row.
@@ -115,12 +124,24 @@ impl Database {
                 let query = parameters.iter().fold(sqlx::query_scalar(sql), |query, text| query.bind(text));
                 query.fetch_optional(reads).await?
             }
-            Self::Postgres(pool) => {
+            Self::Postgres { reads, .. } => {
                 let query = parameters.iter().fold(sqlx::query_scalar(sql), |query, text| query.bind(text));
-                query.fetch_optional(pool).await?
+                query.fetch_optional(reads).await?
             }
         };
         Ok(row)
+    }
+
+    /// Every history key with its value, in one statement: what a nightly job would put into the cache.
+    ///
+    /// # Errors
+    /// Where the database refuses.
+    pub async fn history(&self) -> Result<Vec<(String, String)>, DatabaseError> {
+        let sql = AssertSqlSafe(super::keyspace::history_sql());
+        Ok(match self {
+            Self::Sqlite { reads, .. } => sqlx::query_as(sql).fetch_all(reads).await?,
+            Self::Postgres { reads, .. } => sqlx::query_as(sql).fetch_all(reads).await?,
+        })
     }
 
     /// Changes one row.
@@ -132,7 +153,7 @@ impl Database {
         let (delay, id) = (i32::from(update.delay), update.id.cast_signed());
         match self {
             Self::Sqlite { writes, .. } => drop(sqlx::query(SQL).bind(delay).bind(id).execute(writes).await?),
-            Self::Postgres(pool) => drop(sqlx::query(SQL).bind(delay).bind(id).execute(pool).await?),
+            Self::Postgres { writes, .. } => drop(sqlx::query(SQL).bind(delay).bind(id).execute(writes).await?),
         }
         Ok(())
     }
@@ -144,7 +165,10 @@ impl Database {
                 reads.close().await;
                 writes.close().await;
             }
-            Self::Postgres(pool) => pool.close().await,
+            Self::Postgres { reads, writes } => {
+                reads.close().await;
+                writes.close().await;
+            }
         }
     }
 }
@@ -231,6 +255,11 @@ mod tests {
             let update = truth.next_update(&mut random).expect("flights leave today");
             truth.update_sent(update, std::time::Instant::now());
             database.apply(update).await.expect("updates");
+        }
+        let history: std::collections::HashMap<_, _> = database.history().await.expect("answers").into_iter().collect();
+        assert_eq!(history.len(), keyspace.entities.len() - keyspace.boards);
+        for (index, entity) in keyspace.entities.iter().enumerate().skip(keyspace.boards) {
+            assert_eq!(history.get(&entity.key()), Some(&truth.current(index)), "{}", entity.key());
         }
         let unknown = database.fetch(&Family::Board.numbered_sql(), &["XXX".to_owned()]).await.expect("answers");
         assert_eq!(unknown, None);

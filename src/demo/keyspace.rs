@@ -64,10 +64,9 @@ impl Family {
     pub fn read_sql(self) -> String {
         let (mine, all) = match self {
             Self::Board => (format!("f.month = {TODAY_MONTH} AND f.day = {TODAY_DAY}"), "f.origin = $origin"),
-            Self::Flight => (
-                "f.number = CAST($number AS INTEGER) AND f.month = CAST($month AS INTEGER)".to_owned(),
-                "f.carrier = $carrier",
-            ),
+            Self::Flight => {
+                ("f.number = CAST($number AS INTEGER) AND f.month = CAST($month AS INTEGER)".to_owned(), "f.carrier = $carrier")
+            }
         };
         format!(
             "SELECT {VALUE_COLUMNS} AS value FROM (SELECT CASE WHEN {mine} THEN 1 ELSE 0 END AS mine, f.dep_delay AS delay, \
@@ -96,6 +95,24 @@ const VALUE_COLUMNS: &str = "'{\"flights\":' || SUM(mine) \
     || ',\"delay\":' || COALESCE(SUM(delay), 0) \
     || ',\"wet\":' || SUM(CASE WHEN wet = 1 THEN 1 ELSE 0 END) \
     || ',\"wetLate\":' || SUM(CASE WHEN wet = 1 AND delay > 15 THEN 1 ELSE 0 END) || '}}'";
+
+/// The statement that finds every key of [`Family::Flight`] with its value at once.
+pub fn history_sql() -> String {
+    "WITH rated AS (SELECT f.carrier AS carrier, f.number AS number, f.month AS month, f.dep_delay AS delay, w.wet AS wet \
+       FROM flights f LEFT JOIN weather w ON w.origin = f.origin AND w.time_hour = f.time_hour), \
+     part AS (SELECT carrier, number, month, COUNT(*) AS flights, SUM(CASE WHEN delay > 15 THEN 1 ELSE 0 END) AS late, \
+       COALESCE(SUM(delay), 0) AS delay, SUM(CASE WHEN delay IS NULL THEN 1 ELSE 0 END) AS cancelled \
+       FROM rated GROUP BY carrier, number, month), \
+     whole AS (SELECT carrier, COUNT(*) AS flights, SUM(CASE WHEN delay > 15 THEN 1 ELSE 0 END) AS late, \
+       COALESCE(SUM(delay), 0) AS delay, SUM(CASE WHEN wet = 1 THEN 1 ELSE 0 END) AS wet, \
+       SUM(CASE WHEN wet = 1 AND delay > 15 THEN 1 ELSE 0 END) AS wet_late FROM rated GROUP BY carrier) \
+     SELECT 'flight:' || part.carrier || ':' || part.number || ':' || part.month AS key, \
+       '{\"flights\":' || part.flights || ',\"late\":' || part.late || ',\"delay\":' || part.delay || ',\"cancelled\":' || part.cancelled \
+       || ',\"of\":{\"flights\":' || whole.flights || ',\"late\":' || whole.late || ',\"delay\":' || whole.delay \
+       || ',\"wet\":' || whole.wet || ',\"wetLate\":' || whole.wet_late || '}}' AS value \
+       FROM part JOIN whole ON whole.carrier = part.carrier"
+        .to_owned()
+}
 
 impl Entity {
     /// The family it belongs to.

@@ -73,10 +73,14 @@ pub fn peak_identical(records: &[Record]) -> usize {
     let peak_of = |mut edges: Vec<(Instant, i32)>| {
         // Where one ends at the very moment another starts, they did not overlap.
         edges.sort_unstable_by_key(|(at, step)| (*at, *step));
-        edges.iter().scan(0, |open, (_, step)| {
-            *open += step;
-            Some(*open)
-        }).max().unwrap_or_default()
+        edges
+            .iter()
+            .scan(0, |open, (_, step)| {
+                *open += step;
+                Some(*open)
+            })
+            .max()
+            .unwrap_or_default()
     };
     edges.into_values().map(peak_of).max().and_then(|peak| usize::try_from(peak).ok()).unwrap_or_default()
 }

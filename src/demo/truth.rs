@@ -191,7 +191,8 @@ impl Truth {
         if settled && state.value(part, whole, newest) == reply {
             return Verdict::True { age: Duration::ZERO };
         }
-        let mut changes: Vec<usize> = [part, whole].iter().flat_map(|group| state.groups[*group].iter()).map(|v| v.since).collect();
+        let mut changes: Vec<usize> =
+            [part, whole].iter().flat_map(|group| state.groups[*group].iter()).map(|v| v.since).collect();
         changes.sort_unstable();
         changes.dedup();
         // The newest first.
@@ -232,7 +233,9 @@ fn groups_of(entity: &Entity, index: &HashMap<Group, usize>) -> (usize, usize) {
     let place = |group: Group| index.get(&group).copied().unwrap_or_default();
     match *entity {
         Entity::Board { origin } => (place(Group::Today(origin)), place(Group::Airport(origin))),
-        Entity::Flight { carrier, number, month } => (place(Group::Flight(carrier, number, month)), place(Group::Airline(carrier))),
+        Entity::Flight { carrier, number, month } => {
+            (place(Group::Flight(carrier, number, month)), place(Group::Airline(carrier)))
+        }
     }
 }
 
@@ -252,7 +255,8 @@ mod tests {
         let board_group = truth.entities[0].0;
         let origin = truth.index.iter().find(|(_, place)| **place == board_group).map(|(group, _)| *group);
         let Some(Group::Today(origin)) = origin else { panic!("the first entity is a board") };
-        let id = truth.state.read().unwrap().departures.iter().find(|row| row.origin == origin && row.delay.is_some()).unwrap().id;
+        let id =
+            truth.state.read().unwrap().departures.iter().find(|row| row.origin == origin && row.delay.is_some()).unwrap().id;
         truth.update_sent(Update { id, delay }, sent);
         if let Some(at) = acknowledged {
             truth.update_acknowledged(at);

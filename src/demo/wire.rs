@@ -128,7 +128,8 @@ fn parse_bind(fields: &mut Fields<'_>) -> io::Result<Frontend> {
     let mut parameters = Vec::with_capacity(usize::from(count.min(64)));
     for _ in 0..count {
         let length = usize::try_from(fields.u32()?.cast_signed()).map_err(|_| malformed("a NULL parameter"))?;
-        parameters.push(String::from_utf8(fields.take(length)?.to_vec()).map_err(|_| malformed("a parameter that is not UTF-8"))?);
+        parameters
+            .push(String::from_utf8(fields.take(length)?.to_vec()).map_err(|_| malformed("a parameter that is not UTF-8"))?);
     }
     Ok(Frontend::Bind { portal, statement, parameters })
 }
@@ -273,8 +274,11 @@ mod tests {
     #[tokio::test]
     async fn bind_takes_its_parameters_as_text() {
         let mut body = b"\0s1\0\0\x01\0\x01\0\x02\0\0\0\x02UA\0\0\0\x017\0\x01\0\x01".to_vec();
-        let expected =
-            Frontend::Bind { portal: String::new(), statement: "s1".to_owned(), parameters: vec!["UA".to_owned(), "7".to_owned()] };
+        let expected = Frontend::Bind {
+            portal: String::new(),
+            statement: "s1".to_owned(),
+            parameters: vec!["UA".to_owned(), "7".to_owned()],
+        };
         assert_eq!(parse(b'B', &body).expect("well formed"), expected);
         for length in 0..body.len() - 4 {
             assert!(parse(b'B', &body[..length]).is_err(), "cut at {length}");

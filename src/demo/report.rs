@@ -1,0 +1,269 @@
+//! The report: a table for people, `demo.json` for programs, a picture, and the origin's records as evidence.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::keyspace::Family;
+use super::origin::peak_identical;
+use super::phases::{Kind, Phase, millis};
+use super::{DemoError, Setting};
+
+mod picture;
+
+/// The whole outcome, as it stands in `demo.json`.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    /// What was run.
+    pub setting: SettingReport,
+    /// In order: none, aside, larder.
+    pub phases: Vec<PhaseReport>,
+    /// What was expected, and whether it was met.
+    pub expectations: Vec<Expectation>,
+}
+
+/// What was run.
+#[derive(Debug, Serialize)]
+pub struct SettingReport {
+    /// SQLite or Postgres.
+    pub database: &'static str,
+    /// Distinct keys.
+    pub keys: usize,
+    /// The skew.
+    pub zipf: f64,
+    /// The seed.
+    pub seed: u64,
+    /// Requests a second in the open loop.
+    pub rate: f64,
+    /// Clients with a connection each.
+    pub clients: usize,
+    /// The length of each open loop.
+    pub seconds: f64,
+    /// The TTL of the hot keys.
+    pub board_ttl_ms: u64,
+    /// The TTL of all other keys.
+    pub flight_ttl_ms: u64,
+}
+
+/// One phase.
+#[derive(Debug, Serialize)]
+pub struct PhaseReport {
+    /// Which.
+    pub phase: Kind,
+    /// Requests that fell due in the open loop.
+    pub requests: u64,
+    /// Those that were answered.
+    pub answered: u64,
+    /// Those whose time came while every client was still waiting, until the end.
+    pub unanswered: u64,
+    /// Those that got an error.
+    pub errors: u64,
+    /// Answers a second in the open loop.
+    pub throughput: f64,
+    /// From the time at which a request was due.
+    pub p50_ms: f64,
+    /// Likewise.
+    pub p99_ms: f64,
+    /// Likewise.
+    pub max_ms: f64,
+    /// Queries at the origin.
+    pub origin_queries: usize,
+    /// The median time of one, from its arrival at the origin to its answer.
+    pub query_p50_ms: f64,
+    /// The greatest number of identical queries under way at once at the origin.
+    pub peak_identical: usize,
+    /// The share of answered requests that needed no query of their own.
+    pub hit_ratio: f64,
+    /// Replies that were not the key's value within the allowed staleness, in both loops.
+    pub wrong: u64,
+    /// How old the oldest reply about a hot key was.
+    pub oldest_board_ms: u64,
+    /// How often each hot key was loaded, at least.
+    pub board_loads: usize,
+    /// The closed loop.
+    pub closed_loop: ClosedReport,
+}
+
+/// The closed loop of a phase.
+#[derive(Debug, Serialize)]
+pub struct ClosedReport {
+    /// The greatest throughput: answers a second with all clients always asking.
+    pub throughput: f64,
+    /// From the sending of a request.
+    pub p50_ms: f64,
+    /// Likewise.
+    pub p99_ms: f64,
+    /// Queries at the origin.
+    pub origin_queries: usize,
+    /// The greatest number of identical queries under way at once at the origin.
+    pub peak_identical: usize,
+    /// Requests that got an error.
+    pub errors: u64,
+}
+
+/// Something that Larder claims.
+#[derive(Debug, Serialize)]
+pub struct Expectation {
+    /// The claim.
+    pub claim: &'static str,
+    /// What was measured.
+    pub measured: String,
+    /// Whether it held.
+    pub met: bool,
+}
+
+impl PhaseReport {
+    fn new(setting: &Setting, phase: &Phase) -> Self {
+        let open = &phase.open;
+        let mut queries: Vec<Duration> = phase.records.iter().map(|record| record.end - record.start).collect();
+        queries.sort_unstable();
+        let query_p50 = queries.get(queries.len() / 2).copied().unwrap_or_default();
+        Self {
+            phase: phase.kind,
+            requests: setting.schedule.arrivals.len() as u64,
+            answered: open.answered,
+            unanswered: open.unanswered,
+            errors: open.errors,
+            throughput: rounded(open.throughput()),
+            p50_ms: phase.latency_ms(0.50),
+            p99_ms: phase.latency_ms(0.99),
+            max_ms: phase.latency_ms(1.0),
+            origin_queries: phase.records.len(),
+            query_p50_ms: rounded(query_p50.as_secs_f64() * 1000.0),
+            peak_identical: peak_identical(&phase.records),
+            hit_ratio: (phase.hit_ratio() * 10_000.0).round() / 10_000.0,
+            wrong: phase.wrong,
+            oldest_board_ms: open.oldest(Family::Board).as_millis() as u64,
+            board_loads: phase.board_loads(setting),
+            closed_loop: ClosedReport {
+                throughput: rounded(phase.closed.throughput()),
+                p50_ms: millis(&phase.closed.latency_us, 0.50),
+                p99_ms: millis(&phase.closed.latency_us, 0.99),
+                origin_queries: phase.closed_records.len(),
+                peak_identical: peak_identical(&phase.closed_records),
+                errors: phase.closed.errors,
+            },
+        }
+    }
+}
+
+fn rounded(value: f64) -> f64 {
+    (value * 10.0).round() / 10.0
+}
+
+impl Report {
+    /// The report of these phases.
+    pub fn new(setting: &Setting, phases: &[Phase]) -> Self {
+        let config = &setting.config;
+        let phases: Vec<_> = phases.iter().map(|phase| PhaseReport::new(setting, phase)).collect();
+        let expectations = expectations(&phases);
+        Self {
+            setting: SettingReport {
+                database: if config.database.is_some() { "Postgres" } else { "SQLite" },
+                keys: setting.keys.len(),
+                zipf: super::keyspace::ZIPF_EXPONENT,
+                seed: super::keyspace::SEED,
+                rate: config.rate,
+                clients: config.clients,
+                seconds: config.length.as_secs_f64(),
+                board_ttl_ms: config.ttls.board.as_millis() as u64,
+                flight_ttl_ms: config.ttls.flight.as_millis() as u64,
+            },
+            phases,
+            expectations,
+        }
+    }
+
+    /// Whether every expectation was met.
+    pub fn met(&self) -> bool {
+        self.expectations.iter().all(|expectation| expectation.met)
+    }
+
+    /// The table and the expectations, for people.
+    pub fn table(&self) -> String {
+        let mut text = String::from("\n");
+        let mut row = |name: &str, cell: &dyn Fn(&PhaseReport) -> String| {
+            let cells: String = self.phases.iter().map(|phase| format!("{:>14}", cell(phase))).collect();
+            // Writing to a String cannot fail.
+            let _ = writeln!(text, "{name:<42}{cells}");
+        };
+        row("", &|phase| phase.phase.to_string());
+        row("requests", &|phase| phase.requests.to_string());
+        row("answered", &|phase| phase.answered.to_string());
+        row("throughput, a second", &|phase| format!("{:.0}", phase.throughput));
+        row("p50", &|phase| show_ms(phase.p50_ms));
+        row("p99", &|phase| show_ms(phase.p99_ms));
+        row("max", &|phase| show_ms(phase.max_ms));
+        row("origin queries", &|phase| phase.origin_queries.to_string());
+        row("identical queries at once, at most", &|phase| phase.peak_identical.to_string());
+        row("hit ratio", &|phase| format!("{:.1} %", phase.hit_ratio * 100.0));
+        row("wrong replies", &|phase| phase.wrong.to_string());
+        row("errors", &|phase| (phase.errors + phase.closed_loop.errors).to_string());
+        row("greatest throughput (closed loop)", &|phase| format!("{:.0}", phase.closed_loop.throughput));
+        text.push('\n');
+        for expectation in &self.expectations {
+            let sign = if expectation.met { "met    " } else { "NOT MET" };
+            let _ = writeln!(text, "{sign}  {}: {}", expectation.claim, expectation.measured);
+        }
+        text
+    }
+}
+
+fn show_ms(value: f64) -> String {
+    if value >= 1000.0 { format!("{:.1} s", value / 1000.0) } else { format!("{value:.2} ms") }
+}
+
+fn expectations(phases: &[PhaseReport]) -> Vec<Expectation> {
+    let [none, aside, larder] = phases else { return Vec::new() };
+    let expect = |claim, met, measured: String| Expectation { claim, measured, met };
+    let fewer = 100.0 * (1.0 - larder.origin_queries as f64 / none.origin_queries.max(1) as f64);
+    let gain = larder.closed_loop.throughput / none.closed_loop.throughput.max(f64::MIN_POSITIVE);
+    let peak = larder.peak_identical.max(larder.closed_loop.peak_identical);
+    let wrong = larder.wrong + larder.errors + larder.closed_loop.errors;
+    vec![
+        expect("at least 90 % fewer queries than without a cache", fewer >= 90.0, format!("{fewer:.1} %")),
+        expect("p50 below 2 ms", larder.p50_ms < 2.0, show_ms(larder.p50_ms)),
+        expect("at least 10 times the greatest throughput without a cache", gain >= 10.0, format!("{gain:.0} times")),
+        expect(
+            "fewer queries than plain cache-aside",
+            larder.origin_queries < aside.origin_queries,
+            format!("{} against {}", larder.origin_queries, aside.origin_queries),
+        ),
+        expect(
+            "never two identical queries at once",
+            peak == 1,
+            format!("{peak} against {}", aside.peak_identical.max(aside.closed_loop.peak_identical)),
+        ),
+        expect("every hot key expired at least 5 times", larder.board_loads >= 6, format!("{} loads each", larder.board_loads)),
+        expect("no wrong reply and no error", wrong == 0, format!("{wrong} of {}", larder.answered)),
+    ]
+}
+
+/// Writes everything into the report's directory.
+///
+/// # Errors
+/// Where a file cannot be written.
+pub fn write(setting: &Setting, phases: &[Phase], report: &Report) -> Result<(), DemoError> {
+    let dir = &setting.config.report;
+    let json = serde_json::to_string_pretty(report).map_err(|error| DemoError::Report(error.to_string()))?;
+    std::fs::write(dir.join("demo.json"), json + "\n")?;
+    std::fs::write(dir.join("demo.txt"), report.table())?;
+    std::fs::write(dir.join("origin-queries.csv"), records(phases))?;
+    picture::draw(&dir.join("demo.svg"), phases, report).map_err(DemoError::Report)
+}
+
+/// Start and end of every query, in milliseconds since the phase's open loop began.
+fn records(phases: &[Phase]) -> String {
+    let mut text = String::from("phase,loop,query,start_ms,end_ms\n");
+    for phase in phases {
+        for (name, records) in [("open", &phase.records), ("closed", &phase.closed_records)] {
+            for record in records {
+                let [start, end] =
+                    [record.start, record.end].map(|at| at.saturating_duration_since(phase.start).as_secs_f64() * 1000.0);
+                let _ = writeln!(text, "{},{name},{},{start:.1},{end:.1}", phase.kind, record.query);
+            }
+        }
+    }
+    text
+}
