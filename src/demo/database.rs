@@ -152,8 +152,8 @@ impl Database {
         const SQL: &str = "UPDATE flights SET dep_delay = $1 WHERE id = $2";
         let (delay, id) = (i32::from(update.delay), update.id.cast_signed());
         match self {
-            Self::Sqlite { writes, .. } => drop(sqlx::query(SQL).bind(delay).bind(id).execute(writes).await?),
-            Self::Postgres { writes, .. } => drop(sqlx::query(SQL).bind(delay).bind(id).execute(writes).await?),
+            Self::Sqlite { writes, .. } => sqlx::query(SQL).bind(delay).bind(id).execute(writes).await.map(|_| ())?,
+            Self::Postgres { writes, .. } => sqlx::query(SQL).bind(delay).bind(id).execute(writes).await.map(|_| ())?,
         }
         Ok(())
     }
