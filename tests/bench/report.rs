@@ -83,7 +83,9 @@ impl Report {
                  Trust CPU per command and ratios more than rates, and neither to the last digit."
             );
         }
-        let _ = writeln!(text, "\n## Against what was to be reached\n\n| claim | measured | |\n|---|---|---|");
+        if !verdicts.is_empty() {
+            let _ = writeln!(text, "\n## Against what was to be reached\n\n| claim | measured | |\n|---|---|---|");
+        }
         for verdict in verdicts {
             let _ = writeln!(text, "| {} | {} | {} |", verdict.claim, verdict.measured, verdict.outcome.word());
         }

@@ -85,6 +85,9 @@ pub fn judge(report: &Report) -> Vec<Verdict> {
         ("CPU per command", CPU, Kind::Envoy, "GET P16", Bound::AtMost(1.0)),
     ];
     let mut verdicts = Vec::new();
+    if !report.targets().into_iter().any(Kind::is_larder) {
+        return verdicts;
+    }
     for ours in [Kind::LarderTtl, Kind::LarderReadThrough] {
         for (what, figure, reference, load, bound) in ratios {
             let ratio = report.ratio(load, ours, reference, figure);
