@@ -1,3 +1,5 @@
 //! Logs, metrics, health.
 
+pub mod background;
+pub mod counter;
 pub mod logs;

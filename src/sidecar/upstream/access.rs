@@ -170,6 +170,15 @@ impl Access {
     }
 }
 
+/// How to log in at the servers of one cluster, and at its sentinels.
+#[derive(Debug, Clone)]
+pub struct ClusterAccess {
+    /// At the servers.
+    pub servers: Access,
+    /// At the sentinels, which have users of their own.
+    pub sentinels: Access,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,0 +1,22 @@
+//! What the second thread counts: policy, secrets, topology. All of it is rare.
+
+use super::counter::SharedCounter;
+
+/// Counts of the work beside the data path.
+#[derive(Debug, Default)]
+pub struct Background {
+    /// The generation of the policy that is applied.
+    pub policy_generation: SharedCounter,
+    /// Policies that were refused, the older one staying.
+    pub policy_rejected: SharedCounter,
+    /// Credentials or certificates that were refused, the older ones staying.
+    pub secrets_rejected: SharedCounter,
+    /// Credentials or certificates that were taken up after the start.
+    pub secrets_renewed: SharedCounter,
+    /// Changes of the primary or of the slot map.
+    pub topology_changes: SharedCounter,
+    /// Rounds of questions to sentinels or nodes.
+    pub discovery_rounds: SharedCounter,
+    /// Those of them that found nothing to trust.
+    pub discovery_failures: SharedCounter,
+}
