@@ -8,6 +8,7 @@
 #[cfg(feature = "control-plane")]
 mod crds;
 mod failure;
+mod sidecar;
 
 use std::process::ExitCode;
 
@@ -42,12 +43,14 @@ commands! {
     /// What `larder` can do.
     Larder {
         Crds(crds),
+        Sidecar(sidecar),
     }
 }
 
 commands! {
     /// What `larderd` can do.
     Larderd {
+        Sidecar(sidecar),
     }
 }
 

@@ -2,7 +2,16 @@
 
 pub mod access_files;
 pub mod commands;
+pub mod dispatch;
+pub mod engine;
+pub mod exclusive;
 pub mod files;
+pub mod meter;
+pub mod patterns;
+pub mod policy;
 pub mod resp;
+pub mod server;
+pub mod session;
 pub mod slots;
 pub mod upstream;
+pub mod worker;

@@ -1,0 +1,60 @@
+//! `larderd sidecar`: the proxy beside a workload.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use super::{Failure, Outcome};
+use crate::policy::Span;
+use crate::sidecar::server::{self, Config, StartError};
+
+/// Serve Redis clients under a policy, beside a workload
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  larderd sidecar --snapshot /etc/larder/snapshot.json --listen 127.0.0.1:6379
+  larderd sidecar --snapshot snapshot.json --socket /run/larder/redis.sock --admin 127.0.0.1:9121")]
+pub struct Args {
+    /// The policy snapshot; changes are taken up while clients stay connected
+    #[arg(long, value_name = "FILE")]
+    snapshot: PathBuf,
+    /// Where clients connect by TCP
+    #[arg(long, value_name = "HOST:PORT", required_unless_present = "socket")]
+    listen: Option<SocketAddr>,
+    /// Where clients connect by Unix socket
+    #[arg(long, value_name = "PATH")]
+    socket: Option<PathBuf>,
+    /// Where /livez, /readyz and /metrics are served
+    #[arg(long, value_name = "HOST:PORT")]
+    admin: Option<SocketAddr>,
+    /// Where the policy and keys are explained, for this machine's owner alone
+    #[arg(long, value_name = "PATH")]
+    admin_socket: Option<PathBuf>,
+    /// How many threads serve clients
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=64))]
+    workers: u8,
+    /// How long clients may finish after the signal to stop
+    #[arg(long, value_name = "DURATION", default_value = "10s")]
+    drain: Span,
+}
+
+/// Serves until it is told to stop.
+pub fn run(args: Args) -> Outcome {
+    let Args { snapshot, listen, socket, admin, admin_socket, workers, drain } = args;
+    let config =
+        Config { snapshot, listen, socket, admin, admin_socket, workers: usize::from(workers), drain: drain.as_duration() };
+    match server::run(&config) {
+        Ok(()) => Ok(ExitCode::SUCCESS),
+        Err(error) => Err(Failure::new(&error, next_step(&error))),
+    }
+}
+
+fn next_step(error: &StartError) -> &'static str {
+    match error {
+        StartError::Read { .. } => "name the file that the control plane writes with --snapshot",
+        StartError::Snapshot { .. } | StartError::Address(_) => "correct the policy it was made from, and have it written again",
+        StartError::Access(_) => "correct the file; a sidecar starts only with keys that it can use",
+        StartError::Listen { .. } => "choose another address, or stop what listens there",
+        StartError::Io(_) => "raise the limits on threads and open files",
+    }
+}

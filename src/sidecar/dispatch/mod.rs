@@ -1,0 +1,85 @@
+//! From a client's command to what is sent, to whom, and what becomes of the answer.
+
+mod data;
+mod local;
+mod shards;
+mod split;
+
+use std::rc::Rc;
+
+use super::commands::{self, Class, CommandSpec};
+use super::exclusive::Exclusive;
+use super::resp::{CommandArgs, encode};
+use super::session::Session;
+
+/// What the client's task does next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Flow {
+    /// It hands on the next command.
+    Continue,
+    /// The command is handed on; the task waits until it is woken.
+    Wait,
+    /// The command is not handed on: it needs a connection of the client's own.
+    Exclusive(Exclusive),
+}
+
+/// A command of a client.
+#[derive(Debug, Clone, Copy)]
+pub struct Request<'a> {
+    /// Its bytes as they came.
+    pub raw: &'a [u8],
+    /// Its arguments.
+    pub args: CommandArgs<'a>,
+    /// What it is.
+    pub spec: &'static CommandSpec,
+}
+
+/// Hands on one command of `session`.
+#[inline]
+pub fn command(session: &Rc<Session>, raw: &[u8], args: CommandArgs<'_>) -> Flow {
+    let spec = match commands::resolve(&args) {
+        Ok(spec) => spec,
+        Err(error) => {
+            session.answer_now(|out| error.write(&args, out));
+            return Flow::Continue;
+        }
+    };
+    let request = Request { raw, args, spec };
+    match spec.class {
+        Class::Data | Class::Script | Class::Publish | Class::Unknown => data::forward(session, &request),
+        Class::Split(join) => split::forward(session, &request, join),
+        Class::Blocking | Class::Wait(_) if !spec.blocks(&args) => data::forward(session, &request),
+        Class::Blocking | Class::Wait(_) => Flow::Exclusive(Exclusive::Blocking),
+        Class::Transaction => transaction(session, &request),
+        Class::PubSub => Flow::Exclusive(Exclusive::Subscribe),
+        Class::ScriptAdmin(gather) | Class::AllShards(gather) => shards::all(session, &request, gather),
+        Class::Gated(gather) => shards::gated(session, &request, gather),
+        Class::Scan => shards::scan(session, &request),
+        Class::AnyNode => shards::any(session, &request),
+        Class::Connection => local::connection(session, &request),
+        Class::Topology => local::topology(session, &request),
+        Class::Larder => local::larder(session, &request),
+        Class::Refused(refusal) => {
+            let name = spec.name.replace('|', " ").to_ascii_uppercase();
+            refuse(session, &format!("NOPERM {name} is not passed on by Larder: {}", refusal.remedy()))
+        }
+    }
+}
+
+fn refuse(session: &Rc<Session>, text: &str) -> Flow {
+    session.answer_now(|out| encode::error(out, text));
+    Flow::Continue
+}
+
+/// Outside a transaction only MULTI and WATCH begin something.
+fn transaction(session: &Rc<Session>, request: &Request<'_>) -> Flow {
+    match request.spec.name {
+        "exec" => refuse(session, "ERR EXEC without MULTI"),
+        "discard" => refuse(session, "ERR DISCARD without MULTI"),
+        "unwatch" => {
+            session.answer_now(|out| encode::status(out, "OK"));
+            Flow::Continue
+        }
+        _ => Flow::Exclusive(Exclusive::Transaction),
+    }
+}

@@ -1,0 +1,124 @@
+//! Commands that concern every shard, or any one.
+
+use std::rc::Rc;
+
+use super::data::send;
+use super::{Flow, Request, refuse};
+use crate::sidecar::commands::{Access, Gather};
+use crate::sidecar::resp::{encode, reply};
+use crate::sidecar::session::Session;
+use crate::sidecar::upstream::gather::{Assembly, Meeting};
+use crate::sidecar::upstream::queue::{ANY_SLOT, Pending, Retry};
+use crate::sidecar::upstream::sink::{Answer, OnReply, Sink};
+
+/// The low bits of a cursor that say which shard it belongs to. Redis Cluster has at most a thousand nodes or so.
+const SHARD_BITS: u32 = 12;
+/// Cursors that every client can hold, JavaScript's numbers included, are below 2^53.
+const MOST_CURSOR: u64 = 1 << (53 - SHARD_BITS);
+
+/// Any one server answers.
+pub fn any(session: &Rc<Session>, request: &Request<'_>) -> Flow {
+    let retry = if request.spec.access == Access::Write { Retry::Never } else { Retry::Safe };
+    send(session, &[request.raw], ANY_SLOT, retry, OnReply::Pass)
+}
+
+/// Goes to every shard; the answers become one.
+pub fn all(session: &Rc<Session>, request: &Request<'_>, gather: Gather) -> Flow {
+    let worker = session.worker();
+    let nodes = worker.router().primaries();
+    if !worker.is_cluster() || nodes.is_empty() {
+        return any(session, request);
+    }
+    let writes = request.spec.access == Access::Write;
+    let assembly = Assembly::Shards(gather);
+    let meeting = Meeting::new(session.clone(), session.take_place(), assembly, writes, nodes.len());
+    let mut room = true;
+    for (index, node) in nodes.iter().enumerate() {
+        let sink = Sink::Part { meeting: meeting.clone(), index: index as u32 };
+        let pending = Pending::new(sink, ANY_SLOT, Retry::Never, session.lane(), worker.now());
+        let mux = node.mux(worker, session.lane());
+        mux.push(&[request.raw], pending);
+        room &= !mux.is_full(session);
+    }
+    if room { Flow::Continue } else { Flow::Wait }
+}
+
+/// As [`all`], where the policy allows it.
+pub fn gated(session: &Rc<Session>, request: &Request<'_>, gather: Gather) -> Flow {
+    let allow = session.worker().policy().allow();
+    let (allowed, field) = if request.spec.name == "keys" { (allow.keys, "keys") } else { (allow.flush, "flush") };
+    if allowed {
+        return all(session, request, gather);
+    }
+    let name = request.spec.name.to_ascii_uppercase();
+    let instead = if field == "keys" { "use SCAN, or set" } else { "delete by key, or set" };
+    refuse(session, &format!("NOPERM {name} touches every key of a shared cache: {instead} allow.{field} in the CachePolicy"))
+}
+
+/// SCAN walks one shard after the other; the cursor says where it is.
+pub fn scan(session: &Rc<Session>, request: &Request<'_>) -> Flow {
+    let worker = session.worker();
+    let nodes = worker.router().primaries();
+    if !worker.is_cluster() || nodes.is_empty() || request.spec.name != "scan" {
+        return any(session, request);
+    }
+    let cursor = request.args.get(1).and_then(|digits| std::str::from_utf8(digits).ok()).and_then(|digits| digits.parse().ok());
+    let Some(cursor): Option<u64> = cursor else {
+        return refuse(session, "ERR invalid cursor");
+    };
+    let (shard, inner) = ((cursor & ((1 << SHARD_BITS) - 1)) as usize, cursor >> SHARD_BITS);
+    let shards = nodes.len();
+    let Some(node) = nodes.into_iter().nth(shard) else {
+        return refuse(session, "ERR invalid cursor");
+    };
+    let mut wire = Vec::new();
+    encode::array(&mut wire, request.args.len());
+    for (index, arg) in request.args.iter().enumerate() {
+        if index == 1 { encode::bulk(&mut wire, inner.to_string().as_bytes()) } else { encode::bulk(&mut wire, arg) }
+    }
+    let (waiting, place) = (session.clone(), session.take_place());
+    let sink = Sink::Call(Box::new(move |_, answer| {
+        waiting.answer(place, |out| match answer {
+            Answer::Reply(bytes) => rewrite_scan(bytes, shard, shards, out),
+            Answer::Failed(text) => encode::error(out, text),
+        });
+    }));
+    let mux = node.mux(worker, session.lane());
+    mux.push(&[&wire], Pending::new(sink, ANY_SLOT, Retry::Safe, session.lane(), worker.now()));
+    if mux.is_full(session) { Flow::Wait } else { Flow::Continue }
+}
+
+/// Puts the shard into the cursor; the end of one shard is the start of the next.
+fn rewrite_scan(bytes: &[u8], shard: usize, shards: usize, out: &mut Vec<u8>) {
+    let Some([cursor, items]) = reply::elements(bytes).and_then(|parts| <[&[u8]; 2]>::try_from(parts).ok()) else {
+        return out.extend_from_slice(bytes);
+    };
+    let inner = reply::text(cursor).and_then(|digits| std::str::from_utf8(digits).ok()).and_then(|digits| digits.parse().ok());
+    let next = match inner {
+        Some(0) if shard + 1 < shards => shard as u64 + 1,
+        Some(0) => 0,
+        Some(inner) if inner < MOST_CURSOR => (inner << SHARD_BITS) | shard as u64,
+        _ => return encode::error(out, "ERR the server's cursor is too large to carry the shard"),
+    };
+    encode::array(out, 2);
+    encode::bulk(out, next.to_string().as_bytes());
+    out.extend_from_slice(items);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_scan_goes_from_shard_to_shard() {
+        let turn = |cursor: &str, shard| {
+            let mut out = Vec::new();
+            rewrite_scan(format!("*2\r\n${}\r\n{cursor}\r\n*0\r\n", cursor.len()).as_bytes(), shard, 3, &mut out);
+            let parts = reply::elements(&out).map(|parts| parts[0].to_vec()).unwrap_or_default();
+            String::from_utf8_lossy(reply::text(&parts).unwrap_or_default()).into_owned()
+        };
+        assert_eq!(turn("7", 1), ((7 << 12) + 1).to_string());
+        assert_eq!(turn("0", 1), "2");
+        assert_eq!(turn("0", 2), "0");
+    }
+}

@@ -1,0 +1,72 @@
+//! Commands over many keys that may lie in several slots: MGET, MSET, DEL, UNLINK, EXISTS, TOUCH.
+
+use std::rc::Rc;
+
+use rustc_hash::FxHashMap;
+
+use super::data::forward as forward_whole;
+use super::{Flow, Request};
+use crate::sidecar::commands::{Access, Join};
+use crate::sidecar::resp::encode;
+use crate::sidecar::session::Session;
+use crate::sidecar::slots;
+use crate::sidecar::upstream::gather::{Assembly, Meeting};
+use crate::sidecar::upstream::queue::{Pending, Retry};
+use crate::sidecar::upstream::sink::Sink;
+
+/// The keys of one slot: their arguments (with values, for MSET) and their places among the client's keys.
+#[derive(Default)]
+struct Part<'a> {
+    args: Vec<&'a [u8]>,
+    places: Vec<u32>,
+}
+
+/// Forwards a command, split by slot where its keys lie in several.
+pub fn forward(session: &Rc<Session>, request: &Request<'_>, join: Join) -> Flow {
+    let worker = session.worker();
+    let keys = request.spec.keys(&request.args).unwrap_or_default();
+    if !worker.is_cluster() || keys.len() < 2 {
+        return forward_whole(session, request);
+    }
+    let step = if request.spec.name == "mset" { 2 } else { 1 };
+    if step == 2 && request.args.len().is_multiple_of(2) {
+        // An odd number of arguments: any server answers with the error that fits.
+        return forward_whole(session, request);
+    }
+    let mut parts: Vec<(u16, Part<'_>)> = Vec::new();
+    let mut by_slot: FxHashMap<u16, usize> = FxHashMap::default();
+    for (place, at) in keys.iter().enumerate() {
+        let index = at.index as usize;
+        let slot = request.args.get(index).map_or(0, slots::slot_of);
+        let part = *by_slot.entry(slot).or_insert_with(|| {
+            parts.push((slot, Part::default()));
+            parts.len() - 1
+        });
+        let part = &mut parts[part].1;
+        part.places.push(place as u32);
+        part.args.extend((index..index + step).filter_map(|index| request.args.get(index)));
+    }
+    if parts.len() == 1 {
+        return forward_whole(session, request);
+    }
+    send_parts(session, request, join, parts)
+}
+
+fn send_parts(session: &Rc<Session>, request: &Request<'_>, join: Join, parts: Vec<(u16, Part<'_>)>) -> Flow {
+    let worker = session.worker();
+    let writes = request.spec.access == Access::Write;
+    let places = parts.iter().map(|(_, part)| part.places.clone()).collect();
+    let meeting = Meeting::new(session.clone(), session.take_place(), Assembly::Keys(join, places), writes, parts.len());
+    let mut room = true;
+    let mut wire = Vec::new();
+    for (index, (slot, part)) in parts.iter().enumerate() {
+        wire.clear();
+        encode::array(&mut wire, part.args.len() + 1);
+        encode::bulk(&mut wire, request.args.name());
+        part.args.iter().for_each(|arg| encode::bulk(&mut wire, arg));
+        let sink = Sink::Part { meeting: meeting.clone(), index: index as u32 };
+        let retry = if writes { Retry::Never } else { Retry::Safe };
+        room &= worker.submit(&[&wire], Pending::new(sink, *slot, retry, session.lane(), worker.now()));
+    }
+    if room { Flow::Continue } else { Flow::Wait }
+}

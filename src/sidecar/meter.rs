@@ -1,0 +1,22 @@
+//! What a worker counts.
+
+use super::policy::RuleId;
+use super::upstream::node::NodeAddr;
+
+/// One worker's counters.
+#[derive(Debug, Default)]
+pub struct Meter {}
+
+impl Meter {
+    /// A read was answered; null is a miss.
+    #[inline]
+    pub fn count_read(&self, _rule: RuleId, _null: bool) {}
+    /// A connection ended.
+    pub fn reconnect(&self, _node: &NodeAddr) {}
+    /// A redirect was followed.
+    pub fn redirect(&self) {}
+    /// A client came.
+    pub fn client_came(&self) {}
+    /// A client left.
+    pub fn client_left(&self) {}
+}

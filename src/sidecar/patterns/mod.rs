@@ -1,0 +1,3 @@
+//! The caching patterns, one file each.
+
+pub mod read_through;

@@ -1,0 +1,105 @@
+//! The policy in force, in the form that the data path asks.
+
+use std::sync::Arc;
+
+use super::engine::Coverage;
+use crate::policy::snapshot::{Allow, Topology};
+use crate::policy::{Lifetime, Rule, RuleIndex, Snapshot, Span, Strategy, Unmatched};
+
+/// The position of a rule in its snapshot.
+pub type RuleId = u16;
+/// The position that stands for keys that no rule covers.
+pub const UNMATCHED: RuleId = RuleId::MAX;
+
+/// A snapshot, indexed. Immutable: a change makes another one.
+#[derive(Debug, Clone)]
+pub struct ActivePolicy {
+    snapshot: Arc<Snapshot>,
+    index: RuleIndex,
+    /// Nothing is ever changed or counted: all keys pass untouched and no rule exists.
+    transparent: bool,
+}
+
+impl ActivePolicy {
+    /// Indexes a snapshot.
+    pub fn new(snapshot: Arc<Snapshot>) -> Self {
+        let index = RuleIndex::new(snapshot.patterns().cloned());
+        let transparent = snapshot.rules.is_empty() && snapshot.unmatched == Unmatched::Bypass {};
+        Self { snapshot, index, transparent }
+    }
+
+    /// The snapshot that it was made from.
+    pub fn snapshot(&self) -> &Arc<Snapshot> {
+        &self.snapshot
+    }
+
+    /// Whether no key is ever looked at.
+    #[inline]
+    pub fn is_transparent(&self) -> bool {
+        self.transparent
+    }
+
+    /// How servers are found.
+    #[inline]
+    pub fn topology(&self) -> &Topology {
+        &self.snapshot.cluster.topology
+    }
+
+    /// How long a command that has not left may wait.
+    pub fn patience(&self) -> Span {
+        self.snapshot.cluster.patience
+    }
+
+    /// The CacheCluster's name.
+    pub fn cluster_name(&self) -> &str {
+        &self.snapshot.cluster.name
+    }
+
+    /// Which dangerous commands are allowed.
+    pub fn allow(&self) -> Allow {
+        self.snapshot.allow
+    }
+
+    /// The first rule that covers `key`, or [`UNMATCHED`].
+    #[inline]
+    pub fn find(&self, key: &[u8]) -> RuleId {
+        self.index.find(key).map_or(UNMATCHED, |rule| rule as RuleId)
+    }
+
+    /// The rule at a position.
+    pub fn rule(&self, id: RuleId) -> Option<&Rule> {
+        self.snapshot.rules.get(usize::from(id))
+    }
+
+    /// Whether misses of the rule are loaded.
+    #[inline]
+    pub fn loads(&self, id: RuleId) -> bool {
+        matches!(self.rule(id).map(|rule| &rule.strategy), Some(Strategy::ReadThrough(_)))
+    }
+
+    /// The lifetime of the keys of a rule, or of those that no rule covers.
+    pub fn lifetime_of(&self, id: RuleId) -> Option<Lifetime> {
+        match self.rule(id) {
+            Some(rule) => rule.lifetime().copied(),
+            None => match &self.snapshot.unmatched {
+                Unmatched::Ttl(lifetime) => Some(*lifetime),
+                Unmatched::Bypass {} | Unmatched::Refuse {} => None,
+            },
+        }
+    }
+
+    /// Whether commands on keys that no rule covers are refused.
+    pub fn refuses_unmatched(&self) -> bool {
+        self.snapshot.unmatched == Unmatched::Refuse {}
+    }
+}
+
+impl Coverage for ActivePolicy {
+    fn lifetime(&self, key: &[u8]) -> Option<Lifetime> {
+        self.lifetime_of(self.find(key))
+    }
+
+    fn read_through(&self, key: &[u8]) -> bool {
+        self.loads(self.find(key))
+    }
+}

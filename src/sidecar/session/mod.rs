@@ -1,0 +1,388 @@
+//! One client: what it has sent, what it is owed, and in which order.
+//!
+//! Each command takes the next place in the session's order. Answers come in any order and leave in that one: an answer whose
+//! turn it is goes straight to the output; one that is early is stashed.
+
+pub mod reader;
+mod stream;
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
+
+pub use reader::Reader;
+pub use stream::{ClientReader, ClientWriter, split_tcp, split_unix};
+
+use super::resp::Protocol;
+use super::upstream::mux::{Lane, Mux, remember_waker};
+use super::worker::Worker;
+
+/// A client may have this many commands without an answer before more are read.
+const MOST_OUTSTANDING: u32 = 4096;
+/// A client with this much unread output is not read from.
+const OUTPUT_PAUSE_BYTES: usize = 256 * 1024;
+/// A client with this much unread output, or answers that came early, is closed.
+const OUTPUT_LIMIT_BYTES: usize = 64 * 1024 * 1024;
+/// Output buffers above this size are given back when they are empty.
+const KEEP_OUTPUT_BYTES: usize = 4 * 1024;
+
+/// How far a session has come to its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// It goes on.
+    No,
+    /// Nothing more is read; it ends when all is answered and written.
+    Draining,
+    /// It ends now.
+    Now,
+}
+
+/// One client's state. Shared, within its worker, by the client's task and the connections that owe it answers.
+#[derive(Debug)]
+pub struct Session {
+    worker: Rc<Worker>,
+    id: u64,
+    writer: RefCell<ClientWriter>,
+    output: RefCell<Output>,
+    /// The place that the next command gets.
+    next: Cell<u32>,
+    /// The place whose answer leaves next.
+    head: Cell<u32>,
+    /// Answers that came early; the first belongs to `head`.
+    stash: RefCell<VecDeque<Option<Vec<u8>>>>,
+    stash_bytes: Cell<usize>,
+    /// The place whose answer has begun to leave and is not whole.
+    streaming: Cell<Option<u32>>,
+    waker: RefCell<Option<Waker>>,
+    /// Set while the session is in the worker's list of those to flush.
+    dirty: Cell<bool>,
+    /// Set while the client's task waits for answers or room before it reads on.
+    starved: Cell<bool>,
+    /// Set while a command waits to be repeated, so that none overtakes it.
+    holding: Cell<bool>,
+    ending: Cell<Ending>,
+    lane: Cell<Lane>,
+    /// A connection that waits for this client to read.
+    slowed: RefCell<Option<Rc<Mux>>>,
+    /// What the client told of itself.
+    pub about: RefCell<About>,
+}
+
+/// What a client told of itself, kept here and never forwarded.
+#[derive(Debug, Default)]
+pub struct About {
+    /// `CLIENT SETNAME`.
+    pub name: Vec<u8>,
+    /// `CLIENT SETINFO LIB-NAME`.
+    pub library: Vec<u8>,
+    /// `CLIENT SETINFO LIB-VER`.
+    pub library_version: Vec<u8>,
+}
+
+#[derive(Debug, Default)]
+struct Output {
+    bytes: Vec<u8>,
+    /// Where the first byte lies that the socket has not taken.
+    written: usize,
+}
+
+impl Session {
+    /// A session of `worker` that writes to `writer`.
+    pub fn new(worker: Rc<Worker>, id: u64, writer: ClientWriter) -> Rc<Self> {
+        Rc::new(Self {
+            worker,
+            id,
+            writer: RefCell::new(writer),
+            output: RefCell::default(),
+            next: Cell::new(0),
+            head: Cell::new(0),
+            stash: RefCell::default(),
+            stash_bytes: Cell::new(0),
+            streaming: Cell::new(None),
+            waker: RefCell::default(),
+            dirty: Cell::new(false),
+            starved: Cell::new(false),
+            holding: Cell::new(false),
+            ending: Cell::new(Ending::No),
+            lane: Cell::default(),
+            slowed: RefCell::default(),
+            about: RefCell::default(),
+        })
+    }
+
+    /// Unique in the process.
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// Whose client it is.
+    pub fn worker(&self) -> &Rc<Worker> {
+        &self.worker
+    }
+
+    /// The protocol that the client speaks now.
+    #[inline]
+    pub fn protocol(&self) -> Protocol {
+        self.lane.get().protocol
+    }
+
+    /// The connections that the client's commands take.
+    #[inline]
+    pub fn lane(&self) -> Lane {
+        self.lane.get()
+    }
+
+    /// Changes protocol or database for the commands that follow.
+    pub fn set_lane(&self, lane: Lane) {
+        self.lane.set(lane);
+    }
+
+    /// Takes the next place in the order.
+    #[inline]
+    pub fn take_place(&self) -> u32 {
+        let place = self.next.get();
+        self.next.set(place.wrapping_add(1));
+        place
+    }
+
+    /// How many commands have no answer yet.
+    #[inline]
+    pub fn outstanding(&self) -> u32 {
+        self.next.get().wrapping_sub(self.head.get())
+    }
+
+    /// Delivers a whole reply, or the rest of one that was begun.
+    #[inline]
+    pub fn deliver(self: &Rc<Self>, place: u32, bytes: &[u8]) {
+        if place == self.head.get() {
+            self.output.borrow_mut().bytes.extend_from_slice(bytes);
+            self.advance();
+        } else {
+            self.stash(place, bytes.to_vec());
+        }
+    }
+
+    /// Delivers a reply that `write` writes.
+    pub fn answer(self: &Rc<Self>, place: u32, write: impl FnOnce(&mut Vec<u8>)) {
+        if self.streaming.get() == Some(place) {
+            // Half a reply has left: there is no honest end to it.
+            return self.end(Ending::Now);
+        }
+        if place == self.head.get() {
+            write(&mut self.output.borrow_mut().bytes);
+            self.advance();
+        } else {
+            let mut bytes = Vec::new();
+            write(&mut bytes);
+            self.stash(place, bytes);
+        }
+    }
+
+    /// Answers the next command on the spot.
+    pub fn answer_now(self: &Rc<Self>, write: impl FnOnce(&mut Vec<u8>)) {
+        let place = self.take_place();
+        self.answer(place, write);
+    }
+
+    /// Delivers the start of a long reply. `false` where its turn has not come.
+    pub fn deliver_part(self: &Rc<Self>, place: u32, part: &[u8]) -> bool {
+        if place != self.head.get() {
+            return false;
+        }
+        self.streaming.set(Some(place));
+        self.output.borrow_mut().bytes.extend_from_slice(part);
+        self.touch();
+        true
+    }
+
+    /// Whether the reply at `place` has begun to leave.
+    pub fn is_streaming(&self, place: u32) -> bool {
+        self.streaming.get() == Some(place)
+    }
+
+    /// Appends bytes that belong to no command's answer: a push of a subscription.
+    pub fn deliver_push(self: &Rc<Self>, bytes: &[u8]) {
+        self.output.borrow_mut().bytes.extend_from_slice(bytes);
+        self.touch();
+    }
+
+    #[inline]
+    fn advance(self: &Rc<Self>) {
+        self.head.set(self.head.get().wrapping_add(1));
+        if self.streaming.get().is_some() {
+            self.streaming.set(None);
+        }
+        if !self.stash.borrow().is_empty() {
+            self.unstash();
+        }
+        self.touch();
+    }
+
+    fn stash(self: &Rc<Self>, place: u32, bytes: Vec<u8>) {
+        let mut stash = self.stash.borrow_mut();
+        let index = place.wrapping_sub(self.head.get()) as usize;
+        if stash.len() <= index {
+            stash.resize_with(index + 1, || None);
+        }
+        self.stash_bytes.set(self.stash_bytes.get() + bytes.len());
+        stash[index] = Some(bytes);
+        drop(stash);
+        self.touch();
+    }
+
+    /// The head has moved by one: so does the stash, and further where the next answers are there.
+    fn unstash(&self) {
+        let mut stash = self.stash.borrow_mut();
+        stash.pop_front();
+        while let Some(Some(_)) = stash.front() {
+            if let Some(Some(bytes)) = stash.pop_front() {
+                self.stash_bytes.set(self.stash_bytes.get() - bytes.len());
+                self.output.borrow_mut().bytes.extend_from_slice(&bytes);
+                self.head.set(self.head.get().wrapping_add(1));
+            }
+        }
+    }
+
+    #[inline]
+    fn touch(self: &Rc<Self>) {
+        if !self.dirty.replace(true) {
+            self.worker.mark_dirty(self.clone());
+        }
+        if self.output_bytes() + self.stash_bytes.get() > OUTPUT_LIMIT_BYTES {
+            self.end(Ending::Now);
+        }
+    }
+
+    /// How many bytes the client has not taken.
+    #[inline]
+    pub fn output_bytes(&self) -> usize {
+        let output = self.output.borrow();
+        output.bytes.len() - output.written
+    }
+
+    /// Writes what there is without waiting. What the socket does not take, the client's task writes when it can.
+    #[inline]
+    pub fn flush(&self) {
+        self.dirty.set(false);
+        let mut output = self.output.borrow_mut();
+        let mut full = false;
+        while output.written < output.bytes.len() && self.ending.get() != Ending::Now {
+            match self.writer.borrow().try_write(&output.bytes[output.written..]) {
+                Ok(count) => output.written += count,
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                    full = true;
+                    break;
+                }
+                Err(_) => {
+                    self.ending.set(Ending::Now);
+                    full = true;
+                }
+            }
+        }
+        output.reclaim();
+        drop(output);
+        if full || self.starved.get() || self.ending.get() != Ending::No {
+            self.wake();
+        }
+    }
+
+    /// Writes what the socket did not take before, from the client's task.
+    pub fn poll_flush(&self, cx: &mut Context<'_>) {
+        let mut output = self.output.borrow_mut();
+        while output.written < output.bytes.len() {
+            let polled = self.writer.borrow_mut().poll_write(cx, &output.bytes[output.written..]);
+            match polled {
+                Poll::Ready(Ok(count)) if count > 0 => output.written += count,
+                Poll::Ready(_) => return self.ending.set(Ending::Now),
+                Poll::Pending => break,
+            }
+        }
+        output.reclaim();
+        let drained = output.bytes.len() - output.written < OUTPUT_PAUSE_BYTES;
+        drop(output);
+        if drained && let Some(mux) = self.slowed.take() {
+            mux.resume();
+        }
+    }
+
+    /// Whether more commands may be read. Where not, the task is woken when it may.
+    #[inline]
+    pub fn may_read(&self) -> bool {
+        let may = self.outstanding() < MOST_OUTSTANDING && self.output_bytes() < OUTPUT_PAUSE_BYTES && !self.holding.get();
+        self.starved.set(!may);
+        may
+    }
+
+    /// Wakes the client's task when the next answer leaves.
+    pub fn watch_answers(&self) {
+        self.starved.set(true);
+    }
+
+    /// Lets no further command be read until [`Session::release`].
+    pub fn hold(&self) {
+        self.holding.set(true);
+    }
+
+    /// Ends [`Session::hold`].
+    pub fn release(&self) {
+        if self.holding.replace(false) {
+            self.wake();
+        }
+    }
+
+    /// Resumes `mux` when the client has read.
+    pub fn wake_when_drained(&self, mux: Rc<Mux>) {
+        *self.slowed.borrow_mut() = Some(mux);
+        self.wake();
+    }
+
+    /// Has the client's task look at its state.
+    #[inline]
+    pub fn wake(&self) {
+        if let Some(waker) = &*self.waker.borrow() {
+            waker.wake_by_ref();
+        }
+    }
+
+    /// Remembers whom to wake.
+    #[inline]
+    pub fn remember_waker(&self, cx: &Context<'_>) {
+        remember_waker(&self.waker, cx);
+    }
+
+    /// Brings the session nearer to its end.
+    pub fn end(&self, ending: Ending) {
+        if self.ending.get() != Ending::Now {
+            self.ending.set(ending);
+            self.wake();
+        }
+    }
+
+    /// How far it is from its end.
+    #[inline]
+    pub fn ending(&self) -> Ending {
+        self.ending.get()
+    }
+
+    /// Whether answers are of no more use.
+    pub fn is_closed(&self) -> bool {
+        self.ending.get() == Ending::Now
+    }
+}
+
+impl Output {
+    #[inline]
+    fn reclaim(&mut self) {
+        if self.written == self.bytes.len() {
+            self.bytes.clear();
+            self.written = 0;
+            if self.bytes.capacity() > KEEP_OUTPUT_BYTES {
+                self.bytes = Vec::new();
+            }
+        } else if self.written > OUTPUT_PAUSE_BYTES {
+            self.bytes.drain(..self.written);
+            self.written = 0;
+        }
+    }
+}

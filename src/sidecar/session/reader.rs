@@ -1,0 +1,220 @@
+//! The client's task: reads commands and hands them on, until the client leaves.
+
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+
+use tokio::io::ReadBuf;
+
+use super::{ClientReader, Ending, Session};
+use crate::sidecar::dispatch::{self, Flow};
+use crate::sidecar::exclusive::{self, Exclusive};
+use crate::sidecar::resp::command::split_inline;
+use crate::sidecar::resp::{CommandArgs, CommandScan, CommandScanner, ProtocolError, encode};
+use crate::sidecar::worker::SCRATCH_BYTES;
+
+/// An unfinished command is held up to this size; a longer one is passed on as it comes.
+pub const MOST_HELD_BYTES: usize = 64 * 1024;
+/// Reads in a row before other clients get their turn.
+const READS_PER_TURN: usize = 4;
+
+/// What a client's task reads from.
+#[derive(Debug)]
+pub struct Reader {
+    session: Rc<Session>,
+    source: ClientReader,
+    /// Bytes that are read and not yet handed on.
+    inbox: Vec<u8>,
+    scanner: CommandScanner,
+}
+
+/// Why the shared mode ended.
+enum Leave {
+    /// The session is over.
+    Over,
+    /// The next command needs a connection of its own.
+    Exclusive(Exclusive),
+}
+
+/// What a look at the inbox came to.
+struct Progress {
+    taken: usize,
+    flow: Flow,
+}
+
+impl Reader {
+    /// A reader for `session` on `source`.
+    pub fn new(session: Rc<Session>, source: ClientReader) -> Self {
+        Self { session, source, inbox: Vec::new(), scanner: CommandScanner::default() }
+    }
+
+    /// The session that it reads for.
+    pub fn session(&self) -> &Rc<Session> {
+        &self.session
+    }
+
+    /// Serves the client to its end.
+    pub async fn serve(mut self) {
+        loop {
+            match poll_fn(|cx| self.poll_shared(cx)).await {
+                Leave::Over => break,
+                Leave::Exclusive(wish) => exclusive::run(&mut self, wish).await,
+            }
+        }
+        self.session.end(Ending::Now);
+    }
+
+    /// Reads commands for the shared connections.
+    fn poll_shared(&mut self, cx: &mut Context<'_>) -> Poll<Leave> {
+        let session = self.session.clone();
+        session.remember_waker(cx);
+        let outcome = self.advance(cx);
+        session.worker().flush_dirty();
+        if session.output_bytes() > 0 {
+            session.poll_flush(cx);
+        }
+        let drained = session.outstanding() == 0 && session.output_bytes() == 0;
+        match session.ending() {
+            Ending::Now => Poll::Ready(Leave::Over),
+            Ending::Draining if drained => Poll::Ready(Leave::Over),
+            Ending::Draining => {
+                session.watch_answers();
+                Poll::Pending
+            }
+            Ending::No => outcome,
+        }
+    }
+
+    fn advance(&mut self, cx: &mut Context<'_>) -> Poll<Leave> {
+        let mut flow = if self.may_go_on() && !self.inbox.is_empty() { self.take_inbox() } else { Flow::Continue };
+        for _ in 0..READS_PER_TURN {
+            match flow {
+                Flow::Continue if self.may_go_on() => flow = ready!(self.poll_more(cx)),
+                Flow::Continue => return Poll::Pending,
+                Flow::Wait => {
+                    self.session.watch_answers();
+                    return Poll::Pending;
+                }
+                Flow::Exclusive(wish) => return self.leave_for(wish),
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    fn may_go_on(&self) -> bool {
+        self.session.ending() == Ending::No && self.session.may_read()
+    }
+
+    /// A client changes lane only after its commands on the old one are answered.
+    fn leave_for(&mut self, wish: Exclusive) -> Poll<Leave> {
+        if self.session.outstanding() > 0 {
+            self.session.watch_answers();
+            return Poll::Pending;
+        }
+        Poll::Ready(Leave::Exclusive(wish))
+    }
+
+    /// Reads once, into the worker's scratch, and hands on what is whole.
+    fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<Flow> {
+        let scratch = self.session.worker().scratch();
+        let mut scratch = scratch.borrow_mut();
+        let mut buffer = ReadBuf::new(&mut scratch[..SCRATCH_BYTES]);
+        match self.source.poll_read(cx, &mut buffer) {
+            Poll::Pending => return Poll::Pending,
+            Poll::Ready(Err(_)) => self.session.end(Ending::Now),
+            Poll::Ready(Ok(())) if buffer.filled().is_empty() => self.session.end(Ending::Draining),
+            Poll::Ready(Ok(())) => {}
+        }
+        if !self.inbox.is_empty() {
+            self.inbox.extend_from_slice(buffer.filled());
+            return Poll::Ready(self.take_inbox());
+        }
+        let progress = hand_on(&self.session, &mut self.scanner, buffer.filled());
+        self.inbox.extend_from_slice(&buffer.filled()[progress.taken..]);
+        Poll::Ready(progress.flow)
+    }
+
+    fn take_inbox(&mut self) -> Flow {
+        let progress = hand_on(&self.session, &mut self.scanner, &self.inbox);
+        if progress.taken == self.inbox.len() {
+            self.inbox.clear();
+            if self.inbox.capacity() > MOST_HELD_BYTES {
+                self.inbox = Vec::new();
+            }
+        } else {
+            self.inbox.drain(..progress.taken);
+        }
+        progress.flow
+    }
+}
+
+/// Hands on the whole commands at the front of `bytes`, as long as the session may go on.
+fn hand_on(session: &Rc<Session>, scanner: &mut CommandScanner, bytes: &[u8]) -> Progress {
+    let mut taken = 0;
+    let flow = loop {
+        if taken == bytes.len() {
+            break Flow::Continue;
+        }
+        let rest = &bytes[taken..];
+        let (length, flow) = match scanner.scan(rest) {
+            Ok(CommandScan::Complete { length }) if scanner.ranges().is_empty() => (length, Flow::Continue),
+            Ok(CommandScan::Complete { length }) => {
+                (length, dispatch::command(session, &rest[..length], CommandArgs::new(rest, scanner.ranges())))
+            }
+            Ok(CommandScan::Inline { length }) => (length, inline(session, &rest[..length])),
+            Ok(CommandScan::Incomplete) if rest.len() >= MOST_HELD_BYTES => break Flow::Exclusive(Exclusive::Stream),
+            Ok(CommandScan::Incomplete) => break Flow::Continue,
+            Err(error) => {
+                refuse(session, &error);
+                return Progress { taken: bytes.len(), flow: Flow::Wait };
+            }
+        };
+        match flow {
+            Flow::Continue => taken += length,
+            Flow::Wait => {
+                taken += length;
+                break Flow::Wait;
+            }
+            Flow::Exclusive(wish) => break Flow::Exclusive(wish),
+        }
+        if !session.may_read() {
+            break Flow::Wait;
+        }
+    };
+    Progress { taken, flow }
+}
+
+fn inline(session: &Rc<Session>, line: &[u8]) -> Flow {
+    let words = match split_inline(line) {
+        Ok(words) if words.is_empty() => return Flow::Continue,
+        Ok(words) => words,
+        Err(error) => {
+            refuse(session, &error);
+            return Flow::Wait;
+        }
+    };
+    let mut wire = Vec::new();
+    encode::command(&mut wire, &words);
+    let mut scanner = CommandScanner::default();
+    match scanner.scan(&wire) {
+        Ok(CommandScan::Complete { length }) => {
+            match dispatch::command(session, &wire[..length], CommandArgs::new(&wire, scanner.ranges())) {
+                Flow::Exclusive(_) => {
+                    session.answer_now(|out| {
+                        encode::error(out, "ERR this command needs a connection of its own and cannot be sent inline");
+                    });
+                    Flow::Continue
+                }
+                flow => flow,
+            }
+        }
+        _ => Flow::Continue,
+    }
+}
+
+/// Answers a protocol error as Redis does, and closes.
+fn refuse(session: &Rc<Session>, error: &ProtocolError) {
+    session.answer_now(|out| encode::error(out, &error.to_string()));
+    session.end(Ending::Draining);
+}

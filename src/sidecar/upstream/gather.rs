@@ -1,0 +1,163 @@
+//! Commands over many keys, split over the nodes that hold them, and their one reply.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashSet;
+use std::rc::Rc;
+
+use super::sink::Answer;
+use crate::sidecar::commands::{Gather, Join};
+use crate::sidecar::resp::{encode, reply};
+use crate::sidecar::session::Session;
+
+/// How parts become one reply.
+#[derive(Debug)]
+pub enum Assembly {
+    /// The parts of a command that was split by slot. For each part, the positions of its keys among the client's.
+    Keys(Join, Vec<Vec<u32>>),
+    /// The answers of all shards.
+    Shards(Gather),
+}
+
+/// The place where the parts of one client's command meet.
+#[derive(Debug)]
+pub struct Meeting {
+    session: Rc<Session>,
+    sequence: u32,
+    assembly: Assembly,
+    /// Whether a part may have changed something, which is said when another part failed.
+    writes: bool,
+    parts: RefCell<Vec<Option<Vec<u8>>>>,
+    left: Cell<usize>,
+}
+
+impl Meeting {
+    /// A place for `parts` answers, for the reply at `sequence` of `session`.
+    pub fn new(session: Rc<Session>, sequence: u32, assembly: Assembly, writes: bool, parts: usize) -> Rc<Self> {
+        let empty = (0..parts).map(|_| None).collect();
+        Rc::new(Self { session, sequence, assembly, writes, parts: RefCell::new(empty), left: Cell::new(parts) })
+    }
+
+    /// The session that waits.
+    pub fn session(&self) -> &Rc<Session> {
+        &self.session
+    }
+
+    /// Takes the answer of the part at `index`; the last one completes the reply.
+    pub fn deliver(&self, index: u32, answer: Answer<'_>) {
+        let bytes = match answer {
+            Answer::Reply(bytes) => bytes.to_vec(),
+            Answer::Failed(text) => {
+                let mut bytes = Vec::new();
+                encode::error(&mut bytes, text);
+                bytes
+            }
+        };
+        if let Some(place) = self.parts.borrow_mut().get_mut(index as usize) {
+            *place = Some(bytes);
+        }
+        self.left.set(self.left.get() - 1);
+        if self.left.get() == 0 {
+            let parts: Vec<Vec<u8>> = self.parts.take().into_iter().flatten().collect();
+            self.session.answer(self.sequence, |out| self.compose(&parts, out));
+        }
+    }
+
+    fn compose(&self, parts: &[Vec<u8>], out: &mut Vec<u8>) {
+        let failed: Vec<&Vec<u8>> = parts.iter().filter(|part| part.first() == Some(&b'-')).collect();
+        let any_success = matches!(self.assembly, Assembly::Shards(Gather::AnySuccess));
+        if let Some(first) = failed.first()
+            && !(any_success && failed.len() < parts.len())
+        {
+            return self.compose_failure(first, failed.len(), parts.len(), out);
+        }
+        match &self.assembly {
+            Assembly::Keys(Join::Elements, positions) => scatter(parts, positions, out),
+            Assembly::Keys(Join::Sum, _) | Assembly::Shards(Gather::Sum) => {
+                encode::integer(out, parts.iter().filter_map(|part| reply::integer(part)).sum());
+            }
+            Assembly::Keys(Join::AllOk, _) => encode::status(out, "OK"),
+            Assembly::Shards(gather) => combine(*gather, parts, out),
+        }
+    }
+
+    fn compose_failure(&self, first: &[u8], failed: usize, all: usize, out: &mut Vec<u8>) {
+        if !self.writes || failed == all {
+            return out.extend_from_slice(first);
+        }
+        let cause = String::from_utf8_lossy(&first[1..first.len() - 2]).into_owned();
+        let done = all - failed;
+        encode::error(out, &format!("PARTIAL the command was split into {all} parts and {done} of them were carried out: {cause}"));
+    }
+}
+
+fn combine(gather: Gather, parts: &[Vec<u8>], out: &mut Vec<u8>) {
+    let no_error = |part: &&Vec<u8>| part.first() != Some(&b'-');
+    let pick = |part: Option<&Vec<u8>>| part.or(parts.first()).map_or(&[][..], Vec::as_slice).to_vec();
+    match gather {
+        Gather::First | Gather::Sum => out.extend_from_slice(&pick(None)),
+        Gather::AnySuccess => out.extend_from_slice(&pick(parts.iter().find(no_error))),
+        Gather::FirstNonNil => out.extend_from_slice(&pick(parts.iter().find(|part| !reply::is_null(part)))),
+        Gather::Concat => {
+            let items: Vec<&[u8]> = parts.iter().filter_map(|part| reply::elements(part)).flatten().collect();
+            array_of(&items, out);
+        }
+        Gather::Union => {
+            let mut seen = HashSet::new();
+            let items = parts.iter().filter_map(|part| reply::elements(part)).flatten();
+            let items: Vec<&[u8]> = items.filter(|item| seen.insert(*item)).collect();
+            array_of(&items, out);
+        }
+        Gather::SumPairs => sum_pairs(parts, out),
+        Gather::Least => least(parts, out),
+    }
+}
+
+fn array_of(items: &[&[u8]], out: &mut Vec<u8>) {
+    encode::array(out, items.len());
+    items.iter().for_each(|item| out.extend_from_slice(item));
+}
+
+fn sum_pairs(parts: &[Vec<u8>], out: &mut Vec<u8>) {
+    let mut sums: Vec<(&[u8], i64)> = Vec::new();
+    for part in parts {
+        for pair in reply::elements(part).unwrap_or_default().chunks_exact(2) {
+            let number = reply::integer(pair[1]).unwrap_or(0);
+            match sums.iter_mut().find(|(name, _)| *name == pair[0]) {
+                Some((_, sum)) => *sum += number,
+                None => sums.push((pair[0], number)),
+            }
+        }
+    }
+    encode::array(out, sums.len() * 2);
+    for (name, sum) in sums {
+        out.extend_from_slice(name);
+        encode::integer(out, sum);
+    }
+}
+
+fn scatter(parts: &[Vec<u8>], positions: &[Vec<u32>], out: &mut Vec<u8>) {
+    let total = positions.iter().map(Vec::len).sum();
+    let mut values: Vec<&[u8]> = vec![b"$-1\r\n"; total];
+    for (part, places) in parts.iter().zip(positions) {
+        for (value, place) in reply::elements(part).unwrap_or_default().into_iter().zip(places) {
+            values[*place as usize] = value;
+        }
+    }
+    encode::array(out, total);
+    values.iter().for_each(|value| out.extend_from_slice(value));
+}
+
+fn least(parts: &[Vec<u8>], out: &mut Vec<u8>) {
+    if let Some(numbers) = parts.iter().map(|part| reply::integer(part)).collect::<Option<Vec<i64>>>() {
+        return encode::integer(out, numbers.into_iter().min().unwrap_or(0));
+    }
+    let columns: Vec<Vec<i64>> = parts
+        .iter()
+        .map(|part| reply::elements(part).unwrap_or_default().into_iter().filter_map(reply::integer).collect())
+        .collect();
+    let width = columns.iter().map(Vec::len).min().unwrap_or(0);
+    encode::array(out, width);
+    for column in 0..width {
+        encode::integer(out, columns.iter().map(|part| part[column]).min().unwrap_or(0));
+    }
+}

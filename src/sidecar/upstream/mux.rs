@@ -1,0 +1,491 @@
+//! One pipelined connection to one server, shared by all clients of a worker.
+//!
+//! Clients append their commands' bytes and wake the connection's task once. The task runs after the clients that were ready
+//! in the same turn, so that one write carries what all of them appended, and one read brings the answers of many.
+
+use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
+use std::io;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::time::Instant;
+
+use super::dial::{self, DialError, Link};
+use super::node::NodeAddr;
+use super::queue::{Pending, Queue, Recovered};
+use super::sink::{Answer, OnReply, Sink};
+use crate::sidecar::resp::{Protocol, ReplyScanner, encode, reply};
+use crate::sidecar::session::Session;
+use crate::sidecar::worker::{SCRATCH_BYTES, Worker};
+
+/// Commands that wait for one connection may take this much memory before clients are made to wait.
+const FULL_BYTES: usize = 4 * 1024 * 1024;
+/// A client with this much unread output slows the connection that feeds it.
+const SLOW_CLIENT_BYTES: usize = 1024 * 1024;
+/// How long a slow client may hold up a shared connection at a time.
+const SLOW_CLIENT_PATIENCE_MS: u32 = 100;
+/// A server that owes answers and has been silent for this long is taken for dead.
+const SILENCE_MS: u32 = 10_000;
+/// Reads in a row before other tasks get their turn.
+const READS_PER_TURN: usize = 16;
+const FIRST_BACKOFF_MS: u64 = 10;
+const MAX_BACKOFF_MS: u64 = 1_000;
+const DIAL_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Which of a node's connections a command needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct Lane {
+    /// The version of the protocol that its client speaks.
+    pub protocol: Protocol,
+    /// The database that its client selected.
+    pub database: u8,
+}
+
+/// A shared, pipelined connection and the commands that wait on it.
+#[derive(Debug)]
+pub struct Mux {
+    node: NodeAddr,
+    lane: Lane,
+    queue: RefCell<Queue>,
+    /// How many commands were ever pushed and ever answered. Their difference is the queue's length.
+    pushed: Cell<u64>,
+    answered: Cell<u64>,
+    connected: Cell<bool>,
+    retired: Cell<bool>,
+    /// Set while the task is known to run soon.
+    scheduled: Cell<bool>,
+    waker: RefCell<Option<Waker>>,
+    /// Sessions that wait for room.
+    waiting: RefCell<Vec<Rc<Session>>>,
+    /// A slow client that is waited for, and until when.
+    stalled: RefCell<Option<(Rc<Session>, u32)>>,
+    /// When the server last gave a sign of life, on the worker's clock.
+    heard: Cell<u32>,
+}
+
+/// Why a connection ended.
+#[derive(Debug, thiserror::Error)]
+enum Broken {
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    #[error("the server closed the connection")]
+    Closed,
+    #[error("{0}")]
+    Reply(#[from] reply::ReplyError),
+    #[error("the server sent a reply that nobody asked for")]
+    Unsolicited,
+    #[error("the server was silent for {SILENCE_MS} ms")]
+    Silent,
+    #[error("the node is no longer in use")]
+    Retired,
+}
+
+impl Mux {
+    /// A connection to `node` that comes about by itself.
+    pub fn start(worker: &Rc<Worker>, node: NodeAddr, lane: Lane) -> Rc<Self> {
+        let mux = Rc::new(Self {
+            node,
+            lane,
+            queue: RefCell::default(),
+            pushed: Cell::new(0),
+            answered: Cell::new(0),
+            connected: Cell::new(false),
+            retired: Cell::new(false),
+            scheduled: Cell::new(false),
+            waker: RefCell::default(),
+            waiting: RefCell::default(),
+            stalled: RefCell::default(),
+            heard: Cell::new(worker.now()),
+        });
+        tokio::task::spawn_local(run(mux.clone(), worker.clone()));
+        mux
+    }
+
+    /// Appends a command whose bytes are `parts`.
+    #[inline]
+    pub fn push(&self, parts: &[&[u8]], pending: Pending) {
+        self.queue.borrow_mut().push(parts, pending);
+        self.pushed.set(self.pushed.get() + 1);
+        self.schedule();
+    }
+
+    #[inline]
+    fn schedule(&self) {
+        if !self.scheduled.replace(true)
+            && let Some(waker) = &*self.waker.borrow()
+        {
+            waker.wake_by_ref();
+        }
+    }
+
+    /// Whether clients should wait before they send more; `session` is woken when there is room.
+    #[inline]
+    pub fn is_full(&self, session: &Rc<Session>) -> bool {
+        let full = self.queue.borrow().held_bytes() > FULL_BYTES;
+        if full {
+            self.waiting.borrow_mut().push(session.clone());
+        }
+        full
+    }
+
+    /// A mark that [`Mux::has_passed`] once all commands pushed so far are answered.
+    pub fn mark(&self) -> u64 {
+        self.pushed.get()
+    }
+
+    /// Whether the commands before `mark` are answered.
+    pub fn has_passed(&self, mark: u64) -> bool {
+        self.answered.get() >= mark
+    }
+
+    /// Ends the connection: what is unanswered is settled as after a loss.
+    pub fn retire(self: &Rc<Self>, worker: &Rc<Worker>) {
+        self.retired.set(true);
+        if self.connected.get() {
+            self.schedule();
+        } else {
+            settle(self, worker);
+        }
+    }
+
+    /// Whether the connection has ended for good.
+    pub fn is_retired(&self) -> bool {
+        self.retired.get()
+    }
+
+    /// Has the connection go on after a slow client has read.
+    pub fn resume(&self) {
+        self.schedule();
+    }
+
+    /// Whether a connection stands.
+    pub fn is_connected(&self) -> bool {
+        self.connected.get()
+    }
+
+    /// Answers commands that never left and have waited since before `deadline`. Called with each tick of the worker.
+    pub fn expire(&self, worker: &Rc<Worker>, deadline: u32) {
+        while let Some(pending) = {
+            let expired = self.queue.borrow_mut().pop_expired(deadline);
+            expired
+        } {
+            self.answered.set(self.answered.get() + 1);
+            let text = worker.unreachable_text(Some(&self.node));
+            pending.sink.deliver(worker, Answer::Failed(&text));
+        }
+        if self.stalled.borrow().is_some() || (self.connected.get() && !self.queue.borrow().is_empty()) {
+            self.schedule();
+        }
+    }
+
+    /// Takes out what is not answered.
+    fn recover(&self) -> Vec<Recovered> {
+        let recovered = self.queue.borrow_mut().drain();
+        self.answered.set(self.answered.get() + recovered.len() as u64);
+        recovered
+    }
+}
+
+/// Connects, serves, settles, and again, until the connection is retired.
+async fn run(mux: Rc<Mux>, worker: Rc<Worker>) {
+    let mut backoff = FIRST_BACKOFF_MS;
+    while !mux.retired.get() {
+        match open(&mux, &worker).await {
+            Ok(link) => {
+                backoff = FIRST_BACKOFF_MS;
+                mux.connected.set(true);
+                mux.heard.set(worker.now());
+                let broken = Connection::new(&mux, &worker, link).serve().await;
+                mux.connected.set(false);
+                if !matches!(broken, Broken::Retired) {
+                    tracing::warn!(node = %mux.node, error = %broken, "lost a server connection");
+                }
+                worker.metrics().reconnect(&mux.node);
+            }
+            Err(error) => report_dial(&mux, &error),
+        }
+        worker.refresh_topology();
+        settle(&mux, &worker);
+        let pause = fastrand::u64(backoff / 2..=backoff);
+        backoff = (backoff * 2).min(MAX_BACKOFF_MS);
+        tokio::time::sleep(Duration::from_millis(pause)).await;
+    }
+    settle(&mux, &worker);
+}
+
+/// A connection that is logged in and stands in the lane's database.
+async fn open(mux: &Mux, worker: &Worker) -> Result<Link, DialError> {
+    let deadline = Instant::now() + DIAL_TIMEOUT;
+    let (access, protocol) = (worker.access(), mux.lane.protocol);
+    let mut link = if worker.is_cluster() {
+        dial::dial(&mux.node, access, protocol, deadline).await?
+    } else {
+        dial::dial_primary(&mux.node, access, protocol, deadline).await?
+    };
+    if mux.lane.database > 0 {
+        let selected = tokio::time::timeout_at(deadline, select(&mut link, mux.lane.database)).await;
+        selected.unwrap_or_else(|elapsed| Err(elapsed.into())).map_err(|source| DialError::Io { node: mux.node.clone(), source })?;
+    }
+    Ok(link)
+}
+
+async fn select(link: &mut Link, database: u8) -> io::Result<()> {
+    let mut command = Vec::new();
+    encode::command(&mut command, &[&b"SELECT"[..], database.to_string().as_bytes()]);
+    link.write_all(&command).await?;
+    let mut answer = [0u8; 5];
+    link.read_exact(&mut answer).await?;
+    if &answer == b"+OK\r\n" { Ok(()) } else { Err(io::Error::other(format!("the server has no database {database}"))) }
+}
+
+fn report_dial(mux: &Mux, error: &DialError) {
+    tracing::debug!(node = %mux.node, %error, "cannot reach a server");
+}
+
+/// Decides what becomes of each command that a lost connection did not answer.
+fn settle(mux: &Rc<Mux>, worker: &Rc<Worker>) {
+    for lost in mux.recover() {
+        if !lost.left || lost.pending.retry == super::queue::Retry::Safe {
+            worker.resubmit(lost);
+        } else {
+            let text = format!(
+                "UNCERTAIN the connection to {} was lost before it answered: the command may have been carried out",
+                mux.node
+            );
+            lost.pending.sink.deliver(worker, Answer::Failed(&text));
+        }
+    }
+    wake_waiting(mux);
+    worker.flush_dirty();
+}
+
+fn wake_waiting(mux: &Mux) {
+    for session in mux.waiting.take() {
+        session.wake();
+    }
+}
+
+/// A connection while it stands.
+struct Connection<'a> {
+    mux: &'a Rc<Mux>,
+    worker: &'a Rc<Worker>,
+    link: Link,
+    scanner: ReplyScanner,
+    /// The start of a reply whose end has not come.
+    residue: Vec<u8>,
+}
+
+impl<'a> Connection<'a> {
+    fn new(mux: &'a Rc<Mux>, worker: &'a Rc<Worker>, link: Link) -> Self {
+        Self { mux, worker, link, scanner: ReplyScanner::default(), residue: Vec::new() }
+    }
+
+    async fn serve(mut self) -> Broken {
+        poll_fn(|cx| self.poll_turn(cx)).await
+    }
+
+    fn poll_turn(&mut self, cx: &mut Context<'_>) -> Poll<Broken> {
+        self.mux.scheduled.set(false);
+        remember_waker(&self.mux.waker, cx);
+        if self.mux.retired.get() {
+            return Poll::Ready(Broken::Retired);
+        }
+        if let Err(broken) = self.write(cx) {
+            return Poll::Ready(broken);
+        }
+        let outcome = self.read(cx);
+        self.worker.flush_dirty();
+        if self.mux.queue.borrow().held_bytes() < FULL_BYTES / 2 {
+            wake_waiting(self.mux);
+        }
+        self.worker.after_turn();
+        outcome.map(|broken| broken)
+    }
+
+    fn write(&mut self, cx: &mut Context<'_>) -> Result<(), Broken> {
+        let mut queue = self.mux.queue.borrow_mut();
+        while !queue.unsent().is_empty() {
+            match Pin::new(&mut self.link).poll_write(cx, queue.unsent()) {
+                Poll::Ready(Ok(0)) => return Err(Broken::Closed),
+                Poll::Ready(Ok(count)) => queue.mark_sent(count),
+                Poll::Ready(Err(error)) => return Err(error.into()),
+                Poll::Pending => break,
+            }
+        }
+        // TLS buffers records of its own.
+        match Pin::new(&mut self.link).poll_flush(cx) {
+            Poll::Ready(Err(error)) => Err(error.into()),
+            _ => Ok(()),
+        }
+    }
+
+    fn read(&mut self, cx: &mut Context<'_>) -> Poll<Broken> {
+        for _ in 0..READS_PER_TURN {
+            if self.is_stalled() {
+                return Poll::Pending;
+            }
+            let scratch = self.worker.scratch();
+            let mut scratch = scratch.borrow_mut();
+            let mut buffer = ReadBuf::new(&mut scratch[..SCRATCH_BYTES]);
+            match Pin::new(&mut self.link).poll_read(cx, &mut buffer) {
+                Poll::Pending => return self.check_silence(),
+                Poll::Ready(Err(error)) => return Poll::Ready(error.into()),
+                Poll::Ready(Ok(())) if buffer.filled().is_empty() => return Poll::Ready(Broken::Closed),
+                Poll::Ready(Ok(())) => {}
+            }
+            self.mux.heard.set(self.worker.now());
+            if let Err(broken) = self.take(buffer.filled()) {
+                return Poll::Ready(broken);
+            }
+        }
+        // More may be waiting; others first.
+        self.mux.scheduled.set(true);
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    fn check_silence(&self) -> Poll<Broken> {
+        let owed = !self.mux.queue.borrow().is_empty();
+        if !owed {
+            self.mux.heard.set(self.worker.now());
+        }
+        let silent = self.worker.now().wrapping_sub(self.mux.heard.get());
+        if owed && silent > SILENCE_MS { Poll::Ready(Broken::Silent) } else { Poll::Pending }
+    }
+
+    fn is_stalled(&self) -> bool {
+        let mut stalled = self.mux.stalled.borrow_mut();
+        let Some((session, until)) = &*stalled else { return false };
+        let over = session.output_bytes() < SLOW_CLIENT_BYTES / 2 || session.is_closed() || self.worker.now() >= *until;
+        if over {
+            *stalled = None;
+        }
+        !over
+    }
+
+    fn take(&mut self, chunk: &[u8]) -> Result<(), Broken> {
+        if self.residue.is_empty() {
+            let taken = self.consume(chunk)?;
+            self.residue.extend_from_slice(&chunk[taken..]);
+        } else {
+            let mut residue = std::mem::take(&mut self.residue);
+            residue.extend_from_slice(chunk);
+            let taken = self.consume(&residue)?;
+            residue.drain(..taken);
+            if residue.is_empty() && residue.capacity() > SCRATCH_BYTES {
+                residue = Vec::new();
+            }
+            self.residue = residue;
+        }
+        Ok(())
+    }
+
+    /// Delivers the whole replies at the front of `bytes`, and what can be passed on of an unfinished one.
+    fn consume(&mut self, bytes: &[u8]) -> Result<usize, Broken> {
+        let mut at = 0;
+        while at < bytes.len() {
+            match self.scanner.scan(&bytes[at..])? {
+                Some(length) => {
+                    self.on_reply(&bytes[at..at + length])?;
+                    at += length;
+                }
+                None => {
+                    let free = self.scanner.releasable(bytes.len() - at);
+                    if self.pass_part(&bytes[at..at + free]) {
+                        self.scanner.release(free);
+                        at += free;
+                    }
+                    break;
+                }
+            }
+        }
+        Ok(at)
+    }
+
+    /// Passes on the start of a long reply, where it is next in its client's order and needs no thought.
+    fn pass_part(&self, part: &[u8]) -> bool {
+        const WORTH_PASSING: usize = 16 * 1024;
+        let queue = &mut *self.mux.queue.borrow_mut();
+        let Some(front) = queue.front_mut() else { return false };
+        let Sink::Client { session, sequence, on_reply } = &mut front.sink else { return false };
+        let begun = session.is_streaming(*sequence);
+        if front.replies > 1 || !(begun || part.len() >= WORTH_PASSING) || matches!(on_reply, OnReply::Convert(_)) {
+            return false;
+        }
+        if !session.deliver_part(*sequence, part) {
+            return false;
+        }
+        if !begun && let OnReply::Count(rule) | OnReply::Fill(rule) = *on_reply {
+            self.worker.metrics().count_read(rule, false);
+        }
+        *on_reply = OnReply::Pass;
+        if session.output_bytes() > SLOW_CLIENT_BYTES && self.mux.stalled.borrow().is_none() {
+            let until = self.worker.now() + SLOW_CLIENT_PATIENCE_MS;
+            *self.mux.stalled.borrow_mut() = Some((session.clone(), until));
+            session.wake_when_drained(self.mux.clone());
+        }
+        true
+    }
+
+    #[inline]
+    fn on_reply(&self, bytes: &[u8]) -> Result<(), Broken> {
+        let mut queue = self.mux.queue.borrow_mut();
+        if bytes[0] == b'>' {
+            return Ok(());
+        }
+        let front = queue.front_mut().ok_or(Broken::Unsolicited)?;
+        if front.replies > 1 {
+            front.replies -= 1;
+            if bytes[0] == b'-'
+                && let Sink::Transaction(transaction) = &mut front.sink
+            {
+                transaction.error.get_or_insert_with(|| bytes.to_vec());
+            }
+            return Ok(());
+        }
+        if needs_thought(front, bytes) {
+            drop(queue);
+            self.on_unusual_reply(bytes);
+            return Ok(());
+        }
+        let pending = queue.pop();
+        drop(queue);
+        self.mux.answered.set(self.mux.answered.get() + 1);
+        if let Some(pending) = pending {
+            pending.sink.deliver(self.worker, Answer::Reply(bytes));
+        }
+        Ok(())
+    }
+
+    /// Errors that may mean another node, and misses that start a load, need the command's bytes.
+    #[cold]
+    fn on_unusual_reply(&self, bytes: &[u8]) {
+        let mut queue = self.mux.queue.borrow_mut();
+        let command = queue.front_bytes().to_vec();
+        let Some(mut pending) = queue.pop() else { return };
+        drop(queue);
+        self.mux.answered.set(self.mux.answered.get() + 1);
+        pending.asking = false;
+        let recovered = Recovered { pending, bytes: command, left: true };
+        self.worker.on_unusual_reply(&self.mux.node, recovered, bytes);
+    }
+}
+
+#[inline]
+fn needs_thought(front: &Pending, bytes: &[u8]) -> bool {
+    bytes[0] == b'-'
+        || matches!(&front.sink, Sink::Client { on_reply: OnReply::Fill(_), .. } if reply::is_null(bytes))
+}
+
+/// Keeps the task's waker without cloning it each time.
+pub fn remember_waker(place: &RefCell<Option<Waker>>, cx: &Context<'_>) {
+    let mut place = place.borrow_mut();
+    match &*place {
+        Some(waker) if waker.will_wake(cx.waker()) => {}
+        _ => *place = Some(cx.waker().clone()),
+    }
+}

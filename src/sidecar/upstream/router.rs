@@ -1,0 +1,289 @@
+//! Which server a command goes to, and what happens while that changes.
+//!
+//! A slot moves to another node only when none of its commands is outstanding at the old one: until then its new commands wait
+//! in the lobby, in order. So a connection's commands on one key are carried out in the order in which they were sent, also
+//! across a failover or a migration.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+
+use rustc_hash::FxHashMap;
+use smallvec::SmallVec;
+
+use super::mux::{Lane, Mux};
+use super::node::NodeAddr;
+use super::queue::{ANY_SLOT, Pending, Queue, Recovered};
+use super::view::{SLOTS, View, ViewKind};
+use crate::sidecar::worker::Worker;
+
+/// How long a node that lost slots may take to answer what it still owes for them.
+const HANDOVER_PATIENCE_MS: u32 = 500;
+/// Commands that wait for a node to be known may take this much memory before clients are made to wait.
+const LOBBY_FULL_BYTES: usize = 8 * 1024 * 1024;
+const NOBODY: u16 = u16::MAX;
+
+/// One server and a worker's connections to it.
+#[derive(Debug)]
+pub struct Node {
+    address: NodeAddr,
+    muxes: RefCell<SmallVec<[(Lane, Rc<Mux>); 2]>>,
+}
+
+impl Node {
+    /// Its address.
+    pub fn address(&self) -> &NodeAddr {
+        &self.address
+    }
+
+    /// The shared connection of `lane`, made at the first use.
+    #[inline]
+    pub fn mux(&self, worker: &Rc<Worker>, lane: Lane) -> Rc<Mux> {
+        let mut muxes = self.muxes.borrow_mut();
+        if let Some((_, mux)) = muxes.iter().find(|(other, mux)| *other == lane && !mux.is_retired()) {
+            return mux.clone();
+        }
+        muxes.retain(|(_, mux)| !mux.is_retired());
+        let mux = Mux::start(worker, self.address.clone(), lane);
+        muxes.push((lane, mux.clone()));
+        mux
+    }
+
+    fn all_muxes(&self) -> Vec<Rc<Mux>> {
+        self.muxes.borrow().iter().map(|(_, mux)| mux.clone()).collect()
+    }
+}
+
+#[derive(Debug)]
+enum RouteMap {
+    Unknown,
+    Single(Rc<Node>),
+    Cluster { nodes: Vec<Rc<Node>>, owner: Box<[u16]> },
+}
+
+impl RouteMap {
+    fn nodes(&self) -> &[Rc<Node>] {
+        match self {
+            Self::Unknown => &[],
+            Self::Single(node) => std::slice::from_ref(node),
+            Self::Cluster { nodes, .. } => nodes,
+        }
+    }
+
+    #[inline]
+    fn owner(&self, slot: u16) -> Option<&Rc<Node>> {
+        match self {
+            Self::Unknown => None,
+            Self::Single(node) => Some(node),
+            Self::Cluster { nodes, .. } if slot == ANY_SLOT => nodes.first(),
+            Self::Cluster { nodes, owner } => nodes.get(usize::from(owner[usize::from(slot)])),
+        }
+    }
+}
+
+/// A change of owners that is under way.
+#[derive(Debug)]
+struct Handover {
+    /// The slots that change; all of them where there are no slots.
+    slots: Option<Box<[bool]>>,
+    /// Connections that must answer what they owed at the change.
+    waits: Vec<(Rc<Mux>, u64)>,
+    until: u32,
+}
+
+/// A worker's view of the servers.
+#[derive(Debug)]
+pub struct Router {
+    nodes: RefCell<FxHashMap<NodeAddr, Rc<Node>>>,
+    map: RefCell<RouteMap>,
+    handover: RefCell<Option<Handover>>,
+    handing_over: Cell<bool>,
+    lobby: RefCell<Queue>,
+}
+
+impl Default for Router {
+    fn default() -> Self {
+        Self {
+            nodes: RefCell::default(),
+            map: RefCell::new(RouteMap::Unknown),
+            handover: RefCell::default(),
+            handing_over: Cell::new(false),
+            lobby: RefCell::default(),
+        }
+    }
+}
+
+impl Router {
+    /// The node that serves `slot`. `None`: nobody is known to, or the slot is changing hands.
+    #[inline]
+    pub fn node_of(&self, slot: u16) -> Option<Rc<Node>> {
+        if self.handing_over.get() && self.is_changing(slot) {
+            return None;
+        }
+        self.map.borrow().owner(slot).cloned()
+    }
+
+    fn is_changing(&self, slot: u16) -> bool {
+        let handover = self.handover.borrow();
+        handover.as_ref().is_some_and(|handover| match &handover.slots {
+            Some(slots) if slot != ANY_SLOT => slots[usize::from(slot)],
+            Some(_) => false,
+            None => true,
+        })
+    }
+
+    /// The node at `address`, known or not.
+    pub fn node_at(&self, address: &NodeAddr) -> Rc<Node> {
+        let mut nodes = self.nodes.borrow_mut();
+        let fresh = || Rc::new(Node { address: address.clone(), muxes: RefCell::default() });
+        nodes.entry(address.clone()).or_insert_with(fresh).clone()
+    }
+
+    /// All primaries, in an order that only changes with the view.
+    pub fn primaries(&self) -> Vec<Rc<Node>> {
+        self.map.borrow().nodes().to_vec()
+    }
+
+    /// Whether any server is known.
+    pub fn is_usable(&self) -> bool {
+        !self.map.borrow().nodes().is_empty()
+    }
+
+    /// Whether [`Router::finish_handover`] may have something to do.
+    #[inline]
+    pub fn needs_attention(&self) -> bool {
+        self.handing_over.get()
+    }
+
+    /// Queues a command until its slot has an owner.
+    pub fn wait_in_lobby(&self, parts: &[&[u8]], pending: Pending) {
+        self.lobby.borrow_mut().push(parts, pending);
+    }
+
+    /// Whether clients should wait before they send more to the lobby.
+    pub fn is_lobby_full(&self) -> bool {
+        self.lobby.borrow().held_bytes() > LOBBY_FULL_BYTES
+    }
+
+    /// Takes a new view of the servers.
+    pub fn adopt(&self, worker: &Rc<Worker>, view: &View) {
+        let fresh = match &view.kind {
+            ViewKind::Unknown => return,
+            ViewKind::Primary { node, .. } => RouteMap::Single(self.node_at(node)),
+            ViewKind::Cluster(map) => {
+                let nodes = map.primaries().iter().map(|address| self.node_at(address)).collect();
+                let index = |slot| map.owner_index(slot as u16).map_or(NOBODY, |owner| owner as u16);
+                RouteMap::Cluster { nodes, owner: (0..SLOTS).map(index).collect() }
+            }
+        };
+        let old = self.map.replace(fresh);
+        self.begin_handover(worker, &old);
+        self.forget_old_nodes();
+        self.finish_handover(worker);
+    }
+
+    fn begin_handover(&self, worker: &Rc<Worker>, old: &RouteMap) {
+        let map = self.map.borrow();
+        let mut slots = vec![false; SLOTS];
+        let mut losers: Vec<Rc<Node>> = Vec::new();
+        let spans = if matches!(*map, RouteMap::Cluster { .. }) { SLOTS } else { 1 };
+        for (slot, changes) in slots.iter_mut().enumerate().take(spans) {
+            let (before, after) = (old.owner(slot as u16), map.owner(slot as u16));
+            if let Some(before) = before
+                && after.is_none_or(|after| !Rc::ptr_eq(before, after))
+            {
+                *changes = true;
+                if !losers.iter().any(|loser| Rc::ptr_eq(loser, before)) {
+                    losers.push(before.clone());
+                }
+            }
+        }
+        if losers.is_empty() {
+            return;
+        }
+        let slots = matches!(*map, RouteMap::Cluster { .. }).then(|| slots.into_boxed_slice());
+        let waits = losers.iter().flat_map(|node| node.all_muxes()).map(|mux| (mux.clone(), mux.mark())).collect();
+        let until = worker.now() + HANDOVER_PATIENCE_MS;
+        let mut handover = self.handover.borrow_mut();
+        *handover = Some(match handover.take() {
+            None => Handover { slots, waits, until },
+            Some(earlier) => earlier.merge(Handover { slots, waits, until }),
+        });
+        self.handing_over.set(true);
+    }
+
+    /// Connections to nodes that serve nothing any more end once they owe nothing, by the tick.
+    fn forget_old_nodes(&self) {
+        let map = self.map.borrow();
+        self.nodes.borrow_mut().retain(|_, node| {
+            let serves = map.nodes().iter().any(|other| Rc::ptr_eq(other, node));
+            serves || node.all_muxes().iter().any(|mux| !mux.is_retired())
+        });
+    }
+
+    /// Ends a change of owners when all that was owed is answered, and sends what waited.
+    pub fn finish_handover(&self, worker: &Rc<Worker>) {
+        if self.handing_over.get() {
+            let mut handover = self.handover.borrow_mut();
+            let passed = handover.as_ref().is_none_or(|change| change.waits.iter().all(|(mux, mark)| mux.has_passed(*mark)));
+            if !passed {
+                return;
+            }
+            *handover = None;
+            self.handing_over.set(false);
+        }
+        if !self.lobby.borrow().is_empty() && self.is_usable() {
+            let waiting = self.lobby.borrow_mut().drain();
+            waiting.into_iter().for_each(|recovered| worker.resubmit(recovered));
+        }
+    }
+
+    /// What the worker's clock brings: patience ends, nodes that nobody needs go.
+    pub fn tick(&self, worker: &Rc<Worker>, deadline: u32) {
+        let overdue: Vec<Rc<Mux>> = {
+            let handover = self.handover.borrow();
+            let change = handover.as_ref().filter(|change| worker.now() >= change.until);
+            change.map(|change| change.waits.iter().filter(|(mux, mark)| !mux.has_passed(*mark)).map(|(mux, _)| mux.clone()).collect())
+        }
+        .unwrap_or_default();
+        overdue.iter().for_each(|mux| mux.retire(worker));
+        self.finish_handover(worker);
+        self.retire_idle(worker);
+        let nodes: Vec<Rc<Node>> = self.nodes.borrow().values().cloned().collect();
+        nodes.iter().flat_map(|node| node.all_muxes()).for_each(|mux| mux.expire(worker, deadline));
+        self.expire_lobby(worker, deadline);
+    }
+
+    /// Ends the connections of nodes that are in no view, once they owe nothing.
+    fn retire_idle(&self, worker: &Rc<Worker>) {
+        let idle: Vec<Rc<Mux>> = {
+            let (nodes, map) = (self.nodes.borrow(), self.map.borrow());
+            let foreign = nodes.values().filter(|node| !map.nodes().iter().any(|other| Rc::ptr_eq(other, node)));
+            foreign.flat_map(|node| node.all_muxes()).filter(|mux| mux.has_passed(mux.mark()) && !mux.is_retired()).collect()
+        };
+        if !idle.is_empty() && self.is_usable() {
+            idle.iter().for_each(|mux| mux.retire(worker));
+            self.forget_old_nodes();
+        }
+    }
+
+    fn expire_lobby(&self, worker: &Rc<Worker>, deadline: u32) {
+        loop {
+            let expired = self.lobby.borrow_mut().pop_expired(deadline);
+            let Some(pending) = expired else { break };
+            worker.fail_unreachable(Recovered { pending, bytes: Vec::new(), left: false }, None);
+        }
+    }
+}
+
+impl Handover {
+    fn merge(self, later: Self) -> Self {
+        let slots = match (self.slots, later.slots) {
+            (Some(mut all), Some(more)) => {
+                all.iter_mut().zip(&more).for_each(|(slot, also)| *slot |= also);
+                Some(all)
+            }
+            _ => None,
+        };
+        Self { slots, waits: self.waits.into_iter().chain(later.waits).collect(), until: later.until }
+    }
+}

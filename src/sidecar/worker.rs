@@ -1,0 +1,344 @@
+//! One worker: a thread's share of the clients, with everything on their data path local to it.
+
+use std::cell::{Cell, RefCell};
+use std::fmt;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::meter::Meter;
+use super::policy::ActivePolicy;
+use super::session::{Ending, Session};
+use super::upstream::access::Access;
+use super::upstream::node::NodeAddr;
+use super::upstream::queue::{Pending, Recovered};
+use super::upstream::redirect::{Redirect, parse_redirect};
+use super::upstream::router::Router;
+use super::upstream::sink::{Answer, OnReply, Sink};
+use crate::policy::snapshot::Topology;
+
+/// The size of the buffer into which all sockets of a worker are read.
+pub const SCRATCH_BYTES: usize = 64 * 1024;
+/// The worker's clock moves in steps of this length.
+const TICK: Duration = Duration::from_millis(20);
+/// How long a command waits before it is repeated at a server that was not ready for it.
+const REPEAT_MS: u32 = 25;
+/// The most redirects that one command follows.
+const MAX_HOPS: u8 = 8;
+
+/// What a worker is told by the thread that watches files and servers.
+pub trait Outside {
+    /// Asks for a fresh look at the servers; cheap, coalesced, never waits.
+    fn refresh_topology(&self);
+}
+
+/// One worker's state. Everything a client or a connection needs is reached from here, without locks.
+pub struct Worker {
+    access: Access,
+    outside: Arc<dyn Outside + Send + Sync>,
+    router: Router,
+    policy: RefCell<Rc<ActivePolicy>>,
+    scratch: Rc<RefCell<Vec<u8>>>,
+    dirty: RefCell<Vec<Rc<Session>>>,
+    sessions: RefCell<slab::Slab<Rc<Session>>>,
+    /// Milliseconds since the worker began, moved by its tick.
+    clock: Cell<u32>,
+    repeats: RefCell<Vec<Repeat>>,
+    random: RefCell<fastrand::Rng>,
+    meter: Meter,
+}
+
+/// A command that waits to be sent again.
+struct Repeat {
+    due: u32,
+    recovered: Recovered,
+    /// What the client gets if patience ends first.
+    error: Vec<u8>,
+}
+
+/// Errors of a server that did not carry a command out and may do so soon, or elsewhere.
+enum Refused {
+    Redirect(Redirect),
+    NotNow,
+    NotPrimary,
+}
+
+impl Worker {
+    /// A worker under `policy`.
+    pub fn new(policy: Rc<ActivePolicy>, access: Access, outside: Arc<dyn Outside + Send + Sync>, meter: Meter) -> Rc<Self> {
+        Rc::new(Self {
+            access,
+            outside,
+            router: Router::default(),
+            policy: RefCell::new(policy),
+            scratch: Rc::new(RefCell::new(vec![0; SCRATCH_BYTES])),
+            dirty: RefCell::default(),
+            sessions: RefCell::default(),
+            clock: Cell::new(1),
+            repeats: RefCell::default(),
+            random: RefCell::new(fastrand::Rng::new()),
+            meter,
+        })
+    }
+
+    /// Where commands go.
+    #[inline]
+    pub fn router(&self) -> &Router {
+        &self.router
+    }
+
+    /// The policy in force.
+    #[inline]
+    pub fn policy(&self) -> Rc<ActivePolicy> {
+        self.policy.borrow().clone()
+    }
+
+    /// Puts another policy in force; commands that are under way keep what was decided.
+    pub fn set_policy(&self, policy: Rc<ActivePolicy>) {
+        *self.policy.borrow_mut() = policy;
+    }
+
+    /// Whether keys have slots.
+    #[inline]
+    pub fn is_cluster(&self) -> bool {
+        matches!(self.policy.borrow().topology(), Topology::Cluster { .. })
+    }
+
+    /// The keys for new connections.
+    pub fn access(&self) -> &Access {
+        &self.access
+    }
+
+    /// The buffer that sockets are read into. Borrowed only within one poll.
+    #[inline]
+    pub fn scratch(&self) -> Rc<RefCell<Vec<u8>>> {
+        self.scratch.clone()
+    }
+
+    /// What is counted.
+    #[inline]
+    pub fn metrics(&self) -> &Meter {
+        &self.meter
+    }
+
+    /// Milliseconds since the worker began, to the tick.
+    #[inline]
+    pub fn now(&self) -> u32 {
+        self.clock.get()
+    }
+
+    /// Chance, uniform over all of `u32`.
+    pub fn random(&self) -> u32 {
+        self.random.borrow_mut().u32(..)
+    }
+
+    /// Asks for a fresh look at the servers.
+    pub fn refresh_topology(&self) {
+        self.outside.refresh_topology();
+    }
+
+    /// Puts a session in the list of those to flush at the end of the turn.
+    #[inline]
+    pub fn mark_dirty(&self, session: Rc<Session>) {
+        self.dirty.borrow_mut().push(session);
+    }
+
+    /// Writes to every client that got something in this turn.
+    #[inline]
+    pub fn flush_dirty(&self) {
+        loop {
+            let mut dirty = self.dirty.take();
+            if dirty.is_empty() {
+                return;
+            }
+            dirty.drain(..).for_each(|session| session.flush());
+            let mut place = self.dirty.borrow_mut();
+            if place.is_empty() {
+                // Keeps the list's memory.
+                *place = dirty;
+                return;
+            }
+        }
+    }
+
+    /// What follows a connection's turn.
+    #[inline]
+    pub fn after_turn(self: &Rc<Self>) {
+        if self.router.needs_attention() {
+            self.router.finish_handover(self);
+        }
+    }
+
+    /// Sends a command whose bytes are `parts` to the node that its slot belongs to. `false`: the session should pause.
+    #[inline]
+    pub fn submit(self: &Rc<Self>, parts: &[&[u8]], pending: Pending) -> bool {
+        let Some(node) = self.router.node_of(pending.slot) else {
+            self.router.wait_in_lobby(parts, pending);
+            return !self.router.is_lobby_full();
+        };
+        let mux = node.mux(self, pending.lane);
+        let session = pending.sink.session().cloned();
+        mux.push(parts, pending);
+        session.is_none_or(|session| !mux.is_full(&session))
+    }
+
+    /// Sends again what a lost connection or a change of owners gave back, unless its patience has ended.
+    pub fn resubmit(self: &Rc<Self>, recovered: Recovered) {
+        if self.now().wrapping_sub(recovered.pending.since) > self.patience() {
+            return self.fail_unreachable(recovered, None);
+        }
+        let Recovered { mut pending, bytes, .. } = recovered;
+        if let Sink::Transaction(transaction) = &mut pending.sink {
+            transaction.error = None;
+        }
+        self.submit(&[&bytes], pending);
+    }
+
+    /// How long a command that has not left may wait, in milliseconds.
+    pub fn patience(&self) -> u32 {
+        self.policy.borrow().patience().as_millis() as u32
+    }
+
+    /// Tells a client that its command never left.
+    pub fn fail_unreachable(self: &Rc<Self>, recovered: Recovered, node: Option<&NodeAddr>) {
+        let text = self.unreachable_text(node);
+        recovered.pending.sink.deliver(self, Answer::Failed(&text));
+    }
+
+    /// The error for a command that never left.
+    pub fn unreachable_text(&self, node: Option<&NodeAddr>) -> String {
+        let policy = self.policy.borrow();
+        let place = node.map_or_else(|| "no server".to_owned(), |node| format!("{node} could not be reached, and no other server"));
+        format!(
+            "TRYAGAIN {place} of {} could be reached for {}: the command was not sent, and can safely be repeated",
+            policy.cluster_name(),
+            policy.patience()
+        )
+    }
+
+    /// What becomes of a command whose reply is an error, or a miss that starts a load.
+    pub fn on_unusual_reply(self: &Rc<Self>, node: &NodeAddr, recovered: Recovered, reply: &[u8]) {
+        if let Sink::Client { on_reply: OnReply::Fill(rule), .. } = recovered.pending.sink
+            && reply.first() != Some(&b'-')
+        {
+            return super::patterns::read_through::on_miss(self, rule, recovered, reply);
+        }
+        let error = match &recovered.pending.sink {
+            Sink::Transaction(transaction) => transaction.failure(reply).unwrap_or(reply).to_vec(),
+            _ => reply.to_vec(),
+        };
+        match classify(&error, node, self.is_cluster()) {
+            None => recovered.pending.sink.deliver(self, Answer::Reply(reply)),
+            Some(Refused::Redirect(redirect)) => self.follow(recovered, redirect, reply),
+            Some(refused) => {
+                tracing::debug!(%node, error = %String::from_utf8_lossy(&error).trim_end(), "a server does not serve now");
+                if matches!(refused, Refused::NotPrimary) {
+                    self.refresh_topology();
+                }
+                self.repeat_later(recovered, reply);
+            }
+        }
+    }
+
+    fn follow(self: &Rc<Self>, mut recovered: Recovered, redirect: Redirect, reply: &[u8]) {
+        self.meter.redirect();
+        if !redirect.ask {
+            self.refresh_topology();
+        }
+        if recovered.pending.hops >= MAX_HOPS {
+            return recovered.pending.sink.deliver(self, Answer::Reply(reply));
+        }
+        recovered.pending.hops += 1;
+        recovered.pending.asking = redirect.ask;
+        if let Sink::Transaction(transaction) = &mut recovered.pending.sink {
+            transaction.error = None;
+        }
+        let mux = self.router.node_at(&redirect.node).mux(self, recovered.pending.lane);
+        mux.push(&[&recovered.bytes], recovered.pending);
+    }
+
+    /// Repeats a command that a server refused for now, where no later command of its client can have overtaken it.
+    fn repeat_later(self: &Rc<Self>, recovered: Recovered, reply: &[u8]) {
+        let alone = recovered.pending.sink.session().is_none_or(|session| session.outstanding() == 1);
+        let patient = self.now().wrapping_sub(recovered.pending.since) < self.patience();
+        if !alone || !patient {
+            return recovered.pending.sink.deliver(self, Answer::Reply(reply));
+        }
+        if let Some(session) = recovered.pending.sink.session() {
+            session.hold();
+        }
+        let due = self.now() + REPEAT_MS;
+        self.repeats.borrow_mut().push(Repeat { due, recovered, error: reply.to_vec() });
+    }
+
+    fn run_repeats(self: &Rc<Self>) {
+        let (now, patience) = (self.now(), self.patience());
+        let (due, later): (Vec<Repeat>, Vec<Repeat>) = self.repeats.take().into_iter().partition(|repeat| repeat.due <= now);
+        *self.repeats.borrow_mut() = later;
+        for repeat in due {
+            let session = repeat.recovered.pending.sink.session().cloned();
+            if now.wrapping_sub(repeat.recovered.pending.since) >= patience {
+                repeat.recovered.pending.sink.deliver(self, Answer::Reply(&repeat.error));
+            } else {
+                self.resubmit(repeat.recovered);
+            }
+            if let Some(session) = session {
+                session.release();
+            }
+        }
+    }
+
+    /// Moves the clock, and does what time brings. Runs for as long as the worker.
+    pub async fn tick_forever(self: Rc<Self>) {
+        let began = tokio::time::Instant::now();
+        let mut ticks = tokio::time::interval(TICK);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            self.clock.set(began.elapsed().as_millis() as u32 + 1);
+            if !self.repeats.borrow().is_empty() {
+                self.run_repeats();
+            }
+            self.router.tick(&self, self.now().saturating_sub(self.patience()));
+            self.flush_dirty();
+        }
+    }
+
+    /// Enters a session in the list of live ones.
+    pub fn register(&self, session: &Rc<Session>) -> usize {
+        self.meter.client_came();
+        self.sessions.borrow_mut().insert(session.clone())
+    }
+
+    /// Strikes a session from the list.
+    pub fn unregister(&self, place: usize) {
+        self.meter.client_left();
+        self.sessions.borrow_mut().remove(place);
+    }
+
+    /// How many clients there are.
+    pub fn clients(&self) -> usize {
+        self.sessions.borrow().len()
+    }
+
+    /// Has every session end, once its commands are answered or at once.
+    pub fn end_sessions(&self, ending: Ending) {
+        self.sessions.borrow().iter().for_each(|(_, session)| session.end(ending));
+    }
+}
+
+fn classify(error: &[u8], asked: &NodeAddr, cluster: bool) -> Option<Refused> {
+    let code = error.get(1..)?.split(|byte| *byte == b' ').next()?;
+    match code {
+        b"MOVED" | b"ASK" => parse_redirect(error, asked).map(Refused::Redirect),
+        b"TRYAGAIN" | b"CLUSTERDOWN" | b"LOADING" | b"MASTERDOWN" => Some(Refused::NotNow),
+        b"READONLY" if !cluster => Some(Refused::NotPrimary),
+        _ => None,
+    }
+}
+
+impl fmt::Debug for Worker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Worker").field("clients", &self.clients()).finish_non_exhaustive()
+    }
+}
