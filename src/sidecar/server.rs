@@ -14,10 +14,11 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::watch;
 use tokio::task::LocalSet;
 
+use super::access_files::{AccessError, open_access};
 use super::meter::Meter;
 use super::policy::ActivePolicy;
 use super::session::{ClientReader, ClientWriter, Ending, Reader, Session, split_tcp, split_unix};
-use super::upstream::access::{Access, ClusterAccess, Keys};
+use super::upstream::access::Access;
 use super::upstream::discovery::{Discovery, Refresh};
 use super::upstream::view::View;
 use super::worker::{Outside, Worker};
@@ -66,6 +67,9 @@ pub enum StartError {
         /// Why.
         source: SnapshotError,
     },
+    /// A password or a certificate cannot be used.
+    #[error(transparent)]
+    Access(#[from] AccessError),
     /// An address cannot be listened on.
     #[error("cannot listen on {address}: {source}")]
     Listen {
@@ -114,9 +118,9 @@ pub fn run(config: &Config) -> Result<(), StartError> {
 }
 
 async fn supervise(config: &Config, policy: Arc<ActivePolicy>, listeners: Vec<Listeners>) -> Result<(), StartError> {
-    let access = Access::fixed(Keys::default());
-    let cluster_access = ClusterAccess { servers: access.clone(), sentinels: access.clone() };
     let counters = Arc::new(Background::default());
+    let cluster_access = open_access(&policy.snapshot().cluster, counters.clone()).await?;
+    let access = cluster_access.servers.clone();
     let (_discovery, view, refresh) = Discovery::start(&policy.snapshot().cluster, cluster_access, counters)?;
     let (_policies, policy) = watch::channel(policy);
     let (stages, stage) = watch::channel(Stage::Serving);
@@ -159,9 +163,10 @@ impl Listeners {
         let tcp = config.listen.map(|address| {
             listen_tcp(address, config.workers > 1).map_err(|source| StartError::Listen { address: address.to_string(), source })
         });
-        let unix = config.socket.as_ref().filter(|_| index == 0).map(|path| {
-            listen_unix(path).map_err(|source| StartError::Listen { address: path.display().to_string(), source })
-        });
+        let unix =
+            config.socket.as_ref().filter(|_| index == 0).map(|path| {
+                listen_unix(path).map_err(|source| StartError::Listen { address: path.display().to_string(), source })
+            });
         Ok(Self { tcp: tcp.transpose()?, unix: unix.transpose()? })
     }
 }
@@ -295,4 +300,3 @@ fn admit(worker: &Rc<Worker>, (reader, writer): (ClientReader, ClientWriter)) {
         worker.unregister(place);
     });
 }
-

@@ -208,7 +208,8 @@ impl Worker {
     /// The error for a command that never left.
     pub fn unreachable_text(&self, node: Option<&NodeAddr>) -> String {
         let policy = self.policy.borrow();
-        let place = node.map_or_else(|| "no server".to_owned(), |node| format!("{node} could not be reached, and no other server"));
+        let place =
+            node.map_or_else(|| "no server".to_owned(), |node| format!("{node} could not be reached, and no other server"));
         format!(
             "TRYAGAIN {place} of {} could be reached for {}: the command was not sent, and can safely be repeated",
             policy.cluster_name(),

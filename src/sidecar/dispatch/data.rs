@@ -67,7 +67,8 @@ fn forward_many(session: &Rc<Session>, request: &Request<'_>) -> Flow {
     if !policy.is_transparent() {
         if policy.refuses_unmatched() {
             let all = request.spec.keys(&request.args).unwrap_or_default();
-            let mut names = all.iter().filter(|at| at.effect != Effect::Route).filter_map(|at| request.args.get(at.index as usize));
+            let mut names =
+                all.iter().filter(|at| at.effect != Effect::Route).filter_map(|at| request.args.get(at.index as usize));
             if let Some(key) = names.find(|key| policy.find(key) == UNMATCHED) {
                 return refuse_unmatched(session, key);
             }

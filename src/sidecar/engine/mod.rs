@@ -18,5 +18,7 @@ pub enum ReplyRule {
 }
 impl ReplyRule {
     /// Applies.
-    pub fn apply(self, bytes: &[u8], _protocol: Protocol, out: &mut Vec<u8>) { out.extend_from_slice(bytes) }
+    pub fn apply(self, bytes: &[u8], _protocol: Protocol, out: &mut Vec<u8>) {
+        out.extend_from_slice(bytes)
+    }
 }

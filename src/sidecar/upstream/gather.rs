@@ -86,7 +86,10 @@ impl Meeting {
         }
         let cause = String::from_utf8_lossy(&first[1..first.len() - 2]).into_owned();
         let done = all - failed;
-        encode::error(out, &format!("PARTIAL the command was split into {all} parts and {done} of them were carried out: {cause}"));
+        encode::error(
+            out,
+            &format!("PARTIAL the command was split into {all} parts and {done} of them were carried out: {cause}"),
+        );
     }
 }
 

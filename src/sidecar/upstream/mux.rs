@@ -169,10 +169,10 @@ impl Mux {
 
     /// Answers commands that never left and have waited since before `deadline`. Called with each tick of the worker.
     pub fn expire(&self, worker: &Rc<Worker>, deadline: u32) {
-        while let Some(pending) = {
+        loop {
+            // The queue must be free before the answer is delivered.
             let expired = self.queue.borrow_mut().pop_expired(deadline);
-            expired
-        } {
+            let Some(pending) = expired else { break };
             self.answered.set(self.answered.get() + 1);
             let text = worker.unreachable_text(Some(&self.node));
             pending.sink.deliver(worker, Answer::Failed(&text));
@@ -228,7 +228,9 @@ async fn open(mux: &Mux, worker: &Worker) -> Result<Link, DialError> {
     };
     if mux.lane.database > 0 {
         let selected = tokio::time::timeout_at(deadline, select(&mut link, mux.lane.database)).await;
-        selected.unwrap_or_else(|elapsed| Err(elapsed.into())).map_err(|source| DialError::Io { node: mux.node.clone(), source })?;
+        selected
+            .unwrap_or_else(|elapsed| Err(elapsed.into()))
+            .map_err(|source| DialError::Io { node: mux.node.clone(), source })?;
     }
     Ok(link)
 }
@@ -477,8 +479,7 @@ impl<'a> Connection<'a> {
 
 #[inline]
 fn needs_thought(front: &Pending, bytes: &[u8]) -> bool {
-    bytes[0] == b'-'
-        || matches!(&front.sink, Sink::Client { on_reply: OnReply::Fill(_), .. } if reply::is_null(bytes))
+    bytes[0] == b'-' || matches!(&front.sink, Sink::Client { on_reply: OnReply::Fill(_), .. } if reply::is_null(bytes))
 }
 
 /// Keeps the task's waker without cloning it each time.

@@ -22,11 +22,13 @@ const HANDOVER_PATIENCE_MS: u32 = 500;
 const LOBBY_FULL_BYTES: usize = 8 * 1024 * 1024;
 const NOBODY: u16 = u16::MAX;
 
+type Muxes = SmallVec<[(Lane, Rc<Mux>); 2]>;
+
 /// One server and a worker's connections to it.
 #[derive(Debug)]
 pub struct Node {
     address: NodeAddr,
-    muxes: RefCell<SmallVec<[(Lane, Rc<Mux>); 2]>>,
+    muxes: RefCell<Muxes>,
 }
 
 impl Node {
@@ -242,7 +244,9 @@ impl Router {
         let overdue: Vec<Rc<Mux>> = {
             let handover = self.handover.borrow();
             let change = handover.as_ref().filter(|change| worker.now() >= change.until);
-            change.map(|change| change.waits.iter().filter(|(mux, mark)| !mux.has_passed(*mark)).map(|(mux, _)| mux.clone()).collect())
+            change.map(|change| {
+                change.waits.iter().filter(|(mux, mark)| !mux.has_passed(*mark)).map(|(mux, _)| mux.clone()).collect()
+            })
         }
         .unwrap_or_default();
         overdue.iter().for_each(|mux| mux.retire(worker));

@@ -116,25 +116,24 @@ impl Transaction {
         (exec.first() == Some(&b'-')).then(|| self.error.as_deref().unwrap_or(exec))
     }
 
-    fn finish(self: Box<Self>, worker: &Rc<Worker>, answer: Answer<'_>) {
-        let this = *self;
+    fn finish(self, worker: &Rc<Worker>, answer: Answer<'_>) {
         let exec = match answer {
-            Answer::Failed(_) => return this.sink.deliver(worker, answer),
+            Answer::Failed(_) => return self.sink.deliver(worker, answer),
             Answer::Reply(bytes) => bytes,
         };
-        if let Some(error) = this.failure(exec) {
+        if let Some(error) = self.failure(exec) {
             let error = error.to_vec();
-            return this.sink.deliver(worker, Answer::Reply(&error));
+            return self.sink.deliver(worker, Answer::Reply(&error));
         }
         match reply::elements(exec).as_deref() {
-            Some([first, ..]) if this.rule == ReplyRule::Same => this.sink.deliver(worker, Answer::Reply(first)),
+            Some([first, ..]) if self.rule == ReplyRule::Same => self.sink.deliver(worker, Answer::Reply(first)),
             Some([first, ..]) => {
-                let protocol = this.sink.session().map_or_else(Default::default, |session| session.protocol());
+                let protocol = self.sink.session().map_or_else(Default::default, |session| session.protocol());
                 let mut converted = Vec::new();
-                this.rule.apply(first, protocol, &mut converted);
-                this.sink.deliver(worker, Answer::Reply(&converted));
+                self.rule.apply(first, protocol, &mut converted);
+                self.sink.deliver(worker, Answer::Reply(&converted));
             }
-            _ => this.sink.deliver(worker, Answer::Failed("ERR the server answered EXEC with something else than an array")),
+            _ => self.sink.deliver(worker, Answer::Failed("ERR the server answered EXEC with something else than an array")),
         }
     }
 }
