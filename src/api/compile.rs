@@ -111,20 +111,12 @@ pub fn in_order<'a>(policies: &[&'a CachePolicy]) -> Vec<&'a CachePolicy> {
 
 /// The policy as problems name it.
 pub fn policy_ref(policy: &CachePolicy) -> ObjectRef {
-    object_ref("CachePolicy", &policy.metadata)
+    ObjectRef::new("CachePolicy", &policy.metadata)
 }
 
 /// The cluster as problems name it.
 pub fn cluster_ref(cluster: &CacheCluster) -> ObjectRef {
-    object_ref("CacheCluster", &cluster.metadata)
-}
-
-fn object_ref(kind: &'static str, metadata: &kube::core::ObjectMeta) -> ObjectRef {
-    ObjectRef {
-        kind,
-        namespace: metadata.namespace.clone().unwrap_or_else(|| "default".to_owned()),
-        name: metadata.name.clone().unwrap_or_default(),
-    }
+    ObjectRef::new("CacheCluster", &cluster.metadata)
 }
 
 /// What a policy said of unmatched keys, and which policy it was.

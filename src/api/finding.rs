@@ -18,11 +18,16 @@ pub enum Severity {
     Error,
 }
 
+/// The code of every error.
+pub const INVALID: &str = "invalid";
+
 /// Something in a file that is wrong or unwise.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {
     /// How much it weighs.
     pub severity: Severity,
+    /// What kind of finding it is, in one word: stable, for machines.
+    pub code: &'static str,
     /// The file.
     pub file: PathBuf,
     /// Where in the file.
@@ -42,6 +47,7 @@ impl Finding {
     pub fn about_file(file: &Path, what: impl Into<String>, remedy: impl Into<String>) -> Self {
         Self {
             severity: Severity::Error,
+            code: INVALID,
             file: file.to_owned(),
             position: Position::default(),
             path: FieldPath::root(),

@@ -6,6 +6,7 @@ pub mod compile;
 pub mod crd;
 pub mod finding;
 mod labels;
+pub mod lint;
 pub mod manifest;
 pub mod parameters;
 pub mod path;

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use kube::core::ObjectMeta;
+
 use super::path::FieldPath;
 
 /// An object by kind and name.
@@ -13,6 +15,18 @@ pub struct ObjectRef {
     pub namespace: String,
     /// Its name.
     pub name: String,
+}
+
+/// The namespace that an object states; `default` where it states none.
+pub fn namespace_of(metadata: &ObjectMeta) -> &str {
+    metadata.namespace.as_deref().unwrap_or("default")
+}
+
+impl ObjectRef {
+    /// The object with this metadata.
+    pub fn new(kind: &'static str, metadata: &ObjectMeta) -> Self {
+        Self { kind, namespace: namespace_of(metadata).to_owned(), name: metadata.name.clone().unwrap_or_default() }
+    }
 }
 
 impl fmt::Display for ObjectRef {

@@ -6,6 +6,8 @@
 //! Exit codes: 0 done; 1 it failed; 2 the command line is wrong. `larder check` has its own, which its help lists.
 
 #[cfg(feature = "control-plane")]
+mod check;
+#[cfg(feature = "control-plane")]
 mod crds;
 mod failure;
 mod sidecar;
@@ -42,6 +44,7 @@ macro_rules! commands {
 commands! {
     /// What `larder` can do.
     Larder {
+        Check(check),
         Crds(crds),
         Sidecar(sidecar),
     }

@@ -19,13 +19,14 @@ pub const MAX_PATTERN_BYTES: usize = 512;
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct KeyPattern {
     text: String,
-    segments: Vec<Segment>,
+    pub(super) segments: Vec<Segment>,
     /// Each part ends at a `:` or at the key's end, so that one pass without second thoughts decides.
     deterministic: bool,
 }
 
+/// A piece of a pattern.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-enum Segment {
+pub(super) enum Segment {
     Literal(Vec<u8>),
     Part { name: String, any: bool },
 }

@@ -14,9 +14,9 @@ use serde::de::DeserializeOwned;
 pub use files::{MAX_FILE_BYTES, MAX_FILES};
 pub use tree::{Entry, Node, Position, Tree};
 
-use super::finding::{Finding, Refused, Severity};
+use super::finding::{Finding, INVALID, Refused, Severity};
 use super::path::{FieldPath, at};
-use super::problem::{ObjectRef, Problem};
+use super::problem::{ObjectRef, Problem, namespace_of};
 use super::schema::{self, Kind, Schemas};
 use super::{CacheCluster, CachePolicy, SecretKeyRef};
 
@@ -94,6 +94,7 @@ impl Document {
     pub fn finding(&self, severity: Severity, path: FieldPath, what: impl Into<String>, remedy: impl Into<String>) -> Finding {
         Finding {
             severity,
+            code: INVALID,
             file: self.file.to_path_buf(),
             position: self.root.locate(&path),
             path,
@@ -112,10 +113,16 @@ impl Manifests {
     /// Reads files, and directories of `.yaml`, `.yml` and `.json` files (one level deep, sorted). Everything that is wrong is
     /// told at once.
     pub fn read(paths: &[PathBuf]) -> Result<Self, Refused> {
+        let (manifests, findings) = Self::read_all(paths);
+        if findings.is_empty() { Ok(manifests) } else { Err(Refused(findings)) }
+    }
+
+    /// Reads as [`Self::read`] does, and keeps what is right beside what is wrong.
+    pub fn read_all(paths: &[PathBuf]) -> (Self, Vec<Finding>) {
         let mut findings = Vec::new();
         let documents = files::read(paths, &mut findings);
         let manifests = Self::from_documents(documents, &mut findings);
-        if findings.is_empty() { Ok(manifests) } else { Err(Refused(findings)) }
+        (manifests, findings)
     }
 
     /// Reads one text as if it stood in `file`.
@@ -233,10 +240,6 @@ impl Manifests {
             _ => None,
         }
     }
-}
-
-fn namespace_of(metadata: &kube::core::ObjectMeta) -> &str {
-    metadata.namespace.as_deref().unwrap_or("default")
 }
 
 fn list_or_none(names: &[&str]) -> String {

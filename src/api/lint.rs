@@ -1,0 +1,322 @@
+//! Anti-patterns: what the API server accepts, and users regret.
+
+use super::cache_cluster::Eviction;
+use super::cache_policy::{CachePolicySpec, Defaults, OriginAccess, RuleSpec, StrategyKind};
+use super::compile::{DEFAULT_NEGATIVE_TTL, DEFAULT_TTL, DEFAULT_WAIT};
+use super::finding::{Finding, Severity};
+use super::manifest::{Document, Located, Manifests};
+use super::path::{FieldPath, at};
+use super::{CacheCluster, CachePolicy};
+use crate::policy::{KeyPattern, Span};
+
+/// A default TTL from which values count as forgotten rather than cached.
+const LONG_TTL: Span = Span::from_secs(24 * 3600);
+/// The same for the longest TTL that writers may give.
+const LONG_MAX_TTL: Span = Span::from_secs(7 * 24 * 3600);
+
+/// Words in keys that stand for a query's text, or for its hash.
+const QUERY_WORDS: &[&str] = &[
+    "sql",
+    "query",
+    "stmt",
+    "statement",
+    "select",
+    "hash",
+    "md5",
+    "sha",
+    "sha1",
+    "sha256",
+    "digest",
+    "checksum",
+    "fingerprint",
+    "crc32",
+];
+
+/// The codes of all warnings.
+pub const CODES: &[&str] = &[
+    "covers-everything",
+    "evicts-everything",
+    "evicts-nothing",
+    "long-ttl",
+    "no-jitter",
+    "no-negative-ttl",
+    "no-stampede-protection",
+    "plain-password",
+    "query-key",
+    "shadowed",
+    "short-ttl",
+    "unused-origin",
+];
+
+/// Warnings about everything in `manifests`.
+pub fn lint(manifests: &Manifests) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for cluster in &manifests.clusters {
+        lint_cluster(cluster, &mut findings);
+    }
+    for policy in &manifests.policies {
+        lint_policy(policy, &mut findings);
+    }
+    findings
+}
+
+struct Linter<'a> {
+    document: &'a Document,
+    findings: &'a mut Vec<Finding>,
+}
+
+impl Linter<'_> {
+    fn warn(
+        &mut self,
+        code: &'static str,
+        path: FieldPath,
+        what: impl Into<String>,
+        why: impl Into<String>,
+        remedy: impl Into<String>,
+    ) {
+        debug_assert!(CODES.contains(&code), "{code} is not in CODES");
+        let finding = self.document.finding(Severity::Warning, path, what, remedy);
+        self.findings.push(Finding { code, why: why.into(), ..finding });
+    }
+}
+
+fn lint_cluster(cluster: &Located<CacheCluster>, findings: &mut Vec<Finding>) {
+    let mut linter = Linter { document: &cluster.document, findings };
+    let path = at!("spec", "eviction");
+    match cluster.object.spec.eviction() {
+        Eviction::VolatileLfu | Eviction::VolatileLru | Eviction::VolatileTtl | Eviction::VolatileRandom => {}
+        eviction @ (Eviction::AllkeysLfu | Eviction::AllkeysLru | Eviction::AllkeysRandom) => linter.warn(
+            "evicts-everything",
+            path,
+            format!("{} also drops keys that have no TTL", eviction.as_str()),
+            "locks, queues and sessions that share the cache vanish when it is full",
+            "write volatile-lfu: covered keys always have a TTL",
+        ),
+        Eviction::Noeviction => linter.warn(
+            "evicts-nothing",
+            path,
+            "a full server refuses every write",
+            "a cache that is full should drop what is used least",
+            "write volatile-lfu",
+        ),
+    }
+    if let Some(auth) = &cluster.object.spec.auth
+        && auth.password.value.is_some()
+    {
+        warn_plain_password(&mut linter, at!("spec", "auth", "password", "value"));
+    }
+}
+
+fn warn_plain_password(linter: &mut Linter<'_>, path: FieldPath) {
+    linter.warn(
+        "plain-password",
+        path,
+        "a password stands here in plain text",
+        "whoever may read the object can read it, and so can its version control",
+        "keep it in a Secret, and name it in secretKeyRef",
+    );
+}
+
+fn lint_policy(policy: &Located<CachePolicy>, findings: &mut Vec<Finding>) {
+    let mut linter = Linter { document: &policy.document, findings };
+    let spec = &policy.object.spec;
+    let defaults = spec.defaults.clone().unwrap_or_default();
+    lint_lifetimes(&mut linter, &at!("spec", "defaults"), defaults.ttl, defaults.max_ttl);
+    if defaults.jitter.is_some_and(|jitter| jitter.as_whole() == 0) {
+        warn_no_jitter(&mut linter, at!("spec", "defaults", "jitter"));
+    }
+    lint_origins(&mut linter, spec);
+    for (index, rule) in spec.rules.iter().enumerate() {
+        let path = at!("spec", "rules", index);
+        lint_lifetimes(&mut linter, &path, rule.ttl, rule.max_ttl);
+        if rule.jitter.is_some_and(|jitter| jitter.as_whole() == 0) {
+            warn_no_jitter(&mut linter, path.key("jitter"));
+        }
+        lint_keys(&mut linter, &path, rule);
+        lint_loads(&mut linter, &path, rule, &defaults);
+    }
+    lint_shadows(&mut linter, spec);
+}
+
+fn lint_lifetimes(linter: &mut Linter<'_>, path: &FieldPath, ttl: Option<Span>, max_ttl: Option<Span>) {
+    if let Some(ttl) = ttl.filter(|ttl| *ttl >= LONG_TTL) {
+        linter.warn(
+            "long-ttl",
+            path.key("ttl"),
+            format!("a default TTL of {ttl} keeps values for days"),
+            "a change of the data that nobody announces stays unseen that long, and the memory stays taken",
+            "write minutes, or at most a few hours",
+        );
+    }
+    if let Some(max_ttl) = max_ttl.filter(|max_ttl| *max_ttl > LONG_MAX_TTL) {
+        linter.warn(
+            "long-ttl",
+            path.key("maxTtl"),
+            format!("writers may keep values for {max_ttl}"),
+            "one forgotten key outlives every change of its data",
+            "write at most 168h (one week)",
+        );
+    }
+}
+
+fn warn_no_jitter(linter: &mut Linter<'_>, path: FieldPath) {
+    linter.warn(
+        "no-jitter",
+        path,
+        "no TTL differs from another",
+        "keys that are written together expire together, and their loads hit the origin at once",
+        "write 10%, or remove jitter",
+    );
+}
+
+fn lint_origins(linter: &mut Linter<'_>, spec: &CachePolicySpec) {
+    for (index, origin) in spec.origins.iter().enumerate() {
+        let kinds: [(&str, Option<&OriginAccess>); 2] = [("sql", origin.sql.as_ref()), ("http", origin.http.as_ref())];
+        for (kind, access) in kinds {
+            if access.and_then(|access| access.url.value.as_deref()).is_some_and(holds_password) {
+                warn_plain_password(linter, at!("spec", "origins", index, kind, "url", "value"));
+            }
+        }
+        if !spec.rules.iter().any(|rule| rule.origin.as_ref().is_some_and(|used| used.name == origin.name)) {
+            linter.warn(
+                "unused-origin",
+                at!("spec", "origins", index),
+                format!("no rule loads from `{}`", origin.name),
+                "",
+                "remove it, or name it in a ReadThrough rule's origin",
+            );
+        }
+    }
+}
+
+/// Whether a URL has a password: `scheme://user:password@host`.
+fn holds_password(url: &str) -> bool {
+    let authority = url.split_once("://").map(|(_, rest)| rest.split(['/', '?', '#']).next().unwrap_or_default());
+    let user = authority.and_then(|authority| authority.rsplit_once('@')).map(|(user, _)| user);
+    user.and_then(|user| user.split_once(':')).is_some_and(|(_, password)| !password.is_empty())
+}
+
+fn lint_keys(linter: &mut Linter<'_>, path: &FieldPath, rule: &RuleSpec) {
+    let Ok(keys) = rule.keys.parse::<KeyPattern>() else {
+        return;
+    };
+    if rule.strategy != StrategyKind::Bypass && covers_everything(&keys) {
+        linter.warn(
+            "covers-everything",
+            path.key("keys"),
+            format!("`{keys}` covers almost every key"),
+            "queues, locks and sessions that share the cache get a TTL as well, and are lost when it ends",
+            "write one rule for each family of keys, such as user:{id}",
+        );
+    }
+    if let Some(word) = query_word(&keys) {
+        linter.warn(
+            "query-key",
+            path.key("keys"),
+            format!("`{word}` in `{keys}` looks like a query's text, or its hash"),
+            "nobody can tell which of such keys a change of the data touches, so they cannot be invalidated, only waited out",
+            "name the entity that the data is about, such as order:{id} or orders-of-customer:{customer}",
+        );
+    }
+}
+
+fn covers_everything(keys: &KeyPattern) -> bool {
+    ["{a}", "{a}:{b}", "{a}:{b}:{c}"].iter().any(|all| all.parse::<KeyPattern>().is_ok_and(|all| keys.covers_all_of(&all)))
+}
+
+fn query_word(keys: &KeyPattern) -> Option<String> {
+    let words = keys.as_str().split(|letter: char| !letter.is_ascii_alphanumeric()).map(str::to_ascii_lowercase);
+    words.into_iter().find(|word| QUERY_WORDS.contains(&word.as_str()))
+}
+
+fn lint_loads(linter: &mut Linter<'_>, path: &FieldPath, rule: &RuleSpec, defaults: &Defaults) {
+    match rule.strategy {
+        StrategyKind::Bypass => {}
+        StrategyKind::CacheAside => linter.warn(
+            "no-stampede-protection",
+            path.key("strategy"),
+            format!("every client that misses a key of `{}` loads it", rule.name),
+            "when a popular key expires, all its readers ask the database at once; on CacheAside rules that is not prevented yet",
+            "write strategy: ReadThrough, which makes one load of many misses",
+        ),
+        StrategyKind::ReadThrough => {
+            let wait = rule.stampede.as_ref().and_then(|stampede| stampede.wait).unwrap_or(DEFAULT_WAIT);
+            if wait.is_zero() {
+                linter.warn(
+                    "no-stampede-protection",
+                    path.key("stampede").key("wait"),
+                    "no sidecar waits for another's load",
+                    "when a popular key expires, each sidecar asks the origin at once",
+                    "write 1s, or remove wait",
+                );
+            }
+            if rule.negative_ttl.unwrap_or(DEFAULT_NEGATIVE_TTL).is_zero() {
+                linter.warn(
+                    "no-negative-ttl",
+                    path.key("negativeTtl"),
+                    "keys that the origin does not have are never remembered",
+                    "each read of such a key asks the origin again, which anyone can do on purpose",
+                    "write 10s, or remove negativeTtl",
+                );
+            }
+            let ttl = rule.ttl.or(defaults.ttl).unwrap_or(DEFAULT_TTL);
+            if ttl < Span::from_secs(1) {
+                linter.warn(
+                    "short-ttl",
+                    path.key("ttl"),
+                    format!("a value lives for {ttl}"),
+                    "most reads load it again",
+                    "write seconds or minutes",
+                );
+            }
+        }
+    }
+}
+
+/// Rules that can never take effect, because an earlier one covers all their keys.
+fn lint_shadows(linter: &mut Linter<'_>, spec: &CachePolicySpec) {
+    let patterns: Vec<Option<KeyPattern>> = spec.rules.iter().map(|rule| rule.keys.parse().ok()).collect();
+    for (later, (rule, keys)) in spec.rules.iter().zip(&patterns).enumerate() {
+        let Some(keys) = keys else { continue };
+        let covering = spec.rules.iter().zip(&patterns).take(later);
+        let shadow =
+            covering.into_iter().find(|(_, earlier)| earlier.as_ref().is_some_and(|earlier| earlier.covers_all_of(keys)));
+        if let Some((earlier, _)) = shadow {
+            linter.warn(
+                "shadowed",
+                at!("spec", "rules", later, "keys"),
+                format!("the rule `{}` never takes effect", rule.name),
+                format!("the earlier rule `{}` ({}) covers all its keys, and the first match wins", earlier.name, earlier.keys),
+                format!("move it before `{}`, or remove it", earlier.name),
+            );
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn passwords_in_urls_are_seen() {
+        assert!(holds_password("postgres://u:secret@h/d"));
+        assert!(!holds_password("postgres://u@h/d"));
+        assert!(!holds_password("postgres://h/d?x=a:b@c"));
+        assert!(!holds_password("sqlite://shop.db"));
+    }
+
+    #[test]
+    fn query_words_are_whole_words() {
+        let found = |text: &str| query_word(&text.parse().expect("a pattern"));
+        assert_eq!(found("sql:{hash}").as_deref(), Some("sql"));
+        assert_eq!(found("page:{md5}").as_deref(), Some("md5"));
+        assert_eq!(found("hashtag:{tag}"), None);
+    }
+
+    #[test]
+    fn patterns_for_everything_are_seen() {
+        let everything = |text: &str| covers_everything(&text.parse().expect("a pattern"));
+        assert!(everything("{key…}") && everything("{key}") && everything("{a}:{b}"));
+        assert!(!everything("user:{id…}") && !everything("{tenant}:user:{id}"));
+    }
+}
