@@ -202,9 +202,10 @@ pub struct SentinelCluster {
 
 /// One sentinel process.
 pub struct Sentinel {
+    engine: Engine,
     port: u16,
     child: Child,
-    _directory: TempDir,
+    directory: TempDir,
 }
 
 impl SentinelCluster {
@@ -261,18 +262,32 @@ impl Sentinel {
                 directory.path().display()
             );
             std::fs::write(&file, text).expect("the directory is writable");
-            let mut child = spawn(engine, &[file.display().to_string(), "--sentinel".to_owned()]);
-            let deadline = Instant::now() + START_LIMIT;
-            while child.try_wait().is_ok_and(|status| status.is_none()) && Instant::now() < deadline {
-                if Client::connect(port).and_then(|mut client| client.try_call(&["PING"])).is_ok() {
-                    return Self { port, child, _directory: directory };
-                }
-                std::thread::sleep(Duration::from_millis(10));
+            let child = spawn_sentinel(engine, &file);
+            let mut sentinel = Self { engine, port, child, directory };
+            if sentinel.answers() {
+                return sentinel;
             }
-            let _ = child.kill();
-            let _ = child.wait();
         }
         panic!("the sentinel of {engine:?} does not start");
+    }
+
+    /// Whether it answers PING before the limit. False at once where the process ended: another took its port.
+    fn answers(&mut self) -> bool {
+        let deadline = Instant::now() + START_LIMIT;
+        while self.child.try_wait().is_ok_and(|status| status.is_none()) && Instant::now() < deadline {
+            if Client::connect(self.port).and_then(|mut client| client.try_call(&["PING"])).is_ok() {
+                return true;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        false
+    }
+
+    /// Starts the process again with what it knew when it ended. Panics where it does not answer.
+    pub fn restart(&mut self) {
+        self.kill();
+        self.child = spawn_sentinel(self.engine, &self.directory.path().join("sentinel.conf"));
+        assert!(self.answers(), "the sentinel does not come back");
     }
 
     pub fn port(&self) -> u16 {
@@ -290,6 +305,10 @@ impl Sentinel {
         let mut count = |what: &str| client.line(&format!("SENTINEL {what} {PRIMARY_NAME}")).items().len();
         count("REPLICAS") == replicas && count("SENTINELS") == other_sentinels
     }
+}
+
+fn spawn_sentinel(engine: Engine, file: &std::path::Path) -> Child {
+    spawn(engine, &[file.display().to_string(), "--sentinel".to_owned()])
 }
 
 impl Drop for Sentinel {

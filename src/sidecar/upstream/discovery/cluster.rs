@@ -42,8 +42,14 @@ pub struct ClusterFollower {
 }
 
 impl ClusterFollower {
-    pub fn new(seeds: Vec<NodeAddr>, access: Access) -> Self {
-        Self { seeds, access, newest: None, failures: 0 }
+    /// `newest` is the epoch of a finding that is in use already.
+    pub fn new(seeds: Vec<NodeAddr>, access: Access, newest: Option<u64>) -> Self {
+        Self { seeds, access, newest, failures: 0 }
+    }
+
+    /// The epoch of the finding in use.
+    pub const fn newest(&self) -> Option<u64> {
+        self.newest
     }
 
     pub async fn round(&mut self, hints: &[NodeAddr], view: &View) -> Result<ViewKind, DiscoveryError> {
@@ -183,7 +189,7 @@ mod tests {
     #[test]
     fn hints_come_first_and_failures_widen_the_circle() {
         let seeds: Vec<NodeAddr> = (0..10).map(|at| node(&format!("s{at}"))).collect();
-        let mut follower = ClusterFollower::new(seeds, Access::fixed(Default::default()));
+        let mut follower = ClusterFollower::new(seeds, Access::fixed(Default::default()), None);
         let known = map("x");
         let picked = follower.pick(&[node("hint")], Some(&known));
         assert_eq!(picked[..2], [node("hint"), node("x")]);

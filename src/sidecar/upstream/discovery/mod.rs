@@ -233,6 +233,23 @@ enum Follower {
 }
 
 impl Follower {
+    fn new(target: &Target, newest: Option<u64>, refresh: Refresh) -> Self {
+        let (seeds, access) = (target.addresses.clone(), target.access.clone());
+        match &target.topology {
+            Topology::Sentinel { master, .. } => {
+                Self::Sentinel(Box::new(SentinelFollower::new(master.clone(), seeds, access, newest, refresh)))
+            }
+            Topology::Cluster { .. } => Self::Cluster(ClusterFollower::new(seeds, access.servers, newest)),
+        }
+    }
+
+    fn newest(&self) -> Option<u64> {
+        match self {
+            Self::Sentinel(follower) => follower.newest(),
+            Self::Cluster(follower) => follower.newest(),
+        }
+    }
+
     async fn round(&mut self, hints: &[NodeAddr], view: &View) -> Result<ViewKind, DiscoveryError> {
         match self {
             Self::Sentinel(follower) => follower.round().await,
@@ -249,31 +266,25 @@ struct Driver {
 
 impl Driver {
     async fn run(self, mut targets: watch::Receiver<Target>) {
-        let mut last: Option<Target> = None;
+        let mut target = targets.borrow_and_update().clone();
+        let mut newest = None;
         loop {
-            let target = targets.borrow_and_update().clone();
-            if last.as_ref().is_some_and(|last| !last.is_same_place(&target)) {
-                self.publisher.publish(ViewKind::Unknown);
-            }
-            let follower = match &target.topology {
-                Topology::Sentinel { master, .. } => {
-                    let (master, seeds, access) = (master.clone(), target.addresses.clone(), target.access.clone());
-                    Follower::Sentinel(Box::new(SentinelFollower::new(master, seeds, access, self.refresh.clone())))
-                }
-                Topology::Cluster { .. } => {
-                    Follower::Cluster(ClusterFollower::new(target.addresses.clone(), target.access.servers.clone()))
-                }
-            };
-            last = Some(target);
+            let mut follower = Follower::new(&target, newest, self.refresh.clone());
             tokio::select! {
-                () = self.follow(follower) => return,
+                () = self.follow(&mut follower) => return,
                 changed = targets.changed() => if changed.is_err() { return },
             }
+            let next = targets.borrow_and_update().clone();
+            newest = follower.newest().filter(|_| next.is_same_place(&target));
+            if !next.is_same_place(&target) {
+                self.publisher.publish(ViewKind::Unknown);
+            }
+            target = next;
         }
     }
 
     /// Round after round, for ever.
-    async fn follow(&self, mut follower: Follower) {
+    async fn follow(&self, follower: &mut Follower) {
         let mut pace = Pace::default();
         let mut warned: Option<Instant> = None;
         loop {

@@ -60,10 +60,16 @@ pub struct SentinelFollower {
 }
 
 impl SentinelFollower {
-    pub fn new(master: String, seeds: Vec<NodeAddr>, access: ClusterAccess, refresh: Refresh) -> Self {
+    /// `newest` is the epoch of a finding that is in use already.
+    pub fn new(master: String, seeds: Vec<NodeAddr>, access: ClusterAccess, newest: Option<u64>, refresh: Refresh) -> Self {
         let subscriptions = Subscriptions::new(master.clone(), access.sentinels.clone(), refresh);
         let started = Instant::now();
-        Self { master, seeds, learnt: Vec::new(), access, links: HashMap::new(), subscriptions, newest: None, started }
+        Self { master, seeds, learnt: Vec::new(), access, links: HashMap::new(), subscriptions, newest, started }
+    }
+
+    /// The epoch of the finding in use.
+    pub const fn newest(&self) -> Option<u64> {
+        self.newest
     }
 
     pub async fn round(&mut self) -> Result<ViewKind, DiscoveryError> {
@@ -84,7 +90,7 @@ impl SentinelFollower {
             let first = errors.first().map_or_else(|| "there was no answer".to_owned(), ToString::to_string);
             return Err(DiscoveryError::NoAnswer { asked: sentinels.len(), first });
         }
-        let candidate = choose(&reports, self.newest, self.started.elapsed() > MAJORITY_GRACE)?;
+        let candidate = choose(&reports, self.seeds.len(), self.newest, self.started.elapsed() > MAJORITY_GRACE)?;
         self.confirm(&candidate.node).await?;
         self.newest = Some(candidate.epoch);
         Ok(ViewKind::Primary { node: candidate.node, replicas: candidate.replicas })
@@ -115,11 +121,11 @@ impl SentinelFollower {
     }
 }
 
-/// Picks the primary to confirm. `newest` is the epoch of the finding in use.
-fn choose(reports: &[Report], newest: Option<u64>, minority_will_do: bool) -> Result<Candidate, DiscoveryError> {
+/// Picks the primary to confirm. There are at least `seeds` sentinels; `newest` is the epoch of the finding in use.
+fn choose(reports: &[Report], seeds: usize, newest: Option<u64>, minority_will_do: bool) -> Result<Candidate, DiscoveryError> {
     let by_id: BTreeMap<&str, &Report> = reports.iter().map(|report| (report.id.as_str(), report)).collect();
     let peers = reports.iter().flat_map(|report| report.peers.iter().map(|(id, _)| id.as_str()));
-    let total = by_id.keys().copied().chain(peers).collect::<BTreeSet<_>>().len();
+    let total = by_id.keys().copied().chain(peers).collect::<BTreeSet<_>>().len().max(seeds);
     let votes = |node: &NodeAddr| by_id.values().filter(|report| report.primary == *node).count();
     let best = by_id.values().max_by_key(|report| (report.epoch, votes(&report.primary), report.replicas.len()));
     let Some(best) = best else { return Err(DiscoveryError::TooFew { answered: 0, total }) };
@@ -230,7 +236,7 @@ mod tests {
 
     #[track_caller]
     fn check(reports: &[Report], newest: Option<u64>, want: Option<&str>) {
-        let chosen = choose(reports, newest, false).ok().map(|candidate| candidate.node.host().to_owned());
+        let chosen = choose(reports, 1, newest, false).ok().map(|candidate| candidate.node.host().to_owned());
         assert_eq!(chosen.as_deref(), want);
     }
 
@@ -249,8 +255,16 @@ mod tests {
     #[test]
     fn at_the_start_a_minority_is_believed_only_after_the_grace_period() {
         check(&[report(0, "a", 1)], None, None);
-        assert!(choose(&[report(0, "a", 1)], None, true).is_ok());
+        assert!(choose(&[report(0, "a", 1)], 3, None, true).is_ok());
         check(&[report(0, "a", 1), report(1, "a", 1)], None, Some("a"));
+    }
+
+    #[test]
+    fn one_that_knows_no_other_is_no_majority_of_those_configured() {
+        let mut alone = report(0, "a", 1);
+        alone.peers.clear();
+        assert!(choose(std::slice::from_ref(&alone), 3, Some(2), true).is_err());
+        assert!(choose(&[alone], 1, Some(2), true).is_ok());
     }
 
     #[test]
@@ -294,7 +308,7 @@ mod tests {
         #[test]
         fn only_a_majority_turns_back(said in proptest::collection::vec((0u8..3, 0u8..3, 0u64..4), 0..6), newest in 0u64..4) {
             let reports: Vec<Report> = said.iter().map(|(id, host, epoch)| report(*id, &host.to_string(), *epoch)).collect();
-            if let Ok(chosen) = choose(&reports, Some(newest), true) && chosen.epoch < newest {
+            if let Ok(chosen) = choose(&reports, 3, Some(newest), true) && chosen.epoch < newest {
                 let voters: BTreeSet<&str> = reports.iter().filter(|it| it.primary == chosen.node).map(|it| it.id.as_str()).collect();
                 prop_assert!(voters.len() >= 2);
             }

@@ -144,7 +144,7 @@ mod tests {
             let refresh = refresh.clone();
             tokio::spawn(async move { listen_on(near, "main", &refresh).await.to_string() })
         };
-        let mut subscribe = vec![0; 41];
+        let mut subscribe = vec![0; 40];
         far.read_exact(&mut subscribe).await.unwrap();
         assert_eq!(subscribe, b"*2\r\n$9\r\nSUBSCRIBE\r\n$14\r\n+switch-master\r\n");
         let message = |body: &str| {
