@@ -3,6 +3,7 @@
 
 pub mod resp;
 pub mod server;
+pub mod sidecar;
 
 use std::time::{Duration, Instant};
 

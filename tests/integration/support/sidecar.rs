@@ -1,0 +1,164 @@
+//! The sidecar under test as a process on loopback, killed when dropped.
+
+use std::fs::File;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value as Json, json};
+use tempfile::TempDir;
+
+use super::resp::{Client, Value};
+use super::server::{Engine, PRIMARY_NAME, RedisCluster, SentinelCluster, free_port};
+use super::wait_for;
+
+/// How long a sidecar may take to answer its first PING that reaches a server.
+const START_LIMIT: Duration = Duration::from_secs(60);
+
+/// One `larderd sidecar`.
+pub struct Sidecar {
+    port: u16,
+    admin: u16,
+    child: Child,
+    directory: TempDir,
+}
+
+/// `snapshot.cluster` for servers that `sentinels` watch.
+pub fn sentinel_topology(servers: &SentinelCluster) -> Json {
+    json!({"name": "main", "topology": {"sentinel": {"master": PRIMARY_NAME, "sentinels": servers.addresses()}}})
+}
+
+/// `snapshot.cluster` for the nodes of a Cluster.
+pub fn cluster_topology(servers: &RedisCluster) -> Json {
+    json!({"name": "main", "topology": {"cluster": {"seeds": servers.addresses()}}})
+}
+
+/// A snapshot without rules: all keys pass untouched.
+pub fn bypass(cluster: Json) -> Json {
+    json!({"version": 1, "requires": 1, "generation": 1, "cluster": cluster, "unmatched": {"bypass": {}}})
+}
+
+impl Sidecar {
+    /// Starts a sidecar under `snapshot`, and waits until commands pass through it to every shard.
+    pub fn start(snapshot: &Json) -> Self {
+        Self::start_with(snapshot, &[])
+    }
+
+    /// [`Sidecar::start`] with more arguments, such as `["--workers", "2"]`.
+    pub fn start_with(snapshot: &Json, arguments: &[&str]) -> Self {
+        let directory = TempDir::new().expect("a temporary directory");
+        std::fs::write(directory.path().join("snapshot.json"), snapshot.to_string()).expect("the directory is writable");
+        for _ in 0..10 {
+            let (port, admin) = (free_port(), free_port());
+            let mut child = spawn(&directory, port, admin, arguments);
+            if passes(&mut child, port) {
+                return Self { port, admin, child, directory };
+            }
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        panic!("the sidecar does not start: {}", read_log(&directory));
+    }
+
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Where `--admin` listens.
+    pub fn admin_port(&self) -> u16 {
+        self.admin
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// A new connection.
+    pub fn client(&self) -> Client {
+        Client::connect(self.port).expect("the sidecar accepts")
+    }
+
+    /// The snapshot's file; writing to it changes the policy.
+    pub fn snapshot_path(&self) -> PathBuf {
+        self.directory.path().join("snapshot.json")
+    }
+
+    /// What the sidecar wrote to its log.
+    pub fn log(&self) -> String {
+        read_log(&self.directory)
+    }
+
+    /// The memory of its own that is resident now, in bytes (RssAnon).
+    pub fn resident_bytes(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("the process lives");
+        let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).expect("the kernel counts RssAnon");
+        line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") * 1024
+    }
+
+    /// Sends a signal by name, such as `TERM`.
+    pub fn signal(&self, name: &str) {
+        let status = Command::new("kill").args([format!("-{name}"), self.pid().to_string()]).status();
+        assert!(status.is_ok_and(|status| status.success()), "kill -{name} {}", self.pid());
+    }
+
+    /// Waits until the process has ended by itself.
+    pub fn wait_for_end(&mut self, limit: Duration) {
+        wait_for("the sidecar to end", limit, || self.child.try_wait().is_ok_and(|status| status.is_some()));
+    }
+}
+
+impl Drop for Sidecar {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn spawn(directory: &TempDir, port: u16, admin: u16, arguments: &[&str]) -> Child {
+    let log = File::create(directory.path().join("sidecar.log")).expect("the directory is writable");
+    Command::new(env!("CARGO_BIN_EXE_larderd"))
+        .arg("sidecar")
+        .args(["--snapshot".as_ref(), directory.path().join("snapshot.json").as_os_str()])
+        .args(["--listen", &format!("127.0.0.1:{port}"), "--admin", &format!("127.0.0.1:{admin}")])
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::from(log))
+        .spawn()
+        .expect("larderd runs")
+}
+
+/// Whether a command passes before the limit. False at once where the process ended: another took its port.
+fn passes(child: &mut Child, port: u16) -> bool {
+    let deadline = Instant::now() + START_LIMIT;
+    while Instant::now() < deadline {
+        if child.try_wait().is_ok_and(|status| status.is_some()) {
+            return false;
+        }
+        let reply = Client::connect(port).and_then(|mut client| client.try_call(&["DBSIZE"]));
+        if matches!(reply, Ok(Value::Int(_))) {
+            return true;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    false
+}
+
+fn read_log(directory: &TempDir) -> String {
+    std::fs::read_to_string(directory.path().join("sidecar.log")).unwrap_or_default()
+}
+
+#[test]
+fn a_sidecar_passes_commands() {
+    let sentinel = SentinelCluster::start(Engine::Redis7, 1);
+    let sidecar = Sidecar::start(&bypass(sentinel_topology(&sentinel)));
+    assert_eq!(sidecar.client().line("SET key value"), Value::Simple("OK".to_owned()));
+    assert_eq!(sentinel.primary().client().line("GET key").text(), "value");
+    let cluster = RedisCluster::start(Engine::Redis7, 3, 1);
+    let sidecar = Sidecar::start(&bypass(cluster_topology(&cluster)));
+    let mut client = sidecar.client();
+    for index in 0..20 {
+        assert_eq!(client.line(&format!("SET key:{index} {index}")), Value::Simple("OK".to_owned()));
+        assert_eq!(client.line(&format!("GET key:{index}")).text(), index.to_string());
+    }
+}
