@@ -31,6 +31,7 @@ test: $(SETUP) ## Every test. TEST_ARGS is passed to cargo, e.g. TEST_ARGS='ttl 
 	$(CARGO) test --profile $(PROFILE) $(TEST_ARGS)
 
 demo: $(SETUP) ## The main job in a minute. DEMO_ARGS is passed on, e.g. DEMO_ARGS='--seconds 20'
+	scripts/demo-data
 	$(CARGO) run --quiet --profile $(PROFILE) --bin larder -- demo $(DEMO_ARGS)
 
 bench: $(SETUP) ## Side by side with other proxies. BENCH_ARGS is passed on, e.g. BENCH_ARGS='--rounds 9'

@@ -9,6 +9,8 @@
 mod check;
 #[cfg(feature = "control-plane")]
 mod crds;
+#[cfg(feature = "control-plane")]
+mod demo;
 mod failure;
 mod sidecar;
 
@@ -46,6 +48,7 @@ commands! {
     Larder {
         Check(check),
         Crds(crds),
+        Demo(demo),
         Sidecar(sidecar),
     }
 }

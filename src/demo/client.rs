@@ -2,11 +2,9 @@
 //!
 //! Each client has a connection of its own and one request under way, as the threads of a web server have.
 
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
-
-use sqlx::postgres::PgConnectOptions;
-use sqlx::{AssertSqlSafe, ConnectOptions, PgConnection};
-use tokio::runtime::Runtime;
 
 use super::keyspace::{Entity, Family};
 
@@ -23,13 +21,7 @@ pub enum ClientError {
     Redis(#[from] redis::RedisError),
     /// From the origin.
     #[error("origin: {0}")]
-    Sql(#[from] sqlx::Error),
-    /// The origin did not answer in time.
-    #[error("origin: no answer within {REPLY_TIMEOUT:?}")]
-    Timeout,
-    /// A runtime for the driver could not be had.
-    #[error("this machine: {0}")]
-    System(#[from] std::io::Error),
+    Origin(String),
 }
 
 /// What an application does to get a value. `None`: there is none.
@@ -60,38 +52,66 @@ impl Ttls {
     }
 }
 
-/// An ordinary connection to the origin.
-struct SqlConnection {
-    options: PgConnectOptions,
-    runtime: Runtime,
-    connection: Option<PgConnection>,
-    statements: [(Family, String); 2],
+/// The longest line or body that the origin sends.
+const MAX_ANSWER_BYTES: u64 = 64 << 10;
+
+/// An ordinary connection to the origin: HTTP/1.1, kept alive.
+struct OriginConnection {
+    address: SocketAddr,
+    connection: Option<BufReader<TcpStream>>,
 }
 
-impl SqlConnection {
-    fn new(url: &str) -> Result<Self, ClientError> {
-        let options = url.parse::<PgConnectOptions>()?.disable_statement_logging();
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let statements = Family::ALL.map(|family| (family, family.numbered_sql()));
-        Ok(Self { options, runtime, connection: None, statements })
+impl OriginConnection {
+    const fn new(address: SocketAddr) -> Self {
+        Self { address, connection: None }
     }
 
     fn query(&mut self, entity: &Entity) -> Result<Option<String>, ClientError> {
+        let broken = |error: std::io::Error| ClientError::Origin(error.to_string());
         let mut connection = match self.connection.take() {
             Some(connection) => connection,
-            None => self.runtime.block_on(self.options.connect())?,
+            None => self.connect().map_err(broken)?,
         };
-        let sql = self.statements.iter().find(|(family, _)| *family == entity.family()).map_or("", |(_, sql)| sql);
-        let parameters = entity.parameters();
-        let answer = self.runtime.block_on(async {
-            let query = sqlx::query_scalar(AssertSqlSafe(sql));
-            let query = parameters.iter().fold(query, |query, text| query.bind(text));
-            tokio::time::timeout(REPLY_TIMEOUT, query.fetch_optional(&mut connection)).await
-        });
-        let value = answer.map_err(|_| ClientError::Timeout)??;
+        let request = format!("GET {} HTTP/1.1\r\nHost: {}\r\n\r\n", entity.path(), self.address);
+        connection.get_mut().write_all(request.as_bytes()).map_err(broken)?;
+        let (status, body) = read_answer(&mut connection).map_err(broken)?;
         self.connection = Some(connection);
-        Ok(value)
+        match status {
+            200 => Ok(Some(body)),
+            404 => Ok(None),
+            other => Err(ClientError::Origin(format!("status {other}: {body}"))),
+        }
     }
+
+    fn connect(&self) -> std::io::Result<BufReader<TcpStream>> {
+        let stream = TcpStream::connect_timeout(&self.address, CONNECT_TIMEOUT)?;
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(REPLY_TIMEOUT))?;
+        stream.set_write_timeout(Some(REPLY_TIMEOUT))?;
+        Ok(BufReader::new(stream))
+    }
+}
+
+/// The status and the body, whose length the origin always tells.
+fn read_answer(connection: &mut BufReader<TcpStream>) -> std::io::Result<(u16, String)> {
+    let malformed = || std::io::Error::new(std::io::ErrorKind::InvalidData, "not an HTTP answer with a length");
+    let mut line = String::new();
+    connection.take(MAX_ANSWER_BYTES).read_line(&mut line)?;
+    let status = line.split(' ').nth(1).and_then(|status| status.parse().ok()).ok_or_else(malformed)?;
+    let mut length = None;
+    loop {
+        line.clear();
+        connection.take(MAX_ANSWER_BYTES).read_line(&mut line)?;
+        match line.trim_end().split_once(": ") {
+            Some((name, value)) if name.eq_ignore_ascii_case("content-length") => length = value.parse::<u64>().ok(),
+            Some(_) => {}
+            None => break,
+        }
+    }
+    let length = length.filter(|length| *length <= MAX_ANSWER_BYTES).ok_or_else(malformed)?;
+    let mut body = String::new();
+    connection.take(length).read_to_string(&mut body)?;
+    if body.len() as u64 == length { Ok((status, body)) } else { Err(malformed()) }
 }
 
 /// An ordinary connection to a Redis server, or to what takes its place.
@@ -124,15 +144,12 @@ fn connect(client: &redis::Client) -> Result<redis::Connection, redis::RedisErro
 }
 
 /// No cache: each request is a query.
-pub struct Direct(SqlConnection);
+pub struct Direct(OriginConnection);
 
 impl Direct {
-    /// A client of the origin at `url`.
-    ///
-    /// # Errors
-    /// Where the URL is none.
-    pub fn new(url: &str) -> Result<Self, ClientError> {
-        SqlConnection::new(url).map(Self)
+    /// A client of the origin at `address`.
+    pub const fn new(address: SocketAddr) -> Self {
+        Self(OriginConnection::new(address))
     }
 }
 
@@ -145,17 +162,17 @@ impl Client for Direct {
 /// Cache-aside as it is written everywhere: GET; where that is nil, query and SET with a TTL.
 pub struct Aside {
     cache: RedisConnection,
-    origin: SqlConnection,
+    origin: OriginConnection,
     ttls: Ttls,
 }
 
 impl Aside {
-    /// A client of the cache and the origin at these URLs.
+    /// A client of the cache and the origin.
     ///
     /// # Errors
-    /// Where a URL is none.
-    pub fn new(cache: &str, origin: &str, ttls: Ttls) -> Result<Self, ClientError> {
-        Ok(Self { cache: RedisConnection::new(cache)?, origin: SqlConnection::new(origin)?, ttls })
+    /// Where `cache` is no URL.
+    pub fn new(cache: &str, origin: SocketAddr, ttls: Ttls) -> Result<Self, ClientError> {
+        Ok(Self { cache: RedisConnection::new(cache)?, origin: OriginConnection::new(origin), ttls })
     }
 }
 

@@ -6,14 +6,15 @@ use std::time::Duration;
 
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
-use sqlx::{AssertSqlSafe, Executor};
+use sqlx::{AssertSqlSafe, ConnectOptions as _, Executor};
 
 use super::data::Dataset;
 use super::truth::Update;
 
 /// The Postgres schema that the demo drops, creates and uses; it touches nothing else.
 pub const SCHEMA: &str = "larder_demo";
-/// How long a query may wait for a free connection. The longest queue is that of the phase without a cache.
+/// How long a query may wait for a free connection. The longest queue is that of the phase without a cache, where slow queries are
+/// the point and no news for the log.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(30);
 /// How many queries a Postgres origin runs at once; a real one has processors of its own.
 const POSTGRES_READERS: u32 = 8;
@@ -82,7 +83,12 @@ impl Database {
         // As many readers as processors: more would only share them.
         let readers = std::thread::available_parallelism().map_or(2, usize::from) as u32;
         let options = sqlite_options(file).journal_mode(SqliteJournalMode::Wal);
-        let pool = |size| SqlitePoolOptions::new().max_connections(size).acquire_timeout(ACQUIRE_TIMEOUT);
+        let pool = |size| {
+            SqlitePoolOptions::new()
+                .max_connections(size)
+                .acquire_timeout(ACQUIRE_TIMEOUT)
+                .acquire_slow_threshold(ACQUIRE_TIMEOUT)
+        };
         let writes = pool(1).connect_with(options.clone()).await?;
         let reads = pool(readers).connect_with(options.read_only(true)).await?;
         Ok(Self::Sqlite { reads, writes })
@@ -94,8 +100,10 @@ impl Database {
     /// Where the server cannot be reached, or the user may not create a schema.
     pub async fn open_postgres(dataset: &Dataset, url: &str) -> Result<Self, DatabaseError> {
         let options: PgConnectOptions = url.parse()?;
-        let options = options.options([("search_path", SCHEMA)]);
-        let pool = |size| PgPoolOptions::new().max_connections(size).acquire_timeout(ACQUIRE_TIMEOUT);
+        let options = options.options([("search_path", SCHEMA)]).disable_statement_logging();
+        let pool = |size| {
+            PgPoolOptions::new().max_connections(size).acquire_timeout(ACQUIRE_TIMEOUT).acquire_slow_threshold(ACQUIRE_TIMEOUT)
+        };
         let writes = pool(1).connect_with(options.clone()).await?;
         let mut connection = writes.acquire().await?;
         let fresh = format!("DROP SCHEMA IF EXISTS {SCHEMA} CASCADE; CREATE SCHEMA {SCHEMA}; {TABLES}");
@@ -117,7 +125,7 @@ impl Database {
     /// # Errors
     /// Where the database refuses, or no connection comes free in time.
     pub async fn fetch(&self, sql: &str, parameters: &[String]) -> Result<Option<String>, DatabaseError> {
-        // `sql` comes from the manifests of this demo, and its parameters are bound.
+        // `sql` is one of the demo's own constants, and its parameters are bound.
         let sql = AssertSqlSafe(sql.to_owned());
         let row = match self {
             Self::Sqlite { reads, .. } => {
@@ -182,7 +190,11 @@ fn file_error(path: &Path, why: std::io::Error) -> DatabaseError {
 }
 
 fn sqlite_options(file: &Path) -> SqliteConnectOptions {
-    SqliteConnectOptions::new().filename(file).create_if_missing(true).synchronous(SqliteSynchronous::Normal)
+    SqliteConnectOptions::new()
+        .filename(file)
+        .create_if_missing(true)
+        .synchronous(SqliteSynchronous::Normal)
+        .disable_statement_logging()
 }
 
 async fn fill_sqlite(dataset: &Dataset, file: &Path) -> Result<(), DatabaseError> {
@@ -249,7 +261,7 @@ mod tests {
         for round in 0..4 {
             for index in (0..keyspace.entities.len()).step_by(97).chain(0..keyspace.boards) {
                 let entity = keyspace.entities[index];
-                let value = database.fetch(&entity.family().numbered_sql(), &entity.parameters()).await.expect("answers");
+                let value = database.fetch(&entity.family().sql(), &entity.parameters()).await.expect("answers");
                 assert_eq!(value, Some(truth.current(index)), "round {round}, {}", entity.key());
             }
             let update = truth.next_update(&mut random).expect("flights leave today");
@@ -261,7 +273,7 @@ mod tests {
         for (index, entity) in keyspace.entities.iter().enumerate().skip(keyspace.boards) {
             assert_eq!(history.get(&entity.key()), Some(&truth.current(index)), "{}", entity.key());
         }
-        let unknown = database.fetch(&Family::Board.numbered_sql(), &["XXX".to_owned()]).await.expect("answers");
+        let unknown = database.fetch(&Family::Board.sql(), &["XXX".to_owned()]).await.expect("answers");
         assert_eq!(unknown, None);
         database.close().await;
     }

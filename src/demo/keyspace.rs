@@ -58,30 +58,27 @@ impl Family {
         }
     }
 
-    /// The statement that loads one key, with `$part` for the parts of [`Family::pattern`]. Integers only, and one text column, so
-    /// that SQLite and Postgres answer with the same bytes. `flights` has no index but its primary key: each run reads the
-    /// whole table and joins every row of the airport or airline to the weather of its hour.
-    pub fn read_sql(self) -> String {
+    /// The path that answers for the family's keys at the origin, with the parts of [`Family::pattern`].
+    pub const fn path(self) -> &'static str {
+        match self {
+            Self::Board => "/board/{origin}",
+            Self::Flight => "/flight/{carrier}/{number}/{month}",
+        }
+    }
+
+    /// The statement that finds one key's value; its parameters are those of [`Entity::parameters`]. Integers only, and one text
+    /// column, so that SQLite and Postgres answer with the same bytes. `flights` has no index but its primary key: each run reads
+    /// the whole table and joins every row of the airport or airline to the weather of its hour.
+    pub fn sql(self) -> String {
         let (mine, all) = match self {
-            Self::Board => (format!("f.month = {TODAY_MONTH} AND f.day = {TODAY_DAY}"), "f.origin = $origin"),
-            Self::Flight => {
-                ("f.number = CAST($number AS INTEGER) AND f.month = CAST($month AS INTEGER)".to_owned(), "f.carrier = $carrier")
-            }
+            Self::Board => (format!("f.month = {TODAY_MONTH} AND f.day = {TODAY_DAY}"), "f.origin = $1"),
+            Self::Flight => ("f.number = CAST($2 AS INTEGER) AND f.month = CAST($3 AS INTEGER)".to_owned(), "f.carrier = $1"),
         };
         format!(
             "SELECT {VALUE_COLUMNS} AS value FROM (SELECT CASE WHEN {mine} THEN 1 ELSE 0 END AS mine, f.dep_delay AS delay, \
              w.wet AS wet FROM flights f LEFT JOIN weather w ON w.origin = f.origin AND w.time_hour = f.time_hour \
              WHERE {all}) AS x HAVING SUM(mine) > 0"
         )
-    }
-
-    /// [`Family::read_sql`] with numbered parameters, in the order of [`Entity::parameters`].
-    pub fn numbered_sql(self) -> String {
-        let sql = self.read_sql();
-        match self {
-            Self::Board => sql.replace("$origin", "$1"),
-            Self::Flight => sql.replace("$carrier", "$1").replace("$number", "$2").replace("$month", "$3"),
-        }
     }
 }
 
@@ -128,6 +125,14 @@ impl Entity {
         match self {
             Self::Board { origin } => format!("board:{origin}"),
             Self::Flight { carrier, number, month } => format!("flight:{carrier}:{number}:{month}"),
+        }
+    }
+
+    /// Where the origin answers for it.
+    pub fn path(&self) -> String {
+        match self {
+            Self::Board { origin } => format!("/board/{origin}"),
+            Self::Flight { carrier, number, month } => format!("/flight/{carrier}/{number}/{month}"),
         }
     }
 

@@ -26,8 +26,8 @@ pub mod phases;
 pub mod process;
 pub mod report;
 pub mod truth;
-pub mod wire;
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
@@ -216,8 +216,8 @@ impl Drop for WorkDir {
 
 /// The origin on a thread of its own, with the updates that go on all the time.
 pub struct Origin {
-    /// Where it listens, as drivers write it.
-    pub url: String,
+    /// Where it listens.
+    pub address: SocketAddr,
     /// Its records.
     pub recorder: Arc<Recorder>,
     /// What its values truly are.
@@ -260,8 +260,8 @@ impl Origin {
             });
         })?;
         let gone = || std::io::Error::other("the origin's thread ended");
-        let (url, database) = start.recv().map_err(|_| gone())??;
-        Ok(Self { url, recorder, truth, database, runtime: handle, finish: Some(finish), thread: Some(thread) })
+        let (address, database) = start.recv().map_err(|_| gone())??;
+        Ok(Self { address, recorder, truth, database, runtime: handle, finish: Some(finish), thread: Some(thread) })
     }
 
     /// What a nightly job would put into the cache.
@@ -287,7 +287,7 @@ async fn open(
     dataset: Dataset,
     file: &std::path::Path,
     recorder: Arc<Recorder>,
-) -> Result<(String, Database), DemoError> {
+) -> Result<(SocketAddr, Database), DemoError> {
     let database = match &config.database {
         Some(url) => Database::open_postgres(&dataset, url).await?,
         None => {
@@ -296,7 +296,7 @@ async fn open(
         }
     };
     let address = origin::serve(database.clone(), recorder).await?;
-    Ok((format!("postgres://demo@{address}/flights?sslmode=disable"), database))
+    Ok((address, database))
 }
 
 /// Changes one row after another, and never ends.

@@ -73,7 +73,7 @@ impl Phase {
     pub fn board_loads(&self, setting: &Setting) -> usize {
         let boards = &setting.keyspace.entities[..setting.keyspace.boards];
         let loads = boards.iter().map(|board| {
-            let query = board.parameters().join(" ");
+            let query = board.path();
             self.records.iter().filter(|record| *record.query == *query).count()
         });
         loads.min().unwrap_or_default()
@@ -139,7 +139,7 @@ fn start(kind: Kind, setting: &Setting) -> Result<Servers, DemoError> {
         Kind::Aside => Servers::Aside(PlainRedis::start(&setting.config.server_program(), work)?),
         Kind::Larder => {
             let manifests = work.join("manifests");
-            write_manifests(&manifests, &setting.origin.url, setting.config.ttls)?;
+            write_manifests(&manifests, setting.origin.address, setting.config.ttls)?;
             let server = setting.config.server.as_deref();
             Servers::Larder(Tier::start(&setting.config.larder, &manifests, setting.config.sidecars, server)?)
         }
@@ -161,11 +161,11 @@ fn fill(servers: &Servers, setting: &Setting) -> Result<(), DemoError> {
 }
 
 fn clients(servers: &Servers, setting: &Setting) -> Result<Vec<Box<dyn Client>>, ClientError> {
-    let origin = &setting.origin.url;
+    let origin = setting.origin.address;
     (0..setting.config.clients)
         .map(|index| {
             Ok(match servers {
-                Servers::None => Box::new(Direct::new(origin)?) as Box<dyn Client>,
+                Servers::None => Box::new(Direct::new(origin)) as Box<dyn Client>,
                 Servers::Aside(redis) => Box::new(Aside::new(&redis.url(), origin, setting.config.ttls)?),
                 Servers::Larder(tier) => Box::new(Through::new(&tier.urls[index % tier.urls.len()])?),
             })

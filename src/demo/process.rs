@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{BufRead, BufReader};
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
@@ -185,30 +185,50 @@ fn ready_url(line: &str) -> Option<String> {
 ///
 /// # Errors
 /// Where the file cannot be written.
-pub fn write_manifests(dir: &Path, origin: &str, ttls: Ttls) -> Result<(), ProcessError> {
+pub fn write_manifests(dir: &Path, origin: SocketAddr, ttls: Ttls) -> Result<(), ProcessError> {
     std::fs::create_dir_all(dir).map_err(file_error(dir))?;
     let file = dir.join("flights.yaml");
     std::fs::write(&file, manifests(origin, ttls)).map_err(file_error(&file))
 }
 
-/// Like a manifest for a cluster, except that the origin's URL stands in it instead of in a Secret.
-fn manifests(origin: &str, ttls: Ttls) -> String {
+fn manifests(origin: SocketAddr, ttls: Ttls) -> String {
     let rules = Family::ALL.map(|family| {
         format!(
-            "    - name: {name}\n      keys: \"{pattern}\"\n      strategy: ReadThrough\n      ttl: {ttl}ms\n      stampede: {{lease: 5s, wait: 5s}}\n      \
-             origin:\n        name: flights\n        read: >-\n          {sql}\n",
+            r#"    - name: {name}
+      keys: "{pattern}"
+      strategy: ReadThrough
+      ttl: {ttl}ms
+      stampede: {{lease: 5s, wait: 5s}}
+      origin: {{name: flights, path: "{path}"}}
+"#,
             name = family.name(),
             pattern = family.pattern(),
             ttl = ttls.of(family).as_millis(),
-            sql = family.read_sql(),
+            path = family.path(),
         )
     });
     format!(
-        "apiVersion: larder.dev/v1alpha1\nkind: CacheCluster\nmetadata: {{name: demo}}\nspec:\n  engine: {{kind: Redis, version: \"7.0\"}}\n  \
-         mode: Sentinel\n  replicas: 1\n  sentinels: 3\n  memory: 256Mi\n---\n\
-         apiVersion: larder.dev/v1alpha1\nkind: CachePolicy\nmetadata: {{name: flights}}\nspec:\n  cacheCluster: demo\n  \
-         workloads: {{matchLabels: {{app: demo}}}}\n  origins:\n    - name: flights\n      \
-         sql: {{url: {{value: \"{origin}\"}}, maxConnections: 4, timeout: 5s}}\n  rules:\n{}",
+        r#"apiVersion: larder.dev/v1alpha1
+kind: CacheCluster
+metadata: {{name: demo}}
+spec:
+  engine: {{kind: Redis, version: "7.0"}}
+  mode: Sentinel
+  replicas: 1
+  sentinels: 3
+  memory: 256Mi
+---
+apiVersion: larder.dev/v1alpha1
+kind: CachePolicy
+metadata: {{name: flights}}
+spec:
+  cacheCluster: demo
+  workloads: {{matchLabels: {{app: demo}}}}
+  origins:
+    - name: flights
+      http: {{url: {{value: "http://{origin}"}}, maxConnections: 4, timeout: 5s}}
+  rules:
+{}"#,
         rules.concat()
     )
 }

@@ -152,6 +152,12 @@ fn rounded(value: f64) -> f64 {
     (value * 10.0).round() / 10.0
 }
 
+impl PhaseReport {
+    fn queries_per_answer(&self) -> f64 {
+        self.origin_queries as f64 / self.answered.max(1) as f64
+    }
+}
+
 impl Report {
     /// The report of these phases.
     pub fn new(setting: &Setting, phases: &[Phase]) -> Self {
@@ -217,12 +223,18 @@ fn show_ms(value: f64) -> String {
 fn expectations(phases: &[PhaseReport]) -> Vec<Expectation> {
     let [none, aside, larder] = phases else { return Vec::new() };
     let expect = |claim, met, measured: String| Expectation { claim, measured, met };
-    let fewer = 100.0 * (1.0 - larder.origin_queries as f64 / none.origin_queries.max(1) as f64);
+    // For each answer: without a cache, the database refuses most of the load, and cannot be asked for more than it can do.
+    let fewer = 100.0 * (1.0 - larder.queries_per_answer() / none.queries_per_answer().max(f64::MIN_POSITIVE));
+    let counts = |phase: &PhaseReport| format!("{} for {} answers", phase.origin_queries, phase.answered);
     let gain = larder.closed_loop.throughput / none.closed_loop.throughput.max(f64::MIN_POSITIVE);
     let peak = larder.peak_identical.max(larder.closed_loop.peak_identical);
     let wrong = larder.wrong + larder.errors + larder.closed_loop.errors;
     vec![
-        expect("at least 90 % fewer queries than without a cache", fewer >= 90.0, format!("{fewer:.1} %")),
+        expect(
+            "at least 90 % fewer queries for each answer than without a cache",
+            fewer >= 90.0,
+            format!("{fewer:.1} % ({} against {})", counts(larder), counts(none)),
+        ),
         expect("p50 below 2 ms", larder.p50_ms < 2.0, show_ms(larder.p50_ms)),
         expect("at least 10 times the greatest throughput without a cache", gain >= 10.0, format!("{gain:.0} times")),
         expect(

@@ -218,7 +218,7 @@ impl State {
         versions[..after].last().map(|version| version.counts).unwrap_or_default()
     }
 
-    /// The value as [`super::keyspace::Family::read_sql`] writes it, after update `at`.
+    /// The value as [`super::keyspace::Family::sql`] writes it, after update `at`.
     fn value(&self, part: usize, whole: usize, at: usize) -> String {
         let (mine, all) = (self.counts(part, at), self.counts(whole, at));
         format!(
