@@ -18,8 +18,10 @@ pub enum Severity {
     Error,
 }
 
-/// The code of every error.
+/// The code of errors.
 pub const INVALID: &str = "invalid";
+/// The code of errors that a CEL rule found: `what` is its message, word for word, which also says what to write instead.
+pub const BROKEN_RULE: &str = "rule";
 
 /// Something in a file that is wrong or unwise.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -8,7 +8,7 @@ use cel::{Context, Program, Value as Cel};
 use serde_json::Value;
 
 use crate::api::crd::CrdError;
-use crate::api::finding::{Finding, Severity};
+use crate::api::finding::{BROKEN_RULE, Finding, Severity};
 use crate::api::manifest::Document;
 use crate::api::path::{FieldPath, at};
 
@@ -30,6 +30,14 @@ fn rules_of(schema: &Value) -> impl Iterator<Item = Rule<'_>> {
         let text = entry.get("rule")?.as_str()?;
         Some(Rule { text, message: entry.get("message").and_then(Value::as_str).unwrap_or("failed rule") })
     })
+}
+
+/// A rule that a document breaks.
+struct Broken {
+    path: FieldPath,
+    message: String,
+    /// False where the rule met a value that it could not deal with.
+    evaluated: bool,
 }
 
 /// The schemas directly below one: of each property, of all other values of a map, of the elements of a list.
@@ -63,29 +71,25 @@ impl Rules {
         if let (Some(spec), Some(schema)) = (json.get("spec"), schema.pointer("/properties/spec")) {
             self.walk(&Context::default(), schema, spec, &at!("spec"), &mut broken);
         }
-        broken
-            .into_iter()
-            .map(|(path, message)| {
-                let (what, remedy) = message.split_once(": ").unwrap_or((message.as_str(), ""));
-                document.finding(Severity::Error, path, what, remedy)
-            })
-            .collect()
+        // A rule that compares malformed values cannot be evaluated; the rule about the malformed value says it better.
+        if broken.iter().any(|broken| broken.evaluated) {
+            broken.retain(|broken| broken.evaluated);
+        }
+        let finding = |broken: Broken| {
+            let finding = document.finding(Severity::Error, broken.path, broken.message, "");
+            Finding { code: BROKEN_RULE, ..finding }
+        };
+        broken.into_iter().map(finding).collect()
     }
 
-    fn walk(
-        &self,
-        context: &Context<'_, '_>,
-        schema: &Value,
-        value: &Value,
-        path: &FieldPath,
-        broken: &mut Vec<(FieldPath, String)>,
-    ) {
+    fn walk(&self, context: &Context<'_, '_>, schema: &Value, value: &Value, path: &FieldPath, broken: &mut Vec<Broken>) {
         let mut own = rules_of(schema).peekable();
         if own.peek().is_some() {
             let bound = to_cel(value);
             for Rule { text, message } in own {
                 if let Err(why) = self.evaluate(context, text, &bound) {
-                    broken.push((path.clone(), why.unwrap_or_else(|| message.to_owned())));
+                    let evaluated = why.is_none();
+                    broken.push(Broken { path: path.clone(), message: why.unwrap_or_else(|| message.to_owned()), evaluated });
                 }
             }
         }

@@ -21,7 +21,11 @@ pub(super) fn one_of(written: &str, allowed: &[&str]) -> String {
 fn nearest<'a>(written: &str, known: &[&'a str]) -> Option<&'a str> {
     let distance = |word: &&&str| edit_distance(&written.to_ascii_lowercase(), &word.to_ascii_lowercase());
     let best = known.iter().min_by_key(distance)?;
-    let allowed = if written.len() < 4 { 0 } else { 2 };
+    let allowed = match written.len() {
+        0..=2 => 0,
+        3..=4 => 1,
+        _ => 2,
+    };
     (distance(&best) <= allowed).then_some(best)
 }
 
