@@ -11,6 +11,8 @@ mod check;
 mod crds;
 #[cfg(feature = "control-plane")]
 mod demo;
+#[cfg(feature = "control-plane")]
+mod dev;
 mod failure;
 mod sidecar;
 
@@ -49,6 +51,7 @@ commands! {
         Check(check),
         Crds(crds),
         Demo(demo),
+        Dev(dev),
         Sidecar(sidecar),
     }
 }

@@ -1,1 +1,321 @@
 //! One machine, no Kubernetes: the same manifests as real processes on loopback.
+//!
+//! A [`Session`] is prepared (everything is read, checked and reserved), brought up (servers, then sidecars), tended (what dies
+//! is restarted, what is saved is applied) and stopped. However the process ends, nothing is left: see [`process`].
+
+pub mod engine;
+pub mod manifests;
+pub mod ports;
+pub mod process;
+pub mod restart;
+pub mod run_dir;
+pub mod servers;
+pub mod sidecars;
+
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use tokio::time::sleep;
+
+use crate::operator::cache_cluster::plan::{Action, Layout, plan};
+use crate::policy::snapshot::Topology;
+use engine::EngineError;
+use manifests::{Fingerprint, Loaded, ManifestError};
+use process::Watchdog;
+use run_dir::{RunDir, RunDirError};
+use servers::{Ended, Servers, Tier};
+pub use sidecars::Endpoint;
+use sidecars::{SidecarPlaces, Sidecars};
+
+/// How often processes and files are looked at.
+const TICK: Duration = Duration::from_millis(100);
+/// How often a complete cluster is asked whether it still is.
+const WATCH_EVERY: Duration = Duration::from_secs(1);
+/// How often files are looked at.
+const RELOAD_EVERY: Duration = Duration::from_millis(300);
+/// How long bringing up may take.
+const BRING_UP_WITHIN: Duration = Duration::from_secs(120);
+
+/// What to run, and where.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Files and directories of manifests.
+    pub manifests: Vec<PathBuf>,
+    /// Where the first sidecar listens; the others follow on the next ports. Port 0: free ones.
+    pub listen: SocketAddr,
+    /// Its Unix socket.
+    pub socket: Option<PathBuf>,
+    /// Where the first sidecar's metrics and health are. Port 0: a free one.
+    pub admin: SocketAddr,
+    /// How many sidecars.
+    pub sidecars: u16,
+    /// The server program; `None`: found by itself.
+    pub server_bin: Option<PathBuf>,
+    /// Where data survives the run; `None`: nowhere.
+    pub data: Option<PathBuf>,
+    /// The program whose `sidecar` command is run: `larder` or `larderd`.
+    pub sidecar_program: PathBuf,
+}
+
+/// Why a run cannot begin or go on. Each text ends in the remedy.
+#[derive(Debug, thiserror::Error)]
+pub enum DevError {
+    /// The manifests cannot be used.
+    #[error(transparent)]
+    Manifest(#[from] ManifestError),
+    /// There is no suitable server program.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// The run's directory cannot be used.
+    #[error(transparent)]
+    RunDir(#[from] RunDirError),
+    /// A port of a sidecar is not free.
+    #[error("{address} cannot be used: {source}: stop what listens there, or choose another address with {option}")]
+    ListenTaken {
+        /// The address.
+        address: SocketAddr,
+        /// The option that chooses it.
+        option: &'static str,
+        /// Why.
+        source: io::Error,
+    },
+    /// A port that the data remembers is not free.
+    #[error("the port of {process} cannot be used: {source}: stop what listens there, or name another directory with --data")]
+    PortTaken {
+        /// Which server or sentinel.
+        process: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// A process cannot be started.
+    #[error("{what} cannot be started: {source}: see that the program exists, and that there is space for files and processes")]
+    Start {
+        /// What.
+        what: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// A process ends again and again before it ever answered.
+    #[error("{} ends whenever it is started ({}). It said:\n{}\nCorrect what it complains of, such as spec.parameters", .0.name, .0.how, .0.said)]
+    Hopeless(Ended),
+    /// It took too long.
+    #[error("after {} s, larder still waits for {waiting}: see whether this machine is overloaded, and the logs in --data", BRING_UP_WITHIN.as_secs())]
+    TooSlow {
+        /// What it waits for.
+        waiting: String,
+    },
+}
+
+/// What a run tells while it goes on.
+#[derive(Debug)]
+pub enum Event<'a> {
+    /// What is waited for changed.
+    Waiting(&'a str),
+    /// A process ended by itself and is started again.
+    Ended(&'a Ended),
+    /// The manifests changed and were applied, as this generation.
+    Reloaded {
+        /// The snapshot's generation.
+        generation: u64,
+    },
+    /// The manifests changed and were refused: the earlier ones stay.
+    Refused(&'a ManifestError),
+    /// Something that its user should know.
+    Note(&'a str),
+}
+
+/// A run.
+pub struct Session {
+    options: Options,
+    run_dir: RunDir,
+    watchdog: Option<Watchdog>,
+    servers: Servers,
+    sidecars: Sidecars,
+    loaded: Loaded,
+    fingerprint: Fingerprint,
+    generation: u64,
+}
+
+impl fmt::Debug for Session {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Session").field("run_dir", &self.run_dir).field("servers", &self.servers).finish_non_exhaustive()
+    }
+}
+
+impl Session {
+    /// Reads, checks and reserves everything; starts no server.
+    pub async fn prepare(options: Options) -> Result<Self, DevError> {
+        let fingerprint = Fingerprint::of(&options.manifests);
+        let loaded = Loaded::read(&options.manifests)?;
+        let spec = loaded.cluster().spec.clone();
+        let program = engine::find(&spec.engine, options.server_bin.as_deref()).await?;
+        let run_dir = RunDir::open(options.data.as_deref())?;
+        let places = SidecarPlaces {
+            count: options.sidecars,
+            listen: options.listen,
+            socket: options.socket.as_deref(),
+            admin: options.admin,
+        };
+        let sidecars = Sidecars::place(options.sidecar_program.clone(), run_dir.path(), &places)?;
+        let name = loaded.cluster().metadata.name.clone().unwrap_or_default();
+        let tier = Tier { name, spec, login: loaded.login().cloned(), program };
+        let servers = Servers::place(tier, &run_dir)?;
+        let remove = Some(run_dir.path()).filter(|_| !run_dir.is_durable());
+        let watchdog =
+            Watchdog::start(remove).map_err(|source| DevError::Start { what: "the watchdog (sh)".to_owned(), source })?;
+        let generation = manifests::next_generation(&run_dir.path().join("snapshot.json"));
+        let session = Self { options, run_dir, watchdog: Some(watchdog), servers, sidecars, loaded, fingerprint, generation };
+        session.write_snapshot(&session.loaded)?;
+        Ok(session)
+    }
+
+    /// The program that the servers run, in words.
+    pub fn engine(&self) -> String {
+        let program = &self.servers.tier().program;
+        format!("{:?} {} ({})", program.kind, program.version, program.path.display())
+    }
+
+    /// Where everything of the run lives.
+    pub fn directory(&self) -> &std::path::Path {
+        self.run_dir.path()
+    }
+
+    /// Where the sidecars are.
+    pub fn endpoints(&self) -> Vec<Endpoint> {
+        self.sidecars.endpoints().cloned().collect()
+    }
+
+    /// Where the servers are.
+    pub fn servers(&self) -> &Servers {
+        &self.servers
+    }
+
+    /// Starts everything and waits until commands work. May be cancelled: the session is then still to be stopped.
+    pub async fn bring_up(&mut self, tell: &mut dyn FnMut(Event<'_>)) -> Result<(), DevError> {
+        for note in self.loaded.idle() {
+            tell(Event::Note(&note));
+        }
+        let deadline = Instant::now() + BRING_UP_WITHIN;
+        let mut last = String::new();
+        while let Some(waiting) = self.advance(tell).await? {
+            if waiting != last {
+                tell(Event::Waiting(&waiting));
+                last = waiting;
+            }
+            if Instant::now() >= deadline {
+                return Err(DevError::TooSlow { waiting: last });
+            }
+            sleep(TICK).await;
+        }
+        Ok(())
+    }
+
+    /// Takes every step that can be taken now. What it then waits for; `None` once commands work.
+    async fn advance(&mut self, tell: &mut dyn FnMut(Event<'_>)) -> Result<Option<String>, DevError> {
+        if let Some(ended) = self.reap(tell).await.into_iter().find(|ended| ended.hopeless) {
+            return Err(DevError::Hopeless(ended));
+        }
+        if let Some(waiting) = self.converge().await? {
+            return Ok(Some(waiting));
+        }
+        if let Some(watchdog) = &mut self.watchdog {
+            self.sidecars.start(watchdog).await?;
+        }
+        let unready = self.sidecars.first_unready().await;
+        Ok(unready.map(|endpoint| format!("the sidecar at {} to answer", endpoint.listen)))
+    }
+
+    /// Observes, plans and applies once. What it then waits for; `None` once the servers are as desired.
+    async fn converge(&mut self) -> Result<Option<String>, DevError> {
+        let observed = self.servers.observe().await;
+        let actions = plan(&self.servers.tier().desired(), &observed);
+        let Some(watchdog) = &mut self.watchdog else { return Ok(None) };
+        for action in &actions {
+            self.servers.apply(action, watchdog).await?;
+        }
+        let waiting = actions.iter().find_map(|action| match action {
+            Action::Wait(waiting) => Some(waiting.to_string()),
+            _ => None,
+        });
+        Ok(actions.first().map(|_| waiting.unwrap_or_else(|| "the servers to start".to_owned())))
+    }
+
+    async fn reap(&mut self, tell: &mut dyn FnMut(Event<'_>)) -> Vec<Ended> {
+        let Some(watchdog) = &mut self.watchdog else { return Vec::new() };
+        let mut ended = self.servers.reap(watchdog).await;
+        ended.extend(self.sidecars.reap(watchdog).await);
+        ended.iter().for_each(|ended| tell(Event::Ended(ended)));
+        ended
+    }
+
+    /// Keeps everything running, and applies what is saved. Returns only with an error; may be cancelled.
+    pub async fn tend(&mut self, tell: &mut dyn FnMut(Event<'_>)) -> Result<(), DevError> {
+        let mut observe_at = Instant::now();
+        let mut reload_at = Instant::now();
+        loop {
+            let ended = self.reap(tell).await;
+            if !ended.is_empty() || Instant::now() >= observe_at {
+                let settled = self.converge().await?.is_none();
+                observe_at = Instant::now() + if settled { WATCH_EVERY } else { TICK };
+                if let Some(watchdog) = &mut self.watchdog {
+                    self.sidecars.start(watchdog).await?;
+                }
+            }
+            if Instant::now() >= reload_at {
+                self.reload(tell);
+                reload_at = Instant::now() + RELOAD_EVERY;
+            }
+            sleep(TICK).await;
+        }
+    }
+
+    /// Applies manifests that were saved since. Wrong ones are told, and change nothing.
+    fn reload(&mut self, tell: &mut dyn FnMut(Event<'_>)) {
+        let fingerprint = Fingerprint::of(&self.options.manifests);
+        if fingerprint == self.fingerprint {
+            return;
+        }
+        self.fingerprint = fingerprint;
+        self.generation += 1;
+        let outcome = Loaded::read(&self.options.manifests).and_then(|loaded| self.write_snapshot(&loaded).map(|()| loaded));
+        match outcome {
+            Ok(loaded) => {
+                let cluster = |loaded: &Loaded| (loaded.cluster().metadata.name.clone(), loaded.cluster().spec.clone());
+                if cluster(&loaded) != cluster(&self.loaded) || loaded.login() != self.loaded.login() {
+                    tell(Event::Note("the CacheCluster changed: restart larder dev to apply that; its policies are applied now"));
+                }
+                loaded.idle().iter().for_each(|note| tell(Event::Note(note)));
+                self.loaded = loaded;
+                tell(Event::Reloaded { generation: self.generation });
+            }
+            Err(error) => {
+                self.generation -= 1;
+                tell(Event::Refused(&error));
+            }
+        }
+    }
+
+    fn write_snapshot(&self, loaded: &Loaded) -> Result<(), ManifestError> {
+        let tier = self.servers.tier();
+        let texts = |addresses: Vec<SocketAddr>| addresses.iter().map(SocketAddr::to_string).collect();
+        let topology = match tier.desired().layout {
+            Layout::Sentinel { .. } => {
+                Topology::Sentinel { master: tier.name.clone(), sentinels: texts(self.servers.sentinel_addresses()) }
+            }
+            Layout::Cluster { .. } => Topology::Cluster { seeds: texts(self.servers.addresses()) },
+        };
+        let snapshot = loaded.compile(&self.run_dir, self.generation, topology)?;
+        manifests::write_snapshot(&self.run_dir.path().join("snapshot.json"), &snapshot)
+    }
+
+    /// Ends everything, sidecars first, and removes what is not to stay.
+    pub async fn stop(mut self) {
+        let Some(mut watchdog) = self.watchdog.take() else { return };
+        self.sidecars.stop(&mut watchdog).await;
+        self.servers.stop(&mut watchdog).await;
+        watchdog.stop().await;
+    }
+}

@@ -2,6 +2,8 @@
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr)]
 
 mod check;
+mod dev_lifecycle;
+mod dev_topologies;
 mod discovery;
 mod support;
 mod tidy;

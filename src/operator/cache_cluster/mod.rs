@@ -2,4 +2,6 @@
 //!
 //! The pure middle ([`plan`]) takes no client, so that one planner serves both actuators: processes on one machine, and Kubernetes.
 
+pub mod build;
+pub mod observe;
 pub mod plan;

@@ -1,6 +1,7 @@
 //! What the integration tests share: server processes, a small RESP client, waiting with deadlines.
 #![allow(dead_code)]
 
+pub mod dev;
 pub mod resp;
 pub mod server;
 pub mod sidecar;

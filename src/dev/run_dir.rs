@@ -1,0 +1,143 @@
+//! The directory in which everything of one run lives, for a moment or for longer.
+
+use std::collections::BTreeMap;
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use tempfile::TempDir;
+
+const PLACES_FILE: &str = "places.json";
+
+/// Where the servers of a run listen, which survives it where the directory does.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Places {
+    /// What was asked for, such as `Redis Cluster of 3 x 2`: data of another form is not touched.
+    pub form: String,
+    /// Each process's ports: its own and, for a Cluster node, that of its bus.
+    pub ports: BTreeMap<String, (u16, Option<u16>)>,
+}
+
+/// Why the directory cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum RunDirError {
+    /// It cannot be written.
+    #[error("{path}: {source}: name a directory that can be written with --data, or set TMPDIR", path = path.display())]
+    Io {
+        /// The directory, or a file in it.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Another run uses it.
+    #[error("{path} is in use by another `larder dev`: stop that one, or name another directory with --data", path = path.display())]
+    Taken {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// It holds data of another form.
+    #[error(
+        "{path} holds the data of a {found}, and the manifest asks for a {wanted}: name another directory with --data, or remove this one",
+        path = path.display()
+    )]
+    OtherForm {
+        /// The directory.
+        path: PathBuf,
+        /// What it holds.
+        found: String,
+        /// What is asked for.
+        wanted: String,
+    },
+}
+
+/// The directory. A temporary one goes with it.
+#[derive(Debug)]
+pub struct RunDir {
+    path: PathBuf,
+    temporary: Option<TempDir>,
+    _lock: Option<File>,
+}
+
+impl RunDir {
+    /// Takes `data`, which stays, or makes a temporary directory.
+    pub fn open(data: Option<&Path>) -> Result<Self, RunDirError> {
+        match data {
+            Some(path) => Self::persistent(path),
+            None => {
+                let at = std::env::temp_dir();
+                let directory = tempfile::Builder::new().prefix("larder-dev-").tempdir_in(&at);
+                let directory = directory.map_err(|source| RunDirError::Io { path: at, source })?;
+                Ok(Self { path: directory.path().to_owned(), temporary: Some(directory), _lock: None })
+            }
+        }
+    }
+
+    fn persistent(path: &Path) -> Result<Self, RunDirError> {
+        let fail = |source| RunDirError::Io { path: path.to_owned(), source };
+        make_dir(path).map_err(fail)?;
+        // Servers need a path that does not depend on where they run.
+        let path = path.canonicalize().map_err(fail)?;
+        let lock = path.join("lock");
+        let lock = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(lock).map_err(fail)?;
+        match lock.try_lock() {
+            Ok(()) => Ok(Self { path, temporary: None, _lock: Some(lock) }),
+            Err(TryLockError::WouldBlock) => Err(RunDirError::Taken { path }),
+            Err(TryLockError::Error(source)) => Err(RunDirError::Io { path, source }),
+        }
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether it outlives the run.
+    pub fn is_durable(&self) -> bool {
+        self.temporary.is_none()
+    }
+
+    /// A directory of that name in it, for its owner only.
+    pub fn subdirectory(&self, name: &str) -> Result<PathBuf, RunDirError> {
+        let path = self.path.join(name);
+        make_dir(&path).map_err(|source| RunDirError::Io { path: path.clone(), source })?;
+        Ok(path)
+    }
+
+    /// Where the servers of an earlier run listened; empty at the first.
+    pub fn places(&self, form: &str) -> Result<Places, RunDirError> {
+        let path = self.path.join(PLACES_FILE);
+        let places = match fs::read(&path) {
+            Ok(bytes) => {
+                serde_json::from_slice(&bytes).map_err(|error| RunDirError::Io { path, source: io::Error::other(error) })?
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Places { form: form.to_owned(), ..Places::default() },
+            Err(source) => return Err(RunDirError::Io { path, source }),
+        };
+        if places.form == form {
+            return Ok(places);
+        }
+        Err(RunDirError::OtherForm { path: self.path.clone(), found: places.form, wanted: form.to_owned() })
+    }
+
+    /// Remembers where the servers listen.
+    pub fn save_places(&self, places: &Places) -> Result<(), RunDirError> {
+        let path = self.path.join(PLACES_FILE);
+        let text = serde_json::to_vec_pretty(places).map_err(io::Error::other);
+        text.and_then(|text| write_private(&path, &text)).map_err(|source| RunDirError::Io { path, source })
+    }
+}
+
+fn make_dir(path: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(path)
+}
+
+/// Writes a file that only its owner can read, so that a reader sees the old text or the new one and nothing between.
+pub fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut staged = path.as_os_str().to_owned();
+    staged.push(".new");
+    let mut file = OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&staged)?;
+    file.write_all(bytes)?;
+    fs::rename(&staged, path)
+}

@@ -1,0 +1,127 @@
+//! What servers and sentinels say of themselves, as the planner's facts.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+
+use super::plan::{ClusterFacts, Facts, Link, NodeId, Peer, Role, SlotRange, Watch};
+use crate::operator::admin::{Admin, AdminError};
+
+/// Asks a server. `None` while it is loading, when it cannot speak for its data.
+pub async fn server(admin: &mut Admin, in_cluster: bool) -> Result<Option<Facts>, AdminError> {
+    let info: String = admin.ask("INFO", &[]).await?;
+    let Some(mut facts) = parse_info(&info) else { return Ok(None) };
+    let switch = if in_cluster { "cluster-replica-no-failover" } else { "replica-priority" };
+    let config: HashMap<String, String> = admin.ask("CONFIG GET", &[switch]).await?;
+    facts.promotable = !matches!(config.get(switch).map(String::as_str), Some("0" | "yes"));
+    if in_cluster {
+        let nodes: String = admin.ask("CLUSTER NODES", &[]).await?;
+        let state: String = admin.ask("CLUSTER INFO", &[]).await?;
+        facts.cluster = Some(ClusterFacts { ok: is_whole(&state), ..parse_nodes(&nodes) });
+    }
+    Ok(Some(facts))
+}
+
+/// Asks a sentinel what it watches.
+pub async fn sentinel(admin: &mut Admin) -> Result<Option<Watch>, AdminError> {
+    let masters: Vec<HashMap<String, String>> = admin.ask("SENTINEL MASTERS", &[]).await?;
+    Ok(masters.first().and_then(parse_master))
+}
+
+fn parse_info(info: &str) -> Option<Facts> {
+    let fields: HashMap<&str, &str> = info.lines().filter_map(|line| line.trim_end().split_once(':')).collect();
+    let field = |name: &str| fields.get(name).copied();
+    if field("loading") == Some("1") || field("async_loading") == Some("1") {
+        return None;
+    }
+    let role = if field("role")? == "master" {
+        Role::Primary
+    } else {
+        let of = parse_address(field("master_host")?, field("master_port")?)?;
+        let link = if field("master_link_status") == Some("up") { Link::Up } else { Link::Down };
+        Role::Replica { of, link }
+    };
+    let holds_data = fields.iter().any(|(name, value)| {
+        let database = name.strip_prefix("db").is_some_and(|number| number.bytes().all(|byte| byte.is_ascii_digit()));
+        database && !value.starts_with("keys=0,")
+    });
+    let offset = field("slave_repl_offset").or(field("master_repl_offset")).and_then(|offset| offset.parse().ok());
+    Some(Facts { role, holds_data, offset: offset.unwrap_or(0), promotable: true, cluster: None })
+}
+
+fn parse_address(host: &str, port: &str) -> Option<SocketAddr> {
+    Some(SocketAddr::new(host.parse().ok()?, port.parse().ok()?))
+}
+
+fn is_whole(cluster_info: &str) -> bool {
+    let field = |name: &str| cluster_info.lines().find_map(|line| line.trim_end().strip_prefix(name));
+    field("cluster_state:") == Some("ok") && field("cluster_slots_ok:") == Some("16384")
+}
+
+/// Reads `CLUSTER NODES`: `id ip:port@bus[,name] flags primary ping pong epoch link slots…`.
+fn parse_nodes(nodes: &str) -> ClusterFacts {
+    let mut facts = ClusterFacts::default();
+    for line in nodes.lines() {
+        let words: Vec<&str> = line.split_ascii_whitespace().collect();
+        let [id, address, flags, _primary, _ping, _pong, epoch, _link, slots @ ..] = &words[..] else { continue };
+        let flags: Vec<&str> = flags.split(',').collect();
+        let id = NodeId((*id).to_owned());
+        let slots = slots.iter().filter_map(|slots| parse_slots(slots)).collect();
+        if flags.contains(&"myself") {
+            (facts.id, facts.epoch, facts.slots) = (id, epoch.parse().unwrap_or(0), slots);
+            continue;
+        }
+        let address = address.split_once('@').and_then(|(address, _)| address.parse().ok());
+        let address = address.filter(|_| !flags.contains(&"noaddr"));
+        facts.peers.push(Peer { id, address, handshake: flags.contains(&"handshake"), slots });
+    }
+    facts
+}
+
+/// `7`, or `0-5460`; a slot on its way (`[7->-…]`) still belongs to whom the plain ranges say.
+fn parse_slots(text: &str) -> Option<SlotRange> {
+    let (first, last) = text.split_once('-').unwrap_or((text, text));
+    Some(SlotRange { first: first.parse().ok()?, last: last.parse().ok()? })
+}
+
+fn parse_master(fields: &HashMap<String, String>) -> Option<Watch> {
+    let field = |name: &str| fields.get(name).map(String::as_str);
+    let number = |name: &str| field(name)?.parse().ok();
+    let primary = parse_address(field("ip")?, field("port")?)?;
+    Some(Watch { primary, replicas: number("num-slaves")?, sentinels: number("num-other-sentinels")? })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_replica_is_read() {
+        let info = "# Replication\r\nrole:slave\r\nmaster_host:127.0.0.1\r\nmaster_port:7001\r\nmaster_link_status:up\r\n\
+                    slave_repl_offset:42\r\nmaster_repl_offset:42\r\nloading:0\r\n# Keyspace\r\ndb0:keys=3,expires=1,avg_ttl=0\r\n";
+        let facts = parse_info(info).expect("facts");
+        assert_eq!(facts.role, Role::Replica { of: SocketAddr::from(([127, 0, 0, 1], 7001)), link: Link::Up });
+        assert_eq!((facts.holds_data, facts.offset), (true, 42));
+        assert_eq!(parse_info(&info.replace("loading:0", "loading:1")), None);
+    }
+
+    #[test]
+    fn an_empty_primary_is_read() {
+        let facts =
+            parse_info("role:master\r\nmaster_repl_offset:0\r\nloading:0\r\ndb0_distrib_strings_sizes:1=1\r\n").expect("facts");
+        assert_eq!((facts.role, facts.holds_data), (Role::Primary, false));
+    }
+
+    #[test]
+    fn a_nodes_table_is_read() {
+        let nodes = "aa 127.0.0.1:7000@17000 myself,master - 0 0 3 connected 0-5460 [7->-bb]\n\
+                     bb 127.0.0.1:7001@17001,name slave aa 0 1 3 connected\n\
+                     cc :0@0 master,noaddr - 0 1 2 disconnected 5461 5463-5464\n\
+                     dd 127.0.0.1:7003@17003 handshake - 0 0 0 disconnected\n";
+        let facts = parse_nodes(nodes);
+        assert_eq!((facts.id, facts.epoch, facts.slots), (NodeId("aa".to_owned()), 3, vec![SlotRange { first: 0, last: 5460 }]));
+        let [bb, cc, dd] = &facts.peers[..] else { panic!("three peers") };
+        assert_eq!(bb.address, Some(SocketAddr::from(([127, 0, 0, 1], 7001))));
+        assert_eq!((cc.address, cc.slots.len()), (None, 2));
+        assert!(dd.handshake && !bb.handshake);
+    }
+}

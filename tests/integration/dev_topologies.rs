@@ -1,0 +1,114 @@
+//! `larder dev`: both topologies come up, answer, and heal.
+
+use std::process::Command;
+
+use crate::support::dev::{Dev, LIMIT, cluster, info, policy};
+use crate::support::resp::{Client, Value};
+use crate::support::server::Engine;
+use crate::support::wait_for;
+
+fn ok() -> Value {
+    Value::Simple("OK".to_owned())
+}
+
+#[track_caller]
+fn check_answers(engine: Engine, mode: &str) {
+    let files = [("cache.yaml", cluster(engine, mode, "")), ("policy.yaml", policy("user:{id}"))];
+    let mut dev = Dev::start(engine, &files, &["--sidecars", "2"]);
+    let ports = dev.ready(2);
+    let [first, second] = ports[..] else { panic!("two sidecars: {ports:?}") };
+    let mut client = Client::connect(first).unwrap();
+    assert_eq!(client.call(&["SET", "user:1", "Ann"]), ok());
+    for slot in 0..20 {
+        assert_eq!(client.call(&["SET", &format!("free:{slot}"), "x"]), ok());
+    }
+    let mut client = Client::connect(second).unwrap();
+    assert_eq!(client.call(&["GET", "user:1"]), Value::Bulk(b"Ann".to_vec()));
+    assert_eq!(client.call(&["DBSIZE"]), Value::Int(21));
+    dev.stop();
+}
+
+#[test]
+fn both_topologies_answer_through_sidecars() {
+    check_answers(Engine::Redis7, "Sentinel");
+    check_answers(Engine::Valkey9, "Cluster");
+}
+
+#[test]
+fn servers_ask_for_the_user_of_the_manifest() {
+    let secret = "apiVersion: v1\nkind: Secret\nmetadata: {name: main}\nstringData: {password: 'a \"quoted\" p\\ss'}\n";
+    let auth = "  auth: {user: shop, password: {secretKeyRef: {name: main, key: password}}}\n";
+    for mode in ["Sentinel", "Cluster"] {
+        let files = [("cache.yaml", cluster(Engine::Redis7, mode, auth)), ("secret.yaml", secret.to_owned())];
+        let mut dev = Dev::start(Engine::Redis7, &files, &["--sidecars", "0"]);
+        let port = dev.ready(1)[0];
+        let mut client = Client::connect(port).unwrap();
+        let refused = client.call(&["GET", "a"]);
+        assert!(matches!(&refused, Value::Error(text) if text.starts_with("NOAUTH")), "{refused:?}");
+        assert_eq!(client.call(&["AUTH", "shop", "a \"quoted\" p\\ss"]), ok());
+        for pid in dev.children() {
+            let arguments = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            assert!(!arguments.contains("quoted"), "{arguments}");
+        }
+        dev.stop();
+    }
+}
+
+/// The primary is killed; a replica takes its place with the data, and the killed server comes back behind it.
+#[track_caller]
+fn check_heals(mode: &str) {
+    let files = [("cache.yaml", cluster(Engine::Redis7, mode, ""))];
+    let mut dev = Dev::start(Engine::Redis7, &files, &["--sidecars", "0"]);
+    let ports = dev.ready(1);
+    let is_primary = |port: &u16| info(*port, "role").as_deref() == Some("master");
+    let primary = *ports.iter().find(|port| is_primary(port)).expect("a primary");
+    let mut client = Client::connect(primary).unwrap();
+    // Slot 0 and all slots of the first shard are the first server's.
+    let key = (0..).map(|n| format!("k{n}")).find(|key| client.call(&["SET", key, "kept"]) == ok()).unwrap();
+    assert_eq!(client.call(&["WAIT", "1", "30000"]), Value::Int(1));
+    let pid = info(primary, "process_id").unwrap();
+    assert!(Command::new("kill").args(["-9", &pid]).status().unwrap().success());
+    dev.wait_for_stderr("and is started again");
+    let has_key = |port: u16| {
+        let reply = Client::connect(port).ok().and_then(|mut client| client.try_call(&["GET", &key]).ok());
+        reply == Some(Value::Bulk(b"kept".to_vec()))
+    };
+    let follows = |port: u16| info(port, "master_link_status").as_deref() == Some("up");
+    wait_for("the killed server follows another", LIMIT, || follows(primary));
+    let successors: Vec<u16> = ports.iter().copied().filter(|port| is_primary(port) && has_key(*port)).collect();
+    assert_eq!(successors.len(), 1, "{ports:?}: {}", dev.stderr());
+    let of = info(primary, "master_port").unwrap();
+    assert_eq!(of, successors[0].to_string());
+    assert!(info(primary, "db0").is_some_and(|keys| keys.starts_with("keys=1,")), "the data is on both again");
+    dev.stop();
+}
+
+#[test]
+fn a_killed_primary_comes_back_as_a_replica_under_sentinel() {
+    check_heals("Sentinel");
+}
+
+#[test]
+fn a_killed_primary_comes_back_as_a_replica_in_a_cluster() {
+    check_heals("Cluster");
+}
+
+#[test]
+fn a_lost_majority_of_primaries_is_replaced() {
+    let files = [("cache.yaml", cluster(Engine::Redis7, "Cluster", ""))];
+    let mut dev = Dev::start(Engine::Redis7, &files, &["--sidecars", "0"]);
+    let ports = dev.ready(1);
+    let primaries: Vec<u16> = ports.iter().copied().filter(|port| info(*port, "role").as_deref() == Some("master")).collect();
+    for port in &primaries {
+        let mut client = Client::connect(*port).unwrap();
+        (0..).find(|n| client.call(&["SET", &format!("k{n}"), "kept"]) == ok()).unwrap();
+        assert_eq!(client.call(&["WAIT", "1", "30000"]), Value::Int(1));
+    }
+    let pids: Vec<String> = primaries[..2].iter().map(|port| info(*port, "process_id").unwrap()).collect();
+    assert!(Command::new("kill").arg("-9").args(&pids).status().unwrap().success());
+    for port in &primaries[..2] {
+        wait_for("the killed primaries follow others", LIMIT, || info(*port, "master_link_status").as_deref() == Some("up"));
+        assert!(info(*port, "db0").is_some(), "the data is kept");
+    }
+    dev.stop();
+}
