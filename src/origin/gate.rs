@@ -127,11 +127,13 @@ impl Gate {
     where
         F: Future<Output = Result<T, Failure>>,
     {
-        let deadline = Instant::now() + self.timeout.as_duration();
+        let timeout = self.timeout.as_duration();
+        let deadline = Instant::now() + timeout;
         if let Some(wait) = self.breaker.refuses_for(Instant::now()) {
             return Err(self.refused(wait));
         }
-        let _permit = self.permit(deadline).await?;
+        // With less than a tenth of its time left a load would most likely only hold up the next one.
+        let _permit = self.permit(deadline - timeout / 10).await?;
         let pass = self.breaker.admit(Instant::now()).map_err(|wait| self.refused(wait))?;
         let _in_flight = Counted::new(&self.counters.in_flight);
         match self.attempts(deadline, attempt).await {
@@ -172,7 +174,7 @@ impl Gate {
     }
 
     /// One of the origin's connections. The queue is first come, first served.
-    async fn permit(&self, deadline: Instant) -> Result<SemaphorePermit<'_>, LoadError> {
+    async fn permit(&self, until: Instant) -> Result<SemaphorePermit<'_>, LoadError> {
         if let Ok(permit) = self.permits.try_acquire() {
             return Ok(permit);
         }
@@ -181,7 +183,7 @@ impl Gate {
         if waiting.before >= WAITING_PER_CONNECTION.saturating_mul(u64::from(self.connections)) {
             return Err(busy());
         }
-        match timeout_at(deadline, self.permits.acquire()).await {
+        match timeout_at(until, self.permits.acquire()).await {
             Ok(Ok(permit)) => Ok(permit),
             Ok(Err(_)) | Err(_) => Err(busy()),
         }

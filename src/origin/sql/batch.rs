@@ -92,10 +92,11 @@ impl Matching {
         }
     }
 
-    /// The answers. Keys without a row do not exist, unless rows belong to none of the keys: then each is asked for by itself.
-    pub(super) fn finish(mut self, complete: bool) -> Vec<Answer> {
+    /// The answers. Keys without a row do not exist, unless rows belong to none of the keys or `certain` does not hold for the
+    /// key's parts: then the key is asked for by itself.
+    pub(super) fn finish(mut self, complete: bool, certain: impl Fn(&[String]) -> bool) -> Vec<Answer> {
         if complete && !self.strangers {
-            for index in self.by_parts.values() {
+            for (parts, index) in self.by_parts.iter().filter(|(parts, _)| certain(parts)) {
                 self.answers[*index].get_or_insert(Ok(Loaded::NotFound));
             }
         }

@@ -10,7 +10,7 @@ use std::str::FromStr as _;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use sqlx::postgres::{PgArguments, PgConnectOptions, PgConnection, PgRow};
+use sqlx::postgres::{PgArguments, PgColumn, PgConnectOptions, PgConnection, PgRow};
 use sqlx::query::Query;
 use sqlx::{AssertSqlSafe, Column as _, ConnectOptions as _, Postgres, Row as _, ValueRef as _};
 use tokio::time::Instant;
@@ -283,7 +283,7 @@ async fn read_many(
     let mut matching = Matching::new(keys.iter().map(normal));
     let asked: Vec<Vec<String>> = keys.iter().filter_map(normal).collect();
     if asked.is_empty() {
-        return Ok(matching.finish(true));
+        return Ok(matching.finish(true, |_| true));
     }
     let mut query = unnamed(&many.sql);
     for column in 0..many.parameters.len() {
@@ -300,7 +300,7 @@ async fn read_many(
         let parts = (0..many.parameters.len()).map(|at| text(row, fields + at)).collect::<Option<Vec<_>>>();
         matching.row(parts, value(row, &description.form));
     }
-    Ok(matching.finish(rows.len() < most))
+    Ok(matching.finish(rows.len() < most, |_| true))
 }
 
 /// The rule's description, from the server where it is not known or too old.
@@ -313,14 +313,14 @@ async fn describe(
         return Ok(description);
     }
     let parameters = parameters(connection, &statements.read).await?;
-    let columns = columns(connection, &statements.read, &parameters, false).await?;
+    let columns = columns(connection, &statements.read, &parameters).await?;
     let names: Vec<String> = columns.iter().map(|column| column.name.clone()).collect();
     let form = Form::of(&names, question.reply)?;
     let all: Vec<usize> = (0..columns.len()).collect();
     let sql = wrapped(&statements.read, &parameters, &columns, &form, &all, &[], "2");
     let read = Statement { sql, parameters };
     let many = match &statements.read_many {
-        Some(template) => Some(describe_many(connection, template, &form, &names).await?),
+        Some(template) => Some(describe_many(connection, template, &form, &columns).await?),
         None => None,
     };
     let description = Arc::new(Description { form, read, many });
@@ -333,20 +333,31 @@ async fn describe_many(
     connection: &mut PgConnection,
     template: &Template,
     form: &Form,
-    names: &[String],
+    read: &[Column],
 ) -> Result<Statement, Fault> {
+    let refuse = |why: String| Fault::from(Failure::Unusable(why));
     let parameters = parameters(connection, template).await?;
-    if let Some(scalar) = parameters.iter().find(|parameter| !parameter.cast.ends_with("[]")) {
-        let name = template.parts().iter().find(|used| used.index == scalar.index).map_or("", |used| used.name.as_str());
-        let why = format!("in `readMany` ${name} stands for an array, not for a {}: write = ANY(${name})", scalar.cast);
-        return Err(Failure::Unusable(why).into());
+    if let Some((used, scalar)) = template.parts().iter().zip(&parameters).find(|(_, parameter)| !parameter.cast.ends_with("[]"))
+    {
+        let Used { name, .. } = used;
+        return Err(refuse(format!("in `readMany` ${name} is an array, not a {}: write = ANY(${name})", scalar.cast)));
     }
-    let columns = columns(connection, template, &parameters, true).await?;
+    let columns = columns(connection, template, &parameters).await?;
     let place = |name: &String| {
         let found = columns.iter().position(|column| column.name == *name);
-        found.ok_or_else(|| Failure::Unusable(format!("`readMany` gives no column `{name}`: name one so with AS")))
+        found.ok_or_else(|| refuse(format!("`readMany` gives no column `{name}`: name one so with AS")))
     };
-    let fields = names.iter().map(place).collect::<Result<Vec<_>, _>>()?;
+    let mut fields = Vec::with_capacity(read.len());
+    for column in read {
+        let field = place(&column.name)?;
+        if columns[field].oid != column.oid {
+            let name = &column.name;
+            return Err(refuse(format!(
+                "`read` and `readMany` give `{name}` different types: give what is not the same another name"
+            )));
+        }
+        fields.push(field);
+    }
     let parts = template.parts().iter().map(|used| place(&used.name)).collect::<Result<Vec<_>, _>>()?;
     let limit = format!("CAST(${} AS bigint)", parameters.len() + 1);
     let sql = wrapped(template, &parameters, &columns, form, &fields, &parts, &limit);
@@ -381,35 +392,25 @@ async fn parameters(connection: &mut PgConnection, template: &Template) -> Resul
     }
 }
 
-/// Asks the server which columns the statement gives, without running it.
-async fn columns(
-    connection: &mut PgConnection,
-    template: &Template,
-    parameters: &[Parameter],
-    arrays: bool,
-) -> Result<Vec<Column>, Fault> {
-    let statement = cast(template, parameters);
+/// Asks the server which columns the statement gives, without running it: no row is asked of it. This takes the simple protocol,
+/// with NULL for each part, because sqlx looks up types that it does not know between preparing and running, which would
+/// discard an unnamed statement.
+async fn columns(connection: &mut PgConnection, template: &Template, parameters: &[Parameter]) -> Result<Vec<Column>, Fault> {
+    let statement = cast(template, parameters, |_| "NULL".to_owned());
     let sql = format!(
         "SELECT larder_row.* FROM (VALUES (1)) AS larder_one \
          LEFT JOIN (SELECT * FROM (\n{statement}\n) AS larder_all LIMIT 0) AS larder_row ON true"
     );
-    let mut query = unnamed(&sql);
-    for _ in parameters {
-        query = if arrays { query.bind(None::<Vec<String>>) } else { query.bind(None::<String>) };
-    }
-    let row = query.fetch_one(&mut *connection).await?;
-    let column = |column: &sqlx::postgres::PgColumn| Column {
-        name: column.name().to_owned(),
-        oid: sqlx::Column::type_info(column).oid().map(|oid| oid.0),
-    };
+    let row = sqlx::raw_sql(AssertSqlSafe(sql)).fetch_one(&mut *connection).await?;
+    let column = |column: &PgColumn| Column { name: column.name().to_owned(), oid: column.type_info().oid().map(|oid| oid.0) };
     Ok(row.columns().iter().map(column).collect())
 }
 
-/// The statement with a cast parameter for each placeholder.
-fn cast(template: &Template, parameters: &[Parameter]) -> String {
+/// The statement with `value(n)`, cast to the parameter's type, for the n-th parameter.
+fn cast(template: &Template, parameters: &[Parameter], value: impl Fn(usize) -> String) -> String {
     template.render(|index| {
         let cast = parameters.get(index).map_or("text", |parameter| parameter.cast.as_str());
-        format!("CAST(${} AS {cast})", index + 1)
+        format!("CAST({} AS {cast})", value(index))
     })
 }
 
@@ -432,7 +433,7 @@ fn wrapped(
     };
     let taken = fields.iter().map(field).chain(parts.iter().map(as_text)).collect::<Vec<_>>().join(", ");
     let names = (0..columns.len()).map(|index| format!("c{index}")).collect::<Vec<_>>().join(", ");
-    let statement = cast(template, parameters);
+    let statement = cast(template, parameters, |index| format!("${}", index + 1));
     format!("SELECT {taken} FROM (\n{statement}\n) AS larder_row ({names}) LIMIT {limit}")
 }
 
@@ -512,7 +513,8 @@ async fn parses(connection: &mut PgConnection, question: &Question, parts: &Part
 
 async fn probe(connection: &mut PgConnection, template: &Template, parts: &Parts) -> Result<(), Fault> {
     let parameters = parameters(connection, template).await?;
-    let casts = parameters.iter().enumerate().map(|(at, parameter)| format!("CAST(${} AS {})", at + 1, parameter.cast));
+    let casts =
+        parameters.iter().enumerate().map(|(at, parameter)| format!("CAST(CAST(${} AS {}) AS text)", at + 1, parameter.cast));
     let sql = format!("SELECT {}", casts.collect::<Vec<_>>().join(", "));
     let mut query = unnamed(&sql);
     for parameter in &parameters {

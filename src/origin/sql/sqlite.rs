@@ -113,18 +113,19 @@ pub(super) async fn load_many(client: &mut Client, question: &Question, keys: &[
         let parts = parts.into_iter().map(|index| Cell::of(row, index).ok()?.text()).collect::<Option<Vec<_>>>();
         matching.row(parts, value(row, &form, fields.into_iter()));
     }
-    Ok(matching.finish(complete))
+    // A column without affinity equals an integer where `read` binds one, but no text.
+    let certain = |parts: &[String]| parts.iter().all(|part| canonical_integer(part).is_none());
+    Ok(matching.finish(complete, certain))
 }
 
 fn numbered(template: &Template) -> String {
     template.render(|index| format!("?{}", index + 1))
 }
 
+/// The parts as texts: compared with a column of `json_each`, a column of integers takes texts for numbers, but one of texts does
+/// not take numbers for texts.
 fn json_array(keys: &[Parts], index: usize) -> String {
-    let elements = keys.iter().map(|parts| match canonical_integer(&parts[index]) {
-        Some(number) => serde_json::Value::from(number),
-        None => serde_json::Value::from(parts[index].as_str()),
-    });
+    let elements = keys.iter().map(|parts| serde_json::Value::from(parts[index].as_str()));
     serde_json::Value::Array(elements.collect()).to_string()
 }
 

@@ -2,9 +2,12 @@
 #![allow(dead_code)]
 
 pub mod dev;
+pub mod origin;
+pub mod postgres;
 pub mod resp;
 pub mod server;
 pub mod sidecar;
+
 
 use std::time::{Duration, Instant};
 
