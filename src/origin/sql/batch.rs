@@ -96,7 +96,7 @@ impl Matching {
     /// key's parts: then the key is asked for by itself.
     pub(super) fn finish(mut self, complete: bool, certain: impl Fn(&[String]) -> bool) -> Vec<Answer> {
         if complete && !self.strangers {
-            for (parts, index) in self.by_parts.iter().filter(|(parts, _)| certain(parts)) {
+            for (_, index) in self.by_parts.iter().filter(|(parts, _)| certain(parts)) {
                 self.answers[*index].get_or_insert(Ok(Loaded::NotFound));
             }
         }

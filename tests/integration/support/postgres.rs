@@ -147,12 +147,12 @@ pub struct Pooler {
 }
 
 impl Pooler {
-    /// `None` where PgBouncer is not installed.
-    pub fn start(server: &Postgres) -> Option<Self> {
-        let program = PathBuf::from("/usr/sbin/pgbouncer");
-        if !program.exists() {
-            return None;
-        }
+    /// Panics, naming the remedy, where PgBouncer is not installed.
+    pub fn start(server: &Postgres) -> Self {
+        let debian = PathBuf::from("/usr/sbin/pgbouncer");
+        let program = if debian.exists() { debian } else { "pgbouncer".into() };
+        let runs = Command::new(&program).arg("--version").stdout(Stdio::null()).status();
+        assert!(runs.is_ok(), "there is no pgbouncer: run scripts/setup");
         let (directory, port) = (TempDir::new().expect("a temporary directory"), free_port());
         let file = directory.path().join("pgbouncer.ini");
         let settings = format!(
@@ -169,7 +169,7 @@ impl Pooler {
         let child = command.arg("-q").arg(&file).stdin(Stdio::null()).stderr(Stdio::null()).spawn().expect("pgbouncer runs");
         let pooler = Self { port, child, _directory: directory };
         super::wait_for("pgbouncer", START_LIMIT, || std::net::TcpStream::connect(("127.0.0.1", port)).is_ok());
-        Some(pooler)
+        pooler
     }
 
     /// The URL of the server's database `url`, through the pooler.
