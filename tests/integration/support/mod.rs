@@ -8,7 +8,6 @@ pub mod resp;
 pub mod server;
 pub mod sidecar;
 
-
 use std::time::{Duration, Instant};
 
 /// Polls `done` until it holds. Panics, naming `what`, where it does not within `limit`.
