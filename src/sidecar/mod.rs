@@ -1,6 +1,7 @@
 //! The RESP proxy beside a workload.
 
 pub mod access_files;
+pub mod admin;
 pub mod commands;
 pub mod dispatch;
 pub mod engine;

@@ -2,4 +2,7 @@
 
 pub mod background;
 pub mod counter;
+pub mod histogram;
 pub mod logs;
+pub mod metrics;
+pub mod slow_log;

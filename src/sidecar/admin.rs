@@ -1,0 +1,366 @@
+//! Health and metrics for machines, on a port; policy and keys for the operator of the pod, on a Unix socket that only its owner opens.
+
+use std::fs::{self, DirBuilder, Permissions};
+use std::future::IntoFuture as _;
+use std::io;
+use std::net::SocketAddr;
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::{RawQuery, State};
+use axum::http::StatusCode;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::serve::Listener;
+use serde_json::json;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::time::{Instant, Sleep, timeout};
+
+use crate::policy::Snapshot;
+use crate::policy::snapshot::{OriginKind, Sensitive};
+use crate::telemetry::metrics::MetricsHub;
+
+/// The most connections on each listener; more wait in the system's queue.
+const MAX_CONNECTIONS: usize = 32;
+/// How long a connection may be silent: longer than it takes to send a request, shorter than a forgotten connection stays.
+const IDLE_LIMIT: Duration = Duration::from_secs(30);
+/// How long an explanation may take.
+const EXPLAIN_LIMIT: Duration = Duration::from_secs(2);
+/// The longest key that can be asked about: what fits a request line.
+const MAX_KEY_BYTES: usize = 4096;
+const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// What is known of one key, as JSON, when it is known. `None`: nobody answered.
+pub type Explanation = Pin<Box<dyn Future<Output = Option<serde_json::Value>> + Send>>;
+
+/// What the admin server asks the sidecar.
+pub trait Introspect: Send + Sync + 'static {
+    /// Whether commands can be served, or what is missing.
+    fn readiness(&self) -> Result<(), String>;
+    /// The policy in force.
+    fn policy(&self) -> Arc<Snapshot>;
+    /// What the policy does to a key and why.
+    fn explain(&self, key: Vec<u8>) -> Explanation;
+}
+
+/// Why the admin server cannot listen.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot listen on {address}: {source}")]
+pub struct AdminError {
+    /// Where.
+    pub address: String,
+    /// Why.
+    pub source: io::Error,
+}
+
+/// The places where the admin server listens, opened.
+#[derive(Debug)]
+pub struct AdminListeners {
+    tcp: Option<std::net::TcpListener>,
+    unix: Option<(std::os::unix::net::UnixListener, PathBuf)>,
+}
+
+impl AdminListeners {
+    /// Opens a port for health and metrics, and a socket for policy and keys, where they are wanted.
+    pub fn open(port: Option<SocketAddr>, socket: Option<&Path>) -> Result<Self, AdminError> {
+        let open_port = |address: SocketAddr| {
+            let listen = || {
+                let listener = std::net::TcpListener::bind(address)?;
+                listener.set_nonblocking(true)?;
+                Ok(listener)
+            };
+            listen().map_err(|source| AdminError { address: address.to_string(), source })
+        };
+        let open_socket = |path: &Path| {
+            let opened = open_private_socket(path).map(|listener| (listener, path.to_owned()));
+            opened.map_err(|source| AdminError { address: path.display().to_string(), source })
+        };
+        Ok(Self { tcp: port.map(open_port).transpose()?, unix: socket.map(open_socket).transpose()? })
+    }
+
+    /// The port's address, which tells the port where the system chose it.
+    pub fn address(&self) -> Option<SocketAddr> {
+        self.tcp.as_ref()?.local_addr().ok()
+    }
+}
+
+impl Drop for AdminListeners {
+    fn drop(&mut self) {
+        if let Some((_, path)) = &self.unix {
+            let _ = fs::remove_file(path);
+        }
+    }
+}
+
+/// A socket that nobody but its owner can ever have opened: it is made in a directory that only the owner enters, and moved to its
+/// place when its mode is right. A socket that a process left behind is replaced; one that is listened on is not.
+fn open_private_socket(path: &Path) -> io::Result<std::os::unix::net::UnixListener> {
+    if std::os::unix::net::UnixStream::connect(path).is_ok() {
+        return Err(io::Error::new(io::ErrorKind::AddrInUse, "another process listens on this socket"));
+    }
+    let parent = path.parent().unwrap_or(Path::new("."));
+    let private = parent.join(format!(".larder-{}-{:x}", std::process::id(), fastrand::u64(..)));
+    DirBuilder::new().mode(0o700).create(&private)?;
+    let open = || {
+        let fresh = private.join("s");
+        let listener = std::os::unix::net::UnixListener::bind(&fresh)?;
+        fs::set_permissions(&fresh, Permissions::from_mode(0o600))?;
+        listener.set_nonblocking(true)?;
+        fs::rename(&fresh, path)?;
+        Ok(listener)
+    };
+    let opened = open();
+    let _ = fs::remove_dir_all(&private);
+    opened
+}
+
+struct Shared {
+    sidecar: Arc<dyn Introspect>,
+    metrics: Arc<MetricsHub>,
+}
+
+/// Serves until `stop` holds true or is dropped, and then until the requests under way are answered; the caller bounds that.
+pub async fn serve(
+    mut listeners: AdminListeners,
+    sidecar: Arc<dyn Introspect>,
+    metrics: Arc<MetricsHub>,
+    stop: watch::Receiver<bool>,
+) -> io::Result<()> {
+    let shared = Arc::new(Shared { sidecar, metrics });
+    let public = Router::new()
+        .route("/livez", get(|| async { "ok\n" }))
+        .route("/readyz", get(readyz))
+        .route("/metrics", get(show_metrics))
+        .with_state(shared.clone());
+    let private = Router::new().route("/policy", get(show_policy)).route("/explain", get(explain)).with_state(shared);
+    let tcp = listeners.tcp.take().map(TcpListener::from_std).transpose()?;
+    let unix = listeners.unix.as_ref().map(|(listener, _)| listener.try_clone()).transpose()?;
+    let unix = unix.map(UnixListener::from_std).transpose()?;
+    let (on_tcp, on_unix) = tokio::join!(serve_on(tcp, public, stop.clone()), serve_on(unix, private, stop));
+    on_tcp.and(on_unix)
+}
+
+async fn serve_on<L: Listener>(listener: Option<L>, router: Router, mut stop: watch::Receiver<bool>) -> io::Result<()>
+where
+    L::Addr: std::fmt::Debug,
+{
+    let Some(listener) = listener else { return Ok(()) };
+    let bounded = BoundedListener { listener, permits: Arc::new(Semaphore::new(MAX_CONNECTIONS)) };
+    let stopped = async move {
+        let _ = stop.wait_for(|stop| *stop).await;
+    };
+    axum::serve(bounded, router).with_graceful_shutdown(stopped).into_future().await
+}
+
+async fn readyz(State(shared): State<Arc<Shared>>) -> Response {
+    match shared.sidecar.readiness() {
+        Ok(()) => "ok\n".into_response(),
+        Err(missing) => (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {missing}\n")).into_response(),
+    }
+}
+
+async fn show_metrics(State(shared): State<Arc<Shared>>) -> Response {
+    ([(CONTENT_TYPE, OPENMETRICS)], shared.metrics.render()).into_response()
+}
+
+fn as_json(value: &serde_json::Value) -> Response {
+    ([(CONTENT_TYPE, "application/json")], format!("{value:#}\n")).into_response()
+}
+
+async fn show_policy(State(shared): State<Arc<Shared>>) -> Response {
+    let snapshot = shared.sidecar.policy();
+    match serde_json::to_value(redacted(&snapshot)) {
+        Ok(policy) => as_json(&json!({ "generation": snapshot.generation, "policy": policy })),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
+    }
+}
+
+/// The snapshot with every text replaced that may hold a secret.
+fn redacted(snapshot: &Snapshot) -> Snapshot {
+    let mut shown = snapshot.clone();
+    for origin in &mut shown.origins {
+        let (OriginKind::Sql { url } | OriginKind::Http { url }) = &mut origin.kind;
+        if let Sensitive::Value(text) = url {
+            *text = "(redacted)".to_owned();
+        }
+    }
+    shown
+}
+
+async fn explain(State(shared): State<Arc<Shared>>, RawQuery(query): RawQuery) -> Response {
+    let key = query.as_deref().and_then(|query| query.split('&').find_map(|pair| pair.strip_prefix("key=")));
+    let Some(key) = key.and_then(percent_decoded).filter(|key| key.len() <= MAX_KEY_BYTES) else {
+        let remedy = "write /explain?key=KEY, the key percent-encoded and at most 4096 bytes long\n";
+        return (StatusCode::BAD_REQUEST, remedy).into_response();
+    };
+    match timeout(EXPLAIN_LIMIT, shared.sidecar.explain(key)).await {
+        Ok(Some(explanation)) => as_json(&explanation),
+        _ => (StatusCode::SERVICE_UNAVAILABLE, "no worker answered in time\n").into_response(),
+    }
+}
+
+/// The bytes that `text` stands for: `%XX` is a byte, everything else (`+` too) is itself.
+fn percent_decoded(text: &str) -> Option<Vec<u8>> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((first, tail)) = rest.split_first() {
+        rest = tail;
+        if *first != b'%' {
+            bytes.push(*first);
+            continue;
+        }
+        let digit = |at: usize| tail.get(at).and_then(|byte| char::from(*byte).to_digit(16));
+        bytes.push((digit(0)? * 16 + digit(1)?) as u8);
+        rest = tail.get(2..)?;
+    }
+    Some(bytes)
+}
+
+/// A listener with a bound on its connections, each of which has a bound on its silence.
+struct BoundedListener<L> {
+    listener: L,
+    permits: Arc<Semaphore>,
+}
+
+impl<L: Listener> Listener for BoundedListener<L> {
+    type Io = Bounded<L::Io>;
+    type Addr = L::Addr;
+
+    async fn accept(&mut self) -> (Self::Io, Self::Addr) {
+        // Never closed, so that there is a permit sooner or later.
+        let permit = self.permits.clone().acquire_owned().await.ok();
+        let (stream, address) = self.listener.accept().await;
+        (Bounded { stream, idle: Box::pin(tokio::time::sleep(IDLE_LIMIT)), _permit: permit }, address)
+    }
+
+    fn local_addr(&self) -> io::Result<Self::Addr> {
+        self.listener.local_addr()
+    }
+}
+
+struct Bounded<S> {
+    stream: S,
+    idle: Pin<Box<Sleep>>,
+    _permit: Option<OwnedSemaphorePermit>,
+}
+
+impl<S> Bounded<S> {
+    /// What `outcome` of the stream means: progress starts the clock again, silence is an error in the end.
+    fn watch<T>(&mut self, cx: &mut Context<'_>, outcome: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if outcome.is_ready() {
+            self.idle.as_mut().reset(Instant::now() + IDLE_LIMIT);
+            return outcome;
+        }
+        self.idle.as_mut().poll(cx).map(|()| Err(io::ErrorKind::TimedOut.into()))
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Bounded<S> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let outcome = Pin::new(&mut this.stream).poll_read(cx, buf);
+        this.watch(cx, outcome)
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Bounded<S> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let outcome = Pin::new(&mut this.stream).poll_write(cx, buf);
+        this.watch(cx, outcome)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let outcome = Pin::new(&mut this.stream).poll_flush(cx);
+        this.watch(cx, outcome)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let outcome = Pin::new(&mut this.stream).poll_shutdown(cx);
+        this.watch(cx, outcome)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::{TcpStream, UnixStream};
+
+    const SNAPSHOT: &str = r#"{"version":1,"requires":1,"generation":7,
+        "cluster":{"name":"main","topology":{"cluster":{"seeds":["127.0.0.1:7000"]}}},
+        "unmatched":{"bypass":{}},
+        "origins":[{"name":"db","kind":{"sql":{"url":{"value":"postgres://u:hush@h/d"}}},"maxConnections":2,"connectTimeout":"1s","timeout":"2s"}]}"#;
+
+    struct Fake(AtomicBool);
+
+    impl Introspect for Fake {
+        fn readiness(&self) -> Result<(), String> {
+            if self.0.load(Ordering::Relaxed) { Ok(()) } else { Err("no server was found yet".to_owned()) }
+        }
+        fn policy(&self) -> Arc<Snapshot> {
+            Arc::new(Snapshot::parse(SNAPSHOT.as_bytes()).unwrap())
+        }
+        fn explain(&self, key: Vec<u8>) -> Explanation {
+            Box::pin(async move { (key != b"hang").then(|| json!({ "key": key })) })
+        }
+    }
+
+    async fn request(mut stream: impl AsyncRead + AsyncWrite + Unpin, path: &str) -> String {
+        let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        answer
+    }
+
+    #[tokio::test]
+    async fn health_is_public_and_policy_is_the_owners() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let path = dir.path().join("admin.sock");
+        let listeners = AdminListeners::open(Some("127.0.0.1:0".parse().unwrap()), Some(&path)).unwrap();
+        let address = listeners.address().unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert!(AdminListeners::open(None, Some(&path)).is_err(), "a socket in use is not taken away");
+        let sidecar = Arc::new(Fake(AtomicBool::new(false)));
+        let hub = Arc::new(MetricsHub::new(Arc::default()));
+        let (stop, stopped) = watch::channel(false);
+        let serving = tokio::spawn(serve(listeners, sidecar.clone(), hub, stopped));
+
+        let tcp = |path: &'static str| async move { request(TcpStream::connect(address).await.unwrap(), path).await };
+        assert!(tcp("/livez").await.starts_with("HTTP/1.1 200"));
+        let unready = tcp("/readyz").await;
+        assert!(unready.starts_with("HTTP/1.1 503") && unready.contains("no server"), "{unready}");
+        sidecar.0.store(true, Ordering::Relaxed);
+        assert!(tcp("/readyz").await.starts_with("HTTP/1.1 200"));
+        let metrics = tcp("/metrics").await;
+        assert!(metrics.contains("openmetrics-text") && metrics.contains("larder_policy_generation 0"), "{metrics}");
+        assert!(tcp("/policy").await.starts_with("HTTP/1.1 404"));
+
+        let unix = |line: &'static str| {
+            let path = path.clone();
+            async move { request(UnixStream::connect(path).await.unwrap(), line).await }
+        };
+        let policy = unix("/policy").await;
+        assert!(policy.contains(r#""generation": 7"#) && policy.contains("(redacted)") && !policy.contains("hush"), "{policy}");
+        assert!(unix("/explain?key=%00a%2B+").await.replace(char::is_whitespace, "").contains("[0,97,43,43]"));
+        assert!(unix("/explain?key=hang").await.starts_with("HTTP/1.1 503"));
+        assert!(unix("/explain?key=%0").await.starts_with("HTTP/1.1 400"));
+        assert!(unix("/explain").await.starts_with("HTTP/1.1 400"));
+
+        stop.send_replace(true);
+        timeout(Duration::from_secs(20), serving).await.expect("it stops").unwrap().unwrap();
+        assert!(!path.exists());
+    }
+}
