@@ -10,7 +10,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::sensitive::SensitiveSource;
-use super::text::{ImageText, SizeText, UserText, VersionText};
+use super::text::{ImageText, MemoryText, UserText, VersionText};
 use crate::policy::ByteSize;
 
 /// A cache tier: Redis or Valkey servers under Sentinel or Cluster, with replicas.
@@ -57,8 +57,8 @@ pub struct CacheClusterSpec {
     #[schemars(range(min = 3, max = 9))]
     #[x_kube(validation = Rule::new("self % 2 == 1").message("write an odd number of sentinels, such as 3 or 5: an even one tolerates no more failures"))]
     pub sentinels: Option<u32>,
-    /// The memory of each server, such as 512Mi. Three quarters of it hold data (maxmemory); the rest is for buffers and copies.
-    #[schemars(with = "SizeText")]
+    /// The memory of each server, such as 512Mi, and at least 16Mi. Three quarters of it hold data (maxmemory); the rest is for buffers and copies.
+    #[schemars(with = "MemoryText")]
     pub memory: ByteSize,
     /// What a full server drops. Default volatile-lfu: the least used keys that have a TTL.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -55,12 +55,6 @@ const OWNED: &[Owned] = &[
     Owned { keys: &["databases"], instead: "remove it: it cannot be changed while a server runs" },
 ];
 
-/// What to do instead of setting `key`, where Larder owns it.
-pub fn owned(key: &str) -> Option<&'static str> {
-    let covers = |owned: &str| if owned.ends_with('-') { key.starts_with(owned) } else { key == owned };
-    OWNED.iter().find(|group| group.keys.iter().any(|owned| covers(owned))).map(|group| group.instead)
-}
-
 /// The schema of `spec.parameters`; never built.
 pub enum ParametersSchema {}
 
@@ -121,11 +115,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn owned_keys_name_the_remedy() {
-        assert!(owned("maxmemory").is_some_and(|text| text.contains("spec.memory")));
-        assert!(owned("cluster-node-timeout").is_some());
-        assert_eq!(owned("hz"), None);
-        assert_eq!(owned("maxmemory-samples"), None);
-        assert_eq!(owned("cluster"), None);
+    fn owned_keys_are_matched_whole_or_by_their_beginning() {
+        assert_eq!(owned_regex(&["port", "tls-"]), "^(port|tls-.*)$");
+        assert_eq!(names(&["port", "tls-"]), "port, tls-*");
     }
 }

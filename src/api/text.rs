@@ -55,11 +55,11 @@ text_schemas! {
         rule: "self.matches('^([0-9]{1,4}h|[0-9]{1,6}m|[0-9]{1,8}s|[0-9]{1,11}ms){1,4}$') && duration(self) > duration('0s') && duration(self) <= duration('8760h')",
         message: "write a duration above zero in whole numbers with units, such as 250ms, 10s, 5m or 1h30m, of at most 8760h",
     }
-    /// A number of bytes: [`crate::policy::ByteSize`].
-    SizeText {
-        max: 16,
-        rule: "self.matches('^[0-9]{1,6}(Ki|Mi|Gi|k|M|G)$|^[0-9]{1,15}$')",
-        message: "write a size such as 512Mi or 4Gi",
+    /// The memory of a server: a [`crate::policy::ByteSize`] that leaves an empty one room to work.
+    MemoryText {
+        max: 8,
+        rule: "self.matches('^((1[6-9]|[2-9][0-9]|[1-9][0-9]{2,5})(Mi|M)|[1-9][0-9]{0,3}(Gi|G))$')",
+        message: "write at least 16Mi, as in 512Mi or 4Gi",
     }
     /// A share in whole per cent: [`crate::policy::Percent`].
     PercentText {

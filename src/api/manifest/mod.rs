@@ -294,6 +294,22 @@ mod tests {
     }
 
     #[test]
+    fn hostile_files_are_refused_in_bounded_memory() {
+        let deep = "[".repeat(100_000);
+        let wide = format!(
+            "a: &a [{}]\n{}",
+            "x,".repeat(1000),
+            (0..1000).map(|n| format!("b{n}: [*a, *a, *a, *a]\n")).collect::<String>()
+        );
+        let laughs =
+            (1..30).fold("a0: &a0 [x, x]\n".to_owned(), |text, n| format!("{text}a{n}: &a{n} [*a{}, *a{}]\n", n - 1, n - 1));
+        for text in [deep, wide, laughs, "a: !!binary x\n\u{0}".to_owned(), "? {a: b}\n: c\n".to_owned()] {
+            let error = parse(&text).expect_err("refused");
+            assert!(error.len() < 2000, "{error}");
+        }
+    }
+
+    #[test]
     fn places_are_found() {
         let mut findings = Vec::new();
         let documents = files::parse(Path::new("a.yaml"), CLUSTER.as_bytes(), &mut findings);

@@ -142,3 +142,59 @@ fn to_cel(value: &Value) -> Cel {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use schemars::{JsonSchema, SchemaGenerator};
+
+    use super::*;
+    use crate::api::text::{DurationText, MemoryText, PatternText, PercentText, PositiveDurationText, VersionText};
+    use crate::policy::{ByteSize, KeyPattern, Percent, Span};
+
+    /// Whether the schema's rule lets a text pass.
+    fn passes<T: JsonSchema>(text: &str) -> bool {
+        let schema = serde_json::to_value(T::json_schema(&mut SchemaGenerator::default())).expect("serialises");
+        let mut rules = Rules::default();
+        rules.compile(&schema).expect("compiles");
+        let mut broken = Vec::new();
+        rules.walk(&Context::default(), &schema, &Value::String(text.to_owned()), &FieldPath::root(), &mut broken);
+        broken.is_empty()
+    }
+
+    #[test]
+    fn what_users_write_passes() {
+        for text in ["250ms", "10s", "5m", "1h30m", "8760h", "24h"] {
+            assert!(passes::<PositiveDurationText>(text), "{text}");
+        }
+        assert!(passes::<DurationText>("0") && passes::<DurationText>("0s"));
+        for text in ["0s", "0", "", "5", "5d", "-5m", "1.5h", "8761h", "9999h9999h"] {
+            assert!(!passes::<PositiveDurationText>(text), "{text}");
+        }
+        assert!(["16Mi", "512Mi", "4Gi", "100M"].iter().all(|text| passes::<MemoryText>(text)));
+        assert!(["0Mi", "15Mi", "1Ki", "512", "0Gi", "1.5Gi"].iter().all(|text| !passes::<MemoryText>(text)));
+        assert!(["7.0", "7.2.4", "8.1", "10.0"].iter().all(|text| passes::<VersionText>(text)));
+        assert!(["6.2", "7", "latest", "8.1-rc1"].iter().all(|text| !passes::<VersionText>(text)));
+    }
+
+    proptest! {
+        /// The resources' types are parsed after the rules have passed, so the rules may let nothing pass that does not parse.
+        #[test]
+        fn what_passes_also_parses(
+            duration in "([0-9]{1,6}(ms|s|m|h|d)?){1,3}",
+            share in "[0-9]{0,3}%?",
+            size in "[0-9]{1,4}(Mi|Gi|M|G|Ki)?",
+        ) {
+            prop_assert!(!passes::<DurationText>(&duration) || duration.parse::<Span>().is_ok(), "{}", duration);
+            prop_assert!(!passes::<PositiveDurationText>(&duration) || duration.parse::<Span>().is_ok_and(|span| !span.is_zero()));
+            prop_assert!(!passes::<PercentText>(&share) || share.parse::<Percent>().is_ok(), "{}", share);
+            prop_assert!(!passes::<MemoryText>(&size) || size.parse::<ByteSize>().is_ok_and(|size| size.as_bytes() >= 16_000_000));
+        }
+
+        /// A pattern that parses is never refused by the rule; the rule cannot see everything that the parser refuses.
+        #[test]
+        fn no_good_pattern_is_refused(text in r"([a-z:]|\{[a-z]{1,2}\}|\{[a-z]…\}|\{\{|\}\}|\*){1,6}") {
+            prop_assert!(text.parse::<KeyPattern>().is_err() || passes::<PatternText>(&text), "{}", text);
+        }
+    }
+}
