@@ -20,6 +20,9 @@ pub enum ManifestError {
     /// They are wrong.
     #[error("{0}")]
     Refused(#[from] Refused),
+    /// They come from standard input.
+    #[error("standard input cannot be read again when it changes: name a file or a directory with -f")]
+    StandardInput,
     /// They hold no CacheCluster.
     #[error("the manifests hold no CacheCluster: add one, such as examples/ has, to what -f names")]
     NoCluster,
@@ -54,6 +57,9 @@ pub struct Loaded {
 impl Loaded {
     /// Reads and checks them.
     pub fn read(paths: &[PathBuf]) -> Result<Self, ManifestError> {
+        if paths.iter().any(|path| path == Path::new("-")) {
+            return Err(ManifestError::StandardInput);
+        }
         let manifests = Manifests::read(paths)?;
         let cluster = match &manifests.clusters[..] {
             [] => return Err(ManifestError::NoCluster),
