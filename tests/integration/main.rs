@@ -2,6 +2,7 @@
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr)]
 
 mod check;
+mod command_table;
 mod dev_lifecycle;
 mod dev_topologies;
 mod discovery;
@@ -11,3 +12,4 @@ mod origin_postgres;
 mod origin_sqlite;
 mod support;
 mod tidy;
+mod ttl;

@@ -1,0 +1,212 @@
+//! The decisions, one line each; what they do to real servers is an integration test.
+
+use std::ops::Range;
+
+use super::super::super::commands::resolve;
+use super::super::super::slots::Companion;
+use super::*;
+use crate::policy::{Percent, Span};
+
+/// `c:` is covered with 100 s, at most 1000 s; `r:` too, and is loaded through; anything else is not covered.
+struct Rules;
+
+impl Coverage for Rules {
+    fn cover(&self, key: &[u8]) -> Option<Cover> {
+        let lifetime = Lifetime { default: Span::from_secs(100), max: Span::from_secs(1000), jitter: Percent::new(10) };
+        let companions = key.starts_with(b"r:");
+        (companions || key.starts_with(b"c:")).then_some(Cover { lifetime, companions })
+    }
+
+    fn database(&self) -> u32 {
+        2
+    }
+}
+
+/// What is sent instead of `line`, as words with ` | ` between commands. Companions are shown as `<l:KEY>`.
+fn sent(line: &str) -> String {
+    let (mut buffer, mut ranges): (Vec<u8>, Vec<Range<u32>>) = (Vec::new(), Vec::new());
+    let words: Vec<&str> = line.split(' ').collect();
+    for word in &words {
+        let start = buffer.len() as u32;
+        buffer.extend_from_slice(word.as_bytes());
+        ranges.push(start..buffer.len() as u32);
+    }
+    let args = CommandArgs::new(&buffer, &ranges);
+    let spec = resolve(&args).expect("a command");
+    let (mut command, mut planned, mut out) = (Vec::new(), Vec::new(), Vec::new());
+    encode::command(&mut command, &words);
+    let plan = plan(&args, spec, &Rules, &mut || 0, &mut planned);
+    let replies = plan.write(&command, words.len(), &planned, &mut out);
+    let commands = decode(&out);
+    assert_eq!(commands.len(), replies as usize, "{line}");
+    commands.join(" | ")
+}
+
+/// Splits RESP commands, strictly.
+fn decode(mut bytes: &[u8]) -> Vec<String> {
+    let mut commands = Vec::new();
+    while !bytes.is_empty() {
+        let words = (0..take_number(&mut bytes, b'*')).map(|_| {
+            let length = take_number(&mut bytes, b'$');
+            let (word, rest) = bytes.split_at(length);
+            bytes = rest.strip_prefix(b"\r\n").expect("the argument ends where its length says");
+            match Companion::parse(word) {
+                Some((companion, key)) => format!("<{}:{}>", char::from(companion.letter()), key.escape_ascii()),
+                None => word.escape_ascii().to_string(),
+            }
+        });
+        commands.push(words.collect::<Vec<_>>().join(" "));
+    }
+    commands
+}
+
+fn take_number(bytes: &mut &[u8], kind: u8) -> usize {
+    let end = memchr::memchr(b'\r', bytes).expect("a header ends");
+    let (header, rest) = bytes.split_at(end);
+    *bytes = rest.strip_prefix(b"\r\n").expect("a header ends");
+    assert_eq!(header[0], kind);
+    std::str::from_utf8(&header[1..]).expect("text").parse().expect("a number")
+}
+
+#[track_caller]
+fn check(line: &str, expected: &str) {
+    assert_eq!(sent(line), expected, "{line}");
+}
+
+/// The command as it came, and `extra` behind it in one transaction.
+#[track_caller]
+fn check_wrapped(line: &str, extra: &str) {
+    check(line, &format!("MULTI | {line} | {extra} | EXEC"));
+}
+
+#[track_caller]
+fn check_forwarded(line: &str) {
+    check(line, line);
+}
+
+#[test]
+fn what_needs_nothing_is_sent_as_it_came() {
+    for line in [
+        "GET c:1",
+        "SET x 1",
+        "SET c:1 v EX 1000",
+        "SET c:1 v NX PX 5",
+        "SETEX c:1 1000 v",
+        "SETEX c:1 no v",
+        "INCR x",
+        "MSET x 1 y 2",
+        "DEL c:1",
+        "LPOP c:1",
+        "HDEL c:1 f",
+        "HEXPIRE c:1 10 FIELDS 1 f",
+        "EXPIRE c:1 1000",
+        "EXPIRE c:1 -1",
+        "EXPIRE c:1 no",
+        "EXPIRE c:1 10 GT",
+        "GETEX c:1",
+        "GETEX c:1 EX 10",
+        "GETDEL c:1",
+        "EVAL s 1 x c:1",
+        "EVAL s 1",
+        "EVAL_RO s 1 c:1",
+        "RESTORE c:1 1000000 d",
+        "COPY c:1 x",
+        "COPY c:1 x DB 3",
+        "RENAME c:1 x",
+        "SORT c:1",
+        "SMOVE c:1 x m",
+        "BLPOP c:1 0",
+        "TTL c:1",
+        "JSON.SET x $ 1",
+        "FLUSHALL",
+    ] {
+        check_forwarded(line);
+    }
+}
+
+#[test]
+fn set_gets_a_ttl_as_an_argument() {
+    check("SET c:1 v", "SET c:1 v PX 100000");
+    check("set c:1 v nx get", "set c:1 v nx get PX 100000");
+    check("SET c:1 v IFEQ ex", "SET c:1 v IFEQ ex PX 100000");
+}
+
+#[test]
+fn a_ttl_that_stays_or_goes_is_made_up_for() {
+    let default = "PEXPIRE c:1 100000 NX";
+    for line in ["SET c:1 v KEEPTTL", "SET c:1 v XX KEEPTTL GET", "INCR c:1", "HSET c:1 f v", "SETNX c:1 v", "GETSET c:1 v"] {
+        check_wrapped(line, default);
+    }
+    for line in ["RESTORE c:1 0 d", "RESTORE c:1 0 d ABSTTL", "LMOVE x c:1 LEFT LEFT", "SMOVE x c:1 m", "SORT x STORE c:1"] {
+        check_wrapped(line, default);
+    }
+    check_wrapped("MSET c:1 1 x 2 c:3 3", "PEXPIRE c:1 100000 NX | PEXPIRE c:3 100000 NX");
+}
+
+#[test]
+fn a_ttl_that_is_too_long_is_cut() {
+    let cap = "PEXPIRE c:1 1000000 LT";
+    for line in
+        ["SET c:1 v EX 1001", "SET c:1 v PXAT 1", "SETEX c:1 1001 v", "PSETEX c:1 1000001 v", "EXPIRE c:1 9223372036854775807"]
+    {
+        check_wrapped(line, cap);
+    }
+    for line in ["EXPIREAT c:1 1", "PEXPIREAT c:1 1 GT", "GETEX c:1 EXAT 1", "GETEX c:1 PX 1000001", "RESTORE c:1 1 d ABSTTL"] {
+        check_wrapped(line, cap);
+    }
+}
+
+#[test]
+fn what_cannot_be_read_is_guarded_twice() {
+    let both = "PEXPIRE c:1 100000 NX | PEXPIRE c:1 1000000 LT";
+    for line in [
+        "SET c:1 v EX 1 PX 1",
+        "SET c:1 v NEWOPTION",
+        "SET c:1 v EX",
+        "GETEX c:1 EX",
+        "GETEX c:1 PERSIST EX 1",
+        "JSON.SET c:1 $ 1",
+    ] {
+        check_wrapped(line, both);
+    }
+    for line in ["EVAL s 1 c:1", "FCALL f 2 c:1 x", "RENAME x c:1", "COPY x c:1", "MSETEX 2 c:1 1 x 2 EX 5"] {
+        check_wrapped(line, both);
+    }
+}
+
+#[test]
+fn expire_nx_acts_as_lt_and_persist_restores_the_default() {
+    check("EXPIRE c:1 10 NX", "EXPIRE c:1 10 LT");
+    check("pexpire c:1 10 nx NX", "pexpire c:1 10 LT");
+    check("EXPIRE c:1 1001 NX", "MULTI | EXPIRE c:1 1001 LT | PEXPIRE c:1 1000000 LT | EXEC");
+    check("EXPIREAT c:1 1 NX", "MULTI | EXPIREAT c:1 1 LT | PEXPIRE c:1 1000000 LT | EXEC");
+    check_forwarded("EXPIRE c:1 10 NX XX");
+    check_forwarded("EXPIRE x 10 NX");
+    check("PERSIST c:1", "PEXPIRE c:1 100000");
+    check_forwarded("PERSIST x");
+    check("GETEX c:1 PERSIST", "GETEX c:1 PX 100000");
+}
+
+#[test]
+fn blocking_commands_are_repaired_and_copies_elsewhere_guarded_there() {
+    check("BLMOVE x c:1 LEFT LEFT 0", "BLMOVE x c:1 LEFT LEFT 0 | PEXPIRE c:1 100000 NX");
+    check("BRPOPLPUSH x c:1 0", "BRPOPLPUSH x c:1 0 | PEXPIRE c:1 100000 NX");
+    let there = "SELECT 5 | PEXPIRE c:1 100000 NX | PEXPIRE c:1 1000000 LT | SELECT 2";
+    check_wrapped("COPY x c:1 REPLACE DB 5", there);
+}
+
+#[test]
+fn writes_of_keys_that_are_loaded_through_remove_the_companions() {
+    let gone = "UNLINK <l:r:1> <s:r:1> <n:r:1>";
+    check("SET r:1 v", &format!("MULTI | SET r:1 v PX 100000 | {gone} | EXEC"));
+    for line in ["SET r:1 v EX 5", "DEL r:1", "GETDEL r:1", "EXPIRE r:1 0", "LPOP r:1", "HDEL r:1 f", "RENAME r:1 x"] {
+        check_wrapped(line, gone);
+    }
+    check_wrapped("INCR r:1", &format!("PEXPIRE r:1 100000 NX | {gone}"));
+    check_wrapped("DEL r:1 c:2 r:3", "UNLINK <l:r:1> <s:r:1> <n:r:1> <l:r:3> <s:r:3> <n:r:3>");
+    check("EXPIRE r:1 10 NX", "EXPIRE r:1 10 LT");
+    check("PERSIST r:1", "PEXPIRE r:1 100000");
+    for line in ["GET r:1", "EXPIRE r:1 5", "GETEX r:1 EX 5", "TOUCH r:1", "SORT r:1"] {
+        check_forwarded(line);
+    }
+}

@@ -1,0 +1,341 @@
+//! No covered key is ever without a TTL, and clients cannot tell.
+//!
+//! Random commands go to two servers of the same kind: as they are to a bare one, as planned to another. Replies and contents
+//! must be equal; on the planned one every covered key has a TTL within its bound after every command, and whenever a second
+//! client looks. Replies that speak of TTLs cannot be equal; `answers` holds what they must be.
+
+mod answers;
+mod templates;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use larder::policy::{Lifetime, Percent, Span};
+use larder::sidecar::commands::resolve;
+use larder::sidecar::engine::ttl::{Cover, Coverage, EXEC, MULTI, TtlPlan, plan};
+use larder::sidecar::slots::Companion;
+
+use self::templates::{Random, Words};
+use crate::command_table::{Command, server_commands};
+use crate::support::resp::{Client, Value, encode, show};
+use crate::support::server::{Engine, Redis};
+
+/// How often each write command must succeed.
+const SUCCESSES: u32 = 50;
+/// The most rounds over all templates until it has.
+const MOST_ROUNDS: usize = 400;
+
+const LIFETIME: Lifetime = Lifetime { default: Span::from_secs(3600), max: Span::from_secs(7200), jitter: Percent::new(10) };
+
+/// `c:` and `b:` are covered; `r:` is, and is loaded through; `u:` is not.
+struct Rules;
+
+impl Coverage for Rules {
+    fn cover(&self, key: &[u8]) -> Option<Cover> {
+        let companions = key.starts_with(b"r:");
+        let covered = companions || key.starts_with(b"c:") || key.starts_with(b"b:");
+        covered.then_some(Cover { lifetime: LIFETIME, companions })
+    }
+}
+
+/// Sends commands as the engine plans them.
+struct Guarded {
+    client: Client,
+    random: fastrand::Rng,
+}
+
+impl Guarded {
+    fn plan(&mut self, words: &Words) -> (TtlPlan, Vec<u8>) {
+        let command = Command::new(words);
+        let args = command.args();
+        let mut planned = Vec::new();
+        let Ok(spec) = resolve(&args) else { return (TtlPlan::Forward, planned) };
+        let random = &mut self.random;
+        (plan(&args, spec, &Rules, &mut || random.u32(..), &mut planned), planned)
+    }
+
+    /// One command; the client's reply.
+    fn call(&mut self, words: &Words) -> Value {
+        let (plan, planned) = self.plan(words);
+        let mut bytes = Vec::new();
+        let replies = plan.write(&encode(words), words.len(), &planned, &mut bytes);
+        self.client.send(&bytes).unwrap();
+        let mut replies: Vec<Value> = (0..replies).map(|_| self.client.read().unwrap()).collect();
+        if !matches!(plan, TtlPlan::Wrap { .. }) {
+            return replies.swap_remove(0);
+        }
+        let executed = replies.pop().unwrap();
+        let queued = replies.swap_remove(1);
+        if queued.is_error() {
+            return queued;
+        }
+        match executed {
+            Value::Array(mut elements) => elements.swap_remove(0),
+            other => other,
+        }
+    }
+
+    /// A transaction of the client's own; the elements of its reply.
+    fn transaction(&mut self, batch: &[Words]) -> Value {
+        let (mut bytes, mut extras) = (MULTI.to_vec(), Vec::new());
+        for words in batch {
+            let (plan, planned) = self.plan(words);
+            extras.push(plan.write_queued(&encode(words), words.len(), &planned, &mut bytes));
+        }
+        bytes.extend_from_slice(EXEC);
+        self.client.send(&bytes).unwrap();
+        let commands = batch.len() as u32 + extras.iter().sum::<u32>();
+        for _ in 0..=commands {
+            let queued = self.client.read().unwrap();
+            assert!(matches!(queued, Value::Simple(_)), "{queued:?}");
+        }
+        let Value::Array(elements) = self.client.read().unwrap() else { panic!("EXEC answers with an array") };
+        let mut elements = elements.into_iter();
+        let own = extras.into_iter().map(|extra| {
+            let own = elements.next().unwrap();
+            elements.by_ref().take(extra as usize).for_each(drop);
+            own
+        });
+        Value::Array(own.collect())
+    }
+}
+
+/// Gives back the covered keys among KEYS whose TTL is missing or above the bound.
+const OFFENDERS: &str = "local bad = {} for _, key in ipairs(KEYS) do local ttl = redis.call('PTTL', key) \
+                         if ttl == -1 or ttl > tonumber(ARGV[1]) then bad[#bad + 1] = key .. ' ' .. ttl end end return bad";
+
+fn offenders(client: &mut Client, keys: &[String]) -> Vec<String> {
+    let (count, max) = (keys.len().to_string(), LIFETIME.max.as_millis().to_string());
+    let head = ["EVAL_RO", OFFENDERS, &count].into_iter();
+    let words: Vec<&str> = head.chain(keys.iter().map(String::as_str)).chain([max.as_str()]).collect();
+    client.call(&words).items().iter().map(Value::text).collect()
+}
+
+fn covered_keys() -> Vec<String> {
+    templates::all_keys().into_iter().filter(|key| Rules.cover(key.as_bytes()).is_some()).collect()
+}
+
+/// A second client that looks all the time. Stops when dropped; what it saw is asserted by [`Observer::finish`].
+struct Observer {
+    stop: Arc<AtomicBool>,
+    thread: std::thread::JoinHandle<(u64, Vec<String>)>,
+}
+
+impl Observer {
+    fn start(server: &Redis) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let (seen, mut client) = (stop.clone(), server.client());
+        // What a blocking command moves has its TTL a moment later, by design.
+        let keys: Vec<String> = covered_keys().into_iter().filter(|key| !key.starts_with("b:")).collect();
+        let thread = std::thread::spawn(move || {
+            let (mut looks, mut bad) = (0, Vec::new());
+            while !seen.load(Ordering::Relaxed) {
+                bad.extend(offenders(&mut client, &keys));
+                looks += 1;
+                std::thread::sleep(std::time::Duration::from_millis(1));
+            }
+            (looks, bad)
+        });
+        Self { stop, thread }
+    }
+
+    fn finish(self) {
+        self.stop.store(true, Ordering::Relaxed);
+        let (looks, bad) = self.thread.join().unwrap();
+        assert!(looks > 100, "the second client looked {looks} times");
+        assert!(bad.is_empty(), "a second client saw {bad:?}");
+    }
+}
+
+struct Pair {
+    bare: Client,
+    guarded: Guarded,
+    /// On the guarded server, for questions.
+    checker: Client,
+    covered: Vec<String>,
+    successes: BTreeMap<String, u32>,
+}
+
+impl Pair {
+    fn start(bare: &Redis, guarded: &Redis, resp3: bool) -> Self {
+        let mut pair = Self {
+            bare: bare.client(),
+            guarded: Guarded { client: guarded.client(), random: fastrand::Rng::with_seed(3) },
+            checker: guarded.client(),
+            covered: covered_keys(),
+            successes: BTreeMap::new(),
+        };
+        for client in [&mut pair.bare, &mut pair.guarded.client] {
+            if resp3 {
+                assert!(!client.line("HELLO 3").is_error());
+            }
+            assert!(!client.call(&["FUNCTION", "LOAD", "REPLACE", templates::LIBRARY]).is_error());
+            assert_eq!(client.call(&["SCRIPT", "LOAD", templates::SCRIPT]).text(), templates::SCRIPT_SHA);
+        }
+        pair
+    }
+
+    /// One command on both.
+    fn step(&mut self, words: &Words) {
+        let loaded = self.plant_companions(std::slice::from_ref(words));
+        let ours = self.guarded.call(words);
+        let theirs = self.bare.call(words);
+        let exists = self.bare.call(&[b"EXISTS", words[1].as_slice()]) == Value::Int(1);
+        self.check_reply(words, &theirs, &ours, Some(exists));
+        self.check_ttls(&show(words));
+        self.check_companions(loaded, &show(words));
+    }
+
+    /// A client's own transaction on both.
+    fn transaction(&mut self, batch: &[Words]) {
+        let shown = batch.iter().map(|words| show(words)).collect::<Vec<_>>().join(" | ");
+        let loaded = self.plant_companions(batch);
+        let ours = self.guarded.transaction(batch).items();
+        self.bare.line("MULTI");
+        batch.iter().for_each(|words| drop(self.bare.call(words)));
+        let theirs = self.bare.line("EXEC").items();
+        assert_eq!(ours.len(), theirs.len(), "{shown}");
+        for ((words, theirs), ours) in batch.iter().zip(&theirs).zip(&ours) {
+            self.check_reply(words, theirs, ours, None);
+        }
+        self.check_ttls(&shown);
+        self.check_companions(loaded, &shown);
+    }
+
+    fn check_reply(&mut self, words: &Words, theirs: &Value, ours: &Value, exists: Option<bool>) {
+        answers::check(words, theirs, ours, exists);
+        if !ours.is_error() {
+            *self.successes.entry(templates::name_of(words)).or_default() += 1;
+        }
+    }
+
+    fn check_ttls(&mut self, shown: &str) {
+        let bad = offenders(&mut self.checker, &self.covered);
+        assert!(bad.is_empty(), "{shown} left {bad:?}");
+    }
+
+    /// Gives the keys of `batch` that are loaded through their companions. Returns them with what they hold.
+    fn plant_companions(&mut self, batch: &[Words]) -> Vec<(String, String)> {
+        let keys = batch.iter().flatten().filter(|word| word.starts_with(b"r:"));
+        let keys: Vec<String> = keys.map(|key| String::from_utf8(key.clone()).unwrap()).collect();
+        let plant = |key: String| {
+            let [lease, stale, negative] = companions(&key);
+            self.checker.call(&[b"MSET".as_slice(), &lease, b"x", &stale, b"x", &negative, b"x"]);
+            let content = content(&mut self.checker, &key);
+            (key, content)
+        };
+        keys.into_iter().map(plant).collect()
+    }
+
+    /// What changed has no companions left.
+    fn check_companions(&mut self, planted: Vec<(String, String)>, shown: &str) {
+        for (key, before) in planted {
+            if content(&mut self.checker, &key) != before {
+                let [lease, stale, negative] = companions(&key);
+                let left = self.checker.call(&[b"EXISTS".as_slice(), &lease, &stale, &negative]);
+                assert_eq!(left, Value::Int(0), "{shown} left companions of {key}");
+            }
+        }
+    }
+
+    /// All keys hold the same on both, in both databases; the covered ones have their TTLs in the other database too.
+    fn check_contents(&mut self) {
+        for database in ["1", "0"] {
+            for client in [&mut self.bare, &mut self.checker] {
+                client.call(&["SELECT", database]);
+            }
+            for key in templates::all_keys() {
+                let (theirs, ours) = (content(&mut self.bare, &key), content(&mut self.checker, &key));
+                assert_eq!(ours, theirs, "{key} in database {database}");
+            }
+            let bad = offenders(&mut self.checker, &self.covered);
+            assert!(bad.is_empty(), "in database {database}: {bad:?}");
+        }
+    }
+}
+
+/// The companions that a write must remove.
+fn companions(key: &str) -> [Vec<u8>; 3] {
+    [Companion::Lease, Companion::Stale, Companion::Negative].map(|companion| companion.name(key.as_bytes()))
+}
+
+/// What a key holds, in an order of its own.
+fn content(client: &mut Client, key: &str) -> String {
+    let (question, sorted): (&[&str], bool) = match client.call(&["TYPE", key]).text().as_str() {
+        "string" => (&["GET"], false),
+        "list" => (&["LRANGE", "0", "-1"], false),
+        "set" => (&["SMEMBERS"], true),
+        "zset" => (&["ZRANGE", "0", "-1", "WITHSCORES"], false),
+        "hash" => (&["HVALS"], true),
+        "stream" => (&["XRANGE", "-", "+"], false),
+        other => return other.to_owned(),
+    };
+    let words: Vec<&str> = [question[0], key].into_iter().chain(question[1..].iter().copied()).collect();
+    let reply = client.call(&words);
+    // The checker speaks RESP2, the bare client perhaps RESP3: only texts are compared.
+    let mut texts = Vec::new();
+    flatten(&reply, &mut texts);
+    if sorted {
+        texts.sort();
+    }
+    texts.join(" ")
+}
+
+fn flatten(value: &Value, texts: &mut Vec<String>) {
+    match value {
+        Value::Array(_) | Value::Set(_) | Value::Map(_) => value.items().iter().for_each(|item| flatten(item, texts)),
+        Value::Bulk(bytes) => texts.push(bytes.escape_ascii().to_string()),
+        Value::Double(text) => texts.push(text.clone()),
+        other => texts.push(format!("{other:?}")),
+    }
+}
+
+fn run(engine: Engine, resp3: bool, seed: u64) {
+    let (bare, guarded) = (Redis::start(engine), Redis::start(engine));
+    let observer = Observer::start(&guarded);
+    let mut pair = Pair::start(&bare, &guarded, resp3);
+    let names: Vec<String> = server_commands(&mut bare.client()).into_iter().map(|command| command.name).collect();
+    let mut random = Random::new(seed, &mut bare.client());
+    let mut templates: Vec<&str> = templates::ALL.iter().copied().filter(|line| names.contains(&templates::name(line))).collect();
+    for round in 0..MOST_ROUNDS {
+        random.shuffle(&mut templates);
+        let mut rest = &templates[..];
+        while !rest.is_empty() {
+            let (batch, tail) = rest.split_at(random.batch().min(rest.len()));
+            rest = tail;
+            let batch: Vec<Words> = batch.iter().map(|line| random.fill(line)).collect();
+            match &batch[..] {
+                [words] => pair.step(words),
+                batch => pair.transaction(batch),
+            }
+        }
+        if round % 10 == 0 {
+            pair.check_contents();
+        }
+        if round >= SUCCESSES as usize && missing(engine, &pair, &bare).is_empty() {
+            break;
+        }
+    }
+    pair.check_contents();
+    assert_eq!(missing(engine, &pair, &bare), Vec::<String>::new(), "these succeeded too rarely");
+    observer.finish();
+}
+
+/// The write commands that have not yet succeeded often enough.
+fn missing(engine: Engine, pair: &Pair, server: &Redis) -> Vec<String> {
+    let mut needed = templates::write_commands(&mut server.client());
+    assert!(needed.len() > 100, "{engine:?} has {} write commands", needed.len());
+    needed.retain(|name| pair.successes.get(name).copied().unwrap_or(0) < SUCCESSES);
+    needed
+}
+
+#[test]
+fn no_covered_key_is_without_a_ttl_on_redis() {
+    run(Engine::Redis7, false, 11);
+}
+
+#[test]
+fn no_covered_key_is_without_a_ttl_on_valkey() {
+    run(Engine::Valkey9, true, 12);
+}
