@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::engine::Coverage;
+use super::engine::ttl::{Cover, Coverage};
 use crate::policy::snapshot::{Allow, Topology};
 use crate::policy::{Lifetime, Rule, RuleIndex, Snapshot, Span, Strategy, Unmatched};
 
@@ -94,12 +94,23 @@ impl ActivePolicy {
     }
 }
 
-impl Coverage for ActivePolicy {
-    fn lifetime(&self, key: &[u8]) -> Option<Lifetime> {
-        self.lifetime_of(self.find(key))
+/// The coverage of the keys of one database.
+#[derive(Debug, Clone, Copy)]
+pub struct Covered<'a> {
+    /// The policy in force.
+    pub policy: &'a ActivePolicy,
+    /// What the client selected.
+    pub database: u8,
+}
+
+impl Coverage for Covered<'_> {
+    fn cover(&self, key: &[u8]) -> Option<Cover> {
+        let rule = self.policy.find(key);
+        let lifetime = self.policy.lifetime_of(rule)?;
+        Some(Cover { lifetime, companions: self.policy.loads(rule) })
     }
 
-    fn read_through(&self, key: &[u8]) -> bool {
-        self.loads(self.find(key))
+    fn database(&self) -> u32 {
+        u32::from(self.database)
     }
 }

@@ -39,6 +39,8 @@ pub struct Worker {
     router: Router,
     policy: RefCell<Rc<ActivePolicy>>,
     scratch: Rc<RefCell<Vec<u8>>>,
+    /// Where commands are drafted before they are sent.
+    drafts: RefCell<(Vec<u8>, Vec<u8>)>,
     dirty: RefCell<Vec<Rc<Session>>>,
     sessions: RefCell<slab::Slab<Rc<Session>>>,
     /// Milliseconds since the worker began, moved by its tick.
@@ -72,6 +74,7 @@ impl Worker {
             router: Router::default(),
             policy: RefCell::new(policy),
             scratch: Rc::new(RefCell::new(vec![0; SCRATCH_BYTES])),
+            drafts: RefCell::default(),
             dirty: RefCell::default(),
             sessions: RefCell::default(),
             clock: Cell::new(1),
@@ -130,6 +133,16 @@ impl Worker {
     /// Chance, uniform over all of `u32`.
     pub fn random(&self) -> u32 {
         self.random.borrow_mut().u32(..)
+    }
+
+    /// Lends two buffers to draft commands in; their memory stays. Not to be nested.
+    pub fn with_drafts<T>(&self, draft: impl FnOnce(&mut Vec<u8>, &mut Vec<u8>) -> T) -> T {
+        let (mut first, mut second) = self.drafts.take();
+        let result = draft(&mut first, &mut second);
+        if first.capacity() + second.capacity() <= 4 * SCRATCH_BYTES {
+            *self.drafts.borrow_mut() = (first, second);
+        }
+        result
     }
 
     /// Asks for a fresh look at the servers.

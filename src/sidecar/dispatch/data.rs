@@ -4,11 +4,12 @@ use std::rc::Rc;
 
 use super::{Flow, Request, refuse};
 use crate::sidecar::commands::{Access, Effect};
-use crate::sidecar::policy::{ActivePolicy, UNMATCHED};
+use crate::sidecar::engine::ttl::{self, Coverage, TtlPlan};
+use crate::sidecar::policy::{Covered, UNMATCHED};
 use crate::sidecar::session::Session;
 use crate::sidecar::slots;
 use crate::sidecar::upstream::queue::{ANY_SLOT, Pending, Retry};
-use crate::sidecar::upstream::sink::{OnReply, Sink};
+use crate::sidecar::upstream::sink::{OnReply, Sink, Transaction};
 
 /// Redis Cluster's own words.
 pub const CROSS_SLOT: &str = "CROSSSLOT Keys in request don't hash to the same slot";
@@ -30,7 +31,7 @@ pub fn forward(session: &Rc<Session>, request: &Request<'_>) -> Flow {
             return refuse_unmatched(session, key);
         }
         if request.spec.access == Access::Write {
-            return write(session, request, &policy, slot);
+            return write(session, request, slot);
         }
         match (request.spec.name, policy.loads(rule)) {
             ("get", true) => OnReply::Fill(rule),
@@ -74,7 +75,7 @@ fn forward_many(session: &Rc<Session>, request: &Request<'_>) -> Flow {
             }
         }
         if request.spec.access == Access::Write {
-            return write(session, request, &policy, slot);
+            return write(session, request, slot);
         }
     }
     let retry = if request.spec.access == Access::Read { Retry::Safe } else { Retry::Never };
@@ -82,8 +83,36 @@ fn forward_many(session: &Rc<Session>, request: &Request<'_>) -> Flow {
 }
 
 /// A write on keys that may be covered.
-fn write(session: &Rc<Session>, request: &Request<'_>, _policy: &ActivePolicy, slot: u16) -> Flow {
-    send(session, &[request.raw], slot, Retry::Never, OnReply::Pass)
+fn write(session: &Rc<Session>, request: &Request<'_>, slot: u16) -> Flow {
+    let sink = Sink::Client { session: session.clone(), sequence: session.take_place(), on_reply: OnReply::Pass };
+    if submit_write(session, request, slot, sink) { Flow::Continue } else { Flow::Wait }
+}
+
+/// Sends a write, with whatever keeps its covered keys within their TTLs. `false`: the session should pause.
+pub fn submit_write(session: &Rc<Session>, request: &Request<'_>, slot: u16, sink: Sink) -> bool {
+    let worker = session.worker();
+    let policy = worker.policy();
+    let coverage = Covered { policy: &policy, database: session.lane().database };
+    let retry = if is_covered_delete(request, &coverage) { Retry::Safe } else { Retry::Never };
+    let mut pending = Pending::new(sink, slot, retry, session.lane(), worker.now());
+    worker.with_drafts(|planned, wire| {
+        let plan = ttl::plan(&request.args, request.spec, &coverage, &mut || worker.random(), planned);
+        if plan == TtlPlan::Forward {
+            return worker.submit(&[request.raw], pending);
+        }
+        wire.clear();
+        pending.expects = plan.write(request.raw, request.args.len(), planned, wire) as u16;
+        if pending.expects > 1 {
+            pending.sink = Sink::Transaction(Box::new(Transaction { sink: pending.sink, error: None }));
+        }
+        worker.submit(&[wire], pending)
+    })
+}
+
+/// A key that may vanish at any moment may also be deleted twice.
+fn is_covered_delete(request: &Request<'_>, coverage: &Covered<'_>) -> bool {
+    matches!(request.spec.name, "del" | "unlink")
+        && request.args.iter().skip(1).all(|key| coverage.cover(key).is_some())
 }
 
 fn refuse_unmatched(session: &Rc<Session>, key: &[u8]) -> Flow {

@@ -4,10 +4,10 @@ use std::rc::Rc;
 
 use rustc_hash::FxHashMap;
 
-use super::data::forward as forward_whole;
+use super::data::{forward as forward_whole, submit_write};
 use super::{Flow, Request};
 use crate::sidecar::commands::{Access, Join};
-use crate::sidecar::resp::encode;
+use crate::sidecar::resp::{CommandArgs, CommandScan, CommandScanner, encode};
 use crate::sidecar::session::Session;
 use crate::sidecar::slots;
 use crate::sidecar::upstream::gather::{Assembly, Meeting};
@@ -59,14 +59,21 @@ fn send_parts(session: &Rc<Session>, request: &Request<'_>, join: Join, parts: V
     let meeting = Meeting::new(session.clone(), session.take_place(), Assembly::Keys(join, places), writes, parts.len());
     let mut room = true;
     let mut wire = Vec::new();
+    let mut scanner = CommandScanner::default();
     for (index, (slot, part)) in parts.iter().enumerate() {
         wire.clear();
         encode::array(&mut wire, part.args.len() + 1);
         encode::bulk(&mut wire, request.args.name());
         part.args.iter().for_each(|arg| encode::bulk(&mut wire, arg));
         let sink = Sink::Part { meeting: meeting.clone(), index: index as u32 };
-        let retry = if writes { Retry::Never } else { Retry::Safe };
-        room &= worker.submit(&[&wire], Pending::new(sink, *slot, retry, session.lane(), worker.now()));
+        if writes {
+            // What was just written is whole.
+            let Ok(CommandScan::Complete { .. }) = scanner.scan(&wire) else { continue };
+            let part = Request { raw: &wire, args: CommandArgs::new(&wire, scanner.ranges()), spec: request.spec };
+            room &= submit_write(session, &part, *slot, sink);
+        } else {
+            room &= worker.submit(&[&wire], Pending::new(sink, *slot, Retry::Safe, session.lane(), worker.now()));
+        }
     }
     if room { Flow::Continue } else { Flow::Wait }
 }

@@ -415,7 +415,7 @@ impl<'a> Connection<'a> {
         let Some(front) = queue.front_mut() else { return false };
         let Sink::Client { session, sequence, on_reply } = &mut front.sink else { return false };
         let begun = session.is_streaming(*sequence);
-        if front.replies > 1 || !(begun || part.len() >= WORTH_PASSING) || matches!(on_reply, OnReply::Convert(_)) {
+        if front.replies > 1 || !(begun || part.len() >= WORTH_PASSING) {
             return false;
         }
         if !session.deliver_part(*sequence, part) {

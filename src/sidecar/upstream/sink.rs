@@ -4,7 +4,6 @@ use std::fmt;
 use std::rc::Rc;
 
 use super::gather::Meeting;
-use crate::sidecar::engine::ReplyRule;
 use crate::sidecar::resp::{encode, reply};
 use crate::sidecar::session::Session;
 use crate::sidecar::worker::Worker;
@@ -27,8 +26,6 @@ pub enum OnReply {
     Count(u16),
     /// As [`OnReply::Count`], but a null starts a load.
     Fill(u16),
-    /// It is turned into what the client's own command would have answered.
-    Convert(ReplyRule),
 }
 
 /// What is called with an internal command's answer.
@@ -65,8 +62,6 @@ pub enum Sink {
 pub struct Transaction {
     /// Who waits for that element. Never a transaction itself.
     pub sink: Sink,
-    /// How the element is turned into the reply.
-    pub rule: ReplyRule,
     /// The first error reply before EXEC's.
     pub error: Option<Vec<u8>>,
 }
@@ -106,7 +101,6 @@ fn pass_on(worker: &Rc<Worker>, session: &Rc<Session>, sequence: u32, on_reply: 
             worker.metrics().count_read(rule, reply::is_null(bytes));
             session.deliver(sequence, bytes);
         }
-        OnReply::Convert(rule) => session.answer(sequence, |out| rule.apply(bytes, session.protocol(), out)),
     }
 }
 
@@ -126,13 +120,7 @@ impl Transaction {
             return self.sink.deliver(worker, Answer::Reply(&error));
         }
         match reply::elements(exec).as_deref() {
-            Some([first, ..]) if self.rule == ReplyRule::Same => self.sink.deliver(worker, Answer::Reply(first)),
-            Some([first, ..]) => {
-                let protocol = self.sink.session().map_or_else(Default::default, |session| session.protocol());
-                let mut converted = Vec::new();
-                self.rule.apply(first, protocol, &mut converted);
-                self.sink.deliver(worker, Answer::Reply(&converted));
-            }
+            Some([first, ..]) => self.sink.deliver(worker, Answer::Reply(first)),
             _ => self.sink.deliver(worker, Answer::Failed("ERR the server answered EXEC with something else than an array")),
         }
     }
