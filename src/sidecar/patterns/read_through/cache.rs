@@ -1,0 +1,160 @@
+//! What read-through asks of the cache: three scripts over a key and its companions, which share its slot.
+
+use std::rc::Rc;
+
+use tokio::sync::oneshot;
+
+use super::FlightKey;
+use crate::sidecar::resp::{Protocol, encode, reply};
+use crate::sidecar::slots::{self, Companion};
+use crate::sidecar::upstream::mux::Lane;
+use crate::sidecar::upstream::queue::{ANY_SLOT, Pending, Retry};
+use crate::sidecar::upstream::sink::{Answer, Sink};
+use crate::sidecar::worker::Worker;
+
+/// KEYS: key, lease, negative entry, stale copy. ARGV: token, lease in ms. One's own lease counts as granted, so that the
+/// script may be repeated.
+const BEGIN: &str = "\
+local value = redis.call('GET', KEYS[1])
+if value then return {'value', value} end
+if redis.call('EXISTS', KEYS[3]) == 1 then return {'nothing'} end
+local holder = redis.call('GET', KEYS[2])
+local state = 'busy'
+if not holder then
+  redis.call('SET', KEYS[2], ARGV[1], 'PX', ARGV[2])
+  state = 'leased'
+elseif holder == ARGV[1] then
+  state = 'leased'
+end
+return {state, redis.call('GET', KEYS[4])}";
+
+/// ARGV: token, value, TTL in ms, lifetime of the stale copy in ms or 0. Stores nothing without the lease.
+const FILL: &str = "\
+if redis.call('GET', KEYS[2]) ~= ARGV[1] then return 0 end
+redis.call('DEL', KEYS[2], KEYS[3])
+redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
+if ARGV[4] ~= '0' then redis.call('SET', KEYS[4], ARGV[2], 'PX', ARGV[4]) else redis.call('DEL', KEYS[4]) end
+return 1";
+
+/// ARGV: token, lifetime of the negative entry in ms or 0. The origin does not know the key: neither does the cache.
+const NOTHING: &str = "\
+if redis.call('GET', KEYS[2]) ~= ARGV[1] then return 0 end
+redis.call('DEL', KEYS[2], KEYS[4])
+if ARGV[2] ~= '0' then redis.call('SET', KEYS[3], '', 'PX', ARGV[2]) end
+return 1";
+
+/// ARGV: token, lease in ms or 0. Renews the lease, or gives it back.
+const HOLD: &str = "\
+if redis.call('GET', KEYS[2]) ~= ARGV[1] then return 0 end
+if ARGV[2] == '0' then return redis.call('DEL', KEYS[2]) end
+return redis.call('PEXPIRE', KEYS[2], ARGV[2])";
+
+/// What the cache knows of a key that was just missing.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Begun {
+    /// It is there now.
+    Value(Vec<u8>),
+    /// It is known to be nowhere.
+    Nothing,
+    /// The lease is ours. With the stale copy, where there is one.
+    Leased(Option<Vec<u8>>),
+    /// Somebody else has the lease. With the stale copy, where there is one.
+    Busy(Option<Vec<u8>>),
+}
+
+/// One key's place in the cache, under one token.
+#[derive(Debug, Clone)]
+pub struct Entry {
+    database: u8,
+    slot: u16,
+    names: [Vec<u8>; 4],
+    token: String,
+}
+
+impl Entry {
+    /// The entry of `key` under a fresh token.
+    pub fn new(worker: &Worker, key: &FlightKey) -> Self {
+        let (database, key) = key;
+        let slot = if worker.is_cluster() { slots::slot_of(key) } else { ANY_SLOT };
+        let names =
+            [key.clone(), Companion::Lease.name(key), Companion::Negative.name(key), Companion::Stale.name(key)];
+        let token = format!("{:08x}{:08x}{:08x}", worker.random(), worker.random(), worker.random());
+        Self { database: *database, slot, names, token }
+    }
+
+    /// Looks again, and asks for the lease for `lease_ms` milliseconds.
+    pub async fn begin(&self, worker: &Rc<Worker>, lease_ms: u64) -> Result<Begun, String> {
+        let answer = self.run(worker, BEGIN, &[lease_ms.to_string().as_bytes()]).await?;
+        let parts = reply::elements(&answer).unwrap_or_default();
+        let second = parts.get(1).and_then(|part| reply::text(part)).map(<[u8]>::to_vec);
+        match (parts.first().and_then(|part| reply::text(part)), second) {
+            (Some(b"value"), Some(value)) => Ok(Begun::Value(value)),
+            (Some(b"nothing"), _) => Ok(Begun::Nothing),
+            (Some(b"leased"), stale) => Ok(Begun::Leased(stale)),
+            (Some(b"busy"), stale) => Ok(Begun::Busy(stale)),
+            _ => Err(unexpected(&answer)),
+        }
+    }
+
+    /// Stores a loaded value. `false`: the lease was gone, nothing is stored.
+    pub async fn fill(&self, worker: &Rc<Worker>, value: &[u8], ttl_ms: u64, stale_ms: u64) -> Result<bool, String> {
+        let (ttl, stale) = (ttl_ms.to_string(), stale_ms.to_string());
+        self.run_flag(worker, FILL, &[value, ttl.as_bytes(), stale.as_bytes()]).await
+    }
+
+    /// Remembers that the origin does not know the key. `false`: the lease was gone, nothing is stored.
+    pub async fn fill_nothing(&self, worker: &Rc<Worker>, negative_ms: u64) -> Result<bool, String> {
+        self.run_flag(worker, NOTHING, &[negative_ms.to_string().as_bytes()]).await
+    }
+
+    /// Keeps the lease for another `lease_ms` milliseconds. `false`: it was gone.
+    pub async fn renew(&self, worker: &Rc<Worker>, lease_ms: u64) -> Result<bool, String> {
+        self.run_flag(worker, HOLD, &[lease_ms.to_string().as_bytes()]).await
+    }
+
+    /// Gives the lease back, for somebody else to load. Nobody waits for the answer.
+    pub fn give_back(&self, worker: &Rc<Worker>) {
+        self.send(worker, HOLD, &[b"0"], Sink::Drop);
+    }
+
+    async fn run_flag(&self, worker: &Rc<Worker>, script: &str, args: &[&[u8]]) -> Result<bool, String> {
+        let answer = self.run(worker, script, args).await?;
+        reply::integer(&answer).map(|flag| flag == 1).ok_or_else(|| unexpected(&answer))
+    }
+
+    async fn run(&self, worker: &Rc<Worker>, script: &str, args: &[&[u8]]) -> Result<Vec<u8>, String> {
+        let (sender, receiver) = oneshot::channel();
+        let sink = Sink::Call(Box::new(move |_, answer| {
+            let answer = match answer {
+                Answer::Reply(bytes) if bytes.first() == Some(&b'-') => Err(unexpected(bytes)),
+                Answer::Reply(bytes) => Ok(bytes.to_vec()),
+                Answer::Failed(text) => Err(text.to_owned()),
+            };
+            // Whoever asked may have gone.
+            let _ = sender.send(answer);
+        }));
+        self.send(worker, script, args, sink);
+        receiver.await.unwrap_or_else(|_| Err("TRYAGAIN the sidecar is stopping".to_owned()))
+    }
+
+    fn send(&self, worker: &Rc<Worker>, script: &str, args: &[&[u8]], sink: Sink) {
+        let mut wire = Vec::with_capacity(script.len() + 256 + args.iter().map(|arg| arg.len()).sum::<usize>());
+        encode::array(&mut wire, 3 + self.names.len() + 1 + args.len());
+        encode::bulk(&mut wire, b"EVAL");
+        encode::bulk(&mut wire, script.as_bytes());
+        encode::bulk(&mut wire, b"4");
+        self.names.iter().for_each(|name| encode::bulk(&mut wire, name));
+        encode::bulk(&mut wire, self.token.as_bytes());
+        args.iter().for_each(|arg| encode::bulk(&mut wire, arg));
+        let lane = Lane { protocol: Protocol::Resp2, database: self.database };
+        worker.submit(&[&wire], Pending::new(sink, self.slot, Retry::Safe, lane, worker.now()));
+    }
+}
+
+/// The text of an error reply, its code first.
+fn unexpected(answer: &[u8]) -> String {
+    match answer.strip_prefix(b"-") {
+        Some(error) => String::from_utf8_lossy(error).trim_end().to_owned(),
+        None => "ERR the cache gave an unexpected answer to a script of Larder's".to_owned(),
+    }
+}

@@ -1,0 +1,300 @@
+//! A key's way from the origin to those who wait for it.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use tokio::time::Instant;
+
+use super::cache::{Begun, Entry};
+use super::{Deliver, FlightKey};
+use crate::origin::{LoadError, Loaded, Loader};
+use crate::policy::ReadThrough;
+use crate::sidecar::policy::RuleId;
+use crate::sidecar::worker::Worker;
+
+/// A lease is held in steps of this length at least, renewed while its load goes on: short, so that the death of a holder
+/// is noticed soon, and long against a pause of the process.
+const SHORTEST_LEASE_MS: u64 = 200;
+/// Those who wait for another's load look again after a pause between these, which doubles.
+const FIRST_LOOK_MS: u64 = 4;
+const LAST_LOOK_MS: u64 = 50;
+
+/// What came of a key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// A value.
+    Found(Vec<u8>),
+    /// There is none.
+    NotFound,
+    /// It could not be told. An error reply's text, its code first.
+    Failed(String),
+}
+
+/// One key that is being loaded, and those who wait for it.
+pub struct Flight {
+    rule: RuleId,
+    key: FlightKey,
+    /// Rises when a load begins.
+    attempt: Cell<u32>,
+    /// With the attempt that was under way when each joined.
+    waiting: RefCell<Vec<(u32, Deliver)>>,
+}
+
+impl std::fmt::Debug for Flight {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Flight").field("rule", &self.rule).field("waiting", &self.waiting.borrow().len()).finish_non_exhaustive()
+    }
+}
+
+impl Flight {
+    /// A flight with its first passenger.
+    pub fn new(rule: RuleId, key: FlightKey, deliver: Deliver) -> Rc<Self> {
+        Rc::new(Self { rule, key, attempt: Cell::new(0), waiting: RefCell::new(vec![(0, deliver)]) })
+    }
+
+    /// Another passenger.
+    pub fn join(&self, deliver: Deliver) {
+        self.waiting.borrow_mut().push((self.attempt.get(), deliver));
+    }
+
+    /// A load begins: those who are here asked before it.
+    fn begin_attempt(&self) {
+        self.attempt.set(self.attempt.get() + 1);
+    }
+
+    /// Gives the outcome to everybody; the flight is over.
+    fn settle(&self, worker: &Rc<Worker>, outcome: &Outcome) {
+        worker.flights().remove(&self.key);
+        let waiting = self.waiting.take();
+        waiting.into_iter().for_each(|(_, deliver)| deliver(worker, outcome));
+        worker.flush_dirty();
+    }
+
+    /// Gives the outcome to those who asked before the load began. Whether the flight is over.
+    fn settle_early(&self, worker: &Rc<Worker>, outcome: &Outcome) -> bool {
+        let attempt = self.attempt.get();
+        let (early, late): (Vec<_>, Vec<_>) = self.waiting.take().into_iter().partition(|(joined, _)| *joined < attempt);
+        let over = late.is_empty();
+        *self.waiting.borrow_mut() = late;
+        if over {
+            worker.flights().remove(&self.key);
+        }
+        early.into_iter().for_each(|(_, deliver)| deliver(worker, outcome));
+        worker.flush_dirty();
+        over
+    }
+}
+
+/// What a flight needs of its rule. Taken once, so that a change of policy does not tear it.
+struct Plan {
+    rule: ReadThrough,
+    loader: Loader,
+}
+
+impl Plan {
+    fn new(worker: &Worker, rule: RuleId) -> Option<Self> {
+        let policy = worker.policy();
+        Some(Self { rule: policy.read_through(rule)?.clone(), loader: policy.loader(rule)?.clone() })
+    }
+
+    fn lease_ms(&self) -> u64 {
+        (self.rule.wait.as_millis() / 2).max(SHORTEST_LEASE_MS).min(self.rule.lease.as_millis())
+    }
+}
+
+/// Sends flights of one rule on their way: those that get the lease are loaded together.
+pub fn launch(worker: &Rc<Worker>, flights: Vec<Rc<Flight>>) {
+    tokio::task::spawn_local(lead(worker.clone(), flights));
+}
+
+async fn lead(worker: Rc<Worker>, flights: Vec<Rc<Flight>>) {
+    let Some(plan) = flights.first().and_then(|flight| Plan::new(&worker, flight.rule)) else {
+        let gone = Outcome::Failed("TRYAGAIN the policy has changed: repeat the read".to_owned());
+        return flights.iter().for_each(|flight| flight.settle(&worker, &gone));
+    };
+    let plan = Rc::new(plan);
+    let entries: Vec<Entry> = flights.iter().map(|flight| Entry::new(&worker, &flight.key)).collect();
+    let begun = join_all(entries.iter().map(|entry| entry.begin(&worker, plan.lease_ms()))).await;
+    let mut leased = Vec::new();
+    for ((flight, entry), begun) in flights.into_iter().zip(entries).zip(begun) {
+        match react(&worker, &flight, begun) {
+            Next::Over => {}
+            Next::Load => leased.push((flight, entry)),
+            Next::LookAgain => drop(tokio::task::spawn_local(follow(worker.clone(), plan.clone(), flight))),
+        }
+    }
+    if !leased.is_empty() {
+        load_leased(&worker, &plan, leased).await;
+    }
+}
+
+/// What a look at the cache leads to.
+enum Next {
+    Over,
+    Load,
+    LookAgain,
+}
+
+fn react(worker: &Rc<Worker>, flight: &Flight, begun: Result<Begun, String>) -> Next {
+    match begun {
+        Ok(Begun::Value(value)) => {
+            worker.metrics().coalesced(flight.rule);
+            flight.settle(worker, &Outcome::Found(value));
+            Next::Over
+        }
+        Ok(Begun::Nothing) => {
+            worker.metrics().negative(flight.rule);
+            flight.settle(worker, &Outcome::NotFound);
+            Next::Over
+        }
+        Ok(Begun::Leased(stale)) => {
+            if let Some(stale) = stale {
+                // The policy allows it: nobody waits for the refresh.
+                flight.begin_attempt();
+                worker.metrics().stale(flight.rule);
+                flight.settle_early(worker, &Outcome::Found(stale));
+            }
+            Next::Load
+        }
+        Ok(Begun::Busy(Some(stale))) => {
+            worker.metrics().stale(flight.rule);
+            flight.settle(worker, &Outcome::Found(stale));
+            Next::Over
+        }
+        Ok(Begun::Busy(None)) => Next::LookAgain,
+        Err(text) => {
+            flight.settle(worker, &Outcome::Failed(text));
+            Next::Over
+        }
+    }
+}
+
+/// Somebody else loads: looks until the value is there, the lease is free, or patience ends.
+async fn follow(worker: Rc<Worker>, plan: Rc<Plan>, flight: Rc<Flight>) {
+    let until = Instant::now() + plan.rule.wait.as_duration();
+    let mut pause = FIRST_LOOK_MS;
+    loop {
+        tokio::time::sleep(Duration::from_millis(fastrand::u64(pause / 2..=pause))).await;
+        pause = (pause * 2).min(LAST_LOOK_MS);
+        let entry = Entry::new(&worker, &flight.key);
+        let begun = entry.begin(&worker, plan.lease_ms()).await;
+        match react(&worker, &flight, begun) {
+            Next::Over => return,
+            Next::Load => return load_leased(&worker, &plan, vec![(flight, entry)]).await,
+            Next::LookAgain if Instant::now() < until => {}
+            Next::LookAgain => return load_alone(&worker, &plan, &flight).await,
+        }
+    }
+}
+
+/// Loads without the lease: what comes is given to those who wait, and stored by nobody.
+async fn load_alone(worker: &Rc<Worker>, plan: &Plan, flight: &Rc<Flight>) {
+    loop {
+        flight.begin_attempt();
+        let results = ask_origin(worker, plan, std::slice::from_ref(flight)).await;
+        for result in results {
+            if flight.settle_early(worker, &outcome_of(result)) {
+                return;
+            }
+        }
+    }
+}
+
+/// Loads the flights that have their lease, stores what comes, and gives it to those who wait.
+async fn load_leased(worker: &Rc<Worker>, plan: &Rc<Plan>, leased: Vec<(Rc<Flight>, Entry)>) {
+    let (flights, entries): (Vec<Rc<Flight>>, Vec<Entry>) = leased.into_iter().unzip();
+    flights.iter().for_each(|flight| flight.begin_attempt());
+    let results = tokio::select! {
+        results = ask_origin(worker, plan, &flights) => results,
+        () = keep_leases(worker, plan, &entries) => Vec::new(),
+    };
+    for ((flight, entry), result) in flights.into_iter().zip(entries).zip(results) {
+        let (worker, plan) = (worker.clone(), plan.clone());
+        tokio::task::spawn_local(async move {
+            if !conclude(&worker, &plan, &flight, &entry, result).await {
+                follow(worker, plan, flight).await;
+            }
+        });
+    }
+}
+
+/// Renews the leases while their load goes on. Never ends: the load does, within its origin's timeout.
+async fn keep_leases(worker: &Rc<Worker>, plan: &Plan, entries: &[Entry]) {
+    let lease = plan.lease_ms();
+    let until = Instant::now() + plan.rule.lease.as_duration();
+    loop {
+        tokio::time::sleep(Duration::from_millis(lease / 3)).await;
+        if Instant::now() >= until {
+            // The policy lets nobody hold a lease for longer: the next one may load.
+            std::future::pending::<()>().await;
+        }
+        // A lease that is gone is found out when the value is to be stored.
+        join_all(entries.iter().map(|entry| entry.renew(worker, lease))).await;
+    }
+}
+
+/// Stores what a load brought, and tells those who may hear it. Whether the flight is over.
+async fn conclude(
+    worker: &Rc<Worker>,
+    plan: &Plan,
+    flight: &Rc<Flight>,
+    entry: &Entry,
+    result: Result<Loaded, LoadError>,
+) -> bool {
+    let stored = match &result {
+        Ok(Loaded::Found { value, max_age }) => {
+            let ttl = plan.rule.ttl.jittered(worker.random());
+            let ttl = max_age.map_or(ttl, |limit| ttl.min(limit)).as_millis();
+            let stale = plan.rule.stale.as_millis();
+            if ttl == 0 {
+                entry.give_back(worker);
+                Ok(false)
+            } else {
+                entry.fill(worker, value, ttl, if stale > 0 { ttl + stale } else { 0 }).await
+            }
+        }
+        Ok(Loaded::NotFound) => entry.fill_nothing(worker, plan.rule.negative_ttl.as_millis()).await,
+        Err(_) => {
+            worker.metrics().load_error(flight.rule);
+            entry.give_back(worker);
+            flight.settle(worker, &outcome_of(result));
+            return true;
+        }
+    };
+    let outcome = outcome_of(result);
+    match stored {
+        Ok(true) => {
+            flight.settle(worker, &outcome);
+            true
+        }
+        // Revoked, or not known: the cache may be away, which keeps nobody from the value.
+        Ok(false) | Err(_) => flight.settle_early(worker, &outcome),
+    }
+}
+
+async fn ask_origin(worker: &Rc<Worker>, plan: &Plan, flights: &[Rc<Flight>]) -> Vec<Result<Loaded, LoadError>> {
+    for flight in flights {
+        worker.metrics().load(flight.rule);
+    }
+    let keys: Vec<Vec<u8>> = flights.iter().map(|flight| flight.key.1.clone()).collect();
+    let loader = plan.loader.clone();
+    let count = keys.len();
+    let task = worker.origins().spawn(async move {
+        match keys.as_slice() {
+            [key] => vec![loader.load(key).await],
+            keys => loader.load_many(keys).await,
+        }
+    });
+    let origin = plan.rule.load.origin.clone();
+    task.await.unwrap_or_else(|_| (0..count).map(|_| Err(LoadError::Busy { origin: origin.clone() })).collect())
+}
+
+fn outcome_of(result: Result<Loaded, LoadError>) -> Outcome {
+    match result {
+        Ok(Loaded::Found { value, .. }) => Outcome::Found(value),
+        Ok(Loaded::NotFound) => Outcome::NotFound,
+        Err(error) => Outcome::Failed(format!("ORIGIN {error}")),
+    }
+}
