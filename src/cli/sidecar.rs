@@ -52,7 +52,9 @@ pub fn run(args: Args) -> Outcome {
 fn next_step(error: &StartError) -> &'static str {
     match error {
         StartError::Read { .. } => "name the file that the control plane writes with --snapshot",
-        StartError::Snapshot { .. } | StartError::Address(_) => "correct the policy it was made from, and have it written again",
+        StartError::Snapshot { .. } | StartError::Address(_) | StartError::Origin(_) => {
+            "correct the policy it was made from, and have it written again"
+        }
         StartError::Access(_) => "correct the file; a sidecar starts only with keys that it can use",
         StartError::Listen { .. } => "choose another address, or stop what listens there",
         StartError::Io(_) => "raise the limits on threads and open files",

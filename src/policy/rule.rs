@@ -19,7 +19,7 @@ pub struct Rule {
 
 /// What the sidecar does for the keys of a rule.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase", rename_all_fields = "camelCase", deny_unknown_fields)]
 pub enum Strategy {
     /// Commands pass untouched.
     Bypass {},
@@ -86,7 +86,7 @@ pub struct Load {
 
 /// A question to an origin.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase", rename_all_fields = "camelCase", deny_unknown_fields)]
 pub enum Query {
     /// A statement in which `$part` stands for a part of the key, always as a bound parameter.
     Sql {
@@ -115,7 +115,7 @@ pub enum ReplyForm {
 
 /// What becomes of keys that no rule covers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase", rename_all_fields = "camelCase", deny_unknown_fields)]
 pub enum Unmatched {
     /// They pass untouched.
     Bypass {},

@@ -83,7 +83,7 @@ fn default_patience() -> Span {
 
 /// How servers are found. Addresses are `host:port`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase", rename_all_fields = "camelCase", deny_unknown_fields)]
 pub enum Topology {
     /// The sentinels tell the primary.
     Sentinel {
@@ -145,7 +145,7 @@ pub struct Origin {
 
 /// What an origin is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase", rename_all_fields = "camelCase", deny_unknown_fields)]
 pub enum OriginKind {
     /// A database: `postgres://…` or `sqlite://…`.
     Sql {
@@ -161,7 +161,7 @@ pub enum OriginKind {
 
 /// A text that may hold a password, or the file that holds it. `Debug` shows neither text.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase", rename_all_fields = "camelCase", deny_unknown_fields)]
 pub enum Sensitive {
     /// The text itself.
     Value(String),

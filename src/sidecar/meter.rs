@@ -11,6 +11,16 @@ impl Meter {
     /// A read was answered; null is a miss.
     #[inline]
     pub fn count_read(&self, _rule: RuleId, _null: bool) {}
+    /// A load began.
+    pub fn load(&self, _rule: RuleId) {}
+    /// A load failed.
+    pub fn load_error(&self, _rule: RuleId) {}
+    /// A read waited for a load that another had begun.
+    pub fn coalesced(&self, _rule: RuleId) {}
+    /// A read was served a stale copy.
+    pub fn stale(&self, _rule: RuleId) {}
+    /// A read was answered by a negative entry.
+    pub fn negative(&self, _rule: RuleId) {}
     /// A connection ended.
     pub fn reconnect(&self, _node: &NodeAddr) {}
     /// A redirect was followed.

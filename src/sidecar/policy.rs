@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use super::engine::ttl::{Cover, Coverage};
+use crate::origin::{Loader, OriginError, Origins};
 use crate::policy::snapshot::{Allow, Topology};
-use crate::policy::{Lifetime, Rule, RuleIndex, Snapshot, Span, Strategy, Unmatched};
+use crate::policy::{Lifetime, ReadThrough, Rule, RuleIndex, Snapshot, Span, Strategy, Unmatched};
 
 /// The position of a rule in its snapshot.
 pub type RuleId = u16;
@@ -16,16 +17,23 @@ pub const UNMATCHED: RuleId = RuleId::MAX;
 pub struct ActivePolicy {
     snapshot: Arc<Snapshot>,
     index: RuleIndex,
+    /// For each rule, how its misses are loaded.
+    loaders: Vec<Option<Loader>>,
     /// Nothing is ever changed or counted: all keys pass untouched and no rule exists.
     transparent: bool,
 }
 
 impl ActivePolicy {
-    /// Indexes a snapshot.
-    pub fn new(snapshot: Arc<Snapshot>) -> Self {
+    /// Indexes a snapshot, whose origins are `origins`. Connects to nothing.
+    pub fn new(snapshot: Arc<Snapshot>, origins: &Origins) -> Result<Self, OriginError> {
+        let loader = |rule: &Rule| match &rule.strategy {
+            Strategy::ReadThrough(read_through) => origins.loader(&rule.keys, &read_through.load).map(Some),
+            Strategy::Bypass {} | Strategy::CacheAside { .. } => Ok(None),
+        };
+        let loaders = snapshot.rules.iter().map(loader).collect::<Result<_, _>>()?;
         let index = RuleIndex::new(snapshot.patterns().cloned());
         let transparent = snapshot.rules.is_empty() && snapshot.unmatched == Unmatched::Bypass {};
-        Self { snapshot, index, transparent }
+        Ok(Self { snapshot, index, loaders, transparent })
     }
 
     /// The snapshot that it was made from.
@@ -74,7 +82,20 @@ impl ActivePolicy {
     /// Whether misses of the rule are loaded.
     #[inline]
     pub fn loads(&self, id: RuleId) -> bool {
-        matches!(self.rule(id).map(|rule| &rule.strategy), Some(Strategy::ReadThrough(_)))
+        matches!(self.loaders.get(usize::from(id)), Some(Some(_)))
+    }
+
+    /// What a miss of the rule does, where misses are loaded.
+    pub fn read_through(&self, id: RuleId) -> Option<&ReadThrough> {
+        match &self.rule(id)?.strategy {
+            Strategy::ReadThrough(read_through) => Some(read_through),
+            Strategy::Bypass {} | Strategy::CacheAside { .. } => None,
+        }
+    }
+
+    /// How misses of the rule are loaded.
+    pub fn loader(&self, id: RuleId) -> Option<&Loader> {
+        self.loaders.get(usize::from(id))?.as_ref()
     }
 
     /// The lifetime of the keys of a rule, or of those that no rule covers.

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, UnixListener};
+use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::task::LocalSet;
 
@@ -22,6 +23,7 @@ use super::upstream::access::Access;
 use super::upstream::discovery::{Discovery, Refresh};
 use super::upstream::view::View;
 use super::worker::{Outside, Worker};
+use crate::origin::{OriginError, Origins};
 use crate::policy::{Snapshot, SnapshotError};
 use crate::telemetry::background::Background;
 
@@ -78,6 +80,9 @@ pub enum StartError {
         /// Why.
         source: io::Error,
     },
+    /// An origin, or a rule's question to it, cannot be used.
+    #[error("the snapshot's origins: {0}")]
+    Origin(#[from] OriginError),
     /// The snapshot names an address that is none.
     #[error("the snapshot's cluster: {0}")]
     Address(#[from] super::upstream::node::NodeAddrError),
@@ -102,6 +107,7 @@ struct Feeds {
     stage: watch::Receiver<Stage>,
     access: Access,
     refresh: Refresh,
+    origins: Handle,
 }
 
 struct Listeners {
@@ -111,7 +117,9 @@ struct Listeners {
 
 /// Runs a sidecar until it is told to stop. Everything is parsed and checked before a port opens.
 pub fn run(config: &Config) -> Result<(), StartError> {
-    let policy = Arc::new(ActivePolicy::new(Arc::new(read_snapshot(&config.snapshot)?)));
+    let snapshot = Arc::new(read_snapshot(&config.snapshot)?);
+    let origins = Origins::new(&snapshot.origins)?;
+    let policy = Arc::new(ActivePolicy::new(snapshot, &origins)?);
     let listeners = (0..config.workers).map(|index| Listeners::open(config, index)).collect::<Result<Vec<_>, _>>()?;
     let background = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     background.block_on(supervise(config, policy, listeners))
@@ -124,7 +132,7 @@ async fn supervise(config: &Config, policy: Arc<ActivePolicy>, listeners: Vec<Li
     let (_discovery, view, refresh) = Discovery::start(&policy.snapshot().cluster, cluster_access, counters)?;
     let (_policies, policy) = watch::channel(policy);
     let (stages, stage) = watch::channel(Stage::Serving);
-    let feeds = Feeds { policy, view, stage, access, refresh };
+    let feeds = Feeds { policy, view, stage, access, refresh, origins: Handle::current() };
     let mut threads = Vec::new();
     for (index, listeners) in listeners.into_iter().enumerate() {
         let feeds = feeds.clone();
@@ -213,9 +221,9 @@ impl Outside for FromBackground {
 }
 
 async fn work(feeds: Feeds, listeners: Listeners) {
-    let Feeds { mut policy, mut view, mut stage, access, refresh } = feeds;
+    let Feeds { mut policy, mut view, mut stage, access, refresh, origins } = feeds;
     let active = Rc::new(ActivePolicy::clone(&policy.borrow_and_update()));
-    let worker = Worker::new(active, access, Arc::new(FromBackground(refresh)), Meter::default());
+    let worker = Worker::new(active, access, Arc::new(FromBackground(refresh)), origins, Meter::default());
     worker.router().adopt(&worker, &view.borrow_and_update().clone());
     tokio::task::spawn_local(worker.clone().tick_forever());
     let accepting = [accept_tcp(&worker, listeners.tcp), accept_unix(&worker, listeners.unix)];

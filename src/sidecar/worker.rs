@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::meter::Meter;
+use super::patterns::read_through::{self, Flights};
 use super::policy::ActivePolicy;
 use super::session::{Ending, Session};
 use super::upstream::access::Access;
@@ -16,6 +17,7 @@ use super::upstream::redirect::{Redirect, parse_redirect};
 use super::upstream::router::Router;
 use super::upstream::sink::{Answer, OnReply, Sink};
 use crate::policy::snapshot::Topology;
+use tokio::runtime::Handle;
 
 /// The size of the buffer into which all sockets of a worker are read.
 pub const SCRATCH_BYTES: usize = 64 * 1024;
@@ -46,6 +48,9 @@ pub struct Worker {
     /// Milliseconds since the worker began, moved by its tick.
     clock: Cell<u32>,
     repeats: RefCell<Vec<Repeat>>,
+    flights: Flights,
+    /// The runtime of the thread that asks origins.
+    origins: Handle,
     random: RefCell<fastrand::Rng>,
     meter: Meter,
 }
@@ -67,7 +72,13 @@ enum Refused {
 
 impl Worker {
     /// A worker under `policy`.
-    pub fn new(policy: Rc<ActivePolicy>, access: Access, outside: Arc<dyn Outside + Send + Sync>, meter: Meter) -> Rc<Self> {
+    pub fn new(
+        policy: Rc<ActivePolicy>,
+        access: Access,
+        outside: Arc<dyn Outside + Send + Sync>,
+        origins: Handle,
+        meter: Meter,
+    ) -> Rc<Self> {
         Rc::new(Self {
             access,
             outside,
@@ -79,6 +90,8 @@ impl Worker {
             sessions: RefCell::default(),
             clock: Cell::new(1),
             repeats: RefCell::default(),
+            flights: Flights::default(),
+            origins,
             random: RefCell::new(fastrand::Rng::new()),
             meter,
         })
@@ -116,6 +129,16 @@ impl Worker {
     #[inline]
     pub fn scratch(&self) -> Rc<RefCell<Vec<u8>>> {
         self.scratch.clone()
+    }
+
+    /// What is being loaded.
+    pub fn flights(&self) -> &Flights {
+        &self.flights
+    }
+
+    /// Where origins are asked.
+    pub fn origins(&self) -> &Handle {
+        &self.origins
     }
 
     /// What is counted.
@@ -232,10 +255,16 @@ impl Worker {
 
     /// What becomes of a command whose reply is an error, or a miss that starts a load.
     pub fn on_unusual_reply(self: &Rc<Self>, node: &NodeAddr, recovered: Recovered, reply: &[u8]) {
-        if let Sink::Client { on_reply: OnReply::Fill(rule), .. } = recovered.pending.sink
+        if let Sink::Client { session, sequence, on_reply } = &recovered.pending.sink
             && reply.first() != Some(&b'-')
         {
-            return super::patterns::read_through::on_miss(self, rule, recovered, reply);
+            match *on_reply {
+                OnReply::Fill(rule) | OnReply::FillZero(rule) => return read_through::on_miss(self, rule, recovered, reply),
+                OnReply::FillMany => {
+                    return read_through::complete_many(self, session, *sequence, &recovered.bytes, Answer::Reply(reply));
+                }
+                OnReply::Pass | OnReply::Count(_) => {}
+            }
         }
         let error = match &recovered.pending.sink {
             Sink::Transaction(transaction) => transaction.failure(reply).unwrap_or(reply).to_vec(),

@@ -33,8 +33,9 @@ pub fn forward(session: &Rc<Session>, request: &Request<'_>) -> Flow {
         if request.spec.access == Access::Write {
             return write(session, request, slot);
         }
-        match (request.spec.name, policy.loads(rule)) {
-            ("get", true) => OnReply::Fill(rule),
+        match request.spec.name {
+            "get" if policy.loads(rule) => OnReply::Fill(rule),
+            "strlen" | "getrange" | "substr" if policy.loads(rule) => OnReply::FillZero(rule),
             _ => OnReply::Count(rule),
         }
     };
@@ -79,7 +80,18 @@ fn forward_many(session: &Rc<Session>, request: &Request<'_>) -> Flow {
         }
     }
     let retry = if request.spec.access == Access::Read { Retry::Safe } else { Retry::Never };
-    send(session, &[request.raw], slot, retry, OnReply::Pass)
+    let on_reply = match (request.spec.name, request.args.get(1)) {
+        ("exists", Some(key)) if request.args.len() == 2 && policy.loads(policy.find(key)) => OnReply::FillZero(policy.find(key)),
+        _ if fills(session, request) => OnReply::FillMany,
+        _ => OnReply::Pass,
+    };
+    send(session, &[request.raw], slot, retry, on_reply)
+}
+
+/// Whether nulls in the answer of an MGET are to be loaded.
+pub fn fills(session: &Session, request: &Request<'_>) -> bool {
+    let policy = session.worker().policy();
+    request.spec.name == "mget" && request.args.iter().skip(1).any(|key| policy.loads(policy.find(key)))
 }
 
 /// A write on keys that may be covered.
@@ -111,8 +123,7 @@ pub fn submit_write(session: &Rc<Session>, request: &Request<'_>, slot: u16, sin
 
 /// A key that may vanish at any moment may also be deleted twice.
 fn is_covered_delete(request: &Request<'_>, coverage: &Covered<'_>) -> bool {
-    matches!(request.spec.name, "del" | "unlink")
-        && request.args.iter().skip(1).all(|key| coverage.cover(key).is_some())
+    matches!(request.spec.name, "del" | "unlink") && request.args.iter().skip(1).all(|key| coverage.cover(key).is_some())
 }
 
 fn refuse_unmatched(session: &Rc<Session>, key: &[u8]) -> Flow {

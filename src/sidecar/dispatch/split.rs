@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use rustc_hash::FxHashMap;
 
-use super::data::{forward as forward_whole, submit_write};
+use super::data::{fills, forward as forward_whole, submit_write};
 use super::{Flow, Request};
 use crate::sidecar::commands::{Access, Join};
 use crate::sidecar::resp::{CommandArgs, CommandScan, CommandScanner, encode};
@@ -55,8 +55,12 @@ pub fn forward(session: &Rc<Session>, request: &Request<'_>, join: Join) -> Flow
 fn send_parts(session: &Rc<Session>, request: &Request<'_>, join: Join, parts: Vec<(u16, Part<'_>)>) -> Flow {
     let worker = session.worker();
     let writes = request.spec.access == Access::Write;
-    let places = parts.iter().map(|(_, part)| part.places.clone()).collect();
-    let meeting = Meeting::new(session.clone(), session.take_place(), Assembly::Keys(join, places), writes, parts.len());
+    let places: Vec<Vec<u32>> = parts.iter().map(|(_, part)| part.places.clone()).collect();
+    let meeting = if fills(session, request) {
+        Meeting::filling(session.clone(), session.take_place(), places, request.raw)
+    } else {
+        Meeting::new(session.clone(), session.take_place(), Assembly::Keys(join, places), writes, parts.len())
+    };
     let mut room = true;
     let mut wire = Vec::new();
     let mut scanner = CommandScanner::default();

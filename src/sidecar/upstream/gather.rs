@@ -6,6 +6,7 @@ use std::rc::Rc;
 
 use super::sink::Answer;
 use crate::sidecar::commands::{Gather, Join};
+use crate::sidecar::patterns::read_through;
 use crate::sidecar::resp::{encode, reply};
 use crate::sidecar::session::Session;
 
@@ -26,6 +27,8 @@ pub struct Meeting {
     assembly: Assembly,
     /// Whether a part may have changed something, which is said when another part failed.
     writes: bool,
+    /// The client's command, where missing keys of its answer are loaded.
+    fill: Option<Vec<u8>>,
     parts: RefCell<Vec<Option<Vec<u8>>>>,
     left: Cell<usize>,
 }
@@ -33,8 +36,19 @@ pub struct Meeting {
 impl Meeting {
     /// A place for `parts` answers, for the reply at `sequence` of `session`.
     pub fn new(session: Rc<Session>, sequence: u32, assembly: Assembly, writes: bool, parts: usize) -> Rc<Self> {
+        Rc::new(Self::build(session, sequence, assembly, writes, None, parts))
+    }
+
+    /// As [`Meeting::new`], for an MGET some of whose missing keys are to be loaded; `command` is the whole of it.
+    pub fn filling(session: Rc<Session>, sequence: u32, places: Vec<Vec<u32>>, command: &[u8]) -> Rc<Self> {
+        let parts = places.len();
+        let assembly = Assembly::Keys(Join::Elements, places);
+        Rc::new(Self::build(session, sequence, assembly, false, Some(command.to_vec()), parts))
+    }
+
+    fn build(session: Rc<Session>, sequence: u32, assembly: Assembly, writes: bool, fill: Option<Vec<u8>>, parts: usize) -> Self {
         let empty = (0..parts).map(|_| None).collect();
-        Rc::new(Self { session, sequence, assembly, writes, parts: RefCell::new(empty), left: Cell::new(parts) })
+        Self { session, sequence, assembly, writes, fill, parts: RefCell::new(empty), left: Cell::new(parts) }
     }
 
     /// The session that waits.
@@ -58,8 +72,17 @@ impl Meeting {
         self.left.set(self.left.get() - 1);
         if self.left.get() == 0 {
             let parts: Vec<Vec<u8>> = self.parts.take().into_iter().flatten().collect();
-            self.session.answer(self.sequence, |out| self.compose(&parts, out));
+            match &self.fill {
+                None => self.session.answer(self.sequence, |out| self.compose(&parts, out)),
+                Some(command) => self.compose_and_fill(&parts, command),
+            }
         }
+    }
+
+    fn compose_and_fill(&self, parts: &[Vec<u8>], command: &[u8]) {
+        let mut whole = Vec::new();
+        self.compose(parts, &mut whole);
+        read_through::complete_many(self.session.worker(), &self.session, self.sequence, command, Answer::Reply(&whole));
     }
 
     fn compose(&self, parts: &[Vec<u8>], out: &mut Vec<u8>) {

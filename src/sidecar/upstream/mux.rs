@@ -415,13 +415,13 @@ impl<'a> Connection<'a> {
         let Some(front) = queue.front_mut() else { return false };
         let Sink::Client { session, sequence, on_reply } = &mut front.sink else { return false };
         let begun = session.is_streaming(*sequence);
-        if front.replies > 1 || !(begun || part.len() >= WORTH_PASSING) {
+        if front.replies > 1 || !(begun || part.len() >= WORTH_PASSING) || *on_reply == OnReply::FillMany {
             return false;
         }
         if !session.deliver_part(*sequence, part) {
             return false;
         }
-        if !begun && let OnReply::Count(rule) | OnReply::Fill(rule) = *on_reply {
+        if !begun && let OnReply::Count(rule) | OnReply::Fill(rule) | OnReply::FillZero(rule) = *on_reply {
             self.worker.metrics().count_read(rule, false);
         }
         *on_reply = OnReply::Pass;
@@ -479,7 +479,18 @@ impl<'a> Connection<'a> {
 
 #[inline]
 fn needs_thought(front: &Pending, bytes: &[u8]) -> bool {
-    bytes[0] == b'-' || matches!(&front.sink, Sink::Client { on_reply: OnReply::Fill(_), .. } if reply::is_null(bytes))
+    if bytes[0] == b'-' {
+        return true;
+    }
+    match &front.sink {
+        Sink::Client { on_reply, .. } => match on_reply {
+            OnReply::Pass | OnReply::Count(_) => false,
+            OnReply::Fill(_) => reply::is_null(bytes),
+            OnReply::FillZero(_) => matches!(bytes, [b':' | b'$', b'0', ..]),
+            OnReply::FillMany => true,
+        },
+        _ => false,
+    }
 }
 
 /// Keeps the task's waker without cloning it each time.

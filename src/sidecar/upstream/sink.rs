@@ -26,6 +26,10 @@ pub enum OnReply {
     Count(u16),
     /// As [`OnReply::Count`], but a null starts a load.
     Fill(u16),
+    /// As [`OnReply::Fill`], where zero or nothing stands for a missing key.
+    FillZero(u16),
+    /// An array: its nulls start loads where their keys are loaded through.
+    FillMany,
 }
 
 /// What is called with an internal command's answer.
@@ -96,8 +100,8 @@ impl Sink {
 #[inline]
 fn pass_on(worker: &Rc<Worker>, session: &Rc<Session>, sequence: u32, on_reply: OnReply, bytes: &[u8]) {
     match on_reply {
-        OnReply::Pass => session.deliver(sequence, bytes),
-        OnReply::Count(rule) | OnReply::Fill(rule) => {
+        OnReply::Pass | OnReply::FillMany => session.deliver(sequence, bytes),
+        OnReply::Count(rule) | OnReply::Fill(rule) | OnReply::FillZero(rule) => {
             worker.metrics().count_read(rule, reply::is_null(bytes));
             session.deliver(sequence, bytes);
         }

@@ -76,8 +76,7 @@ impl Entry {
     pub fn new(worker: &Worker, key: &FlightKey) -> Self {
         let (database, key) = key;
         let slot = if worker.is_cluster() { slots::slot_of(key) } else { ANY_SLOT };
-        let names =
-            [key.clone(), Companion::Lease.name(key), Companion::Negative.name(key), Companion::Stale.name(key)];
+        let names = [key.clone(), Companion::Lease.name(key), Companion::Negative.name(key), Companion::Stale.name(key)];
         let token = format!("{:08x}{:08x}{:08x}", worker.random(), worker.random(), worker.random());
         Self { database: *database, slot, names, token }
     }

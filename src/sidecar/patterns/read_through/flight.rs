@@ -65,21 +65,21 @@ impl Flight {
     }
 
     /// Gives the outcome to everybody; the flight is over.
-    fn settle(&self, worker: &Rc<Worker>, outcome: &Outcome) {
-        worker.flights().remove(&self.key);
+    fn settle(self: &Rc<Self>, worker: &Rc<Worker>, outcome: &Outcome) {
+        worker.flights().remove(&self.key, self);
         let waiting = self.waiting.take();
         waiting.into_iter().for_each(|(_, deliver)| deliver(worker, outcome));
         worker.flush_dirty();
     }
 
     /// Gives the outcome to those who asked before the load began. Whether the flight is over.
-    fn settle_early(&self, worker: &Rc<Worker>, outcome: &Outcome) -> bool {
+    fn settle_early(self: &Rc<Self>, worker: &Rc<Worker>, outcome: &Outcome) -> bool {
         let attempt = self.attempt.get();
         let (early, late): (Vec<_>, Vec<_>) = self.waiting.take().into_iter().partition(|(joined, _)| *joined < attempt);
         let over = late.is_empty();
         *self.waiting.borrow_mut() = late;
         if over {
-            worker.flights().remove(&self.key);
+            worker.flights().remove(&self.key, self);
         }
         early.into_iter().for_each(|(_, deliver)| deliver(worker, outcome));
         worker.flush_dirty();
@@ -137,7 +137,7 @@ enum Next {
     LookAgain,
 }
 
-fn react(worker: &Rc<Worker>, flight: &Flight, begun: Result<Begun, String>) -> Next {
+fn react(worker: &Rc<Worker>, flight: &Rc<Flight>, begun: Result<Begun, String>) -> Next {
     match begun {
         Ok(Begun::Value(value)) => {
             worker.metrics().coalesced(flight.rule);

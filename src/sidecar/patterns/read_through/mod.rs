@@ -19,7 +19,7 @@ use rustc_hash::FxHashMap;
 pub use flight::{Flight, Outcome};
 
 use super::super::policy::RuleId;
-use super::super::resp::{CommandArgs, CommandScan, CommandScanner, Protocol, encode, reply};
+use super::super::resp::{CommandArgs, CommandScan, CommandScanner, encode, reply};
 use super::super::session::Session;
 use super::super::upstream::queue::Recovered;
 use super::super::upstream::sink::{Answer, Sink};
@@ -38,8 +38,12 @@ pub struct Flights {
 }
 
 impl Flights {
-    fn remove(&self, key: &FlightKey) {
-        self.by_key.borrow_mut().remove(key);
+    /// Strikes a flight, unless another one for its key has taken its place.
+    fn remove(&self, key: &FlightKey, flight: &Rc<Flight>) {
+        let mut by_key = self.by_key.borrow_mut();
+        if by_key.get(key).is_some_and(|current| Rc::ptr_eq(current, flight)) {
+            by_key.remove(key);
+        }
     }
 }
 
@@ -171,10 +175,7 @@ fn missing_keys(worker: &Rc<Worker>, command: &[u8], bytes: &[u8]) -> Vec<(usize
     let policy = worker.policy();
     let values = reply::elements(bytes).unwrap_or_default();
     let nulls = args.iter().skip(1).zip(values).enumerate().filter(|(_, (_, value))| reply::is_null(value));
-    nulls
-        .map(|(index, (key, _))| (index, policy.find(key), key.to_vec()))
-        .filter(|(_, rule, _)| policy.loads(*rule))
-        .collect()
+    nulls.map(|(index, (key, _))| (index, policy.find(key), key.to_vec())).filter(|(_, rule, _)| policy.loads(*rule)).collect()
 }
 
 /// An MGET's values while some are being loaded.
@@ -212,13 +213,6 @@ impl Table {
             }),
         }
     }
-}
-
-/// Null, for a client of `protocol`.
-pub fn null(protocol: Protocol) -> Vec<u8> {
-    let mut out = Vec::new();
-    encode::null(&mut out, protocol);
-    out
 }
 
 #[cfg(test)]
