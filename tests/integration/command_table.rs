@@ -34,6 +34,7 @@ impl Command {
 
 /// What COMMAND says of one command or subcommand.
 #[derive(Debug, Clone)]
+#[allow(dead_code)]
 pub struct ServerCommand {
     pub name: String,
     pub arity: i64,

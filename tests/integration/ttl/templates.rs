@@ -278,7 +278,7 @@ impl Random {
             return word.as_bytes().to_vec();
         }
         let filled = self.placeholder(&word[open + 1..close]);
-        [word[..open].as_bytes(), &filled, word[close + 1..].as_bytes()].concat()
+        [&word.as_bytes()[..open], &filled, &word.as_bytes()[close + 1..]].concat()
     }
 
     fn placeholder(&mut self, name: &str) -> Vec<u8> {
