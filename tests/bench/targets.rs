@@ -161,7 +161,23 @@ impl Target {
         };
         fs::write(&file, text).map_err(|error| format!("{}: {error}", file.display()))?;
         let process = launch(command, kind.name(), dir, address)?;
-        Ok(Self { kind, address, process: Some(process) })
+        let target = Self { kind, address, process: Some(process) };
+        target.prove_ttl(upstream)?;
+        Ok(target)
+    }
+
+    /// Whether the rule is on: a key that is set through the target has a TTL afterwards, or has none, as its row claims.
+    fn prove_ttl(&self, upstream: &Upstream) -> Result<(), String> {
+        let key = key(0);
+        let failed = |error| format!("{}: {error}", self.kind.name());
+        let stored = ask(self.address, &encode(&["SET", &key, &value(0)]), 5).map_err(failed)?;
+        let ttl = ask(upstream.address, &encode(&["PTTL", &key]), 5).map_err(failed)?;
+        let has_ttl = !ttl.starts_with(":-");
+        let claimed = self.kind.is_larder() && self.kind != Kind::LarderBypass;
+        match stored == "+OK\r\n" && has_ttl == claimed {
+            true => Ok(()),
+            false => Err(format!("{}: after SET ({stored:?}) the key's PTTL is {ttl:?}", self.kind.name())),
+        }
     }
 
     pub fn pid(&self) -> Option<u32> {

@@ -10,6 +10,7 @@ mod origin_column_types;
 mod origin_http;
 mod origin_postgres;
 mod origin_sqlite;
+mod readme;
 mod support;
 mod tidy;
 mod ttl;
