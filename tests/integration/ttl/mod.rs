@@ -10,6 +10,8 @@ mod templates;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
 
 use larder::policy::{Lifetime, Percent, Span};
 use larder::sidecar::commands::resolve;
@@ -29,19 +31,37 @@ const MOST_ROUNDS: usize = 400;
 const LIFETIME: Lifetime = Lifetime { default: Span::from_secs(3600), max: Span::from_secs(7200), jitter: Percent::new(10) };
 
 /// `c:` and `b:` are covered; `r:` is, and is loaded through; `u:` is not.
-struct Rules;
+#[derive(Debug, Clone, Copy)]
+struct Rules(Option<Flaw>);
+
+/// What a test of the test breaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Flaw {
+    /// Lists get no default TTL.
+    NoDefault,
+    /// There is no bound.
+    NoBound,
+    /// Companions stay.
+    NoRemoval,
+}
 
 impl Coverage for Rules {
     fn cover(&self, key: &[u8]) -> Option<Cover> {
-        let companions = key.starts_with(b"r:");
-        let covered = companions || key.starts_with(b"c:") || key.starts_with(b"b:");
-        covered.then_some(Cover { lifetime: LIFETIME, companions })
+        let loaded_through = key.starts_with(b"r:");
+        let covered = loaded_through || key.starts_with(b"c:") || key.starts_with(b"b:");
+        if !covered || (self.0 == Some(Flaw::NoDefault) && key.starts_with(b"c:list")) {
+            return None;
+        }
+        let max = if self.0 == Some(Flaw::NoBound) { Span::MAX } else { LIFETIME.max };
+        let companions = loaded_through && self.0 != Some(Flaw::NoRemoval);
+        Some(Cover { lifetime: Lifetime { max, ..LIFETIME }, companions })
     }
 }
 
 /// Sends commands as the engine plans them.
 struct Guarded {
     client: Client,
+    rules: Rules,
     random: fastrand::Rng,
 }
 
@@ -51,8 +71,8 @@ impl Guarded {
         let args = command.args();
         let mut planned = Vec::new();
         let Ok(spec) = resolve(&args) else { return (TtlPlan::Forward, planned) };
-        let random = &mut self.random;
-        (plan(&args, spec, &Rules, &mut || random.u32(..), &mut planned), planned)
+        let (rules, random) = (self.rules, &mut self.random);
+        (plan(&args, spec, &rules, &mut || random.u32(..), &mut planned), planned)
     }
 
     /// One command; the client's reply.
@@ -113,13 +133,13 @@ fn offenders(client: &mut Client, keys: &[String]) -> Vec<String> {
 }
 
 fn covered_keys() -> Vec<String> {
-    templates::all_keys().into_iter().filter(|key| Rules.cover(key.as_bytes()).is_some()).collect()
+    templates::all_keys().into_iter().filter(|key| Rules(None).cover(key.as_bytes()).is_some()).collect()
 }
 
-/// A second client that looks all the time. Stops when dropped; what it saw is asserted by [`Observer::finish`].
+/// A second client that looks all the time, until it is dropped.
 struct Observer {
     stop: Arc<AtomicBool>,
-    thread: std::thread::JoinHandle<(u64, Vec<String>)>,
+    thread: Option<JoinHandle<(u64, Vec<String>)>>,
 }
 
 impl Observer {
@@ -133,18 +153,26 @@ impl Observer {
             while !seen.load(Ordering::Relaxed) {
                 bad.extend(offenders(&mut client, &keys));
                 looks += 1;
-                std::thread::sleep(std::time::Duration::from_millis(1));
+                std::thread::sleep(Duration::from_millis(1));
             }
             (looks, bad)
         });
-        Self { stop, thread }
+        Self { stop, thread: Some(thread) }
     }
 
-    fn finish(self) {
+    /// What it saw.
+    fn finish(mut self) {
         self.stop.store(true, Ordering::Relaxed);
-        let (looks, bad) = self.thread.join().unwrap();
+        let (looks, bad) = self.thread.take().unwrap().join().unwrap();
         assert!(looks > 100, "the second client looked {looks} times");
         assert!(bad.is_empty(), "a second client saw {bad:?}");
+    }
+}
+
+impl Drop for Observer {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        let _ = self.thread.take().map(JoinHandle::join);
     }
 }
 
@@ -158,10 +186,10 @@ struct Pair {
 }
 
 impl Pair {
-    fn start(bare: &Redis, guarded: &Redis, resp3: bool) -> Self {
+    fn start(bare: &Redis, guarded: &Redis, resp3: bool, rules: Rules) -> Self {
         let mut pair = Self {
             bare: bare.client(),
-            guarded: Guarded { client: guarded.client(), random: fastrand::Rng::with_seed(3) },
+            guarded: Guarded { client: guarded.client(), rules, random: fastrand::Rng::with_seed(3) },
             checker: guarded.client(),
             covered: covered_keys(),
             successes: BTreeMap::new(),
@@ -239,6 +267,25 @@ impl Pair {
         }
     }
 
+    /// Every template once, in this order.
+    fn round(&mut self, templates: &[&str], random: &mut Random) {
+        let mut rest = templates;
+        while !rest.is_empty() {
+            let (batch, tail) = rest.split_at(random.batch().min(rest.len()));
+            rest = tail;
+            let batch: Vec<Words> = batch.iter().map(|line| random.fill(line)).collect();
+            match &batch[..] {
+                [words] => self.step(words),
+                batch => self.transaction(batch),
+            }
+        }
+    }
+
+    /// The commands that have not yet succeeded often enough.
+    fn missing<'n>(&self, needed: &'n [String]) -> Vec<&'n String> {
+        needed.iter().filter(|name| self.successes.get(*name).copied().unwrap_or(0) < SUCCESSES).collect()
+    }
+
     /// All keys hold the same on both, in both databases; the covered ones have their TTLs in the other database too.
     fn check_contents(&mut self) {
         for database in ["1", "0"] {
@@ -291,51 +338,47 @@ fn flatten(value: &Value, texts: &mut Vec<String>) {
     }
 }
 
-fn run(engine: Engine, resp3: bool, seed: u64) {
+fn run(engine: Engine, resp3: bool, seed: u64, rules: Rules) {
     let (bare, guarded) = (Redis::start(engine), Redis::start(engine));
     let observer = Observer::start(&guarded);
-    let mut pair = Pair::start(&bare, &guarded, resp3);
+    let mut pair = Pair::start(&bare, &guarded, resp3, rules);
     let names: Vec<String> = server_commands(&mut bare.client()).into_iter().map(|command| command.name).collect();
+    let needed = templates::write_commands(&mut bare.client());
+    assert!(needed.len() > 100, "{engine:?} has {} write commands", needed.len());
     let mut random = Random::new(seed, &mut bare.client());
     let mut templates: Vec<&str> = templates::ALL.iter().copied().filter(|line| names.contains(&templates::name(line))).collect();
     for round in 0..MOST_ROUNDS {
         random.shuffle(&mut templates);
-        let mut rest = &templates[..];
-        while !rest.is_empty() {
-            let (batch, tail) = rest.split_at(random.batch().min(rest.len()));
-            rest = tail;
-            let batch: Vec<Words> = batch.iter().map(|line| random.fill(line)).collect();
-            match &batch[..] {
-                [words] => pair.step(words),
-                batch => pair.transaction(batch),
-            }
-        }
+        pair.round(&templates, &mut random);
         if round % 10 == 0 {
             pair.check_contents();
         }
-        if round >= SUCCESSES as usize && missing(engine, &pair, &bare).is_empty() {
+        if pair.missing(&needed).is_empty() {
             break;
         }
     }
     pair.check_contents();
-    assert_eq!(missing(engine, &pair, &bare), Vec::<String>::new(), "these succeeded too rarely");
+    assert_eq!(pair.missing(&needed), Vec::<&String>::new(), "these succeeded too rarely");
     observer.finish();
-}
-
-/// The write commands that have not yet succeeded often enough.
-fn missing(engine: Engine, pair: &Pair, server: &Redis) -> Vec<String> {
-    let mut needed = templates::write_commands(&mut server.client());
-    assert!(needed.len() > 100, "{engine:?} has {} write commands", needed.len());
-    needed.retain(|name| pair.successes.get(name).copied().unwrap_or(0) < SUCCESSES);
-    needed
 }
 
 #[test]
 fn no_covered_key_is_without_a_ttl_on_redis() {
-    run(Engine::Redis7, false, 11);
+    run(Engine::Redis7, false, 11, Rules(None));
 }
 
 #[test]
 fn no_covered_key_is_without_a_ttl_on_valkey() {
-    run(Engine::Valkey9, true, 12);
+    run(Engine::Valkey9, true, 12, Rules(None));
+}
+
+#[test]
+fn the_check_catches_what_it_is_for() {
+    for (flaw, word) in
+        [(Flaw::NoDefault, "left [\"c:list"), (Flaw::NoBound, "left [\""), (Flaw::NoRemoval, "left companions of r:")]
+    {
+        let broken = std::panic::catch_unwind(|| run(Engine::Redis7, false, 13, Rules(Some(flaw))));
+        let message = broken.expect_err("a broken engine passed").downcast::<String>().expect("a message");
+        assert!(message.contains(word), "{flaw:?}: {message}");
+    }
 }

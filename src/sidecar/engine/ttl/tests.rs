@@ -22,16 +22,22 @@ impl Coverage for Rules {
     }
 }
 
+/// Where the words of `line` are in it.
+fn ranges_of(line: &str) -> Vec<Range<u32>> {
+    let mut end = 0;
+    let range = |word: &str| {
+        let start = end;
+        end += word.len() as u32 + 1;
+        start..end - 1
+    };
+    line.split(' ').map(range).collect()
+}
+
 /// What is sent instead of `line`, as words with ` | ` between commands. Companions are shown as `<l:KEY>`.
 fn sent(line: &str) -> String {
-    let (mut buffer, mut ranges): (Vec<u8>, Vec<Range<u32>>) = (Vec::new(), Vec::new());
+    let ranges = ranges_of(line);
     let words: Vec<&str> = line.split(' ').collect();
-    for word in &words {
-        let start = buffer.len() as u32;
-        buffer.extend_from_slice(word.as_bytes());
-        ranges.push(start..buffer.len() as u32);
-    }
-    let args = CommandArgs::new(&buffer, &ranges);
+    let args = CommandArgs::new(line.as_bytes(), &ranges);
     let spec = resolve(&args).expect("a command");
     let (mut command, mut planned, mut out) = (Vec::new(), Vec::new(), Vec::new());
     encode::command(&mut command, &words);
@@ -209,4 +215,23 @@ fn writes_of_keys_that_are_loaded_through_remove_the_companions() {
     for line in ["GET r:1", "EXPIRE r:1 5", "GETEX r:1 EX 5", "TOUCH r:1", "SORT r:1"] {
         check_forwarded(line);
     }
+}
+
+#[test]
+fn commands_too_long_to_be_held_are_guarded_whatever_their_options() {
+    let guards_of = |line: &str| {
+        let ranges = ranges_of(line);
+        let args = CommandArgs::new(line.as_bytes(), &ranges);
+        let mut out = Vec::new();
+        let count = guards(&args, resolve(&args).expect("a command"), &Rules, &mut || 0, &mut out);
+        let commands = decode(&out);
+        assert_eq!(commands.len(), count as usize);
+        commands.join(" | ")
+    };
+    let both = "PEXPIRE c:1 100000 NX | PEXPIRE c:1 1000000 LT";
+    assert_eq!(guards_of("SET c:1 cut EX 5"), both);
+    assert_eq!(guards_of("MSET x cut c:1 cut"), both);
+    assert_eq!(guards_of("SET r:1 cut"), "PEXPIRE r:1 100000 NX | PEXPIRE r:1 1000000 LT | UNLINK <l:r:1> <s:r:1> <n:r:1>");
+    assert_eq!(guards_of("SET x cut"), "");
+    assert_eq!(guards_of("GET c:1"), "");
 }
