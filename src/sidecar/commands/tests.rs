@@ -46,7 +46,19 @@ fn every_name_is_found_in_any_case() {
             assert!(std::ptr::eq(spec.subcommand(&words.args()).expect(sub.name), sub));
         }
     }
-    for name in ["", "g", "ge", "gett", "get\0", "g\x05t", "no_such_command_at_all", "set ", "\x7f\x7f\x7f"] {
+    for name in [
+        "",
+        "g",
+        "ge",
+        "gett",
+        "get\0",
+        "g\x05t",
+        "no_such_command_at_all",
+        "set ",
+        "georadiuxbymember_ro",
+        "zremrangebyscorf",
+        "\x7f\x7f\x7f",
+    ] {
         assert_eq!(lookup(name.as_bytes()), None, "{name:?}");
     }
 }

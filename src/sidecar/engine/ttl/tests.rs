@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use proptest::prelude::*;
+
 use super::super::super::commands::resolve;
 use super::super::super::slots::Companion;
 use super::*;
@@ -21,6 +23,94 @@ impl Coverage for Rules {
         2
     }
 }
+
+proptest! {
+    /// Whatever the arguments are, what is sent is well-formed, has the client's command in it, and touches no other key.
+    #[test]
+    fn any_arguments_give_whole_commands(
+        name in prop::sample::select(NAMES),
+        rest in prop::collection::vec(prop::sample::select(WORDS), 0..8),
+    ) {
+        let line = [&[name], &rest[..]].concat().join(" ");
+        let ranges = ranges_of(&line);
+        let args = CommandArgs::new(line.as_bytes(), &ranges);
+        let Ok(spec) = resolve(&args) else { return Ok(()) };
+        let sent = sent(&line);
+        let commands: Vec<&str> = sent.split(" | ").collect();
+        let keys = spec.keys(&args).unwrap_or_default();
+        prop_assert!(keys.iter().all(|key| (key.index as usize) < args.len()));
+        let covered = |key: &KeyAt| Rules.cover(args.get(key.index as usize).unwrap_or_default()).is_some();
+        if !keys.iter().any(covered) {
+            prop_assert_eq!(&commands, &[line.as_str()]);
+        }
+        if commands[0] == "MULTI" {
+            prop_assert_eq!(commands.last(), Some(&"EXEC"));
+            prop_assert!(commands[1].split(' ').next().is_some_and(|first| first == name));
+        }
+    }
+}
+
+const NAMES: &[&str] = &[
+    "SET",
+    "GET",
+    "GETEX",
+    "SETEX",
+    "EXPIRE",
+    "EXPIREAT",
+    "PERSIST",
+    "MSET",
+    "MSETEX",
+    "RESTORE",
+    "COPY",
+    "RENAME",
+    "EVAL",
+    "SORT",
+    "GEORADIUS",
+    "BLMOVE",
+    "BLMPOP",
+    "XREAD",
+    "XREADGROUP",
+    "ZUNIONSTORE",
+    "DEL",
+    "INCR",
+    "OBJECT",
+    "XGROUP",
+    "UNKNOWN.CMD",
+];
+
+const WORDS: &[&str] = &[
+    "c:1",
+    "r:1",
+    "x",
+    "0",
+    "1",
+    "2",
+    "-1",
+    "9223372036854775807",
+    "-9223372036854775808",
+    "99999999999999999999",
+    "NX",
+    "XX",
+    "GT",
+    "GET",
+    "EX",
+    "PX",
+    "EXAT",
+    "KEEPTTL",
+    "PERSIST",
+    "DB",
+    "STORE",
+    "BY",
+    "LIMIT",
+    "STREAMS",
+    "BLOCK",
+    "GROUP",
+    "IFEQ",
+    "ABSTTL",
+    "CREATE",
+    "r:a}{b",
+    "",
+];
 
 /// Where the words of `line` are in it.
 fn ranges_of(line: &str) -> Vec<Range<u32>> {
