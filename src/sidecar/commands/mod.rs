@@ -46,8 +46,9 @@ pub enum Class {
     Split(Join),
     /// May hold its connection; see [`CommandSpec::blocks`].
     Blocking,
-    /// WAIT and WAITAOF: they hold their connection, and concern the writes that the server executed before them. A pinned
-    /// connection that sends any other command first waits for all writes executed until then, whoever made them.
+    /// WAIT and WAITAOF: they hold their connection, and wait for the last write made on it. After a write of its own (a key of
+    /// Larder's that lives a millisecond will do), a pinned connection waits for all that the server executed until then, whoever
+    /// made it. Measured: without one, Valkey 9.1 answers at once, and Redis 7.0 does where the connection sent nothing before.
     Wait(Gather),
     /// MULTI, EXEC, DISCARD, WATCH, UNWATCH.
     Transaction,
