@@ -39,7 +39,6 @@ pub struct ServerCommand {
     pub name: String,
     pub arity: i64,
     pub flags: BTreeSet<String>,
-    pub first_key: i64,
     pub has_key_specs: bool,
 }
 
@@ -71,7 +70,6 @@ pub fn server_commands(client: &mut Client) -> Vec<ServerCommand> {
             name: fields[0].text(),
             arity: fields[1].int(),
             flags: fields[2].items().iter().map(Value::text).collect(),
-            first_key: fields[3].int(),
             has_key_specs: !fields[8].items().is_empty(),
         });
         open.extend(fields[9].items());
@@ -117,7 +115,7 @@ fn check_access(command: &ServerCommand, row: &CommandSpec) {
 
 /// The table takes as many arguments as the most lenient server.
 fn check_arity(name: &str, arities: &[i64]) {
-    let command = ServerCommand { name: name.to_owned(), arity: 0, flags: BTreeSet::new(), first_key: 0, has_key_specs: false };
+    let command = ServerCommand { name: name.to_owned(), arity: 0, flags: BTreeSet::new(), has_key_specs: false };
     let Some(row) = command.row() else { return };
     for count in 1..16usize {
         let accepts = |arity: i64| if arity < 0 { count as i64 >= -arity } else { count as i64 == arity };

@@ -38,22 +38,22 @@ struct Rules(Option<Flaw>);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Flaw {
     /// Lists get no default TTL.
-    NoDefault,
+    ListsKeepNone,
     /// There is no bound.
-    NoBound,
+    Unbounded,
     /// Companions stay.
-    NoRemoval,
+    CompanionsStay,
 }
 
 impl Coverage for Rules {
     fn cover(&self, key: &[u8]) -> Option<Cover> {
         let loaded_through = key.starts_with(b"r:");
         let covered = loaded_through || key.starts_with(b"c:") || key.starts_with(b"b:");
-        if !covered || (self.0 == Some(Flaw::NoDefault) && key.starts_with(b"c:list")) {
+        if !covered || (self.0 == Some(Flaw::ListsKeepNone) && key.starts_with(b"c:list")) {
             return None;
         }
-        let max = if self.0 == Some(Flaw::NoBound) { Span::MAX } else { LIFETIME.max };
-        let companions = loaded_through && self.0 != Some(Flaw::NoRemoval);
+        let max = if self.0 == Some(Flaw::Unbounded) { Span::MAX } else { LIFETIME.max };
+        let companions = loaded_through && self.0 != Some(Flaw::CompanionsStay);
         Some(Cover { lifetime: Lifetime { max, ..LIFETIME }, companions })
     }
 }
@@ -375,7 +375,7 @@ fn no_covered_key_is_without_a_ttl_on_valkey() {
 #[test]
 fn the_check_catches_what_it_is_for() {
     for (flaw, word) in
-        [(Flaw::NoDefault, "left [\"c:list"), (Flaw::NoBound, "left [\""), (Flaw::NoRemoval, "left companions of r:")]
+        [(Flaw::ListsKeepNone, "left [\"c:list"), (Flaw::Unbounded, "left [\""), (Flaw::CompanionsStay, "left companions of r:")]
     {
         let broken = std::panic::catch_unwind(|| run(Engine::Redis7, false, 13, Rules(Some(flaw))));
         let message = broken.expect_err("a broken engine passed").downcast::<String>().expect("a message");
