@@ -133,15 +133,15 @@ pub fn run(kind: Kind, setting: &Setting) -> Result<Phase, DemoError> {
 }
 
 fn start(kind: Kind, setting: &Setting) -> Result<Servers, DemoError> {
-    let work: &Path = setting.work.path();
+    let logs: &Path = &setting.config.report;
     Ok(match kind {
         Kind::None => Servers::None,
-        Kind::Aside => Servers::Aside(PlainRedis::start(&setting.config.server_program(), work)?),
+        Kind::Aside => Servers::Aside(PlainRedis::start(&setting.config.server_program(), logs)?),
         Kind::Larder => {
-            let manifests = work.join("manifests");
+            let manifests = setting.work.path().join("manifests");
             write_manifests(&manifests, setting.origin.address, setting.config.ttls)?;
             let server = setting.config.server.as_deref();
-            Servers::Larder(Tier::start(&setting.config.larder, &manifests, setting.config.sidecars, server)?)
+            Servers::Larder(Tier::start(&setting.config.larder, &manifests, logs, setting.config.sidecars, server)?)
         }
     })
 }

@@ -29,12 +29,14 @@ pub enum ProcessError {
         why: std::io::Error,
     },
     /// It ended, or was not ready in time.
-    #[error("{program} was not ready within {START_TIMEOUT:?}; what it wrote is in {}", log.display())]
+    #[error("{program} ended, or was not ready within {START_TIMEOUT:?}; {} ends with: {said}", log.display())]
     NotReady {
         /// What was run.
         program: String,
-        /// Where its standard error went.
+        /// Where its output went.
         log: PathBuf,
+        /// The last of it.
+        said: String,
     },
     /// A file that it needs could not be written.
     #[error("{} cannot be written: {why}", path.display())]
@@ -82,6 +84,13 @@ fn file_error(path: &Path) -> impl FnOnce(std::io::Error) -> ProcessError {
     move |why| ProcessError::File { path: path.to_owned(), why }
 }
 
+fn not_ready(program: &str, log: PathBuf) -> ProcessError {
+    let text = std::fs::read_to_string(&log).unwrap_or_default();
+    let lines: Vec<_> = text.lines().rev().take(3).collect();
+    let said = lines.into_iter().rev().collect::<Vec<_>>().join(" / ");
+    ProcessError::NotReady { program: program.to_owned(), log, said }
+}
+
 /// A Redis server without replicas, persistence or Larder.
 pub struct PlainRedis {
     port: u16,
@@ -89,19 +98,18 @@ pub struct PlainRedis {
 }
 
 impl PlainRedis {
-    /// Starts `program` in `dir` and waits until it answers.
+    /// Starts `program`, with its log in `logs`, and waits until it answers.
     ///
     /// # Errors
     /// Where it does not start or answer.
-    pub fn start(program: &Path, dir: &Path) -> Result<Self, ProcessError> {
+    pub fn start(program: &Path, logs: &Path) -> Result<Self, ProcessError> {
         let shown = program.display().to_string();
         let start_error = |why| ProcessError::Start { program: shown.clone(), why };
         let port = free_ports(1).map_err(start_error)?;
-        let log = dir.join("plain-redis.log");
+        let log = logs.join("plain-redis.log");
         let output = File::create(&log).map_err(file_error(&log))?;
         let child = Command::new(program)
             .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"])
-            .current_dir(dir)
             .stdin(Stdio::null())
             .stdout(output)
             .stderr(Stdio::null())
@@ -117,7 +125,7 @@ impl PlainRedis {
             }
             thread::sleep(Duration::from_millis(20));
         }
-        Err(ProcessError::NotReady { program: shown, log })
+        Err(not_ready(&shown, log))
     }
 
     /// Its address as clients write it.
@@ -134,16 +142,22 @@ pub struct Tier {
 }
 
 impl Tier {
-    /// Runs `larder dev` on `manifests` and waits for its `ready:` lines.
+    /// Runs `larder dev` on `manifests`, with its log in `logs`, and waits for its `ready:` lines.
     ///
     /// # Errors
     /// Where it does not start, or not all sidecars become ready.
-    pub fn start(larder: &Path, manifests: &Path, sidecars: u16, server: Option<&Path>) -> Result<Self, ProcessError> {
-        let program = "larder dev".to_owned();
-        let start_error = |why| ProcessError::Start { program: "larder dev".to_owned(), why };
+    pub fn start(
+        larder: &Path,
+        manifests: &Path,
+        logs: &Path,
+        sidecars: u16,
+        server: Option<&Path>,
+    ) -> Result<Self, ProcessError> {
+        const PROGRAM: &str = "larder dev";
+        let start_error = |why| ProcessError::Start { program: PROGRAM.to_owned(), why };
         let listen = free_ports(sidecars).map_err(start_error)?;
         let admin = free_ports(sidecars).map_err(start_error)?;
-        let log = manifests.with_extension("log");
+        let log = logs.join("larder-dev.log");
         let stderr = File::create(&log).map_err(file_error(&log))?;
         let mut command = Command::new(larder);
         command.arg("dev").arg("-f").arg(manifests);
@@ -169,7 +183,7 @@ impl Tier {
         while urls.len() < usize::from(sidecars) {
             match lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
                 Ok(url) => urls.push(url),
-                Err(_) => return Err(ProcessError::NotReady { program, log }),
+                Err(_) => return Err(not_ready(PROGRAM, log)),
             }
         }
         Ok(Self { urls, _process: process })

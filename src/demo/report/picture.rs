@@ -54,8 +54,9 @@ fn draw_latency(area: &Area<'_>, phases: &[Phase]) -> Drawn {
     chart
         .configure_mesh()
         .disable_x_mesh()
+        .max_light_lines(0)
         .x_desc("ms")
-        .y_desc("%")
+        .y_label_formatter(&|share| format!("{share:.0} %"))
         .x_label_formatter(&|ms| format!("{ms}"))
         .label_style(FONT)
         .draw()?;
@@ -91,7 +92,7 @@ fn draw_queries(area: &Area<'_>, phases: &[Phase]) -> Drawn {
         .x_label_area_size(36)
         .y_label_area_size(44)
         .build_cartesian_2d(0.0..end, 0.0..most * 1.1)?;
-    chart.configure_mesh().disable_x_mesh().x_desc("s").label_style(FONT).draw()?;
+    chart.configure_mesh().disable_x_mesh().max_light_lines(0).x_desc("s").label_style(FONT).draw()?;
     for (kind, points) in curves {
         chart.draw_series(LineSeries::new(points, colour(kind).stroke_width(2)))?;
     }
@@ -126,6 +127,7 @@ fn draw_throughput(area: &Area<'_>, report: &Report) -> Drawn {
     chart
         .configure_mesh()
         .disable_x_mesh()
+        .max_light_lines(0)
         .disable_x_axis()
         .y_desc("answers a second")
         .y_label_formatter(&|value| format!("{value}"))
