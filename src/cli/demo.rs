@@ -54,8 +54,7 @@ pub fn run(args: Args) -> Outcome {
         length,
         rate: f64::from(args.rate),
         clients: usize::from(args.clients),
-        // A seventh of the phase, so that every board expires at least five times in it.
-        ttls: Ttls { board: (length / 7).max(Duration::from_secs(1)), flight: Duration::from_secs(600) },
+        ttls: Ttls { board: board_ttl(args.seconds), flight: Duration::from_secs(600) },
         sidecars: 2,
         database: args.database.or_else(|| std::env::var("LARDER_DEMO_DATABASE").ok()),
         rows: args.rows,
@@ -69,6 +68,11 @@ pub fn run(args: Args) -> Outcome {
         Ok(false) => Ok(ExitCode::FAILURE),
         Err(error) => Err(Failure::new(&error, next_step(&error))),
     }
+}
+
+/// A seventh of the phase in steps of 100 ms, so that every board expires at least five times in it; at least a second.
+fn board_ttl(seconds: u64) -> Duration {
+    Duration::from_millis(seconds * 10 / 7 * 100).max(Duration::from_secs(1))
 }
 
 fn next_step(error: &DemoError) -> &'static str {
