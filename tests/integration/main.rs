@@ -3,6 +3,7 @@
 
 mod check;
 mod command_table;
+mod demo;
 mod dev_lifecycle;
 mod dev_topologies;
 mod discovery;
