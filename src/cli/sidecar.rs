@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use super::{Failure, Outcome};
 use crate::policy::Span;
+use crate::sidecar::reload::PolicyError;
 use crate::sidecar::server::{self, Config, StartError};
 
 /// Serve Redis clients under a policy, beside a workload
@@ -51,12 +52,12 @@ pub fn run(args: Args) -> Outcome {
 
 fn next_step(error: &StartError) -> &'static str {
     match error {
-        StartError::Read { .. } => "name the file that the control plane writes with --snapshot",
-        StartError::Snapshot { .. } | StartError::Address(_) | StartError::Origin(_) => {
-            "correct the policy it was made from, and have it written again"
+        StartError::Policy { source: PolicyError::File(_), .. } => "name the file that the control plane writes with --snapshot",
+        StartError::Policy { source: PolicyError::Access(_), .. } => {
+            "correct the file; a sidecar starts only with keys that it can use"
         }
-        StartError::Access(_) => "correct the file; a sidecar starts only with keys that it can use",
-        StartError::Listen { .. } => "choose another address, or stop what listens there",
+        StartError::Policy { .. } => "correct the policy it was made from, and have it written again",
+        StartError::Listen { .. } | StartError::Admin(_) => "choose another address, or stop what listens there",
         StartError::Io(_) => "raise the limits on threads and open files",
     }
 }

@@ -125,6 +125,28 @@ pub enum Unmatched {
     Refuse {},
 }
 
+impl Strategy {
+    /// As it is written in a CachePolicy.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Bypass {} => "Bypass",
+            Self::CacheAside { .. } => "CacheAside",
+            Self::ReadThrough(_) => "ReadThrough",
+        }
+    }
+}
+
+impl Unmatched {
+    /// As it is written in a CachePolicy.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Bypass {} => "Bypass",
+            Self::Ttl(_) => "Ttl",
+            Self::Refuse {} => "Refuse",
+        }
+    }
+}
+
 impl Rule {
     /// The lifetime of covered keys, where the rule has one.
     pub fn lifetime(&self) -> Option<&Lifetime> {

@@ -1,32 +1,195 @@
-//! What a worker counts.
+//! What a worker counts: the seam between the data path and telemetry.
 
-use super::policy::RuleId;
+use std::cell::{Cell, RefCell};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::policy::{ActivePolicy, RuleId};
 use super::upstream::node::NodeAddr;
+use crate::telemetry::metrics::{MetricsHub, NodeMeter, RuleCounters, WorkerMetrics};
+use crate::telemetry::slow_log::SlowLog;
+
+/// Commands that took this long are noted in the slow log.
+pub const SLOW_MS: u32 = 200;
+const SLOW_LINES_PER_SECOND: u32 = 5;
+/// One command in so many is timed.
+const SAMPLE_EVERY: u64 = 64;
 
 /// One worker's counters.
-#[derive(Debug, Default)]
-pub struct Meter {}
+#[derive(Debug)]
+pub struct Meter {
+    metrics: RefCell<WorkerMetrics>,
+    slow: RefCell<SlowLog>,
+}
 
 impl Meter {
+    /// The counters of another worker of `hub`.
+    pub fn new(hub: &MetricsHub) -> Self {
+        let slow = SlowLog::new(Duration::from_millis(u64::from(SLOW_MS)), SLOW_LINES_PER_SECOND);
+        Self { metrics: RefCell::new(hub.worker()), slow: RefCell::new(slow) }
+    }
+
+    /// Counts for the rules of `policy` from now on.
+    pub fn adopt(&self, policy: &ActivePolicy) {
+        let names = policy.snapshot().rules.iter().map(|rule| rule.name.as_str());
+        self.metrics.borrow_mut().set_rules(names);
+    }
+
+    #[inline]
+    fn on_rule(&self, rule: RuleId, count: impl FnOnce(&RuleCounters)) {
+        count(self.metrics.borrow().rule(usize::from(rule)));
+    }
+
     /// A read was answered; null is a miss.
     #[inline]
-    pub fn count_read(&self, _rule: RuleId, _null: bool) {}
+    pub fn count_read(&self, rule: RuleId, null: bool) {
+        self.on_rule(rule, |counters| if null { counters.misses.inc() } else { counters.hits.inc() });
+    }
+
     /// A load began.
-    pub fn load(&self, _rule: RuleId) {}
+    pub fn load(&self, rule: RuleId) {
+        self.on_rule(rule, |counters| counters.loads.inc());
+    }
+
     /// A load failed.
-    pub fn load_error(&self, _rule: RuleId) {}
-    /// A read waited for a load that another had begun.
-    pub fn coalesced(&self, _rule: RuleId) {}
+    pub fn load_error(&self, rule: RuleId) {
+        self.on_rule(rule, |counters| counters.load_errors.inc());
+    }
+
+    /// A read needed the origin's data, and another's load served it.
+    pub fn coalesced(&self, rule: RuleId) {
+        self.on_rule(rule, |counters| {
+            counters.coalesced.inc();
+            counters.loads_saved.inc();
+        });
+    }
+
     /// A read was served a stale copy.
-    pub fn stale(&self, _rule: RuleId) {}
+    pub fn stale(&self, rule: RuleId) {
+        self.on_rule(rule, |counters| {
+            counters.stale.inc();
+            counters.loads_saved.inc();
+        });
+    }
+
     /// A read was answered by a negative entry.
-    pub fn negative(&self, _rule: RuleId) {}
-    /// A connection ended.
-    pub fn reconnect(&self, _node: &NodeAddr) {}
+    pub fn negative(&self, rule: RuleId) {
+        self.on_rule(rule, |counters| {
+            counters.negative.inc();
+            counters.loads_saved.inc();
+        });
+    }
+
+    /// A read of a key that is loaded through was a hit.
+    #[inline]
+    pub fn load_saved(&self, rule: RuleId) {
+        self.on_rule(rule, |counters| counters.loads_saved.inc());
+    }
+
+    /// A write was given what keeps its keys within their TTLs.
+    pub fn ttl_added(&self, rule: RuleId) {
+        self.on_rule(rule, |counters| counters.ttl_added.inc());
+    }
+
+    /// The counters of a node, to be kept beside a connection to it.
+    pub fn node(&self, node: &NodeAddr) -> Arc<NodeMeter> {
+        self.metrics.borrow().node(&node.to_string())
+    }
+
     /// A redirect was followed.
-    pub fn redirect(&self) {}
+    pub fn redirect(&self) {
+        self.metrics.borrow().process().redirects.inc();
+    }
+
+    /// A command is sent again.
+    pub fn retry(&self) {
+        self.metrics.borrow().process().retries.inc();
+    }
+
     /// A client came.
-    pub fn client_came(&self) {}
+    pub fn client_came(&self) {
+        let metrics = self.metrics.borrow();
+        metrics.process().clients_accepted.inc();
+        metrics.clients().inc();
+    }
+
     /// A client left.
-    pub fn client_left(&self) {}
+    pub fn client_left(&self) {
+        self.metrics.borrow().clients().dec();
+    }
+
+    /// A client was turned away.
+    pub fn client_rejected(&self) {
+        self.metrics.borrow().process().clients_rejected.inc();
+    }
+
+    /// Bytes came from a client.
+    #[inline]
+    pub fn client_bytes(&self, count: usize) {
+        self.metrics.borrow().process().client_bytes_received.add(count as u64);
+    }
+
+    /// Bytes came from a server.
+    #[inline]
+    pub fn upstream_bytes(&self, count: usize) {
+        self.metrics.borrow().process().upstream_bytes_received.add(count as u64);
+    }
+
+    /// Notes a slow command.
+    #[cold]
+    pub fn slow(&self, took_ms: u32, command: &[u8]) {
+        let name = String::from_utf8_lossy(&command[..command.len().min(32)]).to_ascii_uppercase();
+        self.slow.borrow_mut().note(Duration::from_millis(u64::from(took_ms)), &name, None);
+    }
+
+    fn record(&self, proxy: Duration, upstream: Duration) {
+        let metrics = self.metrics.borrow();
+        metrics.record_proxy(proxy.as_nanos() as u64);
+        metrics.record_upstream(upstream.as_nanos() as u64);
+    }
+}
+
+/// Times one command in [`SAMPLE_EVERY`] on its way through a connection: one at a time.
+#[derive(Debug, Default)]
+pub struct Sampler(Cell<Option<Sample>>);
+
+#[derive(Debug, Clone, Copy)]
+struct Sample {
+    /// The command's number on its connection.
+    number: u64,
+    queued: Instant,
+    written: Option<Instant>,
+}
+
+impl Sampler {
+    /// The command `number` is queued.
+    #[inline]
+    pub fn on_queued(&self, number: u64) {
+        if number.is_multiple_of(SAMPLE_EVERY) && self.0.get().is_none() {
+            self.0.set(Some(Sample { number, queued: Instant::now(), written: None }));
+        }
+    }
+
+    /// All that is queued is written.
+    #[inline]
+    pub fn on_written(&self) {
+        if let Some(sample) = self.0.get()
+            && sample.written.is_none()
+        {
+            self.0.set(Some(Sample { written: Some(Instant::now()), ..sample }));
+        }
+    }
+
+    /// The command `number` is answered.
+    #[inline]
+    pub fn on_answered(&self, number: u64, meter: &Meter) {
+        if let Some(sample) = self.0.get()
+            && sample.number <= number
+        {
+            if let Some(written) = sample.written {
+                meter.record(written - sample.queued, written.elapsed());
+            }
+            self.0.set(None);
+        }
+    }
 }

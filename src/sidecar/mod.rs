@@ -10,6 +10,7 @@ pub mod files;
 pub mod meter;
 pub mod patterns;
 pub mod policy;
+pub mod reload;
 pub mod resp;
 pub mod server;
 pub mod session;

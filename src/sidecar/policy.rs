@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use serde_json::json;
+
 use super::engine::ttl::{Cover, Coverage};
 use crate::origin::{Loader, OriginError, Origins};
 use crate::policy::snapshot::{Allow, Topology};
@@ -106,6 +108,34 @@ impl ActivePolicy {
                 Unmatched::Ttl(lifetime) => Some(*lifetime),
                 Unmatched::Bypass {} | Unmatched::Refuse {} => None,
             },
+        }
+    }
+
+    /// Which rule covers `key`, what it does, and why.
+    pub fn explain(&self, key: &[u8]) -> serde_json::Value {
+        let id = self.find(key);
+        let lifetime = self
+            .lifetime_of(id)
+            .map(|lifetime| json!({ "default": lifetime.default, "max": lifetime.max, "jitter": lifetime.jitter }));
+        let shown = String::from_utf8_lossy(key);
+        match self.rule(id) {
+            Some(rule) => {
+                let parts: serde_json::Map<String, serde_json::Value> =
+                    rule.keys.captures(key).map_or_else(Default::default, |found| {
+                        let text = |range: std::ops::Range<usize>| String::from_utf8_lossy(&key[range]).into_owned();
+                        rule.keys.parts().zip(found).map(|(name, range)| (name.to_owned(), text(range).into())).collect()
+                    });
+                json!({
+                    "key": shown, "rule": rule.name, "pattern": rule.keys, "parts": parts,
+                    "strategy": rule.strategy.name(), "ttl": lifetime,
+                    "why": format!("the first rule whose pattern covers the key is `{}`, number {} of {}",
+                        rule.name, id + 1, self.snapshot.rules.len()),
+                })
+            }
+            None => json!({
+                "key": shown, "rule": null, "strategy": self.snapshot.unmatched.name(), "ttl": lifetime,
+                "why": "no rule covers the key: `unmatched` decides",
+            }),
         }
     }
 

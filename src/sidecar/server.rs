@@ -1,4 +1,4 @@
-//! The process: threads, listeners, what is watched, and the end.
+//! The process: threads, listeners, and the end.
 
 use std::io;
 use std::net::SocketAddr;
@@ -15,17 +15,17 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::task::LocalSet;
 
-use super::access_files::{AccessError, open_access};
+use super::admin::{self, AdminError, AdminListeners, Explanation, Introspect};
 use super::meter::Meter;
 use super::policy::ActivePolicy;
+use super::reload::{InForce, Policies, PolicyError, Told};
 use super::session::{ClientReader, ClientWriter, Ending, Reader, Session, split_tcp, split_unix};
-use super::upstream::access::Access;
-use super::upstream::discovery::{Discovery, Refresh};
+use super::upstream::discovery::Refresh;
 use super::upstream::view::View;
 use super::worker::{Outside, Worker};
-use crate::origin::{OriginError, Origins};
-use crate::policy::{Snapshot, SnapshotError};
+use crate::policy::Snapshot;
 use crate::telemetry::background::Background;
+use crate::telemetry::metrics::MetricsHub;
 
 /// The most clients of one worker; more are told so and closed, as by Redis.
 const MOST_CLIENTS: usize = 10_000;
@@ -53,25 +53,14 @@ pub struct Config {
 /// Why a sidecar does not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// A file cannot be read.
-    #[error("cannot read {}: {source}", path.display())]
-    Read {
-        /// Which.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
-    /// The snapshot is refused.
+    /// The snapshot, or what it names, cannot come into force.
     #[error("{}: {source}", path.display())]
-    Snapshot {
-        /// Where it is.
+    Policy {
+        /// Where the snapshot is.
         path: PathBuf,
         /// Why.
-        source: SnapshotError,
+        source: PolicyError,
     },
-    /// A password or a certificate cannot be used.
-    #[error(transparent)]
-    Access(#[from] AccessError),
     /// An address cannot be listened on.
     #[error("cannot listen on {address}: {source}")]
     Listen {
@@ -80,12 +69,9 @@ pub enum StartError {
         /// Why.
         source: io::Error,
     },
-    /// An origin, or a rule's question to it, cannot be used.
-    #[error("the snapshot's origins: {0}")]
-    Origin(#[from] OriginError),
-    /// The snapshot names an address that is none.
-    #[error("the snapshot's cluster: {0}")]
-    Address(#[from] super::upstream::node::NodeAddrError),
+    /// The admin addresses cannot be listened on.
+    #[error(transparent)]
+    Admin(#[from] AdminError),
     /// The system refuses a thread or a runtime.
     #[error("cannot start: {0}")]
     Io(#[from] io::Error),
@@ -102,12 +88,10 @@ enum Stage {
 /// What each worker hears from outside.
 #[derive(Clone)]
 struct Feeds {
-    policy: watch::Receiver<Arc<ActivePolicy>>,
-    view: watch::Receiver<Arc<View>>,
+    told: Told,
     stage: watch::Receiver<Stage>,
-    access: Access,
-    refresh: Refresh,
     origins: Handle,
+    metrics: Arc<MetricsHub>,
 }
 
 struct Listeners {
@@ -117,27 +101,27 @@ struct Listeners {
 
 /// Runs a sidecar until it is told to stop. Everything is parsed and checked before a port opens.
 pub fn run(config: &Config) -> Result<(), StartError> {
-    let snapshot = Arc::new(read_snapshot(&config.snapshot)?);
-    let origins = Origins::new(&snapshot.origins)?;
-    let policy = Arc::new(ActivePolicy::new(snapshot, &origins)?);
-    let listeners = (0..config.workers).map(|index| Listeners::open(config, index)).collect::<Result<Vec<_>, _>>()?;
     let background = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    background.block_on(supervise(config, policy, listeners))
+    background.block_on(supervise(config))
 }
 
-async fn supervise(config: &Config, policy: Arc<ActivePolicy>, listeners: Vec<Listeners>) -> Result<(), StartError> {
+async fn supervise(config: &Config) -> Result<(), StartError> {
     let counters = Arc::new(Background::default());
-    let cluster_access = open_access(&policy.snapshot().cluster, counters.clone()).await?;
-    let access = cluster_access.servers.clone();
-    let (_discovery, view, refresh) = Discovery::start(&policy.snapshot().cluster, cluster_access, counters)?;
-    let (_policies, policy) = watch::channel(policy);
+    let metrics = Arc::new(MetricsHub::new(counters.clone()));
+    let opened = Policies::open(&config.snapshot, counters).await;
+    let (policies, told) = opened.map_err(|source| StartError::Policy { path: config.snapshot.clone(), source })?;
+    let listeners = (0..config.workers).map(|index| Listeners::open(config, index)).collect::<Result<Vec<_>, _>>()?;
+    let admin = AdminListeners::open(config.admin, config.admin_socket.as_deref())?;
     let (stages, stage) = watch::channel(Stage::Serving);
-    let feeds = Feeds { policy, view, stage, access, refresh, origins: Handle::current() };
+    let feeds = Feeds { told: told.clone(), stage, origins: Handle::current(), metrics: metrics.clone() };
     let mut threads = Vec::new();
     for (index, listeners) in listeners.into_iter().enumerate() {
         let feeds = feeds.clone();
         threads.push(std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || serve(feeds, listeners))?);
     }
+    let (_stop_admin, admin_stop) = watch::channel(false);
+    let serving_admin = tokio::spawn(admin::serve(admin, Arc::new(Insight(told)), metrics, admin_stop));
+    let following = tokio::spawn(policies.follow());
     stop_signal().await?;
     tracing::info!("draining");
     stages.send_replace(Stage::Draining);
@@ -145,15 +129,33 @@ async fn supervise(config: &Config, policy: Arc<ActivePolicy>, listeners: Vec<Li
     if tokio::time::timeout(config.drain, finished).await.is_err() {
         stages.send_replace(Stage::Over);
     }
+    serving_admin.abort();
+    following.abort();
     if let Some(path) = &config.socket {
         let _ = std::fs::remove_file(path);
     }
     Ok(())
 }
 
-fn read_snapshot(path: &Path) -> Result<Snapshot, StartError> {
-    let json = std::fs::read(path).map_err(|source| StartError::Read { path: path.to_owned(), source })?;
-    Snapshot::parse(&json).map_err(|source| StartError::Snapshot { path: path.to_owned(), source })
+/// What the admin server may ask.
+struct Insight(Told);
+
+impl Introspect for Insight {
+    fn readiness(&self) -> Result<(), String> {
+        match self.0.view.borrow().kind.is_usable() {
+            true => Ok(()),
+            false => Err("no server of the cluster has been found yet".to_owned()),
+        }
+    }
+
+    fn policy(&self) -> Arc<Snapshot> {
+        self.0.in_force.borrow().policy.snapshot().clone()
+    }
+
+    fn explain(&self, key: Vec<u8>) -> Explanation {
+        let explained = self.0.in_force.borrow().policy.explain(&key);
+        Box::pin(std::future::ready(Some(explained)))
+    }
 }
 
 async fn stop_signal() -> io::Result<()> {
@@ -221,15 +223,19 @@ impl Outside for FromBackground {
 }
 
 async fn work(feeds: Feeds, listeners: Listeners) {
-    let Feeds { mut policy, mut view, mut stage, access, refresh, origins } = feeds;
-    let active = Rc::new(ActivePolicy::clone(&policy.borrow_and_update()));
-    let worker = Worker::new(active, access, Arc::new(FromBackground(refresh)), origins, Meter::default());
-    worker.router().adopt(&worker, &view.borrow_and_update().clone());
+    let Feeds { told: Told { mut in_force, mut view, refresh }, mut stage, origins, metrics } = feeds;
+    let InForce { policy, access } = in_force.borrow_and_update().clone();
+    let policy = Rc::new(ActivePolicy::clone(&policy));
+    let worker = Worker::new(policy, access, Arc::new(FromBackground(refresh)), origins, Meter::new(&metrics));
+    worker.router().adopt(&worker, &View::clone(&view.borrow_and_update()));
     tokio::task::spawn_local(worker.clone().tick_forever());
     let accepting = [accept_tcp(&worker, listeners.tcp), accept_unix(&worker, listeners.unix)];
     loop {
         tokio::select! {
-            Ok(()) = policy.changed() => worker.set_policy(Rc::new(ActivePolicy::clone(&policy.borrow_and_update()))),
+            Ok(()) = in_force.changed() => {
+                let InForce { policy, access } = in_force.borrow_and_update().clone();
+                worker.set_policy(Rc::new(ActivePolicy::clone(&policy)), access);
+            }
             Ok(()) = view.changed() => {
                 let view = view.borrow_and_update().clone();
                 worker.router().adopt(&worker, &view);
@@ -297,6 +303,7 @@ async fn pause_accepting(error: &io::Error) {
 fn admit(worker: &Rc<Worker>, (reader, writer): (ClientReader, ClientWriter)) {
     static NEXT_ID: AtomicU64 = AtomicU64::new(1);
     if worker.clients() >= MOST_CLIENTS {
+        worker.metrics().client_rejected();
         let _ = writer.try_write(b"-ERR max number of clients reached\r\n");
         return;
     }

@@ -36,7 +36,7 @@ pub trait Outside {
 
 /// One worker's state. Everything a client or a connection needs is reached from here, without locks.
 pub struct Worker {
-    access: Access,
+    access: RefCell<Access>,
     outside: Arc<dyn Outside + Send + Sync>,
     router: Router,
     policy: RefCell<Rc<ActivePolicy>>,
@@ -79,8 +79,9 @@ impl Worker {
         origins: Handle,
         meter: Meter,
     ) -> Rc<Self> {
+        meter.adopt(&policy);
         Rc::new(Self {
-            access,
+            access: RefCell::new(access),
             outside,
             router: Router::default(),
             policy: RefCell::new(policy),
@@ -110,8 +111,10 @@ impl Worker {
     }
 
     /// Puts another policy in force; commands that are under way keep what was decided.
-    pub fn set_policy(&self, policy: Rc<ActivePolicy>) {
+    pub fn set_policy(&self, policy: Rc<ActivePolicy>, access: Access) {
+        self.meter.adopt(&policy);
         *self.policy.borrow_mut() = policy;
+        *self.access.borrow_mut() = access;
     }
 
     /// Whether keys have slots.
@@ -121,8 +124,8 @@ impl Worker {
     }
 
     /// The keys for new connections.
-    pub fn access(&self) -> &Access {
-        &self.access
+    pub fn access(&self) -> Access {
+        self.access.borrow().clone()
     }
 
     /// The buffer that sockets are read into. Borrowed only within one poll.
@@ -223,6 +226,7 @@ impl Worker {
         if self.now().wrapping_sub(recovered.pending.since) > self.patience() {
             return self.fail_unreachable(recovered, None);
         }
+        self.meter.retry();
         let Recovered { mut pending, bytes, .. } = recovered;
         if let Sink::Transaction(transaction) = &mut pending.sink {
             transaction.error = None;

@@ -112,6 +112,9 @@ pub fn submit_write(session: &Rc<Session>, request: &Request<'_>, slot: u16, sin
         if plan == TtlPlan::Forward {
             return worker.submit(&[request.raw], pending);
         }
+        if let Some(key) = request.spec.first_key(&request.args) {
+            worker.metrics().ttl_added(policy.find(key));
+        }
         wire.clear();
         pending.expects = plan.write(request.raw, request.args.len(), planned, wire) as u16;
         if pending.expects > 1 {

@@ -126,6 +126,7 @@ impl Reader {
             Poll::Ready(Ok(())) if buffer.filled().is_empty() => self.session.end(Ending::Draining),
             Poll::Ready(Ok(())) => {}
         }
+        self.session.worker().metrics().client_bytes(buffer.filled().len());
         if !self.inbox.is_empty() {
             self.inbox.extend_from_slice(buffer.filled());
             return Poll::Ready(self.take_inbox());

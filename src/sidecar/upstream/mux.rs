@@ -8,6 +8,7 @@ use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
@@ -18,9 +19,12 @@ use super::dial::{self, DialError, Link};
 use super::node::NodeAddr;
 use super::queue::{Pending, Queue, Recovered};
 use super::sink::{Answer, OnReply, Sink};
+use crate::sidecar::engine::ttl::MULTI;
+use crate::sidecar::meter::{SLOW_MS, Sampler};
 use crate::sidecar::resp::{Protocol, ReplyScanner, encode, reply};
 use crate::sidecar::session::Session;
 use crate::sidecar::worker::{SCRATCH_BYTES, Worker};
+use crate::telemetry::metrics::NodeMeter;
 
 /// Commands that wait for one connection may take this much memory before clients are made to wait.
 const FULL_BYTES: usize = 4 * 1024 * 1024;
@@ -63,6 +67,8 @@ pub struct Mux {
     waiting: RefCell<Vec<Rc<Session>>>,
     /// A slow client that is waited for, and until when.
     stalled: RefCell<Option<(Rc<Session>, u32)>>,
+    counters: Arc<NodeMeter>,
+    sampler: Sampler,
     /// When the server last gave a sign of life, on the worker's clock.
     heard: Cell<u32>,
 }
@@ -88,6 +94,8 @@ impl Mux {
     /// A connection to `node` that comes about by itself.
     pub fn start(worker: &Rc<Worker>, node: NodeAddr, lane: Lane) -> Rc<Self> {
         let mux = Rc::new(Self {
+            counters: worker.metrics().node(&node),
+            sampler: Sampler::default(),
             node,
             lane,
             queue: RefCell::default(),
@@ -110,6 +118,8 @@ impl Mux {
     pub fn push(&self, parts: &[&[u8]], pending: Pending) {
         self.queue.borrow_mut().push(parts, pending);
         self.pushed.set(self.pushed.get() + 1);
+        self.sampler.on_queued(self.pushed.get());
+        self.counters.counters.requests.inc();
         self.schedule();
     }
 
@@ -204,7 +214,7 @@ async fn run(mux: Rc<Mux>, worker: Rc<Worker>) {
                 if !matches!(broken, Broken::Retired) {
                     tracing::warn!(node = %mux.node, error = %broken, "lost a server connection");
                 }
-                worker.metrics().reconnect(&mux.node);
+                mux.counters.counters.reconnects.inc();
             }
             Err(error) => report_dial(&mux, &error),
         }
@@ -222,9 +232,9 @@ async fn open(mux: &Mux, worker: &Worker) -> Result<Link, DialError> {
     let deadline = Instant::now() + DIAL_TIMEOUT;
     let (access, protocol) = (worker.access(), mux.lane.protocol);
     let mut link = if worker.is_cluster() {
-        dial::dial(&mux.node, access, protocol, deadline).await?
+        dial::dial(&mux.node, &access, protocol, deadline).await?
     } else {
-        dial::dial_primary(&mux.node, access, protocol, deadline).await?
+        dial::dial_primary(&mux.node, &access, protocol, deadline).await?
     };
     if mux.lane.database > 0 {
         let selected = tokio::time::timeout_at(deadline, select(&mut link, mux.lane.database)).await;
@@ -318,6 +328,9 @@ impl<'a> Connection<'a> {
                 Poll::Pending => break,
             }
         }
+        if queue.unsent().is_empty() {
+            self.mux.sampler.on_written();
+        }
         // TLS buffers records of its own.
         match Pin::new(&mut self.link).poll_flush(cx) {
             Poll::Ready(Err(error)) => Err(error.into()),
@@ -340,6 +353,7 @@ impl<'a> Connection<'a> {
                 Poll::Ready(Ok(())) => {}
             }
             self.mux.heard.set(self.worker.now());
+            self.worker.metrics().upstream_bytes(buffer.filled().len());
             if let Err(broken) = self.take(buffer.filled()) {
                 return Poll::Ready(broken);
             }
@@ -454,9 +468,14 @@ impl<'a> Connection<'a> {
             self.on_unusual_reply(bytes);
             return Ok(());
         }
+        let took = self.worker.now().wrapping_sub(front.since);
+        if took >= SLOW_MS {
+            self.worker.metrics().slow(took, command_name(queue.front_bytes()));
+        }
         let pending = queue.pop();
         drop(queue);
         self.mux.answered.set(self.mux.answered.get() + 1);
+        self.mux.sampler.on_answered(self.mux.answered.get(), self.worker.metrics());
         if let Some(pending) = pending {
             pending.sink.deliver(self.worker, Answer::Reply(bytes));
         }
@@ -466,6 +485,9 @@ impl<'a> Connection<'a> {
     /// Errors that may mean another node, and misses that start a load, need the command's bytes.
     #[cold]
     fn on_unusual_reply(&self, bytes: &[u8]) {
+        if bytes[0] == b'-' {
+            self.mux.counters.counters.errors.inc();
+        }
         let mut queue = self.mux.queue.borrow_mut();
         let command = queue.front_bytes().to_vec();
         let Some(mut pending) = queue.pop() else { return };
@@ -491,6 +513,12 @@ fn needs_thought(front: &Pending, bytes: &[u8]) -> bool {
         },
         _ => false,
     }
+}
+
+/// The name of a whole command, for the slow log. A transaction of ours goes by the name of what is within.
+fn command_name(command: &[u8]) -> &[u8] {
+    let command = command.strip_prefix(MULTI).unwrap_or(command);
+    command.split(|byte| *byte == b'\n').nth(2).map_or(&[], |line| line.trim_ascii_end())
 }
 
 /// Keeps the task's waker without cloning it each time.

@@ -103,6 +103,9 @@ fn pass_on(worker: &Rc<Worker>, session: &Rc<Session>, sequence: u32, on_reply: 
         OnReply::Pass | OnReply::FillMany => session.deliver(sequence, bytes),
         OnReply::Count(rule) | OnReply::Fill(rule) | OnReply::FillZero(rule) => {
             worker.metrics().count_read(rule, reply::is_null(bytes));
+            if !matches!(on_reply, OnReply::Count(_)) {
+                worker.metrics().load_saved(rule);
+            }
             session.deliver(sequence, bytes);
         }
     }

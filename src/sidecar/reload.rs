@@ -1,0 +1,127 @@
+//! The policy and the keys in force, and how others come into force: from files, while clients stay connected.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use tokio::sync::watch;
+
+use super::access_files::{AccessError, open_access};
+use super::files::{FileError, WatchedFiles};
+use super::policy::ActivePolicy;
+use super::upstream::access::{Access, ClusterAccess};
+use super::upstream::discovery::{Discovery, Refresh};
+use super::upstream::node::NodeAddrError;
+use super::upstream::view::View;
+use crate::origin::{OriginError, Origins};
+use crate::policy::snapshot::{MAX_BYTES, Snapshot, SnapshotError};
+use crate::telemetry::background::Background;
+
+/// Why a snapshot cannot come into force.
+#[derive(Debug, thiserror::Error)]
+pub enum PolicyError {
+    /// Its file cannot be read.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// It is refused.
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
+    /// An origin, or a rule's question to it, cannot be used.
+    #[error("its origins: {0}")]
+    Origin(#[from] OriginError),
+    /// A password or a certificate cannot be used.
+    #[error(transparent)]
+    Access(#[from] AccessError),
+    /// It names an address that is none.
+    #[error("its cluster: {0}")]
+    Address(#[from] NodeAddrError),
+}
+
+/// What workers act under.
+#[derive(Debug, Clone)]
+pub struct InForce {
+    /// The policy.
+    pub policy: Arc<ActivePolicy>,
+    /// The keys for new connections to servers.
+    pub access: Access,
+}
+
+/// Follows a snapshot's file, and the servers that it names.
+pub struct Policies {
+    files: WatchedFiles,
+    origins: Origins,
+    discovery: Discovery,
+    counters: Arc<Background>,
+    in_force: watch::Sender<InForce>,
+}
+
+/// What is told of policies and servers.
+#[derive(Debug, Clone)]
+pub struct Told {
+    /// What workers act under.
+    pub in_force: watch::Receiver<InForce>,
+    /// The servers.
+    pub view: watch::Receiver<Arc<View>>,
+    /// Asks for a fresh look at the servers.
+    pub refresh: Refresh,
+}
+
+impl Policies {
+    /// Reads the snapshot at `path` and the files it names, and starts to look for its servers.
+    pub async fn open(path: &Path, counters: Arc<Background>) -> Result<(Self, Told), PolicyError> {
+        let files = WatchedFiles::open(vec![path.to_owned()], MAX_BYTES).await?;
+        let snapshot = Arc::new(Snapshot::parse(&json_of(&files))?);
+        let origins = Origins::new(&snapshot.origins)?;
+        let policy = Arc::new(ActivePolicy::new(snapshot.clone(), &origins)?);
+        let access = open_access(&snapshot.cluster, counters.clone()).await?;
+        let servers = access.servers.clone();
+        let (discovery, view, refresh) = Discovery::start(&snapshot.cluster, access, counters.clone())?;
+        counters.policy_generation.set(snapshot.generation);
+        let (in_force, receiver) = watch::channel(InForce { policy, access: servers });
+        let told = Told { in_force: receiver, view, refresh };
+        Ok((Self { files, origins, discovery, counters, in_force }, told))
+    }
+
+    /// Takes up each change of the file. A bad one is refused: the last good one stays.
+    pub async fn follow(mut self) {
+        loop {
+            self.files.changed().await;
+            match self.take_up().await {
+                Ok(generation) => {
+                    self.counters.policy_generation.set(generation);
+                    tracing::info!(generation, "a new policy is in force");
+                }
+                Err(error) => {
+                    self.counters.policy_rejected.inc();
+                    tracing::error!(%error, "a new policy is refused, the last good one stays in force");
+                }
+            }
+        }
+    }
+
+    async fn take_up(&mut self) -> Result<u64, PolicyError> {
+        let snapshot = Arc::new(Snapshot::parse(&json_of(&self.files))?);
+        let origins = self.origins.updated(&snapshot.origins)?;
+        let policy = Arc::new(ActivePolicy::new(snapshot.clone(), &origins)?);
+        let before = self.in_force.borrow().clone();
+        let access = if before.policy.snapshot().cluster == snapshot.cluster {
+            before.access
+        } else {
+            self.change_cluster(&snapshot).await?
+        };
+        self.origins = origins;
+        let generation = snapshot.generation;
+        self.in_force.send_replace(InForce { policy, access });
+        Ok(generation)
+    }
+
+    async fn change_cluster(&self, snapshot: &Snapshot) -> Result<Access, PolicyError> {
+        let access: ClusterAccess = open_access(&snapshot.cluster, self.counters.clone()).await?;
+        let servers = access.servers.clone();
+        self.discovery.replace(&snapshot.cluster, access)?;
+        Ok(servers)
+    }
+}
+
+fn json_of(files: &WatchedFiles) -> Arc<[u8]> {
+    files.current().first().cloned().unwrap_or_else(|| Arc::from([].as_slice()))
+}
