@@ -130,6 +130,11 @@ fn is_covered_delete(request: &Request<'_>, coverage: &Covered<'_>) -> bool {
 }
 
 fn refuse_unmatched(session: &Rc<Session>, key: &[u8]) -> Flow {
+    refuse(session, &unmatched_text(key))
+}
+
+/// The error for a key that the policy refuses.
+pub fn unmatched_text(key: &[u8]) -> String {
     let shown = String::from_utf8_lossy(&key[..key.len().min(64)]).into_owned();
-    refuse(session, &format!("NOPERM no rule of the policy covers the key `{shown}`, and the policy refuses such keys"))
+    format!("NOPERM no rule of the policy covers the key `{shown}`, and the policy refuses such keys")
 }

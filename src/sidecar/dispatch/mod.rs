@@ -7,6 +7,8 @@ mod split;
 
 use std::rc::Rc;
 
+pub use data::{CROSS_SLOT, unmatched_text};
+
 use super::commands::{self, Class, CommandSpec};
 use super::exclusive::Exclusive;
 use super::resp::{CommandArgs, encode};
@@ -76,7 +78,7 @@ fn transaction(session: &Rc<Session>, request: &Request<'_>) -> Flow {
     match request.spec.name {
         "exec" => refuse(session, "ERR EXEC without MULTI"),
         "discard" => refuse(session, "ERR DISCARD without MULTI"),
-        "unwatch" => {
+        "unwatch" if !session.held().borrow().is_watching() => {
             session.answer_now(|out| encode::status(out, "OK"));
             Flow::Continue
         }

@@ -1,6 +1,35 @@
 //! Clients that need a server connection of their own for a while.
+//!
+//! | who | how long | what may be pending when they begin |
+//! |---|---|---|
+//! | [`transaction`] | MULTI to EXEC; WATCH keeps the connection aside until then | nothing |
+//! | [`blocking`] | one command | nothing |
+//! | [`stream`] | one command that is too long to be held | nothing |
+//! | [`subscribe`] | while the client has subscriptions | nothing |
+//!
+//! A client comes here only when all its commands are answered, and leaves with all answered: its order never breaks. The
+//! connections come from [`pool`], and go back only when nothing of the client is left on them.
 
-use crate::sidecar::session::{Ending, Reader};
+mod blocking;
+mod connection;
+mod exec_filter;
+mod feed;
+mod follow;
+mod guard;
+pub mod pool;
+mod stream;
+mod subscribe;
+mod transaction;
+mod turn;
+mod wait;
+
+use std::rc::Rc;
+
+use connection::Dedicated;
+use subscribe::Subscription;
+
+use crate::sidecar::resp::encode;
+use crate::sidecar::session::{Reader, Session};
 
 /// Why a client needs a connection of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,8 +44,51 @@ pub enum Exclusive {
     Subscribe,
 }
 
-/// Serves the client on a connection of its own until the reason is gone.
+/// What a client holds of its own at the servers between its commands.
+#[derive(Debug, Default)]
+pub struct Held {
+    /// The connection on which keys are watched.
+    watch: Option<Watch>,
+    subscription: Option<Rc<Subscription>>,
+}
+
+impl Held {
+    /// Whether keys are watched.
+    pub fn is_watching(&self) -> bool {
+        self.watch.is_some()
+    }
+
+    /// Whether there is a subscription.
+    pub fn is_subscribed(&self) -> bool {
+        self.subscription.is_some()
+    }
+}
+
+/// Watched keys.
+#[derive(Debug)]
+enum Watch {
+    /// The server watches.
+    Kept {
+        /// Where.
+        connection: Box<Dedicated>,
+        /// Their slot; [`ANY_SLOT`](crate::sidecar::upstream::queue::ANY_SLOT) where there are no slots.
+        slot: u16,
+    },
+    /// The connection was lost: the keys count as changed.
+    Lost,
+}
+
+/// Serves the client on a connection of its own until the reason is gone. The command that asked is at the front of the inbox.
 pub async fn run(reader: &mut Reader, wish: Exclusive) {
-    let _ = wish;
-    reader.session().end(Ending::Now);
+    match wish {
+        Exclusive::Stream => stream::run(reader).await,
+        Exclusive::Transaction => transaction::run(reader).await,
+        Exclusive::Blocking => blocking::run(reader).await,
+        Exclusive::Subscribe => subscribe::run(reader).await,
+    }
+}
+
+/// Answers the next command with an error.
+fn refuse(session: &Rc<Session>, text: &str) {
+    session.answer_now(|out| encode::error(out, text));
 }

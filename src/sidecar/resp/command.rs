@@ -135,6 +135,11 @@ impl CommandScanner {
         self.remaining > 0
     }
 
+    /// How many arguments the command says it has.
+    pub fn announced(&self) -> usize {
+        self.ranges.len() + self.remaining as usize
+    }
+
     /// What is left of an unfinished command, for a caller that passes it on without holding it.
     pub fn into_tail(&mut self) -> CommandTail {
         let tail = CommandTail { remaining: self.remaining, skip: self.at as u64, argument: self.argument };

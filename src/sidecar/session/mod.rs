@@ -14,6 +14,7 @@ use std::task::{Context, Poll, Waker};
 pub use reader::Reader;
 pub use stream::{ClientReader, ClientWriter, split_tcp, split_unix};
 
+use super::exclusive::Held;
 use super::resp::Protocol;
 use super::upstream::mux::{Lane, Mux, remember_waker};
 use super::worker::Worker;
@@ -65,6 +66,10 @@ pub struct Session {
     lane: Cell<Lane>,
     /// A connection that waits for this client to read.
     slowed: RefCell<Option<Rc<Mux>>>,
+    /// Pushes that wait for the end of a reply that is leaving in parts.
+    pushes: RefCell<Vec<u8>>,
+    /// What it holds of its own at the servers.
+    held: RefCell<Held>,
     /// What the client told of itself.
     pub about: RefCell<About>,
 }
@@ -107,6 +112,8 @@ impl Session {
             ending: Cell::new(Ending::No),
             lane: Cell::default(),
             slowed: RefCell::default(),
+            pushes: RefCell::default(),
+            held: RefCell::default(),
             about: RefCell::default(),
         })
     }
@@ -201,9 +208,13 @@ impl Session {
         self.streaming.get() == Some(place)
     }
 
-    /// Appends bytes that belong to no command's answer: a push of a subscription.
+    /// Appends a frame that belongs to no command's answer: a push of a subscription. It never lands within a reply.
     pub fn deliver_push(self: &Rc<Self>, bytes: &[u8]) {
-        self.output.borrow_mut().bytes.extend_from_slice(bytes);
+        if self.streaming.get().is_some() {
+            self.pushes.borrow_mut().extend_from_slice(bytes);
+        } else {
+            self.output.borrow_mut().bytes.extend_from_slice(bytes);
+        }
         self.touch();
     }
 
@@ -212,6 +223,7 @@ impl Session {
         self.head.set(self.head.get().wrapping_add(1));
         if self.streaming.get().is_some() {
             self.streaming.set(None);
+            self.output.borrow_mut().bytes.append(&mut self.pushes.borrow_mut());
         }
         if !self.stash.borrow().is_empty() {
             self.unstash();
@@ -249,7 +261,7 @@ impl Session {
         if !self.dirty.replace(true) {
             self.worker.mark_dirty(self.clone());
         }
-        if self.output_bytes() + self.stash_bytes.get() > OUTPUT_LIMIT_BYTES {
+        if self.output_bytes() + self.stash_bytes.get() + self.pushes.borrow().len() > OUTPUT_LIMIT_BYTES {
             self.end(Ending::Now);
         }
     }
@@ -349,6 +361,16 @@ impl Session {
     #[inline]
     pub fn remember_waker(&self, cx: &Context<'_>) {
         remember_waker(&self.waker, cx);
+    }
+
+    /// What the client holds of its own at the servers: watched keys, subscriptions.
+    pub fn held(&self) -> &RefCell<Held> {
+        &self.held
+    }
+
+    /// Lets go of watched keys and subscriptions, as RESET does and the end of the session.
+    pub fn let_go(&self) {
+        drop(self.held.take());
     }
 
     /// Brings the session nearer to its end.

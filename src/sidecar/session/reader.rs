@@ -1,6 +1,7 @@
 //! The client's task: reads commands and hands them on, until the client leaves.
 
 use std::future::poll_fn;
+use std::ops::Range;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
@@ -10,7 +11,7 @@ use super::{ClientReader, Ending, Session};
 use crate::sidecar::dispatch::{self, Flow};
 use crate::sidecar::exclusive::{self, Exclusive};
 use crate::sidecar::resp::command::split_inline;
-use crate::sidecar::resp::{CommandArgs, CommandScan, CommandScanner, ProtocolError, encode};
+use crate::sidecar::resp::{CommandArgs, CommandScan, CommandScanner, CommandTail, ProtocolError, encode};
 use crate::sidecar::worker::SCRATCH_BYTES;
 
 /// An unfinished command is held up to this size; a longer one is passed on as it comes.
@@ -26,6 +27,40 @@ pub struct Reader {
     /// Bytes that are read and not yet handed on.
     inbox: Vec<u8>,
     scanner: CommandScanner,
+    /// Set by [`Reader::poll_fill`] where the client sends no more.
+    ended: bool,
+}
+
+/// A whole command, for those who serve the client in another way.
+#[derive(Debug)]
+pub struct Taken {
+    bytes: Vec<u8>,
+    ranges: Vec<Range<u32>>,
+}
+
+impl Taken {
+    /// The command as an array of bulk strings.
+    pub fn raw(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// Its arguments; never none.
+    pub fn args(&self) -> CommandArgs<'_> {
+        CommandArgs::new(&self.bytes, &self.ranges)
+    }
+}
+
+/// What is at the front of the inbox.
+#[derive(Debug)]
+pub enum Front {
+    /// A whole command, already taken out.
+    Command(Taken),
+    /// Not a whole command: more must be read.
+    Partial,
+    /// A command that is longer than [`MOST_HELD_BYTES`] and not whole.
+    Long,
+    /// What is no command: the session is ending.
+    Broken,
 }
 
 /// Why the shared mode ended.
@@ -45,12 +80,109 @@ struct Progress {
 impl Reader {
     /// A reader for `session` on `source`.
     pub fn new(session: Rc<Session>, source: ClientReader) -> Self {
-        Self { session, source, inbox: Vec::new(), scanner: CommandScanner::default() }
+        Self { session, source, inbox: Vec::new(), scanner: CommandScanner::default(), ended: false }
     }
 
     /// The session that it reads for.
     pub fn session(&self) -> &Rc<Session> {
         &self.session
+    }
+
+    /// Takes out the command at the front of the inbox.
+    pub fn take_front(&mut self) -> Front {
+        loop {
+            match self.scanner.scan(&self.inbox) {
+                Ok(CommandScan::Complete { length }) if self.scanner.ranges().is_empty() => self.skip(length),
+                Ok(CommandScan::Complete { length }) => {
+                    let taken = Taken { bytes: self.inbox[..length].to_vec(), ranges: self.scanner.ranges().to_vec() };
+                    self.skip(length);
+                    return Front::Command(taken);
+                }
+                Ok(CommandScan::Inline { length }) => {
+                    if let Err(error) = self.spell_out(length) {
+                        return self.give_up(&error);
+                    }
+                }
+                Ok(CommandScan::Incomplete) if self.inbox.len() >= MOST_HELD_BYTES => return Front::Long,
+                Ok(CommandScan::Incomplete) => return Front::Partial,
+                Err(error) => return self.give_up(&error),
+            }
+        }
+    }
+
+    /// Puts a command back that [`Reader::take_front`] took out last.
+    pub fn put_back(&mut self, taken: Taken) {
+        self.inbox.splice(..0, taken.bytes);
+        self.scanner = CommandScanner::default();
+    }
+
+    /// Turns the inline command of `length` bytes at the front into an array of bulk strings.
+    fn spell_out(&mut self, length: usize) -> Result<(), ProtocolError> {
+        let words = split_inline(&self.inbox[..length])?;
+        let mut wire = Vec::new();
+        if !words.is_empty() {
+            encode::command(&mut wire, &words);
+        }
+        self.inbox.splice(..length, wire);
+        self.scanner = CommandScanner::default();
+        Ok(())
+    }
+
+    fn give_up(&mut self, error: &ProtocolError) -> Front {
+        refuse(&self.session, error);
+        self.inbox = Vec::new();
+        self.scanner = CommandScanner::default();
+        Front::Broken
+    }
+
+    /// Whether a whole command, or what can never become one, is at the front of the inbox.
+    pub fn is_whole(&mut self) -> bool {
+        !matches!(self.scanner.scan(&self.inbox), Ok(CommandScan::Incomplete))
+    }
+
+    /// The whole arguments of the unfinished command at the front, and how many it will have.
+    pub fn unfinished(&self) -> (CommandArgs<'_>, usize) {
+        (CommandArgs::new(&self.inbox, self.scanner.ranges()), self.scanner.announced())
+    }
+
+    /// Follows the unfinished command at the front to its end, for a caller that hands it on as it comes. Its first byte is the
+    /// inbox' first.
+    pub fn begin_tail(&mut self) -> CommandTail {
+        self.scanner.into_tail()
+    }
+
+    /// The bytes that are read and not handed on.
+    pub fn inbox(&self) -> &[u8] {
+        &self.inbox
+    }
+
+    /// Tells that the first `count` bytes of the inbox are handed on.
+    pub fn skip(&mut self, count: usize) {
+        self.inbox.drain(..count);
+        if self.inbox.is_empty() && self.inbox.capacity() > 2 * MOST_HELD_BYTES {
+            self.inbox = Vec::new();
+        }
+    }
+
+    /// Whether the client sends no more.
+    pub fn has_ended(&self) -> bool {
+        self.ended
+    }
+
+    /// Reads once, where fewer than `most` bytes wait. Ready where something came, or the end.
+    pub fn poll_fill(&mut self, cx: &mut Context<'_>, most: usize) -> Poll<()> {
+        if self.ended || self.inbox.len() >= most {
+            return Poll::Pending;
+        }
+        let scratch = self.session.worker().scratch();
+        let mut scratch = scratch.borrow_mut();
+        let room = (most - self.inbox.len()).min(SCRATCH_BYTES);
+        let mut buffer = ReadBuf::new(&mut scratch[..room]);
+        match ready!(self.source.poll_read(cx, &mut buffer)) {
+            Ok(()) if !buffer.filled().is_empty() => self.inbox.extend_from_slice(buffer.filled()),
+            _ => self.ended = true,
+        }
+        Poll::Ready(())
     }
 
     /// Serves the client to its end.
@@ -62,6 +194,7 @@ impl Reader {
             }
         }
         self.session.end(Ending::Now);
+        self.session.let_go();
     }
 
     /// Reads commands for the shared connections.
@@ -200,15 +333,7 @@ fn inline(session: &Rc<Session>, line: &[u8]) -> Flow {
     let mut scanner = CommandScanner::default();
     match scanner.scan(&wire) {
         Ok(CommandScan::Complete { length }) => {
-            match dispatch::command(session, &wire[..length], CommandArgs::new(&wire, scanner.ranges())) {
-                Flow::Exclusive(_) => {
-                    session.answer_now(|out| {
-                        encode::error(out, "ERR this command needs a connection of its own and cannot be sent inline");
-                    });
-                    Flow::Continue
-                }
-                flow => flow,
-            }
+            dispatch::command(session, &wire[..length], CommandArgs::new(&wire, scanner.ranges()))
         }
         _ => Flow::Continue,
     }

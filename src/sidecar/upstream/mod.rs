@@ -7,6 +7,7 @@ pub mod discovery;
 pub mod gather;
 pub mod mux;
 pub mod node;
+pub mod open;
 pub mod queue;
 pub mod redirect;
 pub mod router;

@@ -12,16 +12,16 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
-use tokio::time::Instant;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::dial::{self, DialError, Link};
+use super::dial::{DialError, Link};
 use super::node::NodeAddr;
+use super::open::open;
 use super::queue::{Pending, Queue, Recovered};
 use super::sink::{Answer, OnReply, Sink};
 use crate::sidecar::engine::ttl::MULTI;
 use crate::sidecar::meter::{SLOW_MS, Sampler};
-use crate::sidecar::resp::{Protocol, ReplyScanner, encode, reply};
+use crate::sidecar::resp::{Protocol, ReplyScanner, reply};
 use crate::sidecar::session::Session;
 use crate::sidecar::worker::{SCRATCH_BYTES, Worker};
 use crate::telemetry::metrics::NodeMeter;
@@ -38,7 +38,6 @@ const SILENCE_MS: u32 = 10_000;
 const READS_PER_TURN: usize = 16;
 const FIRST_BACKOFF_MS: u64 = 10;
 const MAX_BACKOFF_MS: u64 = 1_000;
-const DIAL_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Which of a node's connections a command needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -204,7 +203,7 @@ impl Mux {
 async fn run(mux: Rc<Mux>, worker: Rc<Worker>) {
     let mut backoff = FIRST_BACKOFF_MS;
     while !mux.retired.get() {
-        match open(&mux, &worker).await {
+        match open(&worker, &mux.node, mux.lane).await {
             Ok(link) => {
                 backoff = FIRST_BACKOFF_MS;
                 mux.connected.set(true);
@@ -225,33 +224,6 @@ async fn run(mux: Rc<Mux>, worker: Rc<Worker>) {
         tokio::time::sleep(Duration::from_millis(pause)).await;
     }
     settle(&mux, &worker);
-}
-
-/// A connection that is logged in and stands in the lane's database.
-async fn open(mux: &Mux, worker: &Worker) -> Result<Link, DialError> {
-    let deadline = Instant::now() + DIAL_TIMEOUT;
-    let (access, protocol) = (worker.access(), mux.lane.protocol);
-    let mut link = if worker.is_cluster() {
-        dial::dial(&mux.node, &access, protocol, deadline).await?
-    } else {
-        dial::dial_primary(&mux.node, &access, protocol, deadline).await?
-    };
-    if mux.lane.database > 0 {
-        let selected = tokio::time::timeout_at(deadline, select(&mut link, mux.lane.database)).await;
-        selected
-            .unwrap_or_else(|elapsed| Err(elapsed.into()))
-            .map_err(|source| DialError::Io { node: mux.node.clone(), source })?;
-    }
-    Ok(link)
-}
-
-async fn select(link: &mut Link, database: u8) -> io::Result<()> {
-    let mut command = Vec::new();
-    encode::command(&mut command, &[&b"SELECT"[..], database.to_string().as_bytes()]);
-    link.write_all(&command).await?;
-    let mut answer = [0u8; 5];
-    link.read_exact(&mut answer).await?;
-    if &answer == b"+OK\r\n" { Ok(()) } else { Err(io::Error::other(format!("the server has no database {database}"))) }
 }
 
 fn report_dial(mux: &Mux, error: &DialError) {

@@ -14,6 +14,7 @@ use super::mux::{Lane, Mux};
 use super::node::NodeAddr;
 use super::queue::{ANY_SLOT, Pending, Queue, Recovered};
 use super::view::{SLOTS, View, ViewKind};
+use crate::sidecar::exclusive::pool::Pool;
 use crate::sidecar::worker::Worker;
 
 /// How long a node that lost slots may take to answer what it still owes for them.
@@ -29,6 +30,7 @@ type Muxes = SmallVec<[(Lane, Rc<Mux>); 2]>;
 pub struct Node {
     address: NodeAddr,
     muxes: RefCell<Muxes>,
+    pool: Pool,
 }
 
 impl Node {
@@ -48,6 +50,11 @@ impl Node {
         let mux = Mux::start(worker, self.address.clone(), lane);
         muxes.push((lane, mux.clone()));
         mux
+    }
+
+    /// The connections that one client at a time uses.
+    pub fn pool(&self) -> &Pool {
+        &self.pool
     }
 
     fn all_muxes(&self) -> Vec<Rc<Mux>> {
@@ -136,13 +143,18 @@ impl Router {
     /// The node at `address`, known or not.
     pub fn node_at(&self, address: &NodeAddr) -> Rc<Node> {
         let mut nodes = self.nodes.borrow_mut();
-        let fresh = || Rc::new(Node { address: address.clone(), muxes: RefCell::default() });
+        let fresh = || Rc::new(Node { address: address.clone(), muxes: RefCell::default(), pool: Pool::default() });
         nodes.entry(address.clone()).or_insert_with(fresh).clone()
     }
 
     /// All primaries, in an order that only changes with the view.
     pub fn primaries(&self) -> Vec<Rc<Node>> {
         self.map.borrow().nodes().to_vec()
+    }
+
+    /// Whether `node` is one of the primaries.
+    pub fn serves(&self, node: &Rc<Node>) -> bool {
+        self.map.borrow().nodes().iter().any(|other| Rc::ptr_eq(other, node))
     }
 
     /// Whether any server is known.
@@ -254,6 +266,7 @@ impl Router {
         self.retire_idle(worker);
         let nodes: Vec<Rc<Node>> = self.nodes.borrow().values().cloned().collect();
         nodes.iter().flat_map(|node| node.all_muxes()).for_each(|mux| mux.expire(worker, deadline));
+        nodes.iter().for_each(|node| node.pool.close_idle(worker.now()));
         self.expire_lobby(worker, deadline);
     }
 

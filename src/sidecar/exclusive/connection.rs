@@ -1,0 +1,379 @@
+//! A connection that serves one client at a time: bytes to send, replies that are owed, in order.
+
+use std::collections::VecDeque;
+use std::io;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::exec_filter::ExecFilter;
+use super::pool::is_quiet;
+use crate::sidecar::resp::{ReplyError, ReplyScanner};
+use crate::sidecar::session::Session;
+use crate::sidecar::upstream::dial::Link;
+use crate::sidecar::upstream::mux::Lane;
+use crate::sidecar::upstream::node::NodeAddr;
+use crate::sidecar::upstream::queue::ANY_SLOT;
+use crate::sidecar::upstream::router::Node;
+use crate::sidecar::worker::{SCRATCH_BYTES, Worker};
+
+/// A client with this much unread output is not read for.
+const SLOW_CLIENT_BYTES: usize = 64 * 1024;
+/// The start of a long reply is worth passing on from this size.
+const WORTH_PASSING: usize = 16 * 1024;
+/// The longest reply that is held whole, because it is looked at before it is passed on.
+const MOST_REPLY_BYTES: usize = 64 * 1024 * 1024;
+/// Reads in a row before other tasks get their turn.
+const READS_PER_TURN: usize = 16;
+/// A server that owes an answer to a command that does not block, and has been silent for this long, is taken for dead.
+const SILENCE_MS: u32 = 10_000;
+/// How long a server that lost its slots may take to answer.
+const DISPLACED_MS: u32 = 1_000;
+
+/// What becomes of a reply.
+#[derive(Debug)]
+pub enum Owed {
+    /// It is dropped. An error is kept: it explains a refused EXEC.
+    Nobody,
+    /// It is the client's.
+    Client(u32),
+    /// It is the client's, unless it is an error: see [`Dedicated::take_judged`].
+    Judged(u32),
+    /// It answers a command inside the client's transaction.
+    Queued(u32),
+    /// It is kept; see [`Dedicated::take_kept`].
+    Kept,
+    /// EXEC's, of which only some elements are the client's.
+    Exec(u32, ExecFilter),
+}
+
+/// Why a connection ended.
+#[derive(Debug, thiserror::Error)]
+pub enum Broken {
+    /// The network failed.
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    /// The server closed it.
+    #[error("the server closed the connection")]
+    Closed,
+    /// What came is no reply.
+    #[error("{0}")]
+    Reply(#[from] ReplyError),
+    /// More replies came than were asked for.
+    #[error("the server sent a reply that nobody asked for")]
+    Unsolicited,
+    /// A reply that has to be held is too long for it.
+    #[error("the server sent a reply longer than {MOST_REPLY_BYTES} bytes where none is expected")]
+    TooLong,
+    /// No sign of life.
+    #[error("the server was silent for {SILENCE_MS} ms")]
+    Silent,
+    /// Another server has its slots.
+    #[error("another server has taken its place")]
+    Displaced,
+}
+
+/// A connection that one client uses.
+#[derive(Debug)]
+pub struct Dedicated {
+    worker: Rc<Worker>,
+    node: Rc<Node>,
+    lane: Lane,
+    link: Link,
+    _permit: Option<OwnedSemaphorePermit>,
+    out: Vec<u8>,
+    /// Where in `out` the first byte lies that the socket has not taken.
+    sent: usize,
+    /// How many bytes were ever queued, and ever taken by the socket.
+    queued_total: u64,
+    sent_total: u64,
+    owed: VecDeque<Owed>,
+    scanner: ReplyScanner,
+    /// The start of a reply whose end has not come.
+    residue: Vec<u8>,
+    /// Whether a part of the reply has been passed on.
+    begun: bool,
+    kept: Vec<Vec<u8>>,
+    judged: Option<Vec<u8>>,
+    heard: u32,
+    /// When the node was seen to have lost its slot.
+    displaced: Option<u32>,
+}
+
+impl Dedicated {
+    /// A connection that is as new.
+    pub fn new(worker: &Rc<Worker>, node: Rc<Node>, lane: Lane, link: Link, permit: Option<OwnedSemaphorePermit>) -> Self {
+        Self {
+            worker: worker.clone(),
+            node,
+            lane,
+            link,
+            _permit: permit,
+            out: Vec::new(),
+            sent: 0,
+            queued_total: 0,
+            sent_total: 0,
+            owed: VecDeque::new(),
+            scanner: ReplyScanner::default(),
+            residue: Vec::new(),
+            begun: false,
+            kept: Vec::new(),
+            judged: None,
+            heard: worker.now(),
+            displaced: None,
+        }
+    }
+
+    /// Where it leads.
+    pub fn address(&self) -> &NodeAddr {
+        self.node.address()
+    }
+
+    /// The lane it is for.
+    pub fn lane(&self) -> Lane {
+        self.lane
+    }
+
+    /// Appends a command, or a piece of one.
+    pub fn queue(&mut self, bytes: &[u8]) {
+        if self.is_settled() {
+            self.heard = self.worker.now();
+        }
+        self.out.extend_from_slice(bytes);
+        self.queued_total += bytes.len() as u64;
+    }
+
+    /// Tells what becomes of the next reply that is not spoken for.
+    pub fn owe(&mut self, owed: Owed) {
+        if self.owed.is_empty() {
+            self.heard = self.worker.now();
+        }
+        self.owed.push_back(owed);
+    }
+
+    /// How many bytes the socket has not taken.
+    pub fn unsent(&self) -> usize {
+        self.out.len() - self.sent
+    }
+
+    /// A mark for [`Dedicated::has_left`], before the next byte.
+    pub fn mark(&self) -> u64 {
+        self.queued_total
+    }
+
+    /// Whether a byte behind `mark` was handed to the socket.
+    pub fn has_left(&self, mark: u64) -> bool {
+        self.sent_total > mark
+    }
+
+    /// Whether all is sent and all is answered.
+    pub fn is_settled(&self) -> bool {
+        self.owed.is_empty() && self.unsent() == 0
+    }
+
+    /// How many replies are owed.
+    pub fn owes(&self) -> usize {
+        self.owed.len()
+    }
+
+    /// The replies that were kept, and errors.
+    pub fn take_kept(&mut self) -> Vec<Vec<u8>> {
+        std::mem::take(&mut self.kept)
+    }
+
+    /// The error that answered [`Owed::Judged`].
+    pub fn take_judged(&mut self) -> Option<Vec<u8>> {
+        self.judged.take()
+    }
+
+    /// What was owed when the connection was lost.
+    pub fn into_owed(self) -> VecDeque<Owed> {
+        self.owed
+    }
+
+    /// Gives the connection back. Nothing of the client may be left on it.
+    pub fn give_back(self) {
+        if self.is_settled() && self.residue.is_empty() && self.worker.router().serves(&self.node) {
+            self.node.pool().put(self.link, self.lane, self.worker.now());
+        }
+    }
+
+    /// Whether the server has said nothing, not even that it closed the connection, since the last reply.
+    pub async fn is_alive(&mut self) -> bool {
+        is_quiet(&mut self.link).await
+    }
+
+    /// Writes and reads as far as possible, and delivers what is whole to `session`. `true`: it stopped because the client is
+    /// slow, and must be called again when the client has read.
+    pub fn poll(&mut self, session: Option<&Rc<Session>>, cx: &mut Context<'_>) -> Result<bool, Broken> {
+        self.write(cx)?;
+        for _ in 0..READS_PER_TURN {
+            if session.is_some_and(|session| session.output_bytes() > SLOW_CLIENT_BYTES) {
+                self.heard = self.worker.now();
+                return Ok(true);
+            }
+            let scratch = self.worker.scratch();
+            let mut scratch = scratch.borrow_mut();
+            let mut buffer = ReadBuf::new(&mut scratch[..SCRATCH_BYTES]);
+            match Pin::new(&mut self.link).poll_read(cx, &mut buffer) {
+                Poll::Pending => return Ok(false),
+                Poll::Ready(result) => result?,
+            }
+            if buffer.filled().is_empty() {
+                return Err(Broken::Closed);
+            }
+            self.heard = self.worker.now();
+            self.take(session, buffer.filled())?;
+            if let Some(session) = session {
+                session.flush();
+            }
+        }
+        // More may be waiting; others first.
+        cx.waker().wake_by_ref();
+        Ok(false)
+    }
+
+    fn write(&mut self, cx: &mut Context<'_>) -> Result<(), Broken> {
+        while self.unsent() > 0 {
+            match Pin::new(&mut self.link).poll_write(cx, &self.out[self.sent..]) {
+                Poll::Ready(Ok(0)) => return Err(Broken::Closed),
+                Poll::Ready(Ok(count)) => {
+                    self.sent += count;
+                    self.sent_total += count as u64;
+                    self.heard = self.worker.now();
+                }
+                Poll::Ready(Err(error)) => return Err(error.into()),
+                Poll::Pending => break,
+            }
+        }
+        if self.unsent() == 0 {
+            self.out.clear();
+            self.sent = 0;
+        } else if self.sent > SCRATCH_BYTES {
+            self.out.drain(..self.sent);
+            self.sent = 0;
+        }
+        match Pin::new(&mut self.link).poll_flush(cx) {
+            Poll::Ready(Err(error)) => Err(error.into()),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether the server must be given up: it is silent (where it `answers_soon`), or `slot` has had another server for a while.
+    pub fn overdue(&mut self, slot: u16, answers_soon: bool) -> Option<Broken> {
+        let now = self.worker.now();
+        let router = self.worker.router();
+        let displaced = match slot {
+            ANY_SLOT => router.is_usable() && !router.serves(&self.node),
+            slot => router.node_of(slot).is_some_and(|node| !Rc::ptr_eq(&node, &self.node)),
+        };
+        match self.displaced {
+            Some(since) if displaced && now.wrapping_sub(since) > DISPLACED_MS => return Some(Broken::Displaced),
+            Some(_) if displaced => {}
+            _ => self.displaced = displaced.then_some(now),
+        }
+        let silent = answers_soon && !self.is_settled() && now.wrapping_sub(self.heard) > SILENCE_MS;
+        silent.then_some(Broken::Silent)
+    }
+
+    fn take(&mut self, session: Option<&Rc<Session>>, chunk: &[u8]) -> Result<(), Broken> {
+        if self.residue.is_empty() {
+            let taken = self.consume(session, chunk)?;
+            self.residue.extend_from_slice(&chunk[taken..]);
+        } else {
+            let mut residue = std::mem::take(&mut self.residue);
+            residue.extend_from_slice(chunk);
+            let taken = self.consume(session, &residue)?;
+            residue.drain(..taken);
+            if residue.capacity() > SCRATCH_BYTES && residue.is_empty() {
+                residue = Vec::new();
+            }
+            self.residue = residue;
+        }
+        if self.residue.len() > MOST_REPLY_BYTES { Err(Broken::TooLong) } else { Ok(()) }
+    }
+
+    fn consume(&mut self, session: Option<&Rc<Session>>, bytes: &[u8]) -> Result<usize, Broken> {
+        let mut at = 0;
+        while at < bytes.len() {
+            let rest = &bytes[at..];
+            if let (Some(Owed::Exec(place, filter)), Some(session)) = (self.owed.front_mut(), session)
+                && filter.takes(rest)
+            {
+                let (taken, ended) = filter.feed(rest, &mut |part| {
+                    session.deliver_part(*place, part);
+                })?;
+                at += taken;
+                if !ended {
+                    break;
+                }
+                session.deliver(*place, &[]);
+                self.owed.pop_front();
+                continue;
+            }
+            match self.scanner.scan(rest)? {
+                Some(length) => {
+                    at += length;
+                    self.settle(session, &rest[..length])?;
+                }
+                None => {
+                    let free = self.scanner.releasable(rest.len());
+                    if self.pass_part(session, &rest[..free]) {
+                        self.scanner.release(free);
+                        at += free;
+                    }
+                    break;
+                }
+            }
+        }
+        Ok(at)
+    }
+
+    /// Passes on the start of a long reply.
+    fn pass_part(&mut self, session: Option<&Rc<Session>>, part: &[u8]) -> bool {
+        let (Some(session), Some(Owed::Client(place) | Owed::Judged(place))) = (session, self.owed.front()) else { return false };
+        let worth = self.begun || (part.len() >= WORTH_PASSING && !matches!(part[0], b'>' | b'-'));
+        let passed = worth && session.deliver_part(*place, part);
+        self.begun |= passed;
+        passed
+    }
+
+    /// A whole reply, or the rest of one.
+    fn settle(&mut self, session: Option<&Rc<Session>>, reply: &[u8]) -> Result<(), Broken> {
+        let begun = std::mem::take(&mut self.begun);
+        if !begun && reply[0] == b'>' {
+            return Ok(());
+        }
+        let failed = !begun && reply[0] == b'-';
+        let owed = self.owed.pop_front().ok_or(Broken::Unsolicited)?;
+        match (owed, session) {
+            (Owed::Kept, _) => self.kept.push(reply.to_vec()),
+            (Owed::Judged(_), _) if failed => self.judged = Some(reply.to_vec()),
+            (Owed::Nobody, _) if failed => self.kept.push(reply.to_vec()),
+            (Owed::Exec(place, filter), Some(session)) => self.settle_exec(session, place, &filter, reply),
+            (Owed::Client(place) | Owed::Judged(place) | Owed::Queued(place), Some(session)) => {
+                self.note_redirect(reply);
+                session.deliver(place, reply);
+            }
+            (Owed::Nobody, _) | (_, None) => {}
+        }
+        Ok(())
+    }
+
+    /// An EXEC that carried nothing out. Of ours, what was refused before is the client's answer.
+    fn settle_exec(&mut self, session: &Rc<Session>, place: u32, filter: &ExecFilter, reply: &[u8]) {
+        let earlier = std::mem::take(&mut self.kept).into_iter().next().filter(|_| filter.is_ours());
+        let reply = earlier.as_deref().unwrap_or(reply);
+        self.note_redirect(reply);
+        session.deliver(place, reply);
+    }
+
+    fn note_redirect(&self, reply: &[u8]) {
+        if reply.starts_with(b"-MOVED") || reply.starts_with(b"-READONLY") || reply.starts_with(b"-CLUSTERDOWN") {
+            self.worker.refresh_topology();
+        }
+    }
+}

@@ -1,0 +1,72 @@
+//! Where a command goes next that a server refused to carry out.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+
+use super::pool::Target;
+use crate::sidecar::upstream::node::NodeAddr;
+use crate::sidecar::upstream::redirect::parse_redirect;
+use crate::sidecar::worker::Worker;
+
+/// The most redirects that one command follows.
+const MAX_HOPS: u8 = 8;
+/// How long a command waits before it is repeated at a server that was not ready for it.
+const PAUSE: Duration = Duration::from_millis(25);
+
+/// Follows one command from server to server, as long as the policy's patience.
+#[derive(Debug)]
+pub struct Follow {
+    worker: Rc<Worker>,
+    slot: u16,
+    deadline: Instant,
+    hops: u8,
+    /// Where the command goes.
+    pub target: Target,
+    /// Whether ASKING goes before it.
+    pub asking: bool,
+}
+
+impl Follow {
+    /// For a command on `slot`.
+    pub fn new(worker: &Rc<Worker>, slot: u16) -> Self {
+        let deadline = Instant::now() + Duration::from_millis(u64::from(worker.patience()));
+        Self { worker: worker.clone(), slot, deadline, hops: 0, target: Target::Slot(slot), asking: false }
+    }
+
+    /// Learns where to go from the error of the server at `asked`. `false`: nowhere, the error is the answer.
+    pub async fn after(&mut self, error: &[u8], asked: &NodeAddr) -> bool {
+        let code = error.get(1..).and_then(|text| text.split(|byte| matches!(byte, b' ' | b'\r')).next()).unwrap_or_default();
+        match code {
+            b"MOVED" | b"ASK" => self.redirected(error, asked),
+            b"TRYAGAIN" | b"CLUSTERDOWN" | b"LOADING" | b"MASTERDOWN" => self.again().await,
+            b"READONLY" if !self.worker.is_cluster() => self.again().await,
+            _ => false,
+        }
+    }
+
+    fn redirected(&mut self, error: &[u8], asked: &NodeAddr) -> bool {
+        let Some(redirect) = parse_redirect(error, asked).filter(|_| self.hops < MAX_HOPS) else { return false };
+        self.worker.metrics().redirect();
+        if !redirect.ask {
+            self.worker.refresh_topology();
+        }
+        self.hops += 1;
+        self.asking = redirect.ask;
+        self.target = Target::Node(redirect.node);
+        true
+    }
+
+    /// Goes where the slot belongs, after a pause. `false`: patience has ended.
+    pub async fn again(&mut self) -> bool {
+        self.worker.refresh_topology();
+        self.asking = false;
+        self.target = Target::Slot(self.slot);
+        if Instant::now() + PAUSE >= self.deadline {
+            return false;
+        }
+        sleep(PAUSE).await;
+        true
+    }
+}

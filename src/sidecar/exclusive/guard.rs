@@ -1,0 +1,96 @@
+//! What the policy says of commands that do not take the shared connections.
+
+use std::fmt::Display;
+use std::rc::Rc;
+
+use super::connection::Owed;
+use crate::sidecar::commands::{CommandSpec, Effect};
+use crate::sidecar::dispatch::{CROSS_SLOT, unmatched_text};
+use crate::sidecar::engine::ttl;
+use crate::sidecar::policy::{Covered, UNMATCHED};
+use crate::sidecar::resp::{CommandArgs, encode};
+use crate::sidecar::session::Session;
+use crate::sidecar::session::reader::Taken;
+use crate::sidecar::slots;
+use crate::sidecar::upstream::queue::ANY_SLOT;
+
+/// The slot of a command's keys; [`ANY_SLOT`] where there are no slots, or no keys.
+///
+/// # Errors
+/// The text of the error reply: keys of several slots, or a key that the policy refuses.
+pub fn admit(session: &Rc<Session>, args: &CommandArgs<'_>, spec: &CommandSpec) -> Result<u16, String> {
+    let worker = session.worker();
+    let policy = worker.policy();
+    // Where the arguments contradict themselves any server answers with the error that fits.
+    let keys = spec.keys(args).unwrap_or_default();
+    let mut slot = ANY_SLOT;
+    for at in &keys {
+        let Some(key) = args.get(at.index as usize) else { continue };
+        if at.effect != Effect::Route && policy.refuses_unmatched() && policy.find(key) == UNMATCHED {
+            return Err(unmatched_text(key));
+        }
+        if worker.is_cluster() {
+            let own = slots::slot_of(key);
+            if slot != ANY_SLOT && own != slot {
+                return Err(CROSS_SLOT.to_owned());
+            }
+            slot = own;
+        }
+    }
+    Ok(slot)
+}
+
+/// As [`admit`], of a command whose keys may be apart: the slot is the first key's.
+pub fn admit_first(session: &Rc<Session>, args: &CommandArgs<'_>, spec: &CommandSpec) -> Result<u16, String> {
+    match (admit(session, args, spec), spec.first_key(args)) {
+        (Err(text), Some(first)) if text == CROSS_SLOT => Ok(slots::slot_of(first)),
+        (admitted, _) => admitted,
+    }
+}
+
+/// Appends what is sent for a command that is queued in the client's own transaction, or that blocks. How many commands of
+/// Larder's own stand behind it.
+pub fn write_queued(session: &Rc<Session>, command: &Taken, spec: &CommandSpec, out: &mut Vec<u8>) -> u32 {
+    let worker = session.worker();
+    let policy = worker.policy();
+    if policy.is_transparent() {
+        out.extend_from_slice(command.raw());
+        return 0;
+    }
+    let (args, coverage) = (command.args(), Covered { policy: &policy, database: session.lane().database });
+    let mut planned = Vec::new();
+    let plan = ttl::plan(&args, spec, &coverage, &mut || worker.random(), &mut planned);
+    plan.write_queued(command.raw(), args.len(), &planned, out)
+}
+
+/// The commands that guard a command which is passed on as it comes, of which `args` are the arguments known so far. How many.
+pub fn write_guards(session: &Rc<Session>, args: &CommandArgs<'_>, spec: &CommandSpec, out: &mut Vec<u8>) -> u32 {
+    let worker = session.worker();
+    let policy = worker.policy();
+    if policy.is_transparent() {
+        return 0;
+    }
+    let coverage = Covered { policy: &policy, database: session.lane().database };
+    ttl::guards(args, spec, &coverage, &mut || worker.random(), out)
+}
+
+/// What a client hears of a reply that did not come. `left`: whether a byte of its command may have left.
+pub fn lost_text(node: &impl Display, left: bool) -> String {
+    if left {
+        format!("UNCERTAIN the connection to {node} was lost before it answered: the command may have been carried out")
+    } else {
+        format!("TRYAGAIN the connection to {node} was lost: the command was not sent, and can safely be repeated")
+    }
+}
+
+/// Answers what a lost connection owed.
+pub fn fail_owed(session: &Rc<Session>, owed: impl IntoIterator<Item = Owed>, text: &str) {
+    for owed in owed {
+        match owed {
+            Owed::Client(place) | Owed::Judged(place) | Owed::Queued(place) | Owed::Exec(place, _) => {
+                session.answer(place, |out| encode::error(out, text));
+            }
+            Owed::Nobody | Owed::Kept => {}
+        }
+    }
+}

@@ -1,0 +1,323 @@
+//! Commands that are too long to be held: their bytes are passed on as they come, with back-pressure both ways.
+//!
+//! Where a command goes must be known before its end. What has one key, in front, is passed on at once; so are scripts, once
+//! their keys have come, and messages. A command whose keys may stand anywhere (MSET, DEL, SUNIONSTORE, …) is held whole up to
+//! [`MOST_WHOLE_BYTES`] and then takes its usual way; a longer one is passed on to the server of its first key where the policy
+//! covers nothing (a Cluster answers CROSSSLOT where its keys are apart), and refused where TTLs depend on the other keys.
+//! A Cluster's keys, and keys that a policy looks at, may be as long as that bound.
+//!
+//! Covered writes go inside MULTI and EXEC, with the commands that see to the TTL.
+
+use std::rc::Rc;
+
+use super::connection::{Broken, Dedicated, Owed};
+use super::exec_filter::ExecFilter;
+use super::follow::Follow;
+use super::pool::{Hold, acquire};
+use super::transaction::Transaction;
+use super::turn::{Turn, Want, turn};
+use super::{guard, refuse};
+use crate::sidecar::commands::{self, Class, CommandSpec, Join, UNKNOWN};
+use crate::sidecar::engine::ttl::{EXEC, MULTI};
+use crate::sidecar::resp::{CommandArgs, encode};
+use crate::sidecar::session::{Ending, Reader, Session};
+use crate::sidecar::upstream::queue::{ANY_SLOT, ASKING};
+
+/// A command whose keys are not known before its end is held whole up to this size.
+const MOST_WHOLE_BYTES: usize = 1024 * 1024;
+/// How much of a client's bytes waits for the server.
+const MOST_UNSENT_BYTES: usize = 64 * 1024;
+/// How much of them is read ahead.
+const MOST_AHEAD_BYTES: usize = 128 * 1024;
+
+/// What becomes of a long command, by what is known of it so far.
+#[derive(Debug, PartialEq, Eq)]
+enum Decision {
+    /// It takes its usual way when it is whole.
+    Whole,
+    /// It is passed on, as a command on this slot.
+    Pass(&'static CommandSpec, u16),
+    /// It is swallowed, and answered with this error.
+    Refuse(String),
+}
+
+/// Serves a client whose next command is too long to be held.
+pub async fn run(reader: &mut Reader) {
+    let session = reader.session().clone();
+    match decide(reader, &session).await {
+        None | Some(Decision::Whole) => {}
+        Some(Decision::Refuse(text)) => refuse_long(reader, &text).await,
+        Some(Decision::Pass(spec, slot)) => pass(reader, &session, spec, slot).await,
+    }
+}
+
+/// The same within a transaction.
+pub async fn within(reader: &mut Reader, transaction: &mut Transaction) {
+    let session = transaction.session().clone();
+    let decision = decide(reader, &session).await;
+    let (spec, slot) = match decision {
+        None | Some(Decision::Whole) => return,
+        Some(Decision::Pass(spec, _)) => (spec, transaction.admit(&reader.unfinished().0, spec)),
+        Some(Decision::Refuse(text)) => (&UNKNOWN, Err(text)),
+    };
+    let mut guards = Vec::new();
+    let extra = guard::write_guards(&session, &reader.unfinished().0, spec, &mut guards);
+    let began = match slot {
+        Ok(_) if transaction.is_aborted() => {
+            if swallow(reader).await {
+                session.answer_now(|out| encode::status(out, "QUEUED"));
+            }
+            return;
+        }
+        Ok(slot) => transaction.begin(slot).await.map(|_| slot),
+        Err(text) => Err(text),
+    };
+    let slot = match began {
+        Ok(slot) => slot,
+        Err(text) => {
+            if swallow(reader).await {
+                transaction.abort(&text);
+            }
+            return;
+        }
+    };
+    transaction.owe_queued(extra);
+    match pass_tail(reader, transaction.connection_mut(), slot).await {
+        Passed::Whole => {
+            if let Some(connection) = transaction.connection_mut() {
+                connection.queue(&guards);
+            }
+        }
+        Passed::Lost(broken) => transaction.lose(&broken),
+        Passed::Gone => session.end(Ending::Now),
+    }
+}
+
+/// Reads on until it is known what becomes of the command. `None`: the session is over.
+async fn decide(reader: &mut Reader, session: &Rc<Session>) -> Option<Decision> {
+    let want = Want { input: MOST_WHOLE_BYTES, ..Want::default() };
+    loop {
+        if reader.is_whole() {
+            return Some(Decision::Whole);
+        }
+        let (args, announced) = reader.unfinished();
+        let last = reader.inbox().len() >= MOST_WHOLE_BYTES;
+        match judge(session, &args, announced, last) {
+            Decision::Whole => {}
+            decision => return Some(decision),
+        }
+        match turn(reader, None, want).await {
+            Turn::Ended | Turn::Gone => {
+                session.end(Ending::Now);
+                return None;
+            }
+            _ => {}
+        }
+    }
+}
+
+/// `last`: no more of it can be held. Then never [`Decision::Whole`].
+fn judge(session: &Rc<Session>, args: &CommandArgs<'_>, announced: usize, last: bool) -> Decision {
+    let too_long = |name: &str| {
+        let name = name.replace('|', " ").to_ascii_uppercase();
+        let kind = if name.is_empty() { "this command" } else { &name };
+        Decision::Refuse(format!("ERR {kind} is longer than {MOST_WHOLE_BYTES} bytes, and its keys must be known before its end"))
+    };
+    let spec = match find(args) {
+        Ok(Some(spec)) => spec,
+        Ok(None) if last => return too_long(""),
+        Ok(None) => return Decision::Whole,
+        Err(text) => return Decision::Refuse(text),
+    };
+    if !spec.arity_ok(announced) {
+        return Decision::Refuse(format!("ERR wrong number of arguments for '{}' command", spec.name));
+    }
+    if let Class::Refused(refusal) = spec.class {
+        let name = spec.name.replace('|', " ").to_ascii_uppercase();
+        return Decision::Refuse(format!("NOPERM {name} is not passed on by Larder: {}", refusal.remedy()));
+    }
+    let transparent = session.worker().policy().is_transparent();
+    let one_server = transparent && !session.worker().is_cluster();
+    let passable = match spec.class {
+        Class::Publish if spec.keys.is_empty() => true,
+        Class::Data | Class::Publish | Class::Script | Class::Unknown => one_server || are_known(spec, args),
+        _ => false,
+    };
+    let several = matches!(spec.class, Class::Data | Class::Split(Join::AllOk)) && spec.first_key(args).is_some();
+    if passable || (last && several && transparent) {
+        return match guard::admit_first(session, args, spec) {
+            Ok(slot) => Decision::Pass(spec, slot),
+            Err(text) => Decision::Refuse(text),
+        };
+    }
+    if last { too_long(spec.name) } else { Decision::Whole }
+}
+
+/// The command that the arguments so far name, once they do.
+fn find(args: &CommandArgs<'_>) -> Result<Option<&'static CommandSpec>, String> {
+    if args.is_empty() {
+        return Ok(None);
+    }
+    let spec = commands::lookup(args.name()).unwrap_or(&UNKNOWN);
+    if spec.subcommands.is_empty() {
+        return Ok(Some(spec));
+    }
+    if args.len() < 2 {
+        return Ok(None);
+    }
+    spec.subcommand(args).map(Some).map_err(|error| {
+        let mut line = Vec::new();
+        error.write(args, &mut line);
+        String::from_utf8_lossy(&line).trim_start_matches('-').trim_end().to_owned()
+    })
+}
+
+/// Whether all keys of the command are among the arguments so far.
+fn are_known(spec: &CommandSpec, args: &CommandArgs<'_>) -> bool {
+    match spec.class {
+        Class::Script => args.len() > 2 && spec.keys(args).is_ok(),
+        _ => spec.only_key(args).is_some(),
+    }
+}
+
+/// Passes a command on, on a connection of its own, and its reply back.
+async fn pass(reader: &mut Reader, session: &Rc<Session>, spec: &CommandSpec, slot: u16) {
+    let mut guards = Vec::new();
+    let extra = guard::write_guards(session, &reader.unfinished().0, spec, &mut guards);
+    let key = spec.first_key(&reader.unfinished().0).map(<[u8]>::to_vec);
+    let mut connection = match reach(reader, session, slot, key.as_deref()).await {
+        Ok(connection) => connection,
+        Err(text) => {
+            return refuse_long(reader, &text).await;
+        }
+    };
+    let place = session.take_place();
+    if extra == 0 {
+        connection.owe(Owed::Client(place));
+    } else {
+        connection.queue(MULTI);
+        (0..extra + 2).for_each(|_| connection.owe(Owed::Nobody));
+        connection.owe(Owed::Exec(place, ExecFilter::of_ours(extra)));
+    }
+    let passed = match pass_tail(reader, Some(&mut connection), slot).await {
+        Passed::Whole => {
+            if extra > 0 {
+                connection.queue(&guards);
+                connection.queue(EXEC);
+            }
+            settle(reader, &mut connection, slot).await
+        }
+        other => other,
+    };
+    match passed {
+        Passed::Whole => connection.give_back(),
+        Passed::Gone => session.end(Ending::Now),
+        Passed::Lost(broken) => {
+            let node = connection.address().clone();
+            tracing::warn!(%node, error = %broken, "lost a client's own server connection");
+            session.worker().refresh_topology();
+            guard::fail_owed(session, connection.into_owed(), &guard::lost_text(&node, true));
+        }
+    }
+}
+
+/// A connection to the server that has the key: a command whose bytes are not held cannot follow a redirection.
+async fn reach(reader: &mut Reader, session: &Rc<Session>, slot: u16, key: Option<&[u8]>) -> Result<Dedicated, String> {
+    let mut follow = Follow::new(session.worker(), slot);
+    loop {
+        let mut connection = acquire(session.worker(), &follow.target, session.lane(), Hold::Brief).await?;
+        let Some(key) = key.filter(|_| session.worker().is_cluster()) else { return Ok(connection) };
+        if follow.asking {
+            connection.queue(ASKING);
+            connection.owe(Owed::Nobody);
+        }
+        let mut probe = Vec::new();
+        encode::command(&mut probe, &[&b"EXISTS"[..], key]);
+        connection.queue(&probe);
+        connection.owe(Owed::Kept);
+        let node = connection.address().clone();
+        match settle(reader, &mut connection, slot).await {
+            Passed::Whole => {
+                let reply = connection.take_kept().pop().unwrap_or_default();
+                if reply.first() != Some(&b'-') || !follow.after(&reply, &node).await {
+                    if follow.asking {
+                        connection.queue(ASKING);
+                        connection.owe(Owed::Nobody);
+                    }
+                    return Ok(connection);
+                }
+                connection.give_back();
+            }
+            Passed::Gone => return Err(guard::lost_text(&node, false)),
+            Passed::Lost(_) if follow.again().await => {}
+            Passed::Lost(_) => return Err(guard::lost_text(&node, false)),
+        }
+    }
+}
+
+/// How passing on ended.
+enum Passed {
+    Whole,
+    Lost(Broken),
+    /// The client has left, or what it sent is no command.
+    Gone,
+}
+
+/// Reads the rest of the command and drops it. `false`: the session is over.
+async fn swallow(reader: &mut Reader) -> bool {
+    match pass_tail(reader, None, ANY_SLOT).await {
+        Passed::Whole => true,
+        Passed::Gone | Passed::Lost(_) => {
+            reader.session().end(Ending::Now);
+            false
+        }
+    }
+}
+
+/// Swallows the unfinished command, and answers it with an error.
+pub async fn refuse_long(reader: &mut Reader, text: &str) {
+    if swallow(reader).await {
+        refuse(reader.session(), text);
+    }
+}
+
+/// Hands on the unfinished command at the front of the inbox, up to its end. Where the connection is lost on the way, the rest
+/// is dropped.
+async fn pass_tail(reader: &mut Reader, mut connection: Option<&mut Dedicated>, slot: u16) -> Passed {
+    let mut tail = reader.begin_tail();
+    let mut lost = None;
+    loop {
+        let Ok((count, ended)) = tail.advance(reader.inbox()) else { return Passed::Gone };
+        if let Some(connection) = &mut connection {
+            connection.queue(&reader.inbox()[..count]);
+        }
+        reader.skip(count);
+        if ended {
+            return lost.map_or(Passed::Whole, Passed::Lost);
+        }
+        let full = connection.as_ref().is_some_and(|connection| connection.unsent() > MOST_UNSENT_BYTES);
+        let (input, unsent_below) = if full { (0, MOST_UNSENT_BYTES / 2) } else { (MOST_AHEAD_BYTES, 0) };
+        let want = Want { input, unsent_below, slot, answers_soon: full, ..Want::default() };
+        match turn(reader, connection.as_deref_mut(), want).await {
+            Turn::Input | Turn::Room | Turn::Settled => {}
+            Turn::Ended | Turn::Gone => return Passed::Gone,
+            Turn::Lost(broken) => {
+                lost = Some(broken);
+                connection = None;
+            }
+        }
+    }
+}
+
+/// Waits for the reply, which is passed on as it comes.
+async fn settle(reader: &mut Reader, connection: &mut Dedicated, slot: u16) -> Passed {
+    loop {
+        let want = Want { settled: true, slot, answers_soon: true, ..Want::default() };
+        match turn(reader, Some(connection), want).await {
+            Turn::Settled => return Passed::Whole,
+            Turn::Input | Turn::Room => {}
+            Turn::Ended | Turn::Gone => return Passed::Gone,
+            Turn::Lost(broken) => return Passed::Lost(broken),
+        }
+    }
+}

@@ -1,0 +1,416 @@
+//! MULTI, WATCH and what follows, up to EXEC or DISCARD.
+//!
+//! MULTI is answered here; the server hears of it together with the first command that says where the transaction belongs. In
+//! a Cluster that is the first one with a key (or WATCH's); commands without keys before it are answered QUEUED and kept. All
+//! that follows goes to that server in order, without waiting for each reply. A key of another slot is refused when it is
+//! queued, with Cluster's own error, and EXEC then with EXECABORT.
+//!
+//! Between WATCH and MULTI a client's commands take their usual ways: they may be loaded, split, answered here. The connection
+//! on which the server watches is kept aside ([`Held`](super::Held)). Where it is lost, EXEC answers nil, as after a change of
+//! a watched key: the client tries again.
+//!
+//! Refused within MULTI, with EXECABORT to follow: what [`refusal`] names. Nothing blocks within MULTI.
+
+use std::rc::Rc;
+
+use super::connection::{Broken, Dedicated, Owed};
+use super::exec_filter::ExecFilter;
+use super::pool::{Hold, Target, acquire};
+use super::turn::{Turn, Want, turn};
+use super::{Watch, guard, refuse, stream};
+use crate::sidecar::commands::{self, Class, CommandSpec};
+use crate::sidecar::dispatch::CROSS_SLOT;
+use crate::sidecar::engine::ttl::{EXEC, MULTI};
+use crate::sidecar::resp::{Protocol, encode};
+use crate::sidecar::session::reader::{Front, MOST_HELD_BYTES, Taken};
+use crate::sidecar::session::{Ending, Reader, Session};
+use crate::sidecar::upstream::queue::ANY_SLOT;
+
+const DISCARD: &[u8] = b"*1\r\n$7\r\nDISCARD\r\n";
+const UNWATCH: &[u8] = b"*1\r\n$7\r\nUNWATCH\r\n";
+const ABORTED: &str = "EXECABORT Transaction discarded because of previous errors.";
+/// Commands without keys that wait for the first one with a key may take this much memory.
+const MOST_KEPT_BYTES: usize = 64 * 1024;
+/// The most replies that a server may owe before more commands are sent to it.
+const MOST_OWED: usize = 4096;
+
+/// How far the client has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// Before MULTI: only WATCH and UNWATCH are handled.
+    Outside,
+    /// After MULTI.
+    Multi,
+    /// After EXEC or DISCARD, or when another command follows WATCH.
+    Over,
+}
+
+pub(super) struct Transaction {
+    session: Rc<Session>,
+    stage: Stage,
+    connection: Option<Dedicated>,
+    slot: u16,
+    watching: bool,
+    /// The connection on which keys were watched is lost: EXEC answers nil.
+    watch_lost: bool,
+    /// Whether the server has heard of MULTI.
+    begun: bool,
+    /// A command was refused: EXEC is.
+    aborted: bool,
+    /// Commands without keys that wait for a server to be chosen.
+    kept: Vec<u8>,
+    /// For each command that was queued, how many of ours follow it.
+    extras: Vec<u32>,
+    /// Where EXEC begins among the bytes sent.
+    exec_mark: Option<u64>,
+}
+
+/// Serves a client whose next command is MULTI, WATCH or UNWATCH.
+pub async fn run(reader: &mut Reader) {
+    let mut transaction = Transaction::resume(reader.session()).await;
+    while transaction.stage != Stage::Over {
+        match reader.take_front() {
+            Front::Command(command) => transaction.command(reader, command).await,
+            Front::Broken => return,
+            Front::Long | Front::Partial if transaction.stage == Stage::Outside => transaction.stage = Stage::Over,
+            Front::Long => stream::within(reader, &mut transaction).await,
+            Front::Partial if transaction.must_leave(reader) => return transaction.leave(reader).await,
+            Front::Partial => {
+                if !transaction.wait(reader, MOST_HELD_BYTES, false).await {
+                    return;
+                }
+            }
+        }
+        let is_full = |connection: &Dedicated| connection.owes() > MOST_OWED || connection.unsent() > MOST_HELD_BYTES;
+        if transaction.connection.as_ref().is_some_and(is_full) && !transaction.wait(reader, 0, true).await {
+            return;
+        }
+    }
+    if transaction.wait(reader, 0, true).await {
+        transaction.finish();
+    }
+}
+
+impl Transaction {
+    /// Takes up the keys that the client watches.
+    async fn resume(session: &Rc<Session>) -> Self {
+        let watch = session.held().borrow_mut().watch.take();
+        let mut transaction = Self {
+            session: session.clone(),
+            stage: Stage::Outside,
+            connection: None,
+            slot: ANY_SLOT,
+            watching: watch.is_some(),
+            watch_lost: false,
+            begun: false,
+            aborted: false,
+            kept: Vec::new(),
+            extras: Vec::new(),
+            exec_mark: None,
+        };
+        match watch {
+            None => {}
+            Some(Watch::Lost) => transaction.watch_lost = true,
+            Some(Watch::Kept { mut connection, slot }) => {
+                if connection.lane() == session.lane() && connection.is_alive().await {
+                    transaction.connection = Some(*connection);
+                    transaction.slot = slot;
+                } else {
+                    transaction.watch_lost = true;
+                }
+            }
+        }
+        transaction
+    }
+
+    /// Waits for the server, or for up to `input` bytes of the client. `false`: the session is over.
+    async fn wait(&mut self, reader: &mut Reader, input: usize, settled: bool) -> bool {
+        if settled && self.connection.as_ref().is_none_or(Dedicated::is_settled) {
+            return true;
+        }
+        let (slot, may_drain) = (self.slot, self.connection.is_none());
+        let want = Want { input, settled, slot, answers_soon: true, may_drain, ..Want::default() };
+        match turn(reader, self.connection.as_mut(), want).await {
+            Turn::Gone => return false,
+            Turn::Lost(broken) => self.lose(&broken),
+            Turn::Input | Turn::Settled | Turn::Room | Turn::Ended => {}
+        }
+        true
+    }
+
+    /// Whether nothing more will come of the transaction.
+    fn must_leave(&self, reader: &Reader) -> bool {
+        reader.has_ended() || (self.connection.is_none() && self.session.ending() != Ending::No)
+    }
+
+    /// The client sends no more, and its transaction is not whole: it is dropped, as by Redis.
+    async fn leave(mut self, reader: &mut Reader) {
+        if self.wait(reader, 0, true).await {
+            self.session.end(Ending::Draining);
+        }
+    }
+
+    async fn command(&mut self, reader: &mut Reader, command: Taken) {
+        let spec = match commands::resolve(&command.args()) {
+            Ok(spec) => spec,
+            Err(error) => {
+                self.aborted = true;
+                return self.session.answer_now(|out| error.write(&command.args(), out));
+            }
+        };
+        match (self.stage, spec.name) {
+            (Stage::Outside, "multi") => {
+                self.stage = Stage::Multi;
+                self.session.answer_now(|out| encode::status(out, "OK"));
+            }
+            (Stage::Outside, "watch") => self.watch(&command, spec).await,
+            (Stage::Outside, "unwatch") => self.unwatch(),
+            // Everything else takes its usual way.
+            (Stage::Outside, _) => {
+                reader.put_back(command);
+                self.stage = Stage::Over;
+            }
+            (_, "multi") => refuse(&self.session, "ERR MULTI calls can not be nested"),
+            (_, "watch") => refuse(&self.session, "ERR WATCH inside MULTI is not allowed"),
+            (_, "exec") => self.exec().await,
+            (_, "discard") => self.discard(),
+            (_, "quit" | "reset") => {
+                reader.put_back(command);
+                self.abandon();
+            }
+            _ => self.enqueue(&command, spec).await,
+        }
+    }
+
+    async fn watch(&mut self, command: &Taken, spec: &CommandSpec) {
+        let slot = match self.slot_for(guard::admit(&self.session, &command.args(), spec)) {
+            Ok(slot) => slot,
+            Err(text) => return refuse(&self.session, &text),
+        };
+        if self.watch_lost {
+            // EXEC will answer nil whatever else is watched.
+            return self.session.answer_now(|out| encode::status(out, "OK"));
+        }
+        if let Err(text) = self.connect(slot).await {
+            return refuse(&self.session, &text);
+        }
+        if let Some(connection) = &mut self.connection {
+            connection.queue(command.raw());
+            connection.owe(Owed::Client(self.session.take_place()));
+            self.watching = true;
+        }
+    }
+
+    fn unwatch(&mut self) {
+        (self.watching, self.watch_lost) = (false, false);
+        match &mut self.connection {
+            Some(connection) => {
+                connection.queue(UNWATCH);
+                connection.owe(Owed::Client(self.session.take_place()));
+            }
+            None => self.session.answer_now(|out| encode::status(out, "OK")),
+        }
+    }
+
+    /// The slot of a command's keys, where the transaction may have it.
+    fn slot_for(&self, admitted: Result<u16, String>) -> Result<u16, String> {
+        let slot = admitted?;
+        let fits = slot == ANY_SLOT || self.slot == ANY_SLOT || slot == self.slot;
+        if fits { Ok(slot) } else { Err(CROSS_SLOT.to_owned()) }
+    }
+
+    /// What a command within MULTI is refused with, or its slot.
+    pub(super) fn admit(&self, args: &crate::sidecar::resp::CommandArgs<'_>, spec: &CommandSpec) -> Result<u16, String> {
+        if let Some(text) = refusal(&self.session, spec) {
+            return Err(text);
+        }
+        self.slot_for(guard::admit(&self.session, args, spec))
+    }
+
+    async fn enqueue(&mut self, command: &Taken, spec: &CommandSpec) {
+        let slot = match self.admit(&command.args(), spec) {
+            Ok(slot) => slot,
+            Err(text) => return self.abort(&text),
+        };
+        let mut bytes = Vec::new();
+        let extra = guard::write_queued(&self.session, command, spec, &mut bytes);
+        if self.aborted || self.waits_for_key(slot) {
+            return self.keep(&bytes);
+        }
+        match self.begin(slot).await {
+            Ok(connection) => {
+                connection.queue(&bytes);
+                self.owe_queued(extra);
+            }
+            Err(text) => self.abort(&text),
+        }
+    }
+
+    /// Whether no server can be chosen yet.
+    pub(super) fn waits_for_key(&self, slot: u16) -> bool {
+        slot == ANY_SLOT && self.connection.is_none() && self.session.worker().is_cluster()
+    }
+
+    /// Answers QUEUED here. A command after a refused one is never sent: EXEC will not be.
+    fn keep(&mut self, bytes: &[u8]) {
+        if !self.aborted {
+            if self.kept.len() + bytes.len() > MOST_KEPT_BYTES {
+                return self.abort("ERR too many commands without a key stand before the first with a key");
+            }
+            self.kept.extend_from_slice(bytes);
+            self.extras.push(0);
+        }
+        self.session.answer_now(|out| encode::status(out, "QUEUED"));
+    }
+
+    pub(super) fn is_aborted(&self) -> bool {
+        self.aborted
+    }
+
+    pub(super) fn session(&self) -> &Rc<Session> {
+        &self.session
+    }
+
+    pub(super) fn connection_mut(&mut self) -> Option<&mut Dedicated> {
+        self.connection.as_mut()
+    }
+
+    /// Refuses a command, and with it the transaction.
+    pub(super) fn abort(&mut self, text: &str) {
+        self.aborted = true;
+        refuse(&self.session, text);
+    }
+
+    /// Notes that a command of the client, and `extra` of ours behind it, were sent to be queued.
+    pub(super) fn owe_queued(&mut self, extra: u32) {
+        let place = self.session.take_place();
+        if let Some(connection) = &mut self.connection {
+            connection.owe(Owed::Queued(place));
+            (0..extra).for_each(|_| connection.owe(Owed::Nobody));
+        }
+        self.extras.push(extra);
+    }
+
+    /// The connection, after MULTI.
+    pub(super) async fn begin(&mut self, slot: u16) -> Result<&mut Dedicated, String> {
+        let (begun, kept) = (std::mem::replace(&mut self.begun, true), std::mem::take(&mut self.kept));
+        let count = self.extras.len();
+        let connection = self.connect(slot).await?;
+        if !begun {
+            connection.queue(MULTI);
+            connection.owe(Owed::Nobody);
+            if !kept.is_empty() {
+                connection.queue(&kept);
+                (0..count).for_each(|_| connection.owe(Owed::Nobody));
+            }
+        }
+        Ok(connection)
+    }
+
+    async fn connect(&mut self, slot: u16) -> Result<&mut Dedicated, String> {
+        if slot != ANY_SLOT {
+            self.slot = slot;
+        }
+        let connection = match self.connection.take() {
+            Some(connection) => connection,
+            None => acquire(self.session.worker(), &Target::Slot(slot), self.session.lane(), Hold::Brief).await?,
+        };
+        Ok(self.connection.insert(connection))
+    }
+
+    async fn exec(&mut self) {
+        self.stage = Stage::Over;
+        if self.aborted || self.watch_lost {
+            let nil = self.watch_lost && !self.aborted;
+            self.end_at_server();
+            return match (nil, self.session.protocol()) {
+                (false, _) => refuse(&self.session, ABORTED),
+                (true, Protocol::Resp2) => self.session.answer_now(|out| out.extend_from_slice(b"*-1\r\n")),
+                (true, protocol) => self.session.answer_now(|out| encode::null(out, protocol)),
+            };
+        }
+        if self.extras.is_empty() && self.connection.is_none() {
+            return self.session.answer_now(|out| encode::array(out, 0));
+        }
+        if let Err(text) = self.begin(ANY_SLOT).await {
+            return refuse(&self.session, &format!("EXECABORT Transaction discarded: {text}"));
+        }
+        let extras = std::mem::take(&mut self.extras);
+        let place = self.session.take_place();
+        if let Some(connection) = &mut self.connection {
+            self.exec_mark = Some(connection.mark());
+            connection.queue(EXEC);
+            let whole = extras.iter().all(|extra| *extra == 0);
+            connection.owe(if whole { Owed::Client(place) } else { Owed::Exec(place, ExecFilter::of_client(extras)) });
+        }
+        self.watching = false;
+    }
+
+    fn discard(&mut self) {
+        self.stage = Stage::Over;
+        self.end_at_server();
+        self.session.answer_now(|out| encode::status(out, "OK"));
+    }
+
+    /// Ends the transaction, and the watch, at the server.
+    fn end_at_server(&mut self) {
+        self.watching = false;
+        if let Some(connection) = &mut self.connection {
+            connection.queue(if self.begun { DISCARD } else { UNWATCH });
+            connection.owe(Owed::Nobody);
+        }
+    }
+
+    /// Lets go of everything; what follows is no business of the transaction's.
+    fn abandon(&mut self) {
+        self.stage = Stage::Over;
+        self.end_at_server();
+    }
+
+    /// The connection is lost: nothing was carried out unless EXEC has left.
+    pub(super) fn lose(&mut self, broken: &Broken) {
+        let Some(connection) = self.connection.take() else { return };
+        let node = connection.address().clone();
+        tracing::warn!(%node, error = %broken, "lost a client's own server connection");
+        self.session.worker().refresh_topology();
+        let left = self.exec_mark.is_some_and(|mark| connection.has_left(mark));
+        guard::fail_owed(&self.session, connection.into_owed(), &guard::lost_text(&node, left));
+        self.aborted |= self.stage == Stage::Multi;
+        self.watch_lost |= self.watching;
+        self.begun = false;
+    }
+
+    /// Gives the connection back, or keeps it aside where keys are watched.
+    fn finish(mut self) {
+        let kept = match (self.connection.take(), self.watching) {
+            (Some(connection), true) => Some(Watch::Kept { connection: Box::new(connection), slot: self.slot }),
+            (None, true) => Some(Watch::Lost),
+            (Some(connection), false) => {
+                connection.give_back();
+                None
+            }
+            (None, false) => None,
+        };
+        self.session.held().borrow_mut().watch = kept;
+    }
+}
+
+/// What is refused within MULTI, beside what is refused everywhere.
+fn refusal(session: &Rc<Session>, spec: &CommandSpec) -> Option<String> {
+    let name = || spec.name.replace('|', " ").to_ascii_uppercase();
+    let shards = || Some(format!("ERR {} concerns every shard and cannot be part of a transaction", name()));
+    let allow = session.worker().policy().allow();
+    match spec.class {
+        Class::Refused(refusal) => Some(format!("NOPERM {} is not passed on by Larder: {}", name(), refusal.remedy())),
+        Class::PubSub => Some("ERR Command not allowed inside a transaction".to_owned()),
+        Class::Gated(_) if !(if spec.name == "keys" { allow.keys } else { allow.flush }) => {
+            Some(format!("NOPERM {} touches every key of a shared cache: allow it in the CachePolicy", name()))
+        }
+        Class::Gated(_) | Class::AllShards(_) | Class::ScriptAdmin(_) | Class::Scan if session.worker().is_cluster() => shards(),
+        Class::Connection if !matches!(spec.name, "ping" | "echo") => {
+            Some(format!("ERR {} is about the connection and not passed on inside MULTI: send it before", name()))
+        }
+        Class::Topology | Class::Larder => Some(format!("ERR {} is answered by Larder and not inside MULTI", name())),
+        _ => None,
+    }
+}

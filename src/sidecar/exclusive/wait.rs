@@ -1,0 +1,90 @@
+//! WAIT and WAITAOF.
+//!
+//! A client's writes went over shared connections, and the servers count for each connection apart. A connection that carries
+//! out any other command first waits for all writes that the server has executed by then, whoever made them: at least the
+//! client's own, which were answered before. In a Cluster every shard is asked, and the least counts.
+
+use std::future::poll_fn;
+use std::pin::pin;
+use std::rc::Rc;
+use std::task::Poll;
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use tokio::time::timeout;
+
+use super::connection::{Broken, Dedicated, Owed};
+use super::guard;
+use super::pool::{Hold, Target, acquire};
+use super::turn::{Turn, Want, turn};
+use crate::sidecar::commands::Gather;
+use crate::sidecar::session::reader::{MOST_HELD_BYTES, Taken};
+use crate::sidecar::session::{Ending, Reader, Session};
+use crate::sidecar::upstream::gather::{Assembly, Meeting};
+use crate::sidecar::upstream::queue::ANY_SLOT;
+use crate::sidecar::upstream::sink::Answer;
+
+const PING: &[u8] = b"*1\r\n$4\r\nPING\r\n";
+/// How often the topology is looked at.
+const LOOK: Duration = Duration::from_millis(200);
+
+/// Carries out `command` at every primary.
+pub async fn run(reader: &mut Reader, command: &Taken, gather: Gather) {
+    let session = reader.session().clone();
+    let router = session.worker().router();
+    let mut targets: Vec<Target> = vec![Target::Slot(ANY_SLOT)];
+    if session.worker().is_cluster() && router.is_usable() {
+        targets = router.primaries().iter().map(|node| Target::Node(node.address().clone())).collect();
+    }
+    let meeting = Meeting::new(session.clone(), session.take_place(), Assembly::Shards(gather), false, targets.len());
+    let mut answers = pin!(join_all(targets.iter().map(|target| ask(&session, target, command.raw()))));
+    let want = Want { input: MOST_HELD_BYTES, ..Want::default() };
+    let answers = loop {
+        tokio::select! {
+            answers = &mut answers => break answers,
+            turned = turn(reader, None, want) => {
+                if matches!(turned, Turn::Ended | Turn::Gone) {
+                    return session.end(Ending::Now);
+                }
+            }
+        }
+    };
+    for (index, answer) in answers.iter().enumerate() {
+        let answer = match answer {
+            Ok(reply) => Answer::Reply(reply),
+            Err(text) => Answer::Failed(text),
+        };
+        meeting.deliver(index as u32, answer);
+    }
+}
+
+async fn ask(session: &Rc<Session>, target: &Target, command: &[u8]) -> Result<Vec<u8>, String> {
+    let mut connection = acquire(session.worker(), target, session.lane(), Hold::Lasting).await?;
+    connection.queue(PING);
+    connection.owe(Owed::Nobody);
+    connection.queue(command);
+    connection.owe(Owed::Kept);
+    if let Err(broken) = settle(&mut connection).await {
+        let node = connection.address();
+        tracing::warn!(%node, error = %broken, "lost a client's own server connection");
+        return Err(guard::lost_text(node, true));
+    }
+    // PING's error would be before it.
+    let reply = connection.take_kept().pop().unwrap_or_default();
+    connection.give_back();
+    Ok(reply)
+}
+
+async fn settle(connection: &mut Dedicated) -> Result<(), Broken> {
+    loop {
+        let polled = poll_fn(|cx| match connection.poll(None, cx) {
+            Err(broken) => Poll::Ready(Err(broken)),
+            Ok(_) if connection.is_settled() => Poll::Ready(Ok(())),
+            Ok(_) => Poll::Pending,
+        });
+        match timeout(LOOK, polled).await {
+            Ok(result) => return result,
+            Err(_) => connection.overdue(ANY_SLOT, false).map_or(Ok(()), Err)?,
+        }
+    }
+}
