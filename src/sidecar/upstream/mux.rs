@@ -337,12 +337,9 @@ impl<'a> Connection<'a> {
     }
 
     fn check_silence(&self) -> Poll<Broken> {
-        let owed = !self.mux.queue.borrow().is_empty();
-        if !owed {
-            self.mux.heard.set(self.worker.now());
-        }
-        let silent = self.worker.now().wrapping_sub(self.mux.heard.get());
-        if owed && silent > SILENCE_MS { Poll::Ready(Broken::Silent) } else { Poll::Pending }
+        let owed_since = self.mux.queue.borrow_mut().front_mut().map(|oldest| oldest.since);
+        let silent = owed_since.map_or(0, |since| silence(self.worker.now(), self.mux.heard.get(), since));
+        if silent > SILENCE_MS { Poll::Ready(Broken::Silent) } else { Poll::Pending }
     }
 
     fn is_stalled(&self) -> bool {
@@ -499,5 +496,23 @@ pub fn remember_waker(place: &RefCell<Option<Waker>>, cx: &Context<'_>) {
     match &*place {
         Some(waker) if waker.will_wake(cx.waker()) => {}
         _ => *place = Some(cx.waker().clone()),
+    }
+}
+
+/// For how many milliseconds a server has owed an answer and said nothing. A connection on which nothing was asked is not silent.
+fn silence(now: u32, heard: u32, owed_since: u32) -> u32 {
+    now.wrapping_sub(heard).min(now.wrapping_sub(owed_since))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_idle_connection_is_not_silent() {
+        // Heard long ago, asked just now; and asked long ago, while answers to others still come.
+        assert_eq!(silence(60_000, 1_000, 59_990), 10);
+        assert_eq!(silence(60_000, 59_990, 1_000), 10);
+        assert!(silence(60_000, 1_000, 2_000) > SILENCE_MS);
     }
 }
