@@ -291,7 +291,7 @@ pub enum Action {
         /// Which primary.
         primary: SocketAddr,
     },
-    /// Make a replica primary, where nobody else can: no sentinel remembers anything, and no primary runs.
+    /// Make a replica primary, where nobody else can: too few sentinels remember anything, and no primary runs.
     Promote {
         /// Which.
         server: ServerId,

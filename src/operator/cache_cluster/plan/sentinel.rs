@@ -13,7 +13,7 @@ enum Verdict<'a> {
     Start(ServerId),
     /// This replica holds the only copy: Sentinel may promote it.
     Allow(ServerId),
-    /// The sentinels remember nothing, and no primary runs: this replica becomes primary.
+    /// Too few sentinels remember anything, and no primary runs: this replica becomes primary.
     Promote(ServerId),
     /// It is not known yet.
     Open(Waiting),
@@ -84,26 +84,35 @@ fn believed<'a>(desired: &Desired, observed: &'a Observed, address: SocketAddr) 
         ServerState::Running(facts) if facts.role == Role::Primary => Verdict::Acting(id, server, facts),
         ServerState::Running(_) => promoted_elsewhere(observed, patience_over).unwrap_or(Verdict::Open(Waiting::Agreement)),
         ServerState::Silent => Verdict::Open(Waiting::Server(id)),
-        ServerState::Stopped { data } => vacant(observed, id, *data, patience_over),
+        ServerState::Stopped { data } => vacant(desired, observed, id, *data),
     }
 }
 
 /// The primary's process has ended. It may start again as primary only where nobody else can be: not while a replica could be
 /// promoted, not while another was, and not while a silent server may hold the data.
-fn vacant(observed: &Observed, last: ServerId, data_on_disk: bool, patience_over: bool) -> Verdict<'_> {
+fn vacant<'a>(desired: &Desired, observed: &'a Observed, last: ServerId, data_on_disk: bool) -> Verdict<'a> {
+    let patience_over = observed.steady >= desired.takeover_after;
     if let Some(verdict) = promoted_elsewhere(observed, patience_over) {
         return verdict;
     }
     if let Some((silent, _)) = observed.servers.iter().find(|(_, server)| server.is_silent()) {
         return Verdict::Open(Waiting::Server(*silent));
     }
-    let mut electable = observed.running().filter(|(_, _, facts)| facts.is_electable()).peekable();
-    if electable.peek().is_none() {
+    let electable = || observed.running().filter(|(_, _, facts)| facts.is_electable());
+    let Some((best, ..)) = electable().max_by_key(|(_, _, facts)| facts.merit()) else {
         let only_copy = if data_on_disk { None } else { super::only_copy(observed.running()) };
         return only_copy.map_or(Verdict::Start(last), Verdict::Allow);
+    };
+    if !patience_over {
+        Verdict::Open(Waiting::Failover { shard: 0 })
+    } else if watches(observed).count() < usize::from(desired.quorum()) {
+        // Those who watch are too few to fail over, and the others can learn nothing from a primary that is gone.
+        Verdict::Promote(best)
+    } else if electable().any(|(_, _, facts)| facts.holds_data) {
+        Verdict::Open(Waiting::Failover { shard: 0 })
+    } else {
+        Verdict::Start(last)
     }
-    let nothing_to_lose = electable.all(|(_, _, facts)| !facts.holds_data);
-    if nothing_to_lose && patience_over { Verdict::Start(last) } else { Verdict::Open(Waiting::Failover { shard: 0 }) }
 }
 
 /// Another server acts as primary: promoted a moment ago, or an earlier primary that came back and that the sentinels did not
