@@ -79,6 +79,7 @@ pub fn compile(
         generation,
         cluster: Cluster { name, topology, tls, auth, sentinel_auth, patience: PATIENCE },
         unmatched: merged.unmatched.map_or(Unmatched::Bypass {}, |stated| stated.unmatched),
+        ttl_sweep: snapshot::DEFAULT_TTL_SWEEP,
         allow: merged.allow,
         origins: merged.origins,
         rules: merged.rules,

@@ -34,6 +34,9 @@ pub struct Snapshot {
     pub cluster: Cluster,
     /// What becomes of keys that no rule covers.
     pub unmatched: Unmatched,
+    /// Within which time a covered key that has no TTL, however it came about, is given one.
+    #[serde(default = "default_ttl_sweep")]
+    pub ttl_sweep: Span,
     /// Commands that are dangerous on a shared cache, allowed by name.
     #[serde(default)]
     pub allow: Allow,
@@ -75,6 +78,13 @@ pub struct Cluster {
     /// How long a command that has not left the sidecar may wait for a reachable server. Clients commonly time out at 3 s.
     #[serde(default = "default_patience")]
     pub patience: Span,
+}
+
+/// The time within which covered keys without a TTL are repaired, where nothing else is said.
+pub const DEFAULT_TTL_SWEEP: Span = Span::from_secs(600);
+
+fn default_ttl_sweep() -> Span {
+    DEFAULT_TTL_SWEEP
 }
 
 fn default_patience() -> Span {
@@ -234,6 +244,9 @@ impl Snapshot {
         }
         if let Some(bad) = addresses.iter().find(|address| !is_host_port(address)) {
             return Err(invalid("cluster.topology", format!("`{bad}` is not host:port")));
+        }
+        if self.ttl_sweep < Span::from_secs(1) {
+            return Err(invalid("ttlSweep", "it must be one second or more"));
         }
         if self.rules.len() > MAX_RULES {
             return Err(invalid("rules", format!("there are more than {MAX_RULES}")));

@@ -91,6 +91,11 @@ impl Meter {
         self.on_rule(rule, |counters| counters.ttl_added.inc());
     }
 
+    /// A key that had no TTL was given one by the sweep.
+    pub fn ttl_repaired(&self, rule: RuleId) {
+        self.on_rule(rule, |counters| counters.ttl_repaired.inc());
+    }
+
     /// The counters of a node, to be kept beside a connection to it.
     pub fn node(&self, node: &NodeAddr) -> Arc<NodeMeter> {
         self.metrics.borrow().node(&node.to_string())

@@ -15,5 +15,6 @@ pub mod resp;
 pub mod server;
 pub mod session;
 pub mod slots;
+pub mod sweep;
 pub mod upstream;
 pub mod worker;

@@ -70,6 +70,16 @@ impl ActivePolicy {
         self.snapshot.allow
     }
 
+    /// Within which time a covered key without a TTL is given one.
+    pub fn ttl_sweep(&self) -> Span {
+        self.snapshot.ttl_sweep
+    }
+
+    /// Whether any key is covered.
+    pub fn covers_anything(&self) -> bool {
+        matches!(self.snapshot.unmatched, Unmatched::Ttl(_)) || self.snapshot.rules.iter().any(|rule| rule.lifetime().is_some())
+    }
+
     /// The first rule that covers `key`, or [`UNMATCHED`].
     #[inline]
     pub fn find(&self, key: &[u8]) -> RuleId {

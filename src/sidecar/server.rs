@@ -20,6 +20,7 @@ use super::meter::Meter;
 use super::policy::ActivePolicy;
 use super::reload::{InForce, Policies, PolicyError, Told};
 use super::session::{ClientReader, ClientWriter, Ending, Reader, Session, split_tcp, split_unix};
+use super::sweep::sweep_forever;
 use super::upstream::discovery::Refresh;
 use super::upstream::view::View;
 use super::worker::{Outside, Worker};
@@ -117,7 +118,9 @@ async fn supervise(config: &Config) -> Result<(), StartError> {
     let mut threads = Vec::new();
     for (index, listeners) in listeners.into_iter().enumerate() {
         let feeds = feeds.clone();
-        threads.push(std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || serve(feeds, listeners))?);
+        threads.push(
+            std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || serve(feeds, listeners, index == 0))?,
+        );
     }
     let (_stop_admin, admin_stop) = watch::channel(false);
     let serving_admin = tokio::spawn(admin::serve(admin, Arc::new(Insight(told)), metrics, admin_stop));
@@ -205,13 +208,13 @@ fn listen_unix(path: &Path) -> io::Result<std::os::unix::net::UnixListener> {
 }
 
 /// A worker's thread.
-fn serve(feeds: Feeds, listeners: Listeners) {
+fn serve(feeds: Feeds, listeners: Listeners, first: bool) {
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return tracing::error!(%error, "cannot start a worker"),
     };
     let local = LocalSet::new();
-    runtime.block_on(local.run_until(work(feeds, listeners)));
+    runtime.block_on(local.run_until(work(feeds, listeners, first)));
 }
 
 struct FromBackground(Refresh);
@@ -222,13 +225,16 @@ impl Outside for FromBackground {
     }
 }
 
-async fn work(feeds: Feeds, listeners: Listeners) {
+async fn work(feeds: Feeds, listeners: Listeners, first: bool) {
     let Feeds { told: Told { mut in_force, mut view, refresh }, mut stage, origins, metrics } = feeds;
     let InForce { policy, access } = in_force.borrow_and_update().clone();
     let policy = Rc::new(ActivePolicy::clone(&policy));
     let worker = Worker::new(policy, access, Arc::new(FromBackground(refresh)), origins, Meter::new(&metrics));
     worker.router().adopt(&worker, &View::clone(&view.borrow_and_update()));
     tokio::task::spawn_local(worker.clone().tick_forever());
+    if first {
+        tokio::task::spawn_local(sweep_forever(worker.clone()));
+    }
     let accepting = [accept_tcp(&worker, listeners.tcp), accept_unix(&worker, listeners.unix)];
     loop {
         tokio::select! {

@@ -72,6 +72,8 @@ counters!(
         load_errors,
         /// Keys that were given a TTL that their writer had not given
         ttl_added,
+        /// Keys that had no TTL when the sweep came by, and were given one
+        ttl_repaired,
     }
 );
 

@@ -19,3 +19,4 @@ mod readme;
 mod support;
 mod tidy;
 mod ttl;
+mod ttl_sweep;

@@ -1,0 +1,119 @@
+//! The sweep: repairs covered keys without a TTL, however they came about.
+//!
+//! What the sidecar forwards keeps its keys' TTLs in the same transaction. What it does not see does not: scripts that write
+//! undeclared keys, writers that bypass it, keys older than the policy. So one sidecar of all, by a lease in the cache, walks
+//! all keys of all shards within each period, and gives a TTL to each covered key that has none. `PEXPIRE … NX` does nothing to
+//! a key that has one.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use tokio::sync::oneshot;
+use tokio::time::sleep;
+
+use super::resp::{Protocol, encode, reply};
+use super::slots;
+use super::upstream::mux::Lane;
+use super::upstream::queue::{ANY_SLOT, Pending, Retry};
+use super::upstream::router::Node;
+use super::upstream::sink::{Answer, Sink};
+use super::worker::Worker;
+
+/// Held by the sidecar that sweeps. It ends by itself a little before the next sweep is due.
+const LEASE: &[u8] = b"larder:sweep";
+/// How many keys a step looks at, about.
+const KEYS_PER_STEP: &[u8] = b"200";
+/// The pause between steps: a few thousand keys a second cost a server little, and no client notices a step.
+const PAUSE: Duration = Duration::from_millis(20);
+/// The sweep may take half of the period; where there are more keys than that allows, steps follow each other without pause.
+const SHARE_OF_PERIOD: u32 = 2;
+
+/// Sweeps once in each period, for ever. One worker of each sidecar runs it; the lease picks one sidecar.
+pub async fn sweep_forever(worker: Rc<Worker>) {
+    loop {
+        let period = worker.policy().ttl_sweep().as_duration();
+        // All sidecars of a fleet start at once; their sweeps should not.
+        let chance = f64::from(worker.random()) / f64::from(u32::MAX);
+        sleep(period.mul_f64(0.25 + chance / 4.0)).await;
+        if worker.policy().covers_anything() && take_lease(&worker, period).await {
+            let repaired = sweep(&worker, period).await;
+            if repaired > 0 {
+                tracing::warn!(repaired, "keys without a TTL were given one: something writes them past the sidecar");
+            }
+        }
+    }
+}
+
+async fn take_lease(worker: &Rc<Worker>, period: Duration) -> bool {
+    let millis = (period / 2).as_millis().to_string();
+    let slot = if worker.is_cluster() { slots::slot_of(LEASE) } else { ANY_SLOT };
+    let Some(node) = worker.router().node_of(slot) else { return false };
+    let taken = ask(worker, &node, &[b"SET", LEASE, b"1", b"NX", b"PX", millis.as_bytes()]).await;
+    taken.as_deref() == Some(b"+OK\r\n")
+}
+
+/// Walks all shards at once. How many keys were given a TTL.
+async fn sweep(worker: &Rc<Worker>, period: Duration) -> u64 {
+    let nodes = worker.router().primaries();
+    let until = tokio::time::Instant::now() + period / SHARE_OF_PERIOD;
+    join_all(nodes.iter().map(|node| sweep_node(worker, node, until))).await.into_iter().sum()
+}
+
+/// Walks one shard, to its end or until it does not answer: the next sweep begins anew.
+async fn sweep_node(worker: &Rc<Worker>, node: &Rc<Node>, until: tokio::time::Instant) -> u64 {
+    let mut cursor = b"0".to_vec();
+    let mut repaired = 0;
+    loop {
+        let Some(page) = ask(worker, node, &[b"SCAN", &cursor, b"COUNT", KEYS_PER_STEP]).await else { return repaired };
+        let Some([next, keys]) = reply::elements(&page).and_then(|parts| <[&[u8]; 2]>::try_from(parts).ok()) else {
+            return repaired;
+        };
+        let keys = reply::elements(keys).unwrap_or_default();
+        repaired += repair(worker, node, keys.into_iter().filter_map(reply::text)).await;
+        cursor = reply::text(next).unwrap_or(b"0").to_vec();
+        if cursor == b"0" {
+            return repaired;
+        }
+        if tokio::time::Instant::now() < until {
+            sleep(PAUSE).await;
+        }
+    }
+}
+
+/// Gives the covered ones of `keys` a TTL where they have none.
+async fn repair<'k>(worker: &Rc<Worker>, node: &Rc<Node>, keys: impl Iterator<Item = &'k [u8]>) -> u64 {
+    let policy = worker.policy();
+    let mut asked = Vec::new();
+    for key in keys.filter(|key| !slots::is_larder_key(key)) {
+        let rule = policy.find(key);
+        let Some(lifetime) = policy.lifetime_of(rule) else { continue };
+        let ttl = lifetime.jittered(worker.random()).as_millis().to_string();
+        let (worker, node) = (worker.clone(), node.clone());
+        asked.push(async move {
+            let given = ask(&worker, &node, &[b"PEXPIRE", key, ttl.as_bytes(), b"NX"]).await;
+            let given = given.as_deref() == Some(b":1\r\n");
+            if given {
+                worker.metrics().ttl_repaired(rule);
+            }
+            u64::from(given)
+        });
+    }
+    join_all(asked).await.into_iter().sum()
+}
+
+/// One command to one node. `None`: no answer, or an error.
+async fn ask(worker: &Rc<Worker>, node: &Rc<Node>, command: &[&[u8]]) -> Option<Vec<u8>> {
+    let (sender, receiver) = oneshot::channel();
+    let sink = Sink::Call(Box::new(move |_, answer| {
+        if let Answer::Reply(bytes) = answer {
+            // Whoever asked may have gone.
+            let _ = sender.send(bytes.to_vec());
+        }
+    }));
+    let mut wire = Vec::new();
+    encode::command(&mut wire, command);
+    let lane = Lane { protocol: Protocol::Resp2, database: 0 };
+    node.mux(worker, lane).push(&[&wire], Pending::new(sink, ANY_SLOT, Retry::Never, lane, worker.now()));
+    receiver.await.ok().filter(|bytes| bytes.first() != Some(&b'-'))
+}
