@@ -123,7 +123,7 @@ fn measure(
     let mut best: Option<Measurement> = None;
     for _ in 0..=RETRIES {
         let measurement = sample(plan.measured, upstream, targets, target, workload, round)
-            .map_err(|error| format!("{} under {}: {error}", target.kind.name(), workload.name()))?;
+            .map_err(|error| format!("{} under {}: {error}{}", target.kind.name(), workload.name(), target.last_words()))?;
         if best.as_ref().is_none_or(|best| measurement.foreign_cores < best.foreign_cores) {
             best = Some(measurement);
         }

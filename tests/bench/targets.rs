@@ -144,12 +144,13 @@ pub struct Target {
     pub address: SocketAddr,
     /// Absent for `direct`.
     pub process: Option<Process>,
+    log: PathBuf,
 }
 
 impl Target {
     pub fn start(kind: Kind, programs: &Programs, upstream: &Upstream, dir: &Path) -> Result<Self, String> {
         if kind == Kind::Direct {
-            return Ok(Self { kind, address: upstream.address, process: None });
+            return Ok(Self { kind, address: upstream.address, process: None, log: dir.join("redis.log") });
         }
         let address = free_address()?;
         let file = dir.join(format!("{}.conf", kind.name()));
@@ -161,7 +162,8 @@ impl Target {
         };
         fs::write(&file, text).map_err(|error| format!("{}: {error}", file.display()))?;
         let process = launch(command, kind.name(), dir, address)?;
-        let target = Self { kind, address, process: Some(process) };
+        let log = dir.join(format!("{}.log", kind.name()));
+        let target = Self { kind, address, process: Some(process), log };
         target.prove_ttl(upstream)?;
         Ok(target)
     }
@@ -182,6 +184,13 @@ impl Target {
 
     pub fn pid(&self) -> Option<u32> {
         self.process.as_ref().map(Process::pid)
+    }
+
+    /// The end of its log, to be shown with a failure.
+    pub fn last_words(&self) -> String {
+        let log = fs::read_to_string(&self.log).unwrap_or_default();
+        let tail: Vec<&str> = log.lines().rev().take(5).collect();
+        tail.into_iter().rev().map(|line| format!("\n  {line}")).collect()
     }
 }
 
