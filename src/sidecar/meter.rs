@@ -18,21 +18,27 @@ const SAMPLE_EVERY: u64 = 64;
 /// One worker's counters.
 #[derive(Debug)]
 pub struct Meter {
+    hub: Arc<MetricsHub>,
     metrics: RefCell<WorkerMetrics>,
     slow: RefCell<SlowLog>,
 }
 
 impl Meter {
     /// The counters of another worker of `hub`.
-    pub fn new(hub: &MetricsHub) -> Self {
+    pub fn new(hub: &Arc<MetricsHub>) -> Self {
         let slow = SlowLog::new(Duration::from_millis(u64::from(SLOW_MS)), SLOW_LINES_PER_SECOND);
-        Self { metrics: RefCell::new(hub.worker()), slow: RefCell::new(slow) }
+        Self { hub: hub.clone(), metrics: RefCell::new(hub.worker()), slow: RefCell::new(slow) }
     }
 
     /// Counts for the rules of `policy` from now on.
     pub fn adopt(&self, policy: &ActivePolicy) {
         let names = policy.snapshot().rules.iter().map(|rule| rule.name.as_str());
         self.metrics.borrow_mut().set_rules(names);
+    }
+
+    /// The counters of a rule by their names, summed over all workers.
+    pub fn rule_totals(&self, rule: &str) -> Vec<(&'static str, u64)> {
+        self.hub.rule_totals(rule)
     }
 
     #[inline]

@@ -98,7 +98,7 @@ pub enum Gather {
     First,
     /// The sum of integers.
     Sum,
-    /// One array after the other.
+    /// Arrays of keys, one after the other, without those of Larder's own.
     Concat,
     /// One array after the other, each element once.
     Union,

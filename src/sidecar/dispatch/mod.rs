@@ -2,6 +2,7 @@
 
 mod data;
 mod local;
+pub mod own_keys;
 mod shards;
 mod split;
 
@@ -21,6 +22,9 @@ pub enum Flow {
     Continue,
     /// The command is handed on; the task waits until it is woken.
     Wait,
+    /// The command is not handed on: it changes which connections later commands take, and is handed on again when all earlier
+    /// ones are answered.
+    Quiet,
     /// The command is not handed on: it needs a connection of the client's own.
     Exclusive(Exclusive),
 }
@@ -47,6 +51,9 @@ pub fn command(session: &Rc<Session>, raw: &[u8], args: CommandArgs<'_>) -> Flow
         }
     };
     let request = Request { raw, args, spec };
+    if let Some(key) = own_keys::named_by(&request) {
+        return own_keys::refuse(session, key);
+    }
     match spec.class {
         Class::Data | Class::Script | Class::Publish | Class::Unknown => data::forward(session, &request),
         Class::Split(join) => split::forward(session, &request, join),

@@ -3,7 +3,7 @@
 use std::rc::Rc;
 
 use super::data::send;
-use super::{Flow, Request, refuse};
+use super::{Flow, Request, own_keys, refuse};
 use crate::sidecar::commands::{Access, Gather};
 use crate::sidecar::resp::{encode, reply};
 use crate::sidecar::session::Session;
@@ -48,7 +48,8 @@ pub fn gated(session: &Rc<Session>, request: &Request<'_>, gather: Gather) -> Fl
     let allow = session.worker().policy().allow();
     let (allowed, field) = if request.spec.name == "keys" { (allow.keys, "keys") } else { (allow.flush, "flush") };
     if allowed {
-        return all(session, request, gather);
+        let lists = request.spec.name == "keys";
+        return if lists && !session.worker().is_cluster() { listing(session, request) } else { all(session, request, gather) };
     }
     let name = request.spec.name.to_ascii_uppercase();
     let instead = if field == "keys" { "use SCAN, or set" } else { "delete by key, or set" };
@@ -59,8 +60,11 @@ pub fn gated(session: &Rc<Session>, request: &Request<'_>, gather: Gather) -> Fl
 pub fn scan(session: &Rc<Session>, request: &Request<'_>) -> Flow {
     let worker = session.worker();
     let nodes = worker.router().primaries();
-    if !worker.is_cluster() || nodes.is_empty() || request.spec.name != "scan" {
+    if request.spec.name != "scan" {
         return any(session, request);
+    }
+    if !worker.is_cluster() || nodes.is_empty() {
+        return listing(session, request);
     }
     let cursor = request.args.get(1).and_then(|digits| std::str::from_utf8(digits).ok()).and_then(|digits| digits.parse().ok());
     let Some(cursor): Option<u64> = cursor else {
@@ -88,6 +92,21 @@ pub fn scan(session: &Rc<Session>, request: &Request<'_>) -> Flow {
     if mux.is_full(session) { Flow::Wait } else { Flow::Continue }
 }
 
+/// The one server answers SCAN or KEYS; names of Larder's own are left out.
+fn listing(session: &Rc<Session>, request: &Request<'_>) -> Flow {
+    let (worker, waiting, place) = (session.worker(), session.clone(), session.take_place());
+    let scans = request.spec.name == "scan";
+    let sink = Sink::Call(Box::new(move |_, answer| {
+        waiting.answer(place, |out| match answer {
+            Answer::Reply(bytes) if scans => hide_in_scan(bytes, out),
+            Answer::Reply(bytes) => own_keys::hide(bytes, out),
+            Answer::Failed(text) => encode::error(out, text),
+        });
+    }));
+    let pending = Pending::new(sink, ANY_SLOT, Retry::Safe, session.lane(), worker.now());
+    if worker.submit(&[request.raw], pending) { Flow::Continue } else { Flow::Wait }
+}
+
 /// Puts the shard into the cursor; the end of one shard is the start of the next.
 fn rewrite_scan(bytes: &[u8], shard: usize, shards: usize, out: &mut Vec<u8>) {
     let Some([cursor, items]) = reply::elements(bytes).and_then(|parts| <[&[u8]; 2]>::try_from(parts).ok()) else {
@@ -102,7 +121,17 @@ fn rewrite_scan(bytes: &[u8], shard: usize, shards: usize, out: &mut Vec<u8>) {
     };
     encode::array(out, 2);
     encode::bulk(out, next.to_string().as_bytes());
-    out.extend_from_slice(items);
+    own_keys::hide(items, out);
+}
+
+/// Passes a SCAN's answer on without the names of Larder's own.
+fn hide_in_scan(bytes: &[u8], out: &mut Vec<u8>) {
+    let Some([cursor, items]) = reply::elements(bytes).and_then(|parts| <[&[u8]; 2]>::try_from(parts).ok()) else {
+        return out.extend_from_slice(bytes);
+    };
+    encode::array(out, 2);
+    out.extend_from_slice(cursor);
+    own_keys::hide(items, out);
 }
 
 #[cfg(test)]

@@ -75,6 +75,35 @@ pub fn map(out: &mut Vec<u8>, protocol: Protocol, pairs: usize) {
     }
 }
 
+/// Appends null in the place of an array, which RESP2 tells from null in the place of a string.
+pub fn null_array(out: &mut Vec<u8>, protocol: Protocol) {
+    match protocol {
+        Protocol::Resp2 => out.extend_from_slice(b"*-1\r\n"),
+        Protocol::Resp3 => null(out, protocol),
+    }
+}
+
+/// Appends the header of a set; RESP2 has arrays.
+pub fn set(out: &mut Vec<u8>, protocol: Protocol, length: usize) {
+    match protocol {
+        Protocol::Resp2 => array(out, length),
+        Protocol::Resp3 => header(out, b'~', length),
+    }
+}
+
+/// Appends text for people, which RESP3 marks as such.
+pub fn verbatim(out: &mut Vec<u8>, protocol: Protocol, text: &[u8]) {
+    match protocol {
+        Protocol::Resp2 => bulk(out, text),
+        Protocol::Resp3 => {
+            header(out, b'=', text.len() + 4);
+            out.extend_from_slice(b"txt:");
+            out.extend_from_slice(text);
+            out.extend_from_slice(b"\r\n");
+        }
+    }
+}
+
 fn header(out: &mut Vec<u8>, kind: u8, length: usize) {
     out.push(kind);
     decimal(out, length as u64);

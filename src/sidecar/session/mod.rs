@@ -8,6 +8,7 @@ mod stream;
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
@@ -44,6 +45,8 @@ pub enum Ending {
 pub struct Session {
     worker: Rc<Worker>,
     id: u64,
+    /// When it came, on the worker's clock.
+    since: u32,
     writer: RefCell<ClientWriter>,
     output: RefCell<Output>,
     /// The place that the next command gets.
@@ -96,6 +99,7 @@ impl Session {
     /// A session of `worker` that writes to `writer`.
     pub fn new(worker: Rc<Worker>, id: u64, writer: ClientWriter) -> Rc<Self> {
         Rc::new(Self {
+            since: worker.now(),
             worker,
             id,
             writer: RefCell::new(writer),
@@ -121,6 +125,21 @@ impl Session {
     /// Unique in the process.
     pub fn id(&self) -> u64 {
         self.id
+    }
+
+    /// The address that the client connected to. `None` on a Unix socket.
+    pub fn local_addr(&self) -> Option<SocketAddr> {
+        self.writer.borrow().local_addr()
+    }
+
+    /// The address that the client came from. `None` on a Unix socket.
+    pub fn peer_addr(&self) -> Option<SocketAddr> {
+        self.writer.borrow().peer_addr()
+    }
+
+    /// How long the client has been connected, in seconds.
+    pub fn age_seconds(&self) -> u32 {
+        self.worker.now().wrapping_sub(self.since) / 1000
     }
 
     /// Whose client it is.

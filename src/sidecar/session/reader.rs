@@ -224,7 +224,7 @@ impl Reader {
             match flow {
                 Flow::Continue if self.may_go_on() => flow = ready!(self.poll_more(cx)),
                 Flow::Continue => return Poll::Pending,
-                Flow::Wait => {
+                Flow::Wait | Flow::Quiet => {
                     self.session.watch_answers();
                     return Poll::Pending;
                 }
@@ -310,6 +310,7 @@ fn hand_on(session: &Rc<Session>, scanner: &mut CommandScanner, bytes: &[u8]) ->
                 taken += length;
                 break Flow::Wait;
             }
+            Flow::Quiet => break Flow::Quiet,
             Flow::Exclusive(wish) => break Flow::Exclusive(wish),
         }
         if !session.may_read() {

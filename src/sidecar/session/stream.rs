@@ -1,6 +1,7 @@
 //! The two kinds of socket that clients come on.
 
 use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
@@ -49,6 +50,22 @@ impl ClientReader {
 }
 
 impl ClientWriter {
+    /// The address that the client connected to. `None` on a Unix socket.
+    pub fn local_addr(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Tcp(half) => half.local_addr().ok(),
+            Self::Unix(_) => None,
+        }
+    }
+
+    /// The address that the client came from. `None` on a Unix socket.
+    pub fn peer_addr(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Tcp(half) => half.peer_addr().ok(),
+            Self::Unix(_) => None,
+        }
+    }
+
     /// Writes without waiting.
     #[inline]
     pub fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {

@@ -6,6 +6,7 @@ use std::rc::Rc;
 
 use super::sink::Answer;
 use crate::sidecar::commands::{Gather, Join};
+use crate::sidecar::dispatch::own_keys;
 use crate::sidecar::patterns::read_through;
 use crate::sidecar::resp::{encode, reply};
 use crate::sidecar::session::Session;
@@ -125,7 +126,9 @@ fn combine(gather: Gather, parts: &[Vec<u8>], out: &mut Vec<u8>) {
         Gather::FirstNonNil => out.extend_from_slice(&pick(parts.iter().find(|part| !reply::is_null(part)))),
         Gather::Concat => {
             let items: Vec<&[u8]> = parts.iter().filter_map(|part| reply::elements(part)).flatten().collect();
-            array_of(&items, out);
+            let mut all = Vec::new();
+            array_of(&items, &mut all);
+            own_keys::hide(&all, out);
         }
         Gather::Union => {
             let mut seen = HashSet::new();

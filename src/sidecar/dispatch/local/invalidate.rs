@@ -1,0 +1,52 @@
+//! LARDER.INVALIDATE: removes keys with all that Larder keeps beside them.
+
+use std::rc::Rc;
+
+use super::super::{Flow, Request, own_keys};
+use crate::sidecar::commands::Join;
+use crate::sidecar::resp::encode;
+use crate::sidecar::session::Session;
+use crate::sidecar::slots::{self, Companion};
+use crate::sidecar::upstream::gather::{Assembly, Meeting};
+use crate::sidecar::upstream::queue::{ANY_SLOT, Pending, Retry};
+use crate::sidecar::upstream::sink::{Sink, Transaction};
+
+/// What goes with a key: the right to store a load that is under way, the copy for bad times, the memory of its absence.
+const COMPANIONS: [Companion; 3] = [Companion::Lease, Companion::Stale, Companion::Negative];
+/// MULTI, the key's DEL, its companions' DEL, EXEC.
+const REPLIES: u16 = 4;
+
+/// Each key goes in one transaction with its companions. The reply is the number of keys that were there.
+pub fn run(session: &Rc<Session>, request: &Request<'_>) -> Flow {
+    let worker = session.worker();
+    let keys: Vec<&[u8]> = request.args.iter().skip(1).collect();
+    if let Some(key) = keys.iter().find(|key| slots::is_larder_key(key)) {
+        return own_keys::refuse(session, key);
+    }
+    let places = (0..keys.len() as u32).map(|place| vec![place]).collect();
+    let assembly = Assembly::Keys(Join::Sum, places);
+    let meeting = Meeting::new(session.clone(), session.take_place(), assembly, true, keys.len());
+    let mut room = true;
+    let mut wire = Vec::new();
+    for (index, key) in keys.iter().enumerate() {
+        write(key, &mut wire);
+        let slot = if worker.is_cluster() { slots::slot_of(key) } else { ANY_SLOT };
+        let part = Sink::Part { meeting: meeting.clone(), index: index as u32 };
+        let sink = Sink::Transaction(Box::new(Transaction { sink: part, error: None }));
+        // What is gone may be deleted again.
+        let mut pending = Pending::new(sink, slot, Retry::Safe, session.lane(), worker.now());
+        pending.expects = REPLIES;
+        room &= worker.submit(&[&wire], pending);
+    }
+    if room { Flow::Continue } else { Flow::Wait }
+}
+
+fn write(key: &[u8], wire: &mut Vec<u8>) {
+    wire.clear();
+    encode::command(wire, &[b"MULTI"]);
+    encode::command(wire, &[b"DEL", key]);
+    let mut companions: Vec<Vec<u8>> = vec![b"DEL".to_vec()];
+    companions.extend(COMPANIONS.into_iter().map(|companion| companion.name(key)));
+    encode::command(wire, &companions);
+    encode::command(wire, &[b"EXEC"]);
+}
