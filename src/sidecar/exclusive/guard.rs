@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use super::connection::Owed;
 use crate::sidecar::commands::{CommandSpec, Effect};
-use crate::sidecar::dispatch::{CROSS_SLOT, unmatched_text};
+use crate::sidecar::dispatch::{CROSS_SLOT, own_keys, unmatched_text};
 use crate::sidecar::engine::ttl;
 use crate::sidecar::policy::{Covered, UNMATCHED};
 use crate::sidecar::resp::{CommandArgs, encode};
@@ -17,7 +17,7 @@ use crate::sidecar::upstream::queue::ANY_SLOT;
 /// The slot of a command's keys; [`ANY_SLOT`] where there are no slots, or no keys.
 ///
 /// # Errors
-/// The text of the error reply: keys of several slots, or a key that the policy refuses.
+/// The text of the error reply: keys of several slots, a key that the policy refuses, or one of Larder's own.
 pub fn admit(session: &Rc<Session>, args: &CommandArgs<'_>, spec: &CommandSpec) -> Result<u16, String> {
     let worker = session.worker();
     let policy = worker.policy();
@@ -26,6 +26,9 @@ pub fn admit(session: &Rc<Session>, args: &CommandArgs<'_>, spec: &CommandSpec) 
     let mut slot = ANY_SLOT;
     for at in &keys {
         let Some(key) = args.get(at.index as usize) else { continue };
+        if at.effect != Effect::Route && slots::is_larder_key(key) {
+            return Err(own_keys::refusal(key));
+        }
         if at.effect != Effect::Route && policy.refuses_unmatched() && policy.find(key) == UNMATCHED {
             return Err(unmatched_text(key));
         }

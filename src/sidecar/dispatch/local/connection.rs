@@ -71,6 +71,7 @@ fn reset(session: &Rc<Session>) -> Flow {
     if !change_lane(session, Lane { protocol: Protocol::Resp2, database: 0 }) {
         return Flow::Quiet;
     }
+    session.let_go();
     session.about.replace(About::default());
     session.answer_now(|out| encode::status(out, "RESET"));
     Flow::Continue
