@@ -106,3 +106,18 @@ fn a_subscription_outlives_its_server() {
     wait_for("the subscription to be taken up again", Duration::from_secs(60), || other.line("PUBLISH a hello") == Value::Int(1));
     assert_eq!(read(&mut client), [bulk("message"), bulk("a"), bulk("hello")]);
 }
+
+#[test]
+fn subscribers_and_idle_transactions_do_not_hold_up_the_end() {
+    let sentinel = SentinelCluster::start(Engine::Redis7, 1);
+    let mut sidecar = Sidecar::start_with(&bypass(sentinel_topology(&sentinel)), &["--drain", "10m"]);
+    let (mut subscriber, mut transaction) = (sidecar.client(), sidecar.client());
+    assert_eq!(subscriber.line("SUBSCRIBE a").items(), confirmation("subscribe", "a", 1));
+    let mut pushed = sidecar.client();
+    pushed.line("HELLO 3");
+    assert_eq!(pushed.line("SUBSCRIBE a"), Value::Push(confirmation("subscribe", "a", 1)));
+    assert_eq!(transaction.line("MULTI"), Value::Simple("OK".to_owned()));
+    sidecar.signal("TERM");
+    sidecar.wait_for_end(Duration::from_secs(60));
+    assert!(subscriber.read().is_err() && pushed.read().is_err() && transaction.read().is_err());
+}

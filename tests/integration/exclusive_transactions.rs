@@ -216,3 +216,40 @@ fn covered_keys_get_their_ttl_within_transactions() {
         }
     }
 }
+
+#[test]
+fn a_transaction_that_loses_its_server_says_what_became_of_it() {
+    let mut sentinel = SentinelCluster::start(Engine::Redis7, 1);
+    let sidecar = Sidecar::start(&bypass(sentinel_topology(&sentinel)));
+    let mut client = sidecar.client();
+    assert_eq!([client.line("MULTI"), client.line("SET k 1")], [ok(), queued()]);
+    let first = sentinel.primary_port();
+    let at = sentinel.servers.iter().position(|server| server.port() == first).unwrap();
+    sentinel.servers[at].kill();
+    let lost = client.line("EXEC");
+    assert!(
+        matches!(&lost, Value::Error(text) if ["EXECABORT", "TRYAGAIN", "UNCERTAIN"].iter().any(|code| text.starts_with(code)))
+    );
+    // Refused as a whole, never in part: nothing after MULTI is carried out alone.
+    client.send(&[encode(&["MULTI"]), encode(&["SET", "k", "2"]), encode(&["EXEC"])].concat()).unwrap();
+    let replies = [client.read().unwrap(), client.read().unwrap(), client.read().unwrap()];
+    if replies[2].is_error() {
+        assert_ne!(replies[1], ok());
+    }
+    wait_for("service to go on", Duration::from_secs(60), || {
+        client.line("MULTI");
+        client.line("INCR n");
+        matches!(client.line("EXEC"), Value::Array(_))
+    });
+}
+
+#[test]
+fn inline_commands_may_be_a_transaction() {
+    let sentinel = SentinelCluster::start(Engine::Redis7, 1);
+    let sidecar = Sidecar::start(&bypass(sentinel_topology(&sentinel)));
+    let mut client = sidecar.client();
+    client.send(b"MULTI\r\nSET k 'a b'\r\n\r\nGET k\r\nEXEC\r\nBLPOP none 0.01\r\nGET k\r\n").unwrap();
+    assert_eq!([client.read().unwrap(), client.read().unwrap(), client.read().unwrap()], [ok(), queued(), queued()]);
+    assert_eq!(client.read().unwrap(), Value::Array(vec![ok(), Value::Bulk(b"a b".to_vec())]));
+    assert_eq!([client.read().unwrap(), client.read().unwrap()], [Value::Nil, Value::Bulk(b"a b".to_vec())]);
+}

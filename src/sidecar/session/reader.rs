@@ -103,8 +103,9 @@ impl Reader {
                         return self.give_up(&error);
                     }
                 }
-                Ok(CommandScan::Incomplete) if self.inbox.len() >= MOST_HELD_BYTES => return Front::Long,
-                Ok(CommandScan::Incomplete) => return Front::Partial,
+                Ok(CommandScan::Incomplete) if self.inbox.len() < MOST_HELD_BYTES => return Front::Partial,
+                Ok(CommandScan::Incomplete) if self.scanner.started() => return Front::Long,
+                Ok(CommandScan::Incomplete) => return self.give_up(&ProtocolError::Inline),
                 Err(error) => return self.give_up(&error),
             }
         }

@@ -396,6 +396,8 @@ impl RedisCluster {
                     && nodes.lines().filter(|line| line.contains("slave")).count() == replicas
                     && !nodes.contains("fail")
                     && !nodes.contains("handshake")
+                    // A node passes messages on only where it is connected.
+                    && !nodes.contains("disconnected")
             });
         }
     }
