@@ -7,6 +7,7 @@ mod demo;
 mod dev_lifecycle;
 mod dev_topologies;
 mod discovery;
+mod examples;
 mod exclusive_blocking;
 mod exclusive_streams;
 mod exclusive_subscriptions;

@@ -1,0 +1,92 @@
+//! Each folder of examples/ runs as it stands: `larder dev` brings it up, and a client sees what its comments promise.
+
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use tempfile::TempDir;
+
+use super::support::dev::Dev;
+use super::support::resp::{Client, Value};
+use super::support::server::Engine;
+
+/// One example, run from a copy in which `places` are put where this test has them.
+fn run(example: &str, places: &[(&str, &str)]) -> (Dev, Client) {
+    let copy = TempDir::new().unwrap();
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples").join(example);
+    for file in fs::read_dir(source).unwrap().flatten() {
+        let text = fs::read_to_string(file.path()).unwrap();
+        let text = places.iter().fold(text, |text, (from, to)| text.replace(from, to));
+        fs::write(copy.path().join(file.file_name()), text).unwrap();
+    }
+    let mut dev = Dev::start_in(Engine::Redis7, &Arc::new(copy), &["--sidecars", "1"]);
+    let port = dev.ready(1)[0];
+    (dev, Client::connect(port).unwrap())
+}
+
+#[test]
+fn the_first_policy_gives_carts_a_ttl_and_leaves_queues_alone() {
+    let (dev, mut client) = run("first-policy", &[]);
+    assert_eq!(client.call(&["SET", "cart:ann", "milk"]).text(), "OK");
+    let ttl = client.call(&["TTL", "cart:ann"]).int();
+    assert!((27 * 60 - 60..=30 * 60).contains(&ttl), "{ttl}");
+    assert_eq!(client.call(&["SET", "cart:bob", "tea", "EX", "604800"]).text(), "OK");
+    assert!(client.call(&["TTL", "cart:bob"]).int() <= 24 * 3600);
+    client.call(&["LPUSH", "queue:mail", "job"]);
+    assert_eq!(client.call(&["TTL", "queue:mail"]).int(), -1);
+    dev.stop();
+}
+
+#[test]
+fn rows_are_read_through_from_sql() {
+    let directory = TempDir::new().unwrap();
+    let database = directory.path().join("shop.db");
+    let tables = "CREATE TABLE users (id INTEGER PRIMARY KEY, name TEXT, mail TEXT);
+        INSERT INTO users VALUES (42, 'Ann', 'ann@example.com');
+        CREATE TABLE prices (product TEXT, currency TEXT, amount TEXT);
+        INSERT INTO prices VALUES ('tea', 'EUR', '3.50');";
+    let made = Command::new("sqlite3").arg(&database).arg(tables).status().expect("make setup installs sqlite3");
+    assert!(made.success());
+    let (dev, mut client) = run("read-through-sql", &[("sqlite://shop.db", &format!("sqlite://{}", database.display()))]);
+    assert_eq!(client.call(&["GET", "user:42"]).text(), r#"{"name":"Ann","mail":"ann@example.com"}"#);
+    assert_eq!(client.call(&["GET", "price:tea:EUR"]).text(), "3.50");
+    assert_eq!(client.call(&["GET", "user:43"]), Value::Nil);
+    assert!(client.call(&["TTL", "price:tea:EUR"]).int() <= 60);
+    dev.stop();
+}
+
+#[test]
+fn answers_are_read_through_from_http() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = format!("http://{}", listener.local_addr().unwrap());
+    let asked = Arc::new(AtomicUsize::new(0));
+    std::thread::spawn({
+        let asked = asked.clone();
+        move || serve(&listener, &asked)
+    });
+    let (dev, mut client) = run("read-through-http", &[("http://127.0.0.1:8000", &address)]);
+    for _ in 0..3 {
+        assert_eq!(client.call(&["GET", "product:7:en"]).text(), "/products/7?lang=en");
+    }
+    assert_eq!(asked.load(Ordering::Relaxed), 1);
+    assert_eq!(client.call(&["GET", "product:none:en"]), Value::Nil);
+    dev.stop();
+}
+
+/// A service that answers each path with itself, and knows no product `none`.
+fn serve(listener: &TcpListener, asked: &AtomicUsize) {
+    for mut stream in listener.incoming().flatten() {
+        let mut request = [0; 4096];
+        let length = stream.read(&mut request).unwrap_or(0);
+        let text = String::from_utf8_lossy(&request[..length]).into_owned();
+        let path = text.split(' ').nth(1).unwrap_or_default();
+        asked.fetch_add(1, Ordering::Relaxed);
+        let status = if path.contains("/none") { "404 Not Found" } else { "200 OK" };
+        let body = if path.contains("/none") { "" } else { path };
+        let _ = write!(stream, "HTTP/1.1 {status}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}", body.len());
+    }
+}
