@@ -265,7 +265,8 @@ impl Worker {
             match *on_reply {
                 OnReply::Fill(rule) | OnReply::FillZero(rule) => return read_through::on_miss(self, rule, recovered, reply),
                 OnReply::FillMany => {
-                    return read_through::complete_many(self, session, *sequence, &recovered.bytes, Answer::Reply(reply));
+                    let (lane, answer) = (recovered.pending.lane, Answer::Reply(reply));
+                    return read_through::complete_many(self, session, *sequence, lane, &recovered.bytes, answer);
                 }
                 OnReply::Pass | OnReply::Count(_) => {}
             }

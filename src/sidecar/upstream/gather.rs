@@ -4,6 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashSet;
 use std::rc::Rc;
 
+use super::mux::Lane;
 use super::sink::Answer;
 use crate::sidecar::commands::{Gather, Join};
 use crate::sidecar::dispatch::own_keys;
@@ -28,8 +29,8 @@ pub struct Meeting {
     assembly: Assembly,
     /// Whether a part may have changed something, which is said when another part failed.
     writes: bool,
-    /// The client's command, where missing keys of its answer are loaded.
-    fill: Option<Vec<u8>>,
+    /// The client's command and where it was sent, where missing keys of its answer are loaded.
+    fill: Option<(Lane, Vec<u8>)>,
     parts: RefCell<Vec<Option<Vec<u8>>>>,
     left: Cell<usize>,
 }
@@ -44,10 +45,18 @@ impl Meeting {
     pub fn filling(session: Rc<Session>, sequence: u32, places: Vec<Vec<u32>>, command: &[u8]) -> Rc<Self> {
         let parts = places.len();
         let assembly = Assembly::Keys(Join::Elements, places);
-        Rc::new(Self::build(session, sequence, assembly, false, Some(command.to_vec()), parts))
+        let fill = Some((session.lane(), command.to_vec()));
+        Rc::new(Self::build(session, sequence, assembly, false, fill, parts))
     }
 
-    fn build(session: Rc<Session>, sequence: u32, assembly: Assembly, writes: bool, fill: Option<Vec<u8>>, parts: usize) -> Self {
+    fn build(
+        session: Rc<Session>,
+        sequence: u32,
+        assembly: Assembly,
+        writes: bool,
+        fill: Option<(Lane, Vec<u8>)>,
+        parts: usize,
+    ) -> Self {
         let empty = (0..parts).map(|_| None).collect();
         Self { session, sequence, assembly, writes, fill, parts: RefCell::new(empty), left: Cell::new(parts) }
     }
@@ -75,15 +84,16 @@ impl Meeting {
             let parts: Vec<Vec<u8>> = self.parts.take().into_iter().flatten().collect();
             match &self.fill {
                 None => self.session.answer(self.sequence, |out| self.compose(&parts, out)),
-                Some(command) => self.compose_and_fill(&parts, command),
+                Some((lane, command)) => self.compose_and_fill(&parts, *lane, command),
             }
         }
     }
 
-    fn compose_and_fill(&self, parts: &[Vec<u8>], command: &[u8]) {
+    fn compose_and_fill(&self, parts: &[Vec<u8>], lane: Lane, command: &[u8]) {
         let mut whole = Vec::new();
         self.compose(parts, &mut whole);
-        read_through::complete_many(self.session.worker(), &self.session, self.sequence, command, Answer::Reply(&whole));
+        let answer = Answer::Reply(&whole);
+        read_through::complete_many(self.session.worker(), &self.session, self.sequence, lane, command, answer);
     }
 
     fn compose(&self, parts: &[Vec<u8>], out: &mut Vec<u8>) {

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use tokio::sync::oneshot;
 
 use super::FlightKey;
-use crate::sidecar::resp::{Protocol, encode, reply};
+use crate::sidecar::resp::{encode, reply};
 use crate::sidecar::slots::{self, Companion};
 use crate::sidecar::upstream::mux::Lane;
 use crate::sidecar::upstream::queue::{ANY_SLOT, Pending, Retry};
@@ -13,9 +13,13 @@ use crate::sidecar::upstream::sink::{Answer, Sink};
 use crate::sidecar::worker::Worker;
 
 /// KEYS: key, lease, negative entry, stale copy. ARGV: token, lease in ms. One's own lease counts as granted, so that the
-/// script may be repeated.
+/// script may be repeated. What is no string is not missing either: MGET shows it as null, and so it stays.
 const BEGIN: &str = "\
-local value = redis.call('GET', KEYS[1])
+local value = redis.pcall('GET', KEYS[1])
+if type(value) == 'table' then
+  if string.find(value.err, 'WRONGTYPE', 1, true) then return {'other'} end
+  return value
+end
 if value then return {'value', value} end
 if redis.call('EXISTS', KEYS[3]) == 1 then return {'nothing'} end
 local holder = redis.call('GET', KEYS[2])
@@ -54,6 +58,8 @@ return redis.call('PEXPIRE', KEYS[2], ARGV[2])";
 pub enum Begun {
     /// It is there now.
     Value(Vec<u8>),
+    /// It is there now, and no string.
+    Other,
     /// It is known to be nowhere.
     Nothing,
     /// The lease is ours. With the stale copy, where there is one.
@@ -65,7 +71,7 @@ pub enum Begun {
 /// One key's place in the cache, under one token.
 #[derive(Debug, Clone)]
 pub struct Entry {
-    database: u8,
+    lane: Lane,
     slot: u16,
     names: [Vec<u8>; 4],
     token: String,
@@ -74,11 +80,11 @@ pub struct Entry {
 impl Entry {
     /// The entry of `key` under a fresh token.
     pub fn new(worker: &Worker, key: &FlightKey) -> Self {
-        let (database, key) = key;
+        let (lane, key) = key;
         let slot = if worker.is_cluster() { slots::slot_of(key) } else { ANY_SLOT };
         let names = [key.clone(), Companion::Lease.name(key), Companion::Negative.name(key), Companion::Stale.name(key)];
         let token = format!("{:08x}{:08x}{:08x}", worker.random(), worker.random(), worker.random());
-        Self { database: *database, slot, names, token }
+        Self { lane: *lane, slot, names, token }
     }
 
     /// Looks again, and asks for the lease for `lease_ms` milliseconds.
@@ -88,6 +94,7 @@ impl Entry {
         let second = parts.get(1).and_then(|part| reply::text(part)).map(<[u8]>::to_vec);
         match (parts.first().and_then(|part| reply::text(part)), second) {
             (Some(b"value"), Some(value)) => Ok(Begun::Value(value)),
+            (Some(b"other"), _) => Ok(Begun::Other),
             (Some(b"nothing"), _) => Ok(Begun::Nothing),
             (Some(b"leased"), stale) => Ok(Begun::Leased(stale)),
             (Some(b"busy"), stale) => Ok(Begun::Busy(stale)),
@@ -145,8 +152,7 @@ impl Entry {
         self.names.iter().for_each(|name| encode::bulk(&mut wire, name));
         encode::bulk(&mut wire, self.token.as_bytes());
         args.iter().for_each(|arg| encode::bulk(&mut wire, arg));
-        let lane = Lane { protocol: Protocol::Resp2, database: self.database };
-        worker.submit(&[&wire], Pending::new(sink, self.slot, Retry::Safe, lane, worker.now()));
+        worker.submit(&[&wire], Pending::new(sink, self.slot, Retry::Safe, self.lane, worker.now()));
     }
 }
 

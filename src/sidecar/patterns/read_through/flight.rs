@@ -106,15 +106,16 @@ impl Plan {
 
 /// Sends flights of one rule on their way: those that get the lease are loaded together.
 pub fn launch(worker: &Rc<Worker>, flights: Vec<Rc<Flight>>) {
-    tokio::task::spawn_local(lead(worker.clone(), flights));
+    match flights.first().and_then(|flight| Plan::new(worker, flight.rule)) {
+        Some(plan) => drop(tokio::task::spawn_local(lead(worker.clone(), Rc::new(plan), flights))),
+        None => {
+            let gone = Outcome::Failed("TRYAGAIN the policy has changed: repeat the read".to_owned());
+            flights.iter().for_each(|flight| flight.settle(worker, &gone));
+        }
+    }
 }
 
-async fn lead(worker: Rc<Worker>, flights: Vec<Rc<Flight>>) {
-    let Some(plan) = flights.first().and_then(|flight| Plan::new(&worker, flight.rule)) else {
-        let gone = Outcome::Failed("TRYAGAIN the policy has changed: repeat the read".to_owned());
-        return flights.iter().for_each(|flight| flight.settle(&worker, &gone));
-    };
-    let plan = Rc::new(plan);
+async fn lead(worker: Rc<Worker>, plan: Rc<Plan>, flights: Vec<Rc<Flight>>) {
     let entries: Vec<Entry> = flights.iter().map(|flight| Entry::new(&worker, &flight.key)).collect();
     let begun = join_all(entries.iter().map(|entry| entry.begin(&worker, plan.lease_ms()))).await;
     let mut leased = Vec::new();
@@ -142,6 +143,10 @@ fn react(worker: &Rc<Worker>, flight: &Rc<Flight>, begun: Result<Begun, String>)
         Ok(Begun::Value(value)) => {
             worker.metrics().coalesced(flight.rule);
             flight.settle(worker, &Outcome::Found(value));
+            Next::Over
+        }
+        Ok(Begun::Other) => {
+            flight.settle(worker, &Outcome::NotFound);
             Next::Over
         }
         Ok(Begun::Nothing) => {

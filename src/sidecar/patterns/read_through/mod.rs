@@ -21,6 +21,7 @@ pub use flight::{Flight, Outcome};
 use super::super::policy::RuleId;
 use super::super::resp::{CommandArgs, CommandScan, CommandScanner, encode, reply};
 use super::super::session::Session;
+use super::super::upstream::mux::Lane;
 use super::super::upstream::queue::Recovered;
 use super::super::upstream::sink::{Answer, Sink};
 use super::super::worker::Worker;
@@ -28,8 +29,9 @@ use super::super::worker::Worker;
 /// The most keys that are being loaded at once for one worker; more reads than that are told to try again.
 const MOST_FLIGHTS: usize = 10_000;
 
-/// A key in its database.
-pub type FlightKey = (u8, Vec<u8>);
+/// A key, and the connection on which its readers ask. A flight's own questions take the same one: so whoever was told after a
+/// write that the key is missing cannot have joined before the flight learnt of it.
+pub type FlightKey = (Lane, Vec<u8>);
 
 /// What is being loaded.
 #[derive(Debug, Default)]
@@ -72,10 +74,13 @@ fn want(worker: &Rc<Worker>, rule: RuleId, key: FlightKey, deliver: Deliver) -> 
 pub fn on_miss(worker: &Rc<Worker>, rule: RuleId, recovered: Recovered, found: &[u8]) {
     worker.metrics().count_read(rule, true);
     let Sink::Client { session, sequence, .. } = recovered.pending.sink else { return };
-    let Some(read) = Read::parse(&recovered.bytes) else {
+    // The policy may have changed since the read was sent: its rules may have other positions.
+    let policy = worker.policy();
+    let read = Read::parse(&recovered.bytes).map(|read| (policy.find(&read.key), read));
+    let Some((rule, read)) = read.filter(|(rule, _)| policy.loads(*rule)) else {
         return session.deliver(sequence, found);
     };
-    let key = (recovered.pending.lane.database, read.key.clone());
+    let key = (recovered.pending.lane, read.key.clone());
     let found = found.to_vec();
     let deliver: Deliver = Box::new(move |_, outcome| match outcome {
         Outcome::Found(value) => session.answer(sequence, |out| read.answer(value, out)),
@@ -137,13 +142,13 @@ fn range(value: &[u8], start: i64, end: i64) -> &[u8] {
     if start > end || length == 0 { &[] } else { &value[start as usize..=end as usize] }
 }
 
-/// Completes an MGET whose `answer` may have nulls where keys are loaded through.
-pub fn complete_many(worker: &Rc<Worker>, session: &Rc<Session>, place: u32, command: &[u8], answer: Answer<'_>) {
+/// Completes an MGET whose `answer` may have nulls where keys are loaded through. It was sent on `lane`.
+pub fn complete_many(worker: &Rc<Worker>, session: &Rc<Session>, place: u32, lane: Lane, command: &[u8], answer: Answer<'_>) {
     let bytes = match answer {
         Answer::Reply(bytes) => bytes,
         Answer::Failed(text) => return session.answer(place, |out| encode::error(out, text)),
     };
-    let missing = missing_keys(worker, command, bytes);
+    let missing = count_and_pick_missing(worker, command, bytes);
     let Some(values) = reply::elements(bytes).filter(|_| !missing.is_empty()) else {
         return session.deliver(place, bytes);
     };
@@ -154,28 +159,35 @@ pub fn complete_many(worker: &Rc<Worker>, session: &Rc<Session>, place: u32, com
         failure: RefCell::default(),
         open: RefCell::new(missing.len()),
     });
-    let database = session.lane().database;
     let mut by_rule: FxHashMap<RuleId, Vec<Rc<Flight>>> = FxHashMap::default();
     for (index, rule, key) in missing {
-        worker.metrics().count_read(rule, true);
         let table = table.clone();
         let deliver: Deliver = Box::new(move |_, outcome| table.fill(index, outcome));
-        if let Some(flight) = want(worker, rule, (database, key), deliver) {
+        if let Some(flight) = want(worker, rule, (lane, key), deliver) {
             by_rule.entry(rule).or_default().push(flight);
         }
     }
     by_rule.into_values().for_each(|flights| flight::launch(worker, flights));
 }
 
-/// The places, rules and names of the keys that MGET did not find and that are loaded through.
-fn missing_keys(worker: &Rc<Worker>, command: &[u8], bytes: &[u8]) -> Vec<(usize, RuleId, Vec<u8>)> {
+/// The places, rules and names of the keys that MGET did not find and that are loaded through. Counts hits and misses of all.
+fn count_and_pick_missing(worker: &Rc<Worker>, command: &[u8], bytes: &[u8]) -> Vec<(usize, RuleId, Vec<u8>)> {
     let mut scanner = CommandScanner::default();
     let Ok(CommandScan::Complete { .. }) = scanner.scan(command) else { return Vec::new() };
     let args = CommandArgs::new(command, scanner.ranges());
     let policy = worker.policy();
     let values = reply::elements(bytes).unwrap_or_default();
-    let nulls = args.iter().skip(1).zip(values).enumerate().filter(|(_, (_, value))| reply::is_null(value));
-    nulls.map(|(index, (key, _))| (index, policy.find(key), key.to_vec())).filter(|(_, rule, _)| policy.loads(*rule)).collect()
+    let mut missing = Vec::new();
+    for (index, (key, value)) in args.iter().skip(1).zip(values).enumerate() {
+        let (rule, null) = (policy.find(key), reply::is_null(value));
+        worker.metrics().count_read(rule, null);
+        match (policy.loads(rule), null) {
+            (true, true) => missing.push((index, rule, key.to_vec())),
+            (true, false) => worker.metrics().load_saved(rule),
+            (false, _) => {}
+        }
+    }
+    missing
 }
 
 /// An MGET's values while some are being loaded.
