@@ -1,12 +1,14 @@
 //! What the integration tests share: server processes, a small RESP client, waiting with deadlines.
 #![allow(dead_code)]
 
+pub mod admin;
 pub mod dev;
 pub mod origin;
 pub mod postgres;
 pub mod resp;
 pub mod server;
 pub mod sidecar;
+pub mod web;
 
 use std::time::{Duration, Instant};
 

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value as Json, json};
@@ -102,8 +102,20 @@ impl Sidecar {
     }
 
     /// Waits until the process has ended by itself.
-    pub fn wait_for_end(&mut self, limit: Duration) {
-        wait_for("the sidecar to end", limit, || self.child.try_wait().is_ok_and(|status| status.is_some()));
+    pub fn wait_for_end(&mut self, limit: Duration) -> ExitStatus {
+        let mut ended = None;
+        wait_for("the sidecar to end", limit, || {
+            ended = self.child.try_wait().expect("a child can be waited for");
+            ended.is_some()
+        });
+        ended.expect("ended")
+    }
+
+    /// Replaces the snapshot, as the control plane does: at once.
+    pub fn replace_snapshot(&self, text: &str) {
+        let fresh = self.directory.path().join("snapshot.new");
+        std::fs::write(&fresh, text).expect("the directory is writable");
+        std::fs::rename(fresh, self.snapshot_path()).expect("the directory is writable");
     }
 }
 

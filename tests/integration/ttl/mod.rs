@@ -5,6 +5,7 @@
 //! client looks. Replies that speak of TTLs cannot be equal; `answers` holds what they must be.
 
 mod answers;
+mod sidecar;
 mod templates;
 
 use std::collections::BTreeMap;

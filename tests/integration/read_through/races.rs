@@ -1,0 +1,94 @@
+//! Loads that race writes: what was loaded before a write is not stored over it, and not given to who asked after it.
+
+use std::time::Duration;
+
+use serde_json::json;
+
+use super::{Servers, http_origin, web_rule};
+use crate::support::resp::{Client, Value, encode};
+use crate::support::sidecar::Sidecar;
+use crate::support::wait_for;
+use crate::support::web::Web;
+
+const LIMIT: Duration = Duration::from_secs(30);
+const GET: [&str; 2] = ["GET", "item:1"];
+
+/// Two sidecars; a client of the first has asked for `item:1`, and its load, of the value `old`, is held.
+struct Race {
+    servers: Servers,
+    web: Web,
+    sidecars: [Sidecar; 2],
+    early: Client,
+}
+
+impl Race {
+    fn start(servers: Servers, resp3: bool) -> Self {
+        let web = Web::start();
+        let rules = [web_rule("item", json!({"stale": "1h", "lease": "30s", "wait": "30s"}))];
+        let sidecars = [(); 2].map(|()| servers.sidecar(&[http_origin("web", &web, "30s")], &rules));
+        web.put("/item/1", "old");
+        web.hold("/item/1");
+        let mut early = sidecars[0].client();
+        if resp3 {
+            early.line("HELLO 3");
+        }
+        early.send(&encode(&GET)).unwrap();
+        wait_for("the load to begin", LIMIT, || web.visits("/item/1") == 1);
+        web.put("/item/1", "new");
+        Self { servers, web, sidecars, early }
+    }
+
+    /// New clients of both sidecars, who speak either protocol.
+    fn clients(&self) -> Vec<Client> {
+        let mut clients: Vec<Client> = self.sidecars.iter().flat_map(|sidecar| [sidecar.client(), sidecar.client()]).collect();
+        clients.iter_mut().step_by(2).for_each(|client| drop(client.line("HELLO 3")));
+        clients
+    }
+
+    fn stored(&self) -> Value {
+        self.servers.holder_of("item:1").call(&GET)
+    }
+}
+
+#[test]
+fn a_load_that_races_a_deletion_is_not_stored() {
+    for (servers, resp3) in [(Servers::cluster(), false), (Servers::sentinel(), true)] {
+        let mut race = Race::start(servers, resp3);
+        assert_eq!(race.sidecars[1].client().line("DEL item:1"), Value::Int(0));
+        let mut late = race.clients();
+        late.iter_mut().for_each(|client| client.send(&encode(&GET)).unwrap());
+        wait_for("the second load", LIMIT, || race.web.visits("/item/1") == 2);
+        race.web.release_one("/item/1");
+        // It asked before the deletion.
+        assert_eq!(race.early.read().unwrap().text(), "old");
+        assert_eq!(race.stored(), Value::Nil);
+        race.web.release("/item/1");
+        late.iter_mut().for_each(|client| assert_eq!(client.read().unwrap().text(), "new"));
+        assert_eq!(race.stored().text(), "new");
+        race.clients().iter_mut().for_each(|client| assert_eq!(client.call(&GET).text(), "new"));
+    }
+}
+
+#[test]
+fn a_load_that_races_a_write_is_not_stored() {
+    for write in ["SET item:1 written", "MSET item:1 written item:2 x", "APPEND item:1 written"] {
+        let mut race = Race::start(Servers::sentinel(), false);
+        assert!(!race.sidecars[1].client().line(write).is_error());
+        race.clients().iter_mut().for_each(|client| assert_eq!(client.call(&GET).text(), "written", "{write}"));
+        race.web.release("/item/1");
+        assert_eq!(race.early.read().unwrap().text(), "old");
+        assert_eq!(race.stored().text(), "written", "{write}");
+        race.clients().iter_mut().for_each(|client| assert_eq!(client.call(&GET).text(), "written", "{write}"));
+        assert_eq!(race.web.visits("/item/1"), 1);
+    }
+}
+
+#[test]
+fn a_deletion_removes_the_stale_copy() {
+    let mut race = Race::start(Servers::cluster(), false);
+    race.web.release("/item/1");
+    assert_eq!(race.early.read().unwrap().text(), "old");
+    let mut client = race.sidecars[1].client();
+    assert_eq!(client.line("DEL item:1"), Value::Int(1));
+    assert_eq!(client.call(&GET).text(), "new");
+}

@@ -1,0 +1,86 @@
+//! Many ask for one key at once: one load.
+
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use super::{Servers, http_origin, web_rule};
+use crate::support::admin::rule_count;
+use crate::support::resp::{Client, encode};
+use crate::support::sidecar::Sidecar;
+use crate::support::wait_for;
+use crate::support::web::Web;
+
+const LIMIT: Duration = Duration::from_secs(30);
+
+fn total(sidecars: &[Sidecar], counter: &str) -> u64 {
+    sidecars.iter().map(|sidecar| rule_count(sidecar, "item", counter)).sum()
+}
+
+#[test]
+fn a_thousand_connections_over_five_sidecars_make_one_load() {
+    for servers in [Servers::sentinel(), Servers::cluster()] {
+        let web = Web::start();
+        let rules = [web_rule("item", json!({"lease": "30s", "wait": "30s"}))];
+        let sidecars: Vec<Sidecar> = (0..5).map(|_| servers.sidecar(&[http_origin("web", &web, "30s")], &rules)).collect();
+        let mut clients: Vec<Client> = (0..1000).map(|index| sidecars[index % 5].client()).collect();
+        for round in 1..=2 {
+            let value = format!("value {round}");
+            web.put("/item/7", &value);
+            web.hold("/item/7");
+            clients.iter_mut().for_each(|client| client.send(&encode(&["GET", "item:7"])).unwrap());
+            wait_for("all to have missed", LIMIT, || total(&sidecars, "misses") == 1000 * round);
+            assert_eq!(web.under_way("/item/7"), 1);
+            web.release("/item/7");
+            clients.iter_mut().for_each(|client| assert_eq!(client.read().unwrap().text(), value));
+            assert_eq!(web.visits("/item/7") as u64, round);
+            assert_eq!(total(&sidecars, "loads"), round);
+            assert_eq!(total(&sidecars, "coalesced"), 999 * round);
+            let ttl = servers.holder_of("item:7").line("PTTL item:7").int();
+            assert!((1..=3_600_000).contains(&ttl), "{ttl}");
+            servers.expire("item:7");
+        }
+    }
+}
+
+#[test]
+fn a_killed_loader_has_one_successor() {
+    let (servers, web) = (Servers::cluster(), Web::start());
+    let rules = [web_rule("item", json!({"lease": "2s", "wait": "20s"}))];
+    let mut sidecars: Vec<Sidecar> = (0..4).map(|_| servers.sidecar(&[http_origin("web", &web, "20s")], &rules)).collect();
+    web.put("/item/7", "seven");
+    web.hold("/item/7");
+    let loader = sidecars.remove(0);
+    loader.client().send(&encode(&["GET", "item:7"])).unwrap();
+    wait_for("the load to begin", LIMIT, || web.visits("/item/7") == 1);
+    let mut clients: Vec<Client> = (0..30).map(|index| sidecars[index % 3].client()).collect();
+    clients.iter_mut().for_each(|client| client.send(&encode(&["GET", "item:7"])).unwrap());
+    wait_for("the others to wait", LIMIT, || total(&sidecars, "misses") == 30);
+    let killed = Instant::now();
+    loader.signal("KILL");
+    wait_for("a successor", LIMIT, || web.visits("/item/7") > 1);
+    let took = web.visited_at("/item/7")[1].saturating_duration_since(killed);
+    web.release("/item/7");
+    clients.iter_mut().for_each(|client| assert_eq!(client.read().unwrap().text(), "seven"));
+    assert_eq!(web.visits("/item/7"), 2);
+    assert_eq!(total(&sidecars, "loads"), 1);
+    // The lease, and a look or two at it.
+    assert!(took < Duration::from_secs(2) * 2, "the successor came after {took:?}");
+}
+
+#[test]
+fn a_load_longer_than_its_lease_is_made_by_the_next_too() {
+    let (servers, web) = (Servers::cluster(), Web::start());
+    let rules = [web_rule("item", json!({"lease": "300ms", "wait": "20s"}))];
+    let sidecars: Vec<Sidecar> = (0..2).map(|_| servers.sidecar(&[http_origin("web", &web, "20s")], &rules)).collect();
+    web.put("/item/7", "old");
+    web.hold("/item/7");
+    let mut clients: Vec<Client> = sidecars.iter().map(Sidecar::client).collect();
+    clients[0].send(&encode(&["GET", "item:7"])).unwrap();
+    wait_for("the first load", LIMIT, || web.visits("/item/7") == 1);
+    clients[1].send(&encode(&["GET", "item:7"])).unwrap();
+    wait_for("the second load", LIMIT, || web.visits("/item/7") == 2);
+    web.put("/item/7", "new");
+    web.release("/item/7");
+    clients.iter_mut().for_each(|client| assert!(["old", "new"].contains(&client.read().unwrap().text().as_str())));
+}

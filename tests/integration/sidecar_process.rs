@@ -1,0 +1,169 @@
+//! The sidecar as a process: its policy's changes, its end, its admin port.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value as Json, json};
+
+use crate::read_through::{Servers, http_origin, policy, web_rule};
+use crate::support::admin::{get, metric, rule_count};
+use crate::support::resp::{Client, Value, encode};
+use crate::support::sidecar::Sidecar;
+use crate::support::wait_for;
+use crate::support::web::Web;
+
+const LIMIT: Duration = Duration::from_secs(30);
+/// How often a sidecar looks at its snapshot.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+
+fn aside(name: &str, ttl: &str) -> Json {
+    let ttl = json!({"default": ttl, "max": "10h", "jitter": "0%"});
+    json!({"name": name, "keys": format!("{name}:{{id}}"), "strategy": {"cacheAside": {"ttl": ttl}}})
+}
+
+/// One client of many: writes and reads in pipelines until it is told to stop. Every reply is known.
+fn pipeline_until(client: &mut Client, number: usize, stop: &AtomicBool, rounds: &AtomicU64) {
+    let mut round = 0;
+    while !stop.load(Ordering::Relaxed) {
+        let (cold, key) = (format!("item:{number}-{round}"), format!("aside:{number}"));
+        let commands = [
+            encode(&["SET", &key, "x"]),
+            encode(&["GET", &key]),
+            encode(&["GET", &cold]),
+            encode(&["MGET", &key, &cold]),
+            encode(&["PING"]),
+        ];
+        client.send(&commands.concat().repeat(4)).unwrap();
+        let (x, page) = (Value::Bulk(b"x".to_vec()), Value::Bulk(b"page".to_vec()));
+        for _ in 0..4 {
+            assert_eq!(client.read().unwrap(), Value::Simple("OK".to_owned()));
+            assert_eq!(client.read().unwrap(), x);
+            assert_eq!(client.read().unwrap(), page);
+            assert_eq!(client.read().unwrap(), Value::Array(vec![x.clone(), page.clone()]));
+            assert_eq!(client.read().unwrap(), Value::Simple("PONG".to_owned()));
+        }
+        round = (round + 1) % 50;
+        rounds.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// A key written through `sidecar` now has a TTL of so many seconds.
+fn ttl_of_a_write(servers: &Servers, sidecar: &Sidecar) -> i64 {
+    assert_eq!(sidecar.client().line("SET aside:probe x"), Value::Simple("OK".to_owned()));
+    (servers.holder_of("aside:probe").line("PTTL aside:probe").int() + 999) / 1000
+}
+
+#[test]
+fn a_policy_changes_under_load_without_an_error() {
+    let (servers, web) = (Servers::cluster(), Web::start());
+    (0..50).for_each(|number| (0..50).for_each(|round| web.put(&format!("/item/{number}-{round}"), "page")));
+    let origins = [http_origin("web", &web, "20s")];
+    // The rules' order changes too: what is under way when it does must not take one rule for another.
+    let item = || web_rule("item", json!({"ttl": {"default": "200ms", "max": "1h", "jitter": "0%"}}));
+    let of = |generation: u64, ttl: &str| {
+        let mut rules = vec![aside("aside", ttl), item(), web_rule("decoy", json!({"negativeTtl": "1h"}))];
+        rules.rotate_left(generation as usize % 3);
+        policy(servers.topology(), generation, &origins, &rules)
+    };
+    let sidecar = Sidecar::start(&of(1, "100s"));
+    let (stop, rounds) = (AtomicBool::new(false), AtomicU64::new(0));
+    std::thread::scope(|scope| {
+        let clients: Vec<_> = (0..50)
+            .map(|number| {
+                let (mut client, stop, rounds) = (sidecar.client(), &stop, &rounds);
+                scope.spawn(move || pipeline_until(&mut client, number, stop, rounds))
+            })
+            .collect();
+        assert_eq!(ttl_of_a_write(&servers, &sidecar), 100);
+        for generation in 2..=6 {
+            let ttl = i64::try_from(generation * 1000).unwrap();
+            sidecar.replace_snapshot(&of(generation, &format!("{ttl}s")).to_string());
+            let replaced = Instant::now();
+            wait_for("the new TTL", LIMIT, || ttl_of_a_write(&servers, &sidecar) == ttl);
+            assert!(replaced.elapsed() < LOOK_EVERY * 15, "the policy was in force after {:?}", replaced.elapsed());
+        }
+        for (count, bad) in ["{", "{\"version\": 1}", &of(7, "0s").to_string()].iter().enumerate() {
+            sidecar.replace_snapshot(bad);
+            let rejected = || metric(&sidecar, "larder_policy_rejected_total") == count as u64 + 1;
+            wait_for("the bad policy to be refused", LIMIT, rejected);
+            assert_eq!(ttl_of_a_write(&servers, &sidecar), 6000);
+        }
+        assert_eq!(metric(&sidecar, "larder_policy_generation"), 6);
+        stop.store(true, Ordering::Relaxed);
+        clients.into_iter().for_each(|client| client.join().unwrap());
+    });
+    assert!(rounds.load(Ordering::Relaxed) > 50, "the clients were busy");
+}
+
+#[test]
+fn a_stop_answers_what_is_under_way() {
+    let (servers, web) = (Servers::cluster(), Web::start());
+    web.put("/item/1", "loaded");
+    web.hold("/item/1");
+    let mut sidecar = servers.sidecar(&[http_origin("web", &web, "20s")], &[web_rule("item", json!({}))]);
+    let mut idle = sidecar.client();
+    assert_eq!(idle.line("PING"), Value::Simple("PONG".to_owned()));
+    let mut busy = sidecar.client();
+    let sets: Vec<Vec<u8>> = (0..100).map(|index| encode(&["SET", &format!("plain:{index}"), "x"])).collect();
+    busy.send(&[sets.concat(), encode(&["GET", "item:1"]), encode(&["GET", "plain:1"])].concat()).unwrap();
+    wait_for("the load to begin", LIMIT, || web.under_way("/item/1") == 1);
+    sidecar.signal("TERM");
+    wait_for("new clients to be turned away", LIMIT, || Client::connect(sidecar.port()).is_err());
+    assert!(idle.read().is_err(), "an idle connection ends");
+    web.release("/item/1");
+    for _ in 0..100 {
+        assert_eq!(busy.read().unwrap(), Value::Simple("OK".to_owned()));
+    }
+    assert_eq!(busy.read().unwrap().text(), "loaded");
+    assert_eq!(busy.read().unwrap().text(), "x");
+    assert!(busy.read().is_err(), "then the connection ends");
+    let status = sidecar.wait_for_end(LIMIT);
+    assert_eq!(status.code(), Some(0), "{}", sidecar.log());
+}
+
+#[test]
+fn a_stop_ends_within_its_bound_whatever_hangs() {
+    let (servers, web) = (Servers::sentinel(), Web::start());
+    web.hold("/item/1");
+    let snapshot = policy(servers.topology(), 1, &[http_origin("web", &web, "1h")], &[web_rule("item", json!({"wait": "1h"}))]);
+    let mut sidecar = Sidecar::start_with(&snapshot, &["--drain", "1s"]);
+    let mut client = sidecar.client();
+    client.send(&encode(&["GET", "item:1"])).unwrap();
+    wait_for("the load to hang", LIMIT, || web.under_way("/item/1") == 1);
+    sidecar.signal("TERM");
+    let status = sidecar.wait_for_end(Duration::from_secs(1) * 10);
+    assert_eq!(status.code(), Some(0), "{}", sidecar.log());
+    assert!(client.read().is_err());
+}
+
+#[test]
+fn the_admin_port_tells_what_happened() {
+    let (servers, web) = (Servers::cluster(), Web::start());
+    let rules = [web_rule("item", json!({"negativeTtl": "1h"})), aside("aside", "1h")];
+    let sidecar = servers.sidecar(&[http_origin("web", &web, "20s")], &rules);
+    for path in ["/livez", "/readyz"] {
+        assert_eq!(get(&sidecar, path).0, 200, "{path}");
+    }
+    assert_eq!(get(&sidecar, "/policy").0, 404, "policy and keys are for the Unix socket");
+    web.put("/item/1", "one");
+    let mut client = sidecar.client();
+    for _ in 0..10 {
+        assert_eq!(client.line("GET item:1").text(), "one");
+    }
+    for _ in 0..4 {
+        assert_eq!(client.line("GET item:2"), Value::Nil);
+    }
+    client.line("SET aside:1 x");
+    client.line("GET aside:1");
+    client.line("GET aside:2");
+    client.line("MGET item:1 item:2 aside:1 plain");
+    let counts = ["hits", "misses", "loads", "loads_saved", "coalesced", "stale", "negative", "load_errors", "ttl_added"];
+    let counted = |rule: &str| counts.map(|count| rule_count(&sidecar, rule, count));
+    assert_eq!(counted("item"), [10, 6, 2, 10 + 4, 0, 0, 4, 0, 0]);
+    assert_eq!(counted("aside"), [2, 1, 0, 0, 0, 0, 0, 0, 1]);
+    let (_, metrics) = get(&sidecar, "/metrics");
+    assert!(metrics.ends_with("# EOF\n"));
+    assert!(!metrics.contains("item:1"), "keys are no labels");
+    assert!(metric(&sidecar, "larder_clients") >= 1);
+    assert!(metrics.contains("larder_request_duration_seconds_bucket"));
+}
