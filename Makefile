@@ -20,7 +20,7 @@ setup: ## Install what is missing for all other targets
 	scripts/setup
 	@mkdir -p .cache && touch $(SETUP)
 
-$(SETUP): scripts/setup scripts/requirements.txt
+$(SETUP): scripts/setup scripts/requirements.txt tests/clients/node/package.json tests/clients/go/go.mod
 	scripts/setup
 	@mkdir -p .cache && touch $@
 

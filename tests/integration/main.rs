@@ -2,7 +2,9 @@
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr)]
 
 mod check;
+mod clients;
 mod command_table;
+mod conformance;
 mod demo;
 mod dev_lifecycle;
 mod dev_topologies;

@@ -156,21 +156,17 @@ fn array_of(items: &[&[u8]], out: &mut Vec<u8>) {
     items.iter().for_each(|item| out.extend_from_slice(item));
 }
 
+/// All shards name the same things in the same order, as often as they were asked for them.
 fn sum_pairs(parts: &[Vec<u8>], out: &mut Vec<u8>) {
-    let mut sums: Vec<(&[u8], i64)> = Vec::new();
-    for part in parts {
-        for pair in reply::elements(part).unwrap_or_default().chunks_exact(2) {
-            let number = reply::integer(pair[1]).unwrap_or(0);
-            match sums.iter_mut().find(|(name, _)| *name == pair[0]) {
-                Some((_, sum)) => *sum += number,
-                None => sums.push((pair[0], number)),
-            }
+    let parts: Vec<Vec<&[u8]>> = parts.iter().map(|part| reply::elements(part).unwrap_or_default()).collect();
+    let length = parts.iter().map(Vec::len).min().unwrap_or(0);
+    encode::array(out, length);
+    for place in 0..length {
+        let sum: Option<i64> = parts.iter().map(|part| reply::integer(part[place])).sum();
+        match sum {
+            Some(sum) => encode::integer(out, sum),
+            None => out.extend_from_slice(parts[0][place]),
         }
-    }
-    encode::array(out, sums.len() * 2);
-    for (name, sum) in sums {
-        out.extend_from_slice(name);
-        encode::integer(out, sum);
     }
 }
 

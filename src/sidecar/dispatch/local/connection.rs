@@ -30,6 +30,7 @@ pub fn run(session: &Rc<Session>, request: &Request<'_>) -> Flow {
         "select" => select(session, request),
         "reset" => reset(session),
         name if name.starts_with("client") => client::run(session, request),
+        "asking" if !session.worker().is_cluster() => refuse(session, "ERR This instance has cluster support disabled"),
         // READONLY, READWRITE, ASKING: every command goes to the primary that has the key anyway.
         _ => ok(session),
     }

@@ -102,7 +102,10 @@ fn cluster(session: &Rc<Session>, request: &Request<'_>) -> Flow {
 fn in_slot(session: &Rc<Session>, request: &Request<'_>, slot: &[u8]) -> Flow {
     match parse_i64(slot) {
         None => refuse(session, "ERR value is not an integer or out of range"),
-        Some(slot) if !(0..i64::from(SLOTS)).contains(&slot) => refuse(session, "ERR Invalid slot"),
+        Some(slot) if !(0..i64::from(SLOTS)).contains(&slot) => {
+            let lists = request.spec.last_name() == "getkeysinslot";
+            refuse(session, if lists { "ERR Invalid slot or number of keys" } else { "ERR Invalid slot" })
+        }
         Some(slot) => send(session, &[request.raw], slot as u16, Retry::Safe, OnReply::Pass),
     }
 }
