@@ -14,6 +14,7 @@ mod exclusive_blocking;
 mod exclusive_streams;
 mod exclusive_subscriptions;
 mod exclusive_transactions;
+mod local_commands;
 mod origin_column_types;
 mod origin_http;
 mod origin_postgres;

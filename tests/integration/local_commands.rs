@@ -1,0 +1,167 @@
+//! What the sidecar answers by itself: the one server that clients see, and Larder's own commands.
+
+use larder::sidecar::slots::Companion;
+use serde_json::json;
+
+use crate::support::resp::{Client, Value, encode};
+use crate::support::server::{Engine, PRIMARY_NAME, Redis, RedisCluster, SentinelCluster};
+use crate::support::sidecar::{Sidecar, bypass, cluster_topology, sentinel_topology};
+
+fn ok() -> Value {
+    Value::Simple("OK".to_owned())
+}
+
+/// Sends all lines at once; their replies.
+fn pipeline(client: &mut Client, lines: &[&str]) -> Vec<Value> {
+    let bytes: Vec<u8> = lines.iter().flat_map(|line| encode(&line.split_whitespace().collect::<Vec<_>>())).collect();
+    client.send(&bytes).unwrap();
+    lines.iter().map(|_| client.read().unwrap()).collect()
+}
+
+#[test]
+fn under_sentinel_there_is_one_server_at_the_address_that_was_used() {
+    let servers = SentinelCluster::start(Engine::Redis7, 1);
+    let sidecar = Sidecar::start(&bypass(sentinel_topology(&servers)));
+    let mut client = sidecar.client();
+    one_primary(&mut client, sidecar.port());
+    assert!(client.line("CLUSTER SLOTS").is_error());
+    lanes_keep_the_order(&mut client);
+    own_keys_are_out_of_reach(&mut client, servers.primary());
+    credentials_go_nowhere(&mut client, &sidecar);
+}
+
+#[test]
+fn a_cluster_looks_like_one_node_with_all_slots() {
+    let servers = RedisCluster::start(Engine::Valkey9, 3, 1);
+    let sidecar = Sidecar::start(&bypass(cluster_topology(&servers)));
+    let mut client = sidecar.client();
+    one_primary(&mut client, sidecar.port());
+    let slots = client.line("CLUSTER SLOTS").items();
+    let [range] = &slots[..] else { panic!("one range is expected: {slots:?}") };
+    let fields = range.items();
+    assert_eq!((fields[0].int(), fields[1].int()), (0, 16383));
+    let node = fields[2].items();
+    assert_eq!((node[0].text().as_str(), node[1].int()), ("127.0.0.1", i64::from(sidecar.port())));
+    assert_eq!(node[2].text(), client.line("CLUSTER MYID").text());
+    let line = client.line("CLUSTER NODES").text();
+    assert!(line.contains(&format!("127.0.0.1:{}@", sidecar.port())) && line.ends_with(" 0-16383\n"), "{line}");
+    assert!(client.line("CLUSTER INFO").text().contains("cluster_state:ok"));
+    assert_eq!(client.line("SELECT 0"), ok());
+    assert!(client.line("SELECT 1").is_error());
+    client.line("SET {x}1 a");
+    let slot = client.line("CLUSTER KEYSLOT {x}1").int();
+    assert_eq!(client.line(&format!("CLUSTER COUNTKEYSINSLOT {slot}")), Value::Int(1));
+}
+
+/// For whoever asks sentinels, or asks for the role.
+#[track_caller]
+fn one_primary(client: &mut Client, port: u16) {
+    let address = client.line(&format!("SENTINEL get-master-addr-by-name {PRIMARY_NAME}")).items();
+    assert_eq!((address[0].text(), address[1].text()), ("127.0.0.1".to_owned(), port.to_string()));
+    assert_eq!(client.line("SENTINEL get-master-addr-by-name other"), Value::Nil);
+    assert!(client.line("SENTINEL master other").is_error());
+    assert_eq!(client.line(&format!("SENTINEL replicas {PRIMARY_NAME}")), Value::Array(vec![]));
+    assert_eq!(client.line("SENTINEL masters").items().len(), 1);
+    assert_eq!(client.line("ROLE").items()[0].text(), "master");
+}
+
+/// What changes the connection waits for all that was sent before, and holds for all that comes after.
+fn lanes_keep_the_order(client: &mut Client) {
+    for round in 0..50 {
+        let lines = [
+            &format!("SET k a{round}"),
+            "SELECT 1",
+            &format!("SET k b{round}"),
+            "SELECT 0",
+            "GET k",
+            "SELECT 1",
+            "GET k",
+            "SELECT 0",
+        ];
+        let replies = pipeline(client, &lines);
+        assert_eq!((replies[4].text(), replies[6].text()), (format!("a{round}"), format!("b{round}")));
+    }
+    let replies = pipeline(client, &["HSET h a 1", "HGETALL h", "HELLO 3", "HGETALL h", "RESET", "HGETALL h"]);
+    let shapes = [&replies[1], &replies[3], &replies[5]].map(|reply| matches!(reply, Value::Map(_)));
+    assert_eq!(shapes, [false, true, false], "{replies:?}");
+    assert!(matches!(replies[2], Value::Map(_)));
+}
+
+fn own_keys_are_out_of_reach(client: &mut Client, server: &Redis) {
+    let lease = String::from_utf8(Companion::Lease.name(b"k")).unwrap();
+    server.client().line(&format!("SET {lease} token"));
+    let naming = [
+        format!("GET {lease}"),
+        format!("SET {lease} x"),
+        format!("MGET k {lease}"),
+        format!("RENAME k {lease}"),
+        format!("EVAL return{{1}} 1 {lease}"),
+        format!("BLPOP {lease} 1"),
+        format!("WATCH {lease}"),
+        format!("LARDER.INVALIDATE {lease}"),
+    ];
+    for line in &naming {
+        let reply = client.line(line);
+        assert!(matches!(&reply, Value::Error(text) if text.contains("is Larder's own")), "{line}: {reply:?}");
+    }
+    assert_eq!(client.line("MULTI"), ok());
+    assert!(client.line(&format!("GET {lease}")).is_error());
+    assert!(matches!(client.line("EXEC"), Value::Error(text) if text.starts_with("EXECABORT")));
+    let found = client.line("SCAN 0 COUNT 1000").items()[1].items();
+    assert!(
+        found.contains(&Value::Bulk(b"k".to_vec())) && !found.iter().any(|key| key.text().starts_with("larder:")),
+        "{found:?}"
+    );
+    assert_eq!(client.line("SET x larder:value"), ok(), "values may be called anything");
+}
+
+fn credentials_go_nowhere(client: &mut Client, sidecar: &Sidecar) {
+    assert_eq!(client.line("AUTH someone hidden-word"), ok());
+    assert!(!client.line("HELLO 2 AUTH someone hidden-word SETNAME me").is_error());
+    assert_eq!(client.line("CLIENT GETNAME").text(), "me");
+    assert!(!sidecar.log().contains("hidden-word"));
+}
+
+#[test]
+fn larder_explains_counts_and_invalidates() {
+    let servers = RedisCluster::start(Engine::Redis7, 3, 1);
+    let mut snapshot = bypass(cluster_topology(&servers));
+    let lifetime = json!({"default": "10m", "max": "1h", "jitter": "10%"});
+    snapshot["rules"] = json!([{"name": "user", "keys": "user:{id}", "strategy": {"cacheAside": {"ttl": lifetime}}}]);
+    let sidecar = Sidecar::start(&snapshot);
+    let mut client = sidecar.client();
+    client.line("SET user:1 a");
+    client.line("GET user:1");
+    client.line("GET user:2");
+    let explained = client.line("LARDER.EXPLAIN user:1");
+    assert_eq!(field(&explained, "rule").text(), "user");
+    assert_eq!(field(&explained, "strategy").text(), "CacheAside");
+    assert_eq!(field(&explained, "ttl").text(), "10m");
+    assert!(field(&explained, "why").text().contains("user:{id}"));
+    let counters = field(&explained, "counters");
+    assert_eq!((field(&counters, "hits").int(), field(&counters, "misses").int()), (1, 1));
+    assert_eq!(field(&client.line("LARDER.EXPLAIN other"), "rule").text(), "(unmatched)");
+    let stats = client.line("LARDER.STATS");
+    assert_eq!(field(&stats, "user"), counters);
+    assert!(client.line("LARDER.STATS none").is_error());
+
+    for index in 0..20 {
+        client.line(&format!("SET user:{index} v"));
+        let key = format!("user:{index}");
+        for companion in [Companion::Lease, Companion::Stale, Companion::Negative] {
+            let name = companion.name(key.as_bytes());
+            let slot = client.line(&format!("CLUSTER KEYSLOT {key}")).int();
+            assert_eq!(servers.owner(slot as u16).client().call(&[b"SET".to_vec(), name, b"x".to_vec()]), ok());
+        }
+    }
+    let keys: Vec<String> = (0..25).map(|index| format!("user:{index}")).collect();
+    assert_eq!(client.line(&format!("LARDER.INVALIDATE {}", keys.join(" "))), Value::Int(20));
+    assert_eq!(client.line("DBSIZE"), Value::Int(0), "nothing is left beside the keys");
+}
+
+#[track_caller]
+fn field(map: &Value, name: &str) -> Value {
+    let items = map.items();
+    let found = items.chunks(2).find(|pair| pair[0].text() == name);
+    found.unwrap_or_else(|| panic!("{map:?} has no {name}"))[1].clone()
+}
