@@ -22,6 +22,7 @@ use super::reload::{InForce, Policies, PolicyError, Told};
 use super::session::{ClientReader, ClientWriter, Ending, Reader, Session, split_tcp, split_unix};
 use super::sweep::sweep_forever;
 use super::upstream::discovery::Refresh;
+use super::upstream::node::NodeAddr;
 use super::upstream::view::View;
 use super::worker::{Outside, Worker};
 use crate::policy::Snapshot;
@@ -222,6 +223,10 @@ struct FromBackground(Refresh);
 impl Outside for FromBackground {
     fn refresh_topology(&self) {
         self.0.request();
+    }
+
+    fn refresh_from(&self, node: &NodeAddr) {
+        self.0.request_from(node);
     }
 }
 

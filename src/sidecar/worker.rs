@@ -32,6 +32,9 @@ const MAX_HOPS: u8 = 8;
 pub trait Outside {
     /// Asks for a fresh look at the servers; cheap, coalesced, never waits.
     fn refresh_topology(&self);
+
+    /// As [`Outside::refresh_topology`], where `node` is asked first: a redirection named it.
+    fn refresh_from(&self, node: &NodeAddr);
 }
 
 /// One worker's state. Everything a client or a connection needs is reached from here, without locks.
@@ -221,17 +224,32 @@ impl Worker {
         session.is_none_or(|session| !mux.is_full(&session))
     }
 
-    /// Sends again what a lost connection or a change of owners gave back, unless its patience has ended.
-    pub fn resubmit(self: &Rc<Self>, recovered: Recovered) {
-        if self.now().wrapping_sub(recovered.pending.since) > self.patience() {
-            return self.fail_unreachable(recovered, None);
+    /// Sends again what a lost connection or a change of owners gave back, oldest first, unless its patience has ended. What
+    /// cannot be sent yet waits in front of what came later.
+    pub fn resubmit_all(self: &Rc<Self>, all: Vec<Recovered>) {
+        let mut early = Vec::new();
+        for mut recovered in all {
+            if self.is_patience_over(&recovered.pending) {
+                self.fail_unreachable(recovered);
+                continue;
+            }
+            if let Sink::Transaction(transaction) = &mut recovered.pending.sink {
+                transaction.error = None;
+            }
+            match self.router.node_of(recovered.pending.slot) {
+                None => early.push(recovered),
+                Some(node) => {
+                    self.meter.retry();
+                    node.mux(self, recovered.pending.lane).push(&[&recovered.bytes], recovered.pending);
+                }
+            }
         }
-        self.meter.retry();
-        let Recovered { mut pending, bytes, .. } = recovered;
-        if let Sink::Transaction(transaction) = &mut pending.sink {
-            transaction.error = None;
-        }
-        self.submit(&[&bytes], pending);
+        self.router.return_to_lobby(early);
+    }
+
+    /// Whether a command has waited for as long as the policy allows.
+    pub fn is_patience_over(&self, pending: &Pending) -> bool {
+        self.now().wrapping_sub(pending.since) > self.patience()
     }
 
     /// How long a command that has not left may wait, in milliseconds.
@@ -240,8 +258,8 @@ impl Worker {
     }
 
     /// Tells a client that its command never left.
-    pub fn fail_unreachable(self: &Rc<Self>, recovered: Recovered, node: Option<&NodeAddr>) {
-        let text = self.unreachable_text(node);
+    pub fn fail_unreachable(self: &Rc<Self>, recovered: Recovered) {
+        let text = self.unreachable_text(None);
         recovered.pending.sink.deliver(self, Answer::Failed(&text));
     }
 
@@ -257,8 +275,15 @@ impl Worker {
         )
     }
 
-    /// What becomes of a command whose reply is an error, or a miss that starts a load.
-    pub fn on_unusual_reply(self: &Rc<Self>, node: &NodeAddr, recovered: Recovered, reply: &[u8]) {
+    /// The error for a command that never left because of `trouble` with its server.
+    pub fn untouched_text(&self, trouble: &str) -> String {
+        let patience = self.policy.borrow().patience();
+        format!("TRYAGAIN {trouble}; it was tried for {patience}: the command was not sent, and can safely be repeated")
+    }
+
+    /// What becomes of a command whose reply is an error, or a miss that starts a load. `overtaken` says that a later command of
+    /// the same client for the same slot may be carried out before this one could be repeated.
+    pub fn on_unusual_reply(self: &Rc<Self>, node: &NodeAddr, recovered: Recovered, reply: &[u8], overtaken: bool) {
         if let Sink::Client { session, sequence, on_reply } = &recovered.pending.sink
             && reply.first() != Some(&b'-')
         {
@@ -283,7 +308,7 @@ impl Worker {
                 if matches!(refused, Refused::NotPrimary) {
                     self.refresh_topology();
                 }
-                self.repeat_later(recovered, reply);
+                self.repeat_later(recovered, reply, overtaken);
             }
         }
     }
@@ -291,7 +316,7 @@ impl Worker {
     fn follow(self: &Rc<Self>, mut recovered: Recovered, redirect: Redirect, reply: &[u8]) {
         self.meter.redirect();
         if !redirect.ask {
-            self.refresh_topology();
+            self.outside.refresh_from(&redirect.node);
         }
         if recovered.pending.hops >= MAX_HOPS {
             return recovered.pending.sink.deliver(self, Answer::Reply(reply));
@@ -305,11 +330,10 @@ impl Worker {
         mux.push(&[&recovered.bytes], recovered.pending);
     }
 
-    /// Repeats a command that a server refused for now, where no later command of its client can have overtaken it.
-    fn repeat_later(self: &Rc<Self>, recovered: Recovered, reply: &[u8]) {
-        let alone = recovered.pending.sink.session().is_none_or(|session| session.outstanding() == 1);
-        let patient = self.now().wrapping_sub(recovered.pending.since) < self.patience();
-        if !alone || !patient {
+    /// Repeats a command that a server refused for now, where no later command of its client can have overtaken it. Until then
+    /// no more is read from the client.
+    fn repeat_later(self: &Rc<Self>, recovered: Recovered, reply: &[u8], overtaken: bool) {
+        if overtaken || self.is_patience_over(&recovered.pending) {
             return recovered.pending.sink.deliver(self, Answer::Reply(reply));
         }
         if let Some(session) = recovered.pending.sink.session() {
@@ -328,7 +352,7 @@ impl Worker {
             if now.wrapping_sub(repeat.recovered.pending.since) >= patience {
                 repeat.recovered.pending.sink.deliver(self, Answer::Reply(&repeat.error));
             } else {
-                self.resubmit(repeat.recovered);
+                self.resubmit_all(vec![repeat.recovered]);
             }
             if let Some(session) = session {
                 session.release();

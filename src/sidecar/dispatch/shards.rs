@@ -25,20 +25,18 @@ pub fn any(session: &Rc<Session>, request: &Request<'_>) -> Flow {
 /// Goes to every shard; the answers become one.
 pub fn all(session: &Rc<Session>, request: &Request<'_>, gather: Gather) -> Flow {
     let worker = session.worker();
-    let nodes = worker.router().primaries();
-    if !worker.is_cluster() || nodes.is_empty() {
+    let shards = worker.router().shards();
+    if !worker.is_cluster() || shards.is_empty() {
         return any(session, request);
     }
     let writes = request.spec.access == Access::Write;
     let assembly = Assembly::Shards(gather);
-    let meeting = Meeting::new(session.clone(), session.take_place(), assembly, writes, nodes.len());
+    let meeting = Meeting::new(session.clone(), session.take_place(), assembly, writes, shards.len());
     let mut room = true;
-    for (index, node) in nodes.iter().enumerate() {
+    for (index, (_, slot)) in shards.into_iter().enumerate() {
         let sink = Sink::Part { meeting: meeting.clone(), index: index as u32 };
-        let pending = Pending::new(sink, ANY_SLOT, Retry::Never, session.lane(), worker.now());
-        let mux = node.mux(worker, session.lane());
-        mux.push(&[request.raw], pending);
-        room &= !mux.is_full(session);
+        let retry = if writes { Retry::Never } else { Retry::Safe };
+        room &= worker.submit(&[request.raw], Pending::new(sink, slot, retry, session.lane(), worker.now()));
     }
     if room { Flow::Continue } else { Flow::Wait }
 }
@@ -59,7 +57,7 @@ pub fn gated(session: &Rc<Session>, request: &Request<'_>, gather: Gather) -> Fl
 /// SCAN walks one shard after the other; the cursor says where it is.
 pub fn scan(session: &Rc<Session>, request: &Request<'_>) -> Flow {
     let worker = session.worker();
-    let nodes = worker.router().primaries();
+    let nodes = worker.router().shards();
     if request.spec.name != "scan" {
         return any(session, request);
     }
@@ -72,7 +70,7 @@ pub fn scan(session: &Rc<Session>, request: &Request<'_>) -> Flow {
     };
     let (shard, inner) = ((cursor & ((1 << SHARD_BITS) - 1)) as usize, cursor >> SHARD_BITS);
     let shards = nodes.len();
-    let Some(node) = nodes.into_iter().nth(shard) else {
+    let Some((_, slot)) = nodes.into_iter().nth(shard) else {
         return refuse(session, "ERR invalid cursor");
     };
     let mut wire = Vec::new();
@@ -87,9 +85,8 @@ pub fn scan(session: &Rc<Session>, request: &Request<'_>) -> Flow {
             Answer::Failed(text) => encode::error(out, text),
         });
     }));
-    let mux = node.mux(worker, session.lane());
-    mux.push(&[&wire], Pending::new(sink, ANY_SLOT, Retry::Safe, session.lane(), worker.now()));
-    if mux.is_full(session) { Flow::Wait } else { Flow::Continue }
+    let pending = Pending::new(sink, slot, Retry::Safe, session.lane(), worker.now());
+    if worker.submit(&[&wire], pending) { Flow::Continue } else { Flow::Wait }
 }
 
 /// The one server answers SCAN or KEYS; names of Larder's own are left out.

@@ -63,8 +63,10 @@ pub struct Session {
     dirty: Cell<bool>,
     /// Set while the client's task waits for answers or room before it reads on.
     starved: Cell<bool>,
-    /// Set while a command waits to be repeated, so that none overtakes it.
-    holding: Cell<bool>,
+    /// How many commands wait to be repeated, so that none overtakes them.
+    holding: Cell<u32>,
+    /// Set when a connection waited for this client to read, in vain.
+    hopeless: Cell<bool>,
     ending: Cell<Ending>,
     lane: Cell<Lane>,
     /// A connection that waits for this client to read.
@@ -112,7 +114,8 @@ impl Session {
             waker: RefCell::default(),
             dirty: Cell::new(false),
             starved: Cell::new(false),
-            holding: Cell::new(false),
+            holding: Cell::new(0),
+            hopeless: Cell::new(false),
             ending: Cell::new(Ending::No),
             lane: Cell::default(),
             slowed: RefCell::default(),
@@ -332,17 +335,26 @@ impl Session {
         output.reclaim();
         let drained = output.bytes.len() - output.written < OUTPUT_PAUSE_BYTES;
         drop(output);
-        if drained && let Some(mux) = self.slowed.take() {
-            mux.resume();
+        if drained {
+            self.hopeless.set(false);
+            if let Some(mux) = self.slowed.take() {
+                mux.resume();
+            }
         }
     }
 
     /// Whether more commands may be read. Where not, the task is woken when it may.
     #[inline]
     pub fn may_read(&self) -> bool {
-        let may = self.outstanding() < MOST_OUTSTANDING && self.output_bytes() < OUTPUT_PAUSE_BYTES && !self.holding.get();
+        let may = self.outstanding() < MOST_OUTSTANDING && self.has_room() && self.holding.get() == 0;
         self.starved.set(!may);
         may
+    }
+
+    /// Whether the client has taken enough of its answers to be read from.
+    #[inline]
+    pub fn has_room(&self) -> bool {
+        self.output_bytes() < OUTPUT_PAUSE_BYTES
     }
 
     /// Wakes the client's task when the next answer leaves.
@@ -352,14 +364,25 @@ impl Session {
 
     /// Lets no further command be read until [`Session::release`].
     pub fn hold(&self) {
-        self.holding.set(true);
+        self.holding.set(self.holding.get() + 1);
     }
 
     /// Ends [`Session::hold`].
     pub fn release(&self) {
-        if self.holding.replace(false) {
+        self.holding.set(self.holding.get().saturating_sub(1));
+        if self.holding.get() == 0 {
             self.wake();
         }
+    }
+
+    /// A connection has waited in vain for this client to read.
+    pub fn lose_patience(&self) {
+        self.hopeless.set(true);
+    }
+
+    /// Whether no connection should wait for this client, before it has read.
+    pub fn is_hopeless(&self) -> bool {
+        self.hopeless.get()
     }
 
     /// Resumes `mux` when the client has read.

@@ -205,7 +205,12 @@ impl Reader {
         let outcome = self.advance(cx);
         session.worker().flush_dirty();
         if session.output_bytes() > 0 {
+            let was_paused = !session.has_room();
             session.poll_flush(cx);
+            if was_paused && session.has_room() {
+                // Nothing else may come to wake the task: the answers are all there.
+                cx.waker().wake_by_ref();
+            }
         }
         let drained = session.outstanding() == 0 && session.output_bytes() == 0;
         match session.ending() {

@@ -17,7 +17,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use super::dial::{DialError, Link};
 use super::node::NodeAddr;
 use super::open::open;
-use super::queue::{Pending, Queue, Recovered};
+use super::queue::{Pending, Queue, Recovered, Retry};
 use super::sink::{Answer, OnReply, Sink};
 use crate::sidecar::engine::ttl::MULTI;
 use crate::sidecar::meter::{SLOW_MS, Sampler};
@@ -32,6 +32,9 @@ const FULL_BYTES: usize = 4 * 1024 * 1024;
 const SLOW_CLIENT_BYTES: usize = 1024 * 1024;
 /// How long a slow client may hold up a shared connection at a time.
 const SLOW_CLIENT_PATIENCE_MS: u32 = 100;
+/// A server that owes answers and has been silent for this long may hang: no more is written to it, so that what has not left
+/// can still go elsewhere, and the topology is looked at.
+const SUSPECT_MS: u32 = 1_000;
 /// A server that owes answers and has been silent for this long is taken for dead.
 const SILENCE_MS: u32 = 10_000;
 /// Reads in a row before other tasks get their turn.
@@ -54,8 +57,9 @@ pub struct Mux {
     node: NodeAddr,
     lane: Lane,
     queue: RefCell<Queue>,
-    /// How many commands were ever pushed and ever answered. Their difference is the queue's length.
+    /// How many commands were pushed, less those that were taken back before they left.
     pushed: Cell<u64>,
+    /// How many commands have gone from the front of the queue.
     answered: Cell<u64>,
     connected: Cell<bool>,
     retired: Cell<bool>,
@@ -68,8 +72,10 @@ pub struct Mux {
     stalled: RefCell<Option<(Rc<Session>, u32)>>,
     counters: Arc<NodeMeter>,
     sampler: Sampler,
-    /// When the server last gave a sign of life, on the worker's clock.
+    /// When the server last gave a sign of life or owed nothing, on the worker's clock.
     heard: Cell<u32>,
+    /// Why the last attempt to connect failed.
+    trouble: RefCell<Option<String>>,
 }
 
 /// Why a connection ended.
@@ -107,6 +113,7 @@ impl Mux {
             waiting: RefCell::default(),
             stalled: RefCell::default(),
             heard: Cell::new(worker.now()),
+            trouble: RefCell::default(),
         });
         tokio::task::spawn_local(run(mux.clone(), worker.clone()));
         mux
@@ -141,9 +148,9 @@ impl Mux {
         full
     }
 
-    /// A mark that [`Mux::has_passed`] once all commands pushed so far are answered.
+    /// A mark that [`Mux::has_passed`] once all commands that have left by now are answered.
     pub fn mark(&self) -> u64 {
-        self.pushed.get()
+        self.answered.get() + self.queue.borrow().sent_count() as u64
     }
 
     /// Whether the commands before `mark` are answered.
@@ -151,14 +158,30 @@ impl Mux {
         self.answered.get() >= mark
     }
 
-    /// Ends the connection: what is unanswered is settled as after a loss.
+    /// Whether nothing waits for it.
+    pub fn is_idle(&self) -> bool {
+        self.queue.borrow().is_empty()
+    }
+
+    /// For how long the server has owed answers and given none, in milliseconds.
+    pub fn silent_ms(&self, now: u32) -> u32 {
+        let mut queue = self.queue.borrow_mut();
+        let owed_since = if queue.is_owed() { queue.front_mut().map(|oldest| oldest.since) } else { None };
+        owed_since.map_or(0, |since| silence(now, self.heard.get(), since))
+    }
+
+    /// Takes back those that are `wanted` of the commands that have not left.
+    pub fn take_unsent(&self, wanted: impl Fn(&Pending) -> bool) -> Vec<Recovered> {
+        let taken = self.queue.borrow_mut().take_unsent(wanted);
+        self.pushed.set(self.pushed.get() - taken.len() as u64);
+        taken
+    }
+
+    /// Ends the connection: what is unanswered is settled at once, as after a loss, so that nothing overtakes it.
     pub fn retire(self: &Rc<Self>, worker: &Rc<Worker>) {
         self.retired.set(true);
-        if self.connected.get() {
-            self.schedule();
-        } else {
-            settle(self, worker);
-        }
+        settle(self, worker);
+        self.schedule();
     }
 
     /// Whether the connection has ended for good.
@@ -178,17 +201,25 @@ impl Mux {
 
     /// Answers commands that never left and have waited since before `deadline`. Called with each tick of the worker.
     pub fn expire(&self, worker: &Rc<Worker>, deadline: u32) {
-        loop {
-            // The queue must be free before the answer is delivered.
-            let expired = self.queue.borrow_mut().pop_expired(deadline);
-            let Some(pending) = expired else { break };
-            self.answered.set(self.answered.get() + 1);
-            let text = worker.unreachable_text(Some(&self.node));
-            pending.sink.deliver(worker, Answer::Failed(&text));
+        for expired in self.take_unsent(|pending| pending.since <= deadline) {
+            self.fail(worker, expired);
         }
         if self.stalled.borrow().is_some() || (self.connected.get() && !self.queue.borrow().is_empty()) {
             self.schedule();
         }
+    }
+
+    /// Tells a client that its command was not carried out in time, and why.
+    fn fail(&self, worker: &Rc<Worker>, lost: Recovered) {
+        let text = match &*self.trouble.borrow() {
+            Some(trouble) if !lost.left => worker.untouched_text(trouble),
+            _ if !lost.left => worker.unreachable_text(Some(&self.node)),
+            _ => format!(
+                "TRYAGAIN the connection to {} was lost before it answered: the command can safely be repeated",
+                self.node
+            ),
+        };
+        lost.pending.sink.deliver(worker, Answer::Failed(&text));
     }
 
     /// Takes out what is not answered.
@@ -206,6 +237,7 @@ async fn run(mux: Rc<Mux>, worker: Rc<Worker>) {
         match open(&worker, &mux.node, mux.lane).await {
             Ok(link) => {
                 backoff = FIRST_BACKOFF_MS;
+                *mux.trouble.borrow_mut() = None;
                 mux.connected.set(true);
                 mux.heard.set(worker.now());
                 let broken = Connection::new(&mux, &worker, link).serve().await;
@@ -228,21 +260,26 @@ async fn run(mux: Rc<Mux>, worker: Rc<Worker>) {
 
 fn report_dial(mux: &Mux, error: &DialError) {
     tracing::debug!(node = %mux.node, %error, "cannot reach a server");
+    *mux.trouble.borrow_mut() = Some(error.to_string());
 }
 
 /// Decides what becomes of each command that a lost connection did not answer.
 fn settle(mux: &Rc<Mux>, worker: &Rc<Worker>) {
+    let mut again = Vec::new();
     for lost in mux.recover() {
-        if !lost.left || lost.pending.retry == super::queue::Retry::Safe {
-            worker.resubmit(lost);
-        } else {
+        if lost.left && lost.pending.retry == Retry::Never {
             let text = format!(
                 "UNCERTAIN the connection to {} was lost before it answered: the command may have been carried out",
                 mux.node
             );
             lost.pending.sink.deliver(worker, Answer::Failed(&text));
+        } else if worker.is_patience_over(&lost.pending) {
+            mux.fail(worker, lost);
+        } else {
+            again.push(lost);
         }
     }
+    worker.resubmit_all(again);
     wake_waiting(mux);
     worker.flush_dirty();
 }
@@ -292,7 +329,11 @@ impl<'a> Connection<'a> {
 
     fn write(&mut self, cx: &mut Context<'_>) -> Result<(), Broken> {
         let mut queue = self.mux.queue.borrow_mut();
-        while !queue.unsent().is_empty() {
+        if !queue.is_owed() {
+            self.mux.heard.set(self.worker.now());
+        }
+        let may_write = self.worker.now().wrapping_sub(self.mux.heard.get()) < SUSPECT_MS;
+        while may_write && !queue.unsent().is_empty() {
             match Pin::new(&mut self.link).poll_write(cx, queue.unsent()) {
                 Poll::Ready(Ok(0)) => return Err(Broken::Closed),
                 Poll::Ready(Ok(count)) => queue.mark_sent(count),
@@ -337,15 +378,21 @@ impl<'a> Connection<'a> {
     }
 
     fn check_silence(&self) -> Poll<Broken> {
-        let owed_since = self.mux.queue.borrow_mut().front_mut().map(|oldest| oldest.since);
-        let silent = owed_since.map_or(0, |since| silence(self.worker.now(), self.mux.heard.get(), since));
+        let silent = self.mux.silent_ms(self.worker.now());
+        if silent >= SUSPECT_MS {
+            self.worker.refresh_topology();
+        }
         if silent > SILENCE_MS { Poll::Ready(Broken::Silent) } else { Poll::Pending }
     }
 
     fn is_stalled(&self) -> bool {
         let mut stalled = self.mux.stalled.borrow_mut();
         let Some((session, until)) = &*stalled else { return false };
-        let over = session.output_bytes() < SLOW_CLIENT_BYTES / 2 || session.is_closed() || self.worker.now() >= *until;
+        let late = self.worker.now() >= *until;
+        let over = session.output_bytes() < SLOW_CLIENT_BYTES / 2 || session.is_closed() || late;
+        if late {
+            session.lose_patience();
+        }
         if over {
             *stalled = None;
         }
@@ -408,7 +455,9 @@ impl<'a> Connection<'a> {
             self.worker.metrics().count_read(rule, false);
         }
         *on_reply = OnReply::Pass;
-        if session.output_bytes() > SLOW_CLIENT_BYTES && self.mux.stalled.borrow().is_none() {
+        // What has begun to leave cannot be begun anew.
+        front.retry = Retry::Never;
+        if session.output_bytes() > SLOW_CLIENT_BYTES && !session.is_hopeless() && self.mux.stalled.borrow().is_none() {
             let until = self.worker.now() + SLOW_CLIENT_PATIENCE_MS;
             *self.mux.stalled.borrow_mut() = Some((session.clone(), until));
             session.wake_when_drained(self.mux.clone());
@@ -463,8 +512,12 @@ impl<'a> Connection<'a> {
         drop(queue);
         self.mux.answered.set(self.mux.answered.get() + 1);
         pending.asking = false;
+        let overtaken = match pending.sink.session() {
+            Some(session) if bytes[0] == b'-' => self.mux.queue.borrow().has_another(session, pending.slot),
+            _ => false,
+        };
         let recovered = Recovered { pending, bytes: command, left: true };
-        self.worker.on_unusual_reply(&self.mux.node, recovered, bytes);
+        self.worker.on_unusual_reply(&self.mux.node, recovered, bytes, overtaken);
     }
 }
 

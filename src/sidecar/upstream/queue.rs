@@ -5,9 +5,11 @@
 //! socket.
 
 use std::collections::VecDeque;
+use std::rc::Rc;
 
 use super::mux::Lane;
 use super::sink::Sink;
+use crate::sidecar::session::Session;
 
 /// No slot: any node will do, or there is only one.
 pub const ANY_SLOT: u16 = u16::MAX;
@@ -76,6 +78,16 @@ pub struct Recovered {
     pub bytes: Vec<u8>,
     /// Whether a byte of it may have left.
     pub left: bool,
+}
+
+impl Recovered {
+    /// A command whose bytes, an [`ASKING`] before them included, are `bytes`.
+    fn new(mut pending: Pending, mut bytes: Vec<u8>, left: bool) -> Self {
+        if std::mem::take(&mut pending.asking) {
+            bytes.drain(..ASKING.len());
+        }
+        Self { pending, bytes, left }
+    }
 }
 
 impl Queue {
@@ -154,23 +166,63 @@ impl Queue {
         let mut recovered = Vec::with_capacity(self.pending.len());
         while let Some(front) = self.pending.front() {
             let left = self.sent > self.head;
-            let (length, asking) = (front.length as usize, front.asking);
-            let skip = if asking { ASKING.len() } else { 0 };
-            let bytes = self.bytes[self.head + skip..self.head + length].to_vec();
-            if let Some(mut pending) = self.pop() {
-                if asking {
-                    pending.asking = false;
-                }
-                recovered.push(Recovered { pending, bytes, left });
+            let bytes = self.bytes[self.head..self.head + front.length as usize].to_vec();
+            if let Some(pending) = self.pop() {
+                recovered.push(Recovered::new(pending, bytes, left));
             }
         }
         recovered
     }
 
-    /// Takes out the oldest command that has not left, where it has waited since `deadline` or longer.
-    pub fn pop_expired(&mut self, deadline: u32) -> Option<Pending> {
-        let front = self.pending.front()?;
-        (self.sent <= self.head && front.since <= deadline).then(|| self.pop())?
+    /// How many commands have left, in whole or in part, and are not answered.
+    pub fn sent_count(&self) -> usize {
+        let (mut count, mut room) = (self.pending.len(), self.bytes.len() - self.sent);
+        while let Some(last) = count.checked_sub(1).and_then(|index| self.pending.get(index))
+            && last.length as usize <= room
+        {
+            room -= last.length as usize;
+            count -= 1;
+        }
+        count
+    }
+
+    /// Whether a command has left that is not answered.
+    #[inline]
+    pub fn is_owed(&self) -> bool {
+        self.sent > self.head
+    }
+
+    /// Takes out those that are `wanted` of the commands that have not left, oldest first. The others keep their order.
+    pub fn take_unsent(&mut self, wanted: impl Fn(&Pending) -> bool) -> Vec<Recovered> {
+        let first = if self.unsent().is_empty() { self.pending.len() } else { self.sent_count() };
+        if !self.pending.range(first..).any(&wanted) {
+            return Vec::new();
+        }
+        let tail = self.pending.split_off(first);
+        let length: usize = tail.iter().map(|pending| pending.length as usize).sum();
+        let bytes = self.bytes.split_off(self.bytes.len() - length);
+        let (mut taken, mut at) = (Vec::new(), 0);
+        for pending in tail {
+            let own = &bytes[at..at + pending.length as usize];
+            at += own.len();
+            if wanted(&pending) {
+                taken.push(Recovered::new(pending, own.to_vec(), false));
+            } else {
+                self.bytes.extend_from_slice(own);
+                self.pending.push_back(pending);
+            }
+        }
+        self.reclaim();
+        taken
+    }
+
+    /// Whether, among the next commands, one of `session` waits for the same slot as `slot`. Also true where there are too many
+    /// to look at.
+    pub fn has_another(&self, session: &Rc<Session>, slot: u16) -> bool {
+        const MOST_SEEN: usize = 1024;
+        let same =
+            |pending: &Pending| pending.slot == slot && pending.sink.session().is_some_and(|other| Rc::ptr_eq(other, session));
+        self.pending.len() > MOST_SEEN || self.pending.iter().any(same)
     }
 
     /// How many commands wait.
@@ -203,7 +255,10 @@ mod tests {
         /// Whatever is pushed, sent and answered in whatever order: what comes back is what was not answered, and `left` says
         /// whether the socket got its first byte.
         #[test]
-        fn nothing_is_lost_and_what_left_is_known(steps in proptest::collection::vec((0u8..3, 1usize..40_000), 1..60)) {
+        fn nothing_is_lost_and_what_left_is_known(
+            steps in proptest::collection::vec((0u8..3, 1usize..40_000), 1..60),
+            take in any::<bool>(),
+        ) {
             let mut queue = Queue::default();
             let mut model: VecDeque<(Vec<u8>, usize)> = VecDeque::new();
             let (mut pushed, mut sent) = (0usize, 0usize);
@@ -229,6 +284,15 @@ mod tests {
                     }
                 }
                 prop_assert_eq!(queue.held_bytes(), model.iter().map(|entry| entry.0.len()).sum::<usize>());
+            }
+            prop_assert_eq!(queue.sent_count(), model.iter().filter(|(_, start)| sent > *start).count());
+            if take {
+                let odd = |bytes: &[u8]| bytes[0] % 2 == 1;
+                queue.pending.iter_mut().zip(&model).for_each(|(pending, (bytes, _))| pending.slot = u16::from(odd(bytes)));
+                let taken = queue.take_unsent(|pending| pending.slot == 1);
+                let (gone, kept): (Vec<_>, Vec<_>) = model.into_iter().partition(|(bytes, start)| odd(bytes) && sent <= *start);
+                prop_assert_eq!(taken.into_iter().map(|it| it.bytes).collect::<Vec<_>>(), gone.into_iter().map(|it| it.0).collect::<Vec<_>>());
+                model = kept.into();
             }
             let recovered = queue.drain();
             prop_assert_eq!(recovered.len(), model.len());

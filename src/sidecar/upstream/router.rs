@@ -104,7 +104,7 @@ struct Handover {
 pub struct Router {
     nodes: RefCell<FxHashMap<NodeAddr, Rc<Node>>>,
     map: RefCell<RouteMap>,
-    handover: RefCell<Option<Handover>>,
+    handovers: RefCell<Vec<Handover>>,
     handing_over: Cell<bool>,
     lobby: RefCell<Queue>,
 }
@@ -114,7 +114,7 @@ impl Default for Router {
         Self {
             nodes: RefCell::default(),
             map: RefCell::new(RouteMap::Unknown),
-            handover: RefCell::default(),
+            handovers: RefCell::default(),
             handing_over: Cell::new(false),
             lobby: RefCell::default(),
         }
@@ -132,12 +132,7 @@ impl Router {
     }
 
     fn is_changing(&self, slot: u16) -> bool {
-        let handover = self.handover.borrow();
-        handover.as_ref().is_some_and(|handover| match &handover.slots {
-            Some(slots) if slot != ANY_SLOT => slots[usize::from(slot)],
-            Some(_) => false,
-            None => true,
-        })
+        self.handovers.borrow().iter().any(|change| change.concerns(slot))
     }
 
     /// The node at `address`, known or not.
@@ -150,6 +145,20 @@ impl Router {
     /// All primaries, in an order that only changes with the view.
     pub fn primaries(&self) -> Vec<Rc<Node>> {
         self.map.borrow().nodes().to_vec()
+    }
+
+    /// All primaries of a Cluster, each with a slot that it owns: a command for that slot finds its way also when another node
+    /// takes the shard over. Empty without slots.
+    pub fn shards(&self) -> Vec<(Rc<Node>, u16)> {
+        let map = self.map.borrow();
+        let RouteMap::Cluster { nodes, owner } = &*map else { return Vec::new() };
+        let mut first = vec![None; nodes.len()];
+        for (slot, index) in owner.iter().enumerate() {
+            if let Some(place) = first.get_mut(usize::from(*index)) {
+                place.get_or_insert(slot as u16);
+            }
+        }
+        nodes.iter().zip(first).filter_map(|(node, slot)| Some((node.clone(), slot?))).collect()
     }
 
     /// Whether `node` is one of the primaries.
@@ -211,18 +220,22 @@ impl Router {
                 }
             }
         }
+        drop(map);
         if losers.is_empty() {
             return;
         }
-        let slots = matches!(*map, RouteMap::Cluster { .. }).then(|| slots.into_boxed_slice());
-        let waits = losers.iter().flat_map(|node| node.all_muxes()).map(|mux| (mux.clone(), mux.mark())).collect();
-        let until = worker.now() + HANDOVER_PATIENCE_MS;
-        let mut handover = self.handover.borrow_mut();
-        *handover = Some(match handover.take() {
-            None => Handover { slots, waits, until },
-            Some(earlier) => earlier.merge(Handover { slots, waits, until }),
-        });
+        let slots = matches!(*self.map.borrow(), RouteMap::Cluster { .. }).then(|| slots.into_boxed_slice());
+        let mut handover = Handover { slots, waits: Vec::new(), until: worker.now() + HANDOVER_PATIENCE_MS };
+        // What has not left goes to the new owner, before all that comes from now on.
+        let mut unsent = Vec::new();
+        for mux in losers.iter().flat_map(|node| node.all_muxes()) {
+            unsent.extend(mux.take_unsent(|pending| handover.concerns(pending.slot)));
+            let mark = mux.mark();
+            handover.waits.push((mux, mark));
+        }
+        self.handovers.borrow_mut().push(handover);
         self.handing_over.set(true);
+        self.return_to_lobby(unsent);
     }
 
     /// Connections to nodes that serve nothing any more end once they owe nothing, by the tick.
@@ -234,33 +247,36 @@ impl Router {
         });
     }
 
-    /// Ends a change of owners when all that was owed is answered, and sends what waited.
+    /// Ends the changes of owners for which all that was owed is answered, and sends what waited.
     pub fn finish_handover(&self, worker: &Rc<Worker>) {
         if self.handing_over.get() {
-            let mut handover = self.handover.borrow_mut();
-            let passed = handover.as_ref().is_none_or(|change| change.waits.iter().all(|(mux, mark)| mux.has_passed(*mark)));
-            if !passed {
+            let mut handovers = self.handovers.borrow_mut();
+            let before = handovers.len();
+            handovers.retain(|change| change.waits.iter().any(|(mux, mark)| !mux.has_passed(*mark)));
+            self.handing_over.set(!handovers.is_empty());
+            if handovers.len() == before {
                 return;
             }
-            *handover = None;
-            self.handing_over.set(false);
         }
         if !self.lobby.borrow().is_empty() && self.is_usable() {
             let waiting = self.lobby.borrow_mut().drain();
-            waiting.into_iter().for_each(|recovered| worker.resubmit(recovered));
+            worker.resubmit_all(waiting);
         }
+    }
+
+    /// Puts commands into the lobby that are older than all that wait there.
+    pub fn return_to_lobby(&self, older: Vec<Recovered>) {
+        if older.is_empty() {
+            return;
+        }
+        let mut lobby = self.lobby.borrow_mut();
+        let younger = lobby.drain();
+        older.into_iter().chain(younger).for_each(|waiting| lobby.push(&[&waiting.bytes], waiting.pending));
     }
 
     /// What the worker's clock brings: patience ends, nodes that nobody needs go.
     pub fn tick(&self, worker: &Rc<Worker>, deadline: u32) {
-        let overdue: Vec<Rc<Mux>> = {
-            let handover = self.handover.borrow();
-            let change = handover.as_ref().filter(|change| worker.now() >= change.until);
-            change.map(|change| {
-                change.waits.iter().filter(|(mux, mark)| !mux.has_passed(*mark)).map(|(mux, _)| mux.clone()).collect()
-            })
-        }
-        .unwrap_or_default();
+        let overdue: Vec<Rc<Mux>> = self.handovers.borrow().iter().flat_map(|change| change.overdue(worker)).collect();
         overdue.iter().for_each(|mux| mux.retire(worker));
         self.finish_handover(worker);
         self.retire_idle(worker);
@@ -275,7 +291,7 @@ impl Router {
         let idle: Vec<Rc<Mux>> = {
             let (nodes, map) = (self.nodes.borrow(), self.map.borrow());
             let foreign = nodes.values().filter(|node| !map.nodes().iter().any(|other| Rc::ptr_eq(other, node)));
-            foreign.flat_map(|node| node.all_muxes()).filter(|mux| mux.has_passed(mux.mark()) && !mux.is_retired()).collect()
+            foreign.flat_map(|node| node.all_muxes()).filter(|mux| mux.is_idle() && !mux.is_retired()).collect()
         };
         if !idle.is_empty() && self.is_usable() {
             idle.iter().for_each(|mux| mux.retire(worker));
@@ -284,23 +300,25 @@ impl Router {
     }
 
     fn expire_lobby(&self, worker: &Rc<Worker>, deadline: u32) {
-        loop {
-            let expired = self.lobby.borrow_mut().pop_expired(deadline);
-            let Some(pending) = expired else { break };
-            worker.fail_unreachable(Recovered { pending, bytes: Vec::new(), left: false }, None);
-        }
+        let expired = self.lobby.borrow_mut().take_unsent(|pending| pending.since <= deadline);
+        expired.into_iter().for_each(|recovered| worker.fail_unreachable(recovered));
     }
 }
 
 impl Handover {
-    fn merge(self, later: Self) -> Self {
-        let slots = match (self.slots, later.slots) {
-            (Some(mut all), Some(more)) => {
-                all.iter_mut().zip(&more).for_each(|(slot, also)| *slot |= also);
-                Some(all)
-            }
-            _ => None,
-        };
-        Self { slots, waits: self.waits.into_iter().chain(later.waits).collect(), until: later.until }
+    fn concerns(&self, slot: u16) -> bool {
+        match &self.slots {
+            Some(slots) if slot != ANY_SLOT => slots[usize::from(slot)],
+            Some(_) => false,
+            None => true,
+        }
+    }
+
+    /// The connections to give up: those to a server that hangs, and in the end those that are merely slow.
+    fn overdue(&self, worker: &Worker) -> Vec<Rc<Mux>> {
+        let now = worker.now();
+        let late = |mux: &Mux| mux.silent_ms(now) >= HANDOVER_PATIENCE_MS || now >= self.until + worker.patience();
+        let waits = self.waits.iter().filter(|(mux, mark)| now >= self.until && !mux.has_passed(*mark) && late(mux));
+        waits.map(|(mux, _)| mux.clone()).collect()
     }
 }

@@ -1,6 +1,7 @@
 //! The sidecar under test as a process on loopback, killed when dropped.
 
 use std::fs::File;
+use std::io::{Read as _, Write as _};
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -86,6 +87,16 @@ impl Sidecar {
     /// What the sidecar wrote to its log.
     pub fn log(&self) -> String {
         read_log(&self.directory)
+    }
+
+    /// The value of a metric without labels. Panics where there is none.
+    pub fn metric(&self, name: &str) -> f64 {
+        let mut stream = std::net::TcpStream::connect(("127.0.0.1", self.admin)).expect("the admin port accepts");
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nhost: larder\r\nconnection: close\r\n\r\n").expect("it reads");
+        let mut text = String::new();
+        stream.read_to_string(&mut text).expect("it answers");
+        let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        value.unwrap_or_else(|| panic!("no {name} in {text}")).trim().parse().expect("a number")
     }
 
     /// The memory of its own that is resident now, in bytes (RssAnon).

@@ -1,0 +1,263 @@
+//! Many clients with pipelines on keys of their own, every reply of which is checked.
+//!
+//! A key has one writer, who writes rising numbers and reads them back. So each reply tells whether it belongs to its command,
+//! whether an older write came over a newer one, and whether a write was carried out that was said not to be.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crate::support::resp::{Client, Value, encode};
+
+/// Commands that one client sends before it reads.
+pub const DEPTH: usize = 64;
+/// What a write acknowledged this shortly before a fault may lose: replication is asynchronous, and test machines are busy.
+const MAY_BE_LOST: Duration = Duration::from_secs(1);
+
+/// A key and the shard that it lived in at the start.
+#[derive(Debug, Clone)]
+pub struct Key {
+    pub name: String,
+    pub shard: usize,
+}
+
+/// What the clients do and see.
+#[derive(Debug, Default)]
+struct Control {
+    stop: AtomicBool,
+    /// Set while clients leave no pause between their batches.
+    busy: AtomicBool,
+    in_flight: AtomicI64,
+    fault: Mutex<Option<Fault>>,
+}
+
+/// When which shard lost its primary.
+#[derive(Debug, Clone, Copy)]
+struct Fault {
+    shard: usize,
+    at: Instant,
+}
+
+/// What one client saw.
+#[derive(Debug, Default)]
+pub struct Seen {
+    pub acknowledged: usize,
+    pub uncertain: usize,
+    pub refused: usize,
+    pub lost: usize,
+    /// Successes since the last error.
+    pub recovered: usize,
+    /// What must never happen.
+    pub wrong: Vec<String>,
+}
+
+/// A load that runs.
+pub struct Load {
+    control: Arc<Control>,
+    clients: Vec<JoinHandle<Seen>>,
+}
+
+impl Load {
+    /// One client on `port` for each list of keys. The keys must exist nowhere; they exist when this returns.
+    pub fn start(port: u16, keys: Vec<Vec<Key>>) -> Self {
+        let control = Arc::new(Control::default());
+        let start = |keys: Vec<Key>| {
+            let mut client = Checked::new(port, keys, control.clone());
+            client.fill();
+            client
+        };
+        let clients: Vec<Checked> = keys.into_iter().map(start).collect();
+        let clients = clients.into_iter().map(|client| std::thread::spawn(move || client.run())).collect();
+        Self { control, clients }
+    }
+
+    /// Waits until `count` commands are in flight, has `fault` befall the primary of `shard`, and tells how many were.
+    pub fn strike(&self, shard: usize, count: i64, fault: impl FnOnce()) -> i64 {
+        self.control.busy.store(true, Ordering::Relaxed);
+        let deadline = Instant::now() + Duration::from_secs(20);
+        loop {
+            let in_flight = self.control.in_flight.load(Ordering::Relaxed);
+            if in_flight >= count {
+                *self.control.fault.lock().unwrap_or_else(PoisonError::into_inner) = Some(Fault { shard, at: Instant::now() });
+                fault();
+                self.control.busy.store(false, Ordering::Relaxed);
+                return in_flight;
+            }
+            assert!(Instant::now() < deadline, "never {count} commands in flight");
+            std::thread::yield_now();
+        }
+    }
+
+    /// Ends the load. Panics with the first wrong replies, if any.
+    pub fn stop(self) -> Vec<Seen> {
+        self.control.stop.store(true, Ordering::Relaxed);
+        let seen: Vec<Seen> = self.clients.into_iter().map(|client| client.join().expect("the client lives")).collect();
+        let wrong: Vec<&String> = seen.iter().flat_map(|seen| &seen.wrong).collect();
+        assert!(wrong.is_empty(), "{} wrong, such as {:#?}", wrong.len(), &wrong[..wrong.len().min(5)]);
+        seen
+    }
+}
+
+/// What is known of one key.
+#[derive(Debug)]
+struct Known {
+    key: Key,
+    issued: u64,
+    /// The newest number that was acknowledged or read, and when.
+    floor: (u64, Instant),
+    /// What was acknowledged, and when.
+    acknowledged: Vec<(u64, Instant)>,
+    /// Numbers of writes that were said not to be carried out.
+    never: BTreeSet<u64>,
+    /// Whether a failover's loss was already seen.
+    rewound: bool,
+}
+
+impl Known {
+    /// The newest number that a failover may not lose.
+    fn safe(&self, fault: &Fault) -> u64 {
+        let old_enough = |(_, at): &&(u64, Instant)| *at + MAY_BE_LOST < fault.at;
+        self.acknowledged.iter().rev().find(old_enough).map_or(0, |(number, _)| *number)
+    }
+}
+
+struct Checked {
+    client: Client,
+    keys: Vec<Known>,
+    control: Arc<Control>,
+    seen: Seen,
+}
+
+enum Sent {
+    Set(usize, u64),
+    Get(usize),
+}
+
+impl Checked {
+    fn new(port: u16, keys: Vec<Key>, control: Arc<Control>) -> Self {
+        let known = |key| Known {
+            key,
+            issued: 0,
+            floor: (0, Instant::now()),
+            acknowledged: Vec::new(),
+            never: BTreeSet::new(),
+            rewound: false,
+        };
+        let client = Client::connect(port).expect("the sidecar accepts");
+        Self { client, keys: keys.into_iter().map(known).collect(), control, seen: Seen::default() }
+    }
+
+    fn fill(&mut self) {
+        for known in &mut self.keys {
+            known.issued = 1;
+            known.floor.0 = 1;
+            known.acknowledged.push((1, Instant::now()));
+            let reply = self.client.call(&["SET", &known.key.name, &format!("{}=1", known.key.name)]);
+            assert_eq!(reply, Value::Simple("OK".to_owned()));
+        }
+    }
+
+    fn run(mut self) -> Seen {
+        let mut random =
+            fastrand::Rng::with_seed(self.keys.len() as u64 ^ u64::from(self.client.stream().local_addr().unwrap().port()));
+        while !self.control.stop.load(Ordering::Relaxed) {
+            self.batch(&mut random);
+            if !self.control.busy.load(Ordering::Relaxed) {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        }
+        self.seen
+    }
+
+    fn batch(&mut self, random: &mut fastrand::Rng) {
+        let (mut bytes, mut sent) = (Vec::new(), Vec::new());
+        for _ in 0..DEPTH {
+            let index = random.usize(..self.keys.len());
+            let known = &mut self.keys[index];
+            if random.bool() {
+                known.issued += 1;
+                let value = format!("{}={}", known.key.name, known.issued);
+                bytes.extend(encode(&["SET", &known.key.name, &value]));
+                sent.push(Sent::Set(index, known.issued));
+            } else {
+                bytes.extend(encode(&["GET", &known.key.name]));
+                sent.push(Sent::Get(index));
+            }
+        }
+        self.control.in_flight.fetch_add(sent.len() as i64, Ordering::Relaxed);
+        self.client.send(&bytes).expect("the sidecar reads");
+        for command in sent {
+            let reply = self.client.read().unwrap_or_else(|error| panic!("no reply: {error}; seen {:?}", self.seen));
+            self.control.in_flight.fetch_sub(1, Ordering::Relaxed);
+            let wrong = match command {
+                Sent::Set(index, number) => self.on_set(index, number, &reply),
+                Sent::Get(index) => self.on_get(index, &reply),
+            };
+            if let Err(why) = wrong {
+                self.seen.wrong.push(format!("{why}: {reply:?}"));
+            }
+        }
+    }
+
+    /// Checks that an error is one that a fault explains; the failed shard's only.
+    fn on_error(&mut self, index: usize, text: &str, allowed: &[&str]) -> Result<(), String> {
+        self.seen.recovered = 0;
+        self.seen.refused += 1;
+        let fault = *self.control.fault.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = &self.keys[index].key;
+        let explained = fault.is_some_and(|fault| fault.shard == key.shard) && allowed.iter().any(|code| text.starts_with(code));
+        if explained { Ok(()) } else { Err(format!("an error on {} of shard {}, with {fault:?}", key.name, key.shard)) }
+    }
+
+    fn on_set(&mut self, index: usize, number: u64, reply: &Value) -> Result<(), String> {
+        let known = &mut self.keys[index];
+        match reply {
+            Value::Simple(text) if text == "OK" => {
+                known.floor = (number, Instant::now());
+                known.acknowledged.push(known.floor);
+                self.seen.acknowledged += 1;
+                self.seen.recovered += 1;
+                Ok(())
+            }
+            Value::Error(text) if text.starts_with("UNCERTAIN ") => {
+                self.seen.uncertain += 1;
+                self.on_error(index, text, &["UNCERTAIN "])
+            }
+            Value::Error(text) => {
+                known.never.insert(number);
+                self.on_error(index, text, &["TRYAGAIN ", "CLUSTERDOWN ", "READONLY "])
+            }
+            _ => Err(format!("an answer to SET {} {number}", known.key.name)),
+        }
+    }
+
+    fn on_get(&mut self, index: usize, reply: &Value) -> Result<(), String> {
+        let known = &mut self.keys[index];
+        let text = match reply {
+            Value::Bulk(bytes) => String::from_utf8_lossy(bytes).into_owned(),
+            Value::Error(text) => return self.on_error(index, text, &["TRYAGAIN ", "CLUSTERDOWN "]),
+            _ => return Err(format!("an answer to GET {}", known.key.name)),
+        };
+        let number =
+            text.strip_prefix(&known.key.name).and_then(|rest| rest.strip_prefix('=')).and_then(|digits| digits.parse().ok());
+        let Some(number): Option<u64> = number else { return Err(format!("another key's value for GET {}", known.key.name)) };
+        if number > known.issued || known.never.contains(&number) {
+            return Err(format!("a value of {} that was never to be written", known.key.name));
+        }
+        if number < known.floor.0 {
+            let fault = *self.control.fault.lock().unwrap_or_else(PoisonError::into_inner);
+            let fault = fault.filter(|fault| fault.shard == known.key.shard && known.floor.1 < fault.at + MAY_BE_LOST);
+            let Some(_) = fault.filter(|fault| !known.rewound && number >= known.safe(fault)) else {
+                return Err(format!("an older value of {} after {}", known.key.name, known.floor.0));
+            };
+            known.rewound = true;
+            self.seen.lost += 1;
+        }
+        known.floor = (number, Instant::now());
+        self.seen.recovered += 1;
+        Ok(())
+    }
+}

@@ -1,0 +1,256 @@
+//! The sidecar while servers die, hang and hand slots over: no reply is mismatched, no order is broken, and what cannot be done
+//! is said precisely.
+
+mod load;
+mod reshard;
+
+use std::time::{Duration, Instant};
+
+use larder::sidecar::slots::slot_of;
+use serde_json::json;
+
+use self::load::{Key, Load, Seen};
+use super::support::resp::{Client, Value};
+use super::support::server::{Engine, RedisCluster, SentinelCluster};
+use super::support::sidecar::{Sidecar, bypass, cluster_topology, sentinel_topology};
+use super::support::wait_for;
+
+/// How long a promotion may take. Long: test machines are busy.
+const LONG: Duration = Duration::from_secs(60);
+const SHARDS: usize = 3;
+const CLIENTS: usize = 30;
+const KEYS: usize = 20;
+const IN_FLIGHT: i64 = 1_000;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fault {
+    Kill,
+    Hang,
+}
+
+fn shard_of(key: &str) -> usize {
+    usize::from(slot_of(key.as_bytes())) * SHARDS / 16384
+}
+
+/// Keys of one client: of one shard, or, for the last clients, of all.
+fn keys_of(client: usize, shard: Option<usize>) -> Vec<Key> {
+    let all = (0..).map(|number| format!("c{client}:k{number}")).map(|name| Key { shard: shard_of(&name), name });
+    all.filter(|key| shard.is_none_or(|shard| shard == key.shard)).take(KEYS).collect()
+}
+
+/// Reads a key of a shard again and again, and remembers the longest time that it took, before and after a moment.
+struct Probe {
+    stop: std::sync::mpsc::Sender<()>,
+    thread: std::thread::JoinHandle<Duration>,
+}
+
+impl Probe {
+    fn start(port: u16, key: &Key) -> Self {
+        let (stop, stopped) = std::sync::mpsc::channel();
+        let name = key.name.clone();
+        let thread = std::thread::spawn(move || {
+            let mut client = Client::connect(port).expect("the sidecar accepts");
+            let mut longest = Duration::ZERO;
+            while stopped.try_recv() == Err(std::sync::mpsc::TryRecvError::Empty) {
+                let began = Instant::now();
+                client.call(&["GET", &name]);
+                longest = longest.max(began.elapsed());
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            longest
+        });
+        Self { stop, thread }
+    }
+
+    fn longest(self) -> Duration {
+        let _ = self.stop.send(());
+        self.thread.join().expect("reads succeed")
+    }
+}
+
+fn longest_of(probes: Vec<Probe>) -> Duration {
+    probes.into_iter().map(Probe::longest).max().unwrap_or_default()
+}
+
+/// Waits until every key takes writes again through a new connection.
+fn wait_until_writable(port: u16) {
+    let mut client = Client::connect(port).expect("the sidecar accepts");
+    for number in 0..200 {
+        let key = format!("after:{number}");
+        wait_for("every key to be writable", LONG, || client.call(&["SET", &key, "x"]) == Value::Simple("OK".to_owned()));
+        assert_eq!(client.call(&["GET", &key]).text(), "x");
+    }
+}
+
+/// Waits until a key of the first shard takes writes, which must follow the promotion soon.
+fn wait_for_first_write(port: u16, began: Instant, promoted: Duration) {
+    let mut client = Client::connect(port).expect("the sidecar accepts");
+    let key = keys_of(CLIENTS, Some(0)).remove(0).name;
+    wait_for("a write after the promotion", LONG, || client.call(&["SET", &key, "x"]) == Value::Simple("OK".to_owned()));
+    let back = began.elapsed();
+    println!("promoted after {promoted:?}, back after {back:?}");
+    assert!(back < promoted * 2, "the promotion took {promoted:?}, and was taken up only after {back:?}");
+}
+
+fn check_recovery(seen: &[Seen]) {
+    let sum = |of: fn(&Seen) -> usize| seen.iter().map(of).sum::<usize>();
+    println!(
+        "acknowledged {} uncertain {} refused {} lost {}",
+        sum(|s| s.acknowledged),
+        sum(|s| s.uncertain),
+        sum(|s| s.refused),
+        sum(|s| s.lost)
+    );
+    assert!(seen.iter().all(|seen| seen.recovered >= load::DEPTH), "a client does not go on: {seen:?}");
+    assert!(sum(|seen| seen.uncertain + seen.refused) > 0, "the fault was not felt");
+}
+
+fn lose_a_shard(fault: Fault) {
+    let mut cluster = RedisCluster::start_with(Engine::Redis7, SHARDS, 1, &["--cluster-require-full-coverage", "no"]);
+    let sidecar = Sidecar::start(&bypass(cluster_topology(&cluster)));
+    let keys = (0..CLIENTS).map(|client| keys_of(client, (client % 4 < SHARDS).then_some(client % 4))).collect();
+    let load = Load::start(sidecar.port(), keys);
+    let others: Vec<Key> = (1..SHARDS).map(|shard| keys_of(shard, Some(shard)).remove(0)).collect();
+    let watch = || others.iter().map(|key| Probe::start(sidecar.port(), key)).collect::<Vec<_>>();
+    let before = watch();
+    std::thread::sleep(Duration::from_secs(2));
+    let baseline = longest_of(before);
+    let during = watch();
+    let old = cluster.shard(0).port();
+    let began = Instant::now();
+    let in_flight = load.strike(0, IN_FLIGHT, || match fault {
+        Fault::Kill => cluster.servers[0].kill(),
+        Fault::Hang => cluster.servers[0].pause(),
+    });
+    let witness = &cluster.servers[1];
+    wait_for("a promotion", LONG, || {
+        let slots = witness.client().line("CLUSTER SLOTS").items();
+        slots.iter().map(Value::items).any(|run| run[0].int() == 0 && run[2].items()[1].int() != i64::from(old))
+    });
+    let promoted = began.elapsed();
+    wait_for_first_write(sidecar.port(), began, promoted);
+    wait_until_writable(sidecar.port());
+    let away = began.elapsed();
+    let stall = longest_of(during);
+    std::thread::sleep(Duration::from_millis(1500));
+    let seen = load.stop();
+    println!("{fault:?}: in flight {in_flight} promoted {promoted:?} away {away:?} others {stall:?} baseline {baseline:?}");
+    check_recovery(&seen);
+    assert!(stall < (baseline * 10).max(away / 4), "the other shards stalled for {stall:?}; before, for {baseline:?}");
+}
+
+#[test]
+fn a_killed_primary_of_a_cluster_harms_its_shard_only() {
+    lose_a_shard(Fault::Kill);
+}
+
+#[test]
+fn a_hanging_primary_of_a_cluster_harms_its_shard_only() {
+    lose_a_shard(Fault::Hang);
+}
+
+fn lose_the_primary(fault: Fault) {
+    let mut cluster = SentinelCluster::start(Engine::Redis7, 2);
+    let sidecar = Sidecar::start(&bypass(sentinel_topology(&cluster)));
+    let one_shard = |key: Key| Key { shard: 0, ..key };
+    let keys = (0..CLIENTS).map(|client| keys_of(client, None).into_iter().map(one_shard).collect()).collect();
+    let load = Load::start(sidecar.port(), keys);
+    std::thread::sleep(Duration::from_secs(2));
+    let old = cluster.primary_port();
+    let began = Instant::now();
+    let in_flight = load.strike(0, IN_FLIGHT, || match fault {
+        Fault::Kill => cluster.servers[0].kill(),
+        Fault::Hang => cluster.servers[0].pause(),
+    });
+    wait_for("a promotion", LONG, || cluster.primary_port() != old);
+    let promoted = began.elapsed();
+    wait_for_first_write(sidecar.port(), began, promoted);
+    wait_until_writable(sidecar.port());
+    println!("{fault:?}: in flight {in_flight} promoted {promoted:?} away {:?}", began.elapsed());
+    std::thread::sleep(Duration::from_millis(1500));
+    check_recovery(&load.stop());
+}
+
+#[test]
+fn a_killed_primary_is_followed() {
+    lose_the_primary(Fault::Kill);
+}
+
+#[test]
+fn a_hanging_primary_is_followed() {
+    lose_the_primary(Fault::Hang);
+}
+
+/// A reply that has begun to leave when its server dies has no honest end but the end of the connection.
+#[test]
+fn half_a_reply_is_never_completed_by_another() {
+    let mut cluster = SentinelCluster::start(Engine::Redis7, 1);
+    let sidecar = Sidecar::start(&bypass(sentinel_topology(&cluster)));
+    let mut client = sidecar.client();
+    let value = "v".repeat(48 * 1024 * 1024);
+    assert_eq!(client.call(&["SET", "big", &value]), Value::Simple("OK".to_owned()));
+    wait_for("the replica to have it", LONG, || cluster.servers[1].client().line("STRLEN big").int() > 0);
+    client.send(b"*2\r\n$3\r\nGET\r\n$3\r\nbig\r\n").expect("the sidecar reads");
+    // The start of the reply is there; its rest is not read, and so cannot all have left the server.
+    let mut start = [0; 1024];
+    std::io::Read::read_exact(&mut client.stream(), &mut start).expect("a reply begins");
+    assert!(start.starts_with(b"$50331648\r\nvvv"));
+    cluster.servers[0].kill();
+    let mut rest = Vec::new();
+    let ended = std::io::Read::read_to_end(&mut client.stream(), &mut rest);
+    println!("{ended:?} after {} bytes", rest.len());
+    assert!(rest.iter().all(|byte| *byte == b'v'), "something else came within a value");
+}
+
+#[test]
+fn without_sentinels_and_without_servers() {
+    let mut cluster = SentinelCluster::start(Engine::Redis7, 1);
+    let sidecar = Sidecar::start(&bypass(sentinel_topology(&cluster)));
+    let mut client = sidecar.client();
+    cluster.sentinels.iter_mut().for_each(super::support::server::Sentinel::kill);
+    for number in 0..200 {
+        assert_eq!(client.line(&format!("SET k:{number} {number}")), Value::Simple("OK".to_owned()));
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert_eq!(sidecar.client().line("GET k:199").text(), "199");
+    cluster.servers.iter_mut().for_each(super::support::server::Redis::kill);
+    wait_for("the sidecar to notice", LONG, || client.line("SET k 1").is_error());
+    let began = Instant::now();
+    let reply = client.line("SET k 2");
+    let waited = began.elapsed();
+    let Value::Error(text) = &reply else { panic!("{reply:?}") };
+    assert!(text.starts_with("TRYAGAIN ") && text.contains("was not sent"), "{text}");
+    // The patience of the policy is 2 s.
+    assert!(waited >= Duration::from_millis(1900), "{waited:?}");
+    let began = Instant::now();
+    client.send(&"*2\r\n$3\r\nGET\r\n$1\r\nk\r\n".repeat(100).into_bytes()).expect("the sidecar reads");
+    (0..100).for_each(|_| assert!(client.read().expect("a reply").is_error()));
+    assert!(began.elapsed() < waited * 3, "{:?} for all, {waited:?} for one", began.elapsed());
+}
+
+/// A password that the server does not know is told, and once it does, service goes on.
+#[test]
+fn a_wrong_password_is_named() {
+    let cluster = SentinelCluster::start(Engine::Redis7, 0);
+    let directory = tempfile::TempDir::new().expect("a temporary directory");
+    let path = directory.path().join("password");
+    std::fs::write(&path, "r1ghtpw").expect("the directory is writable");
+    let mut admin = cluster.servers[0].client();
+    assert_eq!(admin.line("CONFIG SET requirepass r1ghtpw"), Value::Simple("OK".to_owned()));
+    let mut topology = sentinel_topology(&cluster);
+    topology["auth"] = json!({"passwordFile": path});
+    let sidecar = Sidecar::start(&bypass(topology));
+    assert_eq!(sidecar.client().line("SET k 1"), Value::Simple("OK".to_owned()));
+    assert_eq!(admin.line("CONFIG SET requirepass other"), Value::Simple("OK".to_owned()));
+    assert!(admin.line("CLIENT KILL TYPE normal SKIPME yes").int() > 0);
+    let mut client = sidecar.client();
+    wait_for("the reason to be told", LONG, || match client.line("SET k 2") {
+        Value::Error(text) => {
+            text.starts_with("TRYAGAIN ") && text.contains("password is wrong") && text.contains("was not sent")
+        }
+        other => panic!("{other:?}"),
+    });
+    assert!(!sidecar.log().contains("r1ghtpw"));
+    std::fs::write(&path, "other").expect("the directory is writable");
+    wait_for("the new password", LONG, || client.line("SET k 3") == Value::Simple("OK".to_owned()));
+}

@@ -1,0 +1,97 @@
+//! Slots with data move between shards while clients read and write their keys.
+
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
+
+use larder::sidecar::slots::tag_of;
+
+use super::load::{Key, Load};
+use super::{SHARDS, wait_until_writable};
+use crate::support::resp::{Client, Value};
+use crate::support::server::{Engine, Redis, RedisCluster};
+use crate::support::sidecar::{Sidecar, bypass, cluster_topology};
+
+/// Slots of the first shard that move.
+const SLOTS: std::ops::Range<u16> = 0..12;
+const CLIENTS: usize = 6;
+
+fn ok(reply: &Value) {
+    assert_eq!(*reply, Value::Simple("OK".to_owned()));
+}
+
+/// A key of `slot`.
+fn key_of(slot: u16, name: &str) -> String {
+    format!("{{{}}}{name}", String::from_utf8_lossy(&tag_of(slot)))
+}
+
+/// Moves one slot as `redis-cli --cluster reshard` does, a few keys at a time.
+fn move_slot(cluster: &RedisCluster, slot: u16, from: &Redis, to: &Redis) {
+    let (mut source, mut target) = (from.client(), to.client());
+    let (source_id, target_id) = (source.line("CLUSTER MYID").text(), target.line("CLUSTER MYID").text());
+    ok(&target.line(&format!("CLUSTER SETSLOT {slot} IMPORTING {source_id}")));
+    ok(&source.line(&format!("CLUSTER SETSLOT {slot} MIGRATING {target_id}")));
+    loop {
+        let keys = source.line(&format!("CLUSTER GETKEYSINSLOT {slot} 1")).items();
+        if keys.is_empty() {
+            break;
+        }
+        let keys: Vec<String> = keys.iter().map(Value::text).collect();
+        let port = to.port().to_string();
+        let mut migrate = vec!["MIGRATE", "127.0.0.1", &port, "", "0", "5000", "KEYS"];
+        migrate.extend(keys.iter().map(String::as_str));
+        ok(&source.call(&migrate));
+        std::thread::sleep(std::time::Duration::from_millis(2));
+    }
+    ok(&target.line(&format!("CLUSTER SETSLOT {slot} NODE {target_id}")));
+    ok(&source.line(&format!("CLUSTER SETSLOT {slot} NODE {target_id}")));
+    for other in &cluster.servers[..SHARDS] {
+        let _ = other.client().line(&format!("CLUSTER SETSLOT {slot} NODE {target_id}"));
+    }
+}
+
+/// Asks for two keys of the slot that moves, which a server refuses while they are apart.
+fn read_pairs(port: u16, slot: &AtomicU16, stop: &AtomicBool) {
+    let mut client = Client::connect(port).expect("the sidecar accepts");
+    while !stop.load(Ordering::Relaxed) {
+        let slot = slot.load(Ordering::Relaxed);
+        let reply = client.call(&["MGET", &key_of(slot, "a"), &key_of(slot, "b")]);
+        let values: Vec<String> = reply.items().iter().map(Value::text).collect();
+        assert_eq!(values, [format!("a{slot}"), format!("b{slot}")]);
+    }
+}
+
+#[test]
+fn slots_move_under_load_without_an_error() {
+    let cluster = RedisCluster::start(Engine::Redis7, SHARDS, 0);
+    let sidecar = Sidecar::start(&bypass(cluster_topology(&cluster)));
+    let mut client = sidecar.client();
+    for slot in SLOTS {
+        for name in ["a", "b"] {
+            ok(&client.call(&["SET", &key_of(slot, name), &format!("{name}{slot}")]));
+        }
+    }
+    let keys_of = |client: usize| SLOTS.flat_map(move |slot| (0..2).map(move |n| key_of(slot, &format!("c{client}k{n}"))));
+    let keys = (0..CLIENTS).map(|client| keys_of(client).map(|name| Key { name, shard: 0 }).collect()).collect();
+    let load = Load::start(sidecar.port(), keys);
+    let (moving, stop) = (AtomicU16::new(0), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        let pairs = scope.spawn(|| read_pairs(sidecar.port(), &moving, &stop));
+        for (from, to) in [(0, 1), (1, 2)] {
+            for slot in SLOTS {
+                moving.store(slot, Ordering::Relaxed);
+                move_slot(&cluster, slot, &cluster.servers[from], &cluster.servers[to]);
+            }
+        }
+        stop.store(true, Ordering::Relaxed);
+        pairs.join().expect("pairs are read");
+    });
+    wait_until_writable(sidecar.port());
+    let seen = load.stop();
+    assert!(seen.iter().all(|seen| seen.refused == 0 && seen.uncertain == 0 && seen.lost == 0));
+    let stats = cluster.servers[0].client().line("INFO errorstats").text();
+    println!("acknowledged {} of the source's errors {stats}", seen.iter().map(|seen| seen.acknowledged).sum::<usize>());
+    for code in ["ASK", "MOVED", "TRYAGAIN"] {
+        let told = cluster.servers[..SHARDS].iter().any(|server| server.client().line("INFO errorstats").text().contains(code));
+        assert!(told, "no server said {code}: the test shows nothing");
+    }
+    assert!(sidecar.metric("larder_redirects_total") > 0.0);
+}
