@@ -290,8 +290,9 @@ impl Worker {
             match *on_reply {
                 OnReply::Fill(rule) | OnReply::FillZero(rule) => return read_through::on_miss(self, rule, recovered, reply),
                 OnReply::FillMany => {
-                    let (lane, answer) = (recovered.pending.lane, Answer::Reply(reply));
-                    return read_through::complete_many(self, session, *sequence, lane, &recovered.bytes, answer);
+                    let (session, lane) = (session.clone(), recovered.pending.lane);
+                    let place = read_through::Place { session, sequence: *sequence, lane };
+                    return read_through::complete_mget(self, place, &recovered.bytes, reply);
                 }
                 OnReply::Pass | OnReply::Count(_) => {}
             }

@@ -67,13 +67,8 @@ fn forward_many(session: &Rc<Session>, request: &Request<'_>) -> Flow {
     }
     let policy = worker.policy();
     if !policy.is_transparent() {
-        if policy.refuses_unmatched() {
-            let all = request.spec.keys(&request.args).unwrap_or_default();
-            let mut names =
-                all.iter().filter(|at| at.effect != Effect::Route).filter_map(|at| request.args.get(at.index as usize));
-            if let Some(key) = names.find(|key| policy.find(key) == UNMATCHED) {
-                return refuse_unmatched(session, key);
-            }
+        if let Some(refused) = refuse_if_unmatched(session, request) {
+            return refused;
         }
         if request.spec.access == Access::Write {
             return write(session, request, slot);
@@ -88,10 +83,10 @@ fn forward_many(session: &Rc<Session>, request: &Request<'_>) -> Flow {
     send(session, &[request.raw], slot, retry, on_reply)
 }
 
-/// Whether nulls in the answer of an MGET are to be loaded.
+/// Whether keys that an MGET or EXISTS does not find are to be loaded.
 pub fn fills(session: &Session, request: &Request<'_>) -> bool {
     let policy = session.worker().policy();
-    request.spec.name == "mget" && request.args.iter().skip(1).any(|key| policy.loads(policy.find(key)))
+    matches!(request.spec.name, "mget" | "exists") && request.args.iter().skip(1).any(|key| policy.loads(policy.find(key)))
 }
 
 /// A write on keys that may be covered.
@@ -127,6 +122,17 @@ pub fn submit_write(session: &Rc<Session>, request: &Request<'_>, slot: u16, sin
 /// A key that may vanish at any moment may also be deleted twice.
 fn is_covered_delete(request: &Request<'_>, coverage: &Covered<'_>) -> bool {
     matches!(request.spec.name, "del" | "unlink") && request.args.iter().skip(1).all(|key| coverage.cover(key).is_some())
+}
+
+/// Refuses a command that names a key that no rule covers, where the policy says so.
+pub fn refuse_if_unmatched(session: &Rc<Session>, request: &Request<'_>) -> Option<Flow> {
+    let policy = session.worker().policy();
+    if !policy.refuses_unmatched() {
+        return None;
+    }
+    let keys = request.spec.keys(&request.args).unwrap_or_default();
+    let mut keys = keys.iter().filter(|at| at.effect != Effect::Route).filter_map(|at| request.args.get(at.index as usize));
+    keys.find(|key| policy.find(key) == UNMATCHED).map(|key| refuse_unmatched(session, key))
 }
 
 fn refuse_unmatched(session: &Rc<Session>, key: &[u8]) -> Flow {

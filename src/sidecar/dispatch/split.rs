@@ -4,14 +4,14 @@ use std::rc::Rc;
 
 use rustc_hash::FxHashMap;
 
-use super::data::{fills, forward as forward_whole, submit_write};
+use super::data::{fills, forward as forward_whole, refuse_if_unmatched, submit_write};
 use super::{Flow, Request};
 use crate::sidecar::commands::{Access, Join};
 use crate::sidecar::resp::{CommandArgs, CommandScan, CommandScanner, encode};
 use crate::sidecar::session::Session;
 use crate::sidecar::slots;
 use crate::sidecar::upstream::gather::{Assembly, Meeting};
-use crate::sidecar::upstream::queue::{Pending, Retry};
+use crate::sidecar::upstream::queue::{ANY_SLOT, Pending, Retry};
 use crate::sidecar::upstream::sink::Sink;
 
 /// The keys of one slot: their arguments (with values, for MSET) and their places among the client's keys.
@@ -21,11 +21,13 @@ struct Part<'a> {
     places: Vec<u32>,
 }
 
-/// Forwards a command, split by slot where its keys lie in several.
+/// Forwards a command, split by slot where its keys lie in several. EXISTS, where misses are loaded, is split by key: a count
+/// does not tell which are missing.
 pub fn forward(session: &Rc<Session>, request: &Request<'_>, join: Join) -> Flow {
     let worker = session.worker();
     let keys = request.spec.keys(&request.args).unwrap_or_default();
-    if !worker.is_cluster() || keys.len() < 2 {
+    let by_key = keys.len() > 1 && request.spec.name == "exists" && fills(session, request);
+    if !by_key && (!worker.is_cluster() || keys.len() < 2) {
         return forward_whole(session, request);
     }
     let step = if request.spec.name == "mset" { 2 } else { 1 };
@@ -37,17 +39,24 @@ pub fn forward(session: &Rc<Session>, request: &Request<'_>, join: Join) -> Flow
     let mut by_slot: FxHashMap<u16, usize> = FxHashMap::default();
     for (place, at) in keys.iter().enumerate() {
         let index = at.index as usize;
-        let slot = request.args.get(index).map_or(0, slots::slot_of);
-        let part = *by_slot.entry(slot).or_insert_with(|| {
-            parts.push((slot, Part::default()));
-            parts.len() - 1
-        });
+        let slot = if worker.is_cluster() { request.args.get(index).map_or(0, slots::slot_of) } else { ANY_SLOT };
+        let part = match by_slot.get(&slot) {
+            Some(part) if !by_key => *part,
+            _ => {
+                parts.push((slot, Part::default()));
+                by_slot.insert(slot, parts.len() - 1);
+                parts.len() - 1
+            }
+        };
         let part = &mut parts[part].1;
         part.places.push(place as u32);
         part.args.extend((index..index + step).filter_map(|index| request.args.get(index)));
     }
     if parts.len() == 1 {
         return forward_whole(session, request);
+    }
+    if let Some(refused) = refuse_if_unmatched(session, request) {
+        return refused;
     }
     send_parts(session, request, join, parts)
 }
@@ -57,7 +66,7 @@ fn send_parts(session: &Rc<Session>, request: &Request<'_>, join: Join, parts: V
     let writes = request.spec.access == Access::Write;
     let places: Vec<Vec<u32>> = parts.iter().map(|(_, part)| part.places.clone()).collect();
     let meeting = if fills(session, request) {
-        Meeting::filling(session.clone(), session.take_place(), places, request.raw)
+        Meeting::filling(session.clone(), session.take_place(), join, places, request.raw)
     } else {
         Meeting::new(session.clone(), session.take_place(), Assembly::Keys(join, places), writes, parts.len())
     };

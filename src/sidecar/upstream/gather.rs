@@ -41,10 +41,11 @@ impl Meeting {
         Rc::new(Self::build(session, sequence, assembly, writes, None, parts))
     }
 
-    /// As [`Meeting::new`], for an MGET some of whose missing keys are to be loaded; `command` is the whole of it.
-    pub fn filling(session: Rc<Session>, sequence: u32, places: Vec<Vec<u32>>, command: &[u8]) -> Rc<Self> {
+    /// As [`Meeting::new`], for an MGET, or an EXISTS with one key a part, some of whose missing keys are to be loaded;
+    /// `command` is the whole of it.
+    pub fn filling(session: Rc<Session>, sequence: u32, join: Join, places: Vec<Vec<u32>>, command: &[u8]) -> Rc<Self> {
         let parts = places.len();
-        let assembly = Assembly::Keys(Join::Elements, places);
+        let assembly = Assembly::Keys(join, places);
         let fill = Some((session.lane(), command.to_vec()));
         Rc::new(Self::build(session, sequence, assembly, false, fill, parts))
     }
@@ -92,8 +93,14 @@ impl Meeting {
     fn compose_and_fill(&self, parts: &[Vec<u8>], lane: Lane, command: &[u8]) {
         let mut whole = Vec::new();
         self.compose(parts, &mut whole);
-        let answer = Answer::Reply(&whole);
-        read_through::complete_many(self.session.worker(), &self.session, self.sequence, lane, command, answer);
+        let (session, worker) = (self.session.clone(), self.session.worker());
+        let place = read_through::Place { session, sequence: self.sequence, lane };
+        match self.assembly {
+            Assembly::Keys(Join::Sum, _) if whole.first() != Some(&b'-') => {
+                read_through::complete_exists(worker, place, command, parts);
+            }
+            _ => read_through::complete_mget(worker, place, command, &whole),
+        }
     }
 
     fn compose(&self, parts: &[Vec<u8>], out: &mut Vec<u8>) {

@@ -103,10 +103,14 @@ fn mget_mixes_rules_types_and_plain_keys() {
         assert_eq!(reply.items(), expected);
         assert_eq!(mixed.servers.holder_of("row:5").line("TYPE row:5").text(), "hash");
         assert_eq!(mixed.web.visits("/item/1"), 1);
+        // EXISTS counts what the origin has, each time it is named, and what is no string.
+        let exists = "EXISTS row:21 row:21 item:1 plain item:2 absent row:29 row:5 row:22";
+        assert_eq!((client.line(exists), client.line(exists)), (Value::Int(6), Value::Int(6)));
         // One key's failure is no absence.
         mixed.web.fail("/item/3", 500);
         let Value::Error(text) = client.line("MGET row:1 item:3") else { panic!("an error") };
         assert!(text.starts_with("ORIGIN origin `web` failed"), "{text}");
+        assert!(client.line("EXISTS row:1 item:3").is_error());
     }
 }
 

@@ -10,6 +10,7 @@
 
 mod cache;
 mod flight;
+mod many;
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -17,13 +18,13 @@ use std::rc::Rc;
 use rustc_hash::FxHashMap;
 
 pub use flight::{Flight, Outcome};
+pub use many::{Place, complete_exists, complete_mget};
 
 use super::super::policy::RuleId;
-use super::super::resp::{CommandArgs, CommandScan, CommandScanner, encode, reply};
-use super::super::session::Session;
+use super::super::resp::{CommandArgs, CommandScan, CommandScanner, encode};
 use super::super::upstream::mux::Lane;
 use super::super::upstream::queue::Recovered;
-use super::super::upstream::sink::{Answer, Sink};
+use super::super::upstream::sink::Sink;
 use super::super::worker::Worker;
 
 /// The most keys that are being loaded at once for one worker; more reads than that are told to try again.
@@ -140,91 +141,6 @@ fn range(value: &[u8], start: i64, end: i64) -> &[u8] {
     let absolute = |at: i64| if at < 0 { (length + at).max(0) } else { at };
     let (start, end) = (absolute(start), absolute(end).min(length - 1));
     if start > end || length == 0 { &[] } else { &value[start as usize..=end as usize] }
-}
-
-/// Completes an MGET whose `answer` may have nulls where keys are loaded through. It was sent on `lane`.
-pub fn complete_many(worker: &Rc<Worker>, session: &Rc<Session>, place: u32, lane: Lane, command: &[u8], answer: Answer<'_>) {
-    let bytes = match answer {
-        Answer::Reply(bytes) => bytes,
-        Answer::Failed(text) => return session.answer(place, |out| encode::error(out, text)),
-    };
-    let missing = count_and_pick_missing(worker, command, bytes);
-    let Some(values) = reply::elements(bytes).filter(|_| !missing.is_empty()) else {
-        return session.deliver(place, bytes);
-    };
-    let table = Rc::new(Table {
-        session: session.clone(),
-        place,
-        values: RefCell::new(values.into_iter().map(<[u8]>::to_vec).collect()),
-        failure: RefCell::default(),
-        open: RefCell::new(missing.len()),
-    });
-    let mut by_rule: FxHashMap<RuleId, Vec<Rc<Flight>>> = FxHashMap::default();
-    for (index, rule, key) in missing {
-        let table = table.clone();
-        let deliver: Deliver = Box::new(move |_, outcome| table.fill(index, outcome));
-        if let Some(flight) = want(worker, rule, (lane, key), deliver) {
-            by_rule.entry(rule).or_default().push(flight);
-        }
-    }
-    by_rule.into_values().for_each(|flights| flight::launch(worker, flights));
-}
-
-/// The places, rules and names of the keys that MGET did not find and that are loaded through. Counts hits and misses of all.
-fn count_and_pick_missing(worker: &Rc<Worker>, command: &[u8], bytes: &[u8]) -> Vec<(usize, RuleId, Vec<u8>)> {
-    let mut scanner = CommandScanner::default();
-    let Ok(CommandScan::Complete { .. }) = scanner.scan(command) else { return Vec::new() };
-    let args = CommandArgs::new(command, scanner.ranges());
-    let policy = worker.policy();
-    let values = reply::elements(bytes).unwrap_or_default();
-    let mut missing = Vec::new();
-    for (index, (key, value)) in args.iter().skip(1).zip(values).enumerate() {
-        let (rule, null) = (policy.find(key), reply::is_null(value));
-        worker.metrics().count_read(rule, null);
-        match (policy.loads(rule), null) {
-            (true, true) => missing.push((index, rule, key.to_vec())),
-            (true, false) => worker.metrics().load_saved(rule),
-            (false, _) => {}
-        }
-    }
-    missing
-}
-
-/// An MGET's values while some are being loaded.
-struct Table {
-    session: Rc<Session>,
-    place: u32,
-    values: RefCell<Vec<Vec<u8>>>,
-    failure: RefCell<Option<String>>,
-    open: RefCell<usize>,
-}
-
-impl Table {
-    fn fill(&self, index: usize, outcome: &Outcome) {
-        match outcome {
-            Outcome::Found(value) => {
-                let mut bytes = Vec::with_capacity(value.len() + 16);
-                encode::bulk(&mut bytes, value);
-                self.values.borrow_mut()[index] = bytes;
-            }
-            Outcome::NotFound => {}
-            Outcome::Failed(text) => *self.failure.borrow_mut() = Some(text.clone()),
-        }
-        let mut open = self.open.borrow_mut();
-        *open -= 1;
-        if *open > 0 {
-            return;
-        }
-        // A value that could not be loaded is not a missing one: MGET has no place for an error but the whole reply.
-        match &*self.failure.borrow() {
-            Some(text) => self.session.answer(self.place, |out| encode::error(out, text)),
-            None => self.session.answer(self.place, |out| {
-                let values = self.values.borrow();
-                encode::array(out, values.len());
-                values.iter().for_each(|value| out.extend_from_slice(value));
-            }),
-        }
-    }
 }
 
 #[cfg(test)]

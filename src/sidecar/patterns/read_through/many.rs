@@ -1,0 +1,147 @@
+//! Reads of many keys, some of which are to be loaded: MGET, and EXISTS.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use rustc_hash::FxHashMap;
+
+use super::super::super::policy::RuleId;
+use super::super::super::resp::{CommandArgs, CommandScan, CommandScanner, encode, reply};
+use super::super::super::session::Session;
+use super::super::super::upstream::mux::Lane;
+use super::super::super::worker::Worker;
+use super::{Deliver, Flight, Outcome, flight, want};
+
+/// Where the one reply goes, and on which connection the command was sent.
+#[derive(Debug, Clone)]
+pub struct Place {
+    /// The client.
+    pub session: Rc<Session>,
+    /// The reply's place in its order.
+    pub sequence: u32,
+    /// How the command was sent.
+    pub lane: Lane,
+}
+
+/// A key that the cache does not have, by its position among the command's.
+type Missing = (usize, RuleId, Vec<u8>);
+
+/// Completes an MGET whose `reply` may have nulls where keys are loaded through.
+pub fn complete_mget(worker: &Rc<Worker>, place: Place, command: &[u8], reply: &[u8]) {
+    let Some(values) = reply::elements(reply) else {
+        return place.session.deliver(place.sequence, reply);
+    };
+    let missing = count_and_pick_missing(worker, command, values.iter().map(|value| reply::is_null(value)));
+    if missing.is_empty() {
+        return place.session.deliver(place.sequence, reply);
+    }
+    let values = values.into_iter().map(<[u8]>::to_vec).collect();
+    load(worker, place, Collected::Values(values), missing);
+}
+
+/// Completes an EXISTS whose keys were asked for one by one; `replies` are in their order.
+pub fn complete_exists(worker: &Rc<Worker>, place: Place, command: &[u8], replies: &[Vec<u8>]) {
+    let count = replies.iter().filter_map(|reply| reply::integer(reply)).sum();
+    let missing = count_and_pick_missing(worker, command, replies.iter().map(|reply| reply::integer(reply) == Some(0)));
+    if missing.is_empty() {
+        return place.session.answer(place.sequence, |out| encode::integer(out, count));
+    }
+    load(worker, place, Collected::Count(count), missing);
+}
+
+/// Counts hits and misses of all keys of `command`, and picks what is missing and loaded through.
+fn count_and_pick_missing(worker: &Rc<Worker>, command: &[u8], absent: impl Iterator<Item = bool>) -> Vec<Missing> {
+    let mut scanner = CommandScanner::default();
+    let Ok(CommandScan::Complete { .. }) = scanner.scan(command) else { return Vec::new() };
+    let args = CommandArgs::new(command, scanner.ranges());
+    let policy = worker.policy();
+    let mut missing = Vec::new();
+    for (index, (key, absent)) in args.iter().skip(1).zip(absent).enumerate() {
+        let rule = policy.find(key);
+        worker.metrics().count_read(rule, absent);
+        match (policy.loads(rule), absent) {
+            (true, true) => missing.push((index, rule, key.to_vec())),
+            (true, false) => worker.metrics().load_saved(rule),
+            (false, _) => {}
+        }
+    }
+    missing
+}
+
+/// Loads what is missing, each rule's keys together, and answers when all is known.
+fn load(worker: &Rc<Worker>, place: Place, collected: Collected, missing: Vec<Missing>) {
+    let lane = place.lane;
+    let state = State { collected, failure: None, open: missing.len() };
+    let table = Rc::new(Table { place, state: RefCell::new(state) });
+    let mut by_rule: FxHashMap<RuleId, Vec<Rc<Flight>>> = FxHashMap::default();
+    for (index, rule, key) in missing {
+        let table = table.clone();
+        let deliver: Deliver = Box::new(move |_, outcome| table.fill(index, outcome));
+        if let Some(flight) = want(worker, rule, (lane, key), deliver) {
+            by_rule.entry(rule).or_default().push(flight);
+        }
+    }
+    by_rule.into_values().for_each(|flights| flight::launch(worker, flights));
+}
+
+/// One reply, while some of its keys are being loaded.
+struct Table {
+    place: Place,
+    state: RefCell<State>,
+}
+
+struct State {
+    collected: Collected,
+    failure: Option<String>,
+    /// How many keys are not known yet.
+    open: usize,
+}
+
+enum Collected {
+    /// MGET's elements, encoded.
+    Values(Vec<Vec<u8>>),
+    /// How many keys there are.
+    Count(i64),
+}
+
+impl Table {
+    fn fill(&self, index: usize, outcome: &Outcome) {
+        let mut state = self.state.borrow_mut();
+        match outcome {
+            Outcome::Found(value) => state.collected.add(index, value),
+            Outcome::NotFound => {}
+            Outcome::Failed(text) => state.failure = Some(text.clone()),
+        }
+        state.open -= 1;
+        if state.open == 0 {
+            self.place.session.answer(self.place.sequence, |out| state.write(out));
+        }
+    }
+}
+
+impl State {
+    fn write(&self, out: &mut Vec<u8>) {
+        match (&self.failure, &self.collected) {
+            // A key that could not be loaded is not a missing one: the reply has no place for an error but the whole of it.
+            (Some(text), _) => encode::error(out, text),
+            (None, Collected::Count(count)) => encode::integer(out, *count),
+            (None, Collected::Values(values)) => {
+                encode::array(out, values.len());
+                values.iter().for_each(|value| out.extend_from_slice(value));
+            }
+        }
+    }
+}
+
+impl Collected {
+    fn add(&mut self, index: usize, value: &[u8]) {
+        match self {
+            Self::Count(count) => *count += 1,
+            Self::Values(values) => {
+                let mut bytes = Vec::with_capacity(value.len() + 16);
+                encode::bulk(&mut bytes, value);
+                values[index] = bytes;
+            }
+        }
+    }
+}
