@@ -21,12 +21,12 @@ pub enum Servers {
 }
 
 impl Servers {
-    /// One primary under three sentinels.
+    /// One Valkey under three sentinels.
     pub fn sentinel() -> Self {
-        Self::Sentinel(SentinelCluster::start(Engine::Redis7, 0))
+        Self::Sentinel(SentinelCluster::start(Engine::Valkey9, 0))
     }
 
-    /// Three shards.
+    /// Three shards of Redis.
     pub fn cluster() -> Self {
         Self::Cluster(RedisCluster::start(Engine::Redis7, 3, 0))
     }
