@@ -1,6 +1,5 @@
 //! Discovery against real servers: failovers, stale sentinels, slot maps, TLS and rotation.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,6 +17,7 @@ use tempfile::TempDir;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 
+use super::support::certificates::{swap_to, tls_arguments, write_certificates};
 use super::support::resp::{Client, Value};
 use super::support::server::{Engine, PRIMARY_NAME, Redis, RedisCluster, SentinelCluster};
 
@@ -201,29 +201,6 @@ fn another_description_is_another_search() {
     });
 }
 
-/// An authority with a certificate for localhost, written as `ca.pem`, `cert.pem` and `key.pem`.
-fn write_certificates(dir: &Path) {
-    let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
-    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-    params.distinguished_name.push(rcgen::DnType::CommonName, "test authority");
-    let ca_key = rcgen::KeyPair::generate().unwrap();
-    let ca = params.self_signed(&ca_key).unwrap();
-    let issuer = rcgen::Issuer::new(params, ca_key);
-    let key = rcgen::KeyPair::generate().unwrap();
-    let names = vec!["127.0.0.1".to_owned(), "cache.test".to_owned()];
-    let cert = rcgen::CertificateParams::new(names).unwrap().signed_by(&key, &issuer).unwrap();
-    for (name, text) in [("ca.pem", ca.pem()), ("cert.pem", cert.pem()), ("key.pem", key.serialize_pem())] {
-        std::fs::write(dir.join(name), text).unwrap();
-    }
-}
-
-/// Makes the files of `version` the current ones, all at once, as Kubernetes does.
-fn swap_to(dir: &TempDir, version: &str) {
-    let fresh = dir.path().join("..data_tmp");
-    std::os::unix::fs::symlink(version, &fresh).unwrap();
-    std::fs::rename(fresh, dir.path().join("..data")).unwrap();
-}
-
 fn with_tls(topology: Topology, dir: &TempDir) -> Cluster {
     let at = |name: &str| dir.path().join("..data").join(name);
     let mut cluster = describe(topology);
@@ -289,12 +266,6 @@ fn tls_and_logins_follow_their_files() {
         dial(&target, &access, Protocol::Resp2, soon()).await.expect("the new keys work");
         assert_eq!((metrics.secrets_renewed.get(), metrics.secrets_rejected.get()), (1, 0));
     });
-}
-
-fn tls_arguments(files: &Path) -> Vec<String> {
-    let at = |name: &str| files.join(name).display().to_string();
-    let pairs = [("--tls-cert-file", at("cert.pem")), ("--tls-key-file", at("key.pem")), ("--tls-ca-cert-file", at("ca.pem"))];
-    pairs.into_iter().flat_map(|(name, value)| [name.to_owned(), value]).collect()
 }
 
 #[test]

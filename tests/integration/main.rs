@@ -22,6 +22,7 @@ mod origin_postgres;
 mod origin_sqlite;
 mod read_through;
 mod readme;
+mod secured;
 mod sidecar_process;
 mod support;
 mod tidy;

@@ -2,6 +2,7 @@
 #![allow(dead_code)]
 
 pub mod admin;
+pub mod certificates;
 pub mod dev;
 pub mod origin;
 pub mod postgres;
