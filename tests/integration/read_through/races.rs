@@ -1,5 +1,6 @@
 //! Loads that race writes: what was loaded before a write is not stored over it, and not given to who asked after it.
 
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use serde_json::json;
@@ -91,4 +92,88 @@ fn a_deletion_removes_the_stale_copy() {
     let mut client = race.sidecars[1].client();
     assert_eq!(client.line("DEL item:1"), Value::Int(1));
     assert_eq!(client.call(&GET).text(), "new");
+}
+
+/// How often each key is changed, and how many clients read it.
+const CHANGES: u64 = 150;
+const READERS: usize = 6;
+
+/// One key whose value at the origin is a number that rises, each time followed by a deletion of the cached one.
+#[derive(Default)]
+struct Rising {
+    /// The number whose deletion has been acknowledged.
+    acknowledged: AtomicU64,
+    over: AtomicBool,
+}
+
+fn path_of(key: &str) -> String {
+    format!("/{}", key.replace(':', "/"))
+}
+
+/// Tells the readers that the changes are over, also where they fail.
+struct Ending<'a>(&'a Rising);
+
+impl Drop for Ending<'_> {
+    fn drop(&mut self) {
+        self.0.over.store(true, Ordering::SeqCst);
+    }
+}
+
+impl Rising {
+    fn change(&self, web: &Web, key: &str, clients: &mut [Client]) {
+        let _ending = Ending(self);
+        for number in 1..=CHANGES {
+            web.put_slow(&path_of(key), &number.to_string(), Duration::from_millis(number % 20));
+            clients[number as usize % clients.len()].line(&format!("DEL {key}"));
+            self.acknowledged.store(number, Ordering::SeqCst);
+            // Readers may all be waiting for a load that is too old: here is one that asks now, of another sidecar.
+            let seen = clients[(number as usize + 1) % clients.len()].line(&format!("GET {key}")).text();
+            assert_eq!(seen, number.to_string(), "{key} after its deletion");
+            std::thread::sleep(Duration::from_millis(number % 13));
+        }
+    }
+
+    /// Reads until the changes are over. How many different numbers were seen.
+    fn read(&self, key: &str, client: &mut Client) -> u64 {
+        let (mut different, mut last) = (0, 0);
+        while !self.over.load(Ordering::SeqCst) {
+            let least = self.acknowledged.load(Ordering::SeqCst);
+            let reply = client.line(&format!("GET {key}")).text();
+            let number = reply.parse().unwrap();
+            assert!(number >= least, "{key} was {number} after the deletion of everything before {least}");
+            different += u64::from(number != last);
+            last = number;
+        }
+        different
+    }
+}
+
+#[test]
+fn who_asks_after_a_deletion_gets_no_older_value() {
+    let (servers, web) = (Servers::cluster(), Web::start());
+    let ttl = json!({"default": "20ms", "max": "1h", "jitter": "50%"});
+    let rules = [
+        web_rule("item", json!({"ttl": ttl, "lease": "1s", "wait": "50ms"})),
+        web_rule("old", json!({"ttl": ttl, "stale": "1h", "lease": "1s", "wait": "50ms"})),
+    ];
+    let sidecars = [(); 3].map(|()| servers.sidecar(&[http_origin("web", &web, "20s")], &rules));
+    let keys = ["item:1", "item:2", "old:1"].map(|name| (name, Rising::default()));
+    keys.iter().for_each(|(key, _)| web.put(&path_of(key), "0"));
+    std::thread::scope(|scope| {
+        let mut readers = Vec::new();
+        for (number, (name, key)) in keys.iter().enumerate() {
+            let web = &web;
+            let mut clients: Vec<Client> = sidecars.iter().map(Sidecar::client).collect();
+            scope.spawn(move || key.change(web, name, &mut clients));
+            for reader in 0..READERS {
+                let mut client = sidecars[(number + reader) % sidecars.len()].client();
+                if reader % 2 == 0 {
+                    client.line("HELLO 3");
+                }
+                readers.push(scope.spawn(move || key.read(name, &mut client)));
+            }
+        }
+        let different: u64 = readers.into_iter().map(|reader| reader.join().unwrap()).sum();
+        assert!(different > CHANGES, "the readers saw {different} numbers");
+    });
 }

@@ -35,11 +35,13 @@ struct Answer {
     status: u16,
     body: Vec<u8>,
     cache_control: Option<&'static str>,
+    /// How long it takes.
+    delay: Duration,
 }
 
 impl Default for Answer {
     fn default() -> Self {
-        Self { status: 404, body: Vec::new(), cache_control: None }
+        Self { status: 404, body: Vec::new(), cache_control: None, delay: Duration::ZERO }
     }
 }
 
@@ -69,12 +71,17 @@ impl Web {
 
     /// What requests that come from now on are answered.
     pub fn put(&self, path: &str, body: &str) {
-        self.answer(path, Answer { status: 200, body: body.into(), cache_control: None });
+        self.answer(path, Answer { status: 200, body: body.into(), ..Answer::default() });
+    }
+
+    /// [`Web::put`], answered after a while.
+    pub fn put_slow(&self, path: &str, body: &str, delay: Duration) {
+        self.answer(path, Answer { status: 200, body: body.into(), delay, ..Answer::default() });
     }
 
     /// [`Web::put`], with a Cache-Control header.
     pub fn put_limited(&self, path: &str, body: &str, cache_control: &'static str) {
-        self.answer(path, Answer { status: 200, body: body.into(), cache_control: Some(cache_control) });
+        self.answer(path, Answer { status: 200, body: body.into(), cache_control: Some(cache_control), ..Answer::default() });
     }
 
     /// Requests that come from now on fail with this status.
@@ -154,6 +161,7 @@ async fn serve(pages: Arc<Mutex<HashMap<String, Page>>>, path: String) -> (Statu
         (page.answer.clone(), page.visits.len())
     };
     let visit = Visit { pages, path, number };
+    tokio::time::sleep(answer.delay).await;
     while visit.waits() {
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
