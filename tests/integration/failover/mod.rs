@@ -11,7 +11,7 @@ use serde_json::json;
 
 use self::load::{Key, Load, Seen};
 use super::support::resp::{Client, Value};
-use super::support::server::{Engine, RedisCluster, SentinelCluster};
+use super::support::server::{Engine, Redis, RedisCluster, SentinelCluster};
 use super::support::sidecar::{Sidecar, bypass, cluster_topology, sentinel_topology};
 use super::support::wait_for;
 
@@ -38,7 +38,7 @@ fn keys_of(client: usize, shard: Option<usize>) -> Vec<Key> {
     all.filter(|key| shard.is_none_or(|shard| shard == key.shard)).take(KEYS).collect()
 }
 
-/// Reads a key of a shard again and again, and remembers the longest time that it took, before and after a moment.
+/// Reads a key of a shard again and again, and remembers the longest time that it took. An error makes the test fail.
 struct Probe {
     stop: std::sync::mpsc::Sender<()>,
     thread: std::thread::JoinHandle<Duration>,
@@ -53,7 +53,8 @@ impl Probe {
             let mut longest = Duration::ZERO;
             while stopped.try_recv() == Err(std::sync::mpsc::TryRecvError::Empty) {
                 let began = Instant::now();
-                client.call(&["GET", &name]);
+                let reply = client.call(&["GET", &name]);
+                assert!(matches!(reply, Value::Nil | Value::Bulk(_)), "{reply:?}");
                 longest = longest.max(began.elapsed());
                 std::thread::sleep(Duration::from_millis(2));
             }
@@ -149,6 +150,22 @@ fn a_hanging_primary_of_a_cluster_harms_its_shard_only() {
     lose_a_shard(Fault::Hang);
 }
 
+/// Where a Cluster serves nothing while slots are uncovered, as is its default, those who ask elsewhere are made to wait.
+#[test]
+fn a_cluster_that_wants_all_slots_covered_is_waited_for() {
+    let mut cluster = RedisCluster::start(Engine::Redis7, SHARDS, 1);
+    let mut topology = cluster_topology(&cluster);
+    topology["patience"] = json!("30s");
+    let sidecar = Sidecar::start(&bypass(topology));
+    let keys: Vec<Key> = (1..SHARDS).flat_map(|shard| keys_of(shard, Some(shard))).collect();
+    let probes: Vec<Probe> = keys.iter().map(|key| Probe::start(sidecar.port(), key)).collect();
+    cluster.servers[0].kill();
+    wait_until_writable(sidecar.port());
+    println!("the longest read took {:?}", longest_of(probes));
+    let refused = |server: &Redis| server.client().line("INFO errorstats").text().contains("CLUSTERDOWN");
+    assert!(cluster.servers[1..SHARDS].iter().any(refused), "no server was ever down: the test shows nothing");
+}
+
 fn lose_the_primary(fault: Fault) {
     let mut cluster = SentinelCluster::start(Engine::Redis7, 2);
     let sidecar = Sidecar::start(&bypass(sentinel_topology(&cluster)));
@@ -185,7 +202,10 @@ fn a_hanging_primary_is_followed() {
 #[test]
 fn half_a_reply_is_never_completed_by_another() {
     let mut cluster = SentinelCluster::start(Engine::Redis7, 1);
-    let sidecar = Sidecar::start(&bypass(sentinel_topology(&cluster)));
+    // Long enough for a read to be sent again to the server that is promoted.
+    let mut topology = sentinel_topology(&cluster);
+    topology["patience"] = json!("30s");
+    let sidecar = Sidecar::start(&bypass(topology));
     let mut client = sidecar.client();
     let value = "v".repeat(48 * 1024 * 1024);
     assert_eq!(client.call(&["SET", "big", &value]), Value::Simple("OK".to_owned()));
@@ -199,6 +219,7 @@ fn half_a_reply_is_never_completed_by_another() {
     let mut rest = Vec::new();
     let ended = std::io::Read::read_to_end(&mut client.stream(), &mut rest);
     println!("{ended:?} after {} bytes", rest.len());
+    assert!(!ended.is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock), "the connection stays open");
     assert!(rest.iter().all(|byte| *byte == b'v'), "something else came within a value");
 }
 
@@ -213,7 +234,7 @@ fn without_sentinels_and_without_servers() {
         std::thread::sleep(Duration::from_millis(5));
     }
     assert_eq!(sidecar.client().line("GET k:199").text(), "199");
-    cluster.servers.iter_mut().for_each(super::support::server::Redis::kill);
+    cluster.servers.iter_mut().for_each(Redis::kill);
     wait_for("the sidecar to notice", LONG, || client.line("SET k 1").is_error());
     let began = Instant::now();
     let reply = client.line("SET k 2");
