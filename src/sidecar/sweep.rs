@@ -49,7 +49,7 @@ async fn take_lease(worker: &Rc<Worker>, period: Duration) -> bool {
     let millis = (period / 2).as_millis().to_string();
     let slot = if worker.is_cluster() { slots::slot_of(LEASE) } else { ANY_SLOT };
     let Some(node) = worker.router().node_of(slot) else { return false };
-    let taken = ask(worker, &node, &[b"SET", LEASE, b"1", b"NX", b"PX", millis.as_bytes()]).await;
+    let taken = ask(worker, &node, 0, &[b"SET", LEASE, b"1", b"NX", b"PX", millis.as_bytes()]).await;
     taken.as_deref() == Some(b"+OK\r\n")
 }
 
@@ -60,17 +60,35 @@ async fn sweep(worker: &Rc<Worker>, period: Duration) -> u64 {
     join_all(nodes.iter().map(|node| sweep_node(worker, node, until))).await.into_iter().sum()
 }
 
-/// Walks one shard, to its end or until it does not answer: the next sweep begins anew.
+/// Walks one shard and all its databases, each to its end or until it does not answer: the next sweep begins anew.
 async fn sweep_node(worker: &Rc<Worker>, node: &Rc<Node>, until: tokio::time::Instant) -> u64 {
+    let mut repaired = 0;
+    for database in databases(worker, node).await {
+        repaired += sweep_database(worker, node, database, until).await;
+    }
+    repaired
+}
+
+/// The databases that hold keys. A Cluster has one.
+async fn databases(worker: &Rc<Worker>, node: &Rc<Node>) -> Vec<u8> {
+    if worker.is_cluster() {
+        return vec![0];
+    }
+    let keyspace = ask(worker, node, 0, &[b"INFO", b"keyspace"]).await.unwrap_or_default();
+    let text = String::from_utf8_lossy(&keyspace).into_owned();
+    text.lines().filter_map(|line| line.strip_prefix("db")?.split(':').next()?.parse().ok()).collect()
+}
+
+async fn sweep_database(worker: &Rc<Worker>, node: &Rc<Node>, database: u8, until: tokio::time::Instant) -> u64 {
     let mut cursor = b"0".to_vec();
     let mut repaired = 0;
     loop {
-        let Some(page) = ask(worker, node, &[b"SCAN", &cursor, b"COUNT", KEYS_PER_STEP]).await else { return repaired };
+        let Some(page) = ask(worker, node, database, &[b"SCAN", &cursor, b"COUNT", KEYS_PER_STEP]).await else { return repaired };
         let Some([next, keys]) = reply::elements(&page).and_then(|parts| <[&[u8]; 2]>::try_from(parts).ok()) else {
             return repaired;
         };
         let keys = reply::elements(keys).unwrap_or_default();
-        repaired += repair(worker, node, keys.into_iter().filter_map(reply::text)).await;
+        repaired += repair(worker, node, database, keys.into_iter().filter_map(reply::text)).await;
         cursor = reply::text(next).unwrap_or(b"0").to_vec();
         if cursor == b"0" {
             return repaired;
@@ -82,7 +100,7 @@ async fn sweep_node(worker: &Rc<Worker>, node: &Rc<Node>, until: tokio::time::In
 }
 
 /// Gives the covered ones of `keys` a TTL where they have none.
-async fn repair<'k>(worker: &Rc<Worker>, node: &Rc<Node>, keys: impl Iterator<Item = &'k [u8]>) -> u64 {
+async fn repair<'k>(worker: &Rc<Worker>, node: &Rc<Node>, database: u8, keys: impl Iterator<Item = &'k [u8]>) -> u64 {
     let policy = worker.policy();
     let mut asked = Vec::new();
     for key in keys.filter(|key| !slots::is_larder_key(key)) {
@@ -91,7 +109,7 @@ async fn repair<'k>(worker: &Rc<Worker>, node: &Rc<Node>, keys: impl Iterator<It
         let ttl = lifetime.jittered(worker.random()).as_millis().to_string();
         let (worker, node) = (worker.clone(), node.clone());
         asked.push(async move {
-            let given = ask(&worker, &node, &[b"PEXPIRE", key, ttl.as_bytes(), b"NX"]).await;
+            let given = ask(&worker, &node, database, &[b"PEXPIRE", key, ttl.as_bytes(), b"NX"]).await;
             let given = given.as_deref() == Some(b":1\r\n");
             if given {
                 worker.metrics().ttl_repaired(rule);
@@ -103,7 +121,7 @@ async fn repair<'k>(worker: &Rc<Worker>, node: &Rc<Node>, keys: impl Iterator<It
 }
 
 /// One command to one node. `None`: no answer, or an error.
-async fn ask(worker: &Rc<Worker>, node: &Rc<Node>, command: &[&[u8]]) -> Option<Vec<u8>> {
+async fn ask(worker: &Rc<Worker>, node: &Rc<Node>, database: u8, command: &[&[u8]]) -> Option<Vec<u8>> {
     let (sender, receiver) = oneshot::channel();
     let sink = Sink::Call(Box::new(move |_, answer| {
         if let Answer::Reply(bytes) = answer {
@@ -113,7 +131,7 @@ async fn ask(worker: &Rc<Worker>, node: &Rc<Node>, command: &[&[u8]]) -> Option<
     }));
     let mut wire = Vec::new();
     encode::command(&mut wire, command);
-    let lane = Lane { protocol: Protocol::Resp2, database: 0 };
+    let lane = Lane { protocol: Protocol::Resp2, database };
     node.mux(worker, lane).push(&[&wire], Pending::new(sink, ANY_SLOT, Retry::Never, lane, worker.now()));
     receiver.await.ok().filter(|bytes| bytes.first() != Some(&b'-'))
 }

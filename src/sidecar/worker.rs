@@ -337,6 +337,10 @@ impl Worker {
         if overtaken || self.is_patience_over(&recovered.pending) {
             return recovered.pending.sink.deliver(self, Answer::Reply(reply));
         }
+        if self.router.node_of(recovered.pending.slot).is_none() {
+            // Its slot is changing hands: later commands of its client may wait in the lobby, and must stay behind it.
+            return self.router.return_to_lobby(vec![recovered]);
+        }
         if let Some(session) = recovered.pending.sink.session() {
             session.hold();
         }
@@ -401,13 +405,21 @@ impl Worker {
 }
 
 fn classify(error: &[u8], asked: &NodeAddr, cluster: bool) -> Option<Refused> {
-    let code = error.get(1..)?.split(|byte| *byte == b' ').next()?;
-    match code {
-        b"MOVED" | b"ASK" => parse_redirect(error, asked).map(Refused::Redirect),
-        b"TRYAGAIN" | b"CLUSTERDOWN" | b"LOADING" | b"MASTERDOWN" => Some(Refused::NotNow),
-        b"READONLY" if !cluster => Some(Refused::NotPrimary),
-        _ => None,
+    /// The servers' own words: a script's error of the same code means something else, and must not run the script again.
+    const NOT_NOW: [&[u8]; 5] = [
+        b"-TRYAGAIN Multiple keys request during rehashing",
+        b"-CLUSTERDOWN ",
+        b"-LOADING Redis is loading",
+        b"-LOADING Valkey is loading",
+        b"-MASTERDOWN Link with MASTER is down",
+    ];
+    if error.starts_with(b"-MOVED ") || error.starts_with(b"-ASK ") {
+        return parse_redirect(error, asked).map(Refused::Redirect);
     }
+    if !cluster && error.starts_with(b"-READONLY You can't write against a read only replica") {
+        return Some(Refused::NotPrimary);
+    }
+    NOT_NOW.iter().any(|words| error.starts_with(words)).then_some(Refused::NotNow)
 }
 
 impl fmt::Debug for Worker {

@@ -23,7 +23,9 @@ pub fn forward(session: &Rc<Session>, request: &Request<'_>) -> Flow {
     };
     let slot = if worker.is_cluster() { slots::slot_of(key) } else { ANY_SLOT };
     let policy = worker.policy();
-    let on_reply = if policy.is_transparent() {
+    // A channel has a slot, as a key has, but no rule is about it.
+    let is_channel = matches!(request.spec.keys, [part] if part.effect == Effect::Route);
+    let on_reply = if policy.is_transparent() || is_channel {
         OnReply::Pass
     } else {
         let rule = policy.find(key);
@@ -111,7 +113,7 @@ pub fn submit_write(session: &Rc<Session>, request: &Request<'_>, slot: u16, sin
             worker.metrics().ttl_added(policy.find(key));
         }
         wire.clear();
-        pending.expects = plan.write(request.raw, request.args.len(), planned, wire) as u16;
+        pending.expects = plan.write(request.raw, request.args.len(), planned, wire);
         if pending.expects > 1 {
             pending.sink = Sink::Transaction(Box::new(Transaction { sink: pending.sink, error: None }));
         }

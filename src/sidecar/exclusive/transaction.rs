@@ -71,7 +71,11 @@ pub async fn run(reader: &mut Reader) {
     while transaction.stage != Stage::Over {
         match reader.take_front() {
             Front::Command(command) => transaction.command(reader, command).await,
-            Front::Broken => return,
+            Front::Broken => {
+                // What was queued is answered before the error that ends the session.
+                transaction.wait(reader, 0, true).await;
+                return;
+            }
             Front::Long | Front::Partial if transaction.stage == Stage::Outside => transaction.stage = Stage::Over,
             Front::Long => stream::within(reader, &mut transaction).await,
             Front::Partial if transaction.must_leave(reader) => return transaction.leave(reader).await,

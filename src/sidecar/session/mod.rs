@@ -280,12 +280,24 @@ impl Session {
 
     #[inline]
     fn touch(self: &Rc<Self>) {
+        if self.is_closed() {
+            return self.forget_answers();
+        }
         if !self.dirty.replace(true) {
             self.worker.mark_dirty(self.clone());
         }
         if self.output_bytes() + self.stash_bytes.get() + self.pushes.borrow().len() > OUTPUT_LIMIT_BYTES {
             self.end(Ending::Now);
         }
+    }
+
+    /// Nobody will read what is still to come.
+    #[cold]
+    fn forget_answers(&self) {
+        *self.output.borrow_mut() = Output::default();
+        self.pushes.take();
+        self.stash.borrow_mut().iter_mut().flatten().for_each(|bytes| *bytes = Vec::new());
+        self.stash_bytes.set(0);
     }
 
     /// How many bytes the client has not taken.
@@ -413,6 +425,7 @@ impl Session {
     /// Lets go of watched keys and subscriptions, as RESET does and the end of the session.
     pub fn let_go(&self) {
         drop(self.held.take());
+        drop(self.slowed.take());
     }
 
     /// Brings the session nearer to its end.

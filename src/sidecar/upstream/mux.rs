@@ -28,6 +28,8 @@ use crate::telemetry::metrics::NodeMeter;
 
 /// Commands that wait for one connection may take this much memory before clients are made to wait.
 const FULL_BYTES: usize = 4 * 1024 * 1024;
+/// A reply that is not passed on as it comes, since it is put together with others or looked at, may have this size.
+const MOST_COLLECTED_BYTES: usize = 64 * 1024 * 1024;
 /// A client with this much unread output slows the connection that feeds it.
 const SLOW_CLIENT_BYTES: usize = 1024 * 1024;
 /// How long a slow client may hold up a shared connection at a time.
@@ -265,6 +267,8 @@ fn report_dial(mux: &Mux, error: &DialError) {
 
 /// Decides what becomes of each command that a lost connection did not answer.
 fn settle(mux: &Rc<Mux>, worker: &Rc<Worker>) {
+    // Else a slow client and the connection that waits for it would hold each other.
+    drop(mux.stalled.take());
     let mut again = Vec::new();
     for lost in mux.recover() {
         if lost.left && lost.pending.retry == Retry::Never {
@@ -333,10 +337,15 @@ impl<'a> Connection<'a> {
             self.mux.heard.set(self.worker.now());
         }
         let may_write = self.worker.now().wrapping_sub(self.mux.heard.get()) < SUSPECT_MS;
-        while may_write && !queue.unsent().is_empty() {
-            match Pin::new(&mut self.link).poll_write(cx, queue.unsent()) {
+        // A command that has begun to leave is finished in any case: the server cannot answer half of one.
+        let mut room = if may_write { queue.unsent().len() } else { queue.rest_of_started() };
+        while room > 0 {
+            match Pin::new(&mut self.link).poll_write(cx, &queue.unsent()[..room]) {
                 Poll::Ready(Ok(0)) => return Err(Broken::Closed),
-                Poll::Ready(Ok(count)) => queue.mark_sent(count),
+                Poll::Ready(Ok(count)) => {
+                    queue.mark_sent(count);
+                    room -= count;
+                }
                 Poll::Ready(Err(error)) => return Err(error.into()),
                 Poll::Pending => break,
             }
@@ -413,7 +422,22 @@ impl<'a> Connection<'a> {
             }
             self.residue = residue;
         }
+        if self.residue.len() > MOST_COLLECTED_BYTES {
+            self.give_up_collecting();
+        }
         Ok(())
+    }
+
+    /// Answers the command whose reply is being collected with an error; the rest of the reply is let through to nobody.
+    #[cold]
+    fn give_up_collecting(&self) {
+        let sink = {
+            let mut queue = self.mux.queue.borrow_mut();
+            let Some(front) = queue.front_mut() else { return };
+            std::mem::replace(&mut front.sink, Sink::Drop)
+        };
+        let text = format!("ERR the reply is larger than {MOST_COLLECTED_BYTES} bytes, the most that can be put together here");
+        sink.deliver(self.worker, Answer::Failed(&text));
     }
 
     /// Delivers the whole replies at the front of `bytes`, and what can be passed on of an unfinished one.
@@ -443,7 +467,7 @@ impl<'a> Connection<'a> {
         const WORTH_PASSING: usize = 16 * 1024;
         let queue = &mut *self.mux.queue.borrow_mut();
         let Some(front) = queue.front_mut() else { return false };
-        let Sink::Client { session, sequence, on_reply } = &mut front.sink else { return false };
+        let Sink::Client { session, sequence, on_reply } = &mut front.sink else { return matches!(front.sink, Sink::Drop) };
         let begun = session.is_streaming(*sequence);
         if front.replies > 1 || !(begun || part.len() >= WORTH_PASSING) || *on_reply == OnReply::FillMany {
             return false;

@@ -34,9 +34,9 @@ pub struct Pending {
     /// How many bytes it takes in the log, an [`ASKING`] before it included.
     pub length: u32,
     /// How many replies it brings: more than one for a transaction.
-    pub expects: u16,
+    pub expects: u32,
     /// How many of them are still to come, [`ASKING`]'s included. Set by [`Queue::push`].
-    pub replies: u16,
+    pub replies: u32,
     /// Where its key lives.
     pub slot: u16,
     /// Whether it may be sent twice.
@@ -190,6 +190,18 @@ impl Queue {
     #[inline]
     pub fn is_owed(&self) -> bool {
         self.sent > self.head
+    }
+
+    /// How many bytes are missing of a command of which some have left: it can only be finished, not taken back.
+    pub fn rest_of_started(&self) -> usize {
+        let mut end = self.head;
+        for pending in &self.pending {
+            if end >= self.sent {
+                break;
+            }
+            end += pending.length as usize;
+        }
+        end.saturating_sub(self.sent)
     }
 
     /// Takes out those that are `wanted` of the commands that have not left, oldest first. The others keep their order.

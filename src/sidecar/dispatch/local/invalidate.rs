@@ -14,7 +14,7 @@ use crate::sidecar::upstream::sink::{Sink, Transaction};
 /// What goes with a key: the right to store a load that is under way, the copy for bad times, the memory of its absence.
 const COMPANIONS: [Companion; 3] = [Companion::Lease, Companion::Stale, Companion::Negative];
 /// MULTI, the key's DEL, its companions' DEL, EXEC.
-const REPLIES: u16 = 4;
+const REPLIES: u32 = 4;
 
 /// Each key goes in one transaction with its companions. The reply is the number of keys that were there.
 pub fn run(session: &Rc<Session>, request: &Request<'_>) -> Flow {
@@ -33,8 +33,10 @@ pub fn run(session: &Rc<Session>, request: &Request<'_>) -> Flow {
         let slot = if worker.is_cluster() { slots::slot_of(key) } else { ANY_SLOT };
         let part = Sink::Part { meeting: meeting.clone(), index: index as u32 };
         let sink = Sink::Transaction(Box::new(Transaction { sink: part, error: None }));
-        // What is gone may be deleted again.
-        let mut pending = Pending::new(sink, slot, Retry::Safe, session.lane(), worker.now());
+        // Covered keys may vanish at any moment, so they may be deleted twice; others not.
+        let policy = worker.policy();
+        let retry = if policy.lifetime_of(policy.find(key)).is_some() { Retry::Safe } else { Retry::Never };
+        let mut pending = Pending::new(sink, slot, retry, session.lane(), worker.now());
         pending.expects = REPLIES;
         room &= worker.submit(&[&wire], pending);
     }
