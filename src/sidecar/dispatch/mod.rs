@@ -1,5 +1,6 @@
 //! From a client's command to what is sent, to whom, and what becomes of the answer.
 
+mod config;
 mod data;
 mod local;
 pub mod own_keys;
@@ -64,6 +65,7 @@ pub fn command(session: &Rc<Session>, raw: &[u8], args: CommandArgs<'_>) -> Flow
         Class::ScriptAdmin(gather) | Class::AllShards(gather) => shards::all(session, &request, gather),
         Class::Gated(gather) => shards::gated(session, &request, gather),
         Class::Scan => shards::scan(session, &request),
+        Class::AnyNode if spec.name == "config|get" => config::get(session, &request),
         Class::AnyNode => shards::any(session, &request),
         Class::Connection => local::connection(session, &request),
         Class::Topology => local::topology(session, &request),

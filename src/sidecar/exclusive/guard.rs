@@ -19,6 +19,9 @@ use crate::sidecar::upstream::queue::ANY_SLOT;
 /// # Errors
 /// The text of the error reply: keys of several slots, a key that the policy refuses, or one of Larder's own.
 pub fn admit(session: &Rc<Session>, args: &CommandArgs<'_>, spec: &CommandSpec) -> Result<u16, String> {
+    if spec.name == "config|get" {
+        return Err("NOPERM CONFIG GET is passed on only outside of transactions, where its secrets are left out".to_owned());
+    }
     let worker = session.worker();
     let policy = worker.policy();
     // Where the arguments contradict themselves any server answers with the error that fits.
