@@ -201,6 +201,11 @@ impl Router {
         let old = self.map.replace(fresh);
         self.begin_handover(worker, &old);
         self.forget_old_nodes();
+        if self.is_usable() {
+            // What waited for an owner may have one now, also while other slots change hands: before newer commands reach it.
+            let waiting = self.lobby.borrow_mut().drain();
+            worker.resubmit_all(waiting);
+        }
         self.finish_handover(worker);
     }
 
