@@ -36,7 +36,7 @@ demo: $(SETUP) ## The main job in a minute. DEMO_ARGS is passed on, e.g. DEMO_AR
 
 bench: $(SETUP) ## Side by side with other proxies. BENCH_ARGS is passed on, e.g. BENCH_ARGS='--rounds 9'
 	$(CARGO) build --release $(LEAN) --bin larderd --target-dir target/lean
-	ulimit -n 4096 2>/dev/null; \
+	ulimit -Sn 16384 2>/dev/null; \
 	$(CARGO) bench --profile $(PROFILE) --bench peers -- --larderd target/lean/release/larderd --output $(BENCH_OUTPUT) $(BENCH_ARGS)
 
 lint: ## Format, clippy on both planes

@@ -191,7 +191,8 @@ impl Reader {
         loop {
             match poll_fn(|cx| self.poll_shared(cx)).await {
                 Leave::Over => break,
-                Leave::Exclusive(wish) => exclusive::run(&mut self, wish).await,
+                // Boxed, so that the many clients that never need it do not carry the room for it.
+                Leave::Exclusive(wish) => Box::pin(exclusive::run(&mut self, wish)).await,
             }
         }
         self.session.end(Ending::Now);
