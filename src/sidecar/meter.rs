@@ -10,7 +10,7 @@ use crate::telemetry::metrics::{MetricsHub, NodeMeter, RuleCounters, WorkerMetri
 use crate::telemetry::slow_log::SlowLog;
 
 /// Commands that took this long are noted in the slow log.
-pub const SLOW_MS: u32 = 200;
+pub const SLOW_MS: u64 = 200;
 const SLOW_LINES_PER_SECOND: u32 = 5;
 /// One command in so many is timed.
 const SAMPLE_EVERY: u64 = 64;
@@ -26,7 +26,7 @@ pub struct Meter {
 impl Meter {
     /// The counters of another worker of `hub`.
     pub fn new(hub: &Arc<MetricsHub>) -> Self {
-        let slow = SlowLog::new(Duration::from_millis(u64::from(SLOW_MS)), SLOW_LINES_PER_SECOND);
+        let slow = SlowLog::new(Duration::from_millis(SLOW_MS), SLOW_LINES_PER_SECOND);
         Self { hub: hub.clone(), metrics: RefCell::new(hub.worker()), slow: RefCell::new(slow) }
     }
 
@@ -148,9 +148,9 @@ impl Meter {
 
     /// Notes a slow command.
     #[cold]
-    pub fn slow(&self, took_ms: u32, command: &[u8]) {
+    pub fn slow(&self, took_ms: u64, command: &[u8]) {
         let name = String::from_utf8_lossy(&command[..command.len().min(32)]).to_ascii_uppercase();
-        self.slow.borrow_mut().note(Duration::from_millis(u64::from(took_ms)), &name, None);
+        self.slow.borrow_mut().note(Duration::from_millis(took_ms), &name, None);
     }
 
     fn record(&self, proxy: Duration, upstream: Duration) {

@@ -24,7 +24,7 @@ pub const SCRATCH_BYTES: usize = 64 * 1024;
 /// The worker's clock moves in steps of this length.
 const TICK: Duration = Duration::from_millis(20);
 /// How long a command waits before it is repeated at a server that was not ready for it.
-const REPEAT_MS: u32 = 25;
+const REPEAT_MS: u64 = 25;
 /// The most redirects that one command follows.
 const MAX_HOPS: u8 = 8;
 
@@ -49,7 +49,7 @@ pub struct Worker {
     dirty: RefCell<Vec<Rc<Session>>>,
     sessions: RefCell<slab::Slab<Rc<Session>>>,
     /// Milliseconds since the worker began, moved by its tick.
-    clock: Cell<u32>,
+    clock: Cell<u64>,
     repeats: RefCell<Vec<Repeat>>,
     flights: Flights,
     /// The runtime of the thread that asks origins.
@@ -60,7 +60,7 @@ pub struct Worker {
 
 /// A command that waits to be sent again.
 struct Repeat {
-    due: u32,
+    due: u64,
     recovered: Recovered,
     /// What the client gets if patience ends first.
     error: Vec<u8>,
@@ -155,7 +155,7 @@ impl Worker {
 
     /// Milliseconds since the worker began, to the tick.
     #[inline]
-    pub fn now(&self) -> u32 {
+    pub fn now(&self) -> u64 {
         self.clock.get()
     }
 
@@ -249,12 +249,12 @@ impl Worker {
 
     /// Whether a command has waited for as long as the policy allows.
     pub fn is_patience_over(&self, pending: &Pending) -> bool {
-        self.now().wrapping_sub(pending.since) > self.patience()
+        self.now().saturating_sub(pending.since) > self.patience()
     }
 
     /// How long a command that has not left may wait, in milliseconds.
-    pub fn patience(&self) -> u32 {
-        self.policy.borrow().patience().as_millis() as u32
+    pub fn patience(&self) -> u64 {
+        self.policy.borrow().patience().as_millis()
     }
 
     /// Tells a client that its command never left.
@@ -354,7 +354,7 @@ impl Worker {
         *self.repeats.borrow_mut() = later;
         for repeat in due {
             let session = repeat.recovered.pending.sink.session().cloned();
-            if now.wrapping_sub(repeat.recovered.pending.since) >= patience {
+            if now.saturating_sub(repeat.recovered.pending.since) >= patience {
                 repeat.recovered.pending.sink.deliver(self, Answer::Reply(&repeat.error));
             } else {
                 self.resubmit_all(vec![repeat.recovered]);
@@ -372,7 +372,7 @@ impl Worker {
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
-            self.clock.set(began.elapsed().as_millis() as u32 + 1);
+            self.clock.set(reading(began.elapsed()));
             if !self.repeats.borrow().is_empty() {
                 self.run_repeats();
             }
@@ -404,6 +404,11 @@ impl Worker {
     }
 }
 
+/// What the clock shows when the worker has run for `elapsed`. Never 0: that is before any worker began.
+fn reading(elapsed: Duration) -> u64 {
+    elapsed.as_millis() as u64 + 1
+}
+
 fn classify(error: &[u8], asked: &NodeAddr, cluster: bool) -> Option<Refused> {
     /// The servers' own words: a script's error of the same code means something else, and must not run the script again.
     const NOT_NOW: [&[u8]; 5] = [
@@ -425,5 +430,17 @@ fn classify(error: &[u8], asked: &NodeAddr, cluster: bool) -> Option<Refused> {
 impl fmt::Debug for Worker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Worker").field("clients", &self.clients()).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_clock_goes_on_after_fifty_days() {
+        let day = Duration::from_secs(86_400);
+        assert_eq!(reading(day * 50) - reading(day * 49), 86_400_000);
+        assert_eq!(reading(day * 3650) - reading(Duration::ZERO), 3650 * 86_400_000);
     }
 }

@@ -113,9 +113,9 @@ pub fn submit_write(session: &Rc<Session>, request: &Request<'_>, slot: u16, sin
             worker.metrics().ttl_added(policy.find(key));
         }
         wire.clear();
-        pending.expects = plan.write(request.raw, request.args.len(), planned, wire);
-        if pending.expects > 1 {
-            pending.sink = Sink::Transaction(Box::new(Transaction { sink: pending.sink, error: None }));
+        let expects = plan.write(request.raw, request.args.len(), planned, wire);
+        if expects > 1 {
+            pending.sink = Sink::Transaction(Box::new(Transaction { sink: pending.sink, expects, error: None }));
         }
         worker.submit(&[wire], pending)
     })

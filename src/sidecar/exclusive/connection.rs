@@ -29,9 +29,9 @@ const MOST_REPLY_BYTES: usize = 64 * 1024 * 1024;
 /// Reads in a row before other tasks get their turn.
 const READS_PER_TURN: usize = 16;
 /// A server that owes an answer to a command that does not block, and has been silent for this long, is taken for dead.
-const SILENCE_MS: u32 = 10_000;
+const SILENCE_MS: u64 = 10_000;
 /// How long a server that lost its slots may take to answer.
-const DISPLACED_MS: u32 = 1_000;
+const DISPLACED_MS: u64 = 1_000;
 
 /// What becomes of a reply.
 #[derive(Debug)]
@@ -98,9 +98,9 @@ pub struct Dedicated {
     begun: bool,
     kept: Vec<Vec<u8>>,
     judged: Option<Vec<u8>>,
-    heard: u32,
+    heard: u64,
     /// When the node was seen to have lost its slot.
-    displaced: Option<u32>,
+    displaced: Option<u64>,
 }
 
 impl Dedicated {
@@ -271,11 +271,11 @@ impl Dedicated {
             slot => router.node_of(slot).is_some_and(|node| !Rc::ptr_eq(&node, &self.node)),
         };
         match self.displaced {
-            Some(since) if displaced && now.wrapping_sub(since) > DISPLACED_MS => return Some(Broken::Displaced),
+            Some(since) if displaced && now.saturating_sub(since) > DISPLACED_MS => return Some(Broken::Displaced),
             Some(_) if displaced => {}
             _ => self.displaced = displaced.then_some(now),
         }
-        let silent = answers_soon && !self.is_settled() && now.wrapping_sub(self.heard) > SILENCE_MS;
+        let silent = answers_soon && !self.is_settled() && now.saturating_sub(self.heard) > SILENCE_MS;
         silent.then_some(Broken::Silent)
     }
 

@@ -31,7 +31,7 @@ pub struct Follow {
 impl Follow {
     /// For a command on `slot`.
     pub fn new(worker: &Rc<Worker>, slot: u16) -> Self {
-        let deadline = Instant::now() + Duration::from_millis(u64::from(worker.patience()));
+        let deadline = Instant::now() + Duration::from_millis(worker.patience());
         Self { worker: worker.clone(), slot, deadline, hops: 0, target: Target::Slot(slot), asking: false }
     }
 

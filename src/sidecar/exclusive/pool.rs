@@ -28,7 +28,7 @@ const MOST_LASTING: usize = 4096;
 /// The most unused connections that are kept.
 const MOST_IDLE: usize = 16;
 /// How long an unused connection is kept.
-const IDLE_MS: u32 = 30_000;
+const IDLE_MS: u64 = 30_000;
 const FIRST_BACKOFF: Duration = Duration::from_millis(10);
 const MAX_BACKOFF: Duration = Duration::from_millis(250);
 
@@ -62,7 +62,7 @@ pub struct Pool {
 struct Idle {
     link: Link,
     lane: Lane,
-    since: u32,
+    since: u64,
 }
 
 impl Default for Pool {
@@ -77,7 +77,7 @@ impl Default for Pool {
 
 impl Pool {
     /// Takes back a connection that is as new.
-    pub(super) fn put(&self, link: Link, lane: Lane, now: u32) {
+    pub(super) fn put(&self, link: Link, lane: Lane, now: u64) {
         let mut idle = self.idle.borrow_mut();
         if idle.len() < MOST_IDLE {
             idle.push(Idle { link, lane, since: now });
@@ -85,9 +85,9 @@ impl Pool {
     }
 
     /// Closes what has been unused for long.
-    pub fn close_idle(&self, now: u32) {
+    pub fn close_idle(&self, now: u64) {
         if !self.idle.borrow().is_empty() {
-            self.idle.borrow_mut().retain(|idle| now.wrapping_sub(idle.since) < IDLE_MS);
+            self.idle.borrow_mut().retain(|idle| now.saturating_sub(idle.since) < IDLE_MS);
         }
     }
 
@@ -125,7 +125,7 @@ pub(super) async fn is_quiet(link: &mut Link) -> bool {
 /// # Errors
 /// The text of an error reply: nothing of the client's command has left.
 pub(super) async fn acquire(worker: &Rc<Worker>, target: &Target, lane: Lane, hold: Hold) -> Result<Dedicated, String> {
-    let deadline = Instant::now() + Duration::from_millis(u64::from(worker.patience()));
+    let deadline = Instant::now() + Duration::from_millis(worker.patience());
     let (mut backoff, mut tried) = (FIRST_BACKOFF, None);
     loop {
         let node = match target {

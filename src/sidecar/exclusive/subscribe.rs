@@ -130,7 +130,7 @@ async fn change(reader: &mut Reader, session: &Rc<Session>, command: &Taken, spe
 
 /// Waits for what the servers of `feeds` confirm, as long as the policy's patience.
 async fn wait_for(reader: &mut Reader, session: &Rc<Session>, feeds: &[Rc<Feed>]) {
-    let deadline = Instant::now() + Duration::from_millis(u64::from(session.worker().patience()));
+    let deadline = Instant::now() + Duration::from_millis(session.worker().patience());
     let want = Want { input: MOST_HELD_BYTES, ..Want::default() };
     for feed in feeds {
         loop {

@@ -46,7 +46,7 @@ pub struct Session {
     worker: Rc<Worker>,
     id: u64,
     /// When it came, on the worker's clock.
-    since: u32,
+    since: u64,
     writer: RefCell<ClientWriter>,
     output: RefCell<Output>,
     /// The place that the next command gets.
@@ -141,8 +141,8 @@ impl Session {
     }
 
     /// How long the client has been connected, in seconds.
-    pub fn age_seconds(&self) -> u32 {
-        self.worker.now().wrapping_sub(self.since) / 1000
+    pub fn age_seconds(&self) -> u64 {
+        self.worker.now().saturating_sub(self.since) / 1000
     }
 
     /// Whose client it is.

@@ -33,12 +33,12 @@ const MOST_COLLECTED_BYTES: usize = 64 * 1024 * 1024;
 /// A client with this much unread output slows the connection that feeds it.
 const SLOW_CLIENT_BYTES: usize = 1024 * 1024;
 /// How long a slow client may hold up a shared connection at a time.
-const SLOW_CLIENT_PATIENCE_MS: u32 = 100;
+const SLOW_CLIENT_PATIENCE_MS: u64 = 100;
 /// A server that owes answers and has been silent for this long may hang: no more is written to it, so that what has not left
 /// can still go elsewhere, and the topology is looked at.
-const SUSPECT_MS: u32 = 1_000;
+const SUSPECT_MS: u64 = 1_000;
 /// A server that owes answers and has been silent for this long is taken for dead.
-const SILENCE_MS: u32 = 10_000;
+const SILENCE_MS: u64 = 10_000;
 /// Reads in a row before other tasks get their turn.
 const READS_PER_TURN: usize = 16;
 const FIRST_BACKOFF_MS: u64 = 10;
@@ -71,11 +71,11 @@ pub struct Mux {
     /// Sessions that wait for room.
     waiting: RefCell<Vec<Rc<Session>>>,
     /// A slow client that is waited for, and until when.
-    stalled: RefCell<Option<(Rc<Session>, u32)>>,
+    stalled: RefCell<Option<(Rc<Session>, u64)>>,
     counters: Arc<NodeMeter>,
     sampler: Sampler,
     /// When the server last gave a sign of life or owed nothing, on the worker's clock.
-    heard: Cell<u32>,
+    heard: Cell<u64>,
     /// Why the last attempt to connect failed.
     trouble: RefCell<Option<String>>,
 }
@@ -166,7 +166,7 @@ impl Mux {
     }
 
     /// For how long the server has owed answers and given none, in milliseconds.
-    pub fn silent_ms(&self, now: u32) -> u32 {
+    pub fn silent_ms(&self, now: u64) -> u64 {
         let mut queue = self.queue.borrow_mut();
         let owed_since = if queue.is_owed() { queue.front_mut().map(|oldest| oldest.since) } else { None };
         owed_since.map_or(0, |since| silence(now, self.heard.get(), since))
@@ -202,7 +202,7 @@ impl Mux {
     }
 
     /// Answers commands that never left and have waited since before `deadline`. Called with each tick of the worker.
-    pub fn expire(&self, worker: &Rc<Worker>, deadline: u32) {
+    pub fn expire(&self, worker: &Rc<Worker>, deadline: u64) {
         for expired in self.take_unsent(|pending| pending.since <= deadline) {
             self.fail(worker, expired);
         }
@@ -336,7 +336,7 @@ impl<'a> Connection<'a> {
         if !queue.is_owed() {
             self.mux.heard.set(self.worker.now());
         }
-        let may_write = self.worker.now().wrapping_sub(self.mux.heard.get()) < SUSPECT_MS;
+        let may_write = self.worker.now().saturating_sub(self.mux.heard.get()) < SUSPECT_MS;
         // A command that has begun to leave is finished in any case: the server cannot answer half of one.
         let mut room = if may_write { queue.unsent().len() } else { queue.rest_of_started() };
         while room > 0 {
@@ -510,7 +510,7 @@ impl<'a> Connection<'a> {
             self.on_unusual_reply(bytes);
             return Ok(());
         }
-        let took = self.worker.now().wrapping_sub(front.since);
+        let took = self.worker.now().saturating_sub(front.since);
         if took >= SLOW_MS {
             self.worker.metrics().slow(took, command_name(queue.front_bytes()));
         }
@@ -577,8 +577,8 @@ pub fn remember_waker(place: &RefCell<Option<Waker>>, cx: &Context<'_>) {
 }
 
 /// For how many milliseconds a server has owed an answer and said nothing. A connection on which nothing was asked is not silent.
-fn silence(now: u32, heard: u32, owed_since: u32) -> u32 {
-    now.wrapping_sub(heard).min(now.wrapping_sub(owed_since))
+fn silence(now: u64, heard: u64, owed_since: u64) -> u64 {
+    now.saturating_sub(heard).min(now.saturating_sub(owed_since))
 }
 
 #[cfg(test)]

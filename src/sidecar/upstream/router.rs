@@ -18,7 +18,7 @@ use crate::sidecar::exclusive::pool::Pool;
 use crate::sidecar::worker::Worker;
 
 /// How long a node that lost slots may take to answer what it still owes for them.
-const HANDOVER_PATIENCE_MS: u32 = 500;
+const HANDOVER_PATIENCE_MS: u64 = 500;
 /// Commands that wait for a node to be known may take this much memory before clients are made to wait.
 const LOBBY_FULL_BYTES: usize = 8 * 1024 * 1024;
 const NOBODY: u16 = u16::MAX;
@@ -96,7 +96,7 @@ struct Handover {
     slots: Option<Box<[bool]>>,
     /// Connections that must answer what they owed at the change.
     waits: Vec<(Rc<Mux>, u64)>,
-    until: u32,
+    until: u64,
 }
 
 /// A worker's view of the servers.
@@ -280,7 +280,7 @@ impl Router {
     }
 
     /// What the worker's clock brings: patience ends, nodes that nobody needs go.
-    pub fn tick(&self, worker: &Rc<Worker>, deadline: u32) {
+    pub fn tick(&self, worker: &Rc<Worker>, deadline: u64) {
         let overdue: Vec<Rc<Mux>> = self.handovers.borrow().iter().flat_map(|change| change.overdue(worker)).collect();
         overdue.iter().for_each(|mux| mux.retire(worker));
         self.finish_handover(worker);
@@ -304,7 +304,7 @@ impl Router {
         }
     }
 
-    fn expire_lobby(&self, worker: &Rc<Worker>, deadline: u32) {
+    fn expire_lobby(&self, worker: &Rc<Worker>, deadline: u64) {
         let expired = self.lobby.borrow_mut().take_unsent(|pending| pending.since <= deadline);
         expired.into_iter().for_each(|recovered| worker.fail_unreachable(recovered));
     }

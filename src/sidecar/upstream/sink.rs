@@ -66,6 +66,8 @@ pub enum Sink {
 pub struct Transaction {
     /// Who waits for that element. Never a transaction itself.
     pub sink: Sink,
+    /// How many replies it brings, those to MULTI and EXEC included.
+    pub expects: u32,
     /// The first error reply before EXEC's.
     pub error: Option<Vec<u8>>,
 }
@@ -79,6 +81,12 @@ impl Sink {
             Self::Part { meeting, .. } => Some(meeting.session()),
             Self::Call(_) | Self::Drop => None,
         }
+    }
+
+    /// How many replies the command brings: more than one for a transaction.
+    #[inline]
+    pub fn expects(&self) -> u32 {
+        if let Self::Transaction(transaction) = self { transaction.expects } else { 1 }
     }
 
     /// Hands over the answer.

@@ -32,12 +32,11 @@ pub fn run(session: &Rc<Session>, request: &Request<'_>) -> Flow {
         write(key, &mut wire);
         let slot = if worker.is_cluster() { slots::slot_of(key) } else { ANY_SLOT };
         let part = Sink::Part { meeting: meeting.clone(), index: index as u32 };
-        let sink = Sink::Transaction(Box::new(Transaction { sink: part, error: None }));
+        let sink = Sink::Transaction(Box::new(Transaction { sink: part, expects: REPLIES, error: None }));
         // Covered keys may vanish at any moment, so they may be deleted twice; others not.
         let policy = worker.policy();
         let retry = if policy.lifetime_of(policy.find(key)).is_some() { Retry::Safe } else { Retry::Never };
-        let mut pending = Pending::new(sink, slot, retry, session.lane(), worker.now());
-        pending.expects = REPLIES;
+        let pending = Pending::new(sink, slot, retry, session.lane(), worker.now());
         room &= worker.submit(&[&wire], pending);
     }
     if room { Flow::Continue } else { Flow::Wait }
