@@ -157,6 +157,28 @@ fn larder_explains_counts_and_invalidates() {
     let keys: Vec<String> = (0..25).map(|index| format!("user:{index}")).collect();
     assert_eq!(client.line(&format!("LARDER.INVALIDATE {}", keys.join(" "))), Value::Int(20));
     assert_eq!(client.line("DBSIZE"), Value::Int(0), "nothing is left beside the keys");
+    explanations_tell_what_is_there(&mut client, &servers);
+}
+
+/// The key's type and TTL and those of what stands beside it, as the server has them; in the order of the client's commands.
+fn explanations_tell_what_is_there(client: &mut Client, servers: &RedisCluster) {
+    let replies =
+        pipeline(client, &["RPUSH user:7 a", "LARDER.EXPLAIN user:7", "DEL user:7", "LARDER.EXPLAIN user:7", "GET user:7"]);
+    let [pushed, there, deleted, gone, nothing] = &replies[..] else { panic!("{replies:?}") };
+    assert_eq!((pushed, deleted, nothing), (&Value::Int(1), &Value::Int(1), &Value::Nil));
+    assert_eq!(field(there, "type").text(), "list");
+    assert!((1..=600_000).contains(&field(there, "pttl").int()), "{there:?}");
+    assert_eq!((field(gone, "type").text().as_str(), field(gone, "pttl").int()), ("none", -2));
+    assert!(field(gone, "companions").items().is_empty());
+
+    let stale = String::from_utf8(Companion::Stale.name(b"user:7")).unwrap();
+    let slot = client.line("CLUSTER KEYSLOT user:7").int();
+    assert_eq!(servers.owner(slot as u16).client().line(&format!("SET {stale} copy PX 60000")), ok());
+    let companions = field(&client.line("LARDER.EXPLAIN user:7"), "companions").items();
+    let [name, ttl] = &companions[..] else { panic!("{companions:?}") };
+    assert_eq!(name.text(), stale);
+    assert!((1..=60_000).contains(&ttl.int()), "{ttl:?}");
+    client.line("LARDER.INVALIDATE user:7");
 }
 
 #[track_caller]

@@ -2,6 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashSet;
+use std::fmt;
 use std::rc::Rc;
 
 use super::mux::Lane;
@@ -12,13 +13,27 @@ use crate::sidecar::patterns::read_through;
 use crate::sidecar::resp::{encode, reply};
 use crate::sidecar::session::Session;
 
+/// Writes one reply, given those of all parts, errors among them.
+pub type Compose = Box<dyn Fn(&[Vec<u8>], &mut Vec<u8>)>;
+
 /// How parts become one reply.
-#[derive(Debug)]
 pub enum Assembly {
     /// The parts of a command that was split by slot. For each part, the positions of its keys among the client's.
     Keys(Join, Vec<Vec<u32>>),
     /// The answers of all shards.
     Shards(Gather),
+    /// What Larder asks for a client, and how it tells the answers.
+    By(Compose),
+}
+
+impl fmt::Debug for Assembly {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Keys(join, _) => f.debug_tuple("Keys").field(join).finish_non_exhaustive(),
+            Self::Shards(gather) => f.debug_tuple("Shards").field(gather).finish(),
+            Self::By(_) => f.write_str("By"),
+        }
+    }
 }
 
 /// The place where the parts of one client's command meet.
@@ -104,6 +119,9 @@ impl Meeting {
     }
 
     fn compose(&self, parts: &[Vec<u8>], out: &mut Vec<u8>) {
+        if let Assembly::By(compose) = &self.assembly {
+            return compose(parts, out);
+        }
         let failed: Vec<&Vec<u8>> = parts.iter().filter(|part| part.first() == Some(&b'-')).collect();
         let any_success = matches!(self.assembly, Assembly::Shards(Gather::AnySuccess));
         if let Some(first) = failed.first()
@@ -118,6 +136,7 @@ impl Meeting {
             }
             Assembly::Keys(Join::AllOk, _) => encode::status(out, "OK"),
             Assembly::Shards(gather) => combine(*gather, parts, out),
+            Assembly::By(compose) => compose(parts, out),
         }
     }
 

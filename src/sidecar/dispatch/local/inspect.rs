@@ -1,41 +1,95 @@
-//! LARDER.EXPLAIN and LARDER.STATS: what the policy does with a key, and how often it did.
+//! LARDER.EXPLAIN and LARDER.STATS: what the policy does with a key, what is there now, and how often it did what.
 
 use std::rc::Rc;
 
 use super::super::{Flow, Request, refuse};
+use super::invalidate::COMPANIONS;
 use super::quoted;
 use crate::policy::Lifetime;
 use crate::sidecar::policy::ActivePolicy;
-use crate::sidecar::resp::{Protocol, encode};
+use crate::sidecar::resp::{Protocol, encode, reply};
 use crate::sidecar::session::Session;
-use crate::sidecar::slots::{self, Companion};
+use crate::sidecar::slots;
+use crate::sidecar::upstream::gather::{Assembly, Meeting};
+use crate::sidecar::upstream::queue::{ANY_SLOT, Pending, Retry};
+use crate::sidecar::upstream::sink::Sink;
 use crate::telemetry::metrics::UNMATCHED_RULE;
 
-/// What is told of a key, in order. All values are text.
+/// What the policy says of a key, in order. All values are text.
 type Facts = Vec<(&'static str, String)>;
 
-/// Tells which rule covers a key, why, and what that means for it. Asks no server.
+/// What is told of one key.
+struct Explanation {
+    protocol: Protocol,
+    facts: Facts,
+    counts: Vec<(&'static str, u64)>,
+    /// The names under which Larder may keep something beside the key.
+    companions: Vec<Vec<u8>>,
+}
+
+/// Tells which rule covers a key, why, and what that means for it; and what the server holds of it now.
 pub fn explain(session: &Rc<Session>, request: &Request<'_>) -> Flow {
     let worker = session.worker();
     let policy = worker.policy();
     let key = request.args.get(1).unwrap_or_default();
-    let facts = facts_of(&policy, key, worker.is_cluster());
-    let companions = companions_of(&policy, key);
-    let counts = worker.metrics().rule_totals(rule_label(&policy, key));
-    let protocol = session.protocol();
-    session.answer_now(|out| {
-        encode::map(out, protocol, facts.len() + 2);
-        for (name, value) in &facts {
+    let explanation = Explanation {
+        protocol: session.protocol(),
+        facts: facts_of(&policy, key, worker.is_cluster()),
+        counts: worker.metrics().rule_totals(rule_label(&policy, key)),
+        companions: COMPANIONS.into_iter().map(|companion| companion.name(key)).collect(),
+    };
+    let mut questions: Vec<[&[u8]; 2]> = vec![[b"TYPE", key], [b"PTTL", key]];
+    let names = explanation.companions.clone();
+    questions.extend(names.iter().map(|name| [&b"PTTL"[..], name]));
+    let assembly = Assembly::By(Box::new(move |answers, out| explanation.write(answers, out)));
+    let meeting = Meeting::new(session.clone(), session.take_place(), assembly, false, questions.len());
+    let slot = if worker.is_cluster() { slots::slot_of(key) } else { ANY_SLOT };
+    let mut room = true;
+    for (index, question) in (0..).zip(&questions) {
+        let mut wire = Vec::new();
+        encode::command(&mut wire, question);
+        let sink = Sink::Part { meeting: meeting.clone(), index };
+        room &= worker.submit(&[&wire], Pending::new(sink, slot, Retry::Safe, session.lane(), worker.now()));
+    }
+    if room { Flow::Continue } else { Flow::Wait }
+}
+
+impl Explanation {
+    /// `answers`: the key's type and PTTL, then its companions' PTTLs.
+    fn write(&self, answers: &[Vec<u8>], out: &mut Vec<u8>) {
+        let failed = answers.iter().find_map(|answer| answer.strip_prefix(b"-"));
+        encode::map(out, self.protocol, self.facts.len() + if failed.is_some() { 2 } else { 4 });
+        for (name, value) in &self.facts {
             encode::bulk(out, name.as_bytes());
             encode::bulk(out, value.as_bytes());
         }
-        encode::bulk(out, b"companions");
-        encode::array(out, companions.len());
-        companions.iter().for_each(|name| encode::bulk(out, name));
+        match (failed, answers) {
+            (None, [kind, ttl, companions @ ..]) => self.write_held(kind, ttl, companions, out),
+            (error, _) => {
+                encode::bulk(out, b"error");
+                encode::bulk(out, error.unwrap_or_default().trim_ascii_end());
+            }
+        }
         encode::bulk(out, b"counters");
-        write_counts(out, protocol, &counts);
-    });
-    Flow::Continue
+        write_counts(out, self.protocol, &self.counts);
+    }
+
+    /// What the server holds: the key's type and TTL, and those of its companions that exist.
+    fn write_held(&self, kind: &[u8], ttl: &[u8], companions: &[Vec<u8>], out: &mut Vec<u8>) {
+        const MISSING: i64 = -2;
+        encode::bulk(out, b"type");
+        encode::bulk(out, reply::text(kind).unwrap_or_default());
+        encode::bulk(out, b"pttl");
+        encode::integer(out, reply::integer(ttl).unwrap_or(MISSING));
+        let ttls = companions.iter().map(|answer| reply::integer(answer).unwrap_or(MISSING));
+        let there: Vec<(&Vec<u8>, i64)> = self.companions.iter().zip(ttls).filter(|(_, ttl)| *ttl != MISSING).collect();
+        encode::bulk(out, b"companions");
+        encode::map(out, self.protocol, there.len());
+        for (name, ttl) in there {
+            encode::bulk(out, name);
+            encode::integer(out, ttl);
+        }
+    }
 }
 
 fn rule_label<'a>(policy: &'a ActivePolicy, key: &[u8]) -> &'a str {
@@ -87,14 +141,6 @@ fn push_lifetime(facts: &mut Facts, lifetime: &Lifetime) {
     facts.push(("jitter", lifetime.jitter.to_string()));
 }
 
-/// The keys of Larder's own that may stand beside the key.
-fn companions_of(policy: &ActivePolicy, key: &[u8]) -> Vec<Vec<u8>> {
-    if !policy.loads(policy.find(key)) {
-        return Vec::new();
-    }
-    [Companion::Lease, Companion::Stale, Companion::Negative].into_iter().map(|companion| companion.name(key)).collect()
-}
-
 /// The counters of every rule, or of the one that is named.
 pub fn stats(session: &Rc<Session>, request: &Request<'_>) -> Flow {
     let policy = session.worker().policy();
@@ -122,5 +168,21 @@ fn write_counts(out: &mut Vec<u8>, protocol: Protocol, counts: &[(&'static str, 
     for (name, value) in counts {
         encode::bulk(out, name.as_bytes());
         encode::integer(out, (*value).cast_signed());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_policy_says_is_told_also_where_no_server_answers() {
+        let facts: Facts = vec![("rule", "user".to_owned())];
+        let explanation = Explanation { protocol: Protocol::Resp3, facts, counts: vec![("hits", 3)], companions: vec![] };
+        let mut out = Vec::new();
+        explanation.write(&[b"+none\r\n".to_vec(), b"-TRYAGAIN no server\r\n".to_vec()], &mut out);
+        let expected = "%3\r\n$4\r\nrule\r\n$4\r\nuser\r\n$5\r\nerror\r\n$18\r\nTRYAGAIN no server\r\n\
+                        $8\r\ncounters\r\n%1\r\n$4\r\nhits\r\n:3\r\n";
+        assert_eq!(String::from_utf8_lossy(&out), expected);
     }
 }

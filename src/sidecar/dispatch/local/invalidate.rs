@@ -11,8 +11,8 @@ use crate::sidecar::upstream::gather::{Assembly, Meeting};
 use crate::sidecar::upstream::queue::{ANY_SLOT, Pending, Retry};
 use crate::sidecar::upstream::sink::{Sink, Transaction};
 
-/// What goes with a key: the right to store a load that is under way, the copy for bad times, the memory of its absence.
-const COMPANIONS: [Companion; 3] = [Companion::Lease, Companion::Stale, Companion::Negative];
+/// What may stand beside a key: the right to store a load that is under way, the copy for bad times, the memory of its absence.
+pub(super) const COMPANIONS: [Companion; 3] = [Companion::Lease, Companion::Stale, Companion::Negative];
 /// MULTI, the key's DEL, its companions' DEL, EXEC.
 const REPLIES: u32 = 4;
 
