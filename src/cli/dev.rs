@@ -13,6 +13,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::{Failure, Outcome};
 use crate::dev::manifests::ManifestError;
 use crate::dev::{DevError, Endpoint, Event, Options, Session};
+use crate::telemetry::logs::{self, LogFormat};
 
 /// Run the manifests' CacheCluster on this machine: real servers with replicas, and a sidecar before them
 #[derive(clap::Args)]
@@ -23,7 +24,9 @@ saved; a server that dies is started again. Ctrl-C ends everything, and leaves n
 Examples:
   larder dev -f examples/first-policy              the servers, and a sidecar at 127.0.0.1:6379
   larder dev -f cache.yaml --sidecars 3            three sidecars on consecutive ports, as three pods would have
-  larder dev -f cache.yaml --data ./cache-data     what is cached survives a restart")]
+  larder dev -f cache.yaml --data ./cache-data     what is cached survives a restart
+  larder dev -f cache.yaml --sidecar-logs . --log info,larder::origin::query=debug
+                                                   each query to an origin is logged to sidecar-0.log")]
 pub struct Args {
     /// Manifests: YAML or JSON files, or directories of them; they may hold Secrets
     #[arg(short, long = "file", value_name = "PATH", required = true, num_args = 1..)]
@@ -46,17 +49,43 @@ pub struct Args {
     /// A directory where data and topology survive this run; otherwise nothing does
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
+    /// An existing directory for the logs of the sidecars, which log as --log and --log-format say; otherwise they are where everything
+    /// else of the run is
+    #[arg(long, value_name = "DIR")]
+    sidecar_logs: Option<PathBuf>,
 }
 
 /// Runs until a signal comes.
 pub fn run(args: Args) -> Outcome {
     let sidecar_program = env::current_exe().map_err(|error| Failure::new(error, "start larder by its full path"))?;
-    let Args { file, listen, socket, admin, sidecars, server_bin, data } = args;
-    let options = Options { manifests: file, listen, socket, admin, sidecars, server_bin, data, sidecar_program };
+    let Args { file, listen, socket, admin, sidecars, server_bin, data, sidecar_logs } = args;
+    let log_options = log_options();
+    let options = Options {
+        manifests: file,
+        listen,
+        socket,
+        admin,
+        sidecars,
+        server_bin,
+        data,
+        sidecar_logs,
+        log_options,
+        sidecar_program,
+    };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| Failure::new(error, "see that the system has file descriptors left"))?;
     runtime.block_on(serve(options)).map_err(explain)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Sidecars log as this command does.
+fn log_options() -> Vec<String> {
+    let Some((format, filter)) = logs::chosen() else { return Vec::new() };
+    let format = match format {
+        LogFormat::Text => "text",
+        LogFormat::Json => "json",
+    };
+    ["--log", filter, "--log-format", format].map(str::to_owned).to_vec()
 }
 
 async fn serve(options: Options) -> Result<(), DevError> {

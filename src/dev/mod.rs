@@ -56,6 +56,10 @@ pub struct Options {
     pub server_bin: Option<PathBuf>,
     /// Where data survives the run; `None`: nowhere.
     pub data: Option<PathBuf>,
+    /// An existing directory where the sidecars log, each to `sidecar-N.log`; `None`: with everything else of the run.
+    pub sidecar_logs: Option<PathBuf>,
+    /// How the sidecars log: options of their command line.
+    pub log_options: Vec<String>,
     /// The program whose `sidecar` command is run: `larder` or `larderd`.
     pub sidecar_program: PathBuf,
 }
@@ -158,6 +162,8 @@ impl Session {
             listen: options.listen,
             socket: options.socket.as_deref(),
             admin: options.admin,
+            logs: options.sidecar_logs.as_deref(),
+            log_options: &options.log_options,
         };
         let sidecars = Sidecars::place(options.sidecar_program.clone(), run_dir.path(), &places)?;
         let name = loaded.cluster().metadata.name.clone().unwrap_or_default();

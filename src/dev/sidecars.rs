@@ -36,6 +36,7 @@ struct Sidecar {
 pub struct Sidecars {
     program: PathBuf,
     snapshot: PathBuf,
+    log_options: Vec<String>,
     sidecars: Vec<Sidecar>,
 }
 
@@ -50,6 +51,10 @@ pub struct SidecarPlaces<'a> {
     pub socket: Option<&'a Path>,
     /// Metrics and health.
     pub admin: SocketAddr,
+    /// The directory of their logs; `None`: the run's.
+    pub logs: Option<&'a Path>,
+    /// What they are told of logging: options of the command line.
+    pub log_options: &'a [String],
 }
 
 impl Sidecars {
@@ -65,10 +70,11 @@ impl Sidecars {
                 socket: places.socket.map(|path| numbered(path, index)),
                 admin: admin.address().map_err(unknown)?,
             };
-            let log = run_dir.join(format!("sidecar-{index}.log"));
+            let log = places.logs.unwrap_or(run_dir).join(format!("sidecar-{index}.log"));
             sidecars.push(Sidecar { endpoint, reserved: vec![listen, admin], process: None, restarts: Restarts::default(), log });
         }
-        Ok(Self { program, snapshot: run_dir.join("snapshot.json"), sidecars })
+        let log_options = places.log_options.to_vec();
+        Ok(Self { program, snapshot: run_dir.join("snapshot.json"), log_options, sidecars })
     }
 
     /// Where they are.
@@ -84,7 +90,8 @@ impl Sidecars {
             }
             sidecar.reserved.clear();
             sidecar.restarts.started();
-            let arguments = arguments(&self.snapshot, &sidecar.endpoint);
+            let mut arguments = arguments(&self.snapshot, &sidecar.endpoint);
+            arguments.extend_from_slice(&self.log_options);
             let started = Process::start(watchdog, &self.program, &arguments, &sidecar.log).await;
             sidecar.process = Some(started.map_err(|source| DevError::Start { what: format!("sidecar {index}"), source })?);
         }

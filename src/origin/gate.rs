@@ -11,6 +11,7 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::breaker::{Breaker, BreakerState};
 use super::error::{Failure, LoadError};
+use super::query_log::{self, Asked};
 use crate::policy::Span;
 use crate::policy::snapshot::Origin;
 
@@ -103,14 +104,14 @@ impl Gate {
         }
     }
 
-    /// Runs `attempt` within the cap and the deadline, and once more where the first failure makes that sensible. Loads only
-    /// read, so repeating one is safe. Dropping the returned future abandons the attempt.
-    pub(super) async fn run<T, F>(&self, attempt: impl Fn(Instant) -> F) -> Result<T, LoadError>
+    /// Runs `attempt`, which asks for `asked`, within the cap and the deadline, and once more where the first failure makes that
+    /// sensible. Loads only read, so repeating one is safe. Dropping the returned future abandons the attempt.
+    pub(super) async fn run<T, F>(&self, asked: Asked<'_>, attempt: impl Fn(Instant) -> F) -> Result<T, LoadError>
     where
         F: Future<Output = Result<T, Failure>>,
     {
         self.counters.loads.fetch_add(1, Relaxed);
-        let outcome = self.pass(attempt).await;
+        let outcome = self.pass(asked, attempt).await;
         if let Err(error) = &outcome {
             self.counters.errors.fetch_add(1, Relaxed);
             match error {
@@ -123,7 +124,7 @@ impl Gate {
         outcome
     }
 
-    async fn pass<T, F>(&self, attempt: impl Fn(Instant) -> F) -> Result<T, LoadError>
+    async fn pass<T, F>(&self, asked: Asked<'_>, attempt: impl Fn(Instant) -> F) -> Result<T, LoadError>
     where
         F: Future<Output = Result<T, Failure>>,
     {
@@ -136,7 +137,7 @@ impl Gate {
         let _permit = self.permit(deadline - timeout / 10).await?;
         let pass = self.breaker.admit(Instant::now()).map_err(|wait| self.refused(wait))?;
         let _in_flight = Counted::new(&self.counters.in_flight);
-        match self.attempts(deadline, attempt).await {
+        match self.attempts(deadline, asked, attempt).await {
             Ok(value) => {
                 pass.succeeded();
                 Ok(value)
@@ -152,7 +153,7 @@ impl Gate {
         }
     }
 
-    async fn attempts<T, F>(&self, deadline: Instant, attempt: impl Fn(Instant) -> F) -> Result<T, Failure>
+    async fn attempts<T, F>(&self, deadline: Instant, asked: Asked<'_>, attempt: impl Fn(Instant) -> F) -> Result<T, Failure>
     where
         F: Future<Output = Result<T, Failure>>,
     {
@@ -160,10 +161,14 @@ impl Gate {
         loop {
             tried += 1;
             self.counters.queries.fetch_add(1, Relaxed);
-            let failure = match timeout_at(deadline, attempt(deadline)).await {
-                Ok(Ok(value)) => return Ok(value),
-                Ok(Err(failure)) => failure,
-                Err(_) => Failure::Timeout,
+            let query = query_log::begin(&self.origin, asked);
+            let outcome = timeout_at(deadline, attempt(deadline)).await.unwrap_or(Err(Failure::Timeout));
+            if let Some(query) = query {
+                query.ended(outcome.as_ref().err());
+            }
+            let failure = match outcome {
+                Ok(value) => return Ok(value),
+                Err(failure) => failure,
             };
             let again = Instant::now() + RETRY_PAUSE.mul_f64(0.5 + fastrand::f64() / 2.0);
             if tried == ATTEMPTS || !failure.is_retriable() || again >= deadline {

@@ -10,6 +10,7 @@ mod breaker;
 mod error;
 mod gate;
 mod http;
+pub mod query_log;
 mod sql;
 
 use std::collections::HashMap;
@@ -25,6 +26,7 @@ pub use self::http::MAX_BODY_BYTES;
 
 use self::error::Failure;
 use self::gate::{Counters, Gate};
+use self::query_log::Asked;
 use crate::policy::snapshot::{Origin, OriginKind, Sensitive};
 use crate::policy::{KeyPattern, Load, Query, Span};
 
@@ -156,14 +158,15 @@ impl Loader {
     pub async fn load(&self, key: &[u8]) -> Result<Loaded, LoadError> {
         let Inner { source, keys, question } = &*self.inner;
         let Some(parts) = parts_of(keys, key) else { return Ok(Loaded::NotFound) };
+        let asked = Asked::one(keys, key);
         match (&source.backend, question) {
             (Backend::Sql(database), Question::Sql(question)) => {
                 let Some(parts) = question.parts(&parts) else { return Ok(Loaded::NotFound) };
-                source.gate.run(|deadline| database.load(question, &parts, deadline)).await
+                source.gate.run(asked, |deadline| database.load(question, &parts, deadline)).await
             }
             (Backend::Http(service), Question::Http(question)) => {
                 let Some(path) = question.path(&parts) else { return Ok(Loaded::NotFound) };
-                source.gate.run(|deadline| service.load(question, &path, deadline)).await
+                source.gate.run(asked, |deadline| service.load(question, &path, deadline)).await
             }
             _ => Err(LoadError::Unusable { origin: source.config.name.clone(), why: "asked in the wrong terms".to_owned() }),
         }
@@ -205,7 +208,8 @@ impl Loader {
         if batch.is_empty() {
             return;
         }
-        match source.gate.run(|deadline| database.load_many(question, &batch, deadline)).await {
+        let asked = Asked::many(pattern, keys);
+        match source.gate.run(asked, |deadline| database.load_many(question, &batch, deadline)).await {
             Ok(found) => {
                 for (place, loaded) in batch.spread(found) {
                     answers[place] = Some(loaded.map_err(|failure| failure.named(&source.config.name, source.config.timeout)));

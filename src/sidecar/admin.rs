@@ -24,9 +24,11 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{Instant, Sleep, timeout};
 
+use crate::origin::{BreakerState, OriginStats};
 use crate::policy::Snapshot;
 use crate::policy::snapshot::{OriginKind, Sensitive};
 use crate::telemetry::metrics::MetricsHub;
+use crate::telemetry::readings::{Reading, ReadingKind};
 
 /// The most connections on each listener; more wait in the system's queue.
 const MAX_CONNECTIONS: usize = 32;
@@ -47,6 +49,8 @@ pub trait Introspect: Send + Sync + 'static {
     fn readiness(&self) -> Result<(), String>;
     /// The policy in force.
     fn policy(&self) -> Arc<Snapshot>;
+    /// What the policy's origins were asked, and how they answered.
+    fn origins(&self) -> Vec<OriginStats>;
     /// What the policy does to a key and why.
     fn explain(&self, key: Vec<u8>) -> Explanation;
 }
@@ -168,7 +172,30 @@ async fn readyz(State(shared): State<Arc<Shared>>) -> Response {
 }
 
 async fn show_metrics(State(shared): State<Arc<Shared>>) -> Response {
-    ([(CONTENT_TYPE, OPENMETRICS)], shared.metrics.render()).into_response()
+    let readings = origin_readings(&shared.sidecar.origins());
+    ([(CONTENT_TYPE, OPENMETRICS)], shared.metrics.render(readings)).into_response()
+}
+
+/// The origins' own counts, as families labelled by origin.
+fn origin_readings(origins: &[OriginStats]) -> Vec<Reading> {
+    let family = |name, help, kind, number: fn(&OriginStats) -> u64| {
+        let lines = origins.iter().map(|stats| (stats.origin.clone(), number(stats))).collect();
+        Reading { name, help, kind, label: "origin", lines }
+    };
+    use ReadingKind::{Count, Level};
+    vec![
+        family("larder_origin_loads", "Loads that the origin was wanted for; a batch is one", Count, |stats| stats.loads),
+        family("larder_origin_queries", "Queries made at the origin, repeated ones included", Count, |stats| stats.queries),
+        family("larder_origin_errors", "Loads that ended in an error of any kind", Count, |stats| stats.errors),
+        family("larder_origin_timeouts", "Loads that the origin did not answer in time", Count, |stats| stats.timeouts),
+        family("larder_origin_refused", "Loads that the breaker kept from a failing origin", Count, |stats| stats.refused),
+        family("larder_origin_busy", "Loads for which no connection came free", Count, |stats| stats.busy),
+        family("larder_origin_inflight", "Loads at the origin now", Level, |stats| stats.in_flight),
+        family("larder_origin_waiting", "Loads that wait for a connection now", Level, |stats| stats.waiting),
+        family("larder_origin_breaker_open", "1 while the origin is not asked because it fails", Level, |stats| {
+            u64::from(stats.breaker != BreakerState::Closed)
+        }),
+    ]
 }
 
 fn as_json(value: &serde_json::Value) -> Response {
@@ -312,6 +339,9 @@ mod tests {
         fn policy(&self) -> Arc<Snapshot> {
             Arc::new(Snapshot::parse(SNAPSHOT.as_bytes()).unwrap())
         }
+        fn origins(&self) -> Vec<OriginStats> {
+            crate::origin::Origins::new(&self.policy().origins).unwrap().stats()
+        }
         fn explain(&self, key: Vec<u8>) -> Explanation {
             Box::pin(async move { (key != b"hang").then(|| json!({ "key": key })) })
         }
@@ -346,6 +376,7 @@ mod tests {
         assert!(tcp("/readyz").await.starts_with("HTTP/1.1 200"));
         let metrics = tcp("/metrics").await;
         assert!(metrics.contains("openmetrics-text") && metrics.contains("larder_policy_generation 0"), "{metrics}");
+        assert!(metrics.contains(r#"larder_origin_queries_total{origin="db"} 0"#) && metrics.ends_with("# EOF\n"), "{metrics}");
         assert!(tcp("/policy").await.starts_with("HTTP/1.1 404"));
 
         let unix = |line: &'static str| {

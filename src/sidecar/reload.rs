@@ -43,6 +43,8 @@ pub struct InForce {
     pub policy: Arc<ActivePolicy>,
     /// The keys for new connections to servers.
     pub access: Access,
+    /// Where the policy's loads go.
+    pub origins: Origins,
 }
 
 /// Follows a snapshot's file, and the servers that it names.
@@ -76,7 +78,7 @@ impl Policies {
         let servers = access.servers.clone();
         let (discovery, view, refresh) = Discovery::start(&snapshot.cluster, access, counters.clone())?;
         counters.policy_generation.set(snapshot.generation);
-        let (in_force, receiver) = watch::channel(InForce { policy, access: servers });
+        let (in_force, receiver) = watch::channel(InForce { policy, access: servers, origins: origins.clone() });
         let told = Told { in_force: receiver, view, refresh };
         Ok((Self { files, origins, discovery, counters, in_force }, told))
     }
@@ -108,9 +110,9 @@ impl Policies {
         } else {
             self.change_cluster(&snapshot).await?
         };
-        self.origins = origins;
+        self.origins = origins.clone();
         let generation = snapshot.generation;
-        self.in_force.send_replace(InForce { policy, access });
+        self.in_force.send_replace(InForce { policy, access, origins });
         Ok(generation)
     }
 

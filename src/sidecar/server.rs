@@ -25,6 +25,7 @@ use super::upstream::discovery::Refresh;
 use super::upstream::node::NodeAddr;
 use super::upstream::view::View;
 use super::worker::{Outside, Worker};
+use crate::origin::OriginStats;
 use crate::policy::Snapshot;
 use crate::telemetry::background::Background;
 use crate::telemetry::metrics::MetricsHub;
@@ -156,6 +157,10 @@ impl Introspect for Insight {
         self.0.in_force.borrow().policy.snapshot().clone()
     }
 
+    fn origins(&self) -> Vec<OriginStats> {
+        self.0.in_force.borrow().origins.stats()
+    }
+
     fn explain(&self, key: Vec<u8>) -> Explanation {
         let explained = self.0.in_force.borrow().policy.explain(&key);
         Box::pin(std::future::ready(Some(explained)))
@@ -232,7 +237,7 @@ impl Outside for FromBackground {
 
 async fn work(feeds: Feeds, listeners: Listeners, first: bool) {
     let Feeds { told: Told { mut in_force, mut view, refresh }, mut stage, origins, metrics } = feeds;
-    let InForce { policy, access } = in_force.borrow_and_update().clone();
+    let InForce { policy, access, .. } = in_force.borrow_and_update().clone();
     let policy = Rc::new(ActivePolicy::clone(&policy));
     let worker = Worker::new(policy, access, Arc::new(FromBackground(refresh)), origins, Meter::new(&metrics));
     worker.router().adopt(&worker, &View::clone(&view.borrow_and_update()));
@@ -244,7 +249,7 @@ async fn work(feeds: Feeds, listeners: Listeners, first: bool) {
     loop {
         tokio::select! {
             Ok(()) = in_force.changed() => {
-                let InForce { policy, access } = in_force.borrow_and_update().clone();
+                let InForce { policy, access, .. } = in_force.borrow_and_update().clone();
                 worker.set_policy(Rc::new(ActivePolicy::clone(&policy)), access);
             }
             Ok(()) = view.changed() => {

@@ -1,6 +1,7 @@
 //! Logs: one line an event, on standard error.
 
 use std::io::{self, IsTerminal as _};
+use std::sync::OnceLock;
 
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::writer::BoxMakeWriter;
@@ -23,9 +24,13 @@ pub enum LogError {
     Filter(String),
 }
 
+/// What [`init`] was called with first.
+static CHOSEN: OnceLock<(LogFormat, String)> = OnceLock::new();
+
 /// Sends events that pass `filter` (such as `info`, or `info,larder::sidecar=debug`) to standard error from now on. A second call in
 /// one process changes nothing.
 pub fn init(format: LogFormat, filter: &str, colours: bool) -> Result<(), LogError> {
+    let _ = CHOSEN.set((format, filter.to_owned()));
     let filter = EnvFilter::try_new(filter).map_err(|_| LogError::Filter(filter.to_owned()))?;
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(BoxMakeWriter::new(io::stderr));
     // An error here means that a subscriber is set already.
@@ -34,6 +39,11 @@ pub fn init(format: LogFormat, filter: &str, colours: bool) -> Result<(), LogErr
         LogFormat::Json => builder.json().flatten_event(true).with_current_span(false).try_init(),
     };
     Ok(())
+}
+
+/// The format and the filter that this process logs by, for processes that it starts. `None` before [`init`].
+pub fn chosen() -> Option<(LogFormat, &'static str)> {
+    CHOSEN.get().map(|(format, filter)| (*format, filter.as_str()))
 }
 
 /// Whether standard error is a terminal whose user wants colours.

@@ -17,6 +17,7 @@ use prometheus_client::registry::{Registry, Unit};
 use super::background::Background;
 use super::counter::{Counter, Gauge};
 use super::histogram::{Distribution, Histogram};
+use super::readings::{self, Reading};
 
 /// The label of keys that no rule covers.
 pub const UNMATCHED_RULE: &str = "(unmatched)";
@@ -249,10 +250,14 @@ impl MetricsHub {
         &self.sums.background
     }
 
-    /// Everything in the OpenMetrics text format. Empty only where formatting fails, which it does not.
-    pub fn render(&self) -> String {
+    /// Everything in the OpenMetrics text format, and what another layer has just read. Empty only where formatting fails, which it
+    /// does not.
+    pub fn render(&self, readings: Vec<Reading>) -> String {
         let mut out = String::new();
-        match text::encode(&mut out, &self.registry) {
+        let written = text::encode_registry(&mut out, &self.registry)
+            .and_then(|()| readings::append(&mut out, readings))
+            .and_then(|()| text::encode_eof(&mut out));
+        match written {
             Ok(()) => out,
             Err(fmt::Error) => String::new(),
         }
@@ -428,7 +433,7 @@ mod tests {
         // The rules change places.
         one.set_rules(["page", "user"]);
         one.rule(1).hits.inc();
-        let text = hub.render();
+        let text = hub.render(Vec::new());
         assert_eq!(line(&text, r#"larder_rule_hits_total{rule="user"}"#), Some("5"));
         assert_eq!(line(&text, r#"larder_rule_misses_total{rule="page"}"#), Some("1"));
         assert_eq!(line(&text, r#"larder_rule_hits_total{rule="(unmatched)"}"#), Some("1"));
@@ -449,7 +454,7 @@ mod tests {
         worker.record_proxy(1_000_000);
         worker.record_upstream(u64::MAX / 4);
         hub.background().policy_generation.set(7);
-        let text = hub.render();
+        let text = hub.render(Vec::new());
         assert_eq!(line(&text, r#"larder_node_requests_total{node="10.0.0.1:6379"}"#), Some("2"));
         assert_eq!(line(&text, r#"larder_node_inflight{node="10.0.0.1:6379"}"#), Some("1"));
         assert_eq!(line(&text, "larder_clients"), Some("1"));

@@ -5,4 +5,5 @@ pub mod counter;
 pub mod histogram;
 pub mod logs;
 pub mod metrics;
+pub mod readings;
 pub mod slow_log;

@@ -19,6 +19,7 @@ mod local_commands;
 mod origin_column_types;
 mod origin_http;
 mod origin_postgres;
+mod origin_query_log;
 mod origin_sqlite;
 mod read_through;
 mod readme;

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use super::{Servers, http_origin, web_rule};
-use crate::support::admin::rule_count;
+use crate::support::admin::{metric, rule_count};
 use crate::support::resp::{Client, encode};
 use crate::support::sidecar::Sidecar;
 use crate::support::wait_for;
@@ -64,6 +64,8 @@ fn a_killed_loader_has_one_successor() {
     clients.iter_mut().for_each(|client| assert_eq!(client.read().unwrap().text(), "seven"));
     assert_eq!(web.visits("/item/7"), 2);
     assert_eq!(total(&sidecars, "loads"), 1);
+    let queries = sidecars.iter().map(|sidecar| metric(sidecar, "larder_origin_queries_total{origin=\"web\"}"));
+    assert_eq!(queries.sum::<u64>(), 1);
     // The lease, and a look or two at it.
     assert!(took < Duration::from_secs(2) * 2, "the successor came after {took:?}");
 }
