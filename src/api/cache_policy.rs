@@ -11,8 +11,8 @@ use serde::{Deserialize, Serialize};
 
 use super::sensitive::SensitiveSource;
 use super::text::{
-    DurationText, HttpPathText, MAX_ORIGINS, MAX_RULES, NameText, ObjectNameText, PatternText, PercentText, PositiveDurationText,
-    SqlText,
+    DurationText, HttpPathText, MAX_ORIGINS, MAX_RULES, NameText, ObjectNameText, PatternText, PercentText, PeriodText,
+    PositiveDurationText, SqlText,
 };
 use crate::policy::{Percent, ReplyForm, Span};
 
@@ -106,6 +106,12 @@ pub struct Defaults {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<PercentText>")]
     pub jitter: Option<Percent>,
+    /// Within which time a covered key that has no TTL is given one: keys older than the policy, and those that were written past
+    /// the sidecars. One sidecar walks all keys that often. Where several policies about a cluster say it, the shortest counts.
+    /// From 10s to 24h; default 10m.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<PeriodText>")]
+    pub ttl_sweep: Option<Span>,
     /// What becomes of keys that no rule covers. Bypass, which is the default: they pass untouched, and are counted. Ttl: they
     /// get the TTL of these defaults. Refuse: commands that name them are refused.
     #[serde(default, skip_serializing_if = "Option::is_none")]

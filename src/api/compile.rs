@@ -79,7 +79,7 @@ pub fn compile(
         generation,
         cluster: Cluster { name, topology, tls, auth, sentinel_auth, patience: PATIENCE },
         unmatched: merged.unmatched.map_or(Unmatched::Bypass {}, |stated| stated.unmatched),
-        ttl_sweep: snapshot::DEFAULT_TTL_SWEEP,
+        ttl_sweep: merged.ttl_sweep.unwrap_or(snapshot::DEFAULT_TTL_SWEEP),
         allow: merged.allow,
         origins: merged.origins,
         rules: merged.rules,
@@ -129,6 +129,7 @@ struct Stated {
 #[derive(Default)]
 struct Merged {
     unmatched: Option<Stated>,
+    ttl_sweep: Option<Span>,
     allow: Allow,
     origins: Vec<Origin>,
     rules: Vec<Rule>,
@@ -164,6 +165,8 @@ impl Merged {
             source.refuse(at!("spec", "cacheCluster"), what, "compile it with that cluster");
         }
         self.add_unmatched(&mut source);
+        // Each policy is promised that it takes no longer.
+        self.ttl_sweep = self.ttl_sweep.into_iter().chain(source.defaults.ttl_sweep).min();
         let AllowSpec { flush, keys } = policy.spec.allow.unwrap_or_default();
         self.allow = Allow { flush: self.allow.flush || flush, keys: self.allow.keys || keys };
         let renamed = self.add_origins(&mut source, secrets);
@@ -465,6 +468,20 @@ spec: {engine: {kind: Redis, version: "7.0"}, mode: Sentinel, memory: 256Mi}
         let snapshot = compile_all(&[policy("p", rules)]).expect("valid");
         let lifetime = *snapshot.rules.first().and_then(Rule::lifetime).expect("a lifetime");
         assert_eq!((lifetime.default, lifetime.max), (Span::from_secs(60), Span::from_secs(60)));
+    }
+
+    #[test]
+    fn the_shortest_sweep_counts() {
+        let sweeps = |periods: &[&str]| {
+            let rules = "  rules: [{name: r, keys: 'x:{id}', strategy: CacheAside}]\n";
+            let named = |(index, period): (usize, &&str)| policy(&format!("p{index}"), &format!("{period}\n{rules}"));
+            let policies: Vec<String> = periods.iter().enumerate().map(named).collect();
+            compile_all(&policies).expect("valid").ttl_sweep
+        };
+        let stated = |period: &str| format!("  defaults: {{ttlSweep: {period}}}");
+        assert_eq!(sweeps(&[""]), Span::from_secs(600));
+        assert_eq!(sweeps(&["", &stated("5m"), &stated("1h")]), Span::from_secs(300));
+        assert_eq!(sweeps(&[&stated("1h")]), Span::from_secs(3600));
     }
 
     #[test]

@@ -55,6 +55,12 @@ text_schemas! {
         rule: "self.matches('^([0-9]{1,4}h|[0-9]{1,6}m|[0-9]{1,8}s|[0-9]{1,11}ms){1,4}$') && duration(self) > duration('0s') && duration(self) <= duration('8760h')",
         message: "write a duration above zero in whole numbers with units, such as 250ms, 10s, 5m or 1h30m, of at most 8760h",
     }
+    /// How often something is done in the background.
+    PeriodText {
+        max: 24,
+        rule: "self.matches('^([0-9]{1,4}h|[0-9]{1,6}m|[0-9]{1,8}s|[0-9]{1,11}ms){1,4}$') && duration(self) >= duration('10s') && duration(self) <= duration('24h')",
+        message: "write a duration from 10s to 24h in whole numbers with units, such as 90s, 10m or 1h30m",
+    }
     /// The memory of a server: a [`crate::policy::ByteSize`] that leaves an empty one room to work.
     MemoryText {
         max: 8,

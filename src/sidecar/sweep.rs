@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use tokio::sync::oneshot;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use super::resp::{Protocol, encode, reply};
 use super::slots;
@@ -24,6 +24,8 @@ use super::worker::Worker;
 const LEASE: &[u8] = b"larder:sweep";
 /// How many keys a step looks at, about.
 const KEYS_PER_STEP: &[u8] = b"200";
+/// How often the policy is looked at for another period.
+const LOOK: Duration = Duration::from_secs(1);
 /// The pause between steps: a few thousand keys a second cost a server little, and no client notices a step.
 const PAUSE: Duration = Duration::from_millis(20);
 /// The sweep may take half of the period; where there are more keys than that allows, steps follow each other without pause.
@@ -32,16 +34,28 @@ const SHARE_OF_PERIOD: u32 = 2;
 /// Sweeps once in each period, for ever. One worker of each sidecar runs it; the lease picks one sidecar.
 pub async fn sweep_forever(worker: Rc<Worker>) {
     loop {
-        let period = worker.policy().ttl_sweep().as_duration();
-        // All sidecars of a fleet start at once; their sweeps should not.
-        let chance = f64::from(worker.random()) / f64::from(u32::MAX);
-        sleep(period.mul_f64(0.25 + chance / 4.0)).await;
+        let period = wait_for_turn(&worker).await;
         if worker.policy().covers_anything() && take_lease(&worker, period).await {
             let repaired = sweep(&worker, period).await;
             if repaired > 0 {
                 tracing::warn!(repaired, "keys without a TTL were given one: something writes them past the sidecar");
             }
         }
+    }
+}
+
+/// Waits for a quarter to half of the period, which may change meanwhile. The period.
+async fn wait_for_turn(worker: &Rc<Worker>) -> Duration {
+    let began = Instant::now();
+    // All sidecars of a fleet start at once; their sweeps should not.
+    let share = 0.25 + f64::from(worker.random()) / f64::from(u32::MAX) / 4.0;
+    loop {
+        let period = worker.policy().ttl_sweep().as_duration();
+        let left = period.mul_f64(share).saturating_sub(began.elapsed());
+        if left.is_zero() {
+            return period;
+        }
+        sleep(left.min(LOOK)).await;
     }
 }
 
@@ -56,12 +70,12 @@ async fn take_lease(worker: &Rc<Worker>, period: Duration) -> bool {
 /// Walks all shards at once. How many keys were given a TTL.
 async fn sweep(worker: &Rc<Worker>, period: Duration) -> u64 {
     let nodes = worker.router().primaries();
-    let until = tokio::time::Instant::now() + period / SHARE_OF_PERIOD;
+    let until = Instant::now() + period / SHARE_OF_PERIOD;
     join_all(nodes.iter().map(|node| sweep_node(worker, node, until))).await.into_iter().sum()
 }
 
 /// Walks one shard and all its databases, each to its end or until it does not answer: the next sweep begins anew.
-async fn sweep_node(worker: &Rc<Worker>, node: &Rc<Node>, until: tokio::time::Instant) -> u64 {
+async fn sweep_node(worker: &Rc<Worker>, node: &Rc<Node>, until: Instant) -> u64 {
     let mut repaired = 0;
     for database in databases(worker, node).await {
         repaired += sweep_database(worker, node, database, until).await;
@@ -79,7 +93,7 @@ async fn databases(worker: &Rc<Worker>, node: &Rc<Node>) -> Vec<u8> {
     text.lines().filter_map(|line| line.strip_prefix("db")?.split(':').next()?.parse().ok()).collect()
 }
 
-async fn sweep_database(worker: &Rc<Worker>, node: &Rc<Node>, database: u8, until: tokio::time::Instant) -> u64 {
+async fn sweep_database(worker: &Rc<Worker>, node: &Rc<Node>, database: u8, until: Instant) -> u64 {
     let mut cursor = b"0".to_vec();
     let mut repaired = 0;
     loop {
@@ -93,7 +107,7 @@ async fn sweep_database(worker: &Rc<Worker>, node: &Rc<Node>, database: u8, unti
         if cursor == b"0" {
             return repaired;
         }
-        if tokio::time::Instant::now() < until {
+        if Instant::now() < until {
             sleep(PAUSE).await;
         }
     }

@@ -17,10 +17,13 @@ fn keys_written_past_the_sidecar_get_a_ttl_and_no_others() {
     }
     let rule = json!({"name": "covered", "keys": "covered:{number}",
         "strategy": {"cacheAside": {"ttl": {"default": "5m", "max": "1h", "jitter": "10%"}}}});
-    let snapshot = json!({"version": 1, "requires": 1, "generation": 1, "cluster": cluster_topology(&servers),
-        "unmatched": {"bypass": {}}, "ttlSweep": "2s", "rules": [rule]});
+    let mut snapshot = json!({"version": 1, "requires": 1, "generation": 1, "cluster": cluster_topology(&servers),
+        "unmatched": {"bypass": {}}, "ttlSweep": "10m", "rules": [rule]});
     let sidecars = [Sidecar::start(&snapshot), Sidecar::start(&snapshot)];
     let mut client = sidecars[0].client();
+    // A shorter period counts at once, and not only after the long one.
+    (snapshot["ttlSweep"], snapshot["generation"]) = (json!("2s"), json!(2));
+    sidecars.iter().for_each(|sidecar| sidecar.replace_snapshot(&snapshot.to_string()));
     wait_for("every covered key has a TTL", Duration::from_secs(30), || {
         covered.iter().all(|key| client.call(&["PTTL", key]).int() > 0)
     });
