@@ -116,7 +116,7 @@ async fn supervise(config: &Config) -> Result<(), StartError> {
     let listeners = (0..config.workers).map(|index| Listeners::open(config, index)).collect::<Result<Vec<_>, _>>()?;
     let admin = AdminListeners::open(config.admin, config.admin_socket.as_deref())?;
     let (stages, stage) = watch::channel(Stage::Serving);
-    let feeds = Feeds { told: told.clone(), stage, origins: Handle::current(), metrics: metrics.clone() };
+    let feeds = Feeds { told: told.clone(), stage: stage.clone(), origins: Handle::current(), metrics: metrics.clone() };
     let mut threads = Vec::new();
     for (index, listeners) in listeners.into_iter().enumerate() {
         let feeds = feeds.clone();
@@ -125,7 +125,7 @@ async fn supervise(config: &Config) -> Result<(), StartError> {
         );
     }
     let (_stop_admin, admin_stop) = watch::channel(false);
-    let serving_admin = tokio::spawn(admin::serve(admin, Arc::new(Insight(told)), metrics, admin_stop));
+    let serving_admin = tokio::spawn(admin::serve(admin, Arc::new(Insight { told, stage }), metrics, admin_stop));
     let following = tokio::spawn(policies.follow());
     stop_signal().await?;
     tracing::info!("draining");
@@ -143,18 +143,24 @@ async fn supervise(config: &Config) -> Result<(), StartError> {
 }
 
 /// What the admin server may ask.
-struct Insight(Told);
+struct Insight {
+    told: Told,
+    stage: watch::Receiver<Stage>,
+}
 
 impl Introspect for Insight {
     fn readiness(&self) -> Result<(), String> {
-        match self.0.view.borrow().kind.is_usable() {
+        if *self.stage.borrow() != Stage::Serving {
+            return Err("the sidecar is stopping and takes no new clients".to_owned());
+        }
+        match self.told.view.borrow().kind.is_usable() {
             true => Ok(()),
             false => Err("no server of the cluster has been found yet".to_owned()),
         }
     }
 
     fn policy(&self) -> Arc<Snapshot> {
-        self.0.in_force.borrow().policy.snapshot().clone()
+        self.told.in_force.borrow().policy.snapshot().clone()
     }
 
     fn origins(&self) -> Vec<OriginStats> {
@@ -162,7 +168,7 @@ impl Introspect for Insight {
     }
 
     fn explain(&self, key: Vec<u8>) -> Explanation {
-        let explained = self.0.in_force.borrow().policy.explain(&key);
+        let explained = self.told.in_force.borrow().policy.explain(&key);
         Box::pin(std::future::ready(Some(explained)))
     }
 }

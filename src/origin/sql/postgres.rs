@@ -6,6 +6,7 @@
 //! whose columns the server turns into text or JSON. So any type works that Postgres can read and write as text, and the text
 //! is Postgres' own.
 
+use std::io::ErrorKind;
 use std::str::FromStr as _;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -206,7 +207,21 @@ fn options(url: &str) -> Result<PgConnectOptions, String> {
 
 pub(super) async fn connect(url: &str) -> Result<PgConnection, Failure> {
     let options = options(url).map_err(Failure::Unusable)?;
-    options.connect().await.map_err(|error| failure(&error))
+    options.connect().await.map_err(|error| unconnected(&error))
+}
+
+/// Why there is no connection. What TLS says names certificates and hosts, no secrets.
+fn unconnected(error: &sqlx::Error) -> Failure {
+    let tls =
+        |why: &dyn std::fmt::Display| Failure::Unreachable(format!("TLS failed: {why}: check sslmode and the certificates"));
+    match error {
+        sqlx::Error::Tls(why) => tls(why),
+        sqlx::Error::Io(error) if error.get_ref().is_some_and(|inner| inner.is::<rustls::Error>()) => tls(error),
+        sqlx::Error::Io(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::PermissionDenied) => {
+            Failure::Unreachable(format!("a file or a socket that the url names cannot be opened: {}", error.kind()))
+        }
+        error => failure(error),
+    }
 }
 
 pub(super) async fn load(

@@ -1,5 +1,7 @@
 //! A real Postgres on loopback in a temporary directory, stopped when the last test that uses it ends.
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::str::FromStr as _;
@@ -11,6 +13,7 @@ use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _};
 use tempfile::TempDir;
 
+use super::certificates::write_certificates;
 use super::server::free_port;
 
 /// How long the server may take to start. Long: test machines are busy.
@@ -37,7 +40,23 @@ impl Postgres {
 
     /// A server of one's own.
     pub fn start() -> Self {
+        Self::start_in(TempDir::new().expect("a temporary directory"), &[])
+    }
+
+    /// A server that speaks TLS only, to clients with a certificate only, with the files that [`write_certificates`] made.
+    pub fn start_secured() -> Self {
         let directory = TempDir::new().expect("a temporary directory");
+        write_certificates(directory.path());
+        std::fs::set_permissions(directory.path().join("key.pem"), Permissions::from_mode(0o600)).expect("a file of ours");
+        let rules = "local all all trust\nhostssl all all 127.0.0.1/32 scram-sha-256 clientcert=verify-ca\n";
+        std::fs::write(directory.path().join("hba"), rules).expect("the directory is writable");
+        let files = [("ssl_cert_file", "cert.pem"), ("ssl_key_file", "key.pem"), ("ssl_ca_file", "ca.pem"), ("hba_file", "hba")];
+        let mut settings = vec!["ssl=on".to_owned()];
+        settings.extend(files.map(|(name, file)| format!("{name}={}", directory.path().join(file).display())));
+        Self::start_in(directory, &settings)
+    }
+
+    fn start_in(directory: TempDir, settings: &[String]) -> Self {
         let data = directory.path().join("data");
         std::fs::write(directory.path().join("password"), "secret\n").expect("the directory is writable");
         if is_root() {
@@ -62,9 +81,12 @@ impl Postgres {
             {
                 command.args(["-c", setting]);
             }
+            for setting in settings {
+                command.args(["-c", setting]);
+            }
             let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().expect("postgres runs");
             let mut server = Self { port, child, directory: TempDir::new().expect("a temporary directory") };
-            if server.answers() {
+            if server.answers(directory.path()) {
                 server.directory = directory;
                 return server;
             }
@@ -72,11 +94,12 @@ impl Postgres {
         panic!("postgres does not start: {}", std::fs::read_to_string(directory.path().join("log")).unwrap_or_default());
     }
 
-    fn answers(&mut self) -> bool {
+    fn answers(&mut self, directory: &Path) -> bool {
         let deadline = Instant::now() + START_LIMIT;
         while Instant::now() < deadline && self.child.try_wait().is_ok_and(|status| status.is_none()) {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-            let url = self.url("postgres");
+            // The socket answers whatever the port asks of its clients.
+            let url = format!("postgres://postgres:secret@localhost:{}/postgres?host={}", self.port, directory.display());
             // In a thread: a test may call this from within its own runtime.
             let answered = std::thread::spawn(move || runtime.block_on(async { connect(&url).await.is_ok() })).join();
             if answered.is_ok_and(|answered| answered) {
@@ -96,6 +119,16 @@ impl Postgres {
         format!("postgres://postgres:secret@127.0.0.1:{}/{database}", self.port)
     }
 
+    /// The URL of a database through the Unix socket, where nothing is encrypted.
+    pub fn local_url(&self, database: &str) -> String {
+        format!("postgres://postgres:secret@localhost:{}/{database}?host={}", self.port, self.directory.path().display())
+    }
+
+    /// Where the server's files are.
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
     /// Creates a database, runs `statements` in it, and gives its URL.
     pub async fn database(&self, statements: &[&str]) -> String {
         static NEXT: AtomicU32 = AtomicU32::new(0);
@@ -107,7 +140,7 @@ impl Postgres {
 
     /// Runs statements in a database.
     pub async fn run(&self, database: &str, statements: &[&str]) {
-        let mut connection = connect(&self.url(database)).await.expect("the server accepts");
+        let mut connection = connect(&self.local_url(database)).await.expect("the server accepts");
         for statement in statements {
             sqlx::raw_sql(AssertSqlSafe((*statement).to_owned())).execute(&mut connection).await.expect(statement);
         }
@@ -116,7 +149,7 @@ impl Postgres {
 
     /// One value of one row, as text.
     pub async fn value(&self, database: &str, query: &str) -> String {
-        let mut connection = connect(&self.url(database)).await.expect("the server accepts");
+        let mut connection = connect(&self.local_url(database)).await.expect("the server accepts");
         sqlx::query_scalar(AssertSqlSafe(query.to_owned())).fetch_one(&mut connection).await.expect(query)
     }
 

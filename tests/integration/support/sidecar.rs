@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -47,12 +48,28 @@ impl Sidecar {
 
     /// [`Sidecar::start`] with more arguments, such as `["--workers", "2"]`.
     pub fn start_with(snapshot: &Json, arguments: &[&str]) -> Self {
+        Self::start_until(snapshot, arguments, |port, _| {
+            let reply = Client::connect(port).and_then(|mut client| client.try_call(&["DBSIZE"]));
+            matches!(reply, Ok(Value::Int(_)))
+        })
+    }
+
+    /// Starts a sidecar under `snapshot`, whose servers may not exist, and waits until it is alive.
+    pub fn start_alone(snapshot: &Json) -> Self {
+        Self::start_until(snapshot, &[], |port, admin| {
+            // The admin port opens last.
+            [port, admin].into_iter().all(|port| TcpStream::connect(("127.0.0.1", port)).is_ok())
+        })
+    }
+
+    /// Starts a sidecar and waits until `ready` holds for its port and its admin port.
+    fn start_until(snapshot: &Json, arguments: &[&str], ready: fn(u16, u16) -> bool) -> Self {
         let directory = TempDir::new().expect("a temporary directory");
         std::fs::write(directory.path().join("snapshot.json"), snapshot.to_string()).expect("the directory is writable");
         for _ in 0..10 {
             let (port, admin) = (free_port(), free_port());
             let mut child = spawn(&directory, port, admin, arguments);
-            if passes(&mut child, port) {
+            if comes_up(&mut child, || ready(port, admin)) {
                 return Self { port, admin, child, directory };
             }
             let _ = child.kill();
@@ -91,7 +108,7 @@ impl Sidecar {
 
     /// The value of a metric without labels. Panics where there is none.
     pub fn metric(&self, name: &str) -> f64 {
-        let mut stream = std::net::TcpStream::connect(("127.0.0.1", self.admin)).expect("the admin port accepts");
+        let mut stream = TcpStream::connect(("127.0.0.1", self.admin)).expect("the admin port accepts");
         stream.write_all(b"GET /metrics HTTP/1.1\r\nhost: larder\r\nconnection: close\r\n\r\n").expect("it reads");
         let mut text = String::new();
         stream.read_to_string(&mut text).expect("it answers");
@@ -151,15 +168,14 @@ fn spawn(directory: &TempDir, port: u16, admin: u16, arguments: &[&str]) -> Chil
         .expect("larderd runs")
 }
 
-/// Whether a command passes before the limit. False at once where the process ended: another took its port.
-fn passes(child: &mut Child, port: u16) -> bool {
+/// Whether it becomes ready before the limit. False at once where the process ended: another took its port.
+fn comes_up(child: &mut Child, ready: impl Fn() -> bool) -> bool {
     let deadline = Instant::now() + START_LIMIT;
     while Instant::now() < deadline {
         if child.try_wait().is_ok_and(|status| status.is_some()) {
             return false;
         }
-        let reply = Client::connect(port).and_then(|mut client| client.try_call(&["DBSIZE"]));
-        if matches!(reply, Ok(Value::Int(_))) {
+        if ready() {
             return true;
         }
         std::thread::sleep(Duration::from_millis(10));
