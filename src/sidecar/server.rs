@@ -164,7 +164,7 @@ impl Introspect for Insight {
     }
 
     fn origins(&self) -> Vec<OriginStats> {
-        self.0.in_force.borrow().origins.stats()
+        self.told.in_force.borrow().origins.stats()
     }
 
     fn explain(&self, key: Vec<u8>) -> Explanation {
