@@ -145,7 +145,7 @@ async fn ask(worker: &Rc<Worker>, node: &Rc<Node>, database: u8, command: &[&[u8
     }));
     let mut wire = Vec::new();
     encode::command(&mut wire, command);
-    let lane = Lane { protocol: Protocol::Resp2, database };
+    let lane = Lane { protocol: Protocol::Resp2, database, ..Lane::default() };
     node.mux(worker, lane).push(&[&wire], Pending::new(sink, ANY_SLOT, Retry::Never, lane, worker.now()));
     receiver.await.ok().filter(|bytes| bytes.first() != Some(&b'-'))
 }

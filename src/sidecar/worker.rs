@@ -11,6 +11,7 @@ use super::patterns::read_through::{self, Flights};
 use super::policy::ActivePolicy;
 use super::session::{Ending, Session};
 use super::upstream::access::Access;
+use super::upstream::bulk::BulkLanes;
 use super::upstream::node::NodeAddr;
 use super::upstream::queue::{Pending, Recovered};
 use super::upstream::redirect::{Redirect, parse_redirect};
@@ -55,6 +56,7 @@ pub struct Worker {
     /// The runtime of the thread that asks origins.
     origins: Handle,
     random: RefCell<fastrand::Rng>,
+    bulk_lanes: BulkLanes,
     meter: Meter,
 }
 
@@ -97,6 +99,7 @@ impl Worker {
             flights: Flights::default(),
             origins,
             random: RefCell::new(fastrand::Rng::new()),
+            bulk_lanes: BulkLanes::default(),
             meter,
         })
     }
@@ -145,6 +148,11 @@ impl Worker {
     /// Where origins are asked.
     pub fn origins(&self) -> &Handle {
         &self.origins
+    }
+
+    /// Who uses the connections for large replies.
+    pub fn bulk_lanes(&self) -> &BulkLanes {
+        &self.bulk_lanes
     }
 
     /// What is counted.

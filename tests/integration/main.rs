@@ -16,6 +16,7 @@ mod exclusive_subscriptions;
 mod exclusive_transactions;
 mod failover;
 mod health;
+mod large_replies;
 mod local_commands;
 mod origin_column_types;
 mod origin_http;

@@ -139,7 +139,7 @@ impl Feed {
         let state = Rc::new(State {
             session: session.clone(),
             slot,
-            lane: session.lane(),
+            lane: session.lane().shared(),
             counts,
             active: RefCell::default(),
             asked: RefCell::default(),

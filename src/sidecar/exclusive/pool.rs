@@ -125,6 +125,7 @@ pub(super) async fn is_quiet(link: &mut Link) -> bool {
 /// # Errors
 /// The text of an error reply: nothing of the client's command has left.
 pub(super) async fn acquire(worker: &Rc<Worker>, target: &Target, lane: Lane, hold: Hold) -> Result<Dedicated, String> {
+    let lane = lane.shared();
     let deadline = Instant::now() + Duration::from_millis(worker.patience());
     let (mut backoff, mut tried) = (FIRST_BACKOFF, None);
     loop {

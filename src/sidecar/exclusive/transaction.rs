@@ -116,7 +116,7 @@ impl Transaction {
             None => {}
             Some(Watch::Lost) => transaction.watch_lost = true,
             Some(Watch::Kept { mut connection, slot }) => {
-                if connection.lane() == session.lane() && connection.is_alive().await {
+                if connection.lane() == session.lane().shared() && connection.is_alive().await {
                     transaction.connection = Some(*connection);
                     transaction.slot = slot;
                 } else {

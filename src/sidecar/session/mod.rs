@@ -17,6 +17,7 @@ pub use stream::{ClientReader, ClientWriter, split_tcp, split_unix};
 
 use super::exclusive::Held;
 use super::resp::Protocol;
+use super::upstream::bulk::{LARGE_REPLY_BYTES, Sizing};
 use super::upstream::mux::{Lane, Mux, remember_waker};
 use super::worker::Worker;
 
@@ -69,6 +70,10 @@ pub struct Session {
     hopeless: Cell<bool>,
     ending: Cell<Ending>,
     lane: Cell<Lane>,
+    /// Which replies it has got lately; decides about its lane.
+    sizing: Cell<Sizing>,
+    /// How much of the reply that is leaving in parts has been passed on.
+    passed: Cell<usize>,
     /// A connection that waits for this client to read.
     slowed: RefCell<Option<Rc<Mux>>>,
     /// Pushes that wait for the end of a reply that is leaving in parts.
@@ -118,6 +123,8 @@ impl Session {
             hopeless: Cell::new(false),
             ending: Cell::new(Ending::No),
             lane: Cell::default(),
+            sizing: Cell::default(),
+            passed: Cell::new(0),
             slowed: RefCell::default(),
             pushes: RefCell::default(),
             held: RefCell::default(),
@@ -165,6 +172,45 @@ impl Session {
     /// Changes protocol or database for the commands that follow.
     pub fn set_lane(&self, lane: Lane) {
         self.lane.set(lane);
+    }
+
+    /// Whether the next command may be handed on, on the lane that the size of the last replies calls for. `false`: commands are
+    /// still on the old lane, where they could be overtaken.
+    #[inline]
+    pub fn is_lane_settled(&self) -> bool {
+        self.sizing.get() == Sizing::Small || self.settle_lane()
+    }
+
+    #[cold]
+    fn settle_lane(&self) -> bool {
+        let (lanes, lane) = (self.worker.bulk_lanes(), self.lane.get());
+        let (sizing, bulk) = match self.sizing.get() {
+            Sizing::Large { patience } if patience > 0 => {
+                self.sizing.set(Sizing::Large { patience: patience - 1 });
+                return true;
+            }
+            _ if self.outstanding() > 0 => return false,
+            Sizing::Grown => (Sizing::on_large_lane(), lanes.enter()),
+            Sizing::Large { .. } | Sizing::Small => (Sizing::Small, 0),
+        };
+        lanes.leave(lane.bulk);
+        self.sizing.set(sizing);
+        self.lane.set(Lane { bulk, ..lane });
+        true
+    }
+
+    /// A large reply has come for this client on a shared connection.
+    pub fn note_large_reply(&self) {
+        self.sizing.set(self.sizing.get().after_large());
+    }
+
+    /// A part of a reply was passed on from a shared connection.
+    pub fn note_passed(&self, count: usize) {
+        let passed = self.passed.get() + count;
+        self.passed.set(passed);
+        if passed >= LARGE_REPLY_BYTES {
+            self.note_large_reply();
+        }
     }
 
     /// Takes the next place in the order.
@@ -245,6 +291,7 @@ impl Session {
         self.head.set(self.head.get().wrapping_add(1));
         if self.streaming.get().is_some() {
             self.streaming.set(None);
+            self.passed.set(0);
             self.output.borrow_mut().bytes.append(&mut self.pushes.borrow_mut());
         }
         if !self.stash.borrow().is_empty() {
@@ -426,6 +473,11 @@ impl Session {
     pub fn let_go(&self) {
         drop(self.held.take());
         drop(self.slowed.take());
+    }
+
+    /// Leaves its lane for large replies, at the session's end.
+    pub fn leave_lane(&self) {
+        self.worker.bulk_lanes().leave(self.lane.replace(Lane::default()).bulk);
     }
 
     /// Brings the session nearer to its end.

@@ -197,6 +197,7 @@ impl Reader {
         }
         self.session.end(Ending::Now);
         self.session.let_go();
+        self.session.leave_lane();
     }
 
     /// Reads commands for the shared connections.
@@ -296,6 +297,9 @@ fn hand_on(session: &Rc<Session>, scanner: &mut CommandScanner, bytes: &[u8]) ->
     let flow = loop {
         if taken == bytes.len() {
             break Flow::Continue;
+        }
+        if !session.is_lane_settled() {
+            break Flow::Quiet;
         }
         let rest = &bytes[taken..];
         let (length, flow) = match scanner.scan(rest) {

@@ -15,6 +15,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::dial::{DialError, Link};
+use super::bulk::LARGE_REPLY_BYTES;
 use super::node::NodeAddr;
 use super::open::open;
 use super::queue::{Pending, Queue, Recovered, Retry};
@@ -51,6 +52,15 @@ pub struct Lane {
     pub protocol: Protocol,
     /// The database that its client selected.
     pub database: u8,
+    /// Zero for the connection that all clients share, else which of those for large replies; see [`bulk`](super::bulk).
+    pub bulk: u8,
+}
+
+impl Lane {
+    /// The same without a connection for large replies: for what is not a command of one client alone.
+    pub fn shared(self) -> Self {
+        Self { bulk: 0, ..self }
+    }
 }
 
 /// A shared, pipelined connection and the commands that wait on it.
@@ -189,6 +199,11 @@ impl Mux {
     /// Whether the connection has ended for good.
     pub fn is_retired(&self) -> bool {
         self.retired.get()
+    }
+
+    /// Whether it is for large replies, and no client uses it any more.
+    pub fn is_left(&self, worker: &Worker) -> bool {
+        self.lane.bulk > 0 && worker.bulk_lanes().clients(self.lane.bulk) == 0 && self.is_idle()
     }
 
     /// Has the connection go on after a slow client has read.
@@ -397,15 +412,23 @@ impl<'a> Connection<'a> {
     fn is_stalled(&self) -> bool {
         let mut stalled = self.mux.stalled.borrow_mut();
         let Some((session, until)) = &*stalled else { return false };
-        let late = self.worker.now() >= *until;
+        let late = self.worker.now() >= *until && self.holds_others_up();
         let over = session.output_bytes() < SLOW_CLIENT_BYTES / 2 || session.is_closed() || late;
         if late {
             session.lose_patience();
         }
         if over {
             *stalled = None;
+        } else {
+            // What the server has sent is not looked at: it is not silent.
+            self.mux.heard.set(self.worker.now());
         }
         !over
+    }
+
+    /// Whether waiting for a slow client keeps others waiting: those on the same connection, or on slots that change hands.
+    fn holds_others_up(&self) -> bool {
+        self.worker.bulk_lanes().clients(self.mux.lane.bulk) != 1 || self.worker.router().needs_attention()
     }
 
     fn take(&mut self, chunk: &[u8]) -> Result<(), Broken> {
@@ -422,10 +445,22 @@ impl<'a> Connection<'a> {
             }
             self.residue = residue;
         }
-        if self.residue.len() > MOST_COLLECTED_BYTES {
-            self.give_up_collecting();
+        if self.residue.len() >= LARGE_REPLY_BYTES {
+            self.note_large_residue();
         }
         Ok(())
+    }
+
+    /// A reply that cannot be passed on yet is large, or too large.
+    #[cold]
+    fn note_large_residue(&self) {
+        if self.residue.len() > MOST_COLLECTED_BYTES {
+            return self.give_up_collecting();
+        }
+        let mut queue = self.mux.queue.borrow_mut();
+        if let Some(session) = queue.front_mut().and_then(|front| front.sink.session()) {
+            session.note_large_reply();
+        }
     }
 
     /// Answers the command whose reply is being collected with an error; the rest of the reply is let through to nobody.
@@ -475,6 +510,7 @@ impl<'a> Connection<'a> {
         if !session.deliver_part(*sequence, part) {
             return false;
         }
+        session.note_passed(part.len());
         if !begun && let OnReply::Count(rule) | OnReply::Fill(rule) | OnReply::FillZero(rule) = *on_reply {
             self.worker.metrics().count_read(rule, false);
         }

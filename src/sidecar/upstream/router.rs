@@ -291,7 +291,7 @@ impl Router {
         self.expire_lobby(worker, deadline);
     }
 
-    /// Ends the connections of nodes that are in no view, once they owe nothing.
+    /// Ends the connections of nodes that are in no view, and those for large replies that nobody uses, once they owe nothing.
     fn retire_idle(&self, worker: &Rc<Worker>) {
         let idle: Vec<Rc<Mux>> = {
             let (nodes, map) = (self.nodes.borrow(), self.map.borrow());
@@ -302,6 +302,11 @@ impl Router {
             idle.iter().for_each(|mux| mux.retire(worker));
             self.forget_old_nodes();
         }
+        let left: Vec<Rc<Mux>> = {
+            let nodes = self.nodes.borrow();
+            nodes.values().flat_map(|node| node.all_muxes()).filter(|mux| !mux.is_retired() && mux.is_left(worker)).collect()
+        };
+        left.iter().for_each(|mux| mux.retire(worker));
     }
 
     fn expire_lobby(&self, worker: &Rc<Worker>, deadline: u64) {

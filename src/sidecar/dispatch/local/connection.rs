@@ -69,7 +69,7 @@ fn select(session: &Rc<Session>, request: &Request<'_>) -> Flow {
 }
 
 fn reset(session: &Rc<Session>) -> Flow {
-    if !change_lane(session, Lane { protocol: Protocol::Resp2, database: 0 }) {
+    if !change_lane(session, Lane { protocol: Protocol::Resp2, database: 0, ..session.lane() }) {
         return Flow::Quiet;
     }
     session.let_go();

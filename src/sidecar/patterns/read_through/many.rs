@@ -70,7 +70,7 @@ fn count_and_pick_missing(worker: &Rc<Worker>, command: &[u8], absent: impl Iter
 
 /// Loads what is missing, each rule's keys together, and answers when all is known.
 fn load(worker: &Rc<Worker>, place: Place, collected: Collected, missing: Vec<Missing>) {
-    let lane = place.lane;
+    let lane = place.lane.shared();
     let state = State { collected, failure: None, open: missing.len() };
     let table = Rc::new(Table { place, state: RefCell::new(state) });
     let mut by_rule: FxHashMap<RuleId, Vec<Rc<Flight>>> = FxHashMap::default();

@@ -81,7 +81,7 @@ pub fn on_miss(worker: &Rc<Worker>, rule: RuleId, recovered: Recovered, found: &
     let Some((rule, read)) = read.filter(|(rule, _)| policy.loads(*rule)) else {
         return session.deliver(sequence, found);
     };
-    let key = (recovered.pending.lane, read.key.clone());
+    let key = (recovered.pending.lane.shared(), read.key.clone());
     let found = found.to_vec();
     let deliver: Deliver = Box::new(move |_, outcome| match outcome {
         Outcome::Found(value) => session.answer(sequence, |out| read.answer(value, out)),
