@@ -14,8 +14,8 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::dial::{DialError, Link};
 use super::bulk::LARGE_REPLY_BYTES;
+use super::dial::{DialError, Link};
 use super::node::NodeAddr;
 use super::open::open;
 use super::queue::{Pending, Queue, Recovered, Retry};
