@@ -14,7 +14,7 @@ use super::text::{
     DurationText, HttpPathText, MAX_ORIGINS, MAX_RULES, NameText, ObjectNameText, PatternText, PercentText, PeriodText,
     PositiveDurationText, SqlText,
 };
-use crate::policy::{Percent, ReplyForm, Span};
+use crate::policy::{AtWaitEnd, Percent, ReplyForm, Span};
 
 /// How workloads use a cache tier: which keys live how long, and where missing ones are loaded from.
 #[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -188,12 +188,16 @@ pub struct OriginAccess {
     .message("only a ReadThrough rule loads: remove origin, or write strategy: ReadThrough"))]
 #[x_kube(validation = Rule::new("self.strategy == 'ReadThrough' || !has(self.negativeTtl)")
     .message("only a ReadThrough rule knows what the origin does not have: remove negativeTtl, or write strategy: ReadThrough"))]
-#[x_kube(validation = Rule::new("self.strategy == 'ReadThrough' || !has(self.stale)")
-    .message("stale is supported on ReadThrough rules only, so far: remove it, or write strategy: ReadThrough"))]
-#[x_kube(validation = Rule::new("self.strategy == 'ReadThrough' || !has(self.stampede)")
-    .message("stampede is supported on ReadThrough rules only, so far: remove it, or write strategy: ReadThrough"))]
-#[x_kube(validation = Rule::new("self.strategy != 'Bypass' || (!has(self.ttl) && !has(self.maxTtl) && !has(self.jitter))")
-    .message("a Bypass rule touches nothing: remove ttl, maxTtl and jitter, or write strategy: CacheAside"))]
+#[x_kube(validation = Rule::new("self.strategy != 'Bypass' || (!has(self.ttl) && !has(self.maxTtl) && !has(self.jitter) && !has(self.stale) && !has(self.stampede))")
+    .message("a Bypass rule touches nothing: remove ttl, maxTtl, jitter, stale and stampede, or write strategy: CacheAside"))]
+#[x_kube(validation = Rule::new("self.strategy != 'ReadThrough' || !has(self.stampede) || !has(self.stampede.mode) || self.stampede.mode != 'Disabled'")
+    .message("a ReadThrough rule always makes one load of many misses: remove stampede.mode, or write strategy: CacheAside"))]
+#[x_kube(validation = Rule::new("self.strategy != 'ReadThrough' || !has(self.stampede) || !has(self.stampede.earlyExpiry)")
+    .message("earlyExpiry is supported on CacheAside rules only, so far: remove it; one sidecar loads an expired key while the others wait"))]
+#[x_kube(validation = Rule::new("self.strategy != 'ReadThrough' || !has(self.stampede) || !has(self.stampede.atWaitEnd)")
+    .message("at the end of its wait a ReadThrough rule loads by itself: remove atWaitEnd, or write strategy: CacheAside"))]
+#[x_kube(validation = Rule::new("self.strategy != 'CacheAside' || !has(self.stale) || duration(self.stale) == duration('0s') || !has(self.stampede) || !has(self.stampede.mode) || self.stampede.mode != 'Disabled'")
+    .message("stale values are served while one caller loads, which needs a lease: remove stale, or write stampede.mode: Lease"))]
 #[x_kube(validation = Rule::new("!has(self.ttl) || !has(self.maxTtl) || duration(self.ttl) <= duration(self.maxTtl)")
     .message("ttl is longer than maxTtl: shorten ttl, or lengthen maxTtl"))]
 pub struct RuleSpec {
@@ -204,8 +208,8 @@ pub struct RuleSpec {
     /// user:{id} covers user:7.
     #[schemars(with = "PatternText")]
     pub keys: String,
-    /// What the sidecar does. CacheAside: the application loads and stores, the sidecar sees to the TTL. ReadThrough: the sidecar
-    /// loads what is missing from an origin. Bypass: commands pass untouched.
+    /// What the sidecar does. CacheAside: the application loads and stores, the sidecar sees to the TTL and to one load of many
+    /// misses. ReadThrough: the sidecar loads what is missing from an origin. Bypass: commands pass untouched.
     pub strategy: StrategyKind,
     /// The TTL of a key whose writer gave none. Default: that of spec.defaults.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -219,7 +223,8 @@ pub struct RuleSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<PercentText>")]
     pub jitter: Option<Percent>,
-    /// How long past its TTL a value may be served while the origin fails. Default 0s: never.
+    /// How long past its TTL a value may be served: on a CacheAside rule while one caller loads it anew, on a ReadThrough rule while
+    /// the origin fails. Default 0s: never.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<DurationText>")]
     pub stale: Option<Span>,
@@ -239,7 +244,7 @@ pub struct RuleSpec {
 #[derive(JsonSchema, Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[schemars(inline)]
 pub enum StrategyKind {
-    /// The application loads and stores; the sidecar sees to the TTL.
+    /// The application loads and stores; the sidecar sees to the TTL, and to one load of many misses.
     CacheAside,
     /// The sidecar loads what is missing.
     ReadThrough,
@@ -248,19 +253,66 @@ pub enum StrategyKind {
 }
 
 /// How many callers of one missing key become one load.
-#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-#[x_kube(validation = Rule::new("!has(self.wait) || duration(self.wait) <= (has(self.lease) ? duration(self.lease) : duration('3s'))")
-    .message("wait is longer than lease (3s where none is given): a wait past the lease's end waits for nobody"))]
+#[x_kube(validation = Rule::new("!has(self.wait) || duration(self.wait) < (has(self.lease) ? duration(self.lease) : duration('3s'))")
+    .message("wait is not shorter than lease (3s where none is given): when the lease ends, the next caller loads, and need not wait"))]
+#[x_kube(validation = Rule::new("!has(self.lease) || duration(self.lease) <= duration('5m')")
+    .message("lease is longer than 5m: a caller that dies while it loads would keep the others waiting that long; write the longest time that a load takes"))]
+#[x_kube(validation = Rule::new("!has(self.mode) || self.mode != 'Disabled' || (!has(self.lease) && !has(self.wait) && !has(self.earlyExpiry) && !has(self.atWaitEnd))")
+    .message("mode: Disabled protects from nothing: remove lease, wait, earlyExpiry and atWaitEnd, or write mode: Lease"))]
 pub struct Stampede {
-    /// How long one load may hold the lease before another sidecar may load. Default 3s.
+    /// Lease, which is the default: of all who miss a key, one loads. Disabled: every caller that misses loads.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "StampedeMode")]
+    pub mode: Option<StampedeMode>,
+    /// How long one load may hold the lease before another caller may load. Default 3s.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<PositiveDurationText>")]
     pub lease: Option<Span>,
-    /// How long a read waits for a load that another sidecar makes, before it loads by itself. Default: half the lease, at most 1s.
+    /// How long a read waits for a load that another caller makes. Default: half the lease, at most 1s.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<DurationText>")]
     pub wait: Option<Span>,
+    /// How eagerly one caller is asked to load a value anew before it expires, in units of the time that loads take. Default 1.0
+    /// where ttl is at least 10s, else 0; 0: never before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 10))]
+    pub early_expiry: Option<f64>,
+    /// What a read gets that has waited in vain. Error, which is the default: an error, so that at most one caller loads per lease
+    /// and key. Miss: a miss, so that it loads as well.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "WaitEnd")]
+    pub at_wait_end: Option<WaitEnd>,
+}
+
+/// Whether many misses of one key become one load. There is no `Off`: YAML 1.1 takes that for a truth value.
+#[derive(JsonSchema, Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[schemars(inline)]
+pub enum StampedeMode {
+    /// Of all who miss a key, one loads.
+    Lease,
+    /// Every caller that misses loads.
+    Disabled,
+}
+
+/// What a read gets that has waited for another caller's load in vain.
+#[derive(JsonSchema, Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[schemars(inline)]
+pub enum WaitEnd {
+    /// An error.
+    Error,
+    /// A miss.
+    Miss,
+}
+
+impl From<WaitEnd> for AtWaitEnd {
+    fn from(end: WaitEnd) -> Self {
+        match end {
+            WaitEnd::Error => Self::Error,
+            WaitEnd::Miss => Self::Miss,
+        }
+    }
 }
 
 /// What a load asks of its origin.

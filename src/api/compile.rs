@@ -2,12 +2,17 @@
 
 use std::collections::HashSet;
 
-use super::cache_policy::{AllowSpec, Defaults, OriginAccess, OriginSpec, RuleSpec, StrategyKind, UnmatchedMode};
+use super::cache_policy::{
+    self, AllowSpec, Defaults, OriginAccess, OriginSpec, RuleSpec, StampedeMode, StrategyKind, UnmatchedMode,
+};
 use super::path::{FieldPath, at};
 use super::problem::{ObjectRef, Problem, Problems};
 use super::{CacheCluster, CachePolicy, SecretKeyRef, SensitiveSource};
 use crate::policy::snapshot::{self, Allow, Auth, Cluster, Origin, OriginKind, Sensitive, Snapshot, Tls, Topology};
-use crate::policy::{KeyPattern, Lifetime, Load, Percent, Query, ReadThrough, Rule, Span, Strategy, Unmatched};
+use crate::policy::{
+    AtWaitEnd, Beta, CacheAside, KeyPattern, Lifetime, Load, Percent, Query, ReadThrough, Rule, Span, Stampede, Strategy,
+    Unmatched,
+};
 
 /// The TTL of a key whose writer and policy give none.
 pub const DEFAULT_TTL: Span = Span::from_secs(5 * 60);
@@ -19,6 +24,10 @@ pub const DEFAULT_JITTER: Percent = Percent::new(10);
 pub const DEFAULT_LEASE: Span = Span::from_secs(3);
 /// The longest default wait for another's load; half the lease where that is shorter.
 pub const DEFAULT_WAIT: Span = Span::from_secs(1);
+/// How eagerly values are loaded anew before they expire.
+pub const DEFAULT_EARLY_EXPIRY: Beta = Beta::ONE;
+/// The shortest TTL for which that is the default: of a shorter one, the time that loads take is too great a part.
+pub const EARLY_EXPIRY_FROM: Span = Span::from_secs(10);
 /// How long a key is remembered as missing.
 pub const DEFAULT_NEGATIVE_TTL: Span = Span::from_secs(10);
 /// The most loads under way at once from one sidecar at one origin.
@@ -75,7 +84,7 @@ pub fn compile(
     let Reach { topology, tls, auth, sentinel_auth } = reach;
     let snapshot = Snapshot {
         version: snapshot::VERSION,
-        requires: snapshot::VERSION,
+        requires: snapshot::required_form(&merged.rules),
         generation,
         cluster: Cluster { name, topology, tls, auth, sentinel_auth, patience: PATIENCE },
         unmatched: merged.unmatched.map_or(Unmatched::Bypass {}, |stated| stated.unmatched),
@@ -350,21 +359,56 @@ fn compile_strategy(
             return None;
         }
     };
+    let stampede = spec.stampede.clone().unwrap_or_default();
+    let stale = spec.stale.unwrap_or_default();
     if spec.strategy == StrategyKind::CacheAside {
-        return Some(Strategy::CacheAside { ttl });
+        let stampede = compile_stampede(source, &stampede, &ttl, &place.key("stampede"))?;
+        return Some(Strategy::CacheAside(CacheAside { ttl, stale, stampede }));
     }
     let load = compile_load(source, spec, place, keys, origin_names)?;
-    let stampede = spec.stampede.clone().unwrap_or_default();
-    let lease = stampede.lease.unwrap_or(DEFAULT_LEASE);
-    let wait = stampede.wait.unwrap_or_else(|| DEFAULT_WAIT.min(Span::from_millis(lease.as_millis() / 2)));
+    let (lease, wait) = lease_and_wait(&stampede);
     Some(Strategy::ReadThrough(Box::new(ReadThrough {
         ttl,
-        stale: spec.stale.unwrap_or_default(),
+        stale,
         negative_ttl: spec.negative_ttl.unwrap_or(DEFAULT_NEGATIVE_TTL),
         lease,
         wait,
         load,
     })))
+}
+
+/// How long a lease lasts, and how long others wait for its holder.
+fn lease_and_wait(spec: &cache_policy::Stampede) -> (Span, Span) {
+    let lease = spec.lease.unwrap_or(DEFAULT_LEASE);
+    (lease, spec.wait.unwrap_or_else(|| DEFAULT_WAIT.min(Span::from_millis(lease.as_millis() / 2))))
+}
+
+/// `None` where it is refused.
+fn compile_stampede(
+    source: &mut Source<'_>,
+    spec: &cache_policy::Stampede,
+    ttl: &Lifetime,
+    place: &FieldPath,
+) -> Option<Option<Stampede>> {
+    match spec.mode.unwrap_or(StampedeMode::Lease) {
+        StampedeMode::Disabled => return Some(None),
+        StampedeMode::Lease => {}
+    }
+    let early_expiry = match spec.early_expiry {
+        None => (ttl.default >= EARLY_EXPIRY_FROM).then_some(DEFAULT_EARLY_EXPIRY),
+        Some(0.0) => None,
+        Some(factor) => match Beta::try_from(factor) {
+            Ok(beta) => Some(beta),
+            Err(error) => {
+                let (what, remedy) = split_remedy(&error.to_string());
+                source.refuse(place.key("earlyExpiry"), what, remedy);
+                return None;
+            }
+        },
+    };
+    let (lease, wait) = lease_and_wait(spec);
+    let at_wait_end = spec.at_wait_end.map_or(AtWaitEnd::Error, Into::into);
+    Some(Some(Stampede { lease, wait, early_expiry, at_wait_end }))
 }
 
 fn compile_load(
@@ -460,6 +504,36 @@ spec: {engine: {kind: Redis, version: "7.0"}, mode: Sentinel, memory: 256Mi}
         assert_eq!((read_through.negative_ttl, read_through.stale), (Span::from_secs(10), Span::default()));
         let json = serde_json::to_vec(&snapshot).expect("serialises");
         assert_eq!(Snapshot::parse(&json).expect("a sidecar reads it"), snapshot);
+    }
+
+    #[track_caller]
+    fn check_stampede(rule: &str, expected: Option<Stampede>) {
+        let rules = format!("  rules: [{{name: a, keys: 'a:{{id}}', strategy: CacheAside{rule}}}]\n");
+        let snapshot = compile_all(&[policy("p", &rules)]).expect("valid");
+        let Some(Strategy::CacheAside(compiled)) = snapshot.rules.first().map(|rule| &rule.strategy) else {
+            panic!("not cache-aside")
+        };
+        assert_eq!(compiled.stampede, expected, "{rule}");
+        assert_eq!(snapshot.requires, if expected.is_some() { 2 } else { 1 }, "{rule}");
+        let json = serde_json::to_vec(&snapshot).expect("serialises");
+        assert_eq!(Snapshot::parse(&json).expect("a sidecar reads it"), snapshot);
+    }
+
+    #[test]
+    fn cache_aside_rules_take_leases_unless_told_otherwise() {
+        let usual = Stampede {
+            lease: Span::from_secs(3),
+            wait: Span::from_secs(1),
+            early_expiry: Some(Beta::ONE),
+            at_wait_end: AtWaitEnd::Error,
+        };
+        check_stampede("", Some(usual));
+        check_stampede(", ttl: 9s", Some(Stampede { early_expiry: None, ..usual }));
+        check_stampede(", stale: 1m, stampede: {earlyExpiry: 0}", Some(Stampede { early_expiry: None, ..usual }));
+        let half = Stampede { lease: Span::from_secs(1), wait: Span::from_millis(500), ..usual };
+        check_stampede(", stampede: {mode: Lease, lease: 1s}", Some(half));
+        check_stampede(", stampede: {atWaitEnd: Miss}", Some(Stampede { at_wait_end: AtWaitEnd::Miss, ..usual }));
+        check_stampede(", stampede: {mode: Disabled}", None);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Anti-patterns: what the API server accepts, and users regret.
 
 use super::cache_cluster::Eviction;
-use super::cache_policy::{CachePolicySpec, Defaults, OriginAccess, RuleSpec, StrategyKind};
+use super::cache_policy::{CachePolicySpec, Defaults, OriginAccess, RuleSpec, Stampede, StampedeMode, StrategyKind};
 use super::compile::{DEFAULT_NEGATIVE_TTL, DEFAULT_TTL, DEFAULT_WAIT};
 use super::finding::{Finding, Severity};
 use super::manifest::{Document, Located, Manifests};
@@ -13,6 +13,9 @@ use crate::policy::{KeyPattern, Span};
 const LONG_TTL: Span = Span::from_secs(24 * 3600);
 /// The same for the longest TTL that writers may give.
 const LONG_MAX_TTL: Span = Span::from_secs(7 * 24 * 3600);
+
+/// A wait from which common clients, which give up after 3 s and ask again, make the load that it should have saved.
+const LONG_WAIT: Span = Span::from_secs(2);
 
 /// Words in keys that stand for a query's text, or for its hash.
 const QUERY_WORDS: &[&str] = &[
@@ -38,6 +41,7 @@ pub const CODES: &[&str] = &[
     "evicts-everything",
     "evicts-nothing",
     "long-ttl",
+    "long-wait",
     "no-jitter",
     "no-negative-ttl",
     "no-stampede-protection",
@@ -230,15 +234,22 @@ fn query_word(keys: &KeyPattern) -> Option<String> {
 }
 
 fn lint_loads(linter: &mut Linter<'_>, path: &FieldPath, rule: &RuleSpec, defaults: &Defaults) {
+    if let Some(stampede) = &rule.stampede {
+        lint_wait(linter, &path.key("stampede"), stampede);
+    }
     match rule.strategy {
         StrategyKind::Bypass => {}
-        StrategyKind::CacheAside => linter.warn(
-            "no-stampede-protection",
-            path.key("strategy"),
-            format!("every client that misses a key of `{}` loads it", rule.name),
-            "when a popular key expires, all its readers ask the database at once; on CacheAside rules that is not prevented yet",
-            "write strategy: ReadThrough, which makes one load of many misses",
-        ),
+        StrategyKind::CacheAside => {
+            if rule.stampede.as_ref().is_some_and(|stampede| stampede.mode == Some(StampedeMode::Disabled)) {
+                linter.warn(
+                    "no-stampede-protection",
+                    path.key("stampede").key("mode"),
+                    format!("every client that misses a key of `{}` loads it", rule.name),
+                    "when a popular key expires, all its readers ask the database at once",
+                    "write Lease, or remove stampede",
+                );
+            }
+        }
         StrategyKind::ReadThrough => {
             let wait = rule.stampede.as_ref().and_then(|stampede| stampede.wait).unwrap_or(DEFAULT_WAIT);
             if wait.is_zero() {
@@ -270,6 +281,18 @@ fn lint_loads(linter: &mut Linter<'_>, path: &FieldPath, rule: &RuleSpec, defaul
                 );
             }
         }
+    }
+}
+
+fn lint_wait(linter: &mut Linter<'_>, path: &FieldPath, stampede: &Stampede) {
+    if let Some(wait) = stampede.wait.filter(|wait| *wait > LONG_WAIT) {
+        linter.warn(
+            "long-wait",
+            path.key("wait"),
+            format!("a read may wait for {wait}"),
+            "many clients give up after 3s and ask again, on another connection and for another load",
+            "write at most 2s",
+        );
     }
 }
 

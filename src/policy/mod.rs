@@ -8,7 +8,7 @@ pub mod snapshot;
 pub mod units;
 
 pub use pattern::{Captures, KeyPattern, PatternError};
-pub use rule::{Lifetime, Load, Query, ReadThrough, ReplyForm, Rule, Strategy, Unmatched};
+pub use rule::{AtWaitEnd, CacheAside, Lifetime, Load, Query, ReadThrough, ReplyForm, Rule, Stampede, Strategy, Unmatched};
 pub use rule_index::RuleIndex;
 pub use snapshot::{Snapshot, SnapshotError};
-pub use units::{ByteSize, Percent, Span, UnitError};
+pub use units::{Beta, ByteSize, Percent, Span, UnitError};

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::pattern::KeyPattern;
-use super::units::{Percent, Span};
+use super::units::{Beta, Percent, Span};
 
 /// How one family of keys is cached. Every default is resolved before a rule reaches a snapshot.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -23,11 +23,8 @@ pub struct Rule {
 pub enum Strategy {
     /// Commands pass untouched.
     Bypass {},
-    /// The application loads and stores; the sidecar sees to the TTL.
-    CacheAside {
-        /// The lifetime of every covered key.
-        ttl: Lifetime,
-    },
+    /// The application loads and stores; the sidecar sees to the TTL, and to one load of many misses.
+    CacheAside(CacheAside),
     /// The sidecar loads what is missing.
     ReadThrough(Box<ReadThrough>),
 }
@@ -52,6 +49,45 @@ impl Lifetime {
         let cut = range.saturating_mul(u64::from(random)) >> 32;
         Span::from_millis((full - cut).max(1))
     }
+}
+
+/// What the sidecar does for keys that the application loads and stores.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct CacheAside {
+    /// The lifetime of every covered key.
+    pub ttl: Lifetime,
+    /// How long past its TTL a value may be served while one caller loads it anew. Zero: never. Above zero only with `stampede`.
+    #[serde(default, skip_serializing_if = "Span::is_zero")]
+    pub stale: Span,
+    /// How many misses become one load. `None`: each miss is passed on, and every client that misses loads.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stampede: Option<Stampede>,
+}
+
+/// How many misses of one key become one load by the application.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Stampede {
+    /// How long one client may take to load before another one is asked to. Above zero.
+    pub lease: Span,
+    /// How long a read waits for another client's load. Shorter than `lease`; zero: not at all.
+    pub wait: Span,
+    /// How eagerly values are loaded anew before they expire. `None`: never before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub early_expiry: Option<Beta>,
+    /// What a read gets that has waited in vain.
+    pub at_wait_end: AtWaitEnd,
+}
+
+/// What a read gets that has waited for another client's load in vain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum AtWaitEnd {
+    /// An error that says so: the origin sees at most one load per lease and key.
+    Error,
+    /// A miss: the client loads as well.
+    Miss,
 }
 
 /// What a miss on a read-through rule does.
@@ -130,7 +166,7 @@ impl Strategy {
     pub fn name(&self) -> &'static str {
         match self {
             Self::Bypass {} => "Bypass",
-            Self::CacheAside { .. } => "CacheAside",
+            Self::CacheAside(_) => "CacheAside",
             Self::ReadThrough(_) => "ReadThrough",
         }
     }
@@ -152,7 +188,7 @@ impl Rule {
     pub fn lifetime(&self) -> Option<&Lifetime> {
         match &self.strategy {
             Strategy::Bypass {} => None,
-            Strategy::CacheAside { ttl } => Some(ttl),
+            Strategy::CacheAside(cache_aside) => Some(&cache_aside.ttl),
             Strategy::ReadThrough(read_through) => Some(&read_through.ttl),
         }
     }

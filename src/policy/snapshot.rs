@@ -10,11 +10,13 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::pattern::KeyPattern;
-use super::rule::{Query, Rule, Strategy, Unmatched};
+use super::rule::{CacheAside, Query, Rule, Strategy, Unmatched};
 use super::units::Span;
 
 /// The newest form that this build writes and reads.
-pub const VERSION: u32 = 1;
+///
+/// 2: cache-aside rules may have `stale` and `stampede`.
+pub const VERSION: u32 = 2;
 /// The largest snapshot in bytes, which also fits a ConfigMap.
 pub const MAX_BYTES: usize = 900 * 1024;
 /// The most rules in one snapshot.
@@ -276,8 +278,10 @@ impl Snapshot {
         {
             return Err("its ttl must be above zero and at most its maxTtl".to_owned());
         }
-        let Strategy::ReadThrough(read_through) = &rule.strategy else {
-            return Ok(());
+        let read_through = match &rule.strategy {
+            Strategy::Bypass {} => return Ok(()),
+            Strategy::CacheAside(cache_aside) => return check_stampede(cache_aside),
+            Strategy::ReadThrough(read_through) => read_through,
         };
         let load = &read_through.load;
         let origin = self.origins.iter().find(|origin| origin.name == load.origin);
@@ -293,6 +297,25 @@ impl Snapshot {
     /// The patterns of all rules, in order.
     pub fn patterns(&self) -> impl Iterator<Item = &KeyPattern> {
         self.rules.iter().map(|rule| &rule.keys)
+    }
+}
+
+/// The oldest form whose readers understand `rules`.
+pub fn required_form(rules: &[Rule]) -> u32 {
+    let is_newer = |rule: &Rule| match &rule.strategy {
+        Strategy::CacheAside(cache_aside) => cache_aside.stampede.is_some() || !cache_aside.stale.is_zero(),
+        Strategy::Bypass {} | Strategy::ReadThrough(_) => false,
+    };
+    if rules.iter().any(is_newer) { 2 } else { 1 }
+}
+
+fn check_stampede(cache_aside: &CacheAside) -> Result<(), String> {
+    match &cache_aside.stampede {
+        Some(stampede) if stampede.wait >= stampede.lease => Err("its wait must be shorter than its lease".to_owned()),
+        None if !cache_aside.stale.is_zero() => {
+            Err("stale is served while one caller loads: it needs stampede as well".to_owned())
+        }
+        Some(_) | None => Ok(()),
     }
 }
 
@@ -329,6 +352,42 @@ mod tests {
         assert_eq!(Snapshot::parse(&json).expect("valid"), snapshot);
     }
 
+    /// A minimal snapshot with one cache-aside rule.
+    fn cache_aside(more: &str) -> Result<Snapshot, String> {
+        let rules = MINIMAL.find(r#""rules""#).expect("rules");
+        let rule = format!(
+            r#""rules":[{{"name":"a","keys":"a:{{id}}","strategy":{{"cacheAside":{{"ttl":{{"default":"10m","max":"24h","jitter":"10%"}}{more}}}}}}}]}}"#
+        );
+        Snapshot::parse(format!("{}{rule}", &MINIMAL[..rules]).as_bytes()).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn cache_aside_rules_of_the_first_form_protect_nothing() {
+        let old = cache_aside("").expect("valid");
+        let Some(Strategy::CacheAside(rule)) = old.rules.first().map(|rule| &rule.strategy) else { panic!("no rule") };
+        assert_eq!((rule.stale, rule.stampede), (Span::default(), None));
+        assert_eq!(required_form(&old.rules), 1);
+        assert!(!serde_json::to_string(&old).expect("serialises").contains("stampede"), "an older sidecar reads it");
+    }
+
+    #[test]
+    fn cache_aside_rules_with_leases_are_checked() {
+        let stampede = |lease: &str, wait: &str, beta: &str| {
+            format!(r#","stampede":{{"lease":"{lease}","wait":"{wait}","earlyExpiry":{beta},"atWaitEnd":"error"}}"#)
+        };
+        let new = cache_aside(&format!(r#"{},"stale":"1m""#, stampede("3s", "1s", "1"))).expect("valid");
+        assert_eq!(required_form(&new.rules), 2);
+        assert_eq!(Snapshot::parse(&serde_json::to_vec(&new).expect("serialises")).expect("valid"), new);
+        for (more, word) in [
+            (stampede("1s", "1s", "1"), "shorter than its lease"),
+            (stampede("0s", "0s", "1"), "shorter than its lease"),
+            (stampede("3s", "1s", "0"), "up to 10"),
+            (r#","stale":"1m""#.to_owned(), "needs stampede"),
+        ] {
+            assert!(cache_aside(&more).is_err_and(|error| error.contains(word)), "{more}");
+        }
+    }
+
     #[test]
     fn secrets_do_not_show() {
         let snapshot = Snapshot::parse(MINIMAL.as_bytes()).expect("valid");
@@ -338,7 +397,7 @@ mod tests {
     #[test]
     fn contradictions_name_the_place() {
         for (from, to, word) in [
-            (r#""requires":1"#, r#""requires":2"#, "upgrade"),
+            (r#""requires":1"#, r#""requires":3"#, "upgrade"),
             (r#""generation":1"#, r#""generation":1,"extra":1"#, "extra"),
             ("127.0.0.1:7000", "nowhere", "host:port"),
             (r#""origin":"db""#, r#""origin":"dc""#, "dc"),

@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// Why a duration, a size or a percentage was refused. The text names the remedy.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum UnitError {
     /// Not a duration such as `250ms`, `10s`, `5m` or `1h30m`.
     #[error("`{0}` is not a duration: write a number with a unit, such as 250ms, 10s, 5m or 1h30m")]
@@ -21,6 +21,9 @@ pub enum UnitError {
     /// Not a share such as `10%`.
     #[error("`{0}` is not a share: write a whole number of per cent from 0% to 100%")]
     Percent(String),
+    /// Not a factor from above 0 to [`Beta::MAX`].
+    #[error("{0} is no factor for early expiry: write a number above 0 and up to 10, such as 1.0")]
+    Beta(f64),
 }
 
 /// A length of time in whole milliseconds, from zero to one year.
@@ -54,7 +57,7 @@ impl Span {
     }
 
     /// Whether the length is zero.
-    pub const fn is_zero(self) -> bool {
+    pub const fn is_zero(&self) -> bool {
         self.millis == 0
     }
 }
@@ -210,6 +213,38 @@ impl fmt::Display for Percent {
     }
 }
 
+/// The factor β of probabilistic early expiry: a read of a value whose load takes δ is a miss with probability exp(−τ/βδ) when τ
+/// of its TTL is left. Above 0 and at most [`Beta::MAX`].
+#[derive(Debug, Clone, Copy, PartialEq, PartialOrd, Serialize, Deserialize)]
+#[serde(try_from = "f64", into = "f64")]
+pub struct Beta(f64);
+
+impl Beta {
+    /// One refresh of 2.7 askers, at any rate of reads; a greater factor refreshes earlier.
+    pub const ONE: Beta = Beta(1.0);
+    /// Ten: values are then loaded anew some hundred load times before they expire.
+    pub const MAX: f64 = 10.0;
+
+    /// The factor.
+    pub const fn get(self) -> f64 {
+        self.0
+    }
+}
+
+impl TryFrom<f64> for Beta {
+    type Error = UnitError;
+
+    fn try_from(factor: f64) -> Result<Self, UnitError> {
+        if factor > 0.0 && factor <= Self::MAX { Ok(Self(factor)) } else { Err(UnitError::Beta(factor)) }
+    }
+}
+
+impl From<Beta> for f64 {
+    fn from(beta: Beta) -> f64 {
+        beta.0
+    }
+}
+
 /// Serialises a type as the text that its `FromStr` reads, and shows that text in `Debug`.
 macro_rules! as_text {
     ($($name:ty),+) => {$(
@@ -269,6 +304,18 @@ mod tests {
         assert_eq!(share("10%"), Some(10));
         assert_eq!(share("101%"), None);
         assert_eq!(share("10"), None);
+    }
+
+    #[test]
+    fn factors_are_above_zero_and_bounded() {
+        let read = |text: &str| serde_json::from_str::<Beta>(text).ok().map(Beta::get);
+        assert_eq!(read("1"), Some(1.0));
+        assert_eq!(read("0.25"), Some(0.25));
+        for bad in ["0", "-1", "10.5", "1e300", "null", "\"1\""] {
+            assert_eq!(read(bad), None, "{bad}");
+        }
+        assert!(Beta::try_from(f64::NAN).is_err());
+        assert_eq!(serde_json::to_string(&Beta::ONE).expect("serialises"), "1.0");
     }
 
     proptest! {

@@ -7,7 +7,7 @@ use serde_json::json;
 use super::engine::ttl::{Cover, Coverage};
 use crate::origin::{Loader, OriginError, Origins};
 use crate::policy::snapshot::{Allow, Topology};
-use crate::policy::{Lifetime, ReadThrough, Rule, RuleIndex, Snapshot, Span, Strategy, Unmatched};
+use crate::policy::{CacheAside, Lifetime, ReadThrough, Rule, RuleIndex, Snapshot, Span, Strategy, Unmatched};
 
 /// The position of a rule in its snapshot.
 pub type RuleId = u16;
@@ -21,6 +21,8 @@ pub struct ActivePolicy {
     index: RuleIndex,
     /// For each rule, how its misses are loaded.
     loaders: Vec<Option<Loader>>,
+    /// For each rule, whether a miss takes a lease.
+    leases: Vec<bool>,
     /// Nothing is ever changed or counted: all keys pass untouched and no rule exists.
     transparent: bool,
 }
@@ -30,12 +32,14 @@ impl ActivePolicy {
     pub fn new(snapshot: Arc<Snapshot>, origins: &Origins) -> Result<Self, OriginError> {
         let loader = |rule: &Rule| match &rule.strategy {
             Strategy::ReadThrough(read_through) => origins.loader(&rule.keys, &read_through.load).map(Some),
-            Strategy::Bypass {} | Strategy::CacheAside { .. } => Ok(None),
+            Strategy::Bypass {} | Strategy::CacheAside(_) => Ok(None),
         };
         let loaders = snapshot.rules.iter().map(loader).collect::<Result<_, _>>()?;
+        let leases = |rule: &Rule| matches!(&rule.strategy, Strategy::CacheAside(cache_aside) if cache_aside.stampede.is_some());
+        let leases = snapshot.rules.iter().map(leases).collect();
         let index = RuleIndex::new(snapshot.patterns().cloned());
         let transparent = snapshot.rules.is_empty() && snapshot.unmatched == Unmatched::Bypass {};
-        Ok(Self { snapshot, index, loaders, transparent })
+        Ok(Self { snapshot, index, loaders, leases, transparent })
     }
 
     /// The snapshot that it was made from.
@@ -97,11 +101,25 @@ impl ActivePolicy {
         matches!(self.loaders.get(usize::from(id)), Some(Some(_)))
     }
 
+    /// Whether a miss of the rule takes a lease, so that one client loads for all who ask.
+    #[inline]
+    pub fn leases(&self, id: RuleId) -> bool {
+        matches!(self.leases.get(usize::from(id)), Some(true))
+    }
+
+    /// How the rule's keys are cached, where the application loads and stores them.
+    pub fn cache_aside(&self, id: RuleId) -> Option<&CacheAside> {
+        match &self.rule(id)?.strategy {
+            Strategy::CacheAside(cache_aside) => Some(cache_aside),
+            Strategy::Bypass {} | Strategy::ReadThrough(_) => None,
+        }
+    }
+
     /// What a miss of the rule does, where misses are loaded.
     pub fn read_through(&self, id: RuleId) -> Option<&ReadThrough> {
         match &self.rule(id)?.strategy {
             Strategy::ReadThrough(read_through) => Some(read_through),
-            Strategy::Bypass {} | Strategy::CacheAside { .. } => None,
+            Strategy::Bypass {} | Strategy::CacheAside(_) => None,
         }
     }
 

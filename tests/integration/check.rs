@@ -102,8 +102,7 @@ fn the_examples_pass() {
         if !holds_manifests(&example) {
             continue;
         }
-        // An example may show CacheAside, whose lack of stampede protection its text is open about.
-        let output = larder(&["check", "--allow", "no-stampede-protection", &example.to_string_lossy()]);
+        let output = larder(&["check", &example.to_string_lossy()]);
         assert_eq!(output.status.code(), Some(0), "{}:\n{}", example.display(), String::from_utf8_lossy(&output.stdout));
         checked += 1;
     }

@@ -137,6 +137,9 @@ impl Walk<'_> {
             (Some("integer"), Tree::Scalar(Value::Number(number))) if number.is_i64() || number.is_u64() => {
                 self.number(schema, number.as_f64().unwrap_or_default(), path);
             }
+            (Some("number"), Tree::Scalar(Value::Number(number))) => {
+                self.number(schema, number.as_f64().unwrap_or_default(), path);
+            }
             (Some("boolean"), Tree::Scalar(Value::Bool(_))) => {}
             (Some(wanted), found) => {
                 let (found, hint) = describe(wanted, found);
@@ -250,6 +253,7 @@ fn article(wanted: &str) -> &'static str {
         "array" => "a list",
         "string" => "a text",
         "integer" => "a whole number",
+        "number" => "a number",
         "boolean" => "true or false",
         _ => "another value",
     }
@@ -268,6 +272,7 @@ fn describe(wanted: &str, found: &Tree) -> (String, String) {
     let hint = match wanted {
         "string" if is_scalar => "put it in quotes",
         "integer" if is_scalar => "write a whole number, without quotes",
+        "number" if is_scalar => "write a number, without quotes",
         "boolean" if is_scalar => "write true or false, without quotes",
         "object" => "write its fields, as {field: value}; `kubectl explain` shows them",
         "array" => "write its elements, each behind a dash",

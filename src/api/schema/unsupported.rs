@@ -19,7 +19,6 @@ const POLICY_FIELDS: &[(&str, &str)] = &[
     ("spec.rules[].invalidate", "remove it: keys are invalidated by DEL, LARDER.INVALIDATE and their TTL"),
     ("spec.rules[].nearCache", "remove it: values are kept in the cache tier only"),
     ("spec.rules[].writeBehind", "remove it: the application writes to its database itself, then deletes the key"),
-    ("spec.rules[].stampede.earlyExpiry", "remove it: one caller reloads an expired key while the others wait"),
     ("spec.rules[].origin.write", "remove it: the application writes to its database itself, then deletes the key"),
     ("spec.rules[].origin.delete", "remove it: the application deletes in its database itself, then deletes the key"),
     ("spec.rules[].origin.version", "remove it: values are not versioned"),
