@@ -1,0 +1,3 @@
+//! Cache-aside: the application loads and stores; Larder sees to it that one loads and that nothing old is stored.
+
+pub mod scripts;

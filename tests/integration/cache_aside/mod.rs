@@ -1,0 +1,3 @@
+//! Cache-aside through real sidecars and servers.
+
+mod scripts;
