@@ -3,6 +3,7 @@
 
 mod load;
 mod reshard;
+mod secured;
 
 use std::time::{Duration, Instant};
 
@@ -169,15 +170,21 @@ fn a_cluster_that_wants_all_slots_covered_is_waited_for() {
 fn lose_the_primary(fault: Fault) {
     let mut cluster = SentinelCluster::start(Engine::Redis7, 2);
     let sidecar = Sidecar::start(&bypass(sentinel_topology(&cluster)));
+    lose_the_primary_of(&mut cluster, &sidecar, fault);
+}
+
+/// A fault befalls the primary under load.
+fn lose_the_primary_of(cluster: &mut SentinelCluster, sidecar: &Sidecar, fault: Fault) {
     let one_shard = |key: Key| Key { shard: 0, ..key };
     let keys = (0..CLIENTS).map(|client| keys_of(client, None).into_iter().map(one_shard).collect()).collect();
     let load = Load::start(sidecar.port(), keys);
     std::thread::sleep(Duration::from_secs(2));
     let old = cluster.primary_port();
     let began = Instant::now();
+    let primary = cluster.servers.iter_mut().find(|server| server.service_port() == old).expect("one of ours");
     let in_flight = load.strike(0, IN_FLIGHT, || match fault {
-        Fault::Kill => cluster.servers[0].kill(),
-        Fault::Hang => cluster.servers[0].pause(),
+        Fault::Kill => primary.kill(),
+        Fault::Hang => primary.pause(),
     });
     wait_for("a promotion", LONG, || cluster.primary_port() != old);
     let promoted = began.elapsed();

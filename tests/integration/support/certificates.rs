@@ -8,7 +8,8 @@ use tempfile::TempDir;
 pub fn write_certificates(dir: &Path) {
     let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
     params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-    params.distinguished_name.push(rcgen::DnType::CommonName, "test authority");
+    // Of two authorities with one name, a client that trusts both may take the wrong one.
+    params.distinguished_name.push(rcgen::DnType::CommonName, format!("test authority {:x}", fastrand::u64(..)));
     let ca_key = rcgen::KeyPair::generate().unwrap();
     let ca = params.self_signed(&ca_key).unwrap();
     let issuer = rcgen::Issuer::new(params, ca_key);

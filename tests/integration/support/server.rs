@@ -1,13 +1,14 @@
 //! Real servers as processes on loopback, each in its own temporary directory, killed when dropped.
 
 use std::net::TcpListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
+use super::certificates::tls_arguments;
 use super::resp::{Client, Value};
 use super::wait_for;
 
@@ -89,6 +90,9 @@ impl Redis {
             if arguments.contains(&"--cluster-enabled") {
                 all.extend(["--cluster-port".to_owned(), free_port().to_string()]);
             }
+            if arguments.contains(&"--tls-replication") {
+                all.extend(["--tls-port".to_owned(), free_port().to_string()]);
+            }
             let child = spawn(engine, &all);
             let mut server = Self { engine, port, arguments: all, directory, child };
             if server.answers() {
@@ -123,6 +127,11 @@ impl Redis {
 
     pub fn port(&self) -> u16 {
         self.port
+    }
+
+    /// Where clients that are not this test come: by TLS, if replication does.
+    pub fn service_port(&self) -> u16 {
+        argument_after(&self.arguments, "--tls-port").map_or(self.port, |port| port.parse().expect("a port"))
     }
 
     /// `127.0.0.1:port`.
@@ -204,6 +213,7 @@ pub struct SentinelCluster {
 pub struct Sentinel {
     engine: Engine,
     port: u16,
+    service_port: u16,
     child: Child,
     directory: TempDir,
 }
@@ -211,16 +221,29 @@ pub struct Sentinel {
 impl SentinelCluster {
     /// A primary, `replicas` in-sync replicas, and three sentinels that declare it down after a second.
     pub fn start(engine: Engine, replicas: usize) -> Self {
-        let primary = Redis::start(engine);
-        let primary_port = primary.port().to_string();
+        Self::start_with(engine, replicas, &[])
+    }
+
+    /// [`SentinelCluster::start`], where all speak TLS with the PEM files in `files`, among each other and with whoever is told
+    /// [`SentinelCluster::addresses`]. Plain ports are open for the test. The sentinels have a user `watcher`, with the passwords
+    /// `first-secret` and `second-secret`. `auth_clients`: whether clients have to show a certificate.
+    pub fn start_secured(engine: Engine, replicas: usize, files: &Path, auth_clients: &str) -> Self {
+        let mut arguments = tls_arguments(files);
+        arguments.extend(["--tls-replication", "yes", "--tls-auth-clients", auth_clients].map(str::to_owned));
+        Self::start_with(engine, replicas, &arguments.iter().map(String::as_str).collect::<Vec<_>>())
+    }
+
+    fn start_with(engine: Engine, replicas: usize, arguments: &[&str]) -> Self {
+        let primary = Redis::start_with(engine, arguments);
+        let primary_port = primary.service_port().to_string();
         let mut servers = vec![primary];
         for _ in 0..replicas {
-            servers.push(Redis::start_with(engine, &["--replicaof", "127.0.0.1", &primary_port]));
+            servers.push(Redis::start_with(engine, &[arguments, &["--replicaof", "127.0.0.1", &primary_port]].concat()));
         }
         for replica in &servers[1..] {
             wait_for("a replica in sync", SETTLE_LIMIT, || is_in_sync(replica));
         }
-        let sentinels = (0..3).map(|_| Sentinel::start(engine, servers[0].port())).collect::<Vec<_>>();
+        let sentinels = (0..3).map(|_| Sentinel::start(engine, &servers[0], arguments)).collect::<Vec<_>>();
         for sentinel in &sentinels {
             wait_for("the sentinels to agree", SETTLE_LIMIT, || sentinel.knows(replicas, 2));
         }
@@ -229,7 +252,7 @@ impl SentinelCluster {
 
     /// `127.0.0.1:port` of each sentinel.
     pub fn addresses(&self) -> Vec<String> {
-        self.sentinels.iter().map(|sentinel| format!("127.0.0.1:{}", sentinel.port)).collect()
+        self.sentinels.iter().map(|sentinel| format!("127.0.0.1:{}", sentinel.service_port)).collect()
     }
 
     /// The primary's port, as the first live sentinel knows it.
@@ -245,25 +268,33 @@ impl SentinelCluster {
     /// The server that the sentinels name as primary.
     pub fn primary(&self) -> &Redis {
         let port = self.primary_port();
-        self.servers.iter().find(|server| server.port() == port).expect("the primary is one of ours")
+        self.servers.iter().find(|server| server.service_port() == port).expect("the primary is one of ours")
     }
 }
 
 impl Sentinel {
-    fn start(engine: Engine, primary: u16) -> Self {
+    /// A sentinel that watches `primary`. Of `arguments`, those about TLS hold for it, too.
+    fn start(engine: Engine, primary: &Redis, arguments: &[&str]) -> Self {
+        let primary = primary.service_port();
         for _ in 0..10 {
             let (port, directory) = (free_port(), TempDir::new().expect("a temporary directory"));
             let file = directory.path().join("sentinel.conf");
-            let text = format!(
+            let mut text = format!(
                 "port {port}\nbind 127.0.0.1\ndir {}\nlogfile sentinel.log\n\
                  sentinel monitor {PRIMARY_NAME} 127.0.0.1 {primary} 2\n\
                  sentinel down-after-milliseconds {PRIMARY_NAME} 1000\n\
                  sentinel failover-timeout {PRIMARY_NAME} 5000\n",
                 directory.path().display()
             );
+            let mut service_port = port;
+            if !arguments.is_empty() {
+                service_port = free_port();
+                text += &format!("tls-port {service_port}\nuser watcher on >first-secret >second-secret ~* &* +@all\n");
+                text.extend(arguments.chunks(2).map(|pair| format!("{} {}\n", pair[0].trim_start_matches('-'), pair[1])));
+            }
             std::fs::write(&file, text).expect("the directory is writable");
             let child = spawn_sentinel(engine, &file);
-            let mut sentinel = Self { engine, port, child, directory };
+            let mut sentinel = Self { engine, port, service_port, child, directory };
             if sentinel.answers() {
                 return sentinel;
             }
@@ -300,14 +331,29 @@ impl Sentinel {
         let _ = self.child.wait();
     }
 
-    fn knows(&self, replicas: usize, other_sentinels: usize) -> bool {
+    /// Where clients that are not this test come: by TLS, if the servers do.
+    pub fn service_port(&self) -> u16 {
+        self.service_port
+    }
+
+    /// A new connection.
+    pub fn client(&self) -> Client {
+        Client::connect(self.port).expect("the sentinel accepts")
+    }
+
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.directory.path().join("sentinel.log")).unwrap_or_default()
+    }
+
+    /// Whether it sees so many replicas and other sentinels.
+    pub fn knows(&self, replicas: usize, other_sentinels: usize) -> bool {
         let Ok(mut client) = Client::connect(self.port) else { return false };
         let mut count = |what: &str| client.line(&format!("SENTINEL {what} {PRIMARY_NAME}")).items().len();
         count("REPLICAS") == replicas && count("SENTINELS") == other_sentinels
     }
 }
 
-fn spawn_sentinel(engine: Engine, file: &std::path::Path) -> Child {
+fn spawn_sentinel(engine: Engine, file: &Path) -> Child {
     spawn(engine, &[file.display().to_string(), "--sentinel".to_owned()])
 }
 
@@ -413,8 +459,12 @@ impl RedisCluster {
 }
 
 fn bus_port(server: &Redis) -> String {
-    let at = server.arguments.iter().position(|argument| argument == "--cluster-port").expect("a cluster node");
-    server.arguments[at + 1].clone()
+    argument_after(&server.arguments, "--cluster-port").expect("a cluster node").to_owned()
+}
+
+fn argument_after<'a>(arguments: &'a [String], name: &str) -> Option<&'a str> {
+    let at = arguments.iter().position(|argument| argument == name)?;
+    Some(&arguments[at + 1])
 }
 
 fn is_in_sync(replica: &Redis) -> bool {
@@ -439,6 +489,6 @@ fn topologies_start_and_stop() {
         assert_eq!(cluster.owner(16383).port(), cluster.servers[2].port());
         let pid = single.pid();
         drop(single);
-        assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists());
+        assert!(!Path::new(&format!("/proc/{pid}")).exists());
     }
 }
