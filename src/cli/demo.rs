@@ -70,9 +70,10 @@ pub fn run(args: Args) -> Outcome {
     }
 }
 
-/// A seventh of the phase in steps of 100 ms, so that every board expires at least five times in it; at least a second.
+/// Less than a sixth of the phase, in steps of 100 ms, so that every board expires at least five times in it although it is gone while
+/// it is loaded; at least a second.
 fn board_ttl(seconds: u64) -> Duration {
-    Duration::from_millis(seconds * 10 / 7 * 100).max(Duration::from_secs(1))
+    Duration::from_millis(seconds * 100 / 64 * 100).max(Duration::from_secs(1))
 }
 
 fn next_step(error: &DemoError) -> &'static str {
@@ -81,7 +82,11 @@ fn next_step(error: &DemoError) -> &'static str {
         DemoError::Database(_) => "check that --database is reachable and may create a schema, or leave it out to use SQLite",
         DemoError::Process(_) => "check that redis-server is installed (make setup), or name one with --server-bin",
         DemoError::Report(_) | DemoError::System(_) => "check the directory given as --report, free space and open files",
-        DemoError::Client(_) | DemoError::Histogram(_) => "run it again; if it persists, report it with this message",
+        DemoError::Records(_) => "run it again; see the sidecars' logs in the directory given as --report",
+        DemoError::Origin(_) => "correct the URL given as --database, or leave it out to use SQLite",
+        DemoError::Client(_) | DemoError::Histogram(_) | DemoError::Pattern(_) => {
+            "run it again; if it persists, report it with this message"
+        }
         DemoError::Interrupted => "run it again, and let it finish; --seconds makes it shorter",
     }
 }

@@ -1,14 +1,14 @@
 //! Three applications: one without a cache, one with plain cache-aside, and one that only sends GET to Larder.
 //!
-//! Each client has a connection of its own and one request under way, as the threads of a web server have.
+//! Each client has a connection of its own to the cache and one request under way, as the threads of a web server have; they share a
+//! pool of connections to the database, as such threads do.
 
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
 use super::keyspace::{Entity, Family};
+use super::origin::Asking;
 
-/// How long a client waits for an answer. Longer than the queue of the phase without a cache.
+/// How long a client waits for an answer of its cache. Longer than the sidecar waits for a load.
 const REPLY_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a client waits for a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -52,68 +52,6 @@ impl Ttls {
     }
 }
 
-/// The longest line or body that the origin sends.
-const MAX_ANSWER_BYTES: u64 = 64 << 10;
-
-/// An ordinary connection to the origin: HTTP/1.1, kept alive.
-struct OriginConnection {
-    address: SocketAddr,
-    connection: Option<BufReader<TcpStream>>,
-}
-
-impl OriginConnection {
-    const fn new(address: SocketAddr) -> Self {
-        Self { address, connection: None }
-    }
-
-    fn query(&mut self, entity: &Entity) -> Result<Option<String>, ClientError> {
-        let broken = |error: std::io::Error| ClientError::Origin(error.to_string());
-        let mut connection = match self.connection.take() {
-            Some(connection) => connection,
-            None => self.connect().map_err(broken)?,
-        };
-        let request = format!("GET {} HTTP/1.1\r\nHost: {}\r\n\r\n", entity.path(), self.address);
-        connection.get_mut().write_all(request.as_bytes()).map_err(broken)?;
-        let (status, body) = read_answer(&mut connection).map_err(broken)?;
-        self.connection = Some(connection);
-        match status {
-            200 => Ok(Some(body)),
-            404 => Ok(None),
-            other => Err(ClientError::Origin(format!("status {other}: {body}"))),
-        }
-    }
-
-    fn connect(&self) -> std::io::Result<BufReader<TcpStream>> {
-        let stream = TcpStream::connect_timeout(&self.address, CONNECT_TIMEOUT)?;
-        stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(REPLY_TIMEOUT))?;
-        stream.set_write_timeout(Some(REPLY_TIMEOUT))?;
-        Ok(BufReader::new(stream))
-    }
-}
-
-/// The status and the body, whose length the origin always tells.
-fn read_answer(connection: &mut BufReader<TcpStream>) -> std::io::Result<(u16, String)> {
-    let malformed = || std::io::Error::new(std::io::ErrorKind::InvalidData, "not an HTTP answer with a length");
-    let mut line = String::new();
-    connection.take(MAX_ANSWER_BYTES).read_line(&mut line)?;
-    let status = line.split(' ').nth(1).and_then(|status| status.parse().ok()).ok_or_else(malformed)?;
-    let mut length = None;
-    loop {
-        line.clear();
-        connection.take(MAX_ANSWER_BYTES).read_line(&mut line)?;
-        match line.trim_end().split_once(": ") {
-            Some((name, value)) if name.eq_ignore_ascii_case("content-length") => length = value.parse::<u64>().ok(),
-            Some(_) => {}
-            None => break,
-        }
-    }
-    let length = length.filter(|length| *length <= MAX_ANSWER_BYTES).ok_or_else(malformed)?;
-    let mut body = String::new();
-    connection.take(length).read_to_string(&mut body)?;
-    if body.len() as u64 == length { Ok((status, body)) } else { Err(malformed()) }
-}
-
 /// An ordinary connection to a Redis server, or to what takes its place.
 struct RedisConnection {
     client: redis::Client,
@@ -144,25 +82,18 @@ fn connect(client: &redis::Client) -> Result<redis::Connection, redis::RedisErro
 }
 
 /// No cache: each request is a query.
-pub struct Direct(OriginConnection);
-
-impl Direct {
-    /// A client of the origin at `address`.
-    pub const fn new(address: SocketAddr) -> Self {
-        Self(OriginConnection::new(address))
-    }
-}
+pub struct Direct(pub Asking);
 
 impl Client for Direct {
-    fn get(&mut self, entity: &Entity, _key: &str) -> Result<Option<String>, ClientError> {
-        self.0.query(entity)
+    fn get(&mut self, entity: &Entity, key: &str) -> Result<Option<String>, ClientError> {
+        self.0.query(entity.family(), key)
     }
 }
 
 /// Cache-aside as it is written everywhere: GET; where that is nil, query and SET with a TTL.
 pub struct Aside {
     cache: RedisConnection,
-    origin: OriginConnection,
+    origin: Asking,
     ttls: Ttls,
 }
 
@@ -171,8 +102,8 @@ impl Aside {
     ///
     /// # Errors
     /// Where `cache` is no URL.
-    pub fn new(cache: &str, origin: SocketAddr, ttls: Ttls) -> Result<Self, ClientError> {
-        Ok(Self { cache: RedisConnection::new(cache)?, origin: OriginConnection::new(origin), ttls })
+    pub fn new(cache: &str, origin: Asking, ttls: Ttls) -> Result<Self, ClientError> {
+        Ok(Self { cache: RedisConnection::new(cache)?, origin, ttls })
     }
 }
 
@@ -181,7 +112,7 @@ impl Client for Aside {
         if let Some(value) = self.cache.call::<Option<String>>(redis::cmd("GET").arg(key))? {
             return Ok(Some(value));
         }
-        let value = self.origin.query(entity)?;
+        let value = self.origin.query(entity.family(), key)?;
         if let Some(value) = &value {
             let ttl_ms = self.ttls.of(entity.family()).as_millis() as u64;
             self.cache.call::<()>(redis::cmd("SET").arg(key).arg(value).arg("PX").arg(ttl_ms))?;

@@ -1,4 +1,7 @@
-//! The database that really holds the flights: SQLite in this process, or Postgres where `--database` names one.
+//! The database that really holds the flights: an SQLite file, or Postgres where `--database` names one.
+//!
+//! This module fills it, changes it, and reads all of it at once, as a nightly job would. The queries that the demo is about are not
+//! made here: applications and sidecars make them, by its URL.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -13,11 +16,10 @@ use super::truth::Update;
 
 /// The Postgres schema that the demo drops, creates and uses; it touches nothing else.
 pub const SCHEMA: &str = "larder_demo";
-/// How long a query may wait for a free connection. The longest queue is that of the phase without a cache, where slow queries are
-/// the point and no news for the log.
+/// How long an update may wait for a free connection, on a machine that is busy with slow queries.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(30);
-/// How many queries a Postgres origin runs at once; a real one has processors of its own.
-const POSTGRES_READERS: u32 = 8;
+/// One connection for updates, and one for the nightly job.
+const OWN_CONNECTIONS: u32 = 2;
 /// Rows per INSERT into SQLite.
 const ROWS_PER_STATEMENT: usize = 500;
 
@@ -41,23 +43,19 @@ pub enum DatabaseError {
     },
 }
 
-/// Where queries run.
-#[derive(Debug, Clone)]
-pub enum Database {
-    /// SQLite, embedded. Updates have a connection of their own, so that they never queue behind slow reads.
-    Sqlite {
-        /// For queries.
-        reads: SqlitePool,
-        /// For updates.
-        writes: SqlitePool,
-    },
-    /// A Postgres server, with the same division.
-    Postgres {
-        /// For queries.
-        reads: PgPool,
-        /// For updates.
-        writes: PgPool,
-    },
+/// The database, filled.
+#[derive(Clone)]
+pub struct Database {
+    url: String,
+    schema: String,
+    pool: Pool,
+}
+
+/// The demo's own connections.
+#[derive(Clone)]
+enum Pool {
+    Sqlite(SqlitePool),
+    Postgres(PgPool),
 }
 
 impl Database {
@@ -80,18 +78,10 @@ impl Database {
             }
             None => fill_sqlite(dataset, file).await?,
         }
-        // As many readers as processors: more would only share them.
-        let readers = std::thread::available_parallelism().map_or(2, usize::from) as u32;
         let options = sqlite_options(file).journal_mode(SqliteJournalMode::Wal);
-        let pool = |size| {
-            SqlitePoolOptions::new()
-                .max_connections(size)
-                .acquire_timeout(ACQUIRE_TIMEOUT)
-                .acquire_slow_threshold(ACQUIRE_TIMEOUT)
-        };
-        let writes = pool(1).connect_with(options.clone()).await?;
-        let reads = pool(readers).connect_with(options.read_only(true)).await?;
-        Ok(Self::Sqlite { reads, writes })
+        let pool = SqlitePoolOptions::new().max_connections(OWN_CONNECTIONS).acquire_timeout(ACQUIRE_TIMEOUT);
+        let pool = pool.acquire_slow_threshold(ACQUIRE_TIMEOUT).connect_with(options).await?;
+        Ok(Self { url: sqlite_url(file), schema: String::new(), pool: Pool::Sqlite(pool) })
     }
 
     /// The Postgres server at `url`, filled with `dataset` in the schema [`SCHEMA`].
@@ -101,11 +91,9 @@ impl Database {
     pub async fn open_postgres(dataset: &Dataset, url: &str) -> Result<Self, DatabaseError> {
         let options: PgConnectOptions = url.parse()?;
         let options = options.options([("search_path", SCHEMA)]).disable_statement_logging();
-        let pool = |size| {
-            PgPoolOptions::new().max_connections(size).acquire_timeout(ACQUIRE_TIMEOUT).acquire_slow_threshold(ACQUIRE_TIMEOUT)
-        };
-        let writes = pool(1).connect_with(options.clone()).await?;
-        let mut connection = writes.acquire().await?;
+        let pool = PgPoolOptions::new().max_connections(OWN_CONNECTIONS).acquire_timeout(ACQUIRE_TIMEOUT);
+        let pool = pool.acquire_slow_threshold(ACQUIRE_TIMEOUT).connect_with(options).await?;
+        let mut connection = pool.acquire().await?;
         let fresh = format!("DROP SCHEMA IF EXISTS {SCHEMA} CASCADE; CREATE SCHEMA {SCHEMA}; {TABLES}");
         connection.execute(sqlx::raw_sql(AssertSqlSafe(fresh))).await?;
         for (table, rows) in [("flights", flights_as_csv(dataset)), ("weather", weather_as_csv(dataset))] {
@@ -116,28 +104,17 @@ impl Database {
         connection.execute("ANALYZE flights").await?;
         connection.execute("ANALYZE weather").await?;
         drop(connection);
-        let reads = pool(POSTGRES_READERS).connect_with(options).await?;
-        Ok(Self::Postgres { reads, writes })
+        Ok(Self { url: url.to_owned(), schema: format!("{SCHEMA}."), pool: Pool::Postgres(pool) })
     }
 
-    /// The only column of the only row that `sql` answers with, or `None` without a row.
-    ///
-    /// # Errors
-    /// Where the database refuses, or no connection comes free in time.
-    pub async fn fetch(&self, sql: &str, parameters: &[String]) -> Result<Option<String>, DatabaseError> {
-        // `sql` is one of the demo's own constants, and its parameters are bound.
-        let sql = AssertSqlSafe(sql.to_owned());
-        let row = match self {
-            Self::Sqlite { reads, .. } => {
-                let query = parameters.iter().fold(sqlx::query_scalar(sql), |query, text| query.bind(text));
-                query.fetch_optional(reads).await?
-            }
-            Self::Postgres { reads, .. } => {
-                let query = parameters.iter().fold(sqlx::query_scalar(sql), |query, text| query.bind(text));
-                query.fetch_optional(reads).await?
-            }
-        };
-        Ok(row)
+    /// Where applications and sidecars find it. May hold a password.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// What stands before the names of tables in statements of theirs.
+    pub fn schema(&self) -> &str {
+        &self.schema
     }
 
     /// Every history key with its value, in one statement: what a nightly job would put into the cache.
@@ -146,9 +123,9 @@ impl Database {
     /// Where the database refuses.
     pub async fn history(&self) -> Result<Vec<(String, String)>, DatabaseError> {
         let sql = AssertSqlSafe(super::keyspace::history_sql());
-        Ok(match self {
-            Self::Sqlite { reads, .. } => sqlx::query_as(sql).fetch_all(reads).await?,
-            Self::Postgres { reads, .. } => sqlx::query_as(sql).fetch_all(reads).await?,
+        Ok(match &self.pool {
+            Pool::Sqlite(pool) => sqlx::query_as(sql).fetch_all(pool).await?,
+            Pool::Postgres(pool) => sqlx::query_as(sql).fetch_all(pool).await?,
         })
     }
 
@@ -159,24 +136,18 @@ impl Database {
     pub async fn apply(&self, update: Update) -> Result<(), DatabaseError> {
         const SQL: &str = "UPDATE flights SET dep_delay = $1 WHERE id = $2";
         let (delay, id) = (i32::from(update.delay), update.id.cast_signed());
-        match self {
-            Self::Sqlite { writes, .. } => sqlx::query(SQL).bind(delay).bind(id).execute(writes).await.map(|_| ())?,
-            Self::Postgres { writes, .. } => sqlx::query(SQL).bind(delay).bind(id).execute(writes).await.map(|_| ())?,
+        match &self.pool {
+            Pool::Sqlite(pool) => sqlx::query(SQL).bind(delay).bind(id).execute(pool).await.map(|_| ())?,
+            Pool::Postgres(pool) => sqlx::query(SQL).bind(delay).bind(id).execute(pool).await.map(|_| ())?,
         }
         Ok(())
     }
 
     /// Closes every connection.
     pub async fn close(&self) {
-        match self {
-            Self::Sqlite { reads, writes } => {
-                reads.close().await;
-                writes.close().await;
-            }
-            Self::Postgres { reads, writes } => {
-                reads.close().await;
-                writes.close().await;
-            }
+        match &self.pool {
+            Pool::Sqlite(pool) => pool.close().await,
+            Pool::Postgres(pool) => pool.close().await,
         }
     }
 }
@@ -187,6 +158,12 @@ fn ignore_missing(error: std::io::Error) -> std::io::Result<()> {
 
 fn file_error(path: &Path, why: std::io::Error) -> DatabaseError {
     DatabaseError::File { path: path.to_owned(), why }
+}
+
+/// As sqlx reads it: what would end the path or begin an escape is escaped.
+fn sqlite_url(file: &Path) -> String {
+    let path = file.to_string_lossy().replace('%', "%25").replace('?', "%3F");
+    format!("sqlite://{path}")
 }
 
 fn sqlite_options(file: &Path) -> SqliteConnectOptions {
@@ -246,35 +223,30 @@ fn weather_as_csv(dataset: &Dataset) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashMap;
+
     use super::*;
-    use crate::demo::keyspace::{Family, Keyspace};
+    use crate::demo::keyspace::Keyspace;
     use crate::demo::truth::Truth;
 
     #[tokio::test]
-    async fn sql_and_the_independent_count_agree_before_and_after_updates() {
+    async fn the_nightly_job_and_the_independent_count_agree() {
         let dataset = Dataset::generate(3000);
         let keyspace = Keyspace::of(&dataset);
         let truth = Truth::new(&dataset, &keyspace);
         let dir = tempfile::tempdir().expect("a directory");
         let database = Database::open_sqlite(&dataset, None, &dir.path().join("flights.db")).await.expect("opens");
         let mut random = fastrand::Rng::with_seed(7);
-        for round in 0..4 {
-            for index in (0..keyspace.entities.len()).step_by(97).chain(0..keyspace.boards) {
-                let entity = keyspace.entities[index];
-                let value = database.fetch(&entity.family().sql(), &entity.parameters()).await.expect("answers");
-                assert_eq!(value, Some(truth.current(index)), "round {round}, {}", entity.key());
-            }
+        for _ in 0..3 {
             let update = truth.next_update(&mut random).expect("flights leave today");
             truth.update_sent(update, std::time::Instant::now());
             database.apply(update).await.expect("updates");
         }
-        let history: std::collections::HashMap<_, _> = database.history().await.expect("answers").into_iter().collect();
+        let history: HashMap<_, _> = database.history().await.expect("answers").into_iter().collect();
         assert_eq!(history.len(), keyspace.entities.len() - keyspace.boards);
         for (index, entity) in keyspace.entities.iter().enumerate().skip(keyspace.boards) {
             assert_eq!(history.get(&entity.key()), Some(&truth.current(index)), "{}", entity.key());
         }
-        let unknown = database.fetch(&Family::Board.sql(), &["XXX".to_owned()]).await.expect("answers");
-        assert_eq!(unknown, None);
         database.close().await;
     }
 
@@ -283,14 +255,21 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let cache = dir.path().join("cached.db");
         let dataset = Dataset::generate(100);
+        let expected: i64 = dataset.flights.iter().filter_map(|flight| flight.dep_delay).map(i64::from).sum();
         for run in 0..2 {
             let file = dir.path().join(format!("{run}.db"));
             let database = Database::open_sqlite(&dataset, Some(&cache), &file).await.expect("opens");
-            let sum = "SELECT CAST(SUM(dep_delay) AS TEXT) FROM flights";
-            let expected: i64 = dataset.flights.iter().filter_map(|flight| flight.dep_delay).map(i64::from).sum();
-            assert_eq!(database.fetch(sum, &[]).await.expect("answers"), Some(expected.to_string()));
+            let Pool::Sqlite(pool) = &database.pool else { panic!("this is SQLite") };
+            let sum: i64 = sqlx::query_scalar("SELECT SUM(dep_delay) FROM flights").fetch_one(pool).await.expect("answers");
+            assert_eq!(sum, expected);
             database.apply(Update { id: 1, delay: 999 }).await.expect("updates");
             database.close().await;
         }
+    }
+
+    #[test]
+    fn any_path_can_stand_in_a_url() {
+        let options: SqliteConnectOptions = sqlite_url(Path::new("/tmp/50%25 of?.db")).parse().expect("a url");
+        assert_eq!(options.get_filename(), Path::new("/tmp/50%25 of?.db"));
     }
 }

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::load::Live;
-use super::origin::Recorder;
 use super::phases::Kind;
+use super::records::Recorder;
 
 /// How often a terminal is refreshed.
 const REFRESH: Duration = Duration::from_millis(250);
@@ -131,6 +131,6 @@ impl View {
         let errors = self.live.errors.load(Ordering::Relaxed);
         let rate = answered as f64 / start.elapsed().as_secs_f64().max(0.001);
         let trouble = if errors > 0 { format!(", {errors} errors") } else { String::new() };
-        format!("{answered:>7} answered, {rate:>7.0} a second, {:>5} queries{trouble}", self.recorder.started())
+        format!("{answered:>7} answered, {rate:>7.0} a second, {:>5} queries{trouble}", self.recorder.begun())
     }
 }

@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use super::data::{Code, Dataset, TODAY_DAY, TODAY_MONTH};
+use crate::policy::{KeyPattern, PatternError};
 
 /// The skew of the load: the key of rank r is asked for in proportion to 1 / r^0.99, as is usual for caches.
 pub const ZIPF_EXPONENT: f64 = 0.99;
@@ -50,33 +51,33 @@ impl Family {
         }
     }
 
-    /// The pattern that covers the family's keys.
-    pub const fn pattern(self) -> &'static str {
+    /// The pattern that covers the family's keys, as a policy writes it.
+    pub const fn pattern_text(self) -> &'static str {
         match self {
             Self::Board => "board:{origin}",
             Self::Flight => "flight:{carrier}:{number}:{month}",
         }
     }
 
-    /// The path that answers for the family's keys at the origin, with the parts of [`Family::pattern`].
-    pub const fn path(self) -> &'static str {
-        match self {
-            Self::Board => "/board/{origin}",
-            Self::Flight => "/flight/{carrier}/{number}/{month}",
-        }
+    /// The pattern that covers the family's keys.
+    ///
+    /// # Errors
+    /// None: a test holds that the texts are patterns.
+    pub fn pattern(self) -> Result<KeyPattern, PatternError> {
+        self.pattern_text().parse()
     }
 
-    /// The statement that finds one key's value; its parameters are those of [`Entity::parameters`]. Integers only, and one text
-    /// column, so that SQLite and Postgres answer with the same bytes. `flights` has no index but its primary key: each run reads
-    /// the whole table and joins every row of the airport or airline to the weather of its hour.
-    pub fn sql(self) -> String {
+    /// The statement that finds one key's value by the parts of [`Family::pattern_text`]; `schema` stands before the tables'
+    /// names. Integers only, and one text column, so that SQLite and Postgres answer with the same bytes. `flights` has no index
+    /// but its primary key: each run reads the whole table and joins every row of the airport or airline to the weather of its hour.
+    pub fn sql(self, schema: &str) -> String {
         let (mine, all) = match self {
-            Self::Board => (format!("f.month = {TODAY_MONTH} AND f.day = {TODAY_DAY}"), "f.origin = $1"),
-            Self::Flight => ("f.number = CAST($2 AS INTEGER) AND f.month = CAST($3 AS INTEGER)".to_owned(), "f.carrier = $1"),
+            Self::Board => (format!("f.month = {TODAY_MONTH} AND f.day = {TODAY_DAY}"), "f.origin = $origin"),
+            Self::Flight => ("f.number = $number AND f.month = $month".to_owned(), "f.carrier = $carrier"),
         };
         format!(
             "SELECT {VALUE_COLUMNS} AS value FROM (SELECT CASE WHEN {mine} THEN 1 ELSE 0 END AS mine, f.dep_delay AS delay, \
-             w.wet AS wet FROM flights f LEFT JOIN weather w ON w.origin = f.origin AND w.time_hour = f.time_hour \
+             w.wet AS wet FROM {schema}flights f LEFT JOIN {schema}weather w ON w.origin = f.origin AND w.time_hour = f.time_hour \
              WHERE {all}) AS x HAVING SUM(mine) > 0"
         )
     }
@@ -125,22 +126,6 @@ impl Entity {
         match self {
             Self::Board { origin } => format!("board:{origin}"),
             Self::Flight { carrier, number, month } => format!("flight:{carrier}:{number}:{month}"),
-        }
-    }
-
-    /// Where the origin answers for it.
-    pub fn path(&self) -> String {
-        match self {
-            Self::Board { origin } => format!("/board/{origin}"),
-            Self::Flight { carrier, number, month } => format!("/flight/{carrier}/{number}/{month}"),
-        }
-    }
-
-    /// The parts of the key, in their order.
-    pub fn parameters(&self) -> Vec<String> {
-        match self {
-            Self::Board { origin } => vec![origin.to_string()],
-            Self::Flight { carrier, number, month } => vec![carrier.to_string(), number.to_string(), month.to_string()],
         }
     }
 }
@@ -217,18 +202,19 @@ fn cumulative_weights(keys: usize) -> Vec<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::policy::KeyPattern;
-
     #[test]
     fn each_key_is_covered_by_its_familys_pattern() {
         let keyspace = Keyspace::of(&Dataset::generate(2000));
         assert_eq!(keyspace.boards, 3);
         for entity in &keyspace.entities {
             let key = entity.key();
-            let pattern: KeyPattern = entity.family().pattern().parse().expect("valid");
-            let parts = pattern.captures(key.as_bytes()).expect("covered");
+            let parts = entity.family().pattern().expect("valid").captures(key.as_bytes()).expect("covered");
             let parts: Vec<_> = parts.into_iter().map(|range| key[range].to_owned()).collect();
-            assert_eq!(parts, entity.parameters());
+            let expected = match entity {
+                Entity::Board { origin } => vec![origin.to_string()],
+                Entity::Flight { carrier, number, month } => vec![carrier.to_string(), number.to_string(), month.to_string()],
+            };
+            assert_eq!(parts, expected);
         }
     }
 

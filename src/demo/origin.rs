@@ -1,211 +1,233 @@
-//! The origin: the database behind a small HTTP service, with a record of each query.
+//! The origin: the database on a thread of its own, with rows that change all the time, and how applications ask it.
 //!
-//! SQLite is embedded in this process, and three kinds of clients must share it on equal terms: the application without a cache, the
-//! one with plain cache-aside, and the sidecars, which are processes of their own. An embedded database cannot be watched from
-//! outside either. So all of them ask this service, on loopback, by plain HTTP: the sidecars through Larder's `http` origin. A query
-//! costs everybody the same, and the start and end of each are written down here, outside of what is measured. With `--database`,
-//! the same service asks that Postgres.
+//! An application asks by the same code as a sidecar, [`crate::origin`]: the same statement, bound parameters and pool, in its own
+//! process. So a query costs everybody the same, and leaves the same records.
 
-use std::collections::HashMap;
-use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use axum::Router;
-use axum::extract::{Path, State};
-use axum::http::StatusCode;
-use axum::routing::get;
-use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
+use tokio::runtime::Handle;
+use tokio::sync::oneshot;
 
-use super::data::Code;
-use super::database::Database;
-use super::keyspace::{Entity, Family};
+use super::client::ClientError;
+use super::data::Dataset;
+use super::database::{Database, DatabaseError};
+use super::keyspace::{self, Family};
+use super::records::{ClientLog, Recorder};
+use super::truth::Truth;
+use super::{CACHED_DATABASE, Config, DemoError};
+use crate::origin::{Loaded, Loader, Origins};
+use crate::policy::snapshot::{self, OriginKind, Sensitive};
+use crate::policy::{Load, Query, Span};
 
-/// The most queries at once, waiting ones included; one more is refused, as a database with its connections used up does.
-const MAX_QUERIES: usize = 200;
-/// The most records that are kept; later queries are counted without.
-const MAX_RECORDS: usize = 500_000;
+/// What rules call the origin.
+pub const NAME: &str = "flights";
+/// The most queries at once, in every phase: of all clients together, or of all sidecars together.
+pub const CONNECTIONS: u32 = 16;
+/// How often a row changes.
+const UPDATE_INTERVAL: Duration = Duration::from_millis(250);
+/// How long an application waits for an answer. Longer than the queue of the phase without a cache, where waiting is the point.
+const PATIENCE: Span = Span::from_secs(300);
 
-/// One query, from its arrival at the origin to its answer: the wait for a free connection included.
-#[derive(Debug, Clone)]
-pub struct Record {
-    /// Its path: identical queries have the same.
-    pub query: Arc<str>,
-    /// When it arrived.
-    pub start: Instant,
-    /// When it was answered, or given up.
-    pub end: Instant,
-}
-
-/// Every query since the last [`Recorder::take`].
-#[derive(Debug, Default)]
-pub struct Recorder {
-    records: Mutex<Vec<Record>>,
-    started: AtomicU64,
-}
-
-impl Recorder {
-    /// How many queries arrived since the last [`Recorder::take`].
-    pub fn started(&self) -> u64 {
-        self.started.load(Ordering::Relaxed)
-    }
-
-    /// The queries that were answered since the last call.
-    pub fn take(&self) -> Vec<Record> {
-        self.started.store(0, Ordering::Relaxed);
-        std::mem::take(&mut *self.records.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    fn add(&self, record: Record) {
-        let mut records = self.records.lock().unwrap_or_else(PoisonError::into_inner);
-        if records.len() < MAX_RECORDS {
-            records.push(record);
-        }
-    }
-}
-
-/// The greatest number of identical queries that were under way at once.
-pub fn peak_identical(records: &[Record]) -> usize {
-    let mut edges: HashMap<&str, Vec<(Instant, i32)>> = HashMap::new();
-    for record in records {
-        edges.entry(&record.query).or_default().extend([(record.start, 1), (record.end, -1)]);
-    }
-    let peak_of = |mut edges: Vec<(Instant, i32)>| {
-        // Where one ends at the very moment another starts, they did not overlap.
-        edges.sort_unstable_by_key(|(at, step)| (*at, *step));
-        edges
-            .iter()
-            .scan(0, |open, (_, step)| {
-                *open += step;
-                Some(*open)
-            })
-            .max()
-            .unwrap_or_default()
-    };
-    edges.into_values().map(peak_of).max().and_then(|peak| usize::try_from(peak).ok()).unwrap_or_default()
-}
-
-/// The longest query.
-pub fn longest(records: &[Record]) -> Duration {
-    records.iter().map(|record| record.end - record.start).max().unwrap_or_default()
-}
-
-/// Notes a query's end even where its client gives up, which drops the handler.
-struct UnderWay<'a> {
-    recorder: &'a Recorder,
-    query: Arc<str>,
-    start: Instant,
-}
-
-impl Drop for UnderWay<'_> {
-    fn drop(&mut self) {
-        self.recorder.add(Record { query: Arc::clone(&self.query), start: self.start, end: Instant::now() });
-    }
-}
-
-struct Service {
+/// The database, what its values truly are, and the records of its queries.
+pub struct Origin {
+    /// What was asked.
+    pub recorder: Arc<Recorder>,
+    /// What its values truly are.
+    pub truth: Arc<Truth>,
+    /// How applications ask.
+    pub asking: Asking,
     database: Database,
-    recorder: Arc<Recorder>,
-    places: Semaphore,
-    statements: [(Family, String); 2],
+    finish: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
 }
 
-/// Serves `database` on a free port of loopback until the runtime ends.
-///
-/// # Errors
-/// Where no port can be had.
-pub async fn serve(database: Database, recorder: Arc<Recorder>) -> std::io::Result<SocketAddr> {
-    let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
-    let address = listener.local_addr()?;
-    let statements = Family::ALL.map(|family| (family, family.sql()));
-    let service = Arc::new(Service { database, recorder, places: Semaphore::new(MAX_QUERIES), statements });
-    let router =
-        Router::new().route(Family::Board.path(), get(board)).route(Family::Flight.path(), get(flight)).with_state(service);
-    // The server ends with its runtime, and has no other way to end.
-    tokio::spawn(async move { axum::serve(listener, router).await });
-    Ok(address)
+impl Origin {
+    /// Opens the database, with files in `work`, and begins to change rows.
+    ///
+    /// # Errors
+    /// Where the database cannot be filled, or no thread can be had.
+    pub fn start(
+        config: &Config,
+        dataset: Dataset,
+        work: &Path,
+        truth: Arc<Truth>,
+        recorder: Arc<Recorder>,
+        stop: Arc<AtomicBool>,
+    ) -> Result<Self, DemoError> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let handle = runtime.handle().clone();
+        let (finish, finished) = oneshot::channel();
+        let (started, start) = mpsc::sync_channel(1);
+        let (config, file) = (config.clone(), work.join("flights.db"));
+        let updated = Arc::clone(&truth);
+        let thread = thread::Builder::new().name("origin".to_owned()).spawn(move || {
+            runtime.block_on(async move {
+                let opened = open(&config, dataset, &file).await;
+                let database = opened.as_ref().ok().cloned();
+                if started.send(opened).is_err() {
+                    return;
+                }
+                let Some(database) = database else { return };
+                tokio::select! {
+                    () = keep_updating(&database, &updated) => {}
+                    () = wait_for_interrupt(&stop) => {}
+                    _ = finished => {}
+                }
+                database.close().await;
+            });
+        })?;
+        let gone = || std::io::Error::other("the origin's thread ended");
+        let database = start.recv().map_err(|_| gone())??;
+        let asking = Asking::new(&database, handle, recorder.clone())?;
+        Ok(Self { recorder, truth, asking, database, finish: Some(finish), thread: Some(thread) })
+    }
+
+    /// The database.
+    pub const fn database(&self) -> &Database {
+        &self.database
+    }
+
+    /// What a nightly job would put into the cache.
+    ///
+    /// # Errors
+    /// Where the database refuses.
+    pub fn history(&self) -> Result<Vec<(String, String)>, DatabaseError> {
+        self.asking.runtime.block_on(self.database.history())
+    }
 }
 
-async fn board(State(service): State<Arc<Service>>, Path(origin): Path<String>) -> Result<String, (StatusCode, String)> {
-    let origin = origin.parse().map_err(unknown)?;
-    service.answer(Entity::Board { origin }).await
-}
-
-async fn flight(
-    State(service): State<Arc<Service>>,
-    Path((carrier, number, month)): Path<(String, u16, u8)>,
-) -> Result<String, (StatusCode, String)> {
-    let carrier: Code = carrier.parse().map_err(unknown)?;
-    service.answer(Entity::Flight { carrier, number, month }).await
-}
-
-fn unknown(why: String) -> (StatusCode, String) {
-    (StatusCode::NOT_FOUND, why)
-}
-
-impl Service {
-    async fn answer(&self, entity: Entity) -> Result<String, (StatusCode, String)> {
-        let Ok(_place) = self.places.try_acquire() else {
-            return Err((StatusCode::SERVICE_UNAVAILABLE, format!("{MAX_QUERIES} queries are under way")));
-        };
-        self.recorder.started.fetch_add(1, Ordering::Relaxed);
-        let _record = UnderWay { recorder: &self.recorder, query: entity.path().into(), start: Instant::now() };
-        let sql = self.statements.iter().find(|(family, _)| *family == entity.family()).map_or("", |(_, sql)| sql);
-        match self.database.fetch(sql, &entity.parameters()).await {
-            Ok(Some(value)) => Ok(value),
-            Ok(None) => Err(unknown("no such flights".to_owned())),
-            Err(error) => Err((StatusCode::INTERNAL_SERVER_ERROR, error.to_string())),
+impl Drop for Origin {
+    fn drop(&mut self) {
+        drop(self.finish.take());
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
         }
+    }
+}
+
+/// How an application asks the database. Cloning shares the pool, as threads of one server do.
+#[derive(Debug, Clone)]
+pub struct Asking {
+    origins: Origins,
+    loaders: [(Family, Loader); 2],
+    runtime: Handle,
+    log: tracing::Dispatch,
+}
+
+impl Asking {
+    /// `runtime` is one that runs for as long as there are clients.
+    ///
+    /// # Errors
+    /// Where the URL is refused.
+    pub fn new(database: &Database, runtime: Handle, recorder: Arc<Recorder>) -> Result<Self, DemoError> {
+        let origins = Origins::new(&[snapshot::Origin {
+            name: NAME.to_owned(),
+            kind: OriginKind::Sql { url: Sensitive::Value(database.url().to_owned()) },
+            max_connections: CONNECTIONS,
+            connect_timeout: PATIENCE,
+            timeout: PATIENCE,
+        }])?;
+        let loader = |family: Family| -> Result<_, DemoError> {
+            let read = family.sql(database.schema());
+            let load = Load { origin: NAME.to_owned(), query: Query::Sql { read, read_many: None }, reply: None };
+            Ok((family, origins.loader(&family.pattern()?, &load)?))
+        };
+        let [board, flight] = Family::ALL.map(loader);
+        let loaders = [board?, flight?];
+        Ok(Self { origins, loaders, runtime, log: ClientLog::subscriber(recorder) })
+    }
+
+    /// Queries one key.
+    ///
+    /// # Errors
+    /// Where the database gave no answer.
+    pub fn query(&self, family: Family, key: &str) -> Result<Option<String>, ClientError> {
+        let Some((_, loader)) = self.loaders.iter().find(|(of, _)| *of == family) else { return Ok(None) };
+        let loaded = tracing::dispatcher::with_default(&self.log, || self.runtime.block_on(loader.load(key.as_bytes())));
+        match loaded.map_err(|error| ClientError::Origin(error.to_string()))? {
+            Loaded::Found { value, .. } => {
+                String::from_utf8(value).map(Some).map_err(|_| ClientError::Origin("an answer that is no text".to_owned()))
+            }
+            Loaded::NotFound => Ok(None),
+        }
+    }
+
+    /// How many queries were made so far, as the pool counts them.
+    pub fn counted(&self) -> u64 {
+        self.origins.stats().iter().map(|stats| stats.queries).sum()
+    }
+}
+
+async fn open(config: &Config, dataset: Dataset, file: &Path) -> Result<Database, DemoError> {
+    Ok(match &config.database {
+        Some(url) => Database::open_postgres(&dataset, url).await?,
+        None => {
+            let cached = config.rows.is_none().then(|| config.cache.join(CACHED_DATABASE));
+            Database::open_sqlite(&dataset, cached.as_deref(), file).await?
+        }
+    })
+}
+
+/// Changes one row after another, and never ends.
+async fn keep_updating(database: &Database, truth: &Truth) {
+    let mut random = fastrand::Rng::with_seed(keyspace::SEED);
+    let mut tick = tokio::time::interval(UPDATE_INTERVAL);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tick.tick().await;
+        let Some(update) = truth.next_update(&mut random) else { continue };
+        truth.update_sent(update, Instant::now());
+        // Where it failed, nobody knows whether it took place: both values stay true.
+        if database.apply(update).await.is_ok() {
+            truth.update_acknowledged(Instant::now());
+        }
+    }
+}
+
+/// Ctrl-C stops the load, which lets everything that was started end in order.
+async fn wait_for_interrupt(stop: &AtomicBool) {
+    match tokio::signal::ctrl_c().await {
+        Ok(()) => stop.store(true, Ordering::Relaxed),
+        // Without a handler, the signal ends the process.
+        Err(_) => std::future::pending().await,
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::demo::client::{Client, ClientError, Direct};
-    use crate::demo::data::Dataset;
-    use crate::demo::keyspace::Keyspace;
-    use crate::demo::truth::Truth;
-
-    #[test]
-    fn queries_overlap_only_while_both_are_under_way() {
-        let start = Instant::now();
-        let record = |query: &str, from, to| Record {
-            query: query.into(),
-            start: start + Duration::from_millis(from),
-            end: start + Duration::from_millis(to),
-        };
-        assert_eq!(peak_identical(&[]), 0);
-        assert_eq!(peak_identical(&[record("a", 0, 10), record("a", 10, 20), record("b", 5, 15)]), 1);
-        assert_eq!(peak_identical(&[record("a", 0, 10), record("a", 9, 20), record("a", 5, 15)]), 3);
-    }
+    use crate::demo::keyspace::{Entity, Keyspace};
+    use crate::demo::records::peak_identical;
 
     #[tokio::test]
-    async fn clients_get_answers_and_leave_records() {
+    async fn applications_get_answers_and_leave_records() {
         let dataset = Dataset::generate(1000);
         let keyspace = Keyspace::of(&dataset);
+        let keys: Vec<String> = keyspace.entities.iter().map(Entity::key).collect();
         let truth = Truth::new(&dataset, &keyspace);
         let dir = tempfile::tempdir().expect("a directory");
         let database = Database::open_sqlite(&dataset, None, &dir.path().join("flights.db")).await.expect("opens");
-        let recorder = Arc::new(Recorder::default());
-        let address = serve(database, Arc::clone(&recorder)).await.expect("serves");
+        let recorder = Arc::new(Recorder::new(&keys));
+        let asking = Asking::new(&database, Handle::current(), recorder.clone()).expect("valid");
         let expected = [0, 1, 5, 5].map(|index| (keyspace.entities[index], truth.current(index)));
-        let asking = tokio::task::spawn_blocking(move || {
-            let mut client = Direct::new(address);
+        let counted = asking.clone();
+        tokio::task::spawn_blocking(move || {
             for (entity, value) in expected {
-                assert_eq!(client.get(&entity, &entity.key()).expect("an answer"), Some(value));
+                assert_eq!(asking.query(entity.family(), &entity.key()).expect("an answer"), Some(value));
             }
-            let nowhere = Entity::Board { origin: "XXX".parse().expect("a code") };
-            assert_eq!(client.get(&nowhere, "").expect("an answer"), None);
-            Ok::<(), ClientError>(())
-        });
-        asking.await.expect("no panic").expect("answers");
-        assert_eq!(recorder.started(), 5);
+            assert_eq!(asking.query(Family::Board, "board:XXX").expect("an answer"), None);
+        })
+        .await
+        .expect("answers");
+        assert_eq!((recorder.begun(), counted.counted()), (5, 5));
         let records = recorder.take();
-        assert_eq!(records.len(), 5);
+        let asked: Vec<&str> = records.iter().map(|record| &*record.query).collect();
+        assert_eq!(asked[..4], [0, 1, 5, 5].map(|index| keys[index].as_str()));
+        assert!(records.iter().all(|record| record.outcome == "answered"));
         assert_eq!(peak_identical(&records), 1);
-        assert_eq!(recorder.started(), 0);
     }
 }

@@ -1,21 +1,28 @@
 //! The processes that the demo starts: a plain Redis server for the phase without Larder, and `larder dev` for the one with it.
 
+use std::fmt;
 use std::fs::File;
-use std::io::{BufRead, BufReader};
-use std::net::{SocketAddr, TcpListener};
+use std::io::{self, BufRead, BufReader, Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::client::Ttls;
+use super::Setting;
 use super::keyspace::Family;
+use super::origin::{self, Origin};
+use super::records::{self, Follower};
 
 /// How long a server may take to answer, and the tier to be ready.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long `larder dev` may take to stop everything that it started.
 const STOP_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long a sidecar may take to tell its metrics.
+const METRICS_TIMEOUT: Duration = Duration::from_secs(10);
+/// The longest answer with metrics that is read.
+const MAX_METRICS_BYTES: u64 = 4 << 20;
 
 /// Why a process could not be used.
 #[derive(Debug, thiserror::Error)]
@@ -26,7 +33,7 @@ pub enum ProcessError {
         /// What was to be run.
         program: String,
         /// What the system said.
-        why: std::io::Error,
+        why: io::Error,
     },
     /// It ended, or was not ready in time.
     #[error("{program} ended, or was not ready within {START_TIMEOUT:?}; {} ends with: {said}", log.display())]
@@ -38,13 +45,21 @@ pub enum ProcessError {
         /// The last of it.
         said: String,
     },
+    /// A sidecar does not tell its metrics.
+    #[error("the metrics of the sidecar at {admin} cannot be read: {why}")]
+    Metrics {
+        /// Where they were asked for.
+        admin: String,
+        /// What went wrong.
+        why: io::Error,
+    },
     /// A file that it needs could not be written.
     #[error("{} cannot be written: {why}", path.display())]
     File {
         /// The file.
         path: PathBuf,
         /// What the system said.
-        why: std::io::Error,
+        why: io::Error,
     },
 }
 
@@ -68,7 +83,7 @@ impl Drop for Stopping {
 }
 
 /// `count` consecutive ports that were free a moment ago.
-fn free_ports(count: u16) -> std::io::Result<u16> {
+fn free_ports(count: u16) -> io::Result<u16> {
     loop {
         let first = TcpListener::bind(("127.0.0.1", 0))?;
         let port = first.local_addr()?.port();
@@ -80,7 +95,7 @@ fn free_ports(count: u16) -> std::io::Result<u16> {
     }
 }
 
-fn file_error(path: &Path) -> impl FnOnce(std::io::Error) -> ProcessError {
+fn file_error(path: &Path) -> impl FnOnce(io::Error) -> ProcessError {
     move |why| ProcessError::File { path: path.to_owned(), why }
 }
 
@@ -138,32 +153,35 @@ impl PlainRedis {
 pub struct Tier {
     /// Where the sidecars listen, as clients write it.
     pub urls: Vec<String>,
+    /// The records of their queries.
+    pub records: Follower,
+    admins: Vec<String>,
     _process: Stopping,
 }
 
 impl Tier {
-    /// Runs `larder dev` on `manifests`, with its log in `logs`, and waits for its `ready:` lines.
+    /// Runs `larder dev` on `manifests`, with the logs in the report's directory, and waits for its `ready:` lines.
     ///
     /// # Errors
     /// Where it does not start, or not all sidecars become ready.
-    pub fn start(
-        larder: &Path,
-        manifests: &Path,
-        logs: &Path,
-        sidecars: u16,
-        server: Option<&Path>,
-    ) -> Result<Self, ProcessError> {
+    pub fn start(setting: &Setting, manifests: &Path) -> Result<Self, ProcessError> {
         const PROGRAM: &str = "larder dev";
+        let (sidecars, logs) = (setting.config.sidecars, &setting.config.report);
         let start_error = |why| ProcessError::Start { program: PROGRAM.to_owned(), why };
+        let sidecar_logs: Vec<_> = (0..sidecars).map(|index| logs.join(format!("sidecar-{index}.log"))).collect();
+        for log in &sidecar_logs {
+            // Sidecars append, and an earlier run or phase may have used it.
+            File::create(log).map_err(file_error(log))?;
+        }
         let listen = free_ports(sidecars).map_err(start_error)?;
         let admin = free_ports(sidecars).map_err(start_error)?;
         let log = logs.join("larder-dev.log");
         let stderr = File::create(&log).map_err(file_error(&log))?;
-        let mut command = Command::new(larder);
-        command.arg("dev").arg("-f").arg(manifests);
+        let mut command = Command::new(&setting.config.larder);
+        command.arg("dev").arg("-f").arg(manifests).arg("--sidecar-logs").arg(logs);
         command.args(["--listen", &format!("127.0.0.1:{listen}"), "--admin", &format!("127.0.0.1:{admin}")]);
-        command.args(["--sidecars", &sidecars.to_string()]);
-        if let Some(server) = server {
+        command.args(["--sidecars", &sidecars.to_string(), "--log", &records::filter(), "--log-format", "json"]);
+        if let Some(server) = &setting.config.server {
             command.arg("--server-bin").arg(server);
         }
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(stderr).spawn().map_err(start_error)?;
@@ -173,78 +191,145 @@ impl Tier {
         // Lives as long as the child has its end of the pipe; reads on after the ready lines, so that the child never blocks.
         thread::spawn(move || {
             for line in stdout.into_iter().flat_map(|stdout| BufReader::new(stdout).lines()).map_while(Result::ok) {
-                if let Some(url) = ready_url(&line) {
-                    let _ = ready.try_send(url);
+                if let Some(place) = ready_place(&line) {
+                    let _ = ready.try_send(place);
                 }
             }
         });
         let deadline = Instant::now() + START_TIMEOUT;
-        let mut urls = Vec::new();
+        let (mut urls, mut admins) = (Vec::new(), Vec::new());
         while urls.len() < usize::from(sidecars) {
-            match lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-                Ok(url) => urls.push(url),
-                Err(_) => return Err(not_ready(PROGRAM, log)),
-            }
+            let Ok((url, admin)) = lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) else {
+                return Err(not_ready(PROGRAM, log));
+            };
+            urls.push(url);
+            admins.push(admin);
         }
-        Ok(Self { urls, _process: process })
+        let records = Follower::start(setting.origin.recorder.clone(), sidecar_logs).map_err(start_error)?;
+        Ok(Self { urls, records, admins, _process: process })
+    }
+
+    /// Every query that the sidecars have made, by their own counters.
+    ///
+    /// # Errors
+    /// Where a sidecar does not answer.
+    pub fn counted(&self) -> Result<u64, ProcessError> {
+        let mut total = 0;
+        for admin in &self.admins {
+            let metrics = metrics(admin).map_err(|why| ProcessError::Metrics { admin: admin.clone(), why })?;
+            total += sum_of("larder_origin_queries_total", &metrics);
+        }
+        Ok(total)
     }
 }
 
-fn ready_url(line: &str) -> Option<String> {
-    let url = line.strip_prefix("ready:")?.split_whitespace().next()?;
-    url.starts_with("redis://").then(|| url.to_owned())
+/// Everything that the sidecar at this admin address counts.
+fn metrics(admin: &str) -> io::Result<String> {
+    let mut stream = TcpStream::connect(admin)?;
+    stream.set_read_timeout(Some(METRICS_TIMEOUT))?;
+    stream.set_write_timeout(Some(METRICS_TIMEOUT))?;
+    stream.write_all(format!("GET /metrics HTTP/1.1\r\nHost: {admin}\r\nConnection: close\r\n\r\n").as_bytes())?;
+    let mut answer = String::new();
+    stream.take(MAX_METRICS_BYTES).read_to_string(&mut answer)?;
+    let whole = answer.starts_with("HTTP/1.1 200") && answer.ends_with("# EOF\n");
+    if whole { Ok(answer) } else { Err(io::Error::other("the answer is no whole scrape")) }
 }
 
-/// Writes the manifests of the demo into `dir`: a tier, and the policy that makes GET load from the origin at `origin`.
+/// The sum over all labels.
+fn sum_of(family: &str, metrics: &str) -> u64 {
+    let lines = metrics.lines().filter_map(|line| line.strip_prefix(family)?.strip_prefix('{')?.rsplit_once(' '));
+    lines.filter_map(|(_, number)| number.parse::<u64>().ok()).sum()
+}
+
+/// The URL and the admin address of a `ready:` line.
+fn ready_place(line: &str) -> Option<(String, String)> {
+    let mut words = line.strip_prefix("ready:")?.split_whitespace();
+    let url = words.next().filter(|url| url.starts_with("redis://"))?;
+    let admin = words.find_map(|word| word.strip_prefix("http://"))?;
+    Some((url.to_owned(), admin.to_owned()))
+}
+
+/// What the sidecars do for the keys.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rules {
+    /// They load what is missing.
+    ReadThrough,
+}
+
+impl fmt::Display for Rules {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::ReadThrough => "read-through",
+        })
+    }
+}
+
+/// Writes the manifests of a tier and of a policy with these rules into `dir`.
 ///
 /// # Errors
 /// Where the file cannot be written.
-pub fn write_manifests(dir: &Path, origin: SocketAddr, ttls: Ttls) -> Result<(), ProcessError> {
+pub fn write_manifests(dir: &Path, rules: Rules, setting: &Setting) -> Result<(), ProcessError> {
     std::fs::create_dir_all(dir).map_err(file_error(dir))?;
     let file = dir.join("flights.yaml");
-    std::fs::write(&file, manifests(origin, ttls)).map_err(file_error(&file))
+    let text = [TIER.to_owned(), policy(rules, setting), secret(&setting.origin)].join("---\n");
+    std::fs::write(&file, text).map_err(file_error(&file))
 }
 
-fn manifests(origin: SocketAddr, ttls: Ttls) -> String {
-    let rules = Family::ALL.map(|family| {
-        format!(
-            r#"    - name: {name}
-      keys: "{pattern}"
-      strategy: ReadThrough
-      ttl: {ttl}ms
-      stampede: {{lease: 5s, wait: 5s}}
-      origin: {{name: flights, path: "{path}"}}
-"#,
-            name = family.name(),
-            pattern = family.pattern(),
-            ttl = ttls.of(family).as_millis(),
-            path = family.path(),
-        )
-    });
-    format!(
-        r#"apiVersion: larder.dev/v1alpha1
+const TIER: &str = r#"apiVersion: larder.dev/v1alpha1
 kind: CacheCluster
-metadata: {{name: demo}}
+metadata: {name: demo}
 spec:
-  engine: {{kind: Redis, version: "7.0"}}
+  engine: {kind: Redis, version: "7.0"}
   mode: Sentinel
   replicas: 1
   sentinels: 3
   memory: 256Mi
----
-apiVersion: larder.dev/v1alpha1
+"#;
+
+fn policy(rules: Rules, setting: &Setting) -> String {
+    let connections = (origin::CONNECTIONS / u32::from(setting.config.sidecars)).max(1);
+    let origins = match rules {
+        Rules::ReadThrough => format!(
+            "  origins:\n    - name: {name}\n      \
+             sql: {{url: {{secretKeyRef: {{name: {name}, key: url}}}}, maxConnections: {connections}, timeout: 5s}}\n",
+            name = origin::NAME
+        ),
+    };
+    let rules = Family::ALL.map(|family| rule(rules, family, setting));
+    format!(
+        r#"apiVersion: larder.dev/v1alpha1
 kind: CachePolicy
 metadata: {{name: flights}}
 spec:
   cacheCluster: demo
   workloads: {{matchLabels: {{app: demo}}}}
-  origins:
-    - name: flights
-      http: {{url: {{value: "http://{origin}"}}, maxConnections: 4, timeout: 5s}}
-  rules:
+{origins}  rules:
 {}"#,
         rules.concat()
     )
+}
+
+/// The TTL is exact, as that of the application which sets it itself.
+fn rule(rules: Rules, family: Family, setting: &Setting) -> String {
+    let (name, pattern, ttl) = (family.name(), family.pattern_text(), setting.config.ttls.of(family).as_millis());
+    let head = format!("    - name: {name}\n      keys: \"{pattern}\"\n      ttl: {ttl}ms\n      jitter: 0%\n");
+    let rest = match rules {
+        Rules::ReadThrough => {
+            // A JSON string is a YAML one.
+            let read = serde_json::Value::from(family.sql(setting.origin.database().schema()));
+            format!(
+                "      strategy: ReadThrough\n      stampede: {{lease: 5s, wait: 5s}}\n      origin: {{name: {}, read: {read}}}\n",
+                origin::NAME
+            )
+        }
+    };
+    head + &rest
+}
+
+/// The database's URL, which may hold a password.
+fn secret(origin: &Origin) -> String {
+    let url = serde_json::Value::from(origin.database().url());
+    format!("apiVersion: v1\nkind: Secret\nmetadata: {{name: {}}}\nstringData: {{url: {url}}}\n", origin::NAME)
 }
 
 #[cfg(test)]
@@ -252,9 +337,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_ready_line_names_a_url() {
-        assert_eq!(ready_url("ready: redis://127.0.0.1:6379 sidecar 1"), Some("redis://127.0.0.1:6379".to_owned()));
-        assert_eq!(ready_url("starting"), None);
+    fn a_ready_line_names_a_url_and_an_admin_address() {
+        let place = ("redis://127.0.0.1:6379".to_owned(), "127.0.0.1:9121".to_owned());
+        assert_eq!(ready_place("ready: redis://127.0.0.1:6379 unix:///s admin http://127.0.0.1:9121"), Some(place));
+        assert_eq!(ready_place("starting"), None);
+    }
+
+    #[test]
+    fn counters_are_summed_over_their_labels() {
+        let metrics = "# TYPE larder_origin_queries counter\nlarder_origin_queries_total{origin=\"a b\"} 3\n\
+                       larder_origin_queries_total{origin=\"c\"} 4\nlarder_origin_queries_totals{origin=\"d\"} 9\n";
+        assert_eq!(sum_of("larder_origin_queries_total", metrics), 7);
     }
 
     #[test]

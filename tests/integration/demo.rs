@@ -1,24 +1,56 @@
 //! `larder demo` in small: a made-up data set and short phases, so that no speed is asserted, only what must hold at any speed.
 
+use std::collections::HashMap;
+use std::fs;
+use std::path::Path;
 use std::process::Command;
+use std::sync::Arc;
 use std::time::Duration;
 
+use larder::demo::data::Dataset;
+use larder::demo::database::Database;
+use larder::demo::keyspace::{Entity, Family, Keyspace};
+use larder::demo::origin::Asking;
+use larder::demo::records::Recorder;
+use larder::demo::truth::Truth;
 use serde_json::Value;
+use tokio::runtime::Handle;
 
+use crate::support::postgres::Postgres;
 use crate::support::wait_for;
 
-#[test]
-fn the_demo_finds_no_wrong_reply_and_no_stampede() {
-    let report = tempfile::tempdir().unwrap();
+fn run_demo(report: &Path) -> Value {
     let mut demo = Command::new(env!("CARGO_BIN_EXE_larder"))
         .args(["demo", "--seconds", "4", "--rows", "30000", "--rate", "300", "--clients", "24", "--report"])
-        .arg(report.path())
+        .arg(report)
         .spawn()
         .unwrap();
     // The exit code tells whether the machine was fast enough as well, which is not the question here.
     wait_for("the demo ends", Duration::from_secs(180), || demo.try_wait().unwrap().is_some());
-    let json = std::fs::read(report.path().join("demo.json")).expect("the demo writes its report");
-    let json: Value = serde_json::from_slice(&json).unwrap();
+    let json = fs::read(report.join("demo.json")).expect("the demo writes its report");
+    serde_json::from_slice(&json).unwrap()
+}
+
+/// The queries of one load as the report's own evidence has them: the key, and start and end in microseconds.
+fn evidence(csv: &str, phase: &str, run: &str) -> Vec<(String, u64, u64)> {
+    let lines = csv.lines().skip(1).map(|line| line.split(',').collect::<Vec<_>>());
+    let micros = |text: &str| text.replace('.', "").parse::<u64>().expect("milliseconds with three digits");
+    lines.filter(|cells| cells[..2] == [phase, run]).map(|c| (c[2].to_owned(), micros(c[3]), micros(c[4]))).collect()
+}
+
+/// The greatest number of queries for one key that overlap, counted the slow way: a peak is reached where one begins.
+fn peak(queries: &[(String, u64, u64)]) -> u64 {
+    let overlapping = |(key, at, _): &(String, u64, u64)| {
+        queries.iter().filter(|(other, start, end)| other == key && start <= at && at < end).count() as u64
+    };
+    queries.iter().map(overlapping).max().unwrap_or_default()
+}
+
+#[test]
+fn the_demo_counts_every_query_and_finds_no_wrong_reply_and_no_stampede() {
+    let report = tempfile::tempdir().unwrap();
+    let json = run_demo(report.path());
+    let csv = fs::read_to_string(report.path().join("origin-queries.csv")).unwrap();
     let phases = json["phases"].as_array().unwrap();
     assert_eq!(phases.iter().map(|phase| phase["phase"].as_str().unwrap()).collect::<Vec<_>>(), ["none", "aside", "larder"]);
     for phase in phases {
@@ -27,15 +59,75 @@ fn the_demo_finds_no_wrong_reply_and_no_stampede() {
         assert_eq!(phase["closed_loop"]["errors"], 0, "{phase}");
         assert!(phase["answered"].as_u64().unwrap() > 0, "{phase}");
         assert!(phase["requests"] == phases[0]["requests"], "{phase}");
+        let name = phase["phase"].as_str().unwrap();
+        let (open, closed) = (evidence(&csv, name, "open"), evidence(&csv, name, "closed"));
+        for (queries, told) in [(&open, phase), (&closed, &phase["closed_loop"])] {
+            assert_eq!(told["origin_queries"], queries.len(), "{told}");
+            assert_eq!(told["peak_identical"], peak(queries), "{told}");
+            assert!(queries.iter().all(|(_, start, end)| start < end), "{told}");
+        }
+        // What asks counts as well: sidecars in their metrics.
+        assert_eq!(phase["counted_queries"], open.len() + closed.len(), "{phase}");
     }
-    let [none, _, larder] = phases.as_slice() else { panic!("three phases") };
+    let [none, aside, larder] = phases.as_slice() else { panic!("three phases") };
+    // Without a cache each answer is a query, to the last one.
+    assert_eq!(none["origin_queries"], none["answered"], "{none}");
+    assert_eq!(none["closed_loop"]["origin_queries"], none["closed_loop"]["answered"], "{none}");
     assert_eq!(none["hit_ratio"], 0.0);
     assert_eq!(larder["peak_identical"], 1, "{larder}");
-    assert_eq!(larder["closed_loop"]["peak_identical"], 1, "{larder}");
-    // It loaded at all, and less often than it was asked.
-    assert!(larder["board_loads"].as_u64().unwrap() >= 2, "{larder}");
-    assert!(larder["origin_queries"].as_u64() < larder["answered"].as_u64(), "{larder}");
-    for file in ["demo.svg", "demo.txt", "origin-queries.csv"] {
+    assert!(larder["closed_loop"]["peak_identical"].as_u64().unwrap() <= 1, "{larder}");
+    for cached in [aside, larder] {
+        // It loaded at all, and less often than it was asked; only the boards, since the history was there.
+        assert!(cached["board_loads"].as_u64().unwrap() >= 2, "{cached}");
+        assert!(cached["origin_queries"].as_u64() < cached["answered"].as_u64(), "{cached}");
+        let queries = evidence(&csv, cached["phase"].as_str().unwrap(), "open");
+        assert!(queries.iter().all(|(key, ..)| key.starts_with("board:")), "{queries:?}");
+    }
+    for file in ["demo.svg", "demo.txt", "sidecar-0.log"] {
         assert!(report.path().join(file).metadata().unwrap().len() > 200, "{file}");
     }
+}
+
+/// What applications and sidecars ask, against values that were counted without SQL, while rows change.
+async fn statements_agree_with_the_truth(dataset: &Dataset, database: Database) {
+    let keyspace = Keyspace::of(dataset);
+    let truth = Truth::new(dataset, &keyspace);
+    let keys: Vec<String> = keyspace.entities.iter().map(Entity::key).collect();
+    let asking = Asking::new(&database, Handle::current(), Arc::new(Recorder::new(&keys))).unwrap();
+    let ask = |family: Family, key: String| {
+        let asking = asking.clone();
+        async move { tokio::task::spawn_blocking(move || asking.query(family, &key)).await.unwrap().expect("an answer") }
+    };
+    let mut random = fastrand::Rng::with_seed(7);
+    for _ in 0..3 {
+        for index in (0..keys.len()).step_by(173).chain(0..keyspace.boards) {
+            let value = ask(keyspace.entities[index].family(), keys[index].clone()).await;
+            assert_eq!(value, Some(truth.current(index)), "{}", keys[index]);
+        }
+        let update = truth.next_update(&mut random).expect("flights leave today");
+        truth.update_sent(update, std::time::Instant::now());
+        database.apply(update).await.expect("updates");
+    }
+    for (family, key) in [(Family::Board, "board:XXX"), (Family::Flight, "flight:AA:1x:1"), (Family::Flight, "flight:AA:0:1")] {
+        assert_eq!(ask(family, key.to_owned()).await, None, "{key}");
+    }
+    let history: HashMap<_, _> = database.history().await.unwrap().into_iter().collect();
+    assert!((keyspace.boards..keys.len()).all(|index| history[&keys[index]] == truth.current(index)));
+    database.close().await;
+}
+
+#[tokio::test]
+async fn the_demos_statements_agree_with_the_truth_in_sqlite() {
+    let dataset = Dataset::generate(3000);
+    let dir = tempfile::tempdir().unwrap();
+    let database = Database::open_sqlite(&dataset, None, &dir.path().join("flights.db")).await.unwrap();
+    statements_agree_with_the_truth(&dataset, database).await;
+}
+
+#[tokio::test]
+async fn the_demos_statements_agree_with_the_truth_in_postgres() {
+    let dataset = Dataset::generate(3000);
+    let server = Postgres::shared();
+    let database = Database::open_postgres(&dataset, &server.database(&[]).await).await.unwrap();
+    statements_agree_with_the_truth(&dataset, database).await;
 }

@@ -63,7 +63,7 @@ fn draw_latency(area: &Area<'_>, phases: &[Phase]) -> Drawn {
     for phase in phases {
         let points = (0..=200).map(|step| {
             let share = f64::from(step) / 2.0;
-            (millis(&phase.open.latency_us, share / 100.0).max(0.05), share)
+            (millis(&phase.open.tally.latency_us, share / 100.0).max(0.05), share)
         });
         let style = colour(phase.kind).stroke_width(2);
         chart
@@ -101,9 +101,10 @@ fn draw_queries(area: &Area<'_>, phases: &[Phase]) -> Drawn {
 
 /// A stair of (seconds, queries under way).
 fn under_way(phase: &Phase) -> Vec<(f64, f64)> {
-    let since = |at: std::time::Instant| at.saturating_duration_since(phase.start).as_secs_f64();
+    let since = |at_us: u64| at_us.saturating_sub(phase.start_us) as f64 / 1e6;
+    let records = phase.open.records.iter();
     let mut edges: Vec<(f64, f64)> =
-        phase.records.iter().flat_map(|record| [(since(record.start), 1.0), (since(record.end), -1.0)]).collect();
+        records.flat_map(|record| [(since(record.start_us), 1.0), (since(record.end_us), -1.0)]).collect();
     edges.sort_by(|left, right| left.0.total_cmp(&right.0));
     let mut open = 0.0;
     let mut stair = vec![(0.0, 0.0)];
