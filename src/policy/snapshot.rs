@@ -80,6 +80,9 @@ pub struct Cluster {
     /// How long a command that has not left the sidecar may wait for a reachable server. Clients commonly time out at 3 s.
     #[serde(default = "default_patience")]
     pub patience: Span,
+    /// How long a transaction, or watched keys, may hold a server connection of their own while their client sends nothing.
+    #[serde(default = "default_idle_transaction")]
+    pub idle_transaction: Span,
 }
 
 /// The time within which covered keys without a TTL are repaired, where nothing else is said.
@@ -91,6 +94,13 @@ fn default_ttl_sweep() -> Span {
 
 fn default_patience() -> Span {
     Span::from_secs(2)
+}
+
+/// How long a silent client's transaction may hold a server connection, where nothing else is said.
+pub const DEFAULT_IDLE_TRANSACTION: Span = Span::from_secs(60);
+
+fn default_idle_transaction() -> Span {
+    DEFAULT_IDLE_TRANSACTION
 }
 
 /// How servers are found. Addresses are `host:port`.
@@ -249,6 +259,9 @@ impl Snapshot {
         }
         if self.ttl_sweep < Span::from_secs(1) {
             return Err(invalid("ttlSweep", "it must be one second or more"));
+        }
+        if self.cluster.idle_transaction < Span::from_secs(1) {
+            return Err(invalid("cluster.idleTransaction", "it must be one second or more"));
         }
         if self.rules.len() > MAX_RULES {
             return Err(invalid("rules", format!("there are more than {MAX_RULES}")));

@@ -158,6 +158,7 @@ mod tests {
             auth: Some(Auth { username_file: Some(dir.path().join("user")), password_file: dir.path().join("password") }),
             sentinel_auth: Some(Auth { username_file: None, password_file: dir.path().join("sentinel") }),
             patience: Span::from_secs(2),
+            idle_transaction: Span::from_secs(60),
         }
     }
 

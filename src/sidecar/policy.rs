@@ -64,6 +64,11 @@ impl ActivePolicy {
         self.snapshot.cluster.patience
     }
 
+    /// How long a silent client's transaction may hold a server connection.
+    pub fn idle_transaction(&self) -> Span {
+        self.snapshot.cluster.idle_transaction
+    }
+
     /// The CacheCluster's name.
     pub fn cluster_name(&self) -> &str {
         &self.snapshot.cluster.name

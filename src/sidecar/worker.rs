@@ -26,6 +26,8 @@ pub const SCRATCH_BYTES: usize = 64 * 1024;
 const TICK: Duration = Duration::from_millis(20);
 /// How long a command waits before it is repeated at a server that was not ready for it.
 const REPEAT_MS: u64 = 25;
+/// How often the watched keys of idle clients are looked for.
+const LOOK_MS: u64 = 1_000;
 /// The most redirects that one command follows.
 const MAX_HOPS: u8 = 8;
 
@@ -375,7 +377,7 @@ impl Worker {
 
     /// Moves the clock, and does what time brings. Runs for as long as the worker.
     pub async fn tick_forever(self: Rc<Self>) {
-        let began = tokio::time::Instant::now();
+        let (began, mut look_at) = (tokio::time::Instant::now(), LOOK_MS);
         let mut ticks = tokio::time::interval(TICK);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -385,8 +387,23 @@ impl Worker {
                 self.run_repeats();
             }
             self.router.tick(&self, self.now().saturating_sub(self.patience()));
+            if self.now() >= look_at {
+                look_at = self.now() + LOOK_MS;
+                self.expire_watches();
+            }
             self.flush_dirty();
         }
+    }
+
+    /// For how long a silent client's transaction may hold a server connection, in milliseconds.
+    pub fn idle_transaction(&self) -> u64 {
+        self.policy.borrow().idle_transaction().as_millis()
+    }
+
+    /// Takes the connections back on which idle clients have keys watched.
+    fn expire_watches(&self) {
+        let deadline = self.now().saturating_sub(self.idle_transaction());
+        self.sessions.borrow().iter().for_each(|(_, session)| session.held().borrow_mut().expire_watch(deadline));
     }
 
     /// Enters a session in the list of live ones.

@@ -42,7 +42,15 @@ fn nobody() -> ClusterAccess {
 }
 
 fn describe(topology: Topology) -> Cluster {
-    Cluster { name: "main".to_owned(), topology, tls: None, auth: None, sentinel_auth: None, patience: Span::from_secs(2) }
+    Cluster {
+        name: "main".to_owned(),
+        topology,
+        tls: None,
+        auth: None,
+        sentinel_auth: None,
+        patience: Span::from_secs(2),
+        idle_transaction: Span::from_secs(60),
+    }
 }
 
 fn sentinel_topology(sentinels: Vec<String>) -> Topology {

@@ -243,6 +243,68 @@ fn a_transaction_that_loses_its_server_says_what_became_of_it() {
     });
 }
 
+/// Nobody keeps a connection from others by saying nothing; and who blocks for ever takes none from transactions.
+#[test]
+fn idle_transactions_and_watches_give_their_connections_back() {
+    const ALL: usize = 64;
+    let servers = SentinelCluster::start(Engine::Redis7, 1);
+    let mut snapshot = bypass(sentinel_topology(&servers));
+    snapshot["cluster"]["patience"] = "300ms".into();
+    let sidecar = Sidecar::start(&snapshot);
+    let blocked: Vec<Client> = (0..ALL + 6)
+        .map(|_| {
+            let mut client = sidecar.client();
+            client.send(&encode(&["BLPOP", "never", "0"])).unwrap();
+            client
+        })
+        .collect();
+    let mut idle: Vec<Client> = (0..ALL).map(|_| sidecar.client()).collect();
+    for (index, client) in idle.iter_mut().enumerate() {
+        let (line, reply) = if index % 2 == 0 { ("WATCH k", ok()) } else { ("MULTI", ok()) };
+        assert_eq!(client.line(line), reply);
+        if index % 2 == 1 {
+            assert_eq!(client.line("INCR k"), queued());
+        }
+    }
+    let mut late = sidecar.client();
+    let reply = late.line("WATCH k");
+    assert!(matches!(&reply, Value::Error(text) if text.starts_with("TRYAGAIN all 64 connections")), "{reply:?}");
+
+    snapshot["generation"] = 2.into();
+    snapshot["cluster"]["idleTransaction"] = "1s".into();
+    sidecar.replace_snapshot(&snapshot.to_string());
+    wait_for("all connections to be free", Duration::from_secs(30), || {
+        (0..ALL).map(|_| sidecar.client()).collect::<Vec<_>>().iter_mut().all(|client| client.line("WATCH k") == ok())
+    });
+    for (index, client) in idle.iter_mut().enumerate() {
+        let aborted = |reply: Value| matches!(&reply, Value::Error(text) if text.starts_with("EXECABORT Transaction discarded: no command came for 1s"));
+        match index % 4 {
+            // Watched alone: the client tries again, as after a change.
+            0 | 2 => {
+                assert_eq!([client.line("MULTI"), client.line("INCR k")], [ok(), queued()]);
+                assert_eq!(client.line("EXEC"), Value::Nil);
+            }
+            1 => assert!(aborted(client.line("EXEC"))),
+            _ => {
+                assert!(aborted(client.line("INCR k")));
+                assert_eq!(client.line("INCR k"), queued());
+                assert_eq!(
+                    client.line("EXEC"),
+                    Value::Error("EXECABORT Transaction discarded because of previous errors.".to_owned())
+                );
+            }
+        }
+        assert_eq!([client.line("MULTI"), client.line("GET k")], [ok(), queued()]);
+        assert_eq!(client.line("EXEC"), Value::Array(vec![Value::Nil]), "{index}");
+    }
+    drop(blocked);
+    // Who stops within a long command is closed.
+    let mut stalled = sidecar.client();
+    stalled.send(&[b"*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$100000\r\n".as_slice(), &[b'x'; 70_000]].concat()).unwrap();
+    assert!(stalled.read().is_err_and(|error| error.kind() == std::io::ErrorKind::UnexpectedEof));
+    assert_eq!(late.line("GET k"), Value::Nil);
+}
+
 #[test]
 fn inline_commands_may_be_a_transaction() {
     let sentinel = SentinelCluster::start(Engine::Redis7, 1);

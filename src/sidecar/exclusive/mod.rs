@@ -2,7 +2,7 @@
 //!
 //! | who | how long | what may be pending when they begin |
 //! |---|---|---|
-//! | [`transaction`] | MULTI to EXEC; WATCH keeps the connection aside until then | nothing |
+//! | [`transaction`] | MULTI to EXEC; WATCH keeps the connection aside until then; neither for long while idle | nothing |
 //! | [`blocking`] | one command | nothing |
 //! | [`stream`] | one command that is too long to be held | nothing |
 //! | [`subscribe`] | while the client has subscriptions | nothing |
@@ -58,6 +58,16 @@ impl Held {
         self.watch.is_some()
     }
 
+    /// Gives the connection back on which keys are watched, where it has been kept aside since `deadline` or longer: the keys
+    /// count as changed.
+    pub fn expire_watch(&mut self, deadline: u64) {
+        if matches!(&self.watch, Some(Watch::Kept { since, .. }) if *since <= deadline)
+            && let Some(Watch::Kept { connection, .. }) = self.watch.replace(Watch::Lost)
+        {
+            tokio::task::spawn_local(transaction::unwatch(connection));
+        }
+    }
+
     /// Whether there is a subscription.
     pub fn is_subscribed(&self) -> bool {
         self.subscription.is_some()
@@ -73,8 +83,10 @@ enum Watch {
         connection: Box<Dedicated>,
         /// Their slot; [`ANY_SLOT`](crate::sidecar::upstream::queue::ANY_SLOT) where there are no slots.
         slot: u16,
+        /// Since when it is kept aside, on the worker's clock.
+        since: u64,
     },
-    /// The connection was lost: the keys count as changed.
+    /// The connection was lost, or given back since the client was idle: the keys count as changed.
     Lost,
 }
 

@@ -140,7 +140,7 @@ pub(super) async fn acquire(worker: &Rc<Worker>, target: &Target, lane: Lane, ho
                     tracing::debug!(node = %node.address(), %error, "cannot reach a server");
                     worker.refresh_topology();
                 }
-                Err(_) if hold_is_full(&node, hold) => return Err(busy_text(worker, node.address())),
+                Err(_) if hold_is_full(&node, hold) => return Err(busy_text(worker, node.address(), hold)),
                 Err(_) => {}
             }
             tried = Some(node.address().clone());
@@ -159,9 +159,13 @@ fn hold_is_full(node: &Node, hold: Hold) -> bool {
     semaphore.available_permits() == 0
 }
 
-fn busy_text(worker: &Worker, node: &NodeAddr) -> String {
+fn busy_text(worker: &Worker, node: &NodeAddr, hold: Hold) -> String {
+    let (most, whose) = match hold {
+        Hold::Brief => (MOST_BRIEF, "transactions, watched keys and long commands"),
+        Hold::Lasting => (MOST_LASTING, "commands that block"),
+    };
     format!(
-        "TRYAGAIN all {MOST_BRIEF} connections to {node} for transactions and long commands were in use for {} ms: \
+        "TRYAGAIN all {most} connections to {node} for {whose} were in use for {} ms: \
          the command was not sent, and can safely be repeated",
         worker.patience()
     )

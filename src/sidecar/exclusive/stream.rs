@@ -6,6 +6,8 @@
 //! covers nothing (a Cluster answers CROSSSLOT where its keys are apart), and refused where TTLs depend on the other keys.
 //! A Cluster's keys, and keys that a policy looks at, may be as long as that bound.
 //!
+//! A client that stops within a command for as long as a transaction may be idle is closed.
+//!
 //! Covered writes go inside MULTI and EXEC, with the commands that see to the TTL.
 
 use std::rc::Rc;
@@ -286,8 +288,13 @@ pub async fn refuse_long(reader: &mut Reader, text: &str) {
 async fn pass_tail(reader: &mut Reader, mut connection: Option<&mut Dedicated>, slot: u16) -> Passed {
     let mut tail = reader.begin_tail();
     let mut lost = None;
+    let worker = reader.session().worker().clone();
+    let mut active = worker.now();
     loop {
         let Ok((count, ended)) = tail.advance(reader.inbox()) else { return Passed::Gone };
+        if count > 0 {
+            active = worker.now();
+        }
         if let Some(connection) = &mut connection {
             connection.queue(&reader.inbox()[..count]);
         }
@@ -297,10 +304,12 @@ async fn pass_tail(reader: &mut Reader, mut connection: Option<&mut Dedicated>, 
         }
         let full = connection.as_ref().is_some_and(|connection| connection.unsent() > MOST_UNSENT_BYTES);
         let (input, unsent_below) = if full { (0, MOST_UNSENT_BYTES / 2) } else { (MOST_AHEAD_BYTES, 0) };
-        let want = Want { input, unsent_below, slot, answers_soon: full, ..Want::default() };
+        let idle_since = (connection.is_some() && !full).then_some(active);
+        let want = Want { input, unsent_below, slot, answers_soon: full, idle_since, ..Want::default() };
         match turn(reader, connection.as_deref_mut(), want).await {
             Turn::Input | Turn::Room | Turn::Settled => {}
-            Turn::Ended | Turn::Gone => return Passed::Gone,
+            // Half a command can neither be finished nor taken back, and others may need its connection.
+            Turn::Ended | Turn::Gone | Turn::Late => return Passed::Gone,
             Turn::Lost(broken) => {
                 lost = Some(broken);
                 connection = None;
@@ -315,7 +324,7 @@ async fn settle(reader: &mut Reader, connection: &mut Dedicated, slot: u16) -> P
         let want = Want { settled: true, slot, answers_soon: true, ..Want::default() };
         match turn(reader, Some(connection), want).await {
             Turn::Settled => return Passed::Whole,
-            Turn::Input | Turn::Room => {}
+            Turn::Input | Turn::Room | Turn::Late => {}
             Turn::Ended | Turn::Gone => return Passed::Gone,
             Turn::Lost(broken) => return Passed::Lost(broken),
         }

@@ -9,6 +9,9 @@
 //! on which the server watches is kept aside ([`Held`](super::Held)). Where it is lost, EXEC answers nil, as after a change of
 //! a watched key: the client tries again.
 //!
+//! Nobody holds a connection and says nothing for long: after [`idle_transaction`](crate::policy::snapshot::Cluster) it goes
+//! back clean. What follows in MULTI is answered with EXECABORT; EXEC after WATCH alone answers nil.
+//!
 //! Refused within MULTI, with EXECABORT to follow: what [`refusal`] names. Nothing blocks within MULTI.
 
 use std::rc::Rc;
@@ -17,6 +20,7 @@ use super::connection::{Broken, Dedicated, Owed};
 use super::exec_filter::ExecFilter;
 use super::pool::{Hold, Target, acquire};
 use super::turn::{Turn, Want, turn};
+use super::wait::settle;
 use super::{Watch, guard, refuse, stream};
 use crate::sidecar::commands::{self, Class, CommandSpec};
 use crate::sidecar::dispatch::CROSS_SLOT;
@@ -63,6 +67,10 @@ pub(super) struct Transaction {
     extras: Vec<u32>,
     /// Where EXEC begins among the bytes sent.
     exec_mark: Option<u64>,
+    /// When the client's last command was handled, on the worker's clock.
+    active: u64,
+    /// The client was idle for too long, and has not heard of it.
+    idled: bool,
 }
 
 /// Serves a client whose next command is MULTI, WATCH or UNWATCH.
@@ -70,7 +78,10 @@ pub async fn run(reader: &mut Reader) {
     let mut transaction = Transaction::resume(reader.session()).await;
     while transaction.stage != Stage::Over {
         match reader.take_front() {
-            Front::Command(command) => transaction.command(reader, command).await,
+            Front::Command(command) => {
+                transaction.command(reader, command).await;
+                transaction.active = reader.session().worker().now();
+            }
             Front::Broken => {
                 // What was queued is answered before the error that ends the session.
                 transaction.wait(reader, 0, true).await;
@@ -82,6 +93,9 @@ pub async fn run(reader: &mut Reader) {
             Front::Partial => {
                 if !transaction.wait(reader, MOST_HELD_BYTES, false).await {
                     return;
+                }
+                if transaction.is_idle() {
+                    transaction.give_up(reader).await;
                 }
             }
         }
@@ -111,11 +125,13 @@ impl Transaction {
             kept: Vec::new(),
             extras: Vec::new(),
             exec_mark: None,
+            active: session.worker().now(),
+            idled: false,
         };
         match watch {
             None => {}
             Some(Watch::Lost) => transaction.watch_lost = true,
-            Some(Watch::Kept { mut connection, slot }) => {
+            Some(Watch::Kept { mut connection, slot, .. }) => {
                 if connection.lane() == session.lane().shared() && connection.is_alive().await {
                     transaction.connection = Some(*connection);
                     transaction.slot = slot;
@@ -133,13 +149,41 @@ impl Transaction {
             return true;
         }
         let (slot, may_drain) = (self.slot, self.connection.is_none());
-        let want = Want { input, settled, slot, answers_soon: true, may_drain, ..Want::default() };
+        let idle_since = (!settled && self.connection.is_some()).then_some(self.active);
+        let want = Want { input, settled, slot, answers_soon: true, may_drain, idle_since, ..Want::default() };
         match turn(reader, self.connection.as_mut(), want).await {
             Turn::Gone => return false,
             Turn::Lost(broken) => self.lose(&broken),
-            Turn::Input | Turn::Settled | Turn::Room | Turn::Ended => {}
+            Turn::Input | Turn::Settled | Turn::Room | Turn::Ended | Turn::Late => {}
         }
         true
+    }
+
+    /// Whether the client has been silent for too long on a connection that others may wait for.
+    fn is_idle(&self) -> bool {
+        let worker = self.session.worker();
+        self.connection.is_some() && worker.now() >= self.active + worker.idle_transaction()
+    }
+
+    /// Gives the connection back. The client hears of it with its next command.
+    async fn give_up(&mut self, reader: &mut Reader) {
+        self.end_at_server();
+        (self.begun, self.aborted, self.idled) = (false, true, true);
+        if self.wait(reader, 0, true).await
+            && let Some(connection) = self.connection.take()
+        {
+            connection.give_back();
+        }
+    }
+
+    /// The error for the first command after [`Transaction::give_up`].
+    fn take_idle_text(&mut self) -> Option<String> {
+        let idle = self.session.worker().policy().idle_transaction();
+        std::mem::take(&mut self.idled).then(|| {
+            format!(
+                "EXECABORT Transaction discarded: no command came for {idle}, and others may need its connection: send it again"
+            )
+        })
     }
 
     /// Whether nothing more will come of the transaction.
@@ -232,6 +276,9 @@ impl Transaction {
     }
 
     async fn enqueue(&mut self, command: &Taken, spec: &CommandSpec) {
+        if let Some(text) = self.take_idle_text() {
+            return refuse(&self.session, &text);
+        }
         let slot = match self.admit(&command.args(), spec) {
             Ok(slot) => slot,
             Err(text) => return self.abort(&text),
@@ -328,7 +375,10 @@ impl Transaction {
             let nil = self.watch_lost && !self.aborted;
             self.end_at_server();
             return match (nil, self.session.protocol()) {
-                (false, _) => refuse(&self.session, ABORTED),
+                (false, _) => {
+                    let idled = self.take_idle_text();
+                    refuse(&self.session, idled.as_deref().unwrap_or(ABORTED));
+                }
                 (true, Protocol::Resp2) => self.session.answer_now(|out| out.extend_from_slice(b"*-1\r\n")),
                 (true, protocol) => self.session.answer_now(|out| encode::null(out, protocol)),
             };
@@ -387,7 +437,10 @@ impl Transaction {
     /// Gives the connection back, or keeps it aside where keys are watched.
     fn finish(mut self) {
         let kept = match (self.connection.take(), self.watching) {
-            (Some(connection), true) => Some(Watch::Kept { connection: Box::new(connection), slot: self.slot }),
+            (Some(connection), true) => {
+                let since = self.session.worker().now();
+                Some(Watch::Kept { connection: Box::new(connection), slot: self.slot, since })
+            }
             (None, true) => Some(Watch::Lost),
             (Some(connection), false) => {
                 connection.give_back();
@@ -396,6 +449,15 @@ impl Transaction {
             (None, false) => None,
         };
         self.session.held().borrow_mut().watch = kept;
+    }
+}
+
+/// Gives the connection back on which an idle client's keys were watched.
+pub(super) async fn unwatch(mut connection: Box<Dedicated>) {
+    connection.queue(UNWATCH);
+    connection.owe(Owed::Nobody);
+    if settle(&mut connection, true).await.is_ok() {
+        connection.give_back();
     }
 }
 

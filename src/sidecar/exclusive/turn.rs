@@ -31,11 +31,21 @@ pub struct Want {
     pub answers_soon: bool,
     /// Whether the client may be let go when the sidecar drains.
     pub may_drain: bool,
+    /// Since when, on the worker's clock, the client has not gone on with its transaction or long command. Absent: it need not.
+    pub idle_since: Option<u64>,
 }
 
 impl Default for Want {
     fn default() -> Self {
-        Self { input: 0, settled: false, unsent_below: 0, slot: ANY_SLOT, answers_soon: false, may_drain: false }
+        Self {
+            input: 0,
+            settled: false,
+            unsent_below: 0,
+            slot: ANY_SLOT,
+            answers_soon: false,
+            may_drain: false,
+            idle_since: None,
+        }
     }
 }
 
@@ -54,6 +64,8 @@ pub enum Turn {
     Gone,
     /// The connection is lost.
     Lost(Broken),
+    /// Nothing, for longer than a transaction may be idle.
+    Late,
 }
 
 /// Waits. Meanwhile bytes flow in both directions.
@@ -65,6 +77,10 @@ pub async fn turn(reader: &mut Reader, mut connection: Option<&mut Dedicated>, w
                 let broken = connection.as_mut().and_then(|connection| connection.overdue(want.slot, want.answers_soon));
                 if let Some(broken) = broken {
                     return Turn::Lost(broken);
+                }
+                let worker = reader.session().worker();
+                if want.idle_since.is_some_and(|since| worker.now() >= since + worker.idle_transaction()) {
+                    return Turn::Late;
                 }
             }
         }

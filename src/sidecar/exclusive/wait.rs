@@ -64,7 +64,7 @@ async fn ask(session: &Rc<Session>, target: &Target, command: &[u8]) -> Result<V
     connection.owe(Owed::Nobody);
     connection.queue(command);
     connection.owe(Owed::Kept);
-    if let Err(broken) = settle(&mut connection).await {
+    if let Err(broken) = settle(&mut connection, false).await {
         let node = connection.address();
         tracing::warn!(%node, error = %broken, "lost a client's own server connection");
         return Err(guard::lost_text(node, true));
@@ -75,7 +75,8 @@ async fn ask(session: &Rc<Session>, target: &Target, command: &[u8]) -> Result<V
     Ok(reply)
 }
 
-async fn settle(connection: &mut Dedicated) -> Result<(), Broken> {
+/// Waits until all is answered. `answers_soon`: within seconds.
+pub(super) async fn settle(connection: &mut Dedicated, answers_soon: bool) -> Result<(), Broken> {
     loop {
         let polled = poll_fn(|cx| match connection.poll(None, cx) {
             Err(broken) => Poll::Ready(Err(broken)),
@@ -84,7 +85,7 @@ async fn settle(connection: &mut Dedicated) -> Result<(), Broken> {
         });
         match timeout(LOOK, polled).await {
             Ok(result) => return result,
-            Err(_) => connection.overdue(ANY_SLOT, false).map_or(Ok(()), Err)?,
+            Err(_) => connection.overdue(ANY_SLOT, answers_soon).map_or(Ok(()), Err)?,
         }
     }
 }
