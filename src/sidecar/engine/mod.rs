@@ -1,3 +1,4 @@
 //! From a request to a decision. Pure: no I/O, no clock, no waiting.
 
+pub mod lease;
 pub mod ttl;

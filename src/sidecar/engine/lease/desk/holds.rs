@@ -1,0 +1,70 @@
+//! Who holds which lease, and to whom nil was answered.
+
+use super::super::misses::Misses;
+use super::super::{Effect, Generation, Millis};
+use super::{Desk, MOST_MISSES};
+
+impl<V: Clone> Desk<V> {
+    pub(super) fn hold(&mut self, connection: u64, key: usize, tenant: u32) {
+        const WORTH_CLEANING: usize = 32;
+        let keys = &self.keys;
+        let holds = &mut self.connections.entry(connection).or_default().holds;
+        if holds.len() >= WORTH_CLEANING && holds.len() == holds.capacity() {
+            holds.retain(|(key, tenant)| {
+                let held = keys.get(*key).filter(|key| key.tenant == *tenant).and_then(|key| key.held);
+                held.is_some_and(|held| held.connection == connection)
+            });
+        }
+        holds.push((key, tenant));
+    }
+
+    /// The holder does not load any more, or never will.
+    pub(super) fn give_back(&mut self, now: Millis, key: usize, effects: &mut Vec<Effect<V>>) {
+        if let Some(held) = self.keys[key].held {
+            self.end_hold(now, key, effects);
+            let entry = &mut self.keys[key];
+            entry.taken_until = 0;
+            effects.push(Effect::GiveBack { name: entry.name.clone(), token: held.token });
+        }
+    }
+
+    /// A lease ended without a fill.
+    pub(super) fn end_hold(&mut self, now: Millis, key: usize, effects: &mut Vec<Effect<V>>) {
+        let entry = &mut self.keys[key];
+        if entry.held.take().is_some() {
+            let rule = entry.rule.id;
+            if let Some(until) = self.rates.entry(rule).or_default().unfilled(now) {
+                effects.push(Effect::Disarmed { rule, until });
+            }
+        }
+    }
+
+    /// A client gets nil: from now on it may be loading.
+    pub(super) fn remember(&mut self, now: Millis, key: usize, connection: u64, generation: Option<Generation>) {
+        let entry = &mut self.keys[key];
+        let before = entry.misses.len();
+        entry.misses.add(connection, generation, &entry.rule, now);
+        self.misses = self.misses + entry.misses.len() - before;
+        if !std::mem::replace(&mut entry.in_order, true) {
+            self.order.push_back((key, entry.tenant));
+        }
+        while self.misses > MOST_MISSES
+            && let Some((key, tenant)) = self.order.pop_front()
+        {
+            self.forget(now, key, tenant);
+        }
+        if self.order.len() > 64 + 2 * self.keys.len() {
+            let keys = &self.keys;
+            self.order.retain(|(key, tenant)| keys.get(*key).is_some_and(|key| key.tenant == *tenant));
+        }
+    }
+
+    pub(super) fn forget(&mut self, now: Millis, key: usize, tenant: u32) {
+        if let Some(entry) = self.keys.get_mut(key).filter(|key| key.tenant == tenant) {
+            entry.in_order = false;
+            self.misses -= entry.misses.len();
+            entry.misses = Misses::default();
+            self.forgotten.insert(entry.hash, entry.rule.memory, now);
+        }
+    }
+}

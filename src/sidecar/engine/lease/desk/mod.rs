@@ -1,0 +1,457 @@
+//! The decisions of one pod.
+//!
+//! The desk is touched by misses, by writes of armed rules (one look-up), and by connections that close; hits pass it by. Everything
+//! it keeps is bounded: outstanding misses by [`MOST_MISSES`] (the oldest are then remembered by a hash only), reads that wait by
+//! [`MOST_WAITING`] (more get nil at once), and each of either has an end.
+
+mod holds;
+mod keys;
+mod requests;
+
+use std::collections::VecDeque;
+use std::hash::{Hash, Hasher};
+use std::rc::Rc;
+
+use rustc_hash::{FxHashMap, FxHasher};
+use slab::Slab;
+use smallvec::SmallVec;
+
+use super::forgotten::Forgotten;
+use super::misses::Misses;
+use super::rates::Rates;
+use super::timers::{Due, Timers};
+use super::{
+    Asker, Begun, Command, Effect, Generation, Millis, Missing, Mode, Name, Reader, Reply, Rule, Token, Verdict, Why, Written,
+};
+
+/// As many outstanding misses are kept with their keys.
+pub const MOST_MISSES: usize = 65_536;
+/// As many reads of keys may wait.
+pub const MOST_WAITING: usize = 65_536;
+/// Somebody who waits looks again after this, then after twice as long, up to [`LAST_LOOK_MS`].
+const FIRST_LOOK_MS: Millis = 100;
+const LAST_LOOK_MS: Millis = 400;
+
+/// One pod's knowledge of leases. `V` is a value's bytes, cheap to clone.
+#[derive(Debug)]
+pub struct Desk<V> {
+    random: fastrand::Rng,
+    index: FxHashMap<u64, SmallVec<[usize; 1]>>,
+    keys: Slab<Key>,
+    requests: Slab<Request<V>>,
+    connections: FxHashMap<u64, Connection>,
+    timers: Timers,
+    forgotten: Forgotten,
+    /// Keys with outstanding misses, in the order of the first.
+    order: VecDeque<(usize, u32)>,
+    misses: usize,
+    waiting: usize,
+    /// Keys for which nobody waits any more, to be looked after at the end of an event.
+    touched: Vec<usize>,
+    rates: FxHashMap<u16, Rates>,
+    /// Tells the tenants of a slot of `keys` or `requests` apart.
+    tenants: u32,
+}
+
+/// What is known of one key.
+#[derive(Debug)]
+struct Key {
+    name: Rc<Name>,
+    hash: u64,
+    tenant: u32,
+    rule: Rule,
+    misses: Misses,
+    /// Whether it is in [`Desk::order`].
+    in_order: bool,
+    /// The BEGIN that is not answered: its random number.
+    ask: Option<u64>,
+    /// How many were sent.
+    asks: u32,
+    /// Whether another must follow it.
+    again: bool,
+    waiters: VecDeque<Waiter>,
+    /// How many of `waiters` still wait.
+    waiting: usize,
+    held: Option<Held>,
+    /// What `L` was last known to be. Whoever gets nil from now on loads later than it began.
+    known: Option<Generation>,
+    /// While the lease is known to be somebody's, or this pod's own: new reads wait without a BEGIN.
+    taken_until: Millis,
+    /// This pod's own lease, while the cache is away.
+    local_until: Millis,
+    look_at: Option<Millis>,
+    look_pause: Millis,
+    watched: bool,
+    timer_at: Option<Millis>,
+}
+
+/// A part of a request that waits for its key.
+#[derive(Debug, Clone, Copy)]
+struct Waiter {
+    request: usize,
+    tenant: u32,
+    part: usize,
+    /// How many BEGINs had been sent when it came: what they found is older than its own miss.
+    since_ask: u32,
+}
+
+/// A lease that a client of this pod holds.
+#[derive(Debug, Clone, Copy)]
+struct Held {
+    connection: u64,
+    token: Token,
+    since: Millis,
+    until: Millis,
+}
+
+#[derive(Debug)]
+struct Request<V> {
+    tenant: u32,
+    asker: Asker,
+    parts: SmallVec<[Part<V>; 1]>,
+    since: Millis,
+    /// It asks before the key expires, and its value is held back meanwhile.
+    early: bool,
+    /// It leads one of its keys: it must not wait for the others.
+    won: bool,
+    /// A later command of its client was sent: nothing that is found out now may answer it, and it must not wait.
+    overtaken: bool,
+}
+
+#[derive(Debug)]
+struct Part<V> {
+    key: usize,
+    state: PartState<V>,
+}
+
+#[derive(Debug)]
+enum PartState<V> {
+    /// BEGIN is not answered.
+    Asking,
+    /// Somebody else loads.
+    Waiting,
+    Done(Reply<V>),
+}
+
+#[derive(Debug, Default)]
+struct Connection {
+    requests: SmallVec<[usize; 2]>,
+    /// Keys whose lease it took; those that it has lost since included.
+    holds: SmallVec<[(usize, u32); 2]>,
+}
+
+impl<V: Clone> Desk<V> {
+    /// A desk that knows nothing. Seeds must differ between pods, and between starts of one.
+    pub fn new(seed: u64) -> Self {
+        Self {
+            random: fastrand::Rng::with_seed(seed),
+            index: FxHashMap::default(),
+            keys: Slab::new(),
+            requests: Slab::new(),
+            connections: FxHashMap::default(),
+            timers: Timers::default(),
+            forgotten: Forgotten::default(),
+            order: VecDeque::new(),
+            misses: 0,
+            waiting: 0,
+            touched: Vec::new(),
+            rates: FxHashMap::default(),
+            tenants: 0,
+        }
+    }
+
+    /// Whether misses of a rule are tracked at the moment.
+    pub fn is_armed(&self, rule: u16, now: Millis) -> bool {
+        self.rates.get(&rule).is_none_or(|rates| rates.is_armed(now))
+    }
+
+    /// The mean time from a holder's nil to its fill, in milliseconds.
+    pub fn load_ms(&self, rule: u16) -> f64 {
+        self.rates.get(&rule).map_or_else(|| Rates::default().load_ms(), Rates::load_ms)
+    }
+
+    /// How many reads of keys wait.
+    pub fn waiting(&self) -> usize {
+        self.waiting
+    }
+
+    /// How many outstanding misses are kept with their keys.
+    pub fn outstanding(&self) -> usize {
+        self.misses
+    }
+
+    /// When [`Desk::tick`] is due.
+    pub fn next_deadline(&self) -> Option<Millis> {
+        self.timers.next()
+    }
+
+    /// The rules changed, and with them their ids. What is outstanding stays.
+    pub fn policy_changed(&mut self) {
+        self.rates.clear();
+    }
+
+    // Reads.
+
+    /// A read did not find `missing`.
+    pub fn read_missed(&mut self, now: Millis, reader: Reader, missing: &[Missing<'_>], effects: &mut Vec<Effect<V>>) {
+        let request = self.open_request(now, reader.asker, false, reader.overtaken);
+        for missing in missing {
+            self.open_part(now, request, &reader, missing, effects);
+        }
+        let wait = missing.iter().map(|missing| missing.rule.wait).min().unwrap_or_default();
+        self.timers.push(now + wait, Due::Request(request as u32, self.requests[request].tenant));
+        self.settle(now, request, effects);
+        self.finish_touched(now, effects);
+    }
+
+    /// A read could not be sent to the cache: this pod decides alone who loads.
+    pub fn cache_away(&mut self, now: Millis, reader: Reader, missing: &[Missing<'_>], effects: &mut Vec<Effect<V>>) {
+        let mut known = SmallVec::<[usize; 1]>::new();
+        for missing in missing {
+            if self.is_armed(missing.rule.id, now) {
+                known.push(self.key(reader.database, missing.key, missing.rule));
+            }
+        }
+        for key in &known {
+            // They take part in this pod's own lease, without asking.
+            let key = &mut self.keys[*key];
+            key.taken_until = key.taken_until.max(now + 1);
+        }
+        self.read_missed(now, reader, missing, effects);
+        for key in known {
+            if self.keys.get(key).is_some_and(|key| key.ask.is_none()) {
+                self.grant_locally(now, key, effects);
+                self.finish(now, key, effects);
+            }
+        }
+        self.finish_touched(now, effects);
+    }
+
+    /// A read found a value that is about to expire, and the dice say that it should refresh it. `true`: the value is held back
+    /// until [`Effect::Early`]. `false`: it is passed on; somebody refreshes it already.
+    pub fn expires_early(
+        &mut self,
+        now: Millis,
+        asker: Asker,
+        database: u32,
+        missing: &Missing<'_>,
+        effects: &mut Vec<Effect<V>>,
+    ) -> bool {
+        if !self.is_armed(missing.rule.id, now) || self.waiting >= MOST_WAITING {
+            return false;
+        }
+        let key = self.key(database, missing.key, missing.rule);
+        let entry = &self.keys[key];
+        if entry.ask.is_some() || now < entry.taken_until.max(entry.local_until) {
+            return false;
+        }
+        let request = self.open_request(now, asker, true, false);
+        self.wait_for(request, key);
+        self.timers.push(now + missing.rule.wait, Due::Request(request as u32, self.requests[request].tenant));
+        self.ask(key, Mode::Early, effects);
+        true
+    }
+
+    /// BEGIN was answered.
+    pub fn begun(&mut self, now: Millis, name: &Name, fresh: u64, begun: Begun<V>, effects: &mut Vec<Effect<V>>) {
+        let key = self.find(name.database, &name.key).filter(|key| self.keys[*key].ask == Some(fresh));
+        let Some(key) = key else {
+            // Nobody waits for it any more.
+            if let Begun::Leased { token, .. } = begun {
+                effects.push(Effect::GiveBack { name: Rc::new(name.clone()), token });
+            }
+            return;
+        };
+        let entry = &mut self.keys[key];
+        entry.ask = None;
+        entry.taken_until = 0;
+        if !matches!(begun, Begun::Leased { .. }) {
+            self.end_early(now, key, effects);
+        }
+        match begun {
+            Begun::Value(value) => self.found(now, key, &value, effects),
+            Begun::Other => self.all_nil(now, key, None, effects),
+            Begun::Shared { generation } => self.all_nil(now, key, Some(generation), effects),
+            Begun::Leased { token, stale } => self.leased(now, key, token, stale, effects),
+            Begun::Busy { generation, stale, remaining } => self.busy(now, key, generation, stale, remaining, effects),
+            Begun::Failed => self.grant_locally(now, key, effects),
+        }
+        let entry = &mut self.keys[key];
+        if std::mem::take(&mut entry.again) && entry.waiting > 0 {
+            self.ask(key, Mode::Miss, effects);
+        }
+        self.finish(now, key, effects);
+        self.finish_touched(now, effects);
+    }
+
+    /// A later read on the same connection found a value: those before it that still wait saw nothing newer.
+    pub fn seen(&mut self, now: Millis, connection: u64, database: u32, key: &[u8], value: &V, effects: &mut Vec<Effect<V>>) {
+        let Some(key) = self.find(database, key) else { return };
+        for request in self.requests_of(connection) {
+            let open = &self.requests[request];
+            if !open.early && !open.overtaken && open.parts.len() == 1 && open.parts[0].key == key {
+                self.resolve(request, 0, Reply::Value(value.clone()));
+                self.settle(now, request, effects);
+            }
+        }
+        self.finish(now, key, effects);
+        self.finish_touched(now, effects);
+    }
+
+    /// A command arrives on a connection, before it is sent anywhere. Reads that wait on that connection are answered first, unless
+    /// the command reads the very same key, or writes it and so may be the fill that they wait for.
+    pub fn arrives(&mut self, now: Millis, connection: u64, command: Command<'_>, effects: &mut Vec<Effect<V>>) {
+        if self.connections.get(&connection).is_none_or(|connection| connection.requests.is_empty()) {
+            return;
+        }
+        let same = match command {
+            Command::Get(database, key) | Command::Set(database, key) => self.find(database, key),
+            Command::Other => None,
+        };
+        for request in self.requests_of(connection) {
+            let open = &mut self.requests[request];
+            if open.early || (open.parts.len() == 1 && Some(open.parts[0].key) == same) {
+                continue;
+            }
+            open.overtaken = true;
+            self.settle_as(now, request, Why::Unparked, effects);
+        }
+        self.finish_touched(now, effects);
+    }
+
+    // Writes.
+
+    /// A SET or its kin of a key of an armed rule arrives: how must it be sent? The effects are for after it has been sent. Where
+    /// the verdict is not [`Verdict::Update`], [`Desk::wrote`] must follow.
+    pub fn write(&mut self, now: Millis, connection: u64, database: u32, key: &[u8], effects: &mut Vec<Effect<V>>) -> Verdict {
+        if self.keys.is_empty() && self.forgotten.is_empty() {
+            return Verdict::Update;
+        }
+        let is_forgotten = !self.forgotten.is_empty() && self.forgotten.contains(hash_of(database, key), now);
+        let Some(key) = self.find(database, key) else {
+            return if is_forgotten { Verdict::Ambiguous } else { Verdict::Update };
+        };
+        let entry = &mut self.keys[key];
+        let verdict = entry.misses.judge(connection, &entry.rule, now);
+        let before = entry.misses.len();
+        entry.misses.end_one(connection, &entry.rule, now);
+        self.misses -= before - entry.misses.len();
+        if is_forgotten {
+            return Verdict::Ambiguous;
+        }
+        if verdict == Verdict::Update {
+            if entry.waiting > 0 {
+                self.look(key, effects);
+            }
+            self.finish(now, key, effects);
+        }
+        verdict
+    }
+
+    /// What became of a write whose verdict was not [`Verdict::Update`].
+    pub fn wrote(
+        &mut self,
+        now: Millis,
+        connection: u64,
+        database: u32,
+        key: &[u8],
+        written: Written,
+        effects: &mut Vec<Effect<V>>,
+    ) {
+        let Some(key) = self.find(database, key) else { return };
+        let entry = &mut self.keys[key];
+        match written {
+            Written::Stored | Written::Removed => {
+                entry.known = None;
+                if let Some(held) = entry.held.take()
+                    && written == Written::Stored
+                {
+                    self.rates.entry(entry.rule.id).or_default().filled(now.saturating_sub(held.since));
+                }
+            }
+            Written::Unchanged | Written::Failed => {
+                if entry.held.is_some_and(|held| held.connection == connection) {
+                    self.give_back(now, key, effects);
+                }
+            }
+        }
+        let entry = &mut self.keys[key];
+        (entry.taken_until, entry.local_until) = (0, 0);
+        if entry.waiting > 0 {
+            self.look(key, effects);
+        }
+        self.finish(now, key, effects);
+        self.finish_touched(now, effects);
+    }
+
+    // What happens around.
+
+    /// A connection is gone.
+    pub fn closed(&mut self, now: Millis, connection: u64, effects: &mut Vec<Effect<V>>) {
+        let Some(gone) = self.connections.remove(&connection) else { return };
+        for request in gone.requests {
+            self.drop_request(request);
+        }
+        for (key, tenant) in gone.holds {
+            let is_holder = |key: &&Key| key.tenant == tenant && key.held.is_some_and(|held| held.connection == connection);
+            if self.keys.get(key).filter(is_holder).is_some() {
+                self.give_back(now, key, effects);
+                if self.keys[key].waiting > 0 {
+                    self.look(key, effects);
+                }
+                self.finish(now, key, effects);
+            }
+        }
+        self.finish_touched(now, effects);
+    }
+
+    /// Something may have changed about a key: another pod's lease ended, listening for that has begun, or the key was deleted.
+    pub fn wake(&mut self, now: Millis, database: u32, key: &[u8], effects: &mut Vec<Effect<V>>) {
+        let Some(key) = self.find(database, key) else { return };
+        if self.keys[key].waiting > 0 {
+            self.look(key, effects);
+            self.finish(now, key, effects);
+        }
+        self.finish_touched(now, effects);
+    }
+
+    /// Servers changed places: every lease ends.
+    pub fn topology_changed(&mut self, now: Millis, effects: &mut Vec<Effect<V>>) {
+        let keys: Vec<usize> = self.keys.iter().map(|(key, _)| key).collect();
+        for key in keys {
+            let entry = &mut self.keys[key];
+            (entry.held, entry.known, entry.taken_until, entry.local_until) = (None, None, 0, 0);
+            if entry.waiting > 0 {
+                self.look(key, effects);
+            }
+            self.finish(now, key, effects);
+        }
+        self.finish_touched(now, effects);
+    }
+
+    /// Time has passed: see [`Desk::next_deadline`].
+    pub fn tick(&mut self, now: Millis, effects: &mut Vec<Effect<V>>) {
+        while let Some(due) = self.timers.pop(now) {
+            match due {
+                Due::Request(request, tenant) => {
+                    if self.requests.get(request as usize).is_some_and(|request| request.tenant == tenant) {
+                        self.wait_is_over(now, request as usize, effects);
+                    }
+                }
+                Due::Key(key, tenant) => {
+                    if self.keys.get(key as usize).is_some_and(|key| key.tenant == tenant) {
+                        self.attend(now, key as usize, effects);
+                    }
+                }
+            }
+        }
+        self.finish_touched(now, effects);
+    }
+}
+
+fn hash_of(database: u32, key: &[u8]) -> u64 {
+    let mut hasher = FxHasher::default();
+    database.hash(&mut hasher);
+    key.hash(&mut hasher);
+    hasher.finish()
+}

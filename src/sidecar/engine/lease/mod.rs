@@ -1,0 +1,351 @@
+//! Leases for clients that know nothing of them: who loads a missing key, who waits, and which values may be stored.
+//!
+//! # The trouble with cache-aside
+//!
+//! An application reads a key, gets nil, loads from its database, and sets the key. Two things go wrong. When a hot key expires,
+//! everybody gets nil at once and loads (a stampede). And between the load and the SET another client may change the database and
+//! delete or set the key: the late SET then stores a value that is older than a write which was already acknowledged.
+//!
+//! # Outstanding misses
+//!
+//! The wire does not say whether a `SET` stores what was loaded (a *fill*) or what was just written to the database (an
+//! *update*). What the sidecar knows is to whom it answered nil. Each nil for a key of an armed rule is an **outstanding miss**:
+//! somebody may be loading, with what the database said at some moment after that nil. A SET that meets no outstanding miss is an
+//! update. One that meets some may be either, and is stored only where both are harmless.
+//!
+//! # Why a generation
+//!
+//! The cache keeps a lease beside the key, `L`, while somebody loads it. Each `L` begins a **generation**: random bits, and the
+//! beginning of the server's run id. Every covered write, deletion and invalidation removes `L` in its own transaction. So *"`L`
+//! still has generation G"* proves that nothing was written or invalidated since G began, and a value that was loaded after G began
+//! is as new as any. The holder's lease may end without a write: the next taker continues the same generation, and the late fill of
+//! the first is as good as that of the second. A fill that is stored ends its generation too, since it may have been an update: what
+//! others loaded under it may be older. Losing `L` (eviction, a failover, a restart) loses a fill, never the truth.
+//!
+//! # What is promised
+//!
+//! - No value older than an acknowledged write or invalidation is stored over it, except by an unplanned failover, which may lose
+//!   the write itself (but never brings back a lease). Where it cannot be known what a SET is, the client gets its reply and the
+//!   key is removed: a miss, never a wrong value.
+//! - That holds for loads up to [`Rule::memory`] where connections are exclusive: one actor, one command after the other. Where
+//!   clients share connections (pools, multiplexing), a SET says nothing of the load that it ends. Then it holds for updates by
+//!   deletion and loads up to [`Rule::lease`]; for updates by SET over a connection on which a load of the same key began and has
+//!   not ended, within [`Rule::settle`]. See [`misses`].
+//! - At most one nil per key and lease, over all pods, while leases are not lost; connections that send other commands meanwhile,
+//!   and commands that read several keys, get theirs besides: they must not wait.
+//! - Whoever waits is answered within [`Rule::wait`]; who holds any lease never waits. A holder that goes away is succeeded by one.
+//!
+//! [`Desk`] decides all this for one pod. It does no I/O and has no clock: it is told what happened and at what time, and says
+//! what is to be done. [`model`] is what it expects of the cache, written down as code.
+
+pub mod desk;
+pub mod forgotten;
+pub mod misses;
+pub mod model;
+pub mod rates;
+mod timers;
+
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+use std::rc::Rc;
+
+use smallvec::SmallVec;
+
+pub use desk::Desk;
+
+/// Milliseconds on the worker's clock.
+pub type Millis = u64;
+
+/// The name of a key: which database, and its bytes.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Name {
+    /// The database that was selected.
+    pub database: u32,
+    /// The key.
+    pub key: Box<[u8]>,
+}
+
+/// One request of one client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Asker {
+    /// The client's connection. Unique in the process; numbers are not used again. Zero is nobody's.
+    pub connection: u64,
+    /// The reply's place in the connection's order.
+    pub place: u32,
+}
+
+/// Who reads, and how.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reader {
+    /// The request.
+    pub asker: Asker,
+    /// The selected database.
+    pub database: u32,
+    /// A later command of the same client for the same server was sent before this one was answered. So nothing that is found out
+    /// now may answer it: that could show what a later write did. It gets nil, as soon as it is known under which generation.
+    pub overtaken: bool,
+    /// The connection has had several commands under way at once: it is no single actor's. Where it is, a second read by the
+    /// holder of a key's lease gets nil again: nobody else would ever fill the key for it.
+    pub shared: bool,
+}
+
+/// What becomes of a read whose wait is over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AtWaitEnd {
+    /// It fails: the client may try again.
+    Error,
+    /// It gets nil, and loads beside the holder.
+    Miss,
+}
+
+/// The parameters of one armed rule. All spans in milliseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rule {
+    /// Its position in the policy. Figures are kept by it: see [`Desk::policy_changed`].
+    pub id: u16,
+    /// How long a holder may load before somebody else may.
+    pub lease: Millis,
+    /// How long a nil counts as an outstanding miss, and a generation is remembered: ten leases.
+    pub memory: Millis,
+    /// For how long after a nil a second SET may still be the fill of it, where connections are shared. Zero: the first SET on its
+    /// connection ends an outstanding miss, whoever sent it.
+    pub settle: Millis,
+    /// How long a read may wait for a fill.
+    pub wait: Millis,
+    /// What then becomes of it.
+    pub at_wait_end: AtWaitEnd,
+    /// Whether stale copies are kept: they are asked for on each miss.
+    pub stale: bool,
+}
+
+impl Rule {
+    /// The usual proportions: ten leases of memory, a quarter of a lease to settle.
+    pub const fn new(id: u16, lease: Millis, wait: Millis) -> Self {
+        Self { id, lease, memory: lease * 10, settle: lease / 4, wait, at_wait_end: AtWaitEnd::Error, stale: false }
+    }
+}
+
+/// A span of time without writes of one key, as `L` in the cache names it: see the [module](self).
+///
+/// Its text is `RANDOM@RUN`: sixteen and eight hexadecimal digits, the latter the first of the server's run id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Generation {
+    /// From the taker who began it.
+    pub random: u64,
+    /// Of the server that kept it.
+    pub run: u32,
+}
+
+impl Generation {
+    /// The length of its text.
+    pub const LEN: usize = 25;
+
+    /// Reads its text. `None`: not a generation.
+    pub fn parse(text: &[u8]) -> Option<Self> {
+        let text = std::str::from_utf8(text).ok().filter(|text| text.len() == Self::LEN)?;
+        let (random, run) = text.split_once('@').filter(|(random, _)| random.len() == 16)?;
+        Some(Self { random: u64::from_str_radix(random, 16).ok()?, run: u32::from_str_radix(run, 16).ok()? })
+    }
+}
+
+impl fmt::Display for Generation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}@{:08x}", self.random, self.run)
+    }
+}
+
+/// A lease, as its holder knows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Token {
+    /// Proves that nothing was written.
+    pub generation: Generation,
+    /// Who took it: the random number of the BEGIN that won. Several takers may follow each other within a generation.
+    pub taker: u64,
+}
+
+/// What BEGIN is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// The key was missing: its value, or the lease.
+    Miss,
+    /// The key is there and about to expire: the lease, though it is there.
+    Early,
+}
+
+/// What BEGIN answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Begun<V> {
+    /// The key is there.
+    Value(V),
+    /// The key is there, and no string.
+    Other,
+    /// The lease is ours.
+    Leased {
+        /// What was taken.
+        token: Token,
+        /// The stale copy, where there is one.
+        stale: Option<V>,
+    },
+    /// Nobody fills this key: for a while nobody waits either.
+    Shared {
+        /// Of all who load meanwhile.
+        generation: Generation,
+    },
+    /// Somebody has the lease.
+    Busy {
+        /// That of the lease.
+        generation: Generation,
+        /// The stale copy, where there is one.
+        stale: Option<V>,
+        /// When the lease ends.
+        remaining: Millis,
+    },
+    /// No answer, or an error: the cache cannot be asked.
+    Failed,
+}
+
+/// Why a client got nil.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Why {
+    /// It holds the lease.
+    Lead,
+    /// The cache is away, and this pod's turn to load is its.
+    LocalLead,
+    /// Nobody waits for this key at the moment (hit-for-miss), or what was found is no string.
+    Shared,
+    /// It must not wait: a later command of the same client has been sent, or it leads another key of the same command.
+    Passed,
+    /// It waited until its client sent something else.
+    Unparked,
+    /// Its wait was over.
+    WaitEnd,
+    /// Its rule is disarmed, or too many wait already.
+    Untracked,
+}
+
+/// What one key's read gets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reply<V> {
+    /// Nil, and with it the right and duty to load.
+    Nil(Why),
+    /// The value.
+    Value(V),
+    /// The stale copy.
+    Stale(V),
+}
+
+/// What one request gets.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Answer<V> {
+    /// For each of its missing keys, in the order in which they were named.
+    Replies(SmallVec<[Reply<V>; 1]>),
+    /// An error: one key's load took too long.
+    TimedOut {
+        /// That key.
+        name: Rc<Name>,
+        /// Its rule's id.
+        rule: u16,
+        /// How long was waited.
+        waited: Millis,
+    },
+}
+
+/// What is to be done. In the order of the buffer; what concerns one key must reach its server in that order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Effect<V> {
+    /// Send BEGIN; report with [`Desk::begun`]. One at a time for a key.
+    Ask {
+        /// Of which key.
+        name: Rc<Name>,
+        /// What for.
+        mode: Mode,
+        /// A fresh random number: the taker, and the generation if one begins.
+        fresh: u64,
+        /// For how long the lease, and how long its memory after that.
+        rule: Rule,
+    },
+    /// Answer a read.
+    Answer {
+        /// Whose.
+        asker: Asker,
+        /// With what.
+        answer: Answer<V>,
+    },
+    /// Answer a read whose value is held back while the lease is asked for: see [`Desk::expires_early`].
+    Early {
+        /// Whose.
+        asker: Asker,
+        /// With nil, so that it loads; otherwise with the value that it found.
+        refresh: bool,
+    },
+    /// Send RELEASE. Nobody waits for its answer.
+    GiveBack {
+        /// Of which key.
+        name: Rc<Name>,
+        /// What is given back.
+        token: Token,
+    },
+    /// Listen for the end of another pod's lease; call [`Desk::wake`] once when listening has begun, and at each sign.
+    Watch {
+        /// Of which key.
+        name: Rc<Name>,
+    },
+    /// Listen no more.
+    Unwatch {
+        /// Of which key.
+        name: Rc<Name>,
+    },
+    /// A rule's loads are seldom stored: it is off for a while.
+    Disarmed {
+        /// Its id.
+        rule: u16,
+        /// When it tries again.
+        until: Millis,
+    },
+}
+
+/// How a SET (and its kin) of a key of an armed rule must be sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// As an update: stored, lease removed, in one transaction.
+    Update,
+    /// By FILL, under this generation.
+    Fill(Generation),
+    /// By FILL, with no generation: whatever it writes is removed.
+    Ambiguous,
+}
+
+/// What became of a write that had a verdict.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Written {
+    /// It is stored.
+    Stored,
+    /// Its reply is what it would be; the key is removed.
+    Removed,
+    /// It did not write: its own condition (NX, XX) failed.
+    Unchanged,
+    /// It failed, or nobody knows.
+    Failed,
+}
+
+/// A command that arrives on a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Command<'a> {
+    /// GET.
+    Get(u32, &'a [u8]),
+    /// SET and its kin, which may be a fill.
+    Set(u32, &'a [u8]),
+    /// Anything else.
+    Other,
+}
+
+/// One missing key of a request.
+#[derive(Debug, Clone, Copy)]
+pub struct Missing<'a> {
+    /// The key.
+    pub key: &'a [u8],
+    /// Its rule.
+    pub rule: Rule,
+}
