@@ -191,7 +191,10 @@ impl Coverage for Covered<'_> {
     fn cover(&self, key: &[u8]) -> Option<Cover> {
         let rule = self.policy.find(key);
         let lifetime = self.policy.lifetime_of(rule)?;
-        Some(Cover { lifetime, companions: self.policy.loads(rule) })
+        Some(match self.policy.cache_aside(rule) {
+            Some(rule) => Cover { lifetime, companions: rule.stampede.is_some(), stale: rule.stale },
+            None => Cover { lifetime, companions: self.policy.loads(rule), stale: Span::default() },
+        })
     }
 
     fn database(&self) -> u32 {

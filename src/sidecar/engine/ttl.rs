@@ -9,13 +9,15 @@
 //!   TTL: they are harmless behind a command that fails.
 //! - What this module cannot read (a new option, arguments that contradict themselves) is sent as it came, with both behind it:
 //!   an error stays the server's own, and a new option cannot evade the rule.
-//! - Covered writes of keys that are loaded through also remove lease, stale copy and negative entry, in the same transaction:
+//! - Covered writes of keys that have companions also remove lease, stale copy and negative entry, in the same transaction:
 //!   a load that began before the write is not stored, and no older copy is served after it.
+//! - Where the rule keeps stale copies, a write that surely stores a value for a known time writes the copy instead of removing
+//!   it, and what shortens the key's time shortens the copy's: a copy holds its key's value, and outlives it by `stale` at most.
 
 use super::super::commands::{Access, CommandSpec, Effect, KeyAt, Ttl, parse_i64};
 use super::super::resp::{CommandArgs, encode};
 use super::super::slots::Companion;
-use crate::policy::Lifetime;
+use crate::policy::{Lifetime, Span};
 
 /// Which keys a policy covers.
 pub trait Coverage {
@@ -35,6 +37,16 @@ pub struct Cover {
     pub lifetime: Lifetime,
     /// Whether it has companions that a write must remove.
     pub companions: bool,
+    /// How long the stale copy that a write stores beside the key outlives it. Zero: writes store none. Above zero only with
+    /// `companions`.
+    pub stale: Span,
+}
+
+impl Cover {
+    /// Whether writes store a stale copy.
+    fn keeps_copies(&self) -> bool {
+        self.companions && !self.stale.is_zero()
+    }
 }
 
 /// What goes to the server instead of a client's command. Byte counts are of the `out` that [`plan`] filled.
@@ -257,10 +269,7 @@ impl<'a, C: Coverage, R: FnMut() -> u32> Planner<'_, 'a, C, R> {
         let lifetime = &cover.lifetime;
         match spec.ttl {
             Ttl::Set => self.plan_set(key, cover),
-            Ttl::SetEx(unit) => {
-                let guard = millis(self.args.get(2), unit).map_or(Guard::None, |millis| Given::Within(millis).guard(lifetime));
-                self.guarded(key, cover, guard)
-            }
+            Ttl::SetEx(unit) => self.plan_setex(key, cover, millis(self.args.get(2), unit)),
             Ttl::GetEx => self.plan_getex(key, cover),
             Ttl::Restore => {
                 let guard = self.restore_ttl().guard(lifetime);
@@ -271,7 +280,9 @@ impl<'a, C: Coverage, R: FnMut() -> u32> Planner<'_, 'a, C, R> {
             Ttl::Persist => {
                 let default = self.default_millis(lifetime);
                 self.command(&[b"PEXPIRE", key], Some(default), &[]);
-                self.replaced()
+                let body = self.replaced();
+                self.shorten_copy(key, cover, default);
+                body
             }
             Ttl::Keeps => self.guarded(key, cover, Guard::None),
             Ttl::Creates => self.guarded(key, cover, Guard::Default),
@@ -303,16 +314,37 @@ impl<'a, C: Coverage, R: FnMut() -> u32> Planner<'_, 'a, C, R> {
     }
 
     fn plan_set(&mut self, key: &[u8], cover: &Cover) -> Body {
-        let given = self.set_options();
+        let (given, always_stores) = self.set_options();
+        let value = self.args.get(2).filter(|_| always_stores);
         if given != Given::Nothing {
-            return self.guarded(key, cover, given.guard(&cover.lifetime));
+            return self.stored(key, cover, given, value);
         }
         let default = self.default_millis(&cover.lifetime);
         encode::bulk(self.out, b"PX");
         bulk_number(self.out, default);
         let body = Body::Appended { more: 2, len: self.out.len() as u32 };
-        self.guarded(key, cover, Guard::None);
+        self.stored(key, cover, Given::Within(default.cast_signed()), value);
         body
+    }
+
+    /// SETEX and PSETEX. `millis` is `None` where the time is no number: the server refuses it.
+    fn plan_setex(&mut self, key: &[u8], cover: &Cover, millis: Option<i64>) -> Body {
+        match millis {
+            Some(millis) => self.stored(key, cover, Given::Within(millis), self.args.get(3)),
+            None => self.guarded(key, cover, Guard::None),
+        }
+    }
+
+    /// A command that stores `value`; `None` where it may not, or may store another.
+    fn stored(&mut self, key: &[u8], cover: &Cover, given: Given, value: Option<&[u8]>) -> Body {
+        match (given, value) {
+            // The server refuses a time below one, and the copy with it must not stay behind.
+            (Given::Within(millis @ 1..), Some(value)) if cover.keeps_copies() && is_within(millis, &cover.lifetime) => {
+                self.write_copy(key, value, millis.cast_unsigned() + cover.stale.as_millis());
+                Body::AsCame
+            }
+            _ => self.guarded(key, cover, given.guard(&cover.lifetime)),
+        }
     }
 
     fn plan_getex(&mut self, key: &[u8], cover: &Cover) -> Body {
@@ -323,12 +355,16 @@ impl<'a, C: Coverage, R: FnMut() -> u32> Planner<'_, 'a, C, R> {
         if given == Given::Removed {
             let default = self.default_millis(&cover.lifetime);
             self.command(&[self.args.name(), key, b"PX"], Some(default), &[]);
-            return self.replaced();
+            let body = self.replaced();
+            self.shorten_copy(key, cover, default);
+            return body;
         }
         self.guard_key(key, &cover.lifetime, given.guard(&cover.lifetime));
-        // A moment in the past removes the key.
-        if cover.companions && matches!(given, Given::Until | Given::Unclear) {
-            self.remove_companions(&[key]);
+        match given {
+            // A moment in the past removes the key.
+            Given::Until | Given::Unclear if cover.companions => self.remove_companions(&[key]),
+            Given::Within(millis @ 1..) => self.shorten_copy(key, cover, millis.cast_unsigned()),
+            _ => {}
         }
         Body::AsCame
     }
@@ -349,12 +385,10 @@ impl<'a, C: Coverage, R: FnMut() -> u32> Planner<'_, 'a, C, R> {
             Body::AsCame
         };
         self.guard_key(key, &cover.lifetime, given.guard(&cover.lifetime));
-        let may_remove = match given {
-            Given::Within(millis) => millis <= 0,
-            _ => true,
-        };
-        if cover.companions && may_remove {
-            self.remove_companions(&[key]);
+        match given {
+            Given::Within(millis @ 1..) => self.shorten_copy(key, cover, millis.cast_unsigned()),
+            _ if cover.companions => self.remove_companions(&[key]),
+            _ => {}
         }
         body
     }
@@ -418,19 +452,49 @@ impl<'a, C: Coverage, R: FnMut() -> u32> Planner<'_, 'a, C, R> {
 
     /// Lease, stale copy and negative entry of each key, in one command.
     fn remove_companions(&mut self, keys: &[&[u8]]) {
-        const REMOVED: [Companion; 3] = [Companion::Lease, Companion::Stale, Companion::Negative];
-        encode::array(self.out, 1 + keys.len() * REMOVED.len());
+        self.unlink(keys, &[Companion::Lease, Companion::Stale, Companion::Negative]);
+    }
+
+    fn unlink(&mut self, keys: &[&[u8]], companions: &[Companion]) {
+        encode::array(self.out, 1 + keys.len() * companions.len());
         encode::bulk(self.out, b"UNLINK");
         for key in keys {
-            for companion in REMOVED {
-                self.out.push(b'$');
-                encode::decimal(self.out, Companion::name_len(key.len()) as u64);
-                self.out.extend_from_slice(b"\r\n");
-                companion.write_name(key, self.out);
-                self.out.extend_from_slice(b"\r\n");
-            }
+            companions.iter().for_each(|companion| self.bulk_name(*companion, key));
         }
         self.extra += 1;
+    }
+
+    fn bulk_name(&mut self, companion: Companion, key: &[u8]) {
+        self.out.push(b'$');
+        encode::decimal(self.out, Companion::name_len(key.len()) as u64);
+        self.out.extend_from_slice(b"\r\n");
+        companion.write_name(key, self.out);
+        self.out.extend_from_slice(b"\r\n");
+    }
+
+    /// The stale copy of what the client's command stores; the other companions go.
+    fn write_copy(&mut self, key: &[u8], value: &[u8], millis: u64) {
+        self.unlink(&[key], &[Companion::Lease, Companion::Negative]);
+        encode::array(self.out, 5);
+        encode::bulk(self.out, b"SET");
+        self.bulk_name(Companion::Stale, key);
+        encode::bulk(self.out, value);
+        encode::bulk(self.out, b"PX");
+        bulk_number(self.out, millis);
+        self.extra += 1;
+    }
+
+    /// Where a key is given `millis`, its stale copy lives no longer than they and `stale`. Only shortens: whether the key is there
+    /// to be given anything, only the server knows.
+    fn shorten_copy(&mut self, key: &[u8], cover: &Cover, millis: u64) {
+        if cover.keeps_copies() {
+            encode::array(self.out, 4);
+            encode::bulk(self.out, b"PEXPIRE");
+            self.bulk_name(Companion::Stale, key);
+            bulk_number(self.out, millis.min(cover.lifetime.max.as_millis()) + cover.stale.as_millis());
+            encode::bulk(self.out, b"LT");
+            self.extra += 1;
+        }
     }
 
     /// The default TTL in milliseconds, shortened by chance.
@@ -453,15 +517,20 @@ impl<'a, C: Coverage, R: FnMut() -> u32> Planner<'_, 'a, C, R> {
         more.iter().for_each(|word| encode::bulk(self.out, word));
     }
 
-    /// What SET's options say of the TTL.
-    fn set_options(&self) -> Given {
-        let mut given = Given::Nothing;
+    /// What SET's options say of the TTL, and whether it always stores its value.
+    fn set_options(&self) -> (Given, bool) {
+        let (mut given, mut always_stores) = (Given::Nothing, true);
         let mut options = self.args.iter().skip(3);
         while let Some(option) = options.next() {
             let is = |name: &[u8]| option.eq_ignore_ascii_case(name);
             let said = match () {
-                () if is(b"nx") || is(b"xx") || is(b"get") => continue,
+                // GET refuses a key of another type.
+                () if is(b"nx") || is(b"xx") || is(b"get") => {
+                    always_stores = false;
+                    continue;
+                }
                 () if is(b"ifeq") || is(b"ifne") || is(b"ifdeq") || is(b"ifdne") => {
+                    always_stores = false;
                     options.next();
                     continue;
                 }
@@ -470,7 +539,7 @@ impl<'a, C: Coverage, R: FnMut() -> u32> Planner<'_, 'a, C, R> {
             };
             given = if given == Given::Nothing { said } else { Given::Unclear };
         }
-        given
+        (given, always_stores)
     }
 
     /// What GETEX' option says of the TTL.

@@ -2,7 +2,7 @@
 //!
 //! Random commands go to two servers of the same kind: as they are to a bare one, as planned to another. Replies and contents
 //! must be equal; on the planned one every covered key has a TTL within its bound after every command, and whenever a second
-//! client looks. Replies that speak of TTLs cannot be equal; `answers` holds what they must be.
+//! client looks; a stale copy holds what its key holds, and outlives it by no more than it may. Replies that speak of TTLs cannot be equal; `answers` holds what they must be.
 
 mod answers;
 mod sidecar;
@@ -10,7 +10,7 @@ mod templates;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -31,7 +31,10 @@ const MOST_ROUNDS: usize = 400;
 
 const LIFETIME: Lifetime = Lifetime { default: Span::from_secs(3600), max: Span::from_secs(7200), jitter: Percent::new(10) };
 
-/// `c:` and `b:` are covered; `r:` is, and is loaded through; `u:` is not.
+/// How long stale copies outlive their keys.
+const STALE: Span = Span::from_secs(600);
+
+/// `c:` and `b:` are covered; `r:` is, and has companions; `s:` is, and has stale copies; `u:` is not.
 #[derive(Debug, Clone, Copy)]
 struct Rules(Option<Flaw>);
 
@@ -44,18 +47,29 @@ enum Flaw {
     Unbounded,
     /// Companions stay.
     CompanionsStay,
+    /// Every other write forgets the stale copy.
+    CopiesStay,
+    /// Stale copies live twice as long.
+    CopiesLinger,
 }
 
 impl Coverage for Rules {
     fn cover(&self, key: &[u8]) -> Option<Cover> {
-        let loaded_through = key.starts_with(b"r:");
-        let covered = loaded_through || key.starts_with(b"c:") || key.starts_with(b"b:");
+        static COVERED: AtomicU32 = AtomicU32::new(0);
+        let (loaded_through, copied) = (key.starts_with(b"r:"), key.starts_with(b"s:"));
+        let covered = loaded_through || copied || key.starts_with(b"c:") || key.starts_with(b"b:");
         if !covered || (self.0 == Some(Flaw::ListsKeepNone) && key.starts_with(b"c:list")) {
             return None;
         }
         let max = if self.0 == Some(Flaw::Unbounded) { Span::MAX } else { LIFETIME.max };
-        let companions = loaded_through && self.0 != Some(Flaw::CompanionsStay);
-        Some(Cover { lifetime: Lifetime { max, ..LIFETIME }, companions })
+        let forgotten = self.0 == Some(Flaw::CopiesStay) && COVERED.fetch_add(1, Ordering::Relaxed).is_multiple_of(2);
+        let companions = (loaded_through && self.0 != Some(Flaw::CompanionsStay)) || (copied && !forgotten);
+        let stale = match self.0 {
+            _ if !copied => Span::default(),
+            Some(Flaw::CopiesLinger) => Span::from_millis(2 * STALE.as_millis()),
+            _ => STALE,
+        };
+        Some(Cover { lifetime: Lifetime { max, ..LIFETIME }, companions, stale })
     }
 }
 
@@ -133,8 +147,37 @@ fn offenders(client: &mut Client, keys: &[String]) -> Vec<String> {
     client.call(&words).items().iter().map(Value::text).collect()
 }
 
+/// KEYS: keys, each with its stale copy behind it. Gives back the number of copies there are, and those that are not what they
+/// must be. One second's grace is for a server's own rounding of TTLs.
+const WRONG_COPIES: &str = "\
+local found, wrong = 0, {}
+for i = 1, #KEYS, 2 do
+  local copy = redis.pcall('GET', KEYS[i + 1])
+  if copy then
+    found = found + 1
+    local value, left = redis.pcall('GET', KEYS[i]), redis.call('PTTL', KEYS[i + 1]) - redis.call('PTTL', KEYS[i])
+    if copy ~= value or left > ARGV[1] + 1000 then wrong[#wrong + 1] = KEYS[i] .. ' ' .. left end
+  end
+end
+return {found, wrong}";
+
 fn covered_keys() -> Vec<String> {
     templates::all_keys().into_iter().filter(|key| Rules(None).cover(key.as_bytes()).is_some()).collect()
+}
+
+/// How many stale copies there are, and those that are not right. `copied`: keys, each with its copy's name behind it.
+fn copies(client: &mut Client, copied: &[Vec<u8>]) -> (i64, Vec<Value>) {
+    let (count, stale) = (copied.len().to_string(), STALE.as_millis().to_string());
+    let head = [b"EVAL_RO".as_slice(), WRONG_COPIES.as_bytes(), count.as_bytes()];
+    let words: Vec<&[u8]> = head.into_iter().chain(copied.iter().map(Vec::as_slice)).chain([stale.as_bytes()]).collect();
+    let [found, wrong] = &client.call(&words).items()[..] else { panic!("the check of copies failed") };
+    (found.int(), wrong.items())
+}
+
+/// The keys that have stale copies, each with its copy's name behind it.
+fn copied_keys() -> Vec<Vec<u8>> {
+    let copied = templates::all_keys().into_iter().filter(|key| key.starts_with("s:"));
+    copied.flat_map(|key| [key.clone().into_bytes(), Companion::Stale.name(key.as_bytes())]).collect()
 }
 
 /// A second client that looks all the time, until it is dropped.
@@ -183,6 +226,10 @@ struct Pair {
     /// On the guarded server, for questions.
     checker: Client,
     covered: Vec<String>,
+    /// The keys that have stale copies, each with its copy's name behind it.
+    copied: Vec<Vec<u8>>,
+    /// How many copies were looked at.
+    copies_seen: i64,
     successes: BTreeMap<String, u32>,
 }
 
@@ -193,6 +240,8 @@ impl Pair {
             guarded: Guarded { client: guarded.client(), rules, random: fastrand::Rng::with_seed(3) },
             checker: guarded.client(),
             covered: covered_keys(),
+            copied: copied_keys(),
+            copies_seen: 0,
             successes: BTreeMap::new(),
         };
         for client in [&mut pair.bare, &mut pair.guarded.client] {
@@ -242,6 +291,9 @@ impl Pair {
     fn check_ttls(&mut self, shown: &str) {
         let bad = offenders(&mut self.checker, &self.covered);
         assert!(bad.is_empty(), "{shown} left {bad:?}");
+        let (seen, wrong) = copies(&mut self.checker, &self.copied);
+        self.copies_seen += seen;
+        assert_eq!(wrong, [], "{shown} left stale copies that are not right");
     }
 
     /// Gives the keys of `batch` that are loaded through their companions. Returns them with what they hold.
@@ -360,6 +412,7 @@ fn run(engine: Engine, resp3: bool, seed: u64, rules: Rules) {
     }
     pair.check_contents();
     assert_eq!(pair.missing(&needed), Vec::<&String>::new(), "these succeeded too rarely");
+    assert!(pair.copies_seen > 1000, "only {} stale copies were looked at", pair.copies_seen);
     observer.finish();
 }
 
@@ -375,9 +428,13 @@ fn no_covered_key_is_without_a_ttl_on_valkey() {
 
 #[test]
 fn the_check_catches_what_it_is_for() {
-    for (flaw, word) in
-        [(Flaw::ListsKeepNone, "left [\"c:list"), (Flaw::Unbounded, "left [\""), (Flaw::CompanionsStay, "left companions of r:")]
-    {
+    for (flaw, word) in [
+        (Flaw::ListsKeepNone, "left [\"c:list"),
+        (Flaw::Unbounded, "left [\""),
+        (Flaw::CompanionsStay, "left companions of r:"),
+        (Flaw::CopiesStay, "left stale copies that are not right"),
+        (Flaw::CopiesLinger, "left stale copies that are not right"),
+    ] {
         let broken = std::panic::catch_unwind(|| run(Engine::Redis7, false, 13, Rules(Some(flaw))));
         let message = broken.expect_err("a broken engine passed").downcast::<String>().expect("a message");
         assert!(message.contains(word), "{flaw:?}: {message}");

@@ -4,7 +4,7 @@ use serde_json::{Value as Json, json};
 use tempfile::NamedTempFile;
 
 use super::templates::{self, Random};
-use super::{LIFETIME, Observer, covered_keys, offenders};
+use super::{LIFETIME, Observer, STALE, copied_keys, copies, covered_keys, offenders};
 use crate::command_table::server_commands;
 use crate::support::resp::{Client, Value, encode, show};
 use crate::support::server::{Engine, SentinelCluster};
@@ -14,7 +14,8 @@ const CLIENTS: u64 = 4;
 /// How often each client sends every template.
 const ROUNDS: usize = 12;
 
-/// The rules of [`super::Rules`]: `c:` and `b:` are covered, `r:` is loaded through, `u:` is nobody's.
+/// The rules of [`super::Rules`]: `c:` and `b:` are covered, `r:` is loaded through, `s:` has stale copies,
+/// `u:` is nobody's.
 fn sidecar(servers: &SentinelCluster, database: &NamedTempFile) -> Sidecar {
     let ttl = json!({"default": LIFETIME.default, "max": LIFETIME.max, "jitter": "10%"});
     let aside = |name: &str| json!({"name": name, "keys": format!("{name}:{{id…}}"), "strategy": {"cacheAside": {"ttl": ttl}}});
@@ -22,11 +23,14 @@ fn sidecar(servers: &SentinelCluster, database: &NamedTempFile) -> Sidecar {
         "ttl": ttl, "stale": "1m", "negativeTtl": "1m", "lease": "1s", "wait": "1s",
         "load": {"origin": "db", "query": {"sql": {"read": "SELECT 'loaded' WHERE $id <> ''"}}, "reply": null},
     }}});
+    let copied: Json = json!({"name": "s", "keys": "s:{id…}", "strategy": {"cacheAside": {
+        "ttl": ttl, "stale": STALE, "stampede": {"lease": "3s", "wait": "1s", "atWaitEnd": "error"},
+    }}});
     Sidecar::start(&json!({
-        "version": 1, "requires": 1, "generation": 1, "cluster": sentinel_topology(servers), "unmatched": {"bypass": {}},
+        "version": 2, "requires": 2, "generation": 1, "cluster": sentinel_topology(servers), "unmatched": {"bypass": {}},
         "origins": [{"name": "db", "kind": {"sql": {"url": {"value": format!("sqlite://{}", database.path().display())}}}, "maxConnections": 2,
             "connectTimeout": "5s", "timeout": "5s"}],
-        "rules": [aside("c"), aside("b"), through],
+        "rules": [aside("c"), aside("b"), through, copied],
     }))
 }
 
@@ -80,6 +84,9 @@ fn no_covered_key_is_without_a_ttl_behind_a_sidecar() {
     observer.finish();
     let bad = offenders(&mut primary.client(), &covered_keys());
     assert!(bad.is_empty(), "{bad:?}");
+    assert_eq!(sidecar.client().line("SET s:str1 v"), Value::Simple("OK".to_owned()));
+    let (seen, wrong) = copies(&mut primary.client(), &copied_keys());
+    assert!(seen > 0 && wrong.is_empty(), "of {seen} stale copies {wrong:?} are not right");
     assert!(primary.client().line("DBSIZE").int() > 20);
 }
 

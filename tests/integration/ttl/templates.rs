@@ -229,7 +229,7 @@ const KINDS: [&str; 11] = ["str", "num", "flt", "bits", "hll", "list", "set", "z
 /// Every key that a command may name.
 pub fn all_keys() -> Vec<String> {
     let numbered = |key: String| [format!("{key}1"), format!("{key}2")];
-    let keys = ["c", "r", "u"].iter().flat_map(|rule| KINDS.iter().map(move |kind| format!("{rule}:{kind}")));
+    let keys = ["c", "r", "s", "u"].iter().flat_map(|rule| KINDS.iter().map(move |kind| format!("{rule}:{kind}")));
     keys.chain(["b:list".to_owned()]).flat_map(numbered).collect()
 }
 
@@ -328,7 +328,7 @@ impl Random {
     }
 
     fn key(&mut self, kind: &str) -> Vec<u8> {
-        let rule = ["c", "r", "u"][self.random.usize(0..3)];
+        let rule = ["c", "r", "s", "u"][self.random.usize(0..4)];
         format!("{rule}:{kind}{}", self.random.u8(1..3)).into_bytes()
     }
 }

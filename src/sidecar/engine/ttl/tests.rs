@@ -9,14 +9,16 @@ use super::super::super::slots::Companion;
 use super::*;
 use crate::policy::{Percent, Span};
 
-/// `c:` is covered with 100 s, at most 1000 s; `r:` too, and is loaded through; anything else is not covered.
+/// `c:` is covered with 100 s, at most 1000 s; `r:` too, and has companions; `s:` too, and keeps copies for 60 s more; anything
+/// else is not covered.
 struct Rules;
 
 impl Coverage for Rules {
     fn cover(&self, key: &[u8]) -> Option<Cover> {
         let lifetime = Lifetime { default: Span::from_secs(100), max: Span::from_secs(1000), jitter: Percent::new(10) };
-        let companions = key.starts_with(b"r:");
-        (companions || key.starts_with(b"c:")).then_some(Cover { lifetime, companions })
+        let stale = if key.starts_with(b"s:") { Span::from_secs(60) } else { Span::default() };
+        let companions = key.starts_with(b"r:") || key.starts_with(b"s:");
+        (companions || key.starts_with(b"c:")).then_some(Cover { lifetime, companions, stale })
     }
 
     fn database(&self) -> u32 {
@@ -81,6 +83,7 @@ const NAMES: &[&str] = &[
 const WORDS: &[&str] = &[
     "c:1",
     "r:1",
+    "s:1",
     "x",
     "0",
     "1",
@@ -308,6 +311,46 @@ fn writes_of_keys_that_are_loaded_through_remove_the_companions() {
 }
 
 #[test]
+fn a_write_that_surely_stores_for_a_known_time_writes_the_copy() {
+    let copied = |body: &str, millis: u32| format!("MULTI | {body} | UNLINK <l:s:1> <n:s:1> | SET <s:s:1> v PX {millis} | EXEC");
+    check("SET s:1 v", &copied("SET s:1 v PX 100000", 160_000));
+    for line in ["SET s:1 v EX 1000", "set s:1 v px 1000000", "SETEX s:1 1000 v", "PSETEX s:1 1000000 v"] {
+        check(line, &copied(line, 1_060_000));
+    }
+    let gone = "UNLINK <l:s:1> <s:s:1> <n:s:1>";
+    for line in ["SET s:1 v NX", "SET s:1 v XX", "SET s:1 v GET", "SET s:1 v IFEQ x"] {
+        check(line, &format!("MULTI | {line} PX 100000 | {gone} | EXEC"));
+    }
+    for line in
+        ["SET s:1 v EX 0", "SET s:1 v EX -1", "SETEX s:1 0 v", "SETEX s:1 no v", "DEL s:1", "LPOP s:1", "SET s:1 v NX EX 5"]
+    {
+        check_wrapped(line, gone);
+    }
+    for line in ["SET s:1 v EX 1001", "SET s:1 v PXAT 5", "SETEX s:1 1001 v"] {
+        check_wrapped(line, &format!("PEXPIRE s:1 1000000 LT | {gone}"));
+    }
+    for line in ["SET s:1 v KEEPTTL", "APPEND s:1 v", "SETNX s:1 v", "GETSET s:1 v", "MSET s:1 v"] {
+        check_wrapped(line, &format!("PEXPIRE s:1 100000 NX | {gone}"));
+    }
+}
+
+#[test]
+fn what_shortens_a_keys_time_shortens_its_copys() {
+    let copy = |millis: u32| format!("PEXPIRE <s:s:1> {millis} LT");
+    for line in ["EXPIRE s:1 10", "PEXPIRE s:1 10000 GT", "GETEX s:1 EX 10"] {
+        check_wrapped(line, &copy(70_000));
+    }
+    check("EXPIRE s:1 10 NX", &format!("MULTI | EXPIRE s:1 10 LT | {} | EXEC", copy(70_000)));
+    check("PERSIST s:1", &format!("MULTI | PEXPIRE s:1 100000 | {} | EXEC", copy(160_000)));
+    check("GETEX s:1 PERSIST", &format!("MULTI | GETEX s:1 PX 100000 | {} | EXEC", copy(160_000)));
+    check_wrapped("EXPIRE s:1 9223372036854775807", &format!("PEXPIRE s:1 1000000 LT | {}", copy(1_060_000)));
+    check_wrapped("EXPIRE s:1 0", "UNLINK <l:s:1> <s:s:1> <n:s:1>");
+    for line in ["GET s:1", "GETEX s:1", "GETEX s:1 EX 0", "TTL s:1"] {
+        check_forwarded(line);
+    }
+}
+
+#[test]
 fn commands_too_long_to_be_held_are_guarded_whatever_their_options() {
     let guards_of = |line: &str| {
         let ranges = ranges_of(line);
@@ -322,6 +365,7 @@ fn commands_too_long_to_be_held_are_guarded_whatever_their_options() {
     assert_eq!(guards_of("SET c:1 cut EX 5"), both);
     assert_eq!(guards_of("MSET x cut c:1 cut"), both);
     assert_eq!(guards_of("SET r:1 cut"), "PEXPIRE r:1 100000 NX | PEXPIRE r:1 1000000 LT | UNLINK <l:r:1> <s:r:1> <n:r:1>");
+    assert_eq!(guards_of("SET s:1 cut EX 5"), "PEXPIRE s:1 100000 NX | PEXPIRE s:1 1000000 LT | UNLINK <l:s:1> <s:s:1> <n:s:1>");
     assert_eq!(guards_of("SET x cut"), "");
     assert_eq!(guards_of("GET c:1"), "");
 }
