@@ -318,7 +318,7 @@ fn rule(rules: Rules, family: Family, setting: &Setting) -> String {
             // A JSON string is a YAML one.
             let read = serde_json::Value::from(family.sql(setting.origin.database().schema()));
             format!(
-                "      strategy: ReadThrough\n      stampede: {{lease: 5s, wait: 5s}}\n      origin: {{name: {}, read: {read}}}\n",
+                "      strategy: ReadThrough\n      stampede: {{lease: 6s, wait: 5s}}\n      origin: {{name: {}, read: {read}}}\n",
                 origin::NAME
             )
         }
