@@ -27,6 +27,7 @@ fn under_sentinel_there_is_one_server_at_the_address_that_was_used() {
     assert!(client.line("CLUSTER SLOTS").is_error());
     lanes_keep_the_order(&mut client);
     own_keys_are_out_of_reach(&mut client, servers.primary());
+    random_keys_are_the_clients(&mut client, servers.primary());
     credentials_go_nowhere(&mut client, &sidecar);
 }
 
@@ -51,6 +52,22 @@ fn a_cluster_looks_like_one_node_with_all_slots() {
     client.line("SET {x}1 a");
     let slot = client.line("CLUSTER KEYSLOT {x}1").int();
     assert_eq!(client.line(&format!("CLUSTER COUNTKEYSINSLOT {slot}")), Value::Int(1));
+    client.line("SET {x}2 b");
+    let server = servers.owner(slot as u16);
+    for key in ["{x}1", "{x}2", "{x}3", "{x}4"] {
+        for companion in [Companion::Lease, Companion::Stale, Companion::Negative] {
+            server.client().call(&[b"SET".to_vec(), companion.name(key.as_bytes()), b"x".to_vec()]);
+        }
+    }
+    for count in 1..20 {
+        let found = client.line(&format!("CLUSTER GETKEYSINSLOT {slot} {count}")).items();
+        assert_eq!(found.len(), count.min(2), "{found:?}");
+        assert!(found.iter().all(|key| key.text().starts_with("{x}")), "{found:?}");
+    }
+    assert_eq!(client.line(&format!("CLUSTER GETKEYSINSLOT {slot} 0")), Value::Array(vec![]));
+    assert!(client.line(&format!("CLUSTER GETKEYSINSLOT {slot} -1")).is_error());
+    let drawn: Vec<String> = (0..50).map(|_| client.line("RANDOMKEY").text()).collect();
+    assert!(drawn.iter().all(|key| key.starts_with("{x}")), "{drawn:?}");
 }
 
 /// For whoever asks sentinels, or asks for the role.
@@ -113,6 +130,27 @@ fn own_keys_are_out_of_reach(client: &mut Client, server: &Redis) {
         "{found:?}"
     );
     assert_eq!(client.line("SET x larder:value"), ok(), "values may be called anything");
+}
+
+/// RANDOMKEY names a client's key where there is one, however many of Larder's there are, and in its place among other commands.
+fn random_keys_are_the_clients(client: &mut Client, server: &Redis) {
+    let mut direct = server.client();
+    assert!(!direct.line("FLUSHALL").is_error());
+    for index in 0..200 {
+        direct.call(&[b"SET".to_vec(), Companion::Stale.name(format!("k{index}").as_bytes()), b"copy".to_vec()]);
+    }
+    assert_eq!(client.line("RANDOMKEY"), Value::Nil);
+    for round in 0..30 {
+        let (set, del) = (format!("SET k{round} x"), format!("DEL k{round}"));
+        let replies = pipeline(client, &[&set, "RANDOMKEY", &del, "RANDOMKEY", "PING"]);
+        let shown = [Value::Bulk(format!("k{round}").into_bytes()), Value::Int(1), Value::Nil, Value::Simple("PONG".to_owned())];
+        assert_eq!(replies[1..], shown);
+    }
+    for refused in ["SLOWLOG GET", "SLOWLOG GET 5"] {
+        let reply = client.line(refused);
+        assert!(matches!(&reply, Value::Error(text) if text.starts_with("NOPERM SLOWLOG GET")), "{reply:?}");
+    }
+    assert!(matches!(client.line("SLOWLOG LEN"), Value::Int(_)));
 }
 
 fn credentials_go_nowhere(client: &mut Client, sidecar: &Sidecar) {

@@ -60,7 +60,7 @@ pub enum Class {
     Script,
     /// Loads, removes or stops scripts: goes to every shard.
     ScriptAdmin(Gather),
-    /// SCAN (every shard in turn) and CLUSTERSCAN (the node of its cursor's slot).
+    /// SCAN (every shard in turn), CLUSTERSCAN (the node of its cursor's slot) and RANDOMKEY (any shard).
     Scan,
     /// Goes to every shard.
     AllShards(Gather),
@@ -106,8 +106,6 @@ pub enum Gather {
     SumPairs,
     /// Arrays of numbers: the smallest at each place. An integer counts as an array of one.
     Least,
-    /// The first that is not nil, beginning at a random shard.
-    FirstNonNil,
     /// The first that is no error; an error where all are.
     AnySuccess,
 }
@@ -129,6 +127,8 @@ pub enum Refusal {
     Modules,
     /// Looks into, or interferes with, a server's inside.
     Debugging,
+    /// Shows commands of every workload, with their keys and values.
+    SlowLog,
 }
 
 impl Refusal {
@@ -142,6 +142,7 @@ impl Refusal {
             Refusal::Users => "the operator gives each workload its user",
             Refusal::Modules => "modules belong in the server's image",
             Refusal::Debugging => "connect to the server itself for debugging",
+            Refusal::SlowLog => "it shows every workload's keys and values: read it at the server, or the sidecar's own slow log",
         }
     }
 }

@@ -3,6 +3,7 @@
 mod config;
 mod data;
 mod local;
+mod names;
 pub mod own_keys;
 mod shards;
 mod split;
@@ -64,6 +65,7 @@ pub fn command(session: &Rc<Session>, raw: &[u8], args: CommandArgs<'_>) -> Flow
         Class::PubSub => Flow::Exclusive(Exclusive::Subscribe),
         Class::ScriptAdmin(gather) | Class::AllShards(gather) => shards::all(session, &request, gather),
         Class::Gated(gather) => shards::gated(session, &request, gather),
+        Class::Scan if spec.name == "randomkey" => names::random(session),
         Class::Scan => shards::scan(session, &request),
         Class::AnyNode if spec.name == "config|get" => config::get(session, &request),
         Class::AnyNode => shards::any(session, &request),

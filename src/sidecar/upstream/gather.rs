@@ -159,7 +159,6 @@ fn combine(gather: Gather, parts: &[Vec<u8>], out: &mut Vec<u8>) {
     match gather {
         Gather::First | Gather::Sum => out.extend_from_slice(&pick(None)),
         Gather::AnySuccess => out.extend_from_slice(&pick(parts.iter().find(no_error))),
-        Gather::FirstNonNil => out.extend_from_slice(&pick(parts.iter().find(|part| !reply::is_null(part)))),
         Gather::Concat => {
             let items: Vec<&[u8]> = parts.iter().filter_map(|part| reply::elements(part)).flatten().collect();
             let mut all = Vec::new();

@@ -2,6 +2,7 @@
 
 pub mod access;
 pub mod admin_client;
+pub mod ask;
 pub mod bulk;
 pub mod dial;
 pub mod discovery;

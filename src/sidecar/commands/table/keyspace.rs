@@ -44,7 +44,7 @@ pub(super) const COMMANDS: &[CommandSpec] = &[
     row("flushall", -1, Class::Gated(Gather::First), Access::Write, NONE, Ttl::Keeps),
     row("flushdb", -1, Class::Gated(Gather::First), Access::Write, NONE, Ttl::Keeps),
     row("keys", 2, Class::Gated(Gather::Concat), Access::Read, NONE, Ttl::Keeps),
-    row("randomkey", 1, Class::AllShards(Gather::FirstNonNil), Access::Read, NONE, Ttl::Keeps),
+    row("randomkey", 1, Class::Scan, Access::Read, NONE, Ttl::Keeps),
     row("scan", -2, Class::Scan, Access::Read, NONE, Ttl::Keeps),
     // Cluster refuses it; under Sentinel the primary does it.
     row("swapdb", 3, Class::AnyNode, Access::Write, NONE, Ttl::Keeps),

@@ -99,7 +99,7 @@ const CONFIG: &[CommandSpec] = &[
 ];
 
 const COMMANDLOG: &[CommandSpec] = &[
-    plain("commandlog|get", 4, Class::AnyNode),
+    refused("commandlog|get", 4, Refusal::SlowLog),
     plain("commandlog|help", 2, Class::AnyNode),
     plain("commandlog|len", 3, Class::AnyNode),
     plain("commandlog|reset", 3, Class::AllShards(Gather::First)),
@@ -133,7 +133,7 @@ const MODULE: &[CommandSpec] = &[
 ];
 
 const SLOWLOG: &[CommandSpec] = &[
-    plain("slowlog|get", -2, Class::AnyNode),
+    refused("slowlog|get", -2, Refusal::SlowLog),
     plain("slowlog|help", 2, Class::AnyNode),
     plain("slowlog|len", 2, Class::AnyNode),
     plain("slowlog|reset", 2, Class::AllShards(Gather::First)),

@@ -11,7 +11,7 @@ use std::rc::Rc;
 use rustc_hash::FxHasher;
 
 use super::super::data::send;
-use super::super::{Flow, Request, refuse, shards};
+use super::super::{Flow, Request, names, refuse, shards};
 use super::quoted;
 use crate::policy::snapshot::Topology;
 use crate::sidecar::commands::parse_i64;
@@ -105,6 +105,12 @@ fn in_slot(session: &Rc<Session>, request: &Request<'_>, slot: &[u8]) -> Flow {
         Some(slot) if !(0..i64::from(SLOTS)).contains(&slot) => {
             let lists = request.spec.last_name() == "getkeysinslot";
             refuse(session, if lists { "ERR Invalid slot or number of keys" } else { "ERR Invalid slot" })
+        }
+        Some(slot)
+            if request.spec.last_name() == "getkeysinslot"
+                && let Some(count @ 1..) = request.args.get(3).and_then(parse_i64) =>
+        {
+            names::in_slot(session, slot as u16, count.cast_unsigned())
         }
         Some(slot) => send(session, &[request.raw], slot as u16, Retry::Safe, OnReply::Pass),
     }
