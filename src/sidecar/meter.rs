@@ -92,6 +92,54 @@ impl Meter {
         self.on_rule(rule, |counters| counters.loads_saved.inc());
     }
 
+    /// A miss was told to a client that may load while others wait.
+    pub fn lease_granted(&self, rule: RuleId) {
+        self.on_rule(rule, |counters| counters.leases.inc());
+    }
+
+    /// A read waited for another client's load, and was given what it stored.
+    pub fn woken(&self, rule: RuleId) {
+        self.on_rule(rule, |counters| {
+            counters.woken.inc();
+            counters.loads_saved.inc();
+        });
+    }
+
+    /// A read waited for another client's load for too long.
+    pub fn wait_timed_out(&self, rule: RuleId) {
+        self.on_rule(rule, |counters| counters.wait_timeouts.inc());
+    }
+
+    /// A read was told of the miss although another client loads.
+    pub fn unparked(&self, rule: RuleId) {
+        self.on_rule(rule, |counters| counters.unparked.inc());
+    }
+
+    /// A read of a key that nobody fills was told of the miss.
+    pub fn hit_for_miss(&self, rule: RuleId) {
+        self.on_rule(rule, |counters| counters.hit_for_miss.inc());
+    }
+
+    /// A value that could not be told from an outdated one was removed.
+    pub fn ambiguous_fill(&self, rule: RuleId) {
+        self.on_rule(rule, |counters| counters.ambiguous_fills.inc());
+    }
+
+    /// A value that was loaded before a write or deletion was removed.
+    pub fn late_fill(&self, rule: RuleId) {
+        self.on_rule(rule, |counters| counters.late_fills.inc());
+    }
+
+    /// A read was told of a miss before the key expired.
+    pub fn early_refresh(&self, rule: RuleId) {
+        self.on_rule(rule, |counters| counters.early_refreshes.inc());
+    }
+
+    /// A rule has no leases for a while.
+    pub fn disarmed(&self, rule: RuleId) {
+        self.on_rule(rule, |counters| counters.disarmed.inc());
+    }
+
     /// A write was given what keeps its keys within their TTLs.
     pub fn ttl_added(&self, rule: RuleId) {
         self.on_rule(rule, |counters| counters.ttl_added.inc());

@@ -23,6 +23,7 @@ pub struct ActivePolicy {
     loaders: Vec<Option<Loader>>,
     /// For each rule, whether a miss takes a lease.
     leases: Vec<bool>,
+    has_leases: bool,
     /// Nothing is ever changed or counted: all keys pass untouched and no rule exists.
     transparent: bool,
 }
@@ -36,10 +37,11 @@ impl ActivePolicy {
         };
         let loaders = snapshot.rules.iter().map(loader).collect::<Result<_, _>>()?;
         let leases = |rule: &Rule| matches!(&rule.strategy, Strategy::CacheAside(cache_aside) if cache_aside.stampede.is_some());
-        let leases = snapshot.rules.iter().map(leases).collect();
+        let leases: Vec<bool> = snapshot.rules.iter().map(leases).collect();
+        let has_leases = leases.contains(&true);
         let index = RuleIndex::new(snapshot.patterns().cloned());
         let transparent = snapshot.rules.is_empty() && snapshot.unmatched == Unmatched::Bypass {};
-        Ok(Self { snapshot, index, loaders, leases, transparent })
+        Ok(Self { snapshot, index, loaders, leases, has_leases, transparent })
     }
 
     /// The snapshot that it was made from.
@@ -110,6 +112,12 @@ impl ActivePolicy {
     #[inline]
     pub fn leases(&self, id: RuleId) -> bool {
         matches!(self.leases.get(usize::from(id)), Some(true))
+    }
+
+    /// Whether misses of any rule take leases.
+    #[inline]
+    pub fn has_leases(&self) -> bool {
+        self.has_leases
     }
 
     /// How the rule's keys are cached, where the application loads and stores them.

@@ -7,8 +7,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::meter::Meter;
+use super::patterns::cache_aside::{self, Aside};
 use super::patterns::read_through::{self, Flights};
 use super::policy::ActivePolicy;
+use super::resp::{encode, reply};
 use super::session::{Ending, Session};
 use super::upstream::access::Access;
 use super::upstream::bulk::BulkLanes;
@@ -55,6 +57,7 @@ pub struct Worker {
     clock: Cell<u64>,
     repeats: RefCell<Vec<Repeat>>,
     flights: Flights,
+    aside: Aside,
     /// The runtime of the thread that asks origins.
     origins: Handle,
     random: RefCell<fastrand::Rng>,
@@ -99,6 +102,7 @@ impl Worker {
             clock: Cell::new(1),
             repeats: RefCell::default(),
             flights: Flights::default(),
+            aside: Aside::new(fastrand::u64(..)),
             origins,
             random: RefCell::new(fastrand::Rng::new()),
             bulk_lanes: BulkLanes::default(),
@@ -122,6 +126,7 @@ impl Worker {
     pub fn set_policy(&self, policy: Rc<ActivePolicy>, access: Access) {
         self.meter.adopt(&policy);
         *self.policy.borrow_mut() = policy;
+        self.aside.on_policy_change();
         *self.access.borrow_mut() = access;
     }
 
@@ -145,6 +150,12 @@ impl Worker {
     /// What is being loaded.
     pub fn flights(&self) -> &Flights {
         &self.flights
+    }
+
+    /// What is known of leases.
+    #[inline]
+    pub fn aside(&self) -> &Aside {
+        &self.aside
     }
 
     /// Where origins are asked.
@@ -270,7 +281,17 @@ impl Worker {
     /// Tells a client that its command never left.
     pub fn fail_unreachable(self: &Rc<Self>, recovered: Recovered) {
         let text = self.unreachable_text(None);
-        recovered.pending.sink.deliver(self, Answer::Failed(&text));
+        self.fail(recovered, &text);
+    }
+
+    /// Answers a command that no server answered. Where the cache is away, one client of this worker may load what a GET asked for.
+    pub fn fail(self: &Rc<Self>, recovered: Recovered, text: &str) {
+        if let Sink::Client { on_reply: OnReply::Lease(_) | OnReply::Early(_), .. } = &recovered.pending.sink {
+            let mut error = Vec::new();
+            encode::error(&mut error, text);
+            return cache_aside::on_away(self, recovered, &error);
+        }
+        recovered.pending.sink.deliver(self, Answer::Failed(text));
     }
 
     /// The error for a command that never left.
@@ -304,6 +325,11 @@ impl Worker {
                     let place = read_through::Place { session, sequence: *sequence, lane };
                     return read_through::complete_mget(self, place, &recovered.bytes, reply);
                 }
+                OnReply::Lease(rule) if reply::is_null(reply) => {
+                    return cache_aside::on_miss(self, rule, recovered, reply, overtaken);
+                }
+                OnReply::Lease(rule) => return cache_aside::on_seen(self, rule, recovered, reply),
+                OnReply::Early(rule) => return cache_aside::on_early(self, rule, recovered, reply, overtaken),
                 OnReply::Pass | OnReply::Count(_) => {}
             }
         }
@@ -387,6 +413,7 @@ impl Worker {
                 self.run_repeats();
             }
             self.router.tick(&self, self.now().saturating_sub(self.patience()));
+            self.aside.tick(&self);
             if self.now() >= look_at {
                 look_at = self.now() + LOOK_MS;
                 self.expire_watches();

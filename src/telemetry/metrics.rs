@@ -73,6 +73,24 @@ counters!(
         load_errors,
         /// Keys that were given a TTL that their writer had not given
         ttl_added,
+        /// Misses whose client may load while others wait
+        leases,
+        /// Reads that waited for another client's load and were given what it stored
+        woken,
+        /// Reads that waited for another client's load for too long
+        wait_timeouts,
+        /// Reads that were told of the miss although another loads, since their client sent more commands
+        unparked,
+        /// Reads of keys that nobody fills, which were told of the miss at once
+        hit_for_miss,
+        /// Values that could not be told from outdated ones and were removed
+        ambiguous_fills,
+        /// Values that were loaded before a later write or deletion, and were removed
+        late_fills,
+        /// Reads that were told of a miss before the key expired, to load it anew
+        early_refreshes,
+        /// Times that a rule's leases were given up for a while, since they were seldom filled
+        disarmed,
         /// Keys that had no TTL when the sweep came by, and were given one
         ttl_repaired,
     }

@@ -4,7 +4,8 @@ use std::rc::Rc;
 
 use super::{Flow, Request, refuse};
 use crate::sidecar::commands::{Access, Effect};
-use crate::sidecar::engine::ttl::{self, Coverage, TtlPlan};
+use crate::sidecar::engine::ttl::{self, Coverage, EXEC, MULTI, TtlPlan};
+use crate::sidecar::patterns::cache_aside::writes::{self, Judged};
 use crate::sidecar::policy::{Covered, UNMATCHED};
 use crate::sidecar::session::Session;
 use crate::sidecar::slots;
@@ -36,6 +37,7 @@ pub fn forward(session: &Rc<Session>, request: &Request<'_>) -> Flow {
             return write(session, request, slot);
         }
         match request.spec.name {
+            "get" if policy.leases(rule) => OnReply::Lease(rule),
             "get" if policy.loads(rule) => OnReply::Fill(rule),
             "strlen" | "getrange" | "substr" if policy.loads(rule) => OnReply::FillZero(rule),
             _ => OnReply::Count(rule),
@@ -85,10 +87,15 @@ fn forward_many(session: &Rc<Session>, request: &Request<'_>) -> Flow {
     send(session, &[request.raw], slot, retry, on_reply)
 }
 
-/// Whether keys that an MGET or EXISTS does not find are to be loaded.
+/// Whether keys that an MGET or EXISTS does not find are to be loaded, or an MGET's by its client.
 pub fn fills(session: &Session, request: &Request<'_>) -> bool {
     let policy = session.worker().policy();
-    matches!(request.spec.name, "mget" | "exists") && request.args.iter().skip(1).any(|key| policy.loads(policy.find(key)))
+    let mut keys = request.args.iter().skip(1).map(|key| policy.find(key));
+    match request.spec.name {
+        "mget" => keys.any(|rule| policy.loads(rule) || policy.leases(rule)),
+        "exists" => keys.any(|rule| policy.loads(rule)),
+        _ => false,
+    }
 }
 
 /// A write on keys that may be covered.
@@ -104,7 +111,8 @@ pub fn submit_write(session: &Rc<Session>, request: &Request<'_>, slot: u16, sin
     let coverage = Covered { policy: &policy, database: session.lane().database };
     let retry = if is_covered_delete(request, &coverage) { Retry::Safe } else { Retry::Never };
     let mut pending = Pending::new(sink, slot, retry, session.lane(), worker.now());
-    worker.with_drafts(|planned, wire| {
+    let judged = writes::judge(session, request.spec, &request.args);
+    let room = worker.with_drafts(|planned, wire| {
         let plan = ttl::plan(&request.args, request.spec, &coverage, &mut || worker.random(), planned);
         if plan == TtlPlan::Forward {
             return worker.submit(&[request.raw], pending);
@@ -113,12 +121,43 @@ pub fn submit_write(session: &Rc<Session>, request: &Request<'_>, slot: u16, sin
             worker.metrics().ttl_added(policy.find(key));
         }
         wire.clear();
+        if let Some(judged) = judged.as_ref().filter(|judged| judged.needs_care()) {
+            pending.sink = write_with_care(session, request, judged, (plan, planned), pending.sink, wire);
+            return worker.submit(&[wire], pending);
+        }
         let expects = plan.write(request.raw, request.args.len(), planned, wire);
         if expects > 1 {
             pending.sink = Sink::Transaction(Box::new(Transaction { sink: pending.sink, expects, error: None }));
         }
         worker.submit(&[wire], pending)
-    })
+    });
+    if let Some(judged) = judged {
+        judged.sent(worker);
+    }
+    room
+}
+
+/// Writes a command that may be a fill, or is doubtful: as a script, or where it is too large for one, as a transaction that leaves
+/// nothing doubtful. Who waits for its answer then.
+fn write_with_care(
+    session: &Rc<Session>,
+    request: &Request<'_>,
+    judged: &Judged,
+    (plan, planned): (TtlPlan, &[u8]),
+    sink: Sink,
+    wire: &mut Vec<u8>,
+) -> Sink {
+    let mut queued = Vec::with_capacity(request.raw.len() + planned.len());
+    let extra = plan.write_queued(request.raw, request.args.len(), planned, &mut queued);
+    if judged.is_fill() && judged.write(&request.args, &queued, wire).is_some() {
+        return judged.sink(session, &request.args, sink);
+    }
+    wire.clear();
+    wire.extend_from_slice(MULTI);
+    wire.extend_from_slice(&queued);
+    let removals = judged.write_removal(&request.args, wire);
+    wire.extend_from_slice(EXEC);
+    Sink::Transaction(Box::new(Transaction { sink, expects: extra + removals + 3, error: None }))
 }
 
 /// A key that may vanish at any moment may also be deleted twice.

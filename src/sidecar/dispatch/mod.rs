@@ -12,8 +12,9 @@ use std::rc::Rc;
 
 pub use data::{CROSS_SLOT, unmatched_text};
 
-use super::commands::{self, Class, CommandSpec};
+use super::commands::{self, Access, Class, CommandSpec};
 use super::exclusive::Exclusive;
+use super::patterns::cache_aside;
 use super::resp::{CommandArgs, encode};
 use super::session::Session;
 
@@ -53,6 +54,12 @@ pub fn command(session: &Rc<Session>, raw: &[u8], args: CommandArgs<'_>) -> Flow
         }
     };
     let request = Request { raw, args, spec };
+    if session.has_parked() {
+        cache_aside::arrives(session, &request);
+    }
+    if spec.access != Access::Read {
+        session.note_change();
+    }
     if let Some(key) = own_keys::named_by(&request) {
         return own_keys::refuse(session, key);
     }

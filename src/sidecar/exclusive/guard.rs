@@ -7,6 +7,7 @@ use super::connection::Owed;
 use crate::sidecar::commands::{CommandSpec, Effect};
 use crate::sidecar::dispatch::{CROSS_SLOT, own_keys, unmatched_text};
 use crate::sidecar::engine::ttl;
+use crate::sidecar::patterns::cache_aside::writes;
 use crate::sidecar::policy::{Covered, UNMATCHED};
 use crate::sidecar::resp::{CommandArgs, encode};
 use crate::sidecar::session::Session;
@@ -66,7 +67,8 @@ pub fn write_queued(session: &Rc<Session>, command: &Taken, spec: &CommandSpec, 
     let (args, coverage) = (command.args(), Covered { policy: &policy, database: session.lane().database });
     let mut planned = Vec::new();
     let plan = ttl::plan(&args, spec, &coverage, &mut || worker.random(), &mut planned);
-    plan.write_queued(command.raw(), args.len(), &planned, out)
+    let extra = plan.write_queued(command.raw(), args.len(), &planned, out);
+    extra + writes::guard(session, spec, &args, out)
 }
 
 /// The commands that guard a command which is passed on as it comes, of which `args` are the arguments known so far. How many.
@@ -77,7 +79,8 @@ pub fn write_guards(session: &Rc<Session>, args: &CommandArgs<'_>, spec: &Comman
         return 0;
     }
     let coverage = Covered { policy: &policy, database: session.lane().database };
-    ttl::guards(args, spec, &coverage, &mut || worker.random(), out)
+    let guards = ttl::guards(args, spec, &coverage, &mut || worker.random(), out);
+    guards + writes::guard(session, spec, args, out)
 }
 
 /// What a client hears of a reply that did not come. `left`: whether a byte of its command may have left.

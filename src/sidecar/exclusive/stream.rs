@@ -21,6 +21,7 @@ use super::turn::{Turn, Want, turn};
 use super::{guard, refuse};
 use crate::sidecar::commands::{self, Class, CommandSpec, Join, UNKNOWN};
 use crate::sidecar::engine::ttl::{EXEC, MULTI};
+use crate::sidecar::patterns::cache_aside::writes;
 use crate::sidecar::resp::{CommandArgs, encode};
 use crate::sidecar::session::{Ending, Reader, Session};
 use crate::sidecar::upstream::queue::{ANY_SLOT, ASKING};
@@ -145,6 +146,8 @@ fn judge(session: &Rc<Session>, args: &CommandArgs<'_>, announced: usize, last: 
         Class::Data | Class::Publish | Class::Script | Class::Unknown => one_server || are_known(spec, args),
         _ => false,
     };
+    // What may be a fill is stored by a script, which needs all of it. What is too long for that is not kept.
+    let passable = passable && (last || !writes::may_fill(session, spec, args));
     let several = matches!(spec.class, Class::Data | Class::Split(Join::AllOk)) && spec.first_key(args).is_some();
     if passable || (last && several && transparent) {
         return match guard::admit_first(session, args, spec) {

@@ -54,6 +54,14 @@ pub struct Session {
     next: Cell<u32>,
     /// The place whose answer leaves next.
     head: Cell<u32>,
+    /// The place of the last command that may change data.
+    last_change: Cell<u32>,
+    /// How many of its reads wait for a lease's end.
+    parked: Cell<u32>,
+    /// Whether the desk may know something of it.
+    is_known_to_desk: Cell<bool>,
+    /// Whether several commands were seen under way at once, one of them a read of a missing key.
+    is_shared: Cell<bool>,
     /// Answers that came early; the first belongs to `head`.
     stash: RefCell<VecDeque<Option<Vec<u8>>>>,
     stash_bytes: Cell<usize>,
@@ -113,6 +121,10 @@ impl Session {
             output: RefCell::default(),
             next: Cell::new(0),
             head: Cell::new(0),
+            last_change: Cell::new(u32::MAX),
+            parked: Cell::new(0),
+            is_known_to_desk: Cell::new(false),
+            is_shared: Cell::new(false),
             stash: RefCell::default(),
             stash_bytes: Cell::new(0),
             streaming: Cell::new(None),
@@ -225,6 +237,63 @@ impl Session {
     #[inline]
     pub fn outstanding(&self) -> u32 {
         self.next.get().wrapping_sub(self.head.get())
+    }
+
+    /// How many commands have come after the one at `place`.
+    pub fn count_after(&self, place: u32) -> u32 {
+        self.next.get().wrapping_sub(place).wrapping_sub(1)
+    }
+
+    /// The next command may change data.
+    #[inline]
+    pub fn note_change(&self) {
+        self.last_change.set(self.next.get());
+    }
+
+    /// Whether a command that may change data has come after the one at `place`, whose answer must then not show what came later.
+    pub fn has_changed_after(&self, place: u32) -> bool {
+        let next = self.next.get();
+        next.wrapping_sub(self.last_change.get()) < next.wrapping_sub(place)
+    }
+
+    /// Whether reads wait for a lease's end.
+    #[inline]
+    pub fn has_parked(&self) -> bool {
+        self.parked.get() > 0
+    }
+
+    /// One more read waits for a lease's end.
+    pub fn park(&self) {
+        self.parked.set(self.parked.get() + 1);
+        self.is_known_to_desk.set(true);
+    }
+
+    /// Whether it is known to carry several commands at once, as of now or earlier: then it is no single actor's.
+    pub fn is_shared(&self) -> bool {
+        if self.outstanding() > 1 {
+            self.is_shared.set(true);
+        }
+        self.is_shared.get()
+    }
+
+    /// It carries several commands at once.
+    pub fn note_shared(&self) {
+        self.is_shared.set(true);
+    }
+
+    /// One read less does.
+    pub fn unpark(&self) {
+        self.parked.set(self.parked.get().saturating_sub(1));
+    }
+
+    /// Whether the desk may know something of it: then it is to be told of the session's end.
+    pub fn is_known_to_desk(&self) -> bool {
+        self.is_known_to_desk.get()
+    }
+
+    /// The desk knows something of it.
+    pub fn make_known_to_desk(&self) {
+        self.is_known_to_desk.set(true);
     }
 
     /// Delivers a whole reply, or the rest of one that was begun.

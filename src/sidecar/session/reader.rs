@@ -10,6 +10,7 @@ use tokio::io::ReadBuf;
 use super::{ClientReader, Ending, Session};
 use crate::sidecar::dispatch::{self, Flow};
 use crate::sidecar::exclusive::{self, Exclusive};
+use crate::sidecar::patterns::cache_aside;
 use crate::sidecar::resp::command::split_inline;
 use crate::sidecar::resp::{CommandArgs, CommandScan, CommandScanner, CommandTail, ProtocolError, encode};
 use crate::sidecar::worker::SCRATCH_BYTES;
@@ -196,6 +197,7 @@ impl Reader {
             }
         }
         self.session.end(Ending::Now);
+        self.session.worker().aside().on_end(&self.session);
         self.session.let_go();
         self.session.leave_lane();
     }
@@ -249,6 +251,7 @@ impl Reader {
 
     /// A client changes lane only after its commands on the old one are answered.
     fn leave_for(&mut self, wish: Exclusive) -> Poll<Leave> {
+        cache_aside::leaves(&self.session);
         if self.session.outstanding() > 0 {
             self.session.watch_answers();
             return Poll::Pending;
@@ -299,6 +302,7 @@ fn hand_on(session: &Rc<Session>, scanner: &mut CommandScanner, bytes: &[u8]) ->
             break Flow::Continue;
         }
         if !session.is_lane_settled() {
+            cache_aside::leaves(session);
             break Flow::Quiet;
         }
         let rest = &bytes[taken..];

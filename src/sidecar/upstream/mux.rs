@@ -236,7 +236,7 @@ impl Mux {
                 self.node
             ),
         };
-        lost.pending.sink.deliver(worker, Answer::Failed(&text));
+        worker.fail(lost, &text);
     }
 
     /// Takes out what is not answered.
@@ -511,8 +511,15 @@ impl<'a> Connection<'a> {
             return false;
         }
         session.note_passed(part.len());
-        if !begun && let OnReply::Count(rule) | OnReply::Fill(rule) | OnReply::FillZero(rule) = *on_reply {
-            self.worker.metrics().count_read(rule, false);
+        if !begun {
+            match *on_reply {
+                OnReply::Pass | OnReply::FillMany => {}
+                OnReply::Count(rule)
+                | OnReply::Fill(rule)
+                | OnReply::FillZero(rule)
+                | OnReply::Lease(rule)
+                | OnReply::Early(rule) => self.worker.metrics().count_read(rule, false),
+            }
         }
         *on_reply = OnReply::Pass;
         // What has begun to leave cannot be begun anew.
@@ -572,8 +579,15 @@ impl<'a> Connection<'a> {
         drop(queue);
         self.mux.answered.set(self.mux.answered.get() + 1);
         pending.asking = false;
-        let overtaken = match pending.sink.session() {
-            Some(session) if bytes[0] == b'-' => self.mux.queue.borrow().has_another(session, pending.slot),
+        let overtaken = match &pending.sink {
+            Sink::Client { session, sequence, .. } if bytes[0] != b'-' => {
+                // Readers of one key on one connection need not overtake each other.
+                let after = session.count_after(*sequence);
+                after > 0 && after > self.mux.queue.borrow().count_same(session, &command)
+            }
+            sink if bytes[0] == b'-' => {
+                sink.session().is_some_and(|session| self.mux.queue.borrow().has_another(session, pending.slot))
+            }
             _ => false,
         };
         let recovered = Recovered { pending, bytes: command, left: true };
@@ -587,11 +601,12 @@ fn needs_thought(front: &Pending, bytes: &[u8]) -> bool {
         return true;
     }
     match &front.sink {
-        Sink::Client { on_reply, .. } => match on_reply {
+        Sink::Client { session, on_reply, .. } => match on_reply {
             OnReply::Pass | OnReply::Count(_) => false,
+            OnReply::Lease(_) => reply::is_null(bytes) || session.has_parked(),
             OnReply::Fill(_) => reply::is_null(bytes),
             OnReply::FillZero(_) => matches!(bytes, [b':' | b'$', b'0', ..]),
-            OnReply::FillMany => true,
+            OnReply::FillMany | OnReply::Early(_) => true,
         },
         _ => false,
     }

@@ -235,6 +235,19 @@ impl Queue {
         self.pending.len() > MOST_SEEN || self.pending.iter().any(same)
     }
 
+    /// How many of the next commands are `session`'s and, byte for byte, `command`. Counts only so many as are worth the look.
+    pub fn count_same(&self, session: &Rc<Session>, command: &[u8]) -> u32 {
+        const MOST_SEEN: usize = 1024;
+        let (mut count, mut at) = (0, self.head);
+        for pending in self.pending.iter().take(MOST_SEEN) {
+            let bytes = &self.bytes[at..at + pending.length as usize];
+            at += bytes.len();
+            let own = || pending.sink.session().is_some_and(|other| Rc::ptr_eq(other, session));
+            count += u32::from(bytes == command && own());
+        }
+        count
+    }
+
     /// How many commands wait.
     pub fn len(&self) -> usize {
         self.pending.len()

@@ -171,6 +171,11 @@ impl Router {
         !self.map.borrow().nodes().is_empty()
     }
 
+    /// Whether the server at `address` is part of the topology.
+    pub fn knows(&self, address: &NodeAddr) -> bool {
+        self.map.borrow().nodes().iter().any(|node| node.address() == address)
+    }
+
     /// Whether [`Router::finish_handover`] may have something to do.
     #[inline]
     pub fn needs_attention(&self) -> bool {
@@ -199,7 +204,9 @@ impl Router {
             }
         };
         let old = self.map.replace(fresh);
-        self.begin_handover(worker, &old);
+        if self.begin_handover(worker, &old) {
+            worker.aside().on_topology_change(worker);
+        }
         self.forget_old_nodes();
         if self.is_usable() {
             // What waited for an owner may have one now, also while other slots change hands: before newer commands reach it.
@@ -209,7 +216,8 @@ impl Router {
         self.finish_handover(worker);
     }
 
-    fn begin_handover(&self, worker: &Rc<Worker>, old: &RouteMap) {
+    /// Whether any slot changes hands.
+    fn begin_handover(&self, worker: &Rc<Worker>, old: &RouteMap) -> bool {
         let map = self.map.borrow();
         let mut slots = vec![false; SLOTS];
         let mut losers: Vec<Rc<Node>> = Vec::new();
@@ -227,7 +235,7 @@ impl Router {
         }
         drop(map);
         if losers.is_empty() {
-            return;
+            return false;
         }
         let slots = matches!(*self.map.borrow(), RouteMap::Cluster { .. }).then(|| slots.into_boxed_slice());
         let mut handover = Handover { slots, waits: Vec::new(), until: worker.now() + HANDOVER_PATIENCE_MS };
@@ -241,6 +249,7 @@ impl Router {
         self.handovers.borrow_mut().push(handover);
         self.handing_over.set(true);
         self.return_to_lobby(unsent);
+        true
     }
 
     /// Connections to nodes that serve nothing any more end once they owe nothing, by the tick.

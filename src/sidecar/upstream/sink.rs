@@ -4,6 +4,7 @@ use std::fmt;
 use std::rc::Rc;
 
 use super::gather::Meeting;
+use crate::sidecar::patterns::cache_aside::writes::Fill;
 use crate::sidecar::resp::{encode, reply};
 use crate::sidecar::session::Session;
 use crate::sidecar::worker::Worker;
@@ -28,6 +29,10 @@ pub enum OnReply {
     Fill(u16),
     /// As [`OnReply::Fill`], where zero or nothing stands for a missing key.
     FillZero(u16),
+    /// As [`OnReply::Count`], but a null asks for the right to load.
+    Lease(u16),
+    /// As [`OnReply::Lease`], and a value asks for the right to load anew: it may expire soon.
+    Early(u16),
     /// An array: its nulls start loads where their keys are loaded through.
     FillMany,
 }
@@ -48,6 +53,8 @@ pub enum Sink {
     },
     /// A client, whose command went inside a transaction of ours.
     Transaction(Box<Transaction>),
+    /// A write that went as a script of ours.
+    Fill(Box<Fill>),
     /// A part of a command that was split over nodes.
     Part {
         /// Where the parts meet.
@@ -78,6 +85,7 @@ impl Sink {
         match self {
             Self::Client { session, .. } => Some(session),
             Self::Transaction(transaction) => transaction.sink.session(),
+            Self::Fill(fill) => fill.sink.session(),
             Self::Part { meeting, .. } => Some(meeting.session()),
             Self::Call(_) | Self::Drop => None,
         }
@@ -98,6 +106,7 @@ impl Sink {
                 Answer::Failed(text) => session.answer(sequence, |out| encode::error(out, text)),
             },
             Self::Transaction(transaction) => transaction.finish(worker, answer),
+            Self::Fill(fill) => fill.finish(worker, answer),
             Self::Part { meeting, index } => meeting.deliver(index, answer),
             Self::Call(call) => call(worker, answer),
             Self::Drop => {}
@@ -109,9 +118,9 @@ impl Sink {
 fn pass_on(worker: &Rc<Worker>, session: &Rc<Session>, sequence: u32, on_reply: OnReply, bytes: &[u8]) {
     match on_reply {
         OnReply::Pass | OnReply::FillMany => session.deliver(sequence, bytes),
-        OnReply::Count(rule) | OnReply::Fill(rule) | OnReply::FillZero(rule) => {
+        OnReply::Count(rule) | OnReply::Lease(rule) | OnReply::Early(rule) | OnReply::Fill(rule) | OnReply::FillZero(rule) => {
             worker.metrics().count_read(rule, reply::is_null(bytes));
-            if !matches!(on_reply, OnReply::Count(_)) {
+            if matches!(on_reply, OnReply::Fill(_) | OnReply::FillZero(_)) {
                 worker.metrics().load_saved(rule);
             }
             session.deliver(sequence, bytes);
@@ -146,6 +155,7 @@ impl fmt::Debug for Sink {
         f.write_str(match self {
             Self::Client { .. } => "Client",
             Self::Transaction(_) => "Transaction",
+            Self::Fill(_) => "Fill",
             Self::Part { .. } => "Part",
             Self::Call(_) => "Call",
             Self::Drop => "Drop",

@@ -1,14 +1,16 @@
 //! The scripts themselves, on every kind of server.
 
-use larder::sidecar::patterns::cache_aside::scripts::{Begun, Filled, Generation, Lease, Mode, Names, Under};
-use larder::sidecar::patterns::cache_aside::scripts::{begin, fill, filled, release};
+use std::rc::Rc;
+
+use larder::sidecar::engine::lease::{Begun, Generation, Mode, Rule, Token, Verdict, Written};
+use larder::sidecar::patterns::cache_aside::scripts::{Names, Part, begin, begun, fill, filled, release};
 use larder::sidecar::slots::{self, Companion};
 
 use crate::support::resp::{Client, Value, encode, read_value};
 use crate::support::server::{Engine, Redis, RedisCluster};
 
 const LEASE_MS: u64 = 60_000;
-const MISS: Mode = Mode::Miss { stale: true };
+const RULE: Rule = Rule { stale: true, ..Rule::new(0, LEASE_MS, 1_000) };
 
 enum Server {
     Single(Redis),
@@ -52,44 +54,62 @@ impl Desk {
         write(&self.client.read().unwrap())
     }
 
-    fn begin(&mut self, nonce: u64, mode: Mode) -> Begun {
+    fn begin(&mut self, taker: u64, mode: Mode) -> Begun<Rc<[u8]>> {
+        self.begin_under(taker, mode, &RULE)
+    }
+
+    fn begin_under(&mut self, taker: u64, mode: Mode, rule: &Rule) -> Begun<Rc<[u8]>> {
         let mut wire = Vec::new();
-        begin(&self.names, nonce, LEASE_MS, mode, &mut wire);
+        begin(&self.names, taker, mode, rule, &mut wire);
         let answer = self.raw(&wire);
-        Begun::parse(&answer).unwrap_or_else(|error| panic!("{error}"))
+        begun(&answer, taker).unwrap_or_else(|error| panic!("{error}"))
     }
 
     #[track_caller]
-    fn leased(&mut self, nonce: u64) -> Lease {
-        match self.begin(nonce, MISS) {
-            Begun::Leased(lease) => lease,
+    fn leased(&mut self, taker: u64) -> Token {
+        self.leased_with_copy(taker).0
+    }
+
+    #[track_caller]
+    fn leased_with_copy(&mut self, taker: u64) -> (Token, Option<Rc<[u8]>>) {
+        match self.begin(taker, Mode::Miss) {
+            Begun::Leased { token, stale } => (token, stale),
             other => panic!("{other:?} is no lease"),
         }
     }
 
-    /// A fill by `commands`, the first being the client's.
-    fn fill(&mut self, under: Under, value_at: usize, commands: &[&[&str]]) -> Result<(Value, Filled), String> {
+    #[track_caller]
+    fn busy(&mut self, taker: u64) -> Generation {
+        match self.begin(taker, Mode::Miss) {
+            Begun::Busy { generation, .. } => generation,
+            other => panic!("{other:?} is not busy"),
+        }
+    }
+
+    /// A fill by `commands`, the first being the client's, which stores `value`.
+    fn fill(&mut self, verdict: Verdict, value: &str, commands: &[&[&str]]) -> Result<(Value, Written), String> {
         let queued: Vec<u8> = commands.iter().flat_map(|command| encode(command)).collect();
         let mut wire = Vec::new();
-        fill(&self.names, &under, value_at, &queued, &mut wire).expect("whole commands");
+        fill(&[Part { names: self.names.clone(), verdict, value: value.as_bytes() }], &queued, &mut wire)
+            .expect("whole commands");
         let answer = self.raw(&wire);
         match filled(&answer) {
-            Some((reply, outcome)) => Ok((read_value(&mut &reply[..]).unwrap(), outcome)),
+            Some((reply, written)) => Ok((read_value(&mut &reply[..]).unwrap(), written[0])),
             None => Err(String::from_utf8_lossy(&answer).trim_end().to_owned()),
         }
     }
 
     #[track_caller]
-    fn set(&mut self, under: Under, value: &str) -> Filled {
+    fn set(&mut self, verdict: Verdict, value: &str) -> Written {
         let key = self.key.clone();
-        let (reply, outcome) = self.fill(under, 2, &[&["SET", &key, value, "PX", "100000"]]).unwrap();
+        let (reply, written) = self.fill(verdict, value, &[&["SET", &key, value, "PX", "100000"]]).unwrap();
         assert_eq!(reply, ok());
-        outcome
+        written
     }
 
-    fn release(&mut self, lease: &Lease) -> Value {
+    fn release(&mut self, token: &Token) -> Value {
         let mut wire = Vec::new();
-        release(&self.names, lease.generation, lease.sequence, &mut wire);
+        release(&self.names, token, &mut wire);
         let answer = self.raw(&wire);
         read_value(&mut &answer[..]).unwrap()
     }
@@ -141,51 +161,63 @@ fn ok() -> Value {
     Value::Simple("OK".to_owned())
 }
 
-fn under(lease: &Lease) -> Under {
-    Under { generation: Some(lease.generation), sequence: lease.sequence, keep: false, stale_ms: 0 }
+fn under(token: &Token) -> Verdict {
+    Verdict::Fill(token.generation)
 }
 
-const NOTHING: Under = Under { generation: None, sequence: 0, keep: false, stale_ms: 0 };
+fn element(text: &str) -> Rc<[u8]> {
+    format!("${}\r\n{text}\r\n", text.len()).into_bytes().into()
+}
 
 #[test]
 fn one_is_leased_and_the_others_find_it_busy() {
-    on_both(|desk| {
-        let first = desk.leased(1);
-        assert_eq!((first.sequence, first.left_ms, &first.stale), (1, LEASE_MS, &None));
+    everywhere(|desk| {
+        let (first, stale) = desk.leased_with_copy(1);
+        assert_eq!((first.taker, first.generation.random, stale), (1, 1, None));
         assert_ne!(first.generation.run, 0, "the server told its run id");
         // Asked again, as after a lost connection.
-        assert_eq!(desk.leased(1).sequence, 1);
-        let Begun::Busy(seen) = desk.begin(2, MISS) else { panic!("busy") };
-        assert_eq!((seen.generation, seen.sequence), (first.generation, 1));
-        assert!((1..=LEASE_MS).contains(&seen.left_ms));
-        let Begun::Busy(_) = desk.begin(2, Mode::Early) else { panic!("busy") };
+        assert_eq!(desk.leased(1), first);
+        let Begun::Busy { generation, stale: None, remaining } = desk.begin(2, Mode::Miss) else { panic!("busy") };
+        assert_eq!(generation, first.generation);
+        assert!((1..=LEASE_MS).contains(&remaining));
+        let Begun::Busy { .. } = desk.begin(2, Mode::Early) else { panic!("busy") };
         let memory = desk.client.call(&[&b"PTTL"[..], &Companion::Lease.name(desk.key.as_bytes())]).int();
         assert!(((LEASE_MS * 9) as i64..=(LEASE_MS * 10) as i64).contains(&memory), "{memory}");
-        assert_eq!(desk.set(under(&first), "v"), Filled::Stored);
-        assert_eq!(desk.begin(3, MISS), Begun::Value(b"$1\r\nv\r\n".to_vec()));
+        assert_eq!(desk.set(under(&first), "v"), Written::Stored);
+        assert_eq!(desk.begin(3, Mode::Miss), Begun::Value(element("v")));
+        let Begun::Leased { .. } = desk.begin(3, Mode::Early) else { panic!("leased before its end") };
         desk.remove();
         let key = desk.key.clone();
         desk.client.call(&["HSET", &key, "f", "v"]);
-        assert_eq!(desk.begin(4, MISS), Begun::Other);
+        assert_eq!(desk.begin(4, Mode::Miss), Begun::Other);
     });
 }
 
 #[test]
 fn a_fill_is_stored_while_nothing_was_written_since_its_miss() {
-    everywhere(|desk| {
-        let lease = desk.leased(1);
-        assert_eq!(desk.set(Under { stale_ms: 200_000, ..under(&lease) }, "v"), Filled::Stored);
+    on_both(|desk| {
+        let key = desk.key.clone();
+        let copy = String::from_utf8(Companion::Stale.name(key.as_bytes())).unwrap();
+        let token = desk.leased(1);
+        let set: &[&str] = &["SET", &key, "v", "PX", "100000"];
+        let with_copy: &[&[&str]] = &[set, &["SET", &copy, "v", "PX", "200000"]];
+        assert_eq!(desk.fill(under(&token), "v", with_copy), Ok((ok(), Written::Stored)));
         assert_eq!((desk.get().text(), desk.companion(Companion::Stale).text()), ("v".to_owned(), "v".to_owned()));
+        assert!(desk.client.call(&["PTTL", &copy]).int() > 100_000);
         assert_eq!(desk.companion(Companion::Lease), Value::Nil);
         // The copy is served while another loads.
         desk.remove();
-        let lease = desk.leased(2);
-        assert_eq!(lease.stale, Some(b"$1\r\nv\r\n".to_vec()));
-        let Begun::Busy(seen) = desk.begin(3, Mode::Miss { stale: false }) else { panic!("busy") };
-        assert_eq!(seen.stale, None);
+        let (token, stale) = desk.leased_with_copy(2);
+        assert_eq!(stale, Some(element("v")));
+        let Begun::Busy { stale: None, .. } = desk.begin_under(3, Mode::Miss, &Rule { stale: false, ..RULE }) else {
+            panic!("busy, and no copy")
+        };
         // Without a lifetime for it, a fill removes the copy.
-        assert_eq!(desk.set(under(&lease), "w"), Filled::Stored);
+        assert_eq!(desk.set(under(&token), "w"), Written::Stored);
         assert_eq!(desk.companion(Companion::Stale), Value::Nil);
+        // Of a doubtful one no copy stays either.
+        assert_eq!(desk.fill(Verdict::Ambiguous, "v", with_copy), Ok((ok(), Written::Removed)));
+        assert_eq!((desk.get(), desk.companion(Companion::Stale)), (Value::Nil, Value::Nil));
     });
 }
 
@@ -194,41 +226,48 @@ fn a_fill_from_before_a_write_or_without_a_generation_leaves_a_miss() {
     on_both(|desk| {
         let late = desk.leased(1);
         desk.write("newer");
-        assert_eq!(desk.set(under(&late), "older"), Filled::Ambiguous);
+        assert_eq!(desk.set(under(&late), "older"), Written::Removed);
         assert_eq!((desk.get(), desk.companion(Companion::Lease)), (Value::Nil, Value::Nil));
         // Revoked by a deletion, and taken by another since: that one's is refused too, for the key was written.
         let late = desk.leased(2);
         desk.revoke();
         let other = desk.leased(3);
         assert_ne!(other.generation, late.generation);
-        assert_eq!(desk.set(under(&late), "older"), Filled::Ambiguous);
+        assert_eq!(desk.set(under(&late), "older"), Written::Removed);
         assert_eq!(desk.get(), Value::Nil);
-        assert_eq!(desk.set(under(&other), "v"), Filled::Ambiguous);
+        assert_eq!(desk.set(under(&other), "v"), Written::Removed);
         // Lost by eviction.
         let lost = desk.leased(4);
         desk.client.call(&[&b"DEL"[..], &Companion::Lease.name(desk.key.as_bytes())]);
-        assert_eq!(desk.set(under(&lost), "v"), Filled::Ambiguous);
+        assert_eq!(desk.set(under(&lost), "v"), Written::Removed);
         desk.leased(5);
-        assert_eq!(desk.set(NOTHING, "v"), Filled::Ambiguous);
+        assert_eq!(desk.set(Verdict::Ambiguous, "v"), Written::Removed);
         assert_eq!((desk.get(), desk.companion(Companion::Lease)), (Value::Nil, Value::Nil));
+        // A fill ends its generation: it may have been an update. What was there already may stay.
+        let token = desk.leased(6);
+        assert_eq!(desk.set(under(&token), "v"), Written::Stored);
+        assert_eq!(desk.set(under(&token), "v"), Written::Stored);
+        assert_eq!(desk.set(under(&token), "w"), Written::Removed);
+        // An update is stored in any case, and ends it too.
+        let late = desk.leased(7);
+        assert_eq!(desk.set(Verdict::Update, "v"), Written::Stored);
+        assert_eq!(desk.set(under(&late), "w"), Written::Removed);
     });
 }
 
 #[test]
 fn another_primary_or_a_restarted_one_ends_the_lease() {
     on_both(|desk| {
-        let lease = desk.leased(1);
+        let token = desk.leased(1);
         let name = Companion::Lease.name(desk.key.as_bytes());
         let text = desk.companion(Companion::Lease).text();
-        let foreign = Generation { run: !lease.generation.run, ..lease.generation };
-        let text = text.replace(&lease.generation.to_string(), &foreign.to_string());
+        let foreign = Generation { run: !token.generation.run, ..token.generation };
+        let text = text.replace(&token.generation.to_string(), &foreign.to_string());
         desk.client.call(&[&b"SET"[..], &name, text.as_bytes(), b"PX", b"100000"]);
-        let of_old = Under { generation: Some(foreign), ..under(&lease) };
-        assert_eq!(desk.set(of_old, "v"), Filled::Ambiguous);
+        assert_eq!(desk.set(Verdict::Fill(foreign), "v"), Written::Removed);
         desk.client.call(&[&b"SET"[..], &name, text.as_bytes(), b"PX", b"100000"]);
         let next = desk.leased(2);
-        assert_eq!((next.sequence, next.generation.run), (1, lease.generation.run));
-        assert_ne!(next.generation.random, lease.generation.random);
+        assert_eq!(next.generation, Generation { random: 2, run: token.generation.run });
     });
 }
 
@@ -236,51 +275,30 @@ fn another_primary_or_a_restarted_one_ends_the_lease() {
 fn a_lease_given_back_goes_to_the_next_who_continues_its_generation() {
     on_both(|desk| {
         let first = desk.leased(1);
-        let Begun::Busy(_) = desk.begin(2, MISS) else { panic!("busy") };
+        assert_eq!(desk.busy(2), first.generation);
         assert_eq!(desk.release(&first), Value::Int(1));
         assert_eq!(desk.release(&first), Value::Int(0));
         let second = desk.leased(2);
-        assert_eq!((second.generation, second.sequence), (first.generation, 2));
+        assert_eq!((second.generation, second.taker), (first.generation, 2));
         assert_eq!(desk.release(&first), Value::Int(0), "it is not the first one's any more");
-        // Nobody wrote in between: the first one's late fill is as good as any, and so is the second one's.
-        assert_eq!(desk.set(under(&first), "a"), Filled::Stored);
-        assert_eq!(desk.set(under(&second), "b"), Filled::Stored);
-        assert_eq!((desk.get().text(), desk.companion(Companion::Lease)), ("b".to_owned(), Value::Nil));
-    });
-}
-
-#[test]
-fn others_of_one_generation_may_fill_after_the_first() {
-    on_both(|desk| {
-        let lease = desk.leased(1);
-        assert_eq!(desk.set(Under { keep: true, ..under(&lease) }, "a"), Filled::Stored);
-        assert_eq!(desk.set(under(&lease), "b"), Filled::Stored);
-        // In the next miss a new generation begins.
-        desk.remove();
-        let next = desk.leased(2);
-        assert_ne!(next.generation, lease.generation);
-        // One in another pod was told that it is busy, and may have passed the miss on.
-        let Begun::Busy(seen) = desk.begin(3, MISS) else { panic!("busy") };
-        assert_eq!(desk.set(under(&next), "c"), Filled::Stored);
-        assert_eq!(desk.set(Under { sequence: 0, ..under(&seen) }, "d"), Filled::Stored);
-        desk.write("newer");
-        assert_eq!(desk.set(Under { sequence: 0, ..under(&seen) }, "e"), Filled::Ambiguous);
+        // Nobody wrote in between: the first one's late fill is as good as any.
+        assert_eq!(desk.set(under(&first), "a"), Written::Stored);
+        assert_eq!((desk.get().text(), desk.companion(Companion::Lease)), ("a".to_owned(), Value::Nil));
     });
 }
 
 #[test]
 fn a_key_that_nobody_fills_is_everybodys() {
     on_both(|desk| {
-        for nonce in 1..=3 {
-            let lease = desk.leased(nonce);
-            assert_eq!(u64::from(lease.sequence), nonce);
-            desk.release(&lease);
+        for taker in 1..=3 {
+            let token = desk.leased(taker);
+            desk.release(&token);
         }
-        let Begun::Shared(first) = desk.begin(4, MISS) else { panic!("shared") };
-        let Begun::Shared(second) = desk.begin(5, MISS) else { panic!("shared") };
-        assert_eq!(first.generation, second.generation);
-        assert_eq!(desk.set(Under { sequence: 0, ..under(&first) }, "a"), Filled::Stored);
-        assert_eq!(desk.set(Under { sequence: 0, ..under(&second) }, "b"), Filled::Stored);
+        let Begun::Shared { generation } = desk.begin(4, Mode::Miss) else { panic!("shared") };
+        assert_eq!(desk.begin(5, Mode::Miss), Begun::Shared { generation });
+        let ttl = desk.client.call(&[&b"PTTL"[..], &Companion::Lease.name(desk.key.as_bytes())]).int();
+        assert!((1..=30_000).contains(&ttl), "{ttl}");
+        assert_eq!(desk.set(Verdict::Fill(generation), "a"), Written::Stored);
         // A fill ends it.
         desk.remove();
         desk.leased(6);
@@ -291,31 +309,72 @@ fn a_key_that_nobody_fills_is_everybodys() {
 fn a_fill_gets_its_own_commands_reply() {
     on_both(|desk| {
         let key = desk.key.clone();
-        let lease = desk.leased(1);
-        let fill =
-            |desk: &mut Desk, at: usize, commands: &[&[&str]]| desk.fill(Under { keep: true, ..under(&lease) }, at, commands);
-        let stored = |value: Value| Ok((value, Filled::Stored));
-        let refused = |value: Value| Ok((value, Filled::Refused));
         let guard: &[&str] = &["PEXPIRE", &key, "5000", "NX"];
-        assert_eq!(fill(desk, 2, &[&["SETNX", &key, "a"], guard]), stored(Value::Int(1)));
+        let mut taker = 10;
+        let mut fill = |desk: &mut Desk, value: &str, commands: &[&[&str]]| {
+            taker += 1;
+            let Begun::Leased { token, .. } = desk.begin(taker, Mode::Early) else { panic!("leased") };
+            let filled = desk.fill(under(&token), value, commands);
+            desk.release(&token);
+            filled
+        };
+        let stored = |value: Value| Ok((value, Written::Stored));
+        let refused = |value: Value| Ok((value, Written::Unchanged));
+        assert_eq!(fill(desk, "a", &[&["SETNX", &key, "a"], guard]), stored(Value::Int(1)));
         assert!((1..=5000).contains(&desk.client.call(&["PTTL", &key]).int()));
-        assert_eq!(fill(desk, 2, &[&["SETNX", &key, "b"], guard]), refused(Value::Int(0)));
-        assert_eq!(fill(desk, 2, &[&["SET", &key, "b", "NX"]]), refused(Value::Nil));
-        assert_eq!(fill(desk, 2, &[&["SET", &key, "b", "GET"], guard]), stored(Value::Bulk(b"a".to_vec())));
-        assert_eq!(fill(desk, 3, &[&["SETEX", &key, "100", "c"]]), stored(ok()));
-        assert_eq!(fill(desk, 3, &[&["PSETEX", &key, "100000", "d"]]), stored(ok()));
-        assert_eq!(fill(desk, 2, &[&["GETSET", &key, "e"], guard]), stored(Value::Bulk(b"d".to_vec())));
-        let error = fill(desk, 2, &[&["SET", &key, "f", "EX", "0"]]).unwrap_err();
+        assert_eq!(fill(desk, "b", &[&["SETNX", &key, "b"], guard]), refused(Value::Int(0)));
+        assert_ne!(desk.companion(Companion::Lease), Value::Nil, "it goes on");
+        assert_eq!(fill(desk, "b", &[&["SET", &key, "b", "NX"]]), refused(Value::Nil));
+        assert_eq!(fill(desk, "b", &[&["SET", &key, "b", "GET"], guard]), stored(Value::Bulk(b"a".to_vec())));
+        assert_eq!(fill(desk, "c", &[&["SETEX", &key, "100", "c"]]), stored(ok()));
+        assert_eq!(fill(desk, "d", &[&["PSETEX", &key, "100000", "d"]]), stored(ok()));
+        assert_eq!(fill(desk, "e", &[&["GETSET", &key, "e"], guard]), stored(Value::Bulk(b"d".to_vec())));
+        let error = fill(desk, "f", &[&["SET", &key, "f", "EX", "0"]]).unwrap_err();
         assert!(error.starts_with("-ERR invalid expire time in 'set' command"), "{error}");
         assert_eq!(desk.get().text(), "e");
-        assert_eq!(fill(desk, 2, &[&["SET", &key, "g", "PXAT", "1"]]), Ok((ok(), Filled::Deleted)));
+        assert_eq!(fill(desk, "g", &[&["SET", &key, "g", "PXAT", "1"]]), Ok((ok(), Written::Removed)));
         assert_eq!((desk.get(), desk.companion(Companion::Lease)), (Value::Nil, Value::Nil));
         // A refused write is nobody's change, whatever it was made under.
         desk.write("h");
-        let own: &[&str] = &["SET", &key, "i", "NX"];
-        assert_eq!(desk.fill(NOTHING, 2, &[own]), Ok((Value::Nil, Filled::Refused)));
+        assert_eq!(desk.fill(Verdict::Ambiguous, "i", &[&["SET", &key, "i", "NX"]]), refused(Value::Nil));
         assert_eq!(desk.get().text(), "h");
     });
+}
+
+#[test]
+fn many_keys_are_filled_at_once_each_by_its_own_right() {
+    let server = Redis::start(Engine::Redis7);
+    let mut client = server.client();
+    let keys = ["valid", "late", "new"];
+    let names = keys.map(|key| Names::of(key.as_bytes()));
+    let mut wire = Vec::new();
+    let mut take = |client: &mut Client, names: &Names, taker| {
+        wire.clear();
+        begin(names, taker, Mode::Miss, &RULE, &mut wire);
+        client.send(&wire).unwrap();
+        match begun(&write(&client.read().unwrap()), taker) {
+            Ok(Begun::Leased { token, .. }) => Verdict::Fill(token.generation),
+            other => panic!("{other:?}"),
+        }
+    };
+    let verdicts = [take(&mut client, &names[0], 1), take(&mut client, &names[1], 2), Verdict::Update];
+    client.call(&[&b"UNLINK"[..], &Companion::Lease.name(b"late")]);
+    let parts: Vec<Part<'_>> = names
+        .into_iter()
+        .zip(verdicts)
+        .zip(["1", "2", "3"])
+        .map(|((names, verdict), value)| Part { names, verdict, value: value.as_bytes() })
+        .collect();
+    let queued = [encode(&["MSET", "valid", "1", "late", "2", "new", "3"]), encode(&["PEXPIRE", "valid", "5000", "NX"])].concat();
+    let mut wire = Vec::new();
+    fill(&parts, &queued, &mut wire).unwrap();
+    client.send(&wire).unwrap();
+    let answer = write(&client.read().unwrap());
+    let (reply, written) = filled(&answer).unwrap();
+    assert_eq!((reply, &written[..]), (&b"+OK\r\n"[..], &[Written::Stored, Written::Removed, Written::Stored][..]));
+    let values = client.line("MGET valid late new").items();
+    assert_eq!(values, [Value::Bulk(b"1".to_vec()), Value::Nil, Value::Bulk(b"3".to_vec())]);
+    assert!(client.line("PTTL valid").int() > 0);
 }
 
 #[test]
@@ -323,31 +382,18 @@ fn the_end_of_an_awaited_lease_is_announced() {
     everywhere(|desk| {
         let mut listener = Client::connect(desk.client.stream().peer_addr().unwrap().port()).unwrap();
         listener.call(&[&b"SSUBSCRIBE"[..], desk.names.lease()]);
+        let name = desk.names.lease().to_vec();
         let mut hears = |what: &str| {
             let message = listener.read().unwrap_or_else(|error| panic!("{what}: {error}")).items();
-            assert_eq!((message[0].text().as_str(), message[1].text().as_bytes()), ("smessage", desk.names.lease()), "{what}");
+            assert_eq!((message[0].text().as_str(), message[1].text().as_bytes()), ("smessage", &name[..]), "{what}");
         };
-        let mut wire = Vec::new();
-        let mut ask = |client: &mut Client, nonce: u64| {
-            wire.clear();
-            begin(&desk.names, nonce, LEASE_MS, MISS, &mut wire);
-            client.send(&wire).unwrap();
-            Begun::parse(&write(&client.read().unwrap())).unwrap()
-        };
-        let Begun::Leased(lease) = ask(&mut desk.client, 1) else { panic!("leased") };
-        let Begun::Busy(_) = ask(&mut desk.client, 2) else { panic!("busy") };
-        let mut wire = Vec::new();
-        release(&desk.names, lease.generation, lease.sequence, &mut wire);
-        desk.client.send(&wire).unwrap();
-        assert_eq!(desk.client.read().unwrap(), Value::Int(1));
+        let token = desk.leased(1);
+        desk.busy(2);
+        assert_eq!(desk.release(&token), Value::Int(1));
         hears("a lease that was given back");
-        let Begun::Leased(lease) = ask(&mut desk.client, 2) else { panic!("leased") };
-        let Begun::Busy(_) = ask(&mut desk.client, 3) else { panic!("busy") };
-        let mut wire = Vec::new();
-        let queued = encode(&["SET", &desk.key, "v"]);
-        fill(&desk.names, &under(&lease), 2, &queued, &mut wire).unwrap();
-        desk.client.send(&wire).unwrap();
-        desk.client.read().unwrap();
+        let token = desk.leased(2);
+        desk.busy(3);
+        assert_eq!(desk.set(under(&token), "v"), Written::Stored);
         hears("a fill");
     });
 }

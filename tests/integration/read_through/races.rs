@@ -85,6 +85,24 @@ fn a_load_that_races_a_write_is_not_stored() {
 }
 
 #[test]
+fn a_read_is_not_answered_with_a_write_that_its_own_client_sent_behind_it() {
+    for servers in [Servers::cluster(), Servers::sentinel()] {
+        let web = Web::start();
+        let sidecar = servers.sidecar(&[http_origin("web", &web, "20s")], &[web_rule("item", json!({"stale": "1h"}))]);
+        let mut client = sidecar.client();
+        for id in 0..20 {
+            web.put(&format!("/item/{id}"), "of the origin");
+            let (key, set) = (format!("item:{id}"), encode(&["SET", &format!("item:{id}"), "later"]));
+            client.send(&[encode(&["GET", &key]), encode(&["MGET", &key, "item:x"]), set].concat()).unwrap();
+            assert_eq!(client.read().unwrap().text(), "of the origin");
+            assert_eq!(client.read().unwrap().items()[0].text(), "of the origin");
+            assert_eq!(client.read().unwrap(), Value::Simple("OK".to_owned()));
+            assert_eq!(client.call(&["GET", &key]).text(), "later");
+        }
+    }
+}
+
+#[test]
 fn a_deletion_removes_the_stale_copy() {
     let mut race = Race::start(Servers::cluster(), false);
     race.web.release("/item/1");

@@ -121,6 +121,20 @@ impl Client {
         read_value(&mut self.reader)
     }
 
+    /// A reply, where at least a part of one is there already.
+    pub fn poll(&mut self) -> Option<Value> {
+        if self.reader.buffer().is_empty() {
+            self.reader.get_ref().set_nonblocking(true).expect("a socket can be told");
+            let there = self.reader.get_ref().peek(&mut [0]);
+            self.reader.get_ref().set_nonblocking(false).expect("a socket can be told");
+            match there {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return None,
+                other => assert_ne!(other.expect("the connection stands"), 0, "the connection was closed"),
+            }
+        }
+        Some(self.read().expect("the rest comes"))
+    }
+
     pub fn stream(&self) -> &TcpStream {
         self.reader.get_ref()
     }

@@ -24,8 +24,10 @@ const LAST_LOOK_MS: u64 = 50;
 /// What came of a key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
-    /// A value.
+    /// A value from the origin.
     Found(Vec<u8>),
+    /// A value that the cache has now: not for readers whose clients may have put it there with a later command.
+    Cached(Vec<u8>),
     /// There is none.
     NotFound,
     /// It could not be told. An error reply's text, its code first.
@@ -109,8 +111,7 @@ pub fn launch(worker: &Rc<Worker>, flights: Vec<Rc<Flight>>) {
     match flights.first().and_then(|flight| Plan::new(worker, flight.rule)) {
         Some(plan) => drop(tokio::task::spawn_local(lead(worker.clone(), Rc::new(plan), flights))),
         None => {
-            let gone = Outcome::Failed("TRYAGAIN the policy has changed: repeat the read".to_owned());
-            flights.iter().for_each(|flight| flight.settle(worker, &gone));
+            flights.iter().for_each(|flight| flight.settle(worker, &policy_changed()));
         }
     }
 }
@@ -142,7 +143,7 @@ fn react(worker: &Rc<Worker>, flight: &Rc<Flight>, begun: Result<Begun, String>)
     match begun {
         Ok(Begun::Value(value)) => {
             worker.metrics().coalesced(flight.rule);
-            flight.settle(worker, &Outcome::Found(value));
+            flight.settle(worker, &Outcome::Cached(value));
             Next::Over
         }
         Ok(Begun::Other) => {
@@ -159,13 +160,13 @@ fn react(worker: &Rc<Worker>, flight: &Rc<Flight>, begun: Result<Begun, String>)
                 // The policy allows it: nobody waits for the refresh.
                 flight.begin_attempt();
                 worker.metrics().stale(flight.rule);
-                flight.settle_early(worker, &Outcome::Found(stale));
+                flight.settle_early(worker, &Outcome::Cached(stale));
             }
             Next::Load
         }
         Ok(Begun::Busy(Some(stale))) => {
             worker.metrics().stale(flight.rule);
-            flight.settle(worker, &Outcome::Found(stale));
+            flight.settle(worker, &Outcome::Cached(stale));
             Next::Over
         }
         Ok(Begun::Busy(None)) => Next::LookAgain,
@@ -192,6 +193,22 @@ async fn follow(worker: Rc<Worker>, plan: Rc<Plan>, flight: Rc<Flight>) {
             Next::LookAgain => return load_alone(&worker, &plan, &flight).await,
         }
     }
+}
+
+/// Loads for one reader who may not be given what the cache has: for nobody else, and nothing is stored.
+pub fn launch_alone(worker: &Rc<Worker>, rule: RuleId, key: FlightKey, deliver: Deliver) {
+    let flight = Flight::new(rule, key, deliver);
+    match Plan::new(worker, rule) {
+        Some(plan) => {
+            let worker = worker.clone();
+            drop(tokio::task::spawn_local(async move { load_alone(&worker, &plan, &flight).await }));
+        }
+        None => flight.settle(worker, &policy_changed()),
+    }
+}
+
+fn policy_changed() -> Outcome {
+    Outcome::Failed("TRYAGAIN the policy has changed: repeat the read".to_owned())
 }
 
 /// Loads without the lease: what comes is given to those who wait, and stored by nobody.

@@ -1,15 +1,17 @@
 //! Reads of many keys, some of which are to be loaded: MGET, and EXISTS.
 
-use std::cell::RefCell;
+use std::cell::{RefCell, RefMut};
 use std::rc::Rc;
 
 use rustc_hash::FxHashMap;
+use smallvec::SmallVec;
 
 use super::super::super::policy::RuleId;
 use super::super::super::resp::{CommandArgs, CommandScan, CommandScanner, encode, reply};
 use super::super::super::session::Session;
 use super::super::super::upstream::mux::Lane;
 use super::super::super::worker::Worker;
+use super::super::cache_aside::{self, Wanted};
 use super::{Deliver, Flight, Outcome, flight, want};
 
 /// Where the one reply goes, and on which connection the command was sent.
@@ -31,7 +33,7 @@ pub fn complete_mget(worker: &Rc<Worker>, place: Place, command: &[u8], reply: &
     let Some(values) = reply::elements(reply) else {
         return place.session.deliver(place.sequence, reply);
     };
-    let missing = count_and_pick_missing(worker, command, values.iter().map(|value| reply::is_null(value)));
+    let missing = count_and_pick_missing(worker, command, true, values.iter().map(|value| reply::is_null(value)));
     if missing.is_empty() {
         return place.session.deliver(place.sequence, reply);
     }
@@ -42,15 +44,15 @@ pub fn complete_mget(worker: &Rc<Worker>, place: Place, command: &[u8], reply: &
 /// Completes an EXISTS whose keys were asked for one by one; `replies` are in their order.
 pub fn complete_exists(worker: &Rc<Worker>, place: Place, command: &[u8], replies: &[Vec<u8>]) {
     let count = replies.iter().filter_map(|reply| reply::integer(reply)).sum();
-    let missing = count_and_pick_missing(worker, command, replies.iter().map(|reply| reply::integer(reply) == Some(0)));
+    let missing = count_and_pick_missing(worker, command, false, replies.iter().map(|reply| reply::integer(reply) == Some(0)));
     if missing.is_empty() {
         return place.session.answer(place.sequence, |out| encode::integer(out, count));
     }
     load(worker, place, Collected::Count(count), missing);
 }
 
-/// Counts hits and misses of all keys of `command`, and picks what is missing and loaded through.
-fn count_and_pick_missing(worker: &Rc<Worker>, command: &[u8], absent: impl Iterator<Item = bool>) -> Vec<Missing> {
+/// Counts hits and misses of all keys of `command`, and picks what is missing and loaded through, or `leased`.
+fn count_and_pick_missing(worker: &Rc<Worker>, command: &[u8], leased: bool, absent: impl Iterator<Item = bool>) -> Vec<Missing> {
     let mut scanner = CommandScanner::default();
     let Ok(CommandScan::Complete { .. }) = scanner.scan(command) else { return Vec::new() };
     let args = CommandArgs::new(command, scanner.ranges());
@@ -60,6 +62,7 @@ fn count_and_pick_missing(worker: &Rc<Worker>, command: &[u8], absent: impl Iter
         let rule = policy.find(key);
         worker.metrics().count_read(rule, absent);
         match (policy.loads(rule), absent) {
+            _ if absent && leased && policy.leases(rule) => missing.push((index, rule, key.to_vec())),
             (true, true) => missing.push((index, rule, key.to_vec())),
             (true, false) => worker.metrics().load_saved(rule),
             (false, _) => {}
@@ -70,22 +73,49 @@ fn count_and_pick_missing(worker: &Rc<Worker>, command: &[u8], absent: impl Iter
 
 /// Loads what is missing, each rule's keys together, and answers when all is known.
 fn load(worker: &Rc<Worker>, place: Place, collected: Collected, missing: Vec<Missing>) {
-    let lane = place.lane.shared();
-    let state = State { collected, failure: None, open: missing.len() };
+    let (lane, policy) = (place.lane.shared(), worker.policy());
+    let (leased, missing): (Vec<Missing>, Vec<Missing>) = missing.into_iter().partition(|(_, rule, _)| policy.leases(*rule));
+    let state = State { collected, failure: None, open: missing.len() + leased.len() };
     let table = Rc::new(Table { place, state: RefCell::new(state) });
     let mut by_rule: FxHashMap<RuleId, Vec<Rc<Flight>>> = FxHashMap::default();
     for (index, rule, key) in missing {
         let table = table.clone();
-        let deliver: Deliver = Box::new(move |_, outcome| table.fill(index, outcome));
-        if let Some(flight) = want(worker, rule, (lane, key), deliver) {
+        let key = (lane, key);
+        let again = key.clone();
+        let deliver: Deliver = Box::new(move |worker, outcome| match outcome {
+            Outcome::Cached(_) if table.place.session.has_changed_after(table.place.sequence) => {
+                flight::launch_alone(worker, rule, again, Box::new(move |_, outcome| table.fill(index, outcome)));
+            }
+            outcome => table.fill(index, outcome),
+        });
+        if let Some(flight) = want(worker, rule, key, deliver) {
             by_rule.entry(rule).or_default().push(flight);
         }
     }
     by_rule.into_values().for_each(|flights| flight::launch(worker, flights));
+    if !leased.is_empty() {
+        ask_for_leases(worker, table, leased);
+    }
+}
+
+/// Keys that the application loads: a key that is named twice is asked for once.
+fn ask_for_leases(worker: &Rc<Worker>, table: Rc<Table>, leased: Vec<Missing>) {
+    let mut seen: FxHashMap<Vec<u8>, usize> = FxHashMap::default();
+    let mut wanted: Vec<Wanted> = Vec::with_capacity(leased.len());
+    for (index, rule, key) in leased {
+        match seen.get(&key) {
+            Some(at) => wanted[*at].places.push(index),
+            None => {
+                seen.insert(key.clone(), wanted.len());
+                wanted.push(Wanted { key, rule, places: SmallVec::from_elem(index, 1) });
+            }
+        }
+    }
+    cache_aside::ask_many(worker, table, wanted);
 }
 
 /// One reply, while some of its keys are being loaded.
-struct Table {
+pub struct Table {
     place: Place,
     state: RefCell<State>,
 }
@@ -105,13 +135,38 @@ enum Collected {
 }
 
 impl Table {
+    /// Where the reply goes.
+    pub fn place(&self) -> &Place {
+        &self.place
+    }
+
+    /// A key is known: `value` is a whole element, or there is none.
+    pub fn decide(&self, index: usize, value: Option<&[u8]>) {
+        let mut state = self.state.borrow_mut();
+        if let (Collected::Values(values), Some(value)) = (&mut state.collected, value) {
+            values[index] = value.to_vec();
+        }
+        self.close_one(state);
+    }
+
+    /// A key cannot be told.
+    pub fn fail(&self, text: &str) {
+        let mut state = self.state.borrow_mut();
+        state.failure = Some(text.to_owned());
+        self.close_one(state);
+    }
+
     fn fill(&self, index: usize, outcome: &Outcome) {
         let mut state = self.state.borrow_mut();
         match outcome {
-            Outcome::Found(value) => state.collected.add(index, value),
+            Outcome::Found(value) | Outcome::Cached(value) => state.collected.add(index, value),
             Outcome::NotFound => {}
             Outcome::Failed(text) => state.failure = Some(text.clone()),
         }
+        self.close_one(state);
+    }
+
+    fn close_one(&self, mut state: RefMut<'_, State>) {
         state.open -= 1;
         if state.open == 0 {
             self.place.session.answer(self.place.sequence, |out| state.write(out));

@@ -5,6 +5,9 @@
 //! lease in its own transaction, and a load is stored only while its lease stands: what was loaded before a write is never
 //! stored after it.
 //!
+//! A client may have sent more commands behind its read: what the cache has by the time it is looked at again may be that client's
+//! own later write. Such a read is loaded from the origin by itself, and nothing is stored for it.
+//!
 //! Whom a loaded value may be given to, when its lease was gone: those who asked before that load began. For them the value is
 //! as new as the moment they asked. Those who joined later wait for the next attempt.
 
@@ -18,10 +21,11 @@ use std::rc::Rc;
 use rustc_hash::FxHashMap;
 
 pub use flight::{Flight, Outcome};
-pub use many::{Place, complete_exists, complete_mget};
+pub use many::{Place, Table, complete_exists, complete_mget};
 
 use super::super::policy::RuleId;
 use super::super::resp::{CommandArgs, CommandScan, CommandScanner, encode};
+use super::super::session::Session;
 use super::super::upstream::mux::Lane;
 use super::super::upstream::queue::Recovered;
 use super::super::upstream::sink::Sink;
@@ -83,10 +87,17 @@ pub fn on_miss(worker: &Rc<Worker>, rule: RuleId, recovered: Recovered, found: &
     };
     let key = (recovered.pending.lane.shared(), read.key.clone());
     let found = found.to_vec();
-    let deliver: Deliver = Box::new(move |_, outcome| match outcome {
-        Outcome::Found(value) => session.answer(sequence, |out| read.answer(value, out)),
+    let answer = move |session: Rc<Session>, outcome: &Outcome| match outcome {
+        Outcome::Found(value) | Outcome::Cached(value) => session.answer(sequence, |out| read.answer(value, out)),
         Outcome::NotFound => session.deliver(sequence, &found),
         Outcome::Failed(text) => session.answer(sequence, |out| encode::error(out, text)),
+    };
+    let again = key.clone();
+    let deliver: Deliver = Box::new(move |worker, outcome| match outcome {
+        Outcome::Cached(_) if session.has_changed_after(sequence) => {
+            flight::launch_alone(worker, rule, again, Box::new(move |_, outcome| answer(session, outcome)));
+        }
+        outcome => answer(session, outcome),
     });
     if let Some(flight) = want(worker, rule, key, deliver) {
         flight::launch(worker, vec![flight]);

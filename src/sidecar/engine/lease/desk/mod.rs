@@ -252,6 +252,23 @@ impl<V: Clone> Desk<V> {
         true
     }
 
+    /// A client was told that a key is missing, and must not wait or lead: it watches keys, or asked in a transaction.
+    pub fn told_nil(&mut self, now: Millis, reader: Reader, missing: &Missing<'_>, effects: &mut Vec<Effect<V>>) {
+        if !self.is_armed(missing.rule.id, now) {
+            return;
+        }
+        let key = self.key(reader.database, missing.key, missing.rule);
+        let known = self.keys[key].known;
+        self.remember(now, key, reader.asker.connection, known);
+        self.finish(now, key, effects);
+    }
+
+    /// Whether a SET of the key may be something else than an update.
+    pub fn is_outstanding(&mut self, now: Millis, database: u32, key: &[u8]) -> bool {
+        self.forgotten.contains(hash_of(database, key), now)
+            || self.find(database, key).is_some_and(|key| !self.keys[key].misses.is_empty())
+    }
+
     /// BEGIN was answered.
     pub fn begun(&mut self, now: Millis, name: &Name, fresh: u64, begun: Begun<V>, effects: &mut Vec<Effect<V>>) {
         let key = self.find(name.database, &name.key).filter(|key| self.keys[*key].ask == Some(fresh));
