@@ -30,8 +30,11 @@ build: ## Both binaries, as they are shipped
 test: $(SETUP) ## Every test. TEST_ARGS is passed to cargo, e.g. TEST_ARGS='ttl -- --nocapture'
 	$(CARGO) test --profile $(PROFILE) $(TEST_ARGS)
 
-demo: $(SETUP) ## The main job in a minute. DEMO_ARGS is passed on, e.g. DEMO_ARGS='--seconds 20'
+demo: ## The main job in a minute. DEMO_ARGS is passed on, e.g. DEMO_ARGS='--seconds 20'
+	@test -f $(SETUP) || scripts/setup --demo
 	scripts/demo-data
+	@test -x target/$(PROFILE)/larder || echo "building larder: about ten minutes on two processors the first time"
+	$(CARGO) build --profile $(PROFILE) --bin larder
 	$(CARGO) run --quiet --profile $(PROFILE) --bin larder -- demo $(DEMO_ARGS)
 
 bench: $(SETUP) ## Side by side with other proxies. BENCH_ARGS is passed on, e.g. BENCH_ARGS='--rounds 9'

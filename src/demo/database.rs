@@ -20,6 +20,8 @@ pub const SCHEMA: &str = "larder_demo";
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(30);
 /// One connection for updates, and one for the nightly job.
 const OWN_CONNECTIONS: u32 = 2;
+/// Large pages: each query reads the whole table, and a call of the system for every 4 KiB of it would only add to its cost.
+const SQLITE_PAGE_BYTES: u32 = 32 << 10;
 /// Rows per INSERT into SQLite.
 const ROWS_PER_STATEMENT: usize = 500;
 
@@ -170,6 +172,7 @@ fn sqlite_options(file: &Path) -> SqliteConnectOptions {
     SqliteConnectOptions::new()
         .filename(file)
         .create_if_missing(true)
+        .page_size(SQLITE_PAGE_BYTES)
         .synchronous(SqliteSynchronous::Normal)
         .disable_statement_logging()
 }

