@@ -14,17 +14,19 @@
 //!
 //! 1. Those of the SET's own connection, and those not older than a lease.
 //! 2. Those not older than the rule's memory.
-//! 3. Those whose SET has been seen, while they are not older than [`Rule::settle`]: on a shared connection that SET may have been
-//!    somebody else's update.
+//! 3. Those whose SET has been seen less than [`Rule::settle`] ago: on a shared connection that SET may have been somebody else's
+//!    update, and any client may send a SET twice.
 
 use smallvec::SmallVec;
 
 use super::{Generation, Millis, Rule, Verdict};
 
-/// As many nils of one key are told apart; more become a crowd.
-const MOST_APART: usize = 16;
+/// As many nils of one key are told apart; more become a crowd, which may be anybody's.
+const MOST_APART: usize = 256;
 /// Stands for the connections of a crowd.
-const CROWD: u64 = 0;
+const CROWD: u64 = u64::MAX;
+/// Stands for a connection that is not known.
+const NOBODY: u64 = 0;
 
 /// How much is known of a nil's load.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,7 +44,11 @@ enum State {
 struct Miss {
     connection: u64,
     generation: Option<Generation>,
+    since: Millis,
+    /// From when its age counts.
     at: Millis,
+    /// When a SET counted against it; as `since` until then.
+    seen: Millis,
     state: State,
 }
 
@@ -51,9 +57,15 @@ impl Miss {
         now.saturating_sub(self.at)
     }
 
+    /// A SET counts against it. Returns what it was before.
+    fn count(&mut self, state: State, now: Millis) -> State {
+        self.seen = now;
+        std::mem::replace(&mut self.state, state)
+    }
+
     /// Until when it matters.
     fn end(&self, rule: &Rule) -> Millis {
-        self.at + if self.state == State::Over { rule.settle } else { rule.memory }
+        if self.state == State::Over { self.seen + rule.settle } else { self.at + rule.memory }
     }
 }
 
@@ -70,20 +82,39 @@ impl Misses {
         if self.0.len() >= MOST_APART {
             let same = self.0.iter().all(|miss| miss.generation == generation);
             self.0.clear();
-            self.0.push(Miss { connection: CROWD, generation: generation.filter(|_| same), at: now, state: State::Live });
+            self.0.push(Miss {
+                connection: CROWD,
+                generation: generation.filter(|_| same),
+                since: now,
+                at: now,
+                seen: now,
+                state: State::Live,
+            });
             return;
         }
-        self.0.push(Miss { connection, generation, at: now, state: State::Live });
+        self.0.push(Miss { connection, generation, since: now, at: now, seen: now, state: State::Live });
+    }
+
+    /// Remembers that a SET counted against a nil and perhaps was never executed, so that older generations may still stand.
+    pub fn add_doubt(&mut self, now: Millis) {
+        let (generation, state) = (None, State::Live);
+        self.0.push(Miss { connection: NOBODY, generation, since: now, at: now, seen: now, state });
     }
 
     /// What a SET on `connection` may be.
     pub fn judge(&self, connection: u64, rule: &Rule, now: Millis) -> Verdict {
-        let is_own = |miss: &Miss| miss.connection == connection && miss.state != State::Over;
+        let is_own = |miss: &Miss| [connection, CROWD].contains(&miss.connection) && miss.state != State::Over;
         let is_live = |miss: &Miss| miss.state == State::Live && miss.age(now) < rule.memory;
         self.agree(|miss| is_own(miss) || (is_live(miss) && miss.age(now) < rule.lease))
             .or_else(|| self.agree(is_live))
-            .or_else(|| self.agree(|miss| miss.age(now) < rule.settle))
+            .or_else(|| self.agree(|miss| miss.state != State::Live && now < miss.seen + rule.settle))
             .unwrap_or(Verdict::Update)
+    }
+
+    /// The generation of a connection's own nil.
+    #[cfg(test)]
+    pub(super) fn own(&self, connection: u64) -> Option<Generation> {
+        self.0.iter().rev().find(|miss| miss.connection == connection && miss.state != State::Over)?.generation
     }
 
     /// `None`: none is `heard`.
@@ -98,16 +129,24 @@ impl Misses {
 
     /// A SET on `connection` has been judged: one load is over.
     pub fn end_one(&mut self, connection: u64, rule: &Rule, now: Millis) {
-        let mut misses = self.0.iter_mut().rev();
-        let own = misses.find(|miss| miss.connection == connection && miss.state != State::Over);
-        let was_live = own.map(|own| std::mem::replace(&mut own.state, State::Over) == State::Live);
-        if was_live != Some(true) {
-            let is_live = |miss: &&mut Miss| miss.connection != CROWD && miss.state == State::Live;
-            if let Some(other) = self.0.iter_mut().rev().find(is_live) {
-                other.state = State::Matched;
+        let is_live = |miss: &Miss| miss.state == State::Live && ![CROWD, NOBODY].contains(&miss.connection);
+        let own = self.0.iter().rposition(|miss| miss.connection == connection && miss.state != State::Over);
+        let counted = match own.map(|own| (own, self.0[own].count(State::Over, now))) {
+            Some((own, State::Live)) => Some(own),
+            _ => {
+                let other = self.0.iter().rposition(is_live);
+                other.inspect(|other| _ = self.0[*other].count(State::Matched, now))
+            }
+        };
+        // The SET may have been the fill of an older nil, which then stands for the younger one's load: it lasts as long, but so
+        // that it cannot be handed on for ever.
+        if let Some(counted) = counted {
+            let at = self.0[counted].at;
+            if let Some(heir) = self.0[..counted].iter_mut().rfind(|miss| is_live(miss)) {
+                heir.at = heir.at.max(at.min(heir.since + rule.lease));
             }
         }
-        self.0.retain(|miss| miss.connection != connection || miss.age(now) < rule.lease);
+        self.0.retain(|miss| miss.connection != connection || miss.state == State::Over || miss.age(now) < rule.lease);
         self.prune(rule, now);
     }
 

@@ -109,8 +109,8 @@ pub struct Rule {
     pub lease: Millis,
     /// How long a nil counts as an outstanding miss, and a generation is remembered: ten leases.
     pub memory: Millis,
-    /// For how long after a nil a second SET may still be the fill of it, where connections are shared. Zero: the first SET on its
-    /// connection ends an outstanding miss, whoever sent it.
+    /// For how long after the first SET that followed a nil another may still be its fill: the first was somebody else's, on a shared
+    /// connection, or it is sent twice. Zero: the first SET on its connection ends an outstanding miss, whoever sent it.
     pub settle: Millis,
     /// How long a read may wait for a fill.
     pub wait: Millis,
@@ -211,6 +211,8 @@ pub enum Begun<V> {
 pub enum Why {
     /// It holds the lease.
     Lead,
+    /// It holds the lease already, and asks again.
+    Again,
     /// The cache is away, and this pod's turn to load is its.
     LocalLead,
     /// Nobody waits for this key at the moment (hit-for-miss), or what was found is no string.

@@ -68,6 +68,16 @@ pub enum Condition {
     Present,
 }
 
+impl Condition {
+    fn is_met(self, is_there: bool) -> bool {
+        match self {
+            Self::Always => true,
+            Self::Missing => !is_there,
+            Self::Present => is_there,
+        }
+    }
+}
+
 /// A client's SET, with the TTL that was planned for it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Set<V> {
@@ -94,7 +104,7 @@ pub enum Filled {
         /// Whether somebody in another pod waits for this.
         waited_for: bool,
     },
-    /// The command's condition failed: nothing was written, and nothing is different.
+    /// The command's condition failed: nothing was written.
     Unchanged,
 }
 
@@ -153,21 +163,18 @@ impl<V: Clone + PartialEq> Slot<V> {
     }
 
     /// FILL. Under the generation that `L` has, the value is stored, and the generation ends: the SET may have been an update, and
-    /// then what others loaded under it is older. Otherwise the key is removed, unless it had this very value before.
+    /// then what others loaded under it is older. Otherwise the key is removed, unless it had this very value before. A condition
+    /// that fails leaves all as it is; but without a valid generation the command still ends whichever `L` has, so that the desk may
+    /// count it against any one nil.
     pub fn fill(&mut self, now: Millis, run: u32, generation: Option<Generation>, set: &Set<V>) -> Filled {
         self.expire(now);
-        let is_met = match set.condition {
-            Condition::Always => true,
-            Condition::Missing => self.value.is_none(),
-            Condition::Present => self.value.is_some(),
-        };
-        if !is_met {
+        let is_current = |lease: &Lease| lease.generation.run == run && Some(lease.generation) == generation;
+        let is_valid = self.lease.as_ref().is_some_and(is_current);
+        if !set.condition.is_met(self.value.is_some()) {
+            self.lease = self.lease.take().filter(|_| is_valid);
             return Filled::Unchanged;
         }
-        let lease = self.lease.take();
-        let waited_for = lease.as_ref().is_some_and(|lease| lease.waited_for);
-        let is_valid = generation.is_some_and(|generation| generation.run == run)
-            && lease.is_some_and(|lease| Some(lease.generation) == generation);
+        let waited_for = self.lease.take().is_some_and(|lease| lease.waited_for);
         let is_same = self.value.as_ref().is_some_and(|kept| kept.value == set.value);
         self.value = Some(Kept { value: set.value.clone(), until: now + set.ttl });
         (self.stale, self.negative) = (None, false);
@@ -183,11 +190,7 @@ impl<V: Clone + PartialEq> Slot<V> {
     /// A SET that is an update: stored, all companions gone, in one transaction. Returns whether it stored.
     pub fn update(&mut self, now: Millis, set: &Set<V>) -> bool {
         self.expire(now);
-        let is_met = match set.condition {
-            Condition::Always => true,
-            Condition::Missing => self.value.is_none(),
-            Condition::Present => self.value.is_some(),
-        };
+        let is_met = set.condition.is_met(self.value.is_some());
         (self.lease, self.stale, self.negative) = (None, None, false);
         if is_met {
             self.value = Some(Kept { value: set.value.clone(), until: now + set.ttl });

@@ -238,7 +238,7 @@ fn count(worker: &Rc<Worker>, rule: RuleId, reply: &Reply<Element>) {
         Reply::Nil(Why::Shared) => metrics.hit_for_miss(rule),
         Reply::Nil(Why::Unparked | Why::Passed) => metrics.unparked(rule),
         Reply::Nil(Why::WaitEnd) => metrics.wait_timed_out(rule),
-        Reply::Nil(Why::Untracked) => {}
+        Reply::Nil(Why::Again | Why::Untracked) => {}
     }
 }
 

@@ -94,7 +94,8 @@ return {'leased', lease.generation, length, stale}"
 /// KEYS: four for each key. ARGV: for each key the generation (`*`: any will do, `-`: none will), the lifetime of its stale copy in
 /// ms or 0, and its value; then each command, with the number of its arguments before it. The first is the client's, whose reply
 /// is given; the others see to TTLs. Under another generation than the lease's, what was written is deleted at once, unless it was
-/// there before: a miss, never a wrong value. Of a refused write (NX, XX, an error) nothing is done. A fill that is stored ends its generation.
+/// there before: a miss, never a wrong value. Of a refused write (NX, XX, an error) nothing is done, but that without
+/// a valid generation it ends the lease's. A fill that is stored ends its generation.
 const FILL: &str = concat!(
     common!(),
     run_id!(),
@@ -125,6 +126,7 @@ for i = 1, keys do
   local now = redis.pcall('GET', key)
   local stored = now == value
   if not stored and (now or not reply) then
+    if not valid[i] then redis.call('UNLINK', lease) end
     answer[i + 1] = 'refused'
   else
     if awaited[i] then announce(lease) end

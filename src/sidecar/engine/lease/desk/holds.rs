@@ -1,7 +1,7 @@
 //! Who holds which lease, and to whom nil was answered.
 
 use super::super::misses::Misses;
-use super::super::{Effect, Generation, Millis};
+use super::super::{Effect, Generation, Millis, Rule};
 use super::{Desk, MOST_MISSES};
 
 impl<V: Clone> Desk<V> {
@@ -41,9 +41,18 @@ impl<V: Clone> Desk<V> {
 
     /// A client gets nil: from now on it may be loading.
     pub(super) fn remember(&mut self, now: Millis, key: usize, connection: u64, generation: Option<Generation>) {
+        self.change_misses(now, key, |misses, rule| misses.add(connection, generation, rule, now));
+    }
+
+    /// Nobody knows whether a SET was executed.
+    pub(super) fn doubt(&mut self, now: Millis, key: usize) {
+        self.change_misses(now, key, |misses, _| misses.add_doubt(now));
+    }
+
+    fn change_misses(&mut self, now: Millis, key: usize, change: impl FnOnce(&mut Misses, &Rule)) {
         let entry = &mut self.keys[key];
         let before = entry.misses.len();
-        entry.misses.add(connection, generation, &entry.rule, now);
+        change(&mut entry.misses, &entry.rule);
         self.misses = self.misses + entry.misses.len() - before;
         if !std::mem::replace(&mut entry.in_order, true) {
             self.order.push_back((key, entry.tenant));

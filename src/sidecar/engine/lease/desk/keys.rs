@@ -147,6 +147,10 @@ impl<V: Clone> Desk<V> {
     pub(super) fn others(&mut self, now: Millis, key: usize, stale: Option<V>, effects: &mut Vec<Effect<V>>) {
         self.each_waiter(now, key, effects, |desk, waiter, fits| {
             let request = &desk.requests[waiter.request];
+            #[cfg(test)]
+            if desk.broken == Some(super::super::tests::Switch::AllSucceed) {
+                return Some(Reply::Nil(Why::Lead));
+            }
             match &stale {
                 Some(stale) if fits && !request.overtaken => Some(Reply::Stale(stale.clone())),
                 _ => None,
@@ -193,14 +197,15 @@ impl<V: Clone> Desk<V> {
         self.others(now, key, None, effects);
     }
 
-    /// Who shall load: one that must not wait anyhow, else the oldest.
-    pub(super) fn choose(&self, key: usize) -> Option<Waiter> {
-        let waits = |waiter: &&Waiter| self.is_waiting(waiter);
-        let mut waiters = self.keys[key].waiters.iter().filter(waits);
-        let first = waiters.next()?;
-        let early = self.keys[key].waiters.iter().filter(waits).find(|waiter| self.requests[waiter.request].early);
-        let hurried = || self.keys[key].waiters.iter().filter(waits).find(|waiter| self.requests[waiter.request].overtaken);
-        Some(*early.or_else(hurried).unwrap_or(first))
+    /// Who shall load: one that must not wait anyhow, else the oldest. Of one connection's always the oldest: replies leave in order,
+    /// and a nil behind a read that waits for it would never arrive.
+    fn choose(&self, key: usize) -> Option<Waiter> {
+        let waiters = || self.keys[key].waiters.iter().filter(|waiter| self.is_waiting(waiter));
+        let request = |waiter: &Waiter| &self.requests[waiter.request];
+        let chosen = waiters().find(|waiter| request(waiter).early);
+        let chosen = chosen.or_else(|| waiters().find(|waiter| request(waiter).overtaken)).or_else(|| waiters().next())?;
+        let connection = request(chosen).asker.connection;
+        waiters().find(|waiter| request(waiter).asker.connection == connection).copied()
     }
 
     /// Asks `decide` for a reply to each that waits for a key. `None`: it goes on waiting. `decide` is also told whether the waiter

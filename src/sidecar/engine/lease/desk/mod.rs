@@ -51,6 +51,8 @@ pub struct Desk<V> {
     rates: FxHashMap<u16, Rates>,
     /// Tells the tenants of a slot of `keys` or `requests` apart.
     tenants: u32,
+    #[cfg(test)]
+    pub(super) broken: Option<super::tests::Switch>,
 }
 
 /// What is known of one key.
@@ -157,6 +159,8 @@ impl<V: Clone> Desk<V> {
             touched: Vec::new(),
             rates: FxHashMap::default(),
             tenants: 0,
+            #[cfg(test)]
+            broken: None,
         }
     }
 
@@ -350,6 +354,11 @@ impl<V: Clone> Desk<V> {
         };
         let entry = &mut self.keys[key];
         let verdict = entry.misses.judge(connection, &entry.rule, now);
+        #[cfg(test)]
+        let verdict = match self.broken {
+            Some(super::tests::Switch::OwnMissWins) => entry.misses.own(connection).map_or(verdict, Verdict::Fill),
+            _ => verdict,
+        };
         let before = entry.misses.len();
         entry.misses.end_one(connection, &entry.rule, now);
         self.misses -= before - entry.misses.len();
@@ -387,6 +396,10 @@ impl<V: Clone> Desk<V> {
                 }
             }
             Written::Unchanged | Written::Failed => {
+                if written == Written::Failed {
+                    self.doubt(now, key);
+                }
+                let entry = &mut self.keys[key];
                 if entry.held.is_some_and(|held| held.connection == connection) {
                     self.give_back(now, key, effects);
                 }
@@ -444,6 +457,15 @@ impl<V: Clone> Desk<V> {
             self.finish(now, key, effects);
         }
         self.finish_touched(now, effects);
+    }
+
+    /// Forgets a key's outstanding misses.
+    #[cfg(test)]
+    pub(super) fn forget_misses(&mut self, key: &[u8]) {
+        if let Some(key) = self.find(0, key) {
+            self.misses -= self.keys[key].misses.len();
+            self.keys[key].misses = Misses::default();
+        }
     }
 
     /// Time has passed: see [`Desk::next_deadline`].

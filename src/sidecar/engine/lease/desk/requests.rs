@@ -34,7 +34,7 @@ impl<V: Clone> Desk<V> {
         if self.waiting > MOST_WAITING || (leads && !reader.shared) {
             let known = entry.known;
             self.remember(now, key, connection, known);
-            self.resolve(request, part, Reply::Nil(if leads { Why::Lead } else { Why::Untracked }));
+            self.resolve(request, part, Reply::Nil(if leads { Why::Again } else { Why::Untracked }));
         } else if entry.ask.is_none() {
             if now < entry.taken_until && !entry.rule.stale {
                 self.requests[request].parts[part].state = PartState::Waiting;
@@ -86,7 +86,10 @@ impl<V: Clone> Desk<V> {
         if open.parts.iter().any(|part| matches!(part.state, PartState::Asking)) {
             return;
         }
-        if open.won || open.overtaken {
+        let must_not_wait = open.won || open.overtaken;
+        #[cfg(test)]
+        let must_not_wait = must_not_wait && self.broken != Some(super::super::tests::Switch::WinnerWaits);
+        if must_not_wait {
             self.pass(now, request, why);
         }
         let open = &self.requests[request];

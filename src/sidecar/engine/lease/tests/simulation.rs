@@ -1,0 +1,132 @@
+//! What is asked of every history, over many thousands of them; and that each broken mechanism is found.
+
+use super::super::{AtWaitEnd, Rule};
+use super::Switch;
+use super::world::{self, Config, Counts};
+
+const RULE: Rule = Rule { at_wait_end: AtWaitEnd::Error, ..Rule::new(1, 300, 100) };
+
+/// Everything at once.
+const WILD: Config = Config {
+    pods: 3,
+    keys: 2,
+    actors: 6,
+    operations: 8,
+    rule: RULE,
+    sharing: true,
+    calm: false,
+    unfilled: 8,
+    faults: true,
+    failover_in: 4,
+    early: true,
+    groups: true,
+    broken: None,
+    shown: false,
+};
+
+/// Loads are quick and always end in a SET, unless the client goes away. So nobody may wait in vain.
+const CALM: Config = Config {
+    pods: 5,
+    actors: 12,
+    rule: Rule::new(1, 3_000, 1_000),
+    calm: true,
+    unfilled: 0,
+    faults: false,
+    early: false,
+    ..WILD
+};
+
+/// A replica takes over, which has not heard the last.
+const FAILOVERS: Config = Config { failover_in: 1, sharing: false, keys: 1, ..WILD };
+
+/// Reads of several keys that overlap.
+const GROUPS: Config = Config { keys: 4, sharing: false, groups: true, ..CALM };
+
+/// The configuration of one history.
+fn drawn(base: Config, seed: u64) -> Config {
+    let mut random = fastrand::Rng::with_seed(seed ^ 0x5eed);
+    let at_wait_end = if random.bool() { AtWaitEnd::Error } else { AtWaitEnd::Miss };
+    Config {
+        pods: random.u64(1..=base.pods),
+        keys: random.usize(1..=base.keys),
+        actors: random.usize(2..=base.actors),
+        rule: Rule { stale: random.bool(), at_wait_end, ..base.rule },
+        sharing: base.sharing && random.bool(),
+        unfilled: if random.u8(..4) == 0 { base.unfilled } else { base.unfilled / 8 },
+        faults: base.faults && random.bool(),
+        early: base.early && random.bool(),
+        groups: base.groups && (base.keys > 2 || random.bool()),
+        ..base
+    }
+}
+
+fn hold(base: Config, seeds: std::ops::Range<u64>) -> Counts {
+    let mut sum = Counts::default();
+    for seed in seeds {
+        let (counts, result) = world::run(drawn(base, seed), seed);
+        if let Err(text) = result {
+            panic!("seed {seed}: {text}");
+        }
+        sum.add(&counts);
+    }
+    sum
+}
+
+/// Shows one history: `SEED=19 WORLD=wild cargo test one_history -- --nocapture`.
+#[test]
+fn one_history() {
+    if let Some(seed) = std::env::var("SEED").ok().and_then(|seed| seed.parse().ok()) {
+        let base = match std::env::var("WORLD").as_deref() {
+            Ok("calm") => CALM,
+            Ok("groups") => GROUPS,
+            Ok("failovers") => FAILOVERS,
+            _ => WILD,
+        };
+        let config = Config { shown: true, ..drawn(base, seed) };
+        println!("{config:?}");
+        println!("{:?}", world::run(config, seed));
+    }
+}
+
+/// How many histories are played: more with `HISTORIES=1000000`.
+fn histories() -> u64 {
+    std::env::var("HISTORIES").ok().and_then(|count| count.parse().ok()).unwrap_or(10_000)
+}
+
+#[test]
+fn every_history_is_one_that_a_redis_that_evicts_could_have_had() {
+    let counts = hold(WILD, 0..histories());
+    println!("{counts:?}");
+}
+
+#[test]
+fn no_lease_outlives_a_failover() {
+    let counts = hold(FAILOVERS, 0..histories() / 5);
+    assert!(counts.failovers > 0);
+}
+
+#[test]
+fn nobody_waits_in_vain_and_one_at_a_time_loads() {
+    let counts = hold(CALM, 0..histories() / 5);
+    println!("{counts:?}");
+}
+
+#[test]
+fn overlapping_groups_never_wait_for_each_other() {
+    let counts = hold(GROUPS, 0..histories() / 5);
+    println!("{counts:?}");
+}
+
+#[test]
+fn each_broken_mechanism_is_found() {
+    for switch in Switch::ALL {
+        let found = [WILD, FAILOVERS, CALM, GROUPS].into_iter().find_map(|base| {
+            (0..10_000).find_map(|seed| {
+                let config = Config { broken: Some(switch), ..drawn(base, seed) };
+                world::run(config, seed).1.err().map(|text| (seed, text))
+            })
+        });
+        println!("{switch:?}: {found:?}");
+        assert!(found.is_some(), "{switch:?} is not found");
+    }
+}

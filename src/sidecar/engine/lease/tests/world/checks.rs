@@ -1,0 +1,79 @@
+//! What is asked of every reply, and of the end.
+
+use super::*;
+
+impl World {
+    /// Whether a reply is one that one Redis could have given, which may evict.
+    pub(super) fn check(&mut self, conn: usize, front: &Place) {
+        let keys: &[usize] = match &front.cmd {
+            Cmd::Get(key) => std::slice::from_ref(key),
+            Cmd::Mget(keys) => keys,
+            Cmd::Set { key, .. } => {
+                let point = &mut self.conns[conn].points[*key];
+                *point = (*point).max(front.executed.unwrap_or(0));
+                return;
+            }
+            Cmd::Del(_) => return,
+        };
+        let Some(Got::Replies(replies)) = &front.got else { return };
+        for ((key, reply), floor) in keys.iter().zip(replies).zip(&front.floors) {
+            let (version, is_stale) = match reply {
+                Reply::Nil(_) => continue,
+                Reply::Value(version) => (*version, false),
+                Reply::Stale(version) => (*version, true),
+            };
+            if version < *floor && !self.cache.was_resurrected(*key, version) {
+                self.fail(|| format!("key {key}: {front:?} read {version}, and {floor} was acknowledged before it"));
+            }
+            if front.forbidden.contains(&version) {
+                self.fail(|| format!("key {key}: {front:?} read what was written behind it"));
+            }
+            let from = self.conns[conn].points[*key].max(front.arrived);
+            match self.cache.held(*key, version, is_stale, from, self.now) {
+                Some(point) if !is_stale => self.conns[conn].points[*key] = point,
+                Some(_) => {}
+                None => self.fail(|| format!("key {key}: {front:?} read {version}, which was not there from {from}")),
+            }
+        }
+    }
+
+    /// Whether a client may get nil.
+    pub(super) fn check_nil(&mut self, pod: usize, key: usize, why: Why) {
+        if why == Why::Lead {
+            self.cache.leads[key] += 1;
+            let waited = self.now - self.pods[pod].granted[key].take().unwrap_or(self.now);
+            if self.config.calm && waited > MOST_DELAY_MS {
+                self.fail(|| format!("pod {pod}: who leads key {key} waited {waited} ms"));
+            }
+        }
+        if self.config.calm && why == Why::WaitEnd {
+            self.fail(|| format!("pod {pod}, key {key}: waited in vain though nobody is slow"));
+        }
+        let is_plain = !self.config.sharing && !self.config.groups && self.config.calm;
+        if is_plain && !matches!(why, Why::Lead | Why::Again | Why::Shared) {
+            self.fail(|| format!("pod {pod}, key {key}: nil because of {why:?}"));
+        }
+    }
+
+    pub(super) fn at_the_end(&mut self) {
+        for actor in 0..self.actors.len() {
+            if self.actors[actor].step != Step::Idle || self.actors[actor].left > 0 {
+                self.fail(|| format!("actor {actor} is stuck"));
+            }
+        }
+        for key in 0..self.config.keys {
+            let (leads, ends) = (self.cache.leads[key], self.cache.ends[key]);
+            let leases = (self.now / self.config.rule.lease) as u32;
+            if self.config.calm && leads > 1 + ends + leases {
+                self.fail(|| format!("key {key}: {leads} loads though only {ends} leases were ended"));
+            }
+        }
+        for pod in 0..self.pods.len() {
+            let desk = &self.pods[pod].desk;
+            let rest = (desk.waiting(), desk.outstanding(), desk.next_deadline());
+            if rest != (0, 0, None) {
+                self.fail(|| format!("pod {pod} keeps {rest:?}"));
+            }
+        }
+    }
+}

@@ -1,0 +1,181 @@
+//! What clients do: read, load, store, write to the database and tell the cache.
+
+use super::*;
+
+impl World {
+    pub(super) fn act(&mut self, actor: usize) {
+        match self.actors[actor].step {
+            Step::Idle => self.begin_operation(actor),
+            Step::Loading => self.load(actor),
+            Step::Writing(key, version, set) => {
+                let cmd = if set { Cmd::Set { key, version, condition: Condition::Always, fill: false } } else { Cmd::Del(key) };
+                let ahead = (set && self.config.groups && self.random.u8(..4) == 0).then_some(Cmd::Get(key));
+                if self.send(actor, ahead.into_iter().chain([cmd])).is_none() {
+                    self.at(1, Event::Act(actor));
+                }
+            }
+            Step::Reading | Step::Filling => {}
+        }
+    }
+
+    pub(super) fn begin_operation(&mut self, actor: usize) {
+        if self.actors[actor].left == 0 {
+            return;
+        }
+        let key = self.random.usize(..self.config.keys);
+        let sets = self.pods[self.actors[actor].pod].sets;
+        match self.random.u8(..10) {
+            0..2 if !self.config.calm && !self.locks[key] => {
+                self.database[key] += 1;
+                self.locks[key] = sets;
+                self.actors[actor].left -= 1;
+                self.actors[actor].step = Step::Writing(key, self.database[key], sets);
+                let pause = self.delay();
+                self.at(pause, Event::Act(actor));
+            }
+            2 if self.config.groups => {
+                let mut keys: Vec<usize> = (0..self.config.keys).collect();
+                self.random.shuffle(&mut keys);
+                keys.truncate(self.random.usize(1..=self.config.keys));
+                self.read(actor, Cmd::Mget(keys));
+            }
+            _ => self.read(actor, Cmd::Get(key)),
+        }
+    }
+
+    pub(super) fn read(&mut self, actor: usize, cmd: Cmd) {
+        if self.send(actor, [cmd]).is_some() {
+            self.actors[actor].left -= 1;
+            self.actors[actor].step = Step::Reading;
+        } else {
+            self.at(1, Event::Act(actor));
+        }
+    }
+
+    /// The next step of a load: the database is read at some moment of it, and some time later the value is stored, if at all.
+    pub(super) fn load(&mut self, actor: usize) {
+        let Some(load) = self.actors[actor].loads.last().copied() else {
+            self.actors[actor].step = Step::Idle;
+            let pause = self.delay() * 4;
+            return self.at(pause, Event::Act(actor));
+        };
+        let pod = self.actors[actor].pod;
+        let Some(version) = load.version else {
+            let version = self.database[load.key];
+            if let Some(load) = self.actors[actor].loads.last_mut() {
+                load.version = Some(version);
+            }
+            let rule = self.config.rule;
+            let pause = match self.random.u8(..16) {
+                0 if !self.config.calm && self.pods[pod].sharing == Sharing::Exclusive => self.random.u64(..rule.memory),
+                1 if !self.config.calm => self.random.u64(..rule.lease),
+                _ => self.random.u64(..20),
+            };
+            return self.at(pause, Event::Act(actor));
+        };
+        let (sharing, rule) = (self.pods[pod].sharing, self.config.rule);
+        let promised = if sharing == Sharing::Exclusive { rule.memory } else { rule.lease };
+        let is_too_late = self.now + rule.lease / 4 + 1 >= load.nil_at + promised;
+        if is_too_late || self.random.u8(..10) < self.config.unfilled {
+            self.actors[actor].loads.pop();
+            return self.at(0, Event::Act(actor));
+        }
+        self.counts.late += u64::from(self.now > load.nil_at + rule.lease);
+        let condition = if self.random.u8(..6) == 0 { Condition::Missing } else { Condition::Always };
+        let fill = Cmd::Set { key: load.key, version, condition, fill: true };
+        let twice = (sharing == Sharing::Exclusive && self.random.u8(..10) == 0).then(|| fill.clone());
+        if self.send(actor, [fill].into_iter().chain(twice)).is_some() {
+            self.actors[actor].loads.pop();
+            self.actors[actor].step = Step::Filling;
+        } else {
+            self.at(1, Event::Act(actor));
+        }
+    }
+
+    /// Sends commands, all at once. `None`: no connection is free.
+    pub(super) fn send(&mut self, actor: usize, cmds: impl IntoIterator<Item = Cmd>) -> Option<()> {
+        let pod = self.actors[actor].pod;
+        let conn = match self.pods[pod].sharing {
+            Sharing::Pool => {
+                let free: Vec<usize> = self.pods[pod].conns.iter().copied().filter(|conn| !self.conns[*conn].busy).collect();
+                *free.get(self.random.usize(..free.len().max(1)))?
+            }
+            _ => self.actors[actor].conn,
+        };
+        let delay = self.delay();
+        self.actors[actor].conn = conn;
+        self.conns[conn].busy = true;
+        let at = self.conns[conn].arrive_after.max(self.now + delay);
+        self.conns[conn].arrive_after = at;
+        for cmd in cmds {
+            let floors = match &cmd {
+                Cmd::Get(key) => vec![self.cache.floors[*key]],
+                Cmd::Mget(keys) => keys.iter().map(|key| self.cache.floors[*key]).collect(),
+                _ => Vec::new(),
+            };
+            let place = self.conns[conn].push(actor, cmd.clone(), floors);
+            self.actors[actor].awaits += 1;
+            self.at_time(at, Event::Arrive { conn, place, cmd });
+        }
+        Some(())
+    }
+
+    /// A client gets a reply.
+    pub(super) fn deliver(&mut self, conn: usize, place: u32, actor: usize, got: Got) {
+        let _ = place;
+        self.actors[actor].awaits -= 1;
+        if let (Step::Writing(key, version, _), Got::Done) = (self.actors[actor].step, &got) {
+            self.cache.acknowledged(key, version);
+        }
+        if self.actors[actor].awaits > 0 {
+            return;
+        }
+        if self.pods[self.actors[actor].pod].sharing == Sharing::Pool {
+            self.conns[conn].busy = false;
+        }
+        let pause = self.delay();
+        if self.actors[actor].step == Step::Reading || self.actors[actor].step == Step::Filling {
+            self.actors[actor].step = Step::Loading;
+        } else {
+            self.actors[actor].step = Step::Idle;
+        }
+        self.at(pause, Event::Act(actor));
+    }
+
+    pub(super) fn close(&mut self, conn: usize) {
+        let pod = self.conns[conn].pod;
+        // In a pool a fill may be lost though the holder's connection stands: that is a silent holder, and not calm.
+        if !self.conns[conn].open || (self.config.calm && self.pods[pod].sharing == Sharing::Pool) {
+            return;
+        }
+        self.conns[conn].open = false;
+        let fresh = self.conns.len();
+        self.conns.push(Conn::new(pod, self.config.keys));
+        self.pods[pod].conns.iter_mut().filter(|own| **own == conn).for_each(|own| *own = fresh);
+        let lost = std::mem::take(&mut self.conns[conn].places);
+        for actor in 0..self.actors.len() {
+            if self.actors[actor].pod != pod || self.actors[actor].conn != conn {
+                continue;
+            }
+            self.actors[actor].conn = fresh;
+            let awaited = lost.iter().filter(|place| place.actor == actor).count() as u32;
+            if self.pods[pod].sharing == Sharing::Exclusive {
+                // The process is gone, and what it was loading.
+                self.actors[actor].loads.clear();
+            }
+            if awaited > 0 && self.actors[actor].awaits == awaited {
+                self.actors[actor].awaits = 0;
+                let step = self.actors[actor].step;
+                self.actors[actor].step = if step == Step::Filling { Step::Loading } else { Step::Idle };
+                self.at(1, Event::Act(actor));
+            } else {
+                self.actors[actor].awaits -= awaited;
+            }
+        }
+        let swallow = self.config.broken == Some(Switch::DisconnectKeepsLease);
+        let mut effects = Vec::new();
+        self.pods[pod].desk.closed(self.now, conn as u64 + 1, &mut effects);
+        effects.retain(|effect| !(swallow && matches!(effect, Effect::GiveBack { .. })));
+        self.carry_out(pod, effects);
+    }
+}

@@ -1,0 +1,469 @@
+//! A simulated world: clients, pods with a desk each, a cache with a replica, a database, and a network that is slow anywhere.
+//!
+//! One history is one seed. Time is virtual; what can be late is late at random, in order per connection. See [`super::simulation`]
+//! for what is asked of it.
+
+mod checks;
+mod clients;
+mod connection;
+mod pods;
+mod server;
+
+use std::cmp::Reverse;
+use std::collections::{BTreeSet, BinaryHeap, VecDeque};
+
+use super::super::model::{Condition, Filled, Set};
+use super::super::*;
+use super::Switch;
+use super::cache::Cache;
+
+/// What may happen in a history.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Config {
+    pub(super) pods: u64,
+    pub(super) keys: usize,
+    pub(super) actors: usize,
+    pub(super) operations: u32,
+    pub(super) rule: Rule,
+    /// Clients share connections: [`Sharing`] is drawn for each pod.
+    pub(super) sharing: bool,
+    /// Reads and fills alone; nobody is slow, and connections that close are the only trouble.
+    pub(super) calm: bool,
+    /// Of ten loads so many end without a SET.
+    pub(super) unfilled: u8,
+    pub(super) faults: bool,
+    /// With faults, one history of so many has a failover.
+    pub(super) failover_in: u8,
+    pub(super) early: bool,
+    pub(super) groups: bool,
+    pub(super) broken: Option<Switch>,
+    /// Print every step.
+    pub(super) shown: bool,
+}
+
+/// How the clients of a pod use connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Sharing {
+    /// Each actor has its own.
+    Exclusive,
+    /// Any free one for each command.
+    Pool,
+    /// One for all.
+    Multiplexed,
+}
+
+/// A version of a key's value.
+pub(super) type Version = u32;
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Cmd {
+    Get(usize),
+    Mget(Vec<usize>),
+    /// `fill`: what was loaded, not what was written to the database.
+    Set {
+        key: usize,
+        version: Version,
+        condition: Condition,
+        fill: bool,
+    },
+    Del(usize),
+}
+
+/// What goes to the cache.
+#[derive(Debug, Clone)]
+enum Req {
+    Client { conn: usize, place: u32, cmd: Cmd, verdict: Verdict },
+    Begin { key: usize, fresh: u64, mode: Mode, rule: Rule },
+    Release { key: usize, token: Token },
+}
+
+/// What comes back.
+#[derive(Debug, Clone)]
+enum Rep {
+    Values(Vec<Option<Version>>),
+    Begun(Begun<Version>),
+    Written(Written, bool),
+    Released(bool),
+    Done,
+    Failed,
+}
+
+/// What a client gets.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Got {
+    Replies(Vec<Reply<Version>>),
+    Done,
+    Error,
+}
+
+#[derive(Debug)]
+enum Event {
+    Act(usize),
+    Arrive {
+        conn: usize,
+        place: u32,
+        cmd: Cmd,
+    },
+    Exec {
+        pod: usize,
+        epoch: u32,
+        req: Req,
+    },
+    Back {
+        pod: usize,
+        epoch: u32,
+        req: Req,
+        rep: Rep,
+    },
+    Deliver {
+        conn: usize,
+        place: u32,
+        actor: usize,
+        got: Got,
+    },
+    Tick(usize),
+    Wake(usize, usize),
+    Close(usize),
+    Evict,
+    Sync,
+    Failover,
+    /// A pod's connection to the cache breaks.
+    Break(usize),
+    Topology(usize),
+}
+
+/// A command that a connection's client sent and that is not answered.
+#[derive(Debug)]
+struct Place {
+    place: u32,
+    actor: usize,
+    cmd: Cmd,
+    /// When it came to the sidecar.
+    arrived: Millis,
+    /// The oldest versions that it may read.
+    floors: Vec<Version>,
+    /// The cache has answered.
+    answered: bool,
+    /// When its miss was found.
+    missed: Option<Millis>,
+    /// What the cache said, with gaps.
+    values: Vec<Option<Version>>,
+    /// What it must not see: written behind it before its own answer was known.
+    forbidden: Vec<Version>,
+    /// When it was executed, where it is a write.
+    executed: Option<Millis>,
+    got: Option<Got>,
+}
+
+#[derive(Debug)]
+struct Conn {
+    pod: usize,
+    open: bool,
+    busy: bool,
+    shared: bool,
+    next: u32,
+    places: VecDeque<Place>,
+    arrive_after: Millis,
+    deliver_after: Millis,
+    /// Reads and writes up to here have a place in the cache's history not before this.
+    points: Vec<Millis>,
+}
+
+struct Pod {
+    desk: Desk<Version>,
+    sharing: Sharing,
+    /// Its clients write to the database and SET; otherwise they DEL.
+    sets: bool,
+    conns: Vec<usize>,
+    exec_after: Millis,
+    back_after: Millis,
+    tick_at: Option<Millis>,
+    link: u32,
+    watched: BTreeSet<usize>,
+    grants: u32,
+    leads: u32,
+    /// When a lease was won that nobody leads yet, for each key.
+    granted: Vec<Option<Millis>>,
+}
+
+/// A load that a client owes.
+#[derive(Debug, Clone, Copy)]
+struct Load {
+    key: usize,
+    /// When the sidecar decided its nil.
+    nil_at: Millis,
+    version: Option<Version>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Step {
+    Idle,
+    Reading,
+    Loading,
+    /// The second tells whether a SET is to be sent after the database was written.
+    Writing(usize, Version, bool),
+    Filling,
+}
+
+#[derive(Debug)]
+struct Actor {
+    pod: usize,
+    conn: usize,
+    left: u32,
+    step: Step,
+    loads: Vec<Load>,
+    awaits: u32,
+}
+
+/// Counts of one history, so that a test sees that its subject happened at all.
+#[derive(Debug, Default, Clone, Copy)]
+pub(super) struct Counts {
+    pub(super) leads: u64,
+    pub(super) values: u64,
+    pub(super) stale: u64,
+    pub(super) waited: u64,
+    pub(super) timed_out: u64,
+    pub(super) passed: u64,
+    pub(super) unparked: u64,
+    pub(super) shared: u64,
+    pub(super) local: u64,
+    pub(super) stored: u64,
+    pub(super) removed: u64,
+    pub(super) updates: u64,
+    pub(super) early: u64,
+    pub(super) failovers: u64,
+    pub(super) late: u64,
+}
+
+impl Counts {
+    pub(super) fn add(&mut self, other: &Self) {
+        let Self { leads, values, stale, waited, timed_out, passed, unparked, shared, local, stored, removed, updates, .. } =
+            other;
+        self.leads += leads;
+        self.values += values;
+        self.stale += stale;
+        self.waited += waited;
+        self.timed_out += timed_out;
+        self.passed += passed;
+        self.unparked += unparked;
+        self.shared += shared;
+        self.local += local;
+        self.stored += stored;
+        self.removed += removed;
+        self.updates += updates;
+        self.early += other.early;
+        self.failovers += other.failovers;
+        self.late += other.late;
+    }
+}
+
+pub(super) struct World {
+    config: Config,
+    pub(super) now: Millis,
+    random: fastrand::Rng,
+    queue: BinaryHeap<Reverse<(Millis, u32)>>,
+    events: Vec<Option<Event>>,
+    cache: Cache,
+    database: Vec<Version>,
+    /// An update by SET is under way.
+    locks: Vec<bool>,
+    pods: Vec<Pod>,
+    conns: Vec<Conn>,
+    actors: Vec<Actor>,
+    pub(super) counts: Counts,
+    pub(super) failure: Option<String>,
+}
+
+/// Where nobody is slow, BEGINs are answered within this.
+const MOST_DELAY_MS: Millis = 30;
+
+const NAMES: [&[u8]; 4] = [b"a", b"b", b"c", b"d"];
+
+fn key_of(name: &[u8]) -> usize {
+    usize::from(name[0] - b'a')
+}
+
+/// Runs one history.
+pub(super) fn run(config: Config, seed: u64) -> (Counts, Result<(), String>) {
+    let mut world = World::new(config, seed);
+    world.play();
+    let failure = world.failure.take();
+    (world.counts, failure.map_or(Ok(()), Err))
+}
+
+impl World {
+    fn new(config: Config, seed: u64) -> Self {
+        let mut random = fastrand::Rng::with_seed(seed);
+        let (mut pods, mut conns, mut actors) = (Vec::new(), Vec::<Conn>::new(), Vec::new());
+        for pod in 0..config.pods {
+            let sharing = match random.u8(..3) {
+                1 if config.sharing => Sharing::Pool,
+                2 if config.sharing => Sharing::Multiplexed,
+                _ => Sharing::Exclusive,
+            };
+            let mut desk = Desk::new(seed.wrapping_mul(31) + pod);
+            desk.broken = config.broken;
+            pods.push(Pod {
+                desk,
+                sharing,
+                sets: sharing == Sharing::Exclusive && random.bool(),
+                conns: Vec::new(),
+                exec_after: 0,
+                back_after: 0,
+                tick_at: None,
+                link: 0,
+                watched: BTreeSet::new(),
+                grants: 0,
+                leads: 0,
+                granted: vec![None; config.keys],
+            });
+        }
+        for actor in 0..config.actors {
+            let pod = actor % pods.len();
+            let own = pods[pod].sharing != Sharing::Multiplexed || pods[pod].conns.is_empty();
+            let conn = if own { conns.len() } else { pods[pod].conns[0] };
+            if own {
+                conns.push(Conn::new(pod, config.keys));
+                pods[pod].conns.push(conn);
+            }
+            let left = random.u32(1..=config.operations);
+            actors.push(Actor { pod, conn, left, step: Step::Idle, loads: Vec::new(), awaits: 0 });
+        }
+        let mut world = Self {
+            config,
+            now: 1_000,
+            random,
+            queue: BinaryHeap::new(),
+            events: Vec::new(),
+            cache: Cache::new(config.keys, config.broken),
+            database: vec![1; config.keys],
+            locks: vec![false; config.keys],
+            pods,
+            conns,
+            actors,
+            counts: Counts::default(),
+            failure: None,
+        };
+        world.plan_all();
+        world
+    }
+
+    /// What befalls the world of itself.
+    fn plan_all(&mut self) {
+        for actor in 0..self.actors.len() {
+            let pause = self.random.u64(..30);
+            self.at(pause, Event::Act(actor));
+        }
+        if self.config.faults {
+            for _ in 0..self.random.u32(..6) {
+                let at = self.random.u64(..2_000);
+                self.at(at, Event::Evict);
+            }
+            for _ in 0..self.random.u32(..12) {
+                let at = self.random.u64(..1_500);
+                self.at(at, Event::Sync);
+            }
+            if self.random.u8(..self.config.failover_in) == 0 {
+                let at = self.random.u64(..500);
+                self.at(at, Event::Failover);
+            }
+            for _ in 0..self.random.u32(..3) {
+                let (at, pod) = (self.random.u64(..1_500), self.random.usize(..self.pods.len()));
+                self.at(at, Event::Break(pod));
+            }
+        }
+        if self.config.faults || self.config.calm {
+            for _ in 0..self.random.u32(..3) {
+                let at = self.random.u64(..if self.config.calm { 60 } else { 1_000 });
+                let conn = self.random.usize(..self.conns.len());
+                self.at(at, Event::Close(conn));
+            }
+        }
+    }
+
+    fn at(&mut self, delay: Millis, event: Event) {
+        self.at_time(self.now + delay, event);
+    }
+
+    fn at_time(&mut self, at: Millis, event: Event) {
+        self.queue.push(Reverse((at, self.events.len() as u32)));
+        self.events.push(Some(event));
+    }
+
+    /// How long a step takes: mostly little, now and then very long.
+    fn delay(&mut self) -> Millis {
+        let lease = self.config.rule.lease;
+        match self.random.u8(..32) {
+            _ if self.config.calm => self.random.u64(..3),
+            0 => self.random.u64(..lease / 4),
+            1..4 => self.random.u64(..20),
+            _ => self.random.u64(..3),
+        }
+    }
+
+    fn play(&mut self) {
+        let mut steps = 0;
+        while let Some(Reverse((at, event))) = self.queue.pop() {
+            self.now = at;
+            if let Some(event) = self.events[event as usize].take() {
+                self.step(event);
+            }
+            steps += 1;
+            if steps > 200_000 {
+                self.fail(|| "it does not end".to_owned());
+            }
+            if self.failure.is_some() {
+                return;
+            }
+        }
+        self.at_the_end();
+    }
+
+    fn step(&mut self, event: Event) {
+        if self.config.shown && !matches!(event, Event::Tick(_)) {
+            println!("{} {event:?}", self.now);
+        }
+        match event {
+            Event::Act(actor) => self.act(actor),
+            Event::Arrive { conn, place, cmd } => self.arrive(conn, place, cmd),
+            Event::Exec { pod, epoch, req } => self.execute(pod, epoch, req),
+            Event::Back { pod, epoch, req, rep } => {
+                let rep = if epoch == self.epoch(pod) { rep } else { Rep::Failed };
+                self.come_back(pod, req, rep);
+            }
+            Event::Deliver { conn, place, actor, got } => self.deliver(conn, place, actor, got),
+            Event::Tick(pod) => {
+                self.pods[pod].tick_at = None;
+                self.with_desk(pod, |desk, now, effects| desk.tick(now, effects));
+            }
+            Event::Wake(pod, key) => self.with_desk(pod, |desk, now, effects| desk.wake(now, 0, NAMES[key], effects)),
+            Event::Close(conn) => self.close(conn),
+            Event::Evict => {
+                let (key, which) = (self.random.usize(..self.config.keys), self.random.u8(..3));
+                self.cache.evict(self.now, key, which);
+            }
+            Event::Sync => self.cache.synchronise(self.now),
+            Event::Failover => {
+                self.counts.failovers += 1;
+                self.cache.fail_over(self.now, self.random.u64(..30));
+                for pod in 0..self.pods.len() {
+                    let delay = self.random.u64(..30);
+                    self.at(delay, Event::Topology(pod));
+                }
+            }
+            Event::Break(pod) => self.pods[pod].link += 1,
+            Event::Topology(pod) => self.with_desk(pod, |desk, now, effects| desk.topology_changed(now, effects)),
+        }
+    }
+
+    /// What is under way on a pod's connection to the cache fails when this changes.
+    fn epoch(&self, pod: usize) -> u32 {
+        self.cache.epoch * 1_000 + self.pods[pod].link
+    }
+
+    fn fail(&mut self, text: impl FnOnce() -> String) {
+        if self.failure.is_none() {
+            self.failure = Some(format!("at {}: {}", self.now, text()));
+        }
+    }
+}

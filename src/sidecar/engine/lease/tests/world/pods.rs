@@ -1,0 +1,313 @@
+//! What a sidecar does around its desk.
+
+use super::*;
+
+impl World {
+    pub(super) fn with_desk(&mut self, pod: usize, event: impl FnOnce(&mut Desk<Version>, Millis, &mut Vec<Effect<Version>>)) {
+        let mut effects = Vec::new();
+        event(&mut self.pods[pod].desk, self.now, &mut effects);
+        self.carry_out(pod, effects);
+    }
+
+    pub(super) fn carry_out(&mut self, pod: usize, effects: Vec<Effect<Version>>) {
+        for effect in effects {
+            if self.config.shown {
+                println!("{}     pod {pod}: {effect:?}", self.now);
+            }
+            match effect {
+                Effect::Ask { name, mode, fresh, rule } => {
+                    self.forward(pod, Req::Begin { key: key_of(&name.key), fresh, mode, rule });
+                }
+                Effect::GiveBack { name, token } => self.forward(pod, Req::Release { key: key_of(&name.key), token }),
+                Effect::Answer { asker, answer } => self.answered(pod, asker, answer),
+                Effect::Early { asker, refresh } => {
+                    self.counts.early += u64::from(refresh);
+                    let conn = asker.connection as usize - 1;
+                    let Some(place) = self.conns[conn].place(asker.place) else { continue };
+                    let found = place.values[0];
+                    let reply = match found {
+                        Some(version) if !refresh => Reply::Value(version),
+                        _ => Reply::Nil(Why::Lead),
+                    };
+                    if refresh {
+                        self.pods[pod].leads += 1;
+                    }
+                    self.answer(conn, asker.place, Got::Replies(vec![reply]));
+                }
+                Effect::Watch { name } => {
+                    self.pods[pod].watched.insert(key_of(&name.key));
+                    let delay = self.delay();
+                    self.at(delay, Event::Wake(pod, key_of(&name.key)));
+                }
+                Effect::Unwatch { name } => {
+                    self.pods[pod].watched.remove(&key_of(&name.key));
+                }
+                Effect::Disarmed { .. } => {}
+            }
+        }
+        let desk = &self.pods[pod];
+        if desk.leads > desk.grants {
+            self.fail(|| format!("pod {pod}: a lease, two loads"));
+        }
+        if let Some(at) = self.pods[pod].desk.next_deadline()
+            && self.pods[pod].tick_at.is_none_or(|planned| at < planned)
+        {
+            self.pods[pod].tick_at = Some(at.max(self.now));
+            self.at_time(at.max(self.now), Event::Tick(pod));
+        }
+    }
+
+    pub(super) fn forward(&mut self, pod: usize, req: Req) {
+        let delay = self.delay();
+        let at = self.pods[pod].exec_after.max(self.now + delay);
+        self.pods[pod].exec_after = at;
+        self.at_time(at, Event::Exec { pod, epoch: self.epoch(pod), req });
+    }
+
+    /// A command comes to its sidecar.
+    pub(super) fn arrive(&mut self, conn: usize, place: u32, cmd: Cmd) {
+        if !self.conns[conn].open {
+            return self.unlock(&cmd);
+        }
+        let pod = self.conns[conn].pod;
+        let connection = conn as u64 + 1;
+        let ignore = self.config.broken == Some(Switch::OvertakenIgnored);
+        let command = match &cmd {
+            Cmd::Get(key) => Command::Get(0, NAMES[*key]),
+            Cmd::Set { key, .. } => Command::Set(0, NAMES[*key]),
+            Cmd::Mget(_) | Cmd::Del(_) => Command::Other,
+        };
+        if !ignore {
+            self.with_desk(pod, |desk, now, effects| desk.arrives(now, connection, command, effects));
+        }
+        self.conns[conn].arrived(place, self.now);
+        let mut effects = Vec::new();
+        let mut verdict = Verdict::Update;
+        if let Cmd::Set { key, .. } = &cmd {
+            verdict = self.pods[pod].desk.write(self.now, connection, 0, NAMES[*key], &mut effects);
+            if self.config.broken == Some(Switch::MissesIgnored) {
+                verdict = Verdict::Update;
+            }
+        }
+        if let (Cmd::Del(key), Some(Switch::DeleteEndsMisses)) = (&cmd, self.config.broken) {
+            self.pods[pod].desk.forget_misses(NAMES[*key]);
+        }
+        self.forward(pod, Req::Client { conn, place, cmd, verdict });
+        self.carry_out(pod, effects);
+    }
+
+    pub(super) fn unlock(&mut self, cmd: &Cmd) {
+        if let Cmd::Set { key, fill: false, .. } = cmd {
+            self.locks[*key] = false;
+        }
+    }
+
+    /// The cache's answer comes back to a pod.
+    pub(super) fn come_back(&mut self, pod: usize, req: Req, rep: Rep) {
+        match (req, rep) {
+            (Req::Client { conn, place, cmd: Cmd::Get(key), .. }, Rep::Values(values)) => {
+                self.read_back(pod, conn, place, &[key], values);
+            }
+            (Req::Client { conn, place, cmd: Cmd::Mget(keys), .. }, Rep::Values(values)) => {
+                self.read_back(pod, conn, place, &keys, values);
+            }
+            (Req::Client { conn, place, cmd: Cmd::Get(key), .. }, _) => self.miss(pod, conn, place, &[key], vec![None], true),
+            (Req::Client { conn, place, cmd: Cmd::Mget(keys), .. }, _) => {
+                let values = vec![None; keys.len()];
+                self.miss(pod, conn, place, &keys, values, true);
+            }
+            (Req::Client { conn, place, cmd, verdict }, rep) => self.write_back(pod, conn, place, &cmd, verdict, rep),
+            (Req::Begin { key, fresh, mode, rule }, rep) => {
+                let begun = match rep {
+                    Rep::Begun(begun) => begun,
+                    // What is safe to repeat is repeated, once in a while.
+                    _ if self.random.bool() => return self.forward(pod, Req::Begin { key, fresh, mode, rule }),
+                    _ => Begun::Failed,
+                };
+                if matches!(begun, Begun::Leased { .. }) {
+                    self.pods[pod].grants += 1;
+                    self.pods[pod].granted[key] = Some(self.now);
+                }
+                let name = Name { database: 0, key: NAMES[key].into() };
+                self.with_desk(pod, |desk, now, effects| desk.begun(now, &name, fresh, begun, effects));
+            }
+            (Req::Release { key, .. }, Rep::Released(true)) => self.publish(key),
+            (Req::Release { .. }, _) => {}
+        }
+    }
+
+    pub(super) fn read_back(&mut self, pod: usize, conn: usize, place: u32, keys: &[usize], values: Vec<Option<Version>>) {
+        if values.iter().any(Option::is_none) {
+            return self.miss(pod, conn, place, keys, values, false);
+        }
+        let Some(own) = self.conns[conn].place(place) else { return };
+        (own.answered, own.values) = (true, values.clone());
+        if let ([key], [Some(version)]) = (keys, &values[..]) {
+            let connection = conn as u64 + 1;
+            let overtaken = self.conns[conn].is_overtaken(place, *key);
+            self.with_desk(pod, |desk, now, effects| desk.seen(now, connection, 0, NAMES[*key], version, effects));
+            let tries = self.config.early && !overtaken && self.random.u8(..8) == 0;
+            if tries && self.config.broken == Some(Switch::EarlyWithoutLease) {
+                if let Some(own) = self.conns[conn].place(place) {
+                    own.missed = Some(self.now);
+                }
+                return self.answer(conn, place, Got::Replies(vec![Reply::Nil(Why::Lead)]));
+            }
+            if tries {
+                let missing = Missing { key: NAMES[*key], rule: self.config.rule };
+                let asker = Asker { connection, place };
+                let mut effects = Vec::new();
+                let held = self.pods[pod].desk.expires_early(self.now, asker, 0, &missing, &mut effects);
+                if let Some(own) = self.conns[conn].place(place).filter(|_| held) {
+                    own.missed = Some(self.now);
+                }
+                self.carry_out(pod, effects);
+                if held {
+                    return;
+                }
+            }
+        }
+        let replies = values.into_iter().flatten().map(Reply::Value).collect();
+        self.answer(conn, place, Got::Replies(replies));
+    }
+
+    pub(super) fn miss(&mut self, pod: usize, conn: usize, place: u32, keys: &[usize], values: Vec<Option<Version>>, away: bool) {
+        let (now, rule) = (self.now, self.config.rule);
+        let forbidden = self.conns[conn].written_behind(place, keys);
+        let Some(own) = self.conns[conn].place(place) else { return };
+        (own.answered, own.missed, own.forbidden) = (true, Some(now), forbidden);
+        let missing: Vec<Missing<'_>> = keys
+            .iter()
+            .zip(&values)
+            .filter(|(_, value)| value.is_none())
+            .map(|(key, _)| Missing { key: NAMES[*key], rule })
+            .collect();
+        own.values = values;
+        let overtaken = keys.len() > 1 && self.conns[conn].is_overtaken(place, usize::MAX)
+            || keys.len() == 1 && self.conns[conn].is_overtaken(place, keys[0]);
+        let reader = Reader {
+            asker: Asker { connection: conn as u64 + 1, place },
+            database: 0,
+            overtaken: overtaken && self.config.broken != Some(Switch::OvertakenIgnored),
+            shared: self.conns[conn].shared,
+        };
+        self.with_desk(pod, |desk, now, effects| {
+            if away {
+                desk.cache_away(now, reader, &missing, effects);
+            } else {
+                desk.read_missed(now, reader, &missing, effects);
+            }
+        });
+    }
+
+    pub(super) fn write_back(&mut self, pod: usize, conn: usize, place: u32, cmd: &Cmd, verdict: Verdict, rep: Rep) {
+        if let (Cmd::Set { key, .. }, true) = (cmd, verdict != Verdict::Update) {
+            let (written, waited_for) = match rep {
+                Rep::Written(written, waited_for) => (written, waited_for),
+                _ => (Written::Failed, false),
+            };
+            if waited_for {
+                self.publish(*key);
+            }
+            let connection = conn as u64 + 1;
+            self.with_desk(pod, |desk, now, effects| desk.wrote(now, connection, 0, NAMES[*key], written, effects));
+        }
+        let got = if matches!(rep, Rep::Failed) { Got::Error } else { Got::Done };
+        if let Some(own) = self.conns[conn].place(place) {
+            own.answered = true;
+        }
+        self.answer(conn, place, got);
+    }
+
+    /// Tells all pods that listen.
+    pub(super) fn publish(&mut self, key: usize) {
+        for pod in 0..self.pods.len() {
+            if self.pods[pod].watched.contains(&key) {
+                let delay = self.delay();
+                self.at(delay, Event::Wake(pod, key));
+            }
+        }
+    }
+
+    /// The desk answers a read.
+    pub(super) fn answered(&mut self, pod: usize, asker: Asker, answer: Answer<Version>) {
+        let conn = asker.connection as usize - 1;
+        let wait = self.config.rule.wait;
+        let now = self.now;
+        let Some(own) = self.conns[conn].place(asker.place) else {
+            return self.fail(|| format!("{asker:?} is answered, but nobody asked"));
+        };
+        let waited = now - own.missed.unwrap_or(0);
+        let (values, missing) = (own.values.clone(), own.missing());
+        if waited > wait {
+            self.fail(|| format!("{asker:?} waited {waited} ms"));
+        }
+        let Answer::Replies(replies) = answer else {
+            self.counts.timed_out += 1;
+            if self.config.calm {
+                self.fail(|| format!("{asker:?} timed out though nobody is slow"));
+            }
+            return self.answer(conn, asker.place, Got::Error);
+        };
+        for (reply, key) in replies.iter().zip(missing) {
+            self.count(pod, key, reply);
+        }
+        self.counts.waited += u64::from(waited > 10);
+        let mut replies = replies.into_iter();
+        let filled = values.into_iter().map(|value| match value {
+            Some(version) => Reply::Value(version),
+            None => replies.next().expect("a reply for each missing key"),
+        });
+        let filled = filled.collect();
+        self.answer(conn, asker.place, Got::Replies(filled));
+    }
+
+    pub(super) fn count(&mut self, pod: usize, key: usize, reply: &Reply<Version>) {
+        if let Reply::Nil(why) = reply {
+            self.check_nil(pod, key, *why);
+        }
+        let counts = &mut self.counts;
+        let counter = match reply {
+            Reply::Value(_) => &mut counts.values,
+            Reply::Stale(_) => &mut counts.stale,
+            Reply::Nil(Why::Lead) => {
+                self.pods[pod].leads += 1;
+                &mut counts.leads
+            }
+            Reply::Nil(Why::Again | Why::Passed | Why::Untracked) => &mut counts.passed,
+            Reply::Nil(Why::LocalLead) => &mut counts.local,
+            Reply::Nil(Why::Shared) => &mut counts.shared,
+            Reply::Nil(Why::Unparked) => &mut counts.unparked,
+            Reply::Nil(Why::WaitEnd) => &mut counts.timed_out,
+        };
+        *counter += 1;
+    }
+
+    /// An answer is known; it leaves when its turn has come.
+    pub(super) fn answer(&mut self, conn: usize, place: u32, got: Got) {
+        let Some(own) = self.conns[conn].place(place) else { return };
+        own.got = Some(got);
+        while self.conns[conn].places.front().is_some_and(|front| front.got.is_some()) {
+            let Some(front) = self.conns[conn].places.pop_front() else { return };
+            self.check(conn, &front);
+            let Some(got) = front.got else { return };
+            let keys = match &front.cmd {
+                Cmd::Get(key) => vec![*key],
+                Cmd::Mget(keys) => keys.clone(),
+                _ => Vec::new(),
+            };
+            if let Got::Replies(replies) = &got {
+                let nils = keys.iter().zip(replies).filter(|(_, reply)| matches!(reply, Reply::Nil(_)));
+                let nil_at = front.missed.unwrap_or(self.now);
+                let loads: Vec<Load> = nils.map(|(key, _)| Load { key: *key, nil_at, version: None }).collect();
+                if !matches!(self.actors[front.actor].step, Step::Writing(..)) {
+                    self.actors[front.actor].loads = loads;
+                }
+            }
+            let delay = self.delay();
+            let at = self.conns[conn].deliver_after.max(self.now + delay);
+            self.conns[conn].deliver_after = at;
+            self.at_time(at, Event::Deliver { conn, place: front.place, actor: front.actor, got });
+        }
+    }
+}
