@@ -217,6 +217,45 @@ fn covered_keys_get_their_ttl_within_transactions() {
     }
 }
 
+/// What a transaction reads and writes counts for its rule as elsewhere, once EXEC has carried it out; its commands count for the node.
+#[test]
+fn transactions_are_counted() {
+    let servers = SentinelCluster::start(Engine::Redis7, 1);
+    let mut snapshot = bypass(sentinel_topology(&servers));
+    snapshot["rules"] = serde_json::json!([{"name": "user", "keys": "user:{id}", "strategy":
+        {"cacheAside": {"ttl": {"default": "10m", "max": "24h", "jitter": "10%"}}}}]);
+    let sidecar = Sidecar::start(&snapshot);
+    let mut client = sidecar.client();
+    let counts = |client: &mut Client, rule: &str| {
+        let stats = client.line(&format!("LARDER.STATS {rule}")).items()[1].items();
+        let of = |name: &str| stats.chunks(2).find(|pair| pair[0].text() == name).unwrap()[1].int();
+        [of("hits"), of("misses"), of("ttl_added")]
+    };
+    let sent = || sidecar.metric(&format!("larder_node_requests_total{{node=\"127.0.0.1:{}\"}}", servers.primary_port()));
+    let before = sent();
+    let lines =
+        ["GET user:1", "SET user:1 x", "GET user:1", "HGET user:1 f", "INCR user:2", "GET other", "TTL user:3", "DEL user:1"];
+    for end in ["DISCARD", "EXEC"] {
+        assert_eq!(client.line("MULTI"), ok());
+        lines.iter().for_each(|line| assert_eq!(client.line(line), queued()));
+        client.line(end);
+    }
+    assert_eq!(counts(&mut client, "user"), [2, 1, 2], "HGET failed");
+    assert_eq!(counts(&mut client, "(unmatched)"), [0, 1, 0]);
+    assert_eq!(sent() - before, (2 * lines.len() + 1) as f64, "MULTI goes with the first command");
+    // A watched key that changes: nothing was carried out.
+    assert_eq!(client.line("WATCH user:9"), ok());
+    sidecar.client().line("SET user:9 y");
+    assert_eq!([client.line("MULTI"), client.line("GET user:9"), client.line("EXEC")], [ok(), queued(), Value::Nil]);
+    assert_eq!(counts(&mut client, "user"), [2, 1, 3], "the other client's SET alone");
+    // A long value, and a pop that blocks.
+    let long = vec![b'x'; 100_000];
+    assert_eq!(client.call(&[&b"SET"[..], b"user:4", &long]), ok());
+    assert_eq!(client.line("RPUSH user:5 a"), Value::Int(1));
+    assert_eq!(client.line("BLMOVE user:5 user:6 LEFT LEFT 1").text(), "a");
+    assert_eq!(counts(&mut client, "user"), [2, 1, 6]);
+}
+
 #[test]
 fn a_transaction_that_loses_its_server_says_what_became_of_it() {
     let mut sentinel = SentinelCluster::start(Engine::Redis7, 1);

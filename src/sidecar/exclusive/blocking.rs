@@ -5,6 +5,7 @@
 use std::rc::Rc;
 
 use super::connection::{Broken, Dedicated, Owed};
+use super::exec_filter::Queued;
 use super::follow::Follow;
 use super::pool::{Hold, acquire};
 use super::turn::{Turn, Want, turn};
@@ -34,8 +35,8 @@ pub async fn run(reader: &mut Reader) {
         Err(text) => return refuse(&session, &text),
     };
     let mut bytes = Vec::new();
-    let extra = guard::write_queued(&session, &command, spec, &mut bytes);
-    let call = Call { place: session.take_place(), slot, bytes, extra, repeatable: spec.access == Access::Read };
+    let queued = guard::write_queued(&session, &command, spec, &mut bytes);
+    let call = Call { place: session.take_place(), slot, bytes, queued, repeatable: spec.access == Access::Read };
     call.carry_out(reader, &session).await;
 }
 
@@ -44,8 +45,8 @@ struct Call {
     place: u32,
     slot: u16,
     bytes: Vec<u8>,
-    /// How many commands of Larder's own are behind the client's.
-    extra: u32,
+    /// What goes with the command.
+    queued: Queued,
     repeatable: bool,
 }
 
@@ -60,7 +61,12 @@ impl Call {
             };
             let mark = self.send(&mut connection, follow.asking);
             match self.sit_out(reader, &mut connection).await {
-                Outcome::Answered => return connection.give_back(),
+                Outcome::Answered => {
+                    if let Some(rule) = self.queued.given_ttl {
+                        session.worker().metrics().ttl_added(rule);
+                    }
+                    return connection.give_back();
+                }
                 Outcome::Gone => return session.end(Ending::Now),
                 Outcome::Refused(error) => {
                     let node = connection.address().clone();
@@ -91,7 +97,7 @@ impl Call {
         let mark = connection.mark();
         connection.queue(&self.bytes);
         connection.owe(Owed::Judged(self.place));
-        (0..self.extra).for_each(|_| connection.owe(Owed::Nobody));
+        (0..self.queued.extra).for_each(|_| connection.owe(Owed::Nobody));
         mark
     }
 

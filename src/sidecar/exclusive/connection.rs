@@ -4,14 +4,16 @@ use std::collections::VecDeque;
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::exec_filter::ExecFilter;
+use super::exec_filter::{ExecFilter, Queued};
 use super::pool::is_quiet;
-use crate::sidecar::resp::{ReplyError, ReplyScanner};
+use crate::sidecar::meter::Meter;
+use crate::sidecar::resp::{ReplyError, ReplyScanner, reply};
 use crate::sidecar::session::Session;
 use crate::sidecar::upstream::dial::Link;
 use crate::sidecar::upstream::mux::Lane;
@@ -19,6 +21,7 @@ use crate::sidecar::upstream::node::NodeAddr;
 use crate::sidecar::upstream::queue::ANY_SLOT;
 use crate::sidecar::upstream::router::Node;
 use crate::sidecar::worker::{SCRATCH_BYTES, Worker};
+use crate::telemetry::metrics::NodeMeter;
 
 /// A client with this much unread output is not read for.
 const SLOW_CLIENT_BYTES: usize = 64 * 1024;
@@ -81,6 +84,7 @@ pub enum Broken {
 pub struct Dedicated {
     worker: Rc<Worker>,
     node: Rc<Node>,
+    counters: Arc<NodeMeter>,
     lane: Lane,
     link: Link,
     _permit: Option<OwnedSemaphorePermit>,
@@ -108,6 +112,7 @@ impl Dedicated {
     pub fn new(worker: &Rc<Worker>, node: Rc<Node>, lane: Lane, link: Link, permit: Option<OwnedSemaphorePermit>) -> Self {
         Self {
             worker: worker.clone(),
+            counters: worker.metrics().node(node.address()),
             node,
             lane,
             link,
@@ -146,8 +151,11 @@ impl Dedicated {
         self.queued_total += bytes.len() as u64;
     }
 
-    /// Tells what becomes of the next reply that is not spoken for.
+    /// Tells what becomes of the next reply that is not spoken for. What is owed to somebody counts as a request.
     pub fn owe(&mut self, owed: Owed) {
+        if !matches!(owed, Owed::Nobody) {
+            self.counters.counters.requests.inc();
+        }
         if self.owed.is_empty() {
             self.heard = self.worker.now();
         }
@@ -303,7 +311,8 @@ impl Dedicated {
             if let (Some(Owed::Exec(place, filter)), Some(session)) = (self.owed.front_mut(), session)
                 && filter.takes(rest)
             {
-                let (taken, ended) = filter.feed(rest, &mut |part| {
+                let meter = self.worker.metrics();
+                let (taken, ended) = filter.feed(rest, &mut |command, element| count(meter, command, element), &mut |part| {
                     session.deliver_part(*place, part);
                 })?;
                 at += taken;
@@ -349,6 +358,9 @@ impl Dedicated {
         }
         let failed = !begun && reply[0] == b'-';
         let owed = self.owed.pop_front().ok_or(Broken::Unsolicited)?;
+        if failed && !matches!(owed, Owed::Nobody) {
+            self.counters.counters.errors.inc();
+        }
         match (owed, session) {
             (Owed::Kept, _) => self.kept.push(reply.to_vec()),
             (Owed::Judged(_), _) if failed => self.judged = Some(reply.to_vec()),
@@ -375,5 +387,18 @@ impl Dedicated {
         if reply.starts_with(b"-MOVED") || reply.starts_with(b"-READONLY") || reply.starts_with(b"-CLUSTERDOWN") {
             self.worker.refresh_topology();
         }
+    }
+}
+
+/// Counts for the rules of a command's keys, given the reply to it. An error is neither a hit nor a miss.
+fn count(meter: &Meter, command: Queued, reply: &[u8]) {
+    if reply.first() == Some(&b'-') {
+        return;
+    }
+    if let Some(rule) = command.reads {
+        meter.count_read(rule, reply::is_null(reply));
+    }
+    if let Some(rule) = command.given_ttl {
+        meter.ttl_added(rule);
     }
 }

@@ -1,12 +1,31 @@
 //! EXEC's reply without the elements that answer commands of Larder's own, as it comes.
 
+use crate::sidecar::policy::RuleId;
 use crate::sidecar::resp::{ReplyError, ReplyScanner, encode, reply};
+
+/// One command of the client's within a transaction.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Queued {
+    /// How many commands of Larder's own follow it, whose elements are dropped.
+    pub extra: u32,
+    /// The rule of the one key that it reads: a null is a miss.
+    pub reads: Option<RuleId>,
+    /// The rule of the first key that it writes, where Larder sees to the TTL.
+    pub given_ttl: Option<RuleId>,
+}
+
+impl Queued {
+    /// Whether its element is of no interest to anyone but the client.
+    pub fn is_plain(&self) -> bool {
+        *self == Self::default()
+    }
+}
 
 /// Passes on the elements of one EXEC's reply that the client asked for.
 #[derive(Debug)]
 pub struct ExecFilter {
-    /// For each of the client's commands, how many elements behind its own are dropped.
-    extras: Vec<u32>,
+    /// The client's commands, in order.
+    commands: Vec<Queued>,
     /// Whether the client gets the array's header: not where the whole transaction was Larder's.
     header: bool,
     place: Option<Place>,
@@ -20,17 +39,19 @@ struct Place {
     next: usize,
     /// How many elements of ours come before it.
     dropped: u32,
+    /// Whether a part of its element has been passed on.
+    begun: bool,
 }
 
 impl ExecFilter {
     /// For a transaction of the client's own.
-    pub fn of_client(extras: Vec<u32>) -> Self {
-        Self { extras, header: true, place: None, scanner: ReplyScanner::default() }
+    pub fn of_client(commands: Vec<Queued>) -> Self {
+        Self { commands, header: true, place: None, scanner: ReplyScanner::default() }
     }
 
-    /// For one command of the client's, followed by `extra` commands in a transaction of ours: the first element is its reply.
-    pub fn of_ours(extra: u32) -> Self {
-        Self { extras: vec![extra], header: false, place: None, scanner: ReplyScanner::default() }
+    /// For one command of the client's in a transaction of ours: the first element is its reply.
+    pub fn of_ours(command: Queued) -> Self {
+        Self { commands: vec![command], header: false, place: None, scanner: ReplyScanner::default() }
     }
 
     /// Whether the whole transaction was Larder's.
@@ -43,11 +64,18 @@ impl ExecFilter {
         self.place.is_some() || (bytes.first() == Some(&b'*') && bytes.get(1) != Some(&b'-'))
     }
 
-    /// Takes bytes of the reply and hands on what the client gets. How many were taken, and whether the reply has ended.
+    /// Takes bytes of the reply and hands on what the client gets. `judge` is called once for each of the client's commands, with
+    /// its element: the whole of it, or its start where it comes in parts, which no null and no error does. How many bytes were
+    /// taken, and whether the reply has ended.
     ///
     /// # Errors
     /// Where the bytes are not a reply, or have another number of elements than there were commands.
-    pub fn feed(&mut self, bytes: &[u8], pass: &mut impl FnMut(&[u8])) -> Result<(usize, bool), ReplyError> {
+    pub fn feed(
+        &mut self,
+        bytes: &[u8],
+        judge: &mut impl FnMut(Queued, &[u8]),
+        pass: &mut impl FnMut(&[u8]),
+    ) -> Result<(usize, bool), ReplyError> {
         let mut at = 0;
         if self.place.is_none() {
             let Some(end) = memchr::memchr(b'\n', bytes) else { return Ok((0, false)) };
@@ -55,11 +83,14 @@ impl ExecFilter {
             at = end + 1;
         }
         let Some(place) = &mut self.place else { return Ok((at, false)) };
-        while place.next < self.extras.len() || place.dropped > 0 {
+        while place.next < self.commands.len() || place.dropped > 0 {
             let rest = &bytes[at..];
             let whole = self.scanner.scan(rest)?;
             let length = whole.unwrap_or_else(|| self.scanner.releasable(rest.len()));
             if place.dropped == 0 && length > 0 {
+                if !std::mem::replace(&mut place.begun, true) {
+                    judge(self.commands[place.next], &rest[..length]);
+                }
                 pass(&rest[..length]);
             }
             at += length;
@@ -70,15 +101,16 @@ impl ExecFilter {
             if place.dropped > 0 {
                 place.dropped -= 1;
             } else {
-                place.dropped = self.extras.get(place.next).copied().unwrap_or(0);
+                place.dropped = self.commands[place.next].extra;
                 place.next += 1;
+                place.begun = false;
             }
         }
         Ok((at, true))
     }
 
     fn begin(&mut self, line: &[u8], pass: &mut impl FnMut(&[u8])) -> Result<(), ReplyError> {
-        let wanted: u64 = self.extras.iter().map(|extra| 1 + u64::from(*extra)).sum();
+        let wanted: u64 = self.commands.iter().map(|command| 1 + u64::from(command.extra)).sum();
         let number = line.strip_prefix(b"*").map(|digits| [b":", digits].concat());
         let number = number.as_deref().and_then(reply::integer);
         if number.and_then(|number| u64::try_from(number).ok()) != Some(wanted) {
@@ -86,10 +118,10 @@ impl ExecFilter {
         }
         if self.header {
             let mut header = Vec::new();
-            encode::array(&mut header, self.extras.len());
+            encode::array(&mut header, self.commands.len());
             pass(&header);
         }
-        self.place = Some(Place { next: 0, dropped: 0 });
+        self.place = Some(Place { next: 0, dropped: 0, begun: false });
         Ok(())
     }
 }
@@ -98,34 +130,48 @@ impl ExecFilter {
 mod tests {
     use super::*;
 
-    /// Feeds `wire` in steps of each size, and compares what is passed on.
+    fn extra(extra: u32) -> Queued {
+        Queued { extra, ..Queued::default() }
+    }
+
+    /// Feeds `wire` in steps of each size, and compares what is passed on, and which elements are judged null.
     #[track_caller]
-    fn check(make: impl Fn() -> ExecFilter, wire: &str, passed: &str) {
+    fn check(make: impl Fn() -> ExecFilter, wire: &str, passed: &str, nulls: &[bool]) {
         for step in 1..=wire.len() {
             let (mut filter, mut got) = (make(), Vec::new());
-            let (mut start, mut end, mut done) = (0, 0, false);
+            let (mut start, mut end, mut done, mut judged) = (0, 0, false, Vec::new());
             while !done {
                 end = (end + step).min(wire.len());
-                let (taken, ended) = filter.feed(&wire.as_bytes()[start..end], &mut |part| got.extend_from_slice(part)).unwrap();
+                let (taken, ended) = filter
+                    .feed(&wire.as_bytes()[start..end], &mut |_, element| judged.push(reply::is_null(element)), &mut |part| {
+                        got.extend_from_slice(part)
+                    })
+                    .unwrap();
                 start += taken;
                 done = ended;
             }
             assert_eq!(String::from_utf8_lossy(&got), passed, "in steps of {step}");
             assert_eq!(start, wire.len());
+            assert_eq!(judged, nulls, "in steps of {step}");
         }
     }
 
     #[test]
     fn elements_of_ours_are_dropped() {
         let wire = "*5\r\n+OK\r\n:1\r\n:0\r\n*2\r\n$1\r\na\r\n$-1\r\n:1\r\n";
-        check(|| ExecFilter::of_client(vec![2, 1]), wire, "*2\r\n+OK\r\n*2\r\n$1\r\na\r\n$-1\r\n");
-        check(|| ExecFilter::of_ours(1), "*2\r\n$5\r\nhello\r\n:1\r\n", "$5\r\nhello\r\n");
-        check(|| ExecFilter::of_client(vec![]), "*0\r\n", "*0\r\n");
+        let two = || ExecFilter::of_client(vec![extra(2), extra(1)]);
+        check(two, wire, "*2\r\n+OK\r\n*2\r\n$1\r\na\r\n$-1\r\n", &[false, false]);
+        let nulls = "*5\r\n$-1\r\n$-1\r\n_\r\n$1\r\n$\r\n:0\r\n";
+        let three = || ExecFilter::of_client(vec![extra(1), extra(0), extra(1)]);
+        check(three, nulls, "*3\r\n$-1\r\n_\r\n$1\r\n$\r\n", &[true, true, false]);
+        check(|| ExecFilter::of_ours(extra(1)), "*2\r\n$5\r\nhello\r\n:1\r\n", "$5\r\nhello\r\n", &[false]);
+        check(|| ExecFilter::of_client(vec![]), "*0\r\n", "*0\r\n", &[]);
     }
 
     #[test]
     fn another_number_of_elements_is_an_error() {
-        assert!(ExecFilter::of_ours(1).feed(b"*1\r\n+OK\r\n", &mut |_| ()).is_err());
-        assert!(!ExecFilter::of_ours(1).takes(b"-EXECABORT") && !ExecFilter::of_ours(1).takes(b"*-1\r\n"));
+        let ours = || ExecFilter::of_ours(extra(1));
+        assert!(ours().feed(b"*1\r\n+OK\r\n", &mut |_, _| (), &mut |_| ()).is_err());
+        assert!(!ours().takes(b"-EXECABORT") && !ours().takes(b"*-1\r\n"));
     }
 }

@@ -4,11 +4,12 @@ use std::fmt::Display;
 use std::rc::Rc;
 
 use super::connection::Owed;
-use crate::sidecar::commands::{CommandSpec, Effect};
+use super::exec_filter::Queued;
+use crate::sidecar::commands::{Access, CommandSpec, Effect};
 use crate::sidecar::dispatch::{CROSS_SLOT, own_keys, unmatched_text};
-use crate::sidecar::engine::ttl;
+use crate::sidecar::engine::ttl::{self, TtlPlan};
 use crate::sidecar::patterns::cache_aside::writes;
-use crate::sidecar::policy::{Covered, UNMATCHED};
+use crate::sidecar::policy::{ActivePolicy, Covered, RuleId, UNMATCHED};
 use crate::sidecar::resp::{CommandArgs, encode};
 use crate::sidecar::session::Session;
 use crate::sidecar::session::reader::Taken;
@@ -55,32 +56,42 @@ pub fn admit_first(session: &Rc<Session>, args: &CommandArgs<'_>, spec: &Command
     }
 }
 
-/// Appends what is sent for a command that is queued in the client's own transaction, or that blocks. How many commands of
-/// Larder's own stand behind it.
-pub fn write_queued(session: &Rc<Session>, command: &Taken, spec: &CommandSpec, out: &mut Vec<u8>) -> u32 {
+/// Appends what is sent for a command that is queued in the client's own transaction, or that blocks.
+pub fn write_queued(session: &Rc<Session>, command: &Taken, spec: &CommandSpec, out: &mut Vec<u8>) -> Queued {
     let worker = session.worker();
     let policy = worker.policy();
     if policy.is_transparent() {
         out.extend_from_slice(command.raw());
-        return 0;
+        return Queued::default();
     }
     let (args, coverage) = (command.args(), Covered { policy: &policy, database: session.lane().database });
     let mut planned = Vec::new();
     let plan = ttl::plan(&args, spec, &coverage, &mut || worker.random(), &mut planned);
     let extra = plan.write_queued(command.raw(), args.len(), &planned, out);
-    extra + writes::guard(session, spec, &args, out)
+    let given_ttl = if plan == TtlPlan::Forward { None } else { spec.first_key(&args).map(|key| policy.find(key)) };
+    let extra = extra + writes::guard(session, spec, &args, out);
+    Queued { extra, reads: read_rule(&policy, &args, spec), given_ttl }
 }
 
-/// The commands that guard a command which is passed on as it comes, of which `args` are the arguments known so far. How many.
-pub fn write_guards(session: &Rc<Session>, args: &CommandArgs<'_>, spec: &CommandSpec, out: &mut Vec<u8>) -> u32 {
+/// The rule of the one key that a command reads, as on the shared connections.
+fn read_rule(policy: &ActivePolicy, args: &CommandArgs<'_>, spec: &CommandSpec) -> Option<RuleId> {
+    let is_channel = matches!(spec.keys, [part] if part.effect == Effect::Route);
+    let key = spec.only_key(args).filter(|_| spec.access != Access::Write && !is_channel)?;
+    Some(policy.find(key))
+}
+
+/// The commands that guard a command which is passed on as it comes, of which `args` are the arguments known so far.
+pub fn write_guards(session: &Rc<Session>, args: &CommandArgs<'_>, spec: &CommandSpec, out: &mut Vec<u8>) -> Queued {
     let worker = session.worker();
     let policy = worker.policy();
     if policy.is_transparent() {
-        return 0;
+        return Queued::default();
     }
     let coverage = Covered { policy: &policy, database: session.lane().database };
     let guards = ttl::guards(args, spec, &coverage, &mut || worker.random(), out);
-    guards + writes::guard(session, spec, args, out)
+    let given_ttl = spec.first_key(args).filter(|_| guards > 0).map(|key| policy.find(key));
+    let extra = guards + writes::guard(session, spec, args, out);
+    Queued { extra, reads: read_rule(&policy, args, spec), given_ttl }
 }
 
 /// What a client hears of a reply that did not come. `left`: whether a byte of its command may have left.

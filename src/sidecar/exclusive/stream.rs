@@ -64,7 +64,7 @@ pub async fn within(reader: &mut Reader, transaction: &mut Transaction) {
         Some(Decision::Refuse(text)) => (&UNKNOWN, Err(text)),
     };
     let mut guards = Vec::new();
-    let extra = guard::write_guards(&session, &reader.unfinished().0, spec, &mut guards);
+    let queued = guard::write_guards(&session, &reader.unfinished().0, spec, &mut guards);
     let began = match slot {
         Ok(_) if transaction.is_aborted() => {
             if swallow(reader).await {
@@ -84,7 +84,7 @@ pub async fn within(reader: &mut Reader, transaction: &mut Transaction) {
             return;
         }
     };
-    transaction.owe_queued(extra);
+    transaction.owe_queued(queued);
     match pass_tail(reader, transaction.connection_mut(), slot).await {
         Passed::Whole => {
             if let Some(connection) = transaction.connection_mut() {
@@ -188,7 +188,7 @@ fn are_known(spec: &CommandSpec, args: &CommandArgs<'_>) -> bool {
 /// Passes a command on, on a connection of its own, and its reply back.
 async fn pass(reader: &mut Reader, session: &Rc<Session>, spec: &CommandSpec, slot: u16) {
     let mut guards = Vec::new();
-    let extra = guard::write_guards(session, &reader.unfinished().0, spec, &mut guards);
+    let queued = guard::write_guards(session, &reader.unfinished().0, spec, &mut guards);
     let key = spec.first_key(&reader.unfinished().0).map(<[u8]>::to_vec);
     let mut connection = match reach(reader, session, slot, key.as_deref()).await {
         Ok(connection) => connection,
@@ -197,12 +197,13 @@ async fn pass(reader: &mut Reader, session: &Rc<Session>, spec: &CommandSpec, sl
         }
     };
     let place = session.take_place();
+    let extra = queued.extra;
     if extra == 0 {
         connection.owe(Owed::Client(place));
     } else {
         connection.queue(MULTI);
         (0..extra + 2).for_each(|_| connection.owe(Owed::Nobody));
-        connection.owe(Owed::Exec(place, ExecFilter::of_ours(extra)));
+        connection.owe(Owed::Exec(place, ExecFilter::of_ours(queued)));
     }
     let passed = match pass_tail(reader, Some(&mut connection), slot).await {
         Passed::Whole => {

@@ -17,7 +17,7 @@
 use std::rc::Rc;
 
 use super::connection::{Broken, Dedicated, Owed};
-use super::exec_filter::ExecFilter;
+use super::exec_filter::{ExecFilter, Queued};
 use super::pool::{Hold, Target, acquire};
 use super::turn::{Turn, Want, turn};
 use super::wait::settle;
@@ -63,8 +63,8 @@ pub(super) struct Transaction {
     aborted: bool,
     /// Commands without keys that wait for a server to be chosen.
     kept: Vec<u8>,
-    /// For each command that was queued, how many of ours follow it.
-    extras: Vec<u32>,
+    /// The commands that were queued.
+    queued: Vec<Queued>,
     /// Where EXEC begins among the bytes sent.
     exec_mark: Option<u64>,
     /// When the client's last command was handled, on the worker's clock.
@@ -123,7 +123,7 @@ impl Transaction {
             begun: false,
             aborted: false,
             kept: Vec::new(),
-            extras: Vec::new(),
+            queued: Vec::new(),
             exec_mark: None,
             active: session.worker().now(),
             idled: false,
@@ -284,14 +284,14 @@ impl Transaction {
             Err(text) => return self.abort(&text),
         };
         let mut bytes = Vec::new();
-        let extra = guard::write_queued(&self.session, command, spec, &mut bytes);
+        let queued = guard::write_queued(&self.session, command, spec, &mut bytes);
         if self.aborted || self.waits_for_key(slot) {
             return self.keep(&bytes);
         }
         match self.begin(slot).await {
             Ok(connection) => {
                 connection.queue(&bytes);
-                self.owe_queued(extra);
+                self.owe_queued(queued);
             }
             Err(text) => self.abort(&text),
         }
@@ -309,7 +309,7 @@ impl Transaction {
                 return self.abort("ERR too many commands without a key stand before the first with a key");
             }
             self.kept.extend_from_slice(bytes);
-            self.extras.push(0);
+            self.queued.push(Queued::default());
         }
         self.session.answer_now(|out| encode::status(out, "QUEUED"));
     }
@@ -332,20 +332,20 @@ impl Transaction {
         refuse(&self.session, text);
     }
 
-    /// Notes that a command of the client, and `extra` of ours behind it, were sent to be queued.
-    pub(super) fn owe_queued(&mut self, extra: u32) {
+    /// Notes that a command of the client, and those of ours behind it, were sent to be queued.
+    pub(super) fn owe_queued(&mut self, queued: Queued) {
         let place = self.session.take_place();
         if let Some(connection) = &mut self.connection {
             connection.owe(Owed::Queued(place));
-            (0..extra).for_each(|_| connection.owe(Owed::Nobody));
+            (0..queued.extra).for_each(|_| connection.owe(Owed::Nobody));
         }
-        self.extras.push(extra);
+        self.queued.push(queued);
     }
 
     /// The connection, after MULTI.
     pub(super) async fn begin(&mut self, slot: u16) -> Result<&mut Dedicated, String> {
         let (begun, kept) = (std::mem::replace(&mut self.begun, true), std::mem::take(&mut self.kept));
-        let count = self.extras.len();
+        let count = self.queued.len();
         let connection = self.connect(slot).await?;
         if !begun {
             connection.queue(MULTI);
@@ -383,19 +383,19 @@ impl Transaction {
                 (true, protocol) => self.session.answer_now(|out| encode::null(out, protocol)),
             };
         }
-        if self.extras.is_empty() && self.connection.is_none() {
+        if self.queued.is_empty() && self.connection.is_none() {
             return self.session.answer_now(|out| encode::array(out, 0));
         }
         if let Err(text) = self.begin(ANY_SLOT).await {
             return refuse(&self.session, &format!("EXECABORT Transaction discarded: {text}"));
         }
-        let extras = std::mem::take(&mut self.extras);
+        let queued = std::mem::take(&mut self.queued);
         let place = self.session.take_place();
         if let Some(connection) = &mut self.connection {
             self.exec_mark = Some(connection.mark());
             connection.queue(EXEC);
-            let whole = extras.iter().all(|extra| *extra == 0);
-            connection.owe(if whole { Owed::Client(place) } else { Owed::Exec(place, ExecFilter::of_client(extras)) });
+            let plain = queued.iter().all(Queued::is_plain);
+            connection.owe(if plain { Owed::Client(place) } else { Owed::Exec(place, ExecFilter::of_client(queued)) });
         }
         self.watching = false;
     }
