@@ -4,7 +4,7 @@
 
 use std::rc::Rc;
 
-use super::connection::{Broken, Dedicated, Owed};
+use super::connection::{Dedicated, Owed};
 use super::exec_filter::Queued;
 use super::follow::Follow;
 use super::pool::{Hold, acquire};
@@ -14,6 +14,7 @@ use crate::sidecar::commands::{self, Access, Class};
 use crate::sidecar::resp::encode;
 use crate::sidecar::session::reader::{Front, MOST_HELD_BYTES};
 use crate::sidecar::session::{Ending, Reader, Session};
+use crate::sidecar::upstream::broken::Broken;
 use crate::sidecar::upstream::queue::ASKING;
 
 /// How often a command is sent again that left nothing at a server, or only reads.

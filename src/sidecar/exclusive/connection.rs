@@ -1,7 +1,6 @@
 //! A connection that serves one client at a time: bytes to send, replies that are owed, in order.
 
 use std::collections::VecDeque;
-use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -13,8 +12,9 @@ use tokio::sync::OwnedSemaphorePermit;
 use super::exec_filter::{ExecFilter, Queued};
 use super::pool::is_quiet;
 use crate::sidecar::meter::Meter;
-use crate::sidecar::resp::{ReplyError, ReplyScanner, reply};
+use crate::sidecar::resp::{ReplyScanner, reply};
 use crate::sidecar::session::Session;
+use crate::sidecar::upstream::broken::{Broken, SILENCE_MS};
 use crate::sidecar::upstream::dial::Link;
 use crate::sidecar::upstream::mux::Lane;
 use crate::sidecar::upstream::node::NodeAddr;
@@ -31,8 +31,6 @@ const WORTH_PASSING: usize = 16 * 1024;
 const MOST_REPLY_BYTES: usize = 64 * 1024 * 1024;
 /// Reads in a row before other tasks get their turn.
 const READS_PER_TURN: usize = 16;
-/// A server that owes an answer to a command that does not block, and has been silent for this long, is taken for dead.
-const SILENCE_MS: u64 = 10_000;
 /// How long a server that lost its slots may take to answer.
 const DISPLACED_MS: u64 = 1_000;
 
@@ -51,32 +49,6 @@ pub enum Owed {
     Kept,
     /// EXEC's, of which only some elements are the client's.
     Exec(u32, ExecFilter),
-}
-
-/// Why a connection ended.
-#[derive(Debug, thiserror::Error)]
-pub enum Broken {
-    /// The network failed.
-    #[error("{0}")]
-    Io(#[from] io::Error),
-    /// The server closed it.
-    #[error("the server closed the connection")]
-    Closed,
-    /// What came is no reply.
-    #[error("{0}")]
-    Reply(#[from] ReplyError),
-    /// More replies came than were asked for.
-    #[error("the server sent a reply that nobody asked for")]
-    Unsolicited,
-    /// A reply that has to be held is too long for it.
-    #[error("the server sent a reply longer than {MOST_REPLY_BYTES} bytes where none is expected")]
-    TooLong,
-    /// No sign of life.
-    #[error("the server was silent for {SILENCE_MS} ms")]
-    Silent,
-    /// Another server has its slots.
-    #[error("another server has taken its place")]
-    Displaced,
 }
 
 /// A connection that one client uses.
@@ -301,7 +273,7 @@ impl Dedicated {
             }
             self.residue = residue;
         }
-        if self.residue.len() > MOST_REPLY_BYTES { Err(Broken::TooLong) } else { Ok(()) }
+        if self.residue.len() > MOST_REPLY_BYTES { Err(Broken::TooLong(MOST_REPLY_BYTES)) } else { Ok(()) }
     }
 
     fn consume(&mut self, session: Option<&Rc<Session>>, bytes: &[u8]) -> Result<usize, Broken> {

@@ -7,7 +7,6 @@
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeSet, VecDeque};
 use std::future::poll_fn;
-use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
@@ -17,8 +16,9 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
-use crate::sidecar::resp::{Protocol, ReplyError, ReplyScanner, encode, reply};
+use crate::sidecar::resp::{Protocol, ReplyScanner, encode, reply};
 use crate::sidecar::session::{Ending, Session};
+use crate::sidecar::upstream::broken::Broken;
 use crate::sidecar::upstream::dial::Link;
 use crate::sidecar::upstream::mux::{Lane, remember_waker};
 use crate::sidecar::upstream::open::open;
@@ -118,19 +118,6 @@ struct State {
     waker: RefCell<Option<Waker>>,
     /// The client's task, while it waits for confirmations.
     asker: RefCell<Option<Waker>>,
-}
-
-/// Why a feed's connection ended.
-#[derive(Debug, thiserror::Error)]
-enum Broken {
-    #[error("{0}")]
-    Io(#[from] io::Error),
-    #[error("the server closed the connection")]
-    Closed,
-    #[error("{0}")]
-    Reply(#[from] ReplyError),
-    #[error("the server no longer serves it")]
-    Displaced,
 }
 
 impl Feed {

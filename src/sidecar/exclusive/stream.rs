@@ -12,7 +12,7 @@
 
 use std::rc::Rc;
 
-use super::connection::{Broken, Dedicated, Owed};
+use super::connection::{Dedicated, Owed};
 use super::exec_filter::ExecFilter;
 use super::follow::Follow;
 use super::pool::{Hold, acquire};
@@ -24,6 +24,7 @@ use crate::sidecar::engine::ttl::{EXEC, MULTI};
 use crate::sidecar::patterns::cache_aside::writes;
 use crate::sidecar::resp::{CommandArgs, encode};
 use crate::sidecar::session::{Ending, Reader, Session};
+use crate::sidecar::upstream::broken::Broken;
 use crate::sidecar::upstream::queue::{ANY_SLOT, ASKING};
 
 /// A command whose keys are not known before its end is held whole up to this size.

@@ -16,7 +16,7 @@
 
 use std::rc::Rc;
 
-use super::connection::{Broken, Dedicated, Owed};
+use super::connection::{Dedicated, Owed};
 use super::exec_filter::{ExecFilter, Queued};
 use super::pool::{Hold, Target, acquire};
 use super::turn::{Turn, Want, turn};
@@ -28,6 +28,7 @@ use crate::sidecar::engine::ttl::{EXEC, MULTI};
 use crate::sidecar::resp::{Protocol, encode};
 use crate::sidecar::session::reader::{Front, MOST_HELD_BYTES, Taken};
 use crate::sidecar::session::{Ending, Reader, Session};
+use crate::sidecar::upstream::broken::Broken;
 use crate::sidecar::upstream::queue::ANY_SLOT;
 
 const DISCARD: &[u8] = b"*1\r\n$7\r\nDISCARD\r\n";

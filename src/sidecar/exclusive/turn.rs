@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use tokio::time::timeout;
 
-use super::connection::{Broken, Dedicated};
+use super::connection::Dedicated;
 use crate::sidecar::session::{Ending, Reader, Session};
+use crate::sidecar::upstream::broken::Broken;
 use crate::sidecar::upstream::queue::ANY_SLOT;
 
 /// How often silence and the topology are looked at.

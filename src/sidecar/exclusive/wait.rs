@@ -13,13 +13,14 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use tokio::time::timeout;
 
-use super::connection::{Broken, Dedicated, Owed};
+use super::connection::{Dedicated, Owed};
 use super::guard;
 use super::pool::{Hold, Target, acquire};
 use super::turn::{Turn, Want, turn};
 use crate::sidecar::commands::Gather;
 use crate::sidecar::session::reader::{MOST_HELD_BYTES, Taken};
 use crate::sidecar::session::{Ending, Reader, Session};
+use crate::sidecar::upstream::broken::Broken;
 use crate::sidecar::upstream::gather::{Assembly, Meeting};
 use crate::sidecar::upstream::queue::ANY_SLOT;
 use crate::sidecar::upstream::sink::Answer;

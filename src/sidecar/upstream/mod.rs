@@ -3,6 +3,7 @@
 pub mod access;
 pub mod admin_client;
 pub mod ask;
+pub mod broken;
 pub mod bulk;
 pub mod dial;
 pub mod discovery;

@@ -5,7 +5,6 @@
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
-use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -14,6 +13,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::broken::{Broken, SILENCE_MS};
 use super::bulk::LARGE_REPLY_BYTES;
 use super::dial::{DialError, Link};
 use super::node::NodeAddr;
@@ -38,8 +38,6 @@ const SLOW_CLIENT_PATIENCE_MS: u64 = 100;
 /// A server that owes answers and has been silent for this long may hang: no more is written to it, so that what has not left
 /// can still go elsewhere, and the topology is looked at.
 const SUSPECT_MS: u64 = 1_000;
-/// A server that owes answers and has been silent for this long is taken for dead.
-const SILENCE_MS: u64 = 10_000;
 /// Reads in a row before other tasks get their turn.
 const READS_PER_TURN: usize = 16;
 const FIRST_BACKOFF_MS: u64 = 10;
@@ -88,23 +86,6 @@ pub struct Mux {
     heard: Cell<u64>,
     /// Why the last attempt to connect failed.
     trouble: RefCell<Option<String>>,
-}
-
-/// Why a connection ended.
-#[derive(Debug, thiserror::Error)]
-enum Broken {
-    #[error("{0}")]
-    Io(#[from] io::Error),
-    #[error("the server closed the connection")]
-    Closed,
-    #[error("{0}")]
-    Reply(#[from] reply::ReplyError),
-    #[error("the server sent a reply that nobody asked for")]
-    Unsolicited,
-    #[error("the server was silent for {SILENCE_MS} ms")]
-    Silent,
-    #[error("the node is no longer in use")]
-    Retired,
 }
 
 impl Mux {
