@@ -1,4 +1,4 @@
-//! Three applications: one without a cache, one with plain cache-aside, and one that only sends GET to Larder.
+//! Three applications: one without a cache, one with cache-aside as everybody writes it, and one that only sends GET to Larder.
 //!
 //! Each client has a connection of its own to the cache and one request under way, as the threads of a web server have; they share a
 //! pool of connections to the database, as such threads do.

@@ -47,7 +47,7 @@ impl Display {
         self.live.errors.store(0, Ordering::Relaxed);
         let done = Arc::new(AtomicBool::new(false));
         let view = View {
-            title: format!("{kind:<6} {what:<11}"),
+            title: format!("{kind:<12} {what:<11}"),
             length,
             live: Arc::clone(&self.live),
             recorder: Arc::clone(&self.recorder),

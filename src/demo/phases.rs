@@ -22,7 +22,10 @@ pub enum Kind {
     None,
     /// They ask a cache, and the database where that has nothing.
     Aside,
-    /// They ask Larder.
+    /// The same, and the cache is Larder: what its sidecars answer with nil, one client loads.
+    #[serde(rename = "aside+larder")]
+    AsideLarder,
+    /// They ask Larder, which asks the database.
     Larder,
 }
 
@@ -50,13 +53,14 @@ enum Cache {
 
 impl Kind {
     /// In the order in which they run.
-    pub const ALL: [Self; 3] = [Self::None, Self::Aside, Self::Larder];
+    pub const ALL: [Self; 4] = [Self::None, Self::Aside, Self::AsideLarder, Self::Larder];
 
     /// As it is written in reports.
     pub const fn name(self) -> &'static str {
         match self {
             Self::None => "none",
             Self::Aside => "aside",
+            Self::AsideLarder => "aside+larder",
             Self::Larder => "larder",
         }
     }
@@ -65,6 +69,7 @@ impl Kind {
         match self {
             Self::None => (Application::Queries, Cache::Absent),
             Self::Aside => (Application::Aside, Cache::Plain),
+            Self::AsideLarder => (Application::Aside, Cache::Sidecars(Rules::CacheAside)),
             Self::Larder => (Application::Reads, Cache::Sidecars(Rules::ReadThrough)),
         }
     }

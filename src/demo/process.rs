@@ -255,17 +255,20 @@ fn ready_place(line: &str) -> Option<(String, String)> {
 pub enum Rules {
     /// They load what is missing.
     ReadThrough,
+    /// They let one of many clients load what is missing.
+    CacheAside,
 }
 
 impl Rules {
     /// All of them.
-    pub const ALL: [Self; 1] = [Self::ReadThrough];
+    pub const ALL: [Self; 2] = [Self::ReadThrough, Self::CacheAside];
 }
 
 impl fmt::Display for Rules {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::ReadThrough => "read-through",
+            Self::CacheAside => "cache-aside",
         })
     }
 }
@@ -300,13 +303,18 @@ impl<'a> Manifests<'a> {
     pub fn write(&self, dir: &Path) -> Result<(), ProcessError> {
         std::fs::create_dir_all(dir).map_err(file_error(dir))?;
         let file = dir.join("flights.yaml");
-        let text = [TIER.to_owned(), self.policy(), self.secret()].join("---\n");
+        let secret = match self.rules {
+            Rules::ReadThrough => self.secret(),
+            Rules::CacheAside => String::new(),
+        };
+        let text = [TIER.to_owned(), self.policy(), secret].join("---\n");
         std::fs::write(&file, text).map_err(file_error(&file))
     }
 
     fn policy(&self) -> String {
         let origins = match self.rules {
             Rules::ReadThrough => self.origins(),
+            Rules::CacheAside => String::new(),
         };
         let rules = Family::ALL.map(|family| self.rule(family)).concat();
         format!(
@@ -341,6 +349,7 @@ spec:
                 let read = serde_json::Value::from(family.sql(self.schema));
                 format!("ReadThrough\n      origin: {{name: {}, read: {read}}}", origin::NAME)
             }
+            Rules::CacheAside => "CacheAside".to_owned(),
         };
         format!(
             r#"    - name: {name}

@@ -258,6 +258,9 @@ fn expectations(phases: &[PhaseReport], miscounted: usize) -> Vec<Expectation> {
         let loads = larder.board_loads;
         expectations.push(expect("every hot key expired at least 5 times", loads >= 6, format!("{loads} loads each")));
     }
+    if let (Some(aside), Some(through)) = (find(Kind::Aside), find(Kind::AsideLarder)) {
+        expectations.extend(same_client(aside, through));
+    }
     let total = |count: fn(&PhaseReport) -> u64| phases.iter().map(count).sum::<u64>();
     let (wrong, errors) = (total(|phase| phase.wrong), total(PhaseReport::all_errors));
     let answered = total(|phase| phase.answered + phase.closed_loop.answered);
@@ -304,6 +307,21 @@ fn against_aside(aside: &PhaseReport, larder: &PhaseReport) -> [Expectation; 2] 
             "never two identical queries at once",
             larder.greatest_peak() == 1,
             format!("{} against {}", larder.greatest_peak(), aside.greatest_peak()),
+        ),
+    ]
+}
+
+fn same_client(aside: &PhaseReport, through: &PhaseReport) -> [Expectation; 2] {
+    [
+        expect(
+            "the same cache-aside client makes fewer queries through Larder",
+            through.origin_queries < aside.origin_queries,
+            format!("{} against {}", through.origin_queries, aside.origin_queries),
+        ),
+        expect(
+            "and never two identical ones at once",
+            through.greatest_peak() == 1,
+            format!("{} against {}", through.greatest_peak(), aside.greatest_peak()),
         ),
     ]
 }
