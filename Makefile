@@ -28,6 +28,7 @@ build: ## Both binaries, as they are shipped
 	$(CARGO) build --release --bins
 
 test: $(SETUP) ## Every test. TEST_ARGS is passed to cargo, e.g. TEST_ARGS='ttl -- --nocapture'
+	ulimit -Sn 16384 2>/dev/null; \
 	$(CARGO) test --profile $(PROFILE) $(TEST_ARGS)
 
 demo: ## The main job in a minute. DEMO_ARGS is passed on, e.g. DEMO_ARGS='--seconds 20'

@@ -35,3 +35,4 @@ mod tidy;
 mod ttl;
 mod ttl_sweep;
 mod wire;
+mod wire_fuzz;

@@ -5,7 +5,9 @@
 
 use std::ops::Range;
 
-/// The most arguments in one command, as in Redis.
+use super::encode;
+
+/// The most arguments in one command. Redis' own bound up to 6.2; later ones take 2³¹, which nobody could hold.
 const MAX_ARGUMENTS: i64 = 1024 * 1024;
 /// The longest argument, as in Redis (`proto-max-bulk-len`).
 pub const MAX_ARGUMENT_BYTES: i64 = 512 * 1024 * 1024;
@@ -53,6 +55,19 @@ pub enum ProtocolError {
     /// An inline command has an open quote.
     #[error("ERR Protocol error: unbalanced quotes in request")]
     Quotes,
+}
+
+impl ProtocolError {
+    /// Appends it as a reply: byte for byte Redis' own.
+    pub fn write(&self, out: &mut Vec<u8>) {
+        let Self::ExpectedBulk(byte) = self else { return encode::error(out, &self.to_string()) };
+        out.extend_from_slice(b"-ERR Protocol error: expected '$', got '");
+        match byte {
+            b'\r' | b'\n' => out.extend_from_slice(b" '"),
+            byte => out.extend_from_slice(&[*byte, b'\'']),
+        }
+        out.extend_from_slice(b"\r\n");
+    }
 }
 
 /// A resumable scanner over the commands of one client.
@@ -114,7 +129,7 @@ impl CommandScanner {
         match rest.first() {
             None => return Ok(None),
             Some(b'$') => {}
-            Some(other) => return Err(ProtocolError::ExpectedBulk(*other)),
+            Some(_) => return no_bulk(rest).map(|()| None),
         }
         let Some((length, header)) = read_header(rest, ProtocolError::BulkHeader)? else {
             return Ok(None);
@@ -188,7 +203,7 @@ impl CommandTail {
             match rest.first() {
                 None => return Ok((passed, false)),
                 Some(b'$') => {}
-                Some(other) => return Err(ProtocolError::ExpectedBulk(*other)),
+                Some(_) => return no_bulk(rest).map(|()| (passed, false)),
             }
             let Some((length, header)) = read_header(rest, ProtocolError::BulkHeader)? else {
                 return Ok((passed, false));
@@ -208,11 +223,23 @@ fn read_header(buffer: &[u8], too_big: ProtocolError) -> Result<Option<(Option<i
     for (index, byte) in buffer.iter().enumerate().skip(1).take(10) {
         match byte {
             b'0'..=b'9' => value = value * 10 + i64::from(byte - b'0'),
-            b'\r' if index > 1 => return Ok((buffer.len() > index + 1).then_some((Some(value), index + 2))),
+            // A number that begins with a zero is none, as in Redis, unless it is zero.
+            b'\r' if index == 2 || index > 2 && buffer[1] != b'0' => {
+                return Ok((buffer.len() > index + 1).then_some((Some(value), index + 2)));
+            }
             _ => break,
         }
     }
     read_odd_header(buffer, too_big)
+}
+
+/// What does not begin as an argument must: an error once its line is whole, as in Redis.
+#[cold]
+fn no_bulk(line: &[u8]) -> Result<(), ProtocolError> {
+    match read_odd_header(line, ProtocolError::BulkHeader)? {
+        Some(_) => Err(ProtocolError::ExpectedBulk(line[0])),
+        None => Ok(()),
+    }
 }
 
 #[cold]
@@ -222,8 +249,8 @@ fn read_odd_header(buffer: &[u8], too_big: ProtocolError) -> Result<Option<(Opti
         None => Ok(None),
         Some(end) if buffer.len() < end + 2 => Ok(None),
         Some(end) => {
-            let digits = std::str::from_utf8(&buffer[1..end]).ok();
-            let number = digits.filter(|digits| !digits.starts_with('+')).and_then(|digits| digits.parse().ok());
+            let digits = buffer.get(1..end).and_then(|digits| std::str::from_utf8(digits).ok());
+            let number = digits.and_then(|digits| digits.parse::<i64>().ok().filter(|number| number.to_string() == digits));
             Ok(Some((number, end + 2)))
         }
     }
@@ -244,7 +271,7 @@ pub fn split_inline(line: &[u8]) -> Result<Vec<Vec<u8>>, ProtocolError> {
     let mut words = Vec::new();
     let mut rest = line;
     loop {
-        let blanks = rest.iter().take_while(|byte| byte.is_ascii_whitespace() || **byte == 0).count();
+        let blanks = rest.iter().take_while(|byte| is_space(**byte) || **byte == 0).count();
         rest = &rest[blanks..];
         if rest.is_empty() {
             return Ok(words);
@@ -255,6 +282,11 @@ pub fn split_inline(line: &[u8]) -> Result<Vec<Vec<u8>>, ProtocolError> {
     }
 }
 
+/// C's white space, which has the vertical tab, too.
+const fn is_space(byte: u8) -> bool {
+    byte.is_ascii_whitespace() || byte == 0x0b
+}
+
 fn inline_word(bytes: &[u8]) -> Result<(Vec<u8>, usize), ProtocolError> {
     let mut word = Vec::new();
     let mut at = 0;
@@ -263,7 +295,7 @@ fn inline_word(bytes: &[u8]) -> Result<(Vec<u8>, usize), ProtocolError> {
             b'"' | b'\'' => {
                 at = quoted(bytes, at, &mut word)?;
                 // A closing quote ends the word.
-                if bytes.get(at).is_some_and(|next| !next.is_ascii_whitespace()) {
+                if bytes.get(at).is_some_and(|next| !is_space(*next)) {
                     return Err(ProtocolError::Quotes);
                 }
                 return Ok((word, at));
@@ -320,7 +352,7 @@ fn hex_pair(bytes: &[u8], at: usize) -> Option<u8> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{CommandArgs, encode};
+    use super::super::CommandArgs;
     use super::*;
     use proptest::prelude::*;
 
@@ -385,6 +417,10 @@ mod tests {
             ("*1\r\n:1\r\n", "expected '$', got ':'"),
             ("*1\r\n$-1\r\n", "invalid bulk length"),
             ("*1\r\n$600000000\r\n", "invalid bulk length"),
+            ("*01\r\n", "invalid multibulk length"),
+            ("*+1\r\n", "invalid multibulk length"),
+            ("*-0\r\n", "invalid multibulk length"),
+            ("*1\r\n$00\r\n", "invalid bulk length"),
         ] {
             let error = CommandScanner::default().scan(wire.as_bytes()).expect_err(wire).to_string();
             assert!(error.contains(text), "{wire:?}: {error}");

@@ -2,6 +2,8 @@
 
 /// The longest line of a reply (a status, an error, a number, a header).
 const MAX_LINE_BYTES: usize = 1024 * 1024;
+/// What replies begin with.
+const KINDS: &[u8] = b"+-:$*_,#(!=~>%|";
 /// The most elements that one reply may announce.
 const MAX_ELEMENTS: u64 = 1 << 32;
 
@@ -44,13 +46,13 @@ impl ReplyScanner {
                 return Ok(None);
             };
             let Some(line) = line_length(rest)? else {
-                return Ok(None);
+                return if KINDS.contains(&rest[0]) { Ok(None) } else { Err(ReplyError::UnknownType(rest[0])) };
             };
             self.pending -= 1;
             match rest[0] {
                 b'+' | b'-' | b':' | b'_' | b',' | b'#' | b'(' => self.at += line,
                 b'$' | b'!' | b'=' => match number(&rest[1..line])? {
-                    -1 => self.at += line,
+                    -1 if rest[0] == b'$' => self.at += line,
                     length => self.at += line + to_length(length)? + 2,
                 },
                 b'*' | b'~' | b'>' => self.aggregate(&rest[..line], 1)?,
@@ -71,16 +73,14 @@ impl ReplyScanner {
     }
 
     fn aggregate(&mut self, line: &[u8], each: u64) -> Result<(), ReplyError> {
-        let count = number(&line[1..])?;
+        let count = match number(&line[1..])? {
+            // RESP2's other null.
+            -1 if line[0] == b'*' => 0,
+            count => u64::try_from(count).map_err(|_| ReplyError::Length)?,
+        };
         self.at += line.len();
-        if count > 0 {
-            let count = u64::try_from(count).map_err(|_| ReplyError::Length)?;
-            self.pending = count.checked_mul(each).and_then(|more| self.pending.checked_add(more)).ok_or(ReplyError::Length)?;
-            if self.pending > MAX_ELEMENTS {
-                return Err(ReplyError::Length);
-            }
-        }
-        Ok(())
+        self.pending = count.checked_mul(each).and_then(|more| self.pending.checked_add(more)).ok_or(ReplyError::Length)?;
+        if self.pending > MAX_ELEMENTS { Err(ReplyError::Length) } else { Ok(()) }
     }
 
     /// How many of `buffered` bytes can be passed on although the reply is not whole: those before the next header.
@@ -94,14 +94,18 @@ impl ReplyScanner {
     }
 }
 
-/// The length of the line at the start of `bytes`, its end included.
+/// The length of the line at the start of `bytes`, its end included. A line feed alone ends none.
 #[inline]
 fn line_length(bytes: &[u8]) -> Result<Option<usize>, ReplyError> {
     // Short lines, which headers are, need no search.
-    if let Some(end) = bytes.iter().take(8).position(|byte| *byte == b'\n') {
+    if let Some(end) = bytes.iter().take(8).position(|byte| *byte == b'\n')
+        && end > 0
+        && bytes[end - 1] == b'\r'
+    {
         return Ok(Some(end + 1));
     }
-    match memchr::memchr(b'\n', bytes) {
+    let ends = memchr::memchr_iter(b'\n', bytes).find(|end| *end > 0 && bytes[end - 1] == b'\r');
+    match ends {
         Some(end) => Ok(Some(end + 1)),
         None if bytes.len() > MAX_LINE_BYTES => Err(ReplyError::Line),
         None => Ok(None),

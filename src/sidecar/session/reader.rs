@@ -357,6 +357,6 @@ fn inline(session: &Rc<Session>, line: &[u8]) -> Flow {
 
 /// Answers a protocol error as Redis does, and closes.
 fn refuse(session: &Rc<Session>, error: &ProtocolError) {
-    session.answer_now(|out| encode::error(out, &error.to_string()));
+    session.answer_now(|out| error.write(out));
     session.end(Ending::Draining);
 }
