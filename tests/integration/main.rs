@@ -28,6 +28,7 @@ mod origin_sqlite;
 mod read_through;
 mod readme;
 mod secured;
+mod setup_script;
 mod sidecar_process;
 mod sidecar_start;
 mod support;

@@ -1,4 +1,4 @@
-//! What the README shows works.
+//! What the documents show works: commands exist, and so do the files that they point to.
 
 use std::fs;
 use std::path::Path;
@@ -22,4 +22,82 @@ fn the_first_policy_passes_the_check() {
     fs::copy(root.join("examples/first-policy/cache.yaml"), dir.path().join("cache.yaml")).unwrap();
     let output = Command::new(env!("CARGO_BIN_EXE_larder")).arg("check").arg(dir.path()).output().unwrap();
     assert!(output.status.success(), "{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+}
+
+const DOCUMENTS: [&str; 7] = [
+    "README.md",
+    "ARCHITECTURE.md",
+    "CONTRIBUTING.md",
+    "SECURITY.md",
+    "docs/known-gaps.md",
+    "docs/ttl.md",
+    "examples/clients/README.md",
+];
+
+fn read(path: &str) -> String {
+    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
+}
+
+/// What a document shows as code: indented lines, and text between backticks.
+fn code_of(document: &str) -> Vec<String> {
+    let indented = document.lines().filter_map(|line| line.strip_prefix("    ")).map(str::to_owned);
+    let prose: Vec<&str> = document.lines().filter(|line| !line.starts_with("    ")).collect();
+    let prose = prose.join("\n");
+    let quoted = prose.split('`').skip(1).step_by(2).map(str::to_owned);
+    indented.chain(quoted).collect()
+}
+
+/// The commands of `program` in a piece of code: the words behind it, up to a comment or the next command.
+fn uses<'a>(code: &'a str, program: &str) -> Option<Vec<&'a str>> {
+    let mut words = code.split_whitespace().skip_while(|word| *word == "$");
+    if words.next()? != program {
+        return None;
+    }
+    Some(words.take_while(|word| !word.starts_with('#') && *word != "&&").collect())
+}
+
+#[test]
+fn each_command_that_documents_show_exists() {
+    let targets: Vec<String> =
+        read("Makefile").lines().filter_map(|line| line.split_once(':').map(|(name, _)| name.to_owned())).collect();
+    let mut found = 0;
+    for document in DOCUMENTS {
+        for code in code_of(&read(document)) {
+            if let Some(words) = uses(&code, "make") {
+                found += 1;
+                assert!(words.first().is_some_and(|target| targets.iter().any(|it| it == target)), "{document}: `{code}`");
+            }
+            for (program, binary) in [("larder", env!("CARGO_BIN_EXE_larder")), ("larderd", env!("CARGO_BIN_EXE_larderd"))] {
+                let Some(words) = uses(&code, program) else { continue };
+                let Some(command) = words.first().filter(|word| word.chars().all(char::is_alphabetic)) else { continue };
+                found += 1;
+                let help = Command::new(binary).args([command, "--help"]).output().unwrap();
+                assert!(help.status.success(), "{document}: `{code}`: there is no command {command}");
+                let help = String::from_utf8_lossy(&help.stdout).into_owned();
+                for option in words.iter().filter(|word| word.starts_with("--")) {
+                    let name = option.split('=').next().unwrap();
+                    assert!(help.contains(name), "{document}: `{code}`: {command} has no option {name}");
+                }
+            }
+        }
+    }
+    assert!(found >= 10, "only {found} commands were found");
+}
+
+#[test]
+fn each_file_that_documents_point_to_exists() {
+    let mut found = 0;
+    for document in DOCUMENTS {
+        let text = read(document);
+        for target in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+            let path = target.split('#').next().unwrap_or_default();
+            if path.is_empty() || target.contains("://") {
+                continue;
+            }
+            found += 1;
+            let base = Path::new(env!("CARGO_MANIFEST_DIR")).join(document);
+            assert!(base.parent().unwrap().join(path).exists(), "{document} points to {path}");
+        }
+    }
+    assert!(found >= 8, "only {found} links were found");
 }

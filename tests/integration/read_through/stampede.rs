@@ -70,6 +70,34 @@ fn a_killed_loader_has_one_successor() {
     assert!(took < Duration::from_secs(2) * 2, "the successor came after {took:?}");
 }
 
+/// When `wait` ends, nobody knows of the death yet. Whoever waits asks on until the lease has ended, and one of them gets it.
+#[test]
+fn a_loader_that_dies_late_has_one_successor_too() {
+    let (servers, web) = (Servers::cluster(), Web::start());
+    let rules = [web_rule("item", json!({"lease": "30s", "wait": "6s"}))];
+    let mut sidecars: Vec<Sidecar> = (0..4).map(|_| servers.sidecar(&[http_origin("web", &web, "30s")], &rules)).collect();
+    web.put("/item/7", "seven");
+    web.hold("/item/7");
+    let loader = sidecars.remove(0);
+    loader.client().send(&encode(&["GET", "item:7"])).unwrap();
+    wait_for("the load to begin", LIMIT, || web.visits("/item/7") == 1);
+    let mut clients: Vec<Client> = (0..30).map(|index| sidecars[index % 3].client()).collect();
+    clients.iter_mut().for_each(|client| client.send(&encode(&["GET", "item:7"])).unwrap());
+    wait_for("the others to wait", LIMIT, || total(&sidecars, "misses") == 30);
+    let asked = Instant::now();
+    // The lease is renewed for three seconds at a time: one that is renewed now outlives the wait.
+    std::thread::sleep(Duration::from_millis(4500));
+    loader.signal("KILL");
+    wait_for("a successor", LIMIT, || web.visits("/item/7") > 1);
+    assert!(asked.elapsed() > Duration::from_secs(6), "the lease ended within the wait: the test shows nothing");
+    // The others' wait is over, and they wait for the successor.
+    std::thread::sleep(Duration::from_secs(1));
+    web.release("/item/7");
+    clients.iter_mut().for_each(|client| assert_eq!(client.read().unwrap().text(), "seven"));
+    assert_eq!(web.visits("/item/7"), 2);
+    assert_eq!(total(&sidecars, "loads"), 1);
+}
+
 #[test]
 fn a_load_longer_than_its_lease_is_made_by_the_next_too() {
     let (servers, web) = (Servers::cluster(), Web::start());

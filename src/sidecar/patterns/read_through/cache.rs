@@ -30,7 +30,7 @@ if not holder then
 elseif holder == ARGV[1] then
   state = 'leased'
 end
-return {state, redis.call('GET', KEYS[4])}";
+return {state, redis.call('GET', KEYS[4]), holder, redis.call('PTTL', KEYS[2])}";
 
 /// ARGV: token, value, TTL in ms, lifetime of the stale copy in ms or 0. Stores nothing without the lease.
 const FILL: &str = "\
@@ -64,8 +64,15 @@ pub enum Begun {
     Nothing,
     /// The lease is ours. With the stale copy, where there is one.
     Leased(Option<Vec<u8>>),
-    /// Somebody else has the lease. With the stale copy, where there is one.
-    Busy(Option<Vec<u8>>),
+    /// Somebody else has the lease.
+    Busy {
+        /// The stale copy, where there is one.
+        stale: Option<Vec<u8>>,
+        /// The other's token.
+        holder: Vec<u8>,
+        /// For how many milliseconds the lease still stands.
+        left_ms: u64,
+    },
 }
 
 /// One key's place in the cache, under one token.
@@ -97,7 +104,11 @@ impl Entry {
             (Some(b"other"), _) => Ok(Begun::Other),
             (Some(b"nothing"), _) => Ok(Begun::Nothing),
             (Some(b"leased"), stale) => Ok(Begun::Leased(stale)),
-            (Some(b"busy"), stale) => Ok(Begun::Busy(stale)),
+            (Some(b"busy"), stale) => {
+                let holder = parts.get(2).and_then(|part| reply::text(part)).unwrap_or_default().to_vec();
+                let left_ms = parts.get(3).and_then(|part| reply::integer(part)).and_then(|left| u64::try_from(left).ok());
+                Ok(Begun::Busy { stale, holder, left_ms: left_ms.unwrap_or(0) })
+            }
             _ => Err(unexpected(&answer)),
         }
     }

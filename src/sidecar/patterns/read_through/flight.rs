@@ -8,6 +8,7 @@ use futures_util::future::join_all;
 use tokio::time::Instant;
 
 use super::cache::{Begun, Entry};
+use super::patience::Patience;
 use super::{Deliver, FlightKey};
 use crate::origin::{LoadError, Loaded, Loader};
 use crate::policy::ReadThrough;
@@ -124,7 +125,7 @@ async fn lead(worker: Rc<Worker>, plan: Rc<Plan>, flights: Vec<Rc<Flight>>) {
         match react(&worker, &flight, begun) {
             Next::Over => {}
             Next::Load => leased.push((flight, entry)),
-            Next::LookAgain => drop(tokio::task::spawn_local(follow(worker.clone(), plan.clone(), flight))),
+            Next::LookAgain(..) => drop(tokio::task::spawn_local(follow(worker.clone(), plan.clone(), flight))),
         }
     }
     if !leased.is_empty() {
@@ -136,7 +137,8 @@ async fn lead(worker: Rc<Worker>, plan: Rc<Plan>, flights: Vec<Rc<Flight>>) {
 enum Next {
     Over,
     Load,
-    LookAgain,
+    /// Somebody else, whose token this is, has the lease for another so many milliseconds.
+    LookAgain(Vec<u8>, u64),
 }
 
 fn react(worker: &Rc<Worker>, flight: &Rc<Flight>, begun: Result<Begun, String>) -> Next {
@@ -164,12 +166,12 @@ fn react(worker: &Rc<Worker>, flight: &Rc<Flight>, begun: Result<Begun, String>)
             }
             Next::Load
         }
-        Ok(Begun::Busy(Some(stale))) => {
+        Ok(Begun::Busy { stale: Some(stale), .. }) => {
             worker.metrics().stale(flight.rule);
             flight.settle(worker, &Outcome::Cached(stale));
             Next::Over
         }
-        Ok(Begun::Busy(None)) => Next::LookAgain,
+        Ok(Begun::Busy { stale: None, holder, left_ms }) => Next::LookAgain(holder, left_ms),
         Err(text) => {
             flight.settle(worker, &Outcome::Failed(text));
             Next::Over
@@ -179,7 +181,8 @@ fn react(worker: &Rc<Worker>, flight: &Rc<Flight>, begun: Result<Begun, String>)
 
 /// Somebody else loads: looks until the value is there, the lease is free, or patience ends.
 async fn follow(worker: Rc<Worker>, plan: Rc<Plan>, flight: Rc<Flight>) {
-    let until = Instant::now() + plan.rule.wait.as_duration();
+    let lease = Duration::from_millis(plan.lease_ms());
+    let mut patience = Patience::new(Instant::now(), plan.rule.wait.as_duration(), lease);
     let mut pause = FIRST_LOOK_MS;
     loop {
         tokio::time::sleep(Duration::from_millis(fastrand::u64(pause / 2..=pause))).await;
@@ -189,8 +192,8 @@ async fn follow(worker: Rc<Worker>, plan: Rc<Plan>, flight: Rc<Flight>) {
         match react(&worker, &flight, begun) {
             Next::Over => return,
             Next::Load => return load_leased(&worker, &plan, vec![(flight, entry)]).await,
-            Next::LookAgain if Instant::now() < until => {}
-            Next::LookAgain => return load_alone(&worker, &plan, &flight).await,
+            Next::LookAgain(holder, left_ms) if patience.goes_on(Instant::now(), &holder, left_ms) => {}
+            Next::LookAgain(..) => return load_alone(&worker, &plan, &flight).await,
         }
     }
 }

@@ -14,6 +14,7 @@
 mod cache;
 mod flight;
 mod many;
+mod patience;
 
 use std::cell::RefCell;
 use std::rc::Rc;
