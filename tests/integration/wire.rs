@@ -125,7 +125,7 @@ fn unfinished_commands_take_bounded_memory() {
         (b"*1048576\r\n$4\r\nMSET".to_vec(), 8 * 1024),
         (b"*1048576\r\n$4\r\nMSET\r\n$536870912\r\nstart".to_vec(), 8 * 1024),
         (b"*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$536870912\r\nstart".to_vec(), 8 * 1024),
-        (b"*1\r\n".repeat(1), 8 * 1024),
+        (b"*1\r\n".to_vec(), 8 * 1024),
         (inline, 160 * 1024),
     ] {
         let before = sidecar.resident_bytes();

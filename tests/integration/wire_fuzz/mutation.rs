@@ -156,8 +156,7 @@ impl<'a> Mutator<'a> {
 
     fn change_number(&mut self, case: &mut Vec<u8>) {
         let is_digit = |byte: &u8| byte.is_ascii_digit() || *byte == b'-';
-        let starts: Vec<usize> =
-            line_starts(case).into_iter().filter(|at| case.get(at + 1).is_some_and(|byte| is_digit(byte))).collect();
+        let starts: Vec<usize> = line_starts(case).into_iter().filter(|at| case.get(at + 1).is_some_and(is_digit)).collect();
         let Some(at) = self.random.choice(&starts) else { return };
         let digits = at + 1..at + 1 + case[at + 1..].iter().take_while(|byte| is_digit(byte)).count();
         let old = std::str::from_utf8(&case[digits.clone()]).ok().and_then(|text| text.parse::<i64>().ok()).unwrap_or(0);
