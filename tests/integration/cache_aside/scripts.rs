@@ -180,12 +180,12 @@ fn one_is_leased_and_the_others_find_it_busy() {
         let Begun::Busy { generation, stale: None, remaining } = desk.begin(2, Mode::Miss) else { panic!("busy") };
         assert_eq!(generation, first.generation);
         assert!((1..=LEASE_MS).contains(&remaining));
-        let Begun::Busy { .. } = desk.begin(2, Mode::Early) else { panic!("busy") };
+        let Begun::Busy { .. } = desk.begin(2, Mode::Early { left: 3_600_000 }) else { panic!("busy") };
         let memory = desk.client.call(&[&b"PTTL"[..], &Companion::Lease.name(desk.key.as_bytes())]).int();
         assert!(((LEASE_MS * 9) as i64..=(LEASE_MS * 10) as i64).contains(&memory), "{memory}");
         assert_eq!(desk.set(under(&first), "v"), Written::Stored);
         assert_eq!(desk.begin(3, Mode::Miss), Begun::Value(element("v")));
-        let Begun::Leased { .. } = desk.begin(3, Mode::Early) else { panic!("leased before its end") };
+        let Begun::Leased { .. } = desk.begin(3, Mode::Early { left: 3_600_000 }) else { panic!("leased before its end") };
         desk.remove();
         let key = desk.key.clone();
         desk.client.call(&["HSET", &key, "f", "v"]);
@@ -313,7 +313,7 @@ fn a_fill_gets_its_own_commands_reply() {
         let mut taker = 10;
         let mut fill = |desk: &mut Desk, value: &str, commands: &[&[&str]]| {
             taker += 1;
-            let Begun::Leased { token, .. } = desk.begin(taker, Mode::Early) else { panic!("leased") };
+            let Begun::Leased { token, .. } = desk.begin(taker, Mode::Early { left: 3_600_000 }) else { panic!("leased") };
             let filled = desk.fill(under(&token), value, commands);
             desk.release(&token);
             filled

@@ -49,8 +49,10 @@ mod timers;
 mod tests;
 
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::rc::Rc;
 
+use rustc_hash::FxHasher;
 use smallvec::SmallVec;
 
 pub use desk::Desk;
@@ -145,7 +147,8 @@ impl Generation {
     /// Reads its text. `None`: not a generation.
     pub fn parse(text: &[u8]) -> Option<Self> {
         let text = std::str::from_utf8(text).ok().filter(|text| text.len() == Self::LEN)?;
-        let (random, run) = text.split_once('@').filter(|(random, _)| random.len() == 16)?;
+        let is_hex = |text: &str| text.bytes().all(|byte| byte.is_ascii_hexdigit());
+        let (random, run) = text.split_once('@').filter(|(random, run)| random.len() == 16 && is_hex(random) && is_hex(run))?;
         Some(Self { random: u64::from_str_radix(random, 16).ok()?, run: u32::from_str_radix(run, 16).ok()? })
     }
 }
@@ -171,8 +174,15 @@ pub enum Mode {
     /// The key was missing: its value, or the lease.
     Miss,
     /// The key is there and about to expire: the lease, though it is there.
-    Early,
+    Early {
+        /// How long it is thought to live. If it lives much longer ([`EARLY_SLACK_MS`]) somebody refreshed it meanwhile, and the
+        /// lease is not given.
+        left: Millis,
+    },
 }
+
+/// By so much a key's life may be longer than a pod thought when it asks for the lease before the key expires.
+pub const EARLY_SLACK_MS: Millis = 100;
 
 /// What BEGIN answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -181,6 +191,8 @@ pub enum Begun<V> {
     Value(V),
     /// The key is there, and no string.
     Other,
+    /// The key is there, and lives longer than was thought: see [`Mode::Early`].
+    Fresh,
     /// The lease is ours.
     Leased {
         /// What was taken.
@@ -341,6 +353,14 @@ pub enum Command<'a> {
     Set(u32, &'a [u8]),
     /// Anything else.
     Other,
+}
+
+/// The hash of a key, as tables of this engine are given it.
+pub fn key_hash(database: u32, key: &[u8]) -> u64 {
+    let mut hasher = FxHasher::default();
+    database.hash(&mut hasher);
+    key.hash(&mut hasher);
+    hasher.finish()
 }
 
 /// One missing key of a request.

@@ -3,7 +3,7 @@
 //! The simulation runs against this; an integration test holds the real scripts to it. A [`Slot`] is a key K with its lease `L`, its
 //! stale copy S and its negative entry N. Each function is one script or transaction: it happens at one moment of the server's clock.
 
-use super::{Begun, Generation, Millis, Mode, Rule, Token};
+use super::{Begun, EARLY_SLACK_MS, Generation, Millis, Mode, Rule, Token};
 
 /// So many takers without a fill make a key hit-for-miss.
 pub const MOST_LEADS: u32 = 3;
@@ -127,6 +127,11 @@ impl<V: Clone + PartialEq> Slot<V> {
         self.expire(now);
         if let (Mode::Miss, Some(kept)) = (mode, &self.value) {
             return Begun::Value(kept.value.clone());
+        }
+        if let (Mode::Early { left }, Some(kept)) = (mode, &self.value)
+            && kept.until > now + left + EARLY_SLACK_MS
+        {
+            return Begun::Fresh;
         }
         let stale = self.stale.as_ref().map(|kept| kept.value.clone());
         let record_until = now + rule.memory;

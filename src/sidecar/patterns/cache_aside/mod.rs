@@ -22,6 +22,7 @@ use self::reads::Read;
 use self::wake::Wake;
 use crate::policy::AtWaitEnd;
 use crate::sidecar::dispatch::Request;
+use crate::sidecar::engine::early::Early;
 use crate::sidecar::engine::lease::{self, Asker, Command, Desk, Effect, Millis, Name, Rule};
 use crate::sidecar::policy::{ActivePolicy, RuleId};
 use crate::sidecar::resp::Protocol;
@@ -37,6 +38,8 @@ pub struct Aside {
     /// What the desk keeps is answered to.
     reads: RefCell<FxHashMap<Asker, Read>>,
     wake: Wake,
+    /// When keys expire, as far as is known.
+    early: RefCell<Early>,
     /// The protocol of who missed last: its connection stands, and serves for Larder's own questions too.
     protocol: Cell<Protocol>,
 }
@@ -44,7 +47,13 @@ pub struct Aside {
 impl Aside {
     /// One that knows nothing. Seeds must differ between workers.
     pub fn new(seed: u64) -> Self {
-        Self { desk: RefCell::new(Desk::new(seed)), reads: RefCell::default(), wake: Wake::default(), protocol: Cell::default() }
+        Self {
+            desk: RefCell::new(Desk::new(seed)),
+            reads: RefCell::default(),
+            wake: Wake::default(),
+            early: RefCell::default(),
+            protocol: Cell::default(),
+        }
     }
 
     /// What is listened to.

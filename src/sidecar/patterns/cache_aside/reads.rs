@@ -6,7 +6,7 @@ use smallvec::SmallVec;
 
 use super::super::read_through::Table;
 use super::{Aside, Element, rule_of};
-use crate::sidecar::engine::lease::{Answer, Asker, Millis, Missing, Name, Reader, Reply, Rule, Why};
+use crate::sidecar::engine::lease::{Answer, Asker, Millis, Missing, Name, Reader, Reply, Rule, Why, key_hash};
 use crate::sidecar::policy::RuleId;
 use crate::sidecar::resp::{CommandArgs, CommandScan, CommandScanner, encode, reply};
 use crate::sidecar::session::Session;
@@ -119,15 +119,19 @@ pub fn on_early(worker: &Rc<Worker>, rule: RuleId, recovered: Recovered, found: 
     let Some(get) = Get::parse(recovered) else { return };
     let policy = worker.policy();
     let id = policy.find(&get.key);
-    let held = rule_of(&policy, id).filter(|_| !overtaken && !get.session.has_parked()).is_some_and(|rule| {
+    let hash = key_hash(get.database, &get.key);
+    let left = worker.aside().early.borrow().left(hash, worker.now());
+    let rule = rule_of(&policy, id).filter(|_| !overtaken && !get.session.has_parked());
+    let held = rule.zip(left).is_some_and(|(rule, left)| {
         let (aside, asker) = (worker.aside(), get.asker());
         aside.protocol.set(get.session.protocol());
         aside.keep(asker, Read { session: get.session.clone(), kind: Kind::Early(id, found.to_vec()) });
         let missing = Missing { key: &get.key, rule };
-        let held = aside.run(worker, |desk, now, effects| desk.expires_early(now, asker, get.database, &missing, effects));
+        let held = aside.run(worker, |desk, now, effects| desk.expires_early(now, asker, get.database, &missing, left, effects));
         if !held {
             aside.let_go(asker);
         }
+        aside.early.borrow_mut().silence(hash, worker.now() + rule.lease);
         held
     });
     if !held {

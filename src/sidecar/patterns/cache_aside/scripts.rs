@@ -11,7 +11,7 @@ use std::rc::Rc;
 
 use smallvec::SmallVec;
 
-use crate::sidecar::engine::lease::{Begun, Generation, Mode, Rule, Token, Verdict, Written};
+use crate::sidecar::engine::lease::{Begun, EARLY_SLACK_MS, Generation, Mode, Rule, Token, Verdict, Written};
 use crate::sidecar::resp::{CommandScan, CommandScanner, encode, reply};
 use crate::sidecar::slots::{Companion, is_larder_key};
 
@@ -45,7 +45,7 @@ local run = type(info) == 'string' and string.match(info, 'run_id:(%x%x%x%x%x%x%
     };
 }
 
-/// ARGV: taker, lease in ms, its whole memory in ms, mode (`miss` or `early`), whether stale copies are served (`1`). What one
+/// ARGV: taker, lease in ms, its whole memory in ms, mode (`miss`, or the longest life in ms of a key that is refreshed), whether stale copies are served (`1`). What one
 /// has taken counts as granted, so that the script may be repeated. What is no string is not missing either. A key that three
 /// took since its last fill is everybody's for half a minute.
 const BEGIN: &str = concat!(
@@ -59,6 +59,9 @@ if miss then
     return value
   end
   if value then return {'value', value} end
+else
+  local left = redis.call('PTTL', KEYS[1])
+  if left == -1 or left > tonumber(ARGV[4]) then return {'fresh'} end
 end
 ",
     run_id!(),
@@ -192,7 +195,10 @@ pub fn begin(names: &Names, taker: u64, mode: Mode, rule: &Rule, out: &mut Vec<u
     encode::bulk(out, format!("{taker:016x}").as_bytes());
     bulk_number(rule.lease, out);
     bulk_number(rule.memory, out);
-    encode::bulk(out, if mode == Mode::Miss { b"miss" } else { b"early" });
+    match mode {
+        Mode::Miss => encode::bulk(out, b"miss"),
+        Mode::Early { left } => bulk_number(left.saturating_add(EARLY_SLACK_MS), out),
+    }
     encode::bulk(out, if rule.stale { b"1" } else { b"0" });
 }
 
@@ -206,6 +212,7 @@ pub fn begun(answer: &[u8], taker: u64) -> Result<Begun<Rc<[u8]>>, String> {
     let begun = match (word, parts.as_slice()) {
         (b"value", [_, value]) => Some(Begun::Value(Rc::from(*value))),
         (b"other", _) => Some(Begun::Other),
+        (b"fresh", _) => Some(Begun::Fresh),
         (word, [_, generation, left, stale]) => lease_of(word, taker, generation, left, stale),
         _ => None,
     };

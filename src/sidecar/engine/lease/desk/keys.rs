@@ -5,8 +5,8 @@ use std::rc::Rc;
 
 use super::super::misses::Misses;
 use super::super::timers::Due;
-use super::super::{Effect, Generation, Millis, Mode, Name, Reply, Rule, Token, Why};
-use super::{Desk, FIRST_LOOK_MS, Held, Key, LAST_LOOK_MS, PartState, Waiter, hash_of};
+use super::super::{Effect, Generation, Millis, Mode, Name, Reply, Rule, Token, Why, key_hash};
+use super::{Desk, FIRST_LOOK_MS, Held, Key, LAST_LOOK_MS, PartState, Waiter};
 
 impl<V: Clone> Desk<V> {
     pub(super) fn find(&self, database: u32, key: &[u8]) -> Option<usize> {
@@ -14,7 +14,7 @@ impl<V: Clone> Desk<V> {
             let name = &self.keys[**index].name;
             name.database == database && *name.key == *key
         };
-        self.index.get(&hash_of(database, key))?.iter().find(same).copied()
+        self.index.get(&key_hash(database, key))?.iter().find(same).copied()
     }
 
     pub(super) fn key(&mut self, database: u32, key: &[u8], rule: Rule) -> usize {
@@ -22,7 +22,7 @@ impl<V: Clone> Desk<V> {
             self.keys[found].rule = rule;
             return found;
         }
-        let hash = hash_of(database, key);
+        let hash = key_hash(database, key);
         self.tenants = self.tenants.wrapping_add(1);
         let index = self.keys.insert(Key {
             name: Rc::new(Name { database, key: key.into() }),

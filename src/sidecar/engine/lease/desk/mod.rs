@@ -9,10 +9,9 @@ mod keys;
 mod requests;
 
 use std::collections::VecDeque;
-use std::hash::{Hash, Hasher};
 use std::rc::Rc;
 
-use rustc_hash::{FxHashMap, FxHasher};
+use rustc_hash::FxHashMap;
 use slab::Slab;
 use smallvec::SmallVec;
 
@@ -22,6 +21,7 @@ use super::rates::Rates;
 use super::timers::{Due, Timers};
 use super::{
     Asker, Begun, Command, Effect, Generation, Millis, Missing, Mode, Name, Reader, Reply, Rule, Token, Verdict, Why, Written,
+    key_hash,
 };
 
 /// As many outstanding misses are kept with their keys.
@@ -231,7 +231,7 @@ impl<V: Clone> Desk<V> {
         self.finish_touched(now, effects);
     }
 
-    /// A read found a value that is about to expire, and the dice say that it should refresh it. `true`: the value is held back
+    /// A read found a value that is thought to live for `left`, and the dice say that it should refresh it. `true`: the value is held back
     /// until [`Effect::Early`]. `false`: it is passed on; somebody refreshes it already.
     pub fn expires_early(
         &mut self,
@@ -239,6 +239,7 @@ impl<V: Clone> Desk<V> {
         asker: Asker,
         database: u32,
         missing: &Missing<'_>,
+        left: Millis,
         effects: &mut Vec<Effect<V>>,
     ) -> bool {
         if !self.is_armed(missing.rule.id, now) || self.waiting >= MOST_WAITING {
@@ -252,7 +253,7 @@ impl<V: Clone> Desk<V> {
         let request = self.open_request(now, asker, true, false);
         self.wait_for(request, key);
         self.timers.push(now + missing.rule.wait, Due::Request(request as u32, self.requests[request].tenant));
-        self.ask(key, Mode::Early, effects);
+        self.ask(key, Mode::Early { left }, effects);
         true
     }
 
@@ -269,7 +270,7 @@ impl<V: Clone> Desk<V> {
 
     /// Whether a SET of the key may be something else than an update.
     pub fn is_outstanding(&mut self, now: Millis, database: u32, key: &[u8]) -> bool {
-        self.forgotten.contains(hash_of(database, key), now)
+        self.forgotten.contains(key_hash(database, key), now)
             || self.find(database, key).is_some_and(|key| !self.keys[key].misses.is_empty())
     }
 
@@ -291,6 +292,7 @@ impl<V: Clone> Desk<V> {
         }
         match begun {
             Begun::Value(value) => self.found(now, key, &value, effects),
+            Begun::Fresh => self.keys[key].again = true,
             Begun::Other => self.all_nil(now, key, None, effects),
             Begun::Shared { generation } => self.all_nil(now, key, Some(generation), effects),
             Begun::Leased { token, stale } => self.leased(now, key, token, stale, effects),
@@ -348,7 +350,7 @@ impl<V: Clone> Desk<V> {
         if self.keys.is_empty() && self.forgotten.is_empty() {
             return Verdict::Update;
         }
-        let is_forgotten = !self.forgotten.is_empty() && self.forgotten.contains(hash_of(database, key), now);
+        let is_forgotten = !self.forgotten.is_empty() && self.forgotten.contains(key_hash(database, key), now);
         let Some(key) = self.find(database, key) else {
             return if is_forgotten { Verdict::Ambiguous } else { Verdict::Update };
         };
@@ -486,11 +488,4 @@ impl<V: Clone> Desk<V> {
         }
         self.finish_touched(now, effects);
     }
-}
-
-fn hash_of(database: u32, key: &[u8]) -> u64 {
-    let mut hasher = FxHasher::default();
-    database.hash(&mut hasher);
-    key.hash(&mut hasher);
-    hasher.finish()
 }

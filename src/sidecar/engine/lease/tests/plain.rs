@@ -1,97 +1,138 @@
 //! The plain cases, by hand.
 
-use super::super::model::{Condition, Filled, Set, Slot};
+use super::super::model::{Condition, Filled, Kept, Set, Slot};
 use super::super::*;
 
 const RULE: Rule = Rule::new(1, 3_000, 1_000);
 const RUN: u32 = 7;
-
-fn reader(connection: u64, place: u32) -> Reader {
-    Reader { asker: Asker { connection, place }, database: 0, overtaken: false, shared: false }
-}
+const KEYS: [&[u8]; 2] = [b"k", b"m"];
 
 fn set(value: u32) -> Set<u32> {
     Set { value, condition: Condition::Always, ttl: 60_000, stale_ttl: 0 }
 }
 
-/// One pod, and one key in the cache that answers at once.
+/// Some pods, and a cache that answers at once. Connection `n` is one of pod `n % pods`.
 struct Bench {
-    desk: Desk<u32>,
-    slot: Slot<u32>,
+    pods: Vec<Desk<u32>>,
+    slots: [Slot<u32>; 2],
+    rule: Rule,
     now: Millis,
+    away: bool,
     answers: Vec<(Asker, Answer<u32>)>,
+    watched: Vec<(usize, usize)>,
+    disarmed: Vec<u16>,
 }
 
 impl Bench {
-    fn new() -> Self {
-        Self { desk: Desk::new(1), slot: Slot::default(), now: 1_000, answers: Vec::new() }
+    fn new(pods: usize) -> Self {
+        Self {
+            pods: (1..=pods as u64).map(Desk::new).collect(),
+            slots: [Slot::default(), Slot::default()],
+            rule: RULE,
+            now: 1_000,
+            away: false,
+            answers: Vec::new(),
+            watched: Vec::new(),
+            disarmed: Vec::new(),
+        }
     }
 
-    fn read(&mut self, connection: u64, place: u32) {
+    fn with(&mut self, pod: usize, event: impl FnOnce(&mut Desk<u32>, Millis, &mut Vec<Effect<u32>>)) {
         let mut effects = Vec::new();
-        self.desk.read_missed(self.now, reader(connection, place), &[Missing { key: b"k", rule: RULE }], &mut effects);
-        self.run(effects);
+        event(&mut self.pods[pod], self.now, &mut effects);
+        self.run(pod, effects);
+    }
+
+    /// A GET or MGET finds nothing.
+    fn read(&mut self, connection: u64, place: u32, keys: &[usize], shared: bool) {
+        let pod = connection as usize % self.pods.len();
+        let reader = Reader { asker: Asker { connection, place }, database: 0, overtaken: false, shared };
+        let rule = self.rule;
+        let missing: Vec<Missing<'_>> = keys.iter().map(|key| Missing { key: KEYS[*key], rule }).collect();
+        self.with(pod, |desk, now, effects| desk.read_missed(now, reader, &missing, effects));
+    }
+
+    fn get(&mut self, connection: u64) {
+        self.read(connection, 0, &[0], false);
     }
 
     fn write(&mut self, connection: u64, value: u32) -> Verdict {
+        let pod = connection as usize % self.pods.len();
         let mut effects = Vec::new();
-        let verdict = self.desk.write(self.now, connection, 0, b"k", &mut effects);
-        let generation = match verdict {
+        let verdict = self.pods[pod].write(self.now, connection, 0, KEYS[0], &mut effects);
+        let filled = match verdict {
             Verdict::Update => {
-                self.slot.update(self.now, &set(value));
-                self.run(effects);
+                self.slots[0].update(self.now, &set(value));
+                self.run(pod, effects);
                 return verdict;
             }
-            Verdict::Fill(generation) => Some(generation),
-            Verdict::Ambiguous => None,
+            Verdict::Fill(generation) => self.slots[0].fill(self.now, RUN, Some(generation), &set(value)),
+            Verdict::Ambiguous => self.slots[0].fill(self.now, RUN, None, &set(value)),
         };
-        let written = match self.slot.fill(self.now, RUN, generation, &set(value)) {
-            Filled::Stored { .. } => Written::Stored,
-            Filled::Removed { .. } => Written::Removed,
-            Filled::Unchanged => Written::Unchanged,
+        let (written, waited_for) = match filled {
+            Filled::Stored { waited_for } => (Written::Stored, waited_for),
+            Filled::Removed { waited_for } => (Written::Removed, waited_for),
+            Filled::Unchanged => (Written::Unchanged, false),
         };
-        self.run(effects);
-        let mut effects = Vec::new();
-        self.desk.wrote(self.now, connection, 0, b"k", written, &mut effects);
-        self.run(effects);
+        self.run(pod, effects);
+        self.with(pod, |desk, now, effects| desk.wrote(now, connection, 0, KEYS[0], written, effects));
+        if waited_for {
+            self.publish(0);
+        }
         verdict
     }
 
-    fn close(&mut self, connection: u64) {
-        let mut effects = Vec::new();
-        self.desk.closed(self.now, connection, &mut effects);
-        self.run(effects);
+    fn publish(&mut self, key: usize) {
+        for (pod, watched) in self.watched.clone() {
+            if watched == key {
+                self.with(pod, |desk, now, effects| desk.wake(now, 0, KEYS[key], effects));
+            }
+        }
     }
 
-    fn run(&mut self, effects: Vec<Effect<u32>>) {
+    fn close(&mut self, connection: u64) {
+        let pod = connection as usize % self.pods.len();
+        self.with(pod, |desk, now, effects| desk.closed(now, connection, effects));
+    }
+
+    fn run(&mut self, pod: usize, effects: Vec<Effect<u32>>) {
         for effect in effects {
             match effect {
                 Effect::Ask { name, mode, fresh, rule } => {
-                    let begun = self.slot.begin(self.now, RUN, fresh, mode, &rule);
-                    let mut effects = Vec::new();
-                    self.desk.begun(self.now, &name, fresh, begun, &mut effects);
-                    self.run(effects);
+                    let slot = &mut self.slots[usize::from(*name.key != *KEYS[0])];
+                    let begun = if self.away { Begun::Failed } else { slot.begin(self.now, RUN, fresh, mode, &rule) };
+                    self.with(pod, |desk, now, effects| desk.begun(now, &name, fresh, begun, effects));
                 }
-                Effect::GiveBack { token, .. } => {
-                    self.slot.release(self.now, token);
+                Effect::GiveBack { name, token } => {
+                    let key = usize::from(*name.key != *KEYS[0]);
+                    if self.slots[key].release(self.now, token) {
+                        self.publish(key);
+                    }
                 }
                 Effect::Answer { asker, answer } => self.answers.push((asker, answer)),
-                Effect::Early { .. } | Effect::Watch { .. } | Effect::Unwatch { .. } | Effect::Disarmed { .. } => {}
+                Effect::Watch { name } => self.watched.push((pod, usize::from(*name.key != *KEYS[0]))),
+                Effect::Unwatch { name } => {
+                    let key = usize::from(*name.key != *KEYS[0]);
+                    self.watched.retain(|watched| *watched != (pod, key));
+                }
+                Effect::Disarmed { rule, .. } => self.disarmed.push(rule),
+                Effect::Early { .. } => {}
             }
         }
     }
 
     fn pass(&mut self, span: Millis) {
         let end = self.now + span;
-        while let Some(at) = self.desk.next_deadline().filter(|at| *at <= end) {
-            self.now = self.now.max(at);
-            let mut effects = Vec::new();
-            self.desk.tick(self.now, &mut effects);
-            self.run(effects);
+        while let Some((due, pod)) = (0..self.pods.len()).filter_map(|pod| Some((self.pods[pod].next_deadline()?, pod))).min()
+            && due <= end
+        {
+            self.now = self.now.max(due);
+            self.with(pod, |desk, now, effects| desk.tick(now, effects));
         }
         self.now = end;
     }
 
+    /// Whom got what since the last call; the first key's reply of each.
     fn answered(&mut self) -> Vec<(u64, Reply<u32>)> {
         let answers = std::mem::take(&mut self.answers).into_iter().map(|(asker, answer)| match answer {
             Answer::Replies(replies) => (asker.connection, replies[0]),
@@ -99,54 +140,257 @@ impl Bench {
         });
         answers.collect()
     }
+
+    fn leads(&mut self) -> Vec<u64> {
+        let answered = self.answered().into_iter();
+        answered.filter(|(_, reply)| *reply == Reply::Nil(Why::Lead)).map(|(connection, _)| connection).collect()
+    }
 }
 
 #[test]
-fn one_loads_and_the_others_get_what_it_stores() {
-    let mut bench = Bench::new();
-    (1..=100).for_each(|connection| bench.read(connection, 0));
+fn of_a_thousand_over_five_pods_one_loads_and_the_others_get_what_it_stores() {
+    let mut bench = Bench::new(5);
+    (1..=1_000).for_each(|connection| bench.get(connection));
     assert_eq!(bench.answered(), [(1, Reply::Nil(Why::Lead))]);
+    bench.pass(400);
+    assert_eq!(bench.answered(), []);
     assert!(matches!(bench.write(1, 42), Verdict::Fill(_)));
     let answered = bench.answered();
-    assert_eq!(answered.len(), 99);
+    assert_eq!(answered.len(), 999);
     assert!(answered.iter().all(|(_, reply)| *reply == Reply::Value(42)));
 }
 
 #[test]
 fn a_holder_that_goes_is_succeeded_by_one() {
-    let mut bench = Bench::new();
-    (1..=10).for_each(|connection| bench.read(connection, 0));
-    bench.answered();
-    bench.close(1);
-    assert_eq!(bench.answered(), [(2, Reply::Nil(Why::Lead))]);
+    let mut bench = Bench::new(5);
+    (1..=1_000).for_each(|connection| bench.get(connection));
+    let mut holder = bench.leads();
+    for _ in 0..2 {
+        assert_eq!(holder.len(), 1);
+        bench.close(holder[0]);
+        bench.pass(200);
+        holder = bench.leads();
+    }
+    assert_eq!(holder.len(), 1);
+}
+
+#[test]
+fn a_silent_holder_is_succeeded_by_one_when_its_lease_ends() {
+    let mut bench = Bench::new(5);
+    bench.get(1);
+    assert_eq!(bench.leads(), [1]);
+    bench.pass(RULE.lease - 500);
+    (2..=1_000).for_each(|connection| bench.get(connection));
+    bench.pass(499);
+    assert_eq!(bench.answered(), [], "the lease stands");
+    bench.pass(500);
+    assert_eq!(bench.leads().len(), 1);
+}
+
+#[test]
+fn after_three_leads_without_a_fill_nobody_waits() {
+    let mut bench = Bench::new(1);
+    for connection in 1..=3 {
+        bench.get(connection);
+        assert_eq!(bench.leads(), [connection]);
+        bench.pass(RULE.lease);
+    }
+    (4..=100).for_each(|connection| bench.get(connection));
+    let answered = bench.answered();
+    assert_eq!(answered.len(), 97);
+    assert!(answered.iter().all(|(_, reply)| *reply == Reply::Nil(Why::Shared)));
+    assert!(matches!(bench.write(50, 1), Verdict::Fill(_)), "all are of one generation");
+    assert_eq!(bench.slots[0].get(bench.now), Some(1));
+}
+
+#[test]
+fn two_hundred_reads_on_one_connection_are_one_load() {
+    let mut bench = Bench::new(5);
+    for place in 0..200 {
+        (0..5).for_each(|connection| bench.read(connection + 5, place, &[0], true));
+    }
+    let leads = bench.leads();
+    assert_eq!(leads.len(), 1);
+    bench.with(leads[0] as usize % 5, |desk, now, effects| desk.arrives(now, leads[0], Command::Set(0, KEYS[0]), effects));
+    bench.write(leads[0], 7);
+    assert_eq!(bench.answered().len(), 999);
+}
+
+#[test]
+fn another_command_never_waits_behind_a_read_that_waits() {
+    let mut bench = Bench::new(1);
+    bench.get(1);
+    bench.get(2);
+    bench.leads();
+    bench.with(0, |desk, now, effects| desk.arrives(now, 2, Command::Get(0, KEYS[1]), effects));
+    assert_eq!(bench.answered(), [(2, Reply::Nil(Why::Unparked))]);
+    assert!(matches!(bench.write(2, 5), Verdict::Fill(_)), "its nil is of the lease's generation");
+}
+
+#[test]
+fn a_holder_that_reads_again_is_told_again_to_load() {
+    let mut bench = Bench::new(1);
+    bench.get(1);
+    bench.get(1);
+    assert_eq!(bench.answered(), [(1, Reply::Nil(Why::Lead)), (1, Reply::Nil(Why::Again))]);
+}
+
+#[test]
+fn a_group_that_leads_a_key_does_not_wait_for_the_others() {
+    let mut bench = Bench::new(1);
+    bench.read(1, 0, &[0], false);
+    bench.read(2, 0, &[1], false);
+    bench.answers.clear();
+    bench.read(3, 0, &[0, 1], false);
+    assert_eq!(bench.answers, [], "it leads none");
+    bench.close(2);
+    let replies = [Reply::Nil(Why::Passed), Reply::Nil(Why::Lead)].into_iter().collect();
+    assert_eq!(bench.answers, [(Asker { connection: 3, place: 0 }, Answer::Replies(replies))]);
+}
+
+#[test]
+fn a_stale_copy_spares_all_but_the_holder_the_wait() {
+    let mut bench = Bench::new(2);
+    bench.rule.stale = true;
+    bench.slots[0].stale = Some(Kept { value: 3, until: 90_000 });
+    (1..=10).for_each(|connection| bench.get(connection));
+    let answered = bench.answered();
+    assert_eq!(answered[0], (1, Reply::Nil(Why::Lead)));
+    assert_eq!(answered.len(), 10);
+    assert!(answered[1..].iter().all(|(_, reply)| *reply == Reply::Stale(3)));
+}
+
+#[test]
+fn while_the_cache_is_away_a_pod_loads_once_a_lease() {
+    let mut bench = Bench::new(1);
+    bench.away = true;
+    bench.rule.at_wait_end = AtWaitEnd::Miss;
+    for round in 0..3 {
+        (1..=10).for_each(|connection| bench.get(round * 10 + connection));
+        let answered = bench.answered();
+        assert_eq!(answered, [(round * 10 + 1, Reply::Nil(Why::LocalLead))]);
+        bench.pass(RULE.lease);
+        assert_eq!(bench.answered().len(), 9);
+    }
+    bench.away = false;
+    assert_eq!(bench.write(1, 1), Verdict::Ambiguous, "nothing proves that it is new");
+}
+
+#[test]
+fn the_end_of_a_wait_is_what_the_rule_says() {
+    let mut bench = Bench::new(1);
+    bench.get(1);
+    bench.get(2);
+    bench.answers.clear();
+    bench.pass(RULE.wait);
+    let [(asker, Answer::TimedOut { rule: 1, waited: 1_000, .. })] = &bench.answers[..] else { panic!("{:?}", bench.answers) };
+    assert_eq!(asker.connection, 2);
+    bench.rule.at_wait_end = AtWaitEnd::Miss;
+    bench.answers.clear();
+    bench.get(3);
+    bench.pass(RULE.wait);
+    assert_eq!(bench.answered(), [(3, Reply::Nil(Why::WaitEnd))]);
 }
 
 #[test]
 fn a_value_loaded_before_a_deletion_is_not_stored_after_it() {
-    let mut bench = Bench::new();
-    bench.read(1, 0);
-    bench.slot.delete(bench.now);
+    let mut bench = Bench::new(1);
+    bench.get(1);
+    bench.slots[0].delete(bench.now);
     bench.write(1, 1);
-    assert_eq!(bench.slot.get(bench.now), None);
+    assert_eq!(bench.slots[0].get(bench.now), None);
 }
 
 #[test]
 fn a_second_set_soon_after_a_miss_is_never_the_first() {
-    let mut bench = Bench::new();
-    bench.read(1, 0);
+    let mut bench = Bench::new(1);
+    bench.get(1);
     bench.write(1, 1);
     bench.write(1, 2);
-    assert_ne!(bench.slot.get(bench.now), Some(1));
-    bench.pass(RULE.memory);
+    assert_eq!(bench.slots[0].get(bench.now), None);
+    bench.pass(RULE.settle);
     assert_eq!(bench.write(1, 3), Verdict::Update);
-    assert_eq!(bench.slot.get(bench.now), Some(3));
+    assert_eq!(bench.slots[0].get(bench.now), Some(3));
+}
+
+#[test]
+fn a_late_fill_over_another_connection_than_its_closed_one_is_not_taken_for_an_update() {
+    let mut bench = Bench::new(1);
+    bench.get(1);
+    bench.close(1);
+    bench.slots[0].delete(bench.now);
+    bench.pass(RULE.memory - 1);
+    bench.write(2, 1);
+    assert_eq!(bench.slots[0].get(bench.now), None);
+}
+
+#[test]
+fn two_loads_of_the_same_row_do_not_delete_each_other() {
+    let mut bench = Bench::new(2);
+    bench.get(1);
+    bench.pass(RULE.lease);
+    bench.get(2);
+    assert_eq!(bench.leads(), [1, 2]);
+    bench.write(1, 9);
+    bench.write(2, 9);
+    assert_eq!(bench.slots[0].get(bench.now), Some(9));
+}
+
+#[test]
+fn a_rule_whose_loads_are_seldom_stored_disarms_itself() {
+    let mut bench = Bench::new(1);
+    for connection in 1..=64 {
+        bench.slots[0].delete(bench.now);
+        bench.get(connection);
+        bench.close(connection);
+    }
+    assert_eq!(bench.disarmed, [1]);
+    assert!(!bench.pods[0].is_armed(1, bench.now));
+    bench.answers.clear();
+    (100..110).for_each(|connection| bench.get(connection));
+    assert!(bench.answered().iter().all(|(_, reply)| *reply == Reply::Nil(Why::Untracked)));
+    bench.pass(60_000);
+    assert!(bench.pods[0].is_armed(1, bench.now));
 }
 
 #[test]
 fn nothing_is_kept_when_all_is_over() {
-    let mut bench = Bench::new();
-    (1..=10).for_each(|connection| bench.read(connection, 0));
+    let mut bench = Bench::new(1);
+    (1..=10).for_each(|connection| bench.get(connection));
     bench.write(1, 1);
     bench.pass(RULE.memory * 2);
-    assert_eq!((bench.desk.waiting(), bench.desk.outstanding(), bench.desk.next_deadline()), (0, 0, None));
+    let desk = &bench.pods[0];
+    assert_eq!((desk.waiting(), desk.outstanding(), desk.next_deadline()), (0, 0, None));
+}
+
+#[test]
+fn however_many_misses_there_are_a_bounded_number_is_kept_and_none_is_taken_for_over() {
+    let (mut desk, mut effects) = (Desk::<u32>::new(1), Vec::new());
+    let key = |number: u32| number.to_be_bytes();
+    for number in 0..3 * desk::MOST_MISSES as u32 {
+        let reader = Reader { asker: Asker { connection: 1, place: number }, database: 0, overtaken: false, shared: true };
+        let key = key(number);
+        desk.read_missed(1_000, reader, &[Missing { key: &key, rule: RULE }], &mut effects);
+        let Some(Effect::Ask { name, fresh, .. }) = effects.pop() else { panic!("{effects:?}") };
+        let token = Token { generation: Generation { random: fresh, run: RUN }, taker: fresh };
+        desk.begun(1_000, &name, fresh, Begun::Leased { token, stale: None }, &mut effects);
+        effects.clear();
+        assert!(desk.outstanding() <= desk::MOST_MISSES);
+    }
+    for number in (0..3 * desk::MOST_MISSES as u32).step_by(1_000) {
+        assert_ne!(desk.write(1_000 + RULE.memory - 1, 2, 0, &key(number), &mut effects), Verdict::Update, "{number}");
+    }
+    desk.tick(1_000 + RULE.memory, &mut effects);
+    assert_eq!((desk.outstanding(), desk.next_deadline()), (0, None));
+}
+
+#[test]
+fn generations_are_read_as_they_are_written() {
+    let generation = Generation { random: 0x0123_4567_89ab_cdef, run: 0x0000_00ff };
+    let text = generation.to_string();
+    assert_eq!((text.as_str(), text.len()), ("0123456789abcdef@000000ff", Generation::LEN));
+    assert_eq!(Generation::parse(text.as_bytes()), Some(generation));
+    for wrong in ["", "x", "0123456789abcdef0000000ff", "+123456789abcdef@000000ff", "0123456789abcde@0000000ff"] {
+        assert_eq!(Generation::parse(wrong.as_bytes()), None, "{wrong}");
+    }
 }

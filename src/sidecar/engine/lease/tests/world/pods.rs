@@ -156,8 +156,8 @@ impl World {
             if tries {
                 let missing = Missing { key: NAMES[*key], rule: self.config.rule };
                 let asker = Asker { connection, place };
-                let mut effects = Vec::new();
-                let held = self.pods[pod].desk.expires_early(self.now, asker, 0, &missing, &mut effects);
+                let (mut effects, left) = (Vec::new(), self.random.u64(..300));
+                let held = self.pods[pod].desk.expires_early(self.now, asker, 0, &missing, left, &mut effects);
                 if let Some(own) = self.conns[conn].place(place).filter(|_| held) {
                     own.missed = Some(self.now);
                 }
