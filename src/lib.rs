@@ -6,15 +6,17 @@
 //! | [`origin`] | where the data really lives: SQL, HTTP | `policy` |
 //! | [`telemetry`] | logs, metrics, health | nothing |
 //! | [`sidecar`] | the RESP proxy beside a workload | `policy`, `origin`, `telemetry` |
+//! | [`agent`] | the entry point of a server: its place, supervision, probes, metrics, handover | `policy`, `telemetry`, `sidecar` |
 //! | `api` | the custom resources, their checks, and their compilation into a snapshot | `policy` |
 //! | `operator` | what a CacheCluster needs, as a plan | `policy`, `api` |
 //! | `dev` | a second actuator of the plan: real servers as processes on one machine | `policy`, `api`, `operator` |
 //! | `demo` | the main job in a minute | all but `cli` |
 //! | [`cli`] | one file per command: arguments → validated configuration | all |
 //!
-//! The data plane (`policy`, `origin`, `telemetry`, `sidecar`) never names the control plane (`api`, `operator`, `dev`, `demo`)
+//! The data plane (`policy`, `origin`, `telemetry`, `sidecar`, `agent`) never names the control plane (`api`, `operator`, `dev`, `demo`)
 //! and builds without it; a tidy test holds the arrows.
 
+pub mod agent;
 #[cfg(feature = "control-plane")]
 pub mod api;
 pub mod cli;

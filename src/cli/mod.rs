@@ -5,6 +5,7 @@
 //!
 //! Exit codes: 0 done; 1 it failed; 2 the command line is wrong. `larder check` has its own, which its help lists.
 
+mod agent;
 #[cfg(feature = "control-plane")]
 mod check;
 #[cfg(feature = "control-plane")]
@@ -48,6 +49,7 @@ macro_rules! commands {
 commands! {
     /// What `larder` can do.
     Larder {
+        Agent(agent),
         Check(check),
         Crds(crds),
         Demo(demo),
@@ -59,6 +61,7 @@ commands! {
 commands! {
     /// What `larderd` can do.
     Larderd {
+        Agent(agent),
         Sidecar(sidecar),
     }
 }

@@ -1,5 +1,6 @@
 //! The vocabulary that both planes share: units, key patterns, rules and the snapshot. No I/O, no kube.
 
+pub mod agent;
 mod cover;
 pub mod pattern;
 pub mod rule;

@@ -38,7 +38,8 @@ const IDLE_LIMIT: Duration = Duration::from_secs(30);
 const EXPLAIN_LIMIT: Duration = Duration::from_secs(2);
 /// The longest key that can be asked about: what fits a request line.
 const MAX_KEY_BYTES: usize = 4096;
-const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+/// The type of what [`MetricsHub::render`] and its like return.
+pub const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// What is known of one key, as JSON, when it is known. `None`: nobody answered.
 pub type Explanation = Pin<Box<dyn Future<Output = Option<serde_json::Value>> + Send>>;
@@ -133,7 +134,7 @@ struct Shared {
 
 /// Serves until `stop` holds true or is dropped, and then until the requests under way are answered; the caller bounds that.
 pub async fn serve(
-    mut listeners: AdminListeners,
+    listeners: AdminListeners,
     sidecar: Arc<dyn Introspect>,
     metrics: Arc<MetricsHub>,
     stop: watch::Receiver<bool>,
@@ -145,6 +146,16 @@ pub async fn serve(
         .route("/metrics", get(show_metrics))
         .with_state(shared.clone());
     let private = Router::new().route("/policy", get(show_policy)).route("/explain", get(explain)).with_state(shared);
+    serve_routers(listeners, public, private, stop).await
+}
+
+/// Serves `public` on the port and `private` on the socket, as [`serve`] does.
+pub async fn serve_routers(
+    mut listeners: AdminListeners,
+    public: Router,
+    private: Router,
+    stop: watch::Receiver<bool>,
+) -> io::Result<()> {
     let tcp = listeners.tcp.take().map(TcpListener::from_std).transpose()?;
     let unix = listeners.unix.as_ref().map(|(listener, _)| listener.try_clone()).transpose()?;
     let unix = unix.map(UnixListener::from_std).transpose()?;

@@ -1,0 +1,363 @@
+//! In which place a server starts, or why it does not. Pure: no client, no clock.
+//!
+//! The invariant: a server that lost its data never becomes, or stays, primary while a peer holds the data. So nothing is started
+//! on a guess. A majority of sentinels that names another server, or data of its own that nobody exceeds, or the word of every
+//! peer that nobody holds anything: one of these starts a server, and everything else holds it, its port closed, until that has
+//! changed or a person accepts the loss.
+//!
+//! Sentinels never promote a server whose `replica-priority` is 0. A restarted server has it until it has synchronised once, so
+//! that no election can find an empty one; [`Start::Replica`] says when the copy that it brought along is as good.
+
+mod copies;
+#[cfg(test)]
+mod simulation;
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+
+use copies::{Order, Rank, order};
+
+use crate::policy::agent::{DataState, Position};
+use crate::sidecar::upstream::node::NodeAddr;
+
+/// Everything that the decision depends on.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Situation {
+    /// This server's place.
+    pub ordinal: u16,
+    /// The address that is announced for it.
+    pub address: NodeAddr,
+    /// What it would start with.
+    pub own: DataState,
+    /// Every other desired server.
+    pub peers: Vec<PeerView>,
+    /// What each sentinel answered; as many as there are.
+    pub sentinels: Vec<SentinelAnswer>,
+    /// Whether a person accepts to lose what only servers hold that cannot be asked.
+    pub accept_data_loss: bool,
+}
+
+/// A peer as its agent describes it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PeerView {
+    /// Its place.
+    pub ordinal: u16,
+    /// The address that is announced for it.
+    pub address: NodeAddr,
+    /// What its agent answered.
+    pub answer: PeerAnswer,
+}
+
+/// What a peer's agent answered.
+#[derive(Debug, Clone, PartialEq)]
+pub enum PeerAnswer {
+    /// Nothing.
+    Unreachable,
+    /// Its server's data and role.
+    State {
+        /// What the server holds, or would start with.
+        data: DataState,
+        /// Whether it serves as primary now.
+        acts_as_primary: bool,
+    },
+}
+
+/// What a sentinel answered.
+#[derive(Debug, Clone, PartialEq)]
+pub enum SentinelAnswer {
+    /// Nothing.
+    Unreachable,
+    /// That it watches nothing by that name.
+    KnowsNone,
+    /// Which server it takes for the primary.
+    Names {
+        /// Its announced address.
+        primary: NodeAddr,
+        /// Whether it is replacing it at this moment.
+        failing_over: bool,
+    },
+}
+
+/// What follows.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Decision {
+    /// Start.
+    Start(Start),
+    /// Keep the port closed.
+    Hold(Hold),
+}
+
+/// In which place a server starts.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Start {
+    /// As primary.
+    Primary,
+    /// As the replica of another.
+    Replica {
+        /// Whose.
+        of: NodeAddr,
+        /// Whether it may be promoted before it has synchronised: its own copy is the best there is.
+        promotable: bool,
+    },
+}
+
+/// Why a server is not started.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Hold {
+    /// No majority of sentinels answers, or they do not agree, and peers alone cannot settle it.
+    NoMajority,
+    /// The sentinels are replacing this server.
+    FailoverUnderWay,
+    /// A peer acts as primary, and the sentinels do not name it yet.
+    AnotherActs(NodeAddr),
+    /// Peers that cannot be asked may hold data.
+    PeersUnknown(Vec<NodeAddr>),
+    /// A peer holds data that this server lacks.
+    PeerAhead(NodeAddr),
+    /// A peer's copy and this one's have no common history.
+    Incomparable(NodeAddr),
+    /// Nobody holds more, but this server's copy may lack a part.
+    OwnPartial,
+    /// Another begins: nobody holds data, or its copy is as good and its ordinal lower.
+    OthersTurn(NodeAddr),
+    /// The sentinels name a primary that runs empty, and following it would erase this server's data.
+    OwnerIsEmpty(NodeAddr),
+}
+
+impl Hold {
+    /// The reason in one word, for programs.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::NoMajority => "NoMajority",
+            Self::FailoverUnderWay => "FailoverUnderWay",
+            Self::AnotherActs(_) => "AnotherActs",
+            Self::PeersUnknown(_) => "PeersUnknown",
+            Self::PeerAhead(_) => "PeerAhead",
+            Self::Incomparable(_) => "Incomparable",
+            Self::OwnPartial => "OwnPartial",
+            Self::OthersTurn(_) => "OthersTurn",
+            Self::OwnerIsEmpty(_) => "OwnerIsEmpty",
+        }
+    }
+}
+
+impl fmt::Display for Hold {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoMajority => f.write_str("no majority of the sentinels answers and agrees; waiting for them"),
+            Self::FailoverUnderWay => f.write_str("the sentinels are replacing this server; waiting for the new primary"),
+            Self::AnotherActs(peer) => write!(f, "{peer} acts as primary; waiting for the sentinels to name it"),
+            Self::PeersUnknown(peers) => {
+                let names: Vec<String> = peers.iter().map(ToString::to_string).collect();
+                let names = names.join(", ");
+                write!(
+                    f,
+                    "the agents of {names} do not answer and may hold data; bring them back, or set recovery.acceptDataLoss"
+                )
+            }
+            Self::PeerAhead(peer) => write!(f, "{peer} holds data that this server lacks; waiting for it to be named primary"),
+            Self::Incomparable(peer) => write!(
+                f,
+                "the copies here and at {peer} have no common history; let the sentinels name one, or set recovery.acceptDataLoss"
+            ),
+            Self::OwnPartial => {
+                f.write_str("the copy here may lack a part and nobody holds a whole one; recovery.acceptDataLoss starts with it")
+            }
+            Self::OthersTurn(peer) => write!(f, "{peer} begins; waiting for the sentinels to name it"),
+            Self::OwnerIsEmpty(owner) => write!(
+                f,
+                "the sentinels name {owner}, which runs empty while this server holds data; repair it, or set recovery.acceptDataLoss"
+            ),
+        }
+    }
+}
+
+/// The rules, each of which a test can switch off to see that it is needed.
+#[derive(Debug, Clone, Copy)]
+struct Rules {
+    /// A majority of sentinels is one of all, not of those that answer.
+    majority_of_all: bool,
+    /// The sentinels' word for this server is not enough without data.
+    ask_peers_when_named: bool,
+    /// A peer that does not answer may hold data.
+    silence_may_be_data: bool,
+    /// Data that is not known to be whole counts as data, not as nothing.
+    partial_is_data: bool,
+    /// A peer that acts as primary is not joined by a second one.
+    one_primary: bool,
+    /// Among equals one begins.
+    one_begins: bool,
+    /// A copy that a peer exceeds does not start.
+    newest_starts: bool,
+    /// An owner that runs empty is not followed by a server with data.
+    keep_from_empty_owner: bool,
+    /// A server without a whole copy is not promotable before it has synchronised.
+    promote_whole_copies_alone: bool,
+    /// A sentinel that replaces this server is waited for.
+    wait_for_failover: bool,
+}
+
+impl Rules {
+    const SOUND: Self = Self {
+        majority_of_all: true,
+        ask_peers_when_named: true,
+        silence_may_be_data: true,
+        partial_is_data: true,
+        one_primary: true,
+        one_begins: true,
+        newest_starts: true,
+        keep_from_empty_owner: true,
+        promote_whole_copies_alone: true,
+        wait_for_failover: true,
+    };
+}
+
+/// Where the server starts, or why it does not.
+pub fn decide(situation: &Situation) -> Decision {
+    decide_under(Rules::SOUND, situation)
+}
+
+/// Whether a running replica that has not synchronised since it started may be promoted: nobody holds more than it brought along.
+pub fn may_be_promoted(situation: &Situation) -> bool {
+    match consensus(Rules::SOUND, &situation.sentinels) {
+        Consensus::Names(owner) if *owner != situation.address => is_best_copy(Rules::SOUND, situation, owner),
+        _ => false,
+    }
+}
+
+/// What the sentinels say as one.
+#[derive(Debug, PartialEq)]
+enum Consensus<'a> {
+    /// A majority names this server.
+    Names(&'a NodeAddr),
+    /// Those that answer name at most this server; they are no majority.
+    Minority(Option<&'a NodeAddr>),
+    /// Those that answer contradict each other.
+    Split,
+}
+
+fn consensus(rules: Rules, answers: &[SentinelAnswer]) -> Consensus<'_> {
+    let named = || {
+        answers.iter().filter_map(|answer| match answer {
+            SentinelAnswer::Names { primary, .. } => Some(primary),
+            SentinelAnswer::Unreachable | SentinelAnswer::KnowsNone => None,
+        })
+    };
+    let count = if rules.majority_of_all { answers.len() } else { named().count() };
+    if let Some(owner) = named().find(|owner| named().filter(|other| other == owner).count() > count / 2) {
+        return Consensus::Names(owner);
+    }
+    let first = named().next();
+    if named().all(|other| Some(other) == first) { Consensus::Minority(first) } else { Consensus::Split }
+}
+
+fn decide_under(rules: Rules, situation: &Situation) -> Decision {
+    let me = &situation.address;
+    match consensus(rules, &situation.sentinels) {
+        Consensus::Names(owner) if owner != me => follow(rules, situation, owner),
+        Consensus::Names(_) => lead(rules, situation, Standing::Named),
+        Consensus::Minority(owner) if owner.is_none_or(|owner| owner == me) => lead(rules, situation, Standing::Unnamed),
+        Consensus::Minority(_) | Consensus::Split => Decision::Hold(Hold::NoMajority),
+    }
+}
+
+/// The sentinels name another.
+fn follow(rules: Rules, situation: &Situation, owner: &NodeAddr) -> Decision {
+    let runs_empty = situation.peers.iter().any(|peer| {
+        peer.address == *owner && matches!(peer.answer, PeerAnswer::State { data: DataState::Empty, acts_as_primary: true })
+    });
+    let holds_data = situation.own != DataState::Empty;
+    if rules.keep_from_empty_owner && runs_empty && holds_data && !situation.accept_data_loss {
+        return Decision::Hold(Hold::OwnerIsEmpty(owner.clone()));
+    }
+    let promotable = is_best_copy(rules, situation, owner);
+    Decision::Start(Start::Replica { of: owner.clone(), promotable })
+}
+
+/// Whether this server's copy is whole, the owner waits because its own is not as good, and nobody else's is better. What cannot be
+/// asked could be better, unless its loss is accepted.
+fn is_best_copy(rules: Rules, situation: &Situation, owner: &NodeAddr) -> bool {
+    if !rules.promote_whole_copies_alone {
+        return true;
+    }
+    let Some(own) = Rank::of(&situation.own).filter(Rank::is_complete) else { return false };
+    situation.peers.iter().all(|peer| match &peer.answer {
+        PeerAnswer::Unreachable => situation.accept_data_loss,
+        PeerAnswer::State { acts_as_primary: true, .. } => false,
+        PeerAnswer::State { data, .. } => match order(&own, Rank::of(data).as_ref()) {
+            Order::Ahead => true,
+            // An owner whose copy is as good starts again by itself.
+            Order::Equal => situation.ordinal < peer.ordinal && peer.address != *owner,
+            Order::Behind => false,
+            Order::Unknown => situation.accept_data_loss,
+        },
+    })
+}
+
+/// Whether the sentinels' majority names this server.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Standing {
+    Named,
+    Unnamed,
+}
+
+/// Nobody else is named: the server leads, if its data allows.
+fn lead(rules: Rules, situation: &Situation, standing: Standing) -> Decision {
+    let failing_over =
+        situation.sentinels.iter().any(|answer| matches!(answer, SentinelAnswer::Names { failing_over: true, .. }));
+    if rules.wait_for_failover && failing_over {
+        return Decision::Hold(Hold::FailoverUnderWay);
+    }
+    let acting = situation.peers.iter().find(|peer| matches!(peer.answer, PeerAnswer::State { acts_as_primary: true, .. }));
+    if let Some(peer) = acting.filter(|_| rules.one_primary) {
+        return Decision::Hold(Hold::AnotherActs(peer.address.clone()));
+    }
+    if standing == Standing::Named && (leads_for_certain(&situation.own) || !rules.ask_peers_when_named) {
+        return Decision::Start(Start::Primary);
+    }
+    match hindrance(rules, situation, standing) {
+        Some(hold) => Decision::Hold(hold),
+        None => Decision::Start(Start::Primary),
+    }
+}
+
+/// What a person accepts is the loss of copies that cannot be asked; never a second primary, which only a majority can exclude.
+fn loss_is_accepted(situation: &Situation) -> bool {
+    let answering = situation.sentinels.iter().filter(|answer| **answer != SentinelAnswer::Unreachable).count();
+    situation.accept_data_loss && answering > situation.sentinels.len() / 2
+}
+
+/// The named primary, with all that it ever acknowledged: no replica can hold more, so none need be asked.
+fn leads_for_certain(own: &DataState) -> bool {
+    matches!(own, DataState::Complete(Position { led: true, exact: true, .. }))
+}
+
+/// What keeps this server from leading, as far as everybody's data goes.
+fn hindrance(rules: Rules, situation: &Situation, standing: Standing) -> Option<Hold> {
+    let own = Rank::of(&situation.own);
+    let mut unknown = Vec::new();
+    let mut incomparable = None;
+    let mut turn = None;
+    for peer in &situation.peers {
+        let PeerAnswer::State { data, .. } = &peer.answer else {
+            unknown.push(peer.address.clone());
+            continue;
+        };
+        let theirs = Rank::of(data).filter(|rank| rules.partial_is_data || rank.is_complete());
+        let order = own.as_ref().map_or_else(|| copies::against_nothing(theirs.as_ref()), |own| order(own, theirs.as_ref()));
+        let earlier = rules.one_begins && peer.ordinal < situation.ordinal && standing == Standing::Unnamed;
+        match order {
+            Order::Ahead => {}
+            Order::Behind if rules.newest_starts => return Some(Hold::PeerAhead(peer.address.clone())),
+            Order::Behind => {}
+            Order::Equal if earlier => turn = turn.or_else(|| Some(Hold::OthersTurn(peer.address.clone()))),
+            Order::Equal => {}
+            Order::Unknown if loss_is_accepted(situation) && earlier => return Some(Hold::OthersTurn(peer.address.clone())),
+            Order::Unknown => incomparable = incomparable.or_else(|| Some(Hold::Incomparable(peer.address.clone()))),
+        }
+    }
+    let unknown = (!unknown.is_empty() && rules.silence_may_be_data).then_some(Hold::PeersUnknown(unknown));
+    let partial = own.is_some_and(|own| !own.is_complete()).then_some(Hold::OwnPartial);
+    if loss_is_accepted(situation) { turn } else { unknown.or(incomparable).or(partial).or(turn) }
+}

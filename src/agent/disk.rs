@@ -1,0 +1,270 @@
+//! The server's data on the disk, and the agent's own record of how far it reaches.
+//!
+//! Replication ids and offsets are not in an append-only file, so the agent writes down what it sees: at each look while the server
+//! runs, and never more than what is on the disk. What a record claims is at least there; after the loss of a machine the last
+//! second may be missing, which a changed boot id shows.
+
+use std::fs;
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use tracing::{info, warn};
+
+use super::info::{Info, Role};
+use crate::policy::agent::{DataState, Position};
+
+const RECORD: &str = "larder-agent.json";
+const AOF_DIRECTORY: &str = "appendonlydir";
+/// The longest record that is read.
+const MAX_RECORD_BYTES: u64 = 4096;
+
+/// What is written down.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Record {
+    version: u32,
+    lineage: String,
+    offset: u64,
+    led: bool,
+    complete: bool,
+    /// The boot of the machine under which it was written.
+    boot: String,
+    /// Whether the server ended by itself after this, with everything flushed.
+    clean: bool,
+}
+
+/// A data directory.
+#[derive(Debug)]
+pub struct Disk {
+    directory: PathBuf,
+    durable: bool,
+    boot: String,
+    last: Option<Record>,
+    /// Whether the disk holds what memory holds: since the start for who started with it, else since a copy was written whole.
+    settled: bool,
+}
+
+impl Disk {
+    /// The directory of a server whose data survives its process, or does not.
+    pub fn new(directory: &Path, durable: bool) -> Self {
+        let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned();
+        Self { directory: directory.to_owned(), durable, boot, last: None, settled: false }
+    }
+
+    /// What the server would start with. Of data that is not to survive, what was left behind is removed.
+    pub fn inspect(&mut self) -> io::Result<DataState> {
+        self.settled = false;
+        if !self.durable {
+            self.forget()?;
+            return Ok(DataState::Empty);
+        }
+        if !self.holds_files()? {
+            self.last = None;
+            return Ok(DataState::Empty);
+        }
+        self.last = self.read_record();
+        Ok(match &self.last {
+            Some(record) if record.complete => DataState::Complete(Position {
+                lineage: record.lineage.clone(),
+                offset: record.offset,
+                led: record.led,
+                exact: record.clean || (!self.boot.is_empty() && record.boot == self.boot),
+            }),
+            _ => DataState::Partial,
+        })
+    }
+
+    /// The server is about to start as primary with what is there.
+    pub fn begins_as_primary(&mut self) {
+        self.settled = true;
+        let first = Record {
+            version: 1,
+            lineage: String::new(),
+            offset: 0,
+            led: true,
+            complete: true,
+            boot: self.boot.clone(),
+            clean: false,
+        };
+        let record = self.last.clone().unwrap_or(first);
+        self.write(Record { clean: false, ..record }, false);
+    }
+
+    /// The server is about to start as a replica.
+    pub fn begins_as_replica(&mut self) {
+        if let Some(record) = self.last.clone() {
+            self.write(Record { clean: false, ..record }, false);
+        }
+    }
+
+    /// What a running server holds, by what it tells; written down where it is on the disk.
+    pub fn observe(&mut self, info: &Info) -> DataState {
+        let Some(role) = info.role().filter(|_| !info.is_loading()) else { return DataState::Partial };
+        match &role {
+            Role::Replica { syncing: true, .. } => self.settled = false,
+            Role::Primary | Role::Replica { link_up: true, .. } => self.settled |= info.is_on_disk(),
+            Role::Replica { .. } => {}
+        }
+        let led = role == Role::Primary;
+        let position =
+            Position { lineage: info.lineage().unwrap_or_default().to_owned(), offset: info.offset(), led, exact: true };
+        if self.durable && self.settled {
+            let complete = info.text("aof_last_write_status") != Some("err");
+            let Position { lineage, offset, .. } = position.clone();
+            self.write(Record { version: 1, lineage, offset, led, complete, boot: self.boot.clone(), clean: false }, false);
+        }
+        if !self.durable && !info.holds_keys() { DataState::Empty } else { DataState::Complete(position) }
+    }
+
+    /// The server ended by itself and has flushed everything.
+    pub fn ended_cleanly(&mut self) {
+        if let Some(record) = self.last.clone().filter(|_| self.settled) {
+            self.write(Record { clean: true, ..record }, true);
+        }
+    }
+
+    fn record_path(&self) -> PathBuf {
+        self.directory.join(RECORD)
+    }
+
+    fn read_record(&self) -> Option<Record> {
+        let path = self.record_path();
+        let length = fs::metadata(&path).ok()?.len();
+        if length > MAX_RECORD_BYTES {
+            return None;
+        }
+        let record: Record = serde_json::from_slice(&fs::read(&path).ok()?).ok()?;
+        (record.version == 1).then_some(record)
+    }
+
+    /// Replaces the record where it says something new.
+    fn write(&mut self, record: Record, sync: bool) {
+        if !self.durable || (self.last.as_ref() == Some(&record) && !sync) {
+            return;
+        }
+        match self.try_write(&record, sync) {
+            Ok(()) => self.last = Some(record),
+            Err(error) => warn!(%error, "the record of the data cannot be written; a restart may hold the server"),
+        }
+    }
+
+    fn try_write(&self, record: &Record, sync: bool) -> io::Result<()> {
+        let fresh = self.directory.join(format!("{RECORD}.new"));
+        let mut file = fs::File::create(&fresh)?;
+        file.write_all(&serde_json::to_vec(record)?)?;
+        if sync {
+            file.sync_all()?;
+        }
+        fs::rename(fresh, self.record_path())
+    }
+
+    fn holds_files(&self) -> io::Result<bool> {
+        for entry in self.entries()? {
+            let entry = entry?;
+            let holds = if entry.file_name() == AOF_DIRECTORY {
+                fs::read_dir(entry.path())?.next().is_some()
+            } else {
+                is_data_file(&entry.path()) && entry.metadata()?.len() > 0
+            };
+            if holds {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    fn entries(&self) -> io::Result<fs::ReadDir> {
+        fs::create_dir_all(&self.directory)?;
+        fs::read_dir(&self.directory)
+    }
+
+    /// Removes what a process left whose data is not to survive it: an old copy must never pass for the newest.
+    fn forget(&self) -> io::Result<()> {
+        for entry in self.entries()? {
+            let path = entry?.path();
+            if path.ends_with(AOF_DIRECTORY) {
+                info!(path = %path.display(), "removing what an earlier process left");
+                fs::remove_dir_all(path)?;
+            } else if is_data_file(&path) {
+                info!(path = %path.display(), "removing what an earlier process left");
+                fs::remove_file(path)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn is_data_file(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension == "rdb" || extension == "aof")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tempfile::TempDir;
+
+    const RUNNING: &str = "role:master\nmaster_replid:aa\nmaster_repl_offset:42\naof_enabled:1\naof_rewrite_in_progress:0\n\
+                           aof_rewrite_scheduled:0\naof_last_write_status:ok\n";
+
+    fn with_data(dir: &TempDir) {
+        fs::create_dir_all(dir.path().join(AOF_DIRECTORY)).unwrap();
+        fs::write(dir.path().join(AOF_DIRECTORY).join("appendonly.aof.1.base.rdb"), "x").unwrap();
+    }
+
+    #[test]
+    fn what_was_seen_is_known_after_a_restart() {
+        let dir = TempDir::new().unwrap();
+        let mut disk = Disk::new(dir.path(), true);
+        assert_eq!(disk.inspect().unwrap(), DataState::Empty);
+        disk.begins_as_primary();
+        with_data(&dir);
+        let seen = disk.observe(&Info::parse(RUNNING));
+        let position = Position { lineage: "aa".into(), offset: 42, led: true, exact: true };
+        assert_eq!(seen, DataState::Complete(position.clone()));
+        let mut again = Disk::new(dir.path(), true);
+        assert_eq!(again.inspect().unwrap(), DataState::Complete(position.clone()));
+        // After another boot of the machine, only a clean end is exact.
+        let mut rebooted = Disk { boot: "other".into(), ..Disk::new(dir.path(), true) };
+        assert_eq!(rebooted.inspect().unwrap(), DataState::Complete(Position { exact: false, ..position.clone() }));
+        disk.ended_cleanly();
+        assert_eq!(rebooted.inspect().unwrap(), DataState::Complete(position));
+    }
+
+    #[test]
+    fn a_copy_under_way_is_not_claimed_before_it_is_on_the_disk() {
+        let dir = TempDir::new().unwrap();
+        with_data(&dir);
+        let mut disk = Disk::new(dir.path(), true);
+        assert_eq!(disk.inspect().unwrap(), DataState::Partial, "data without a record");
+        disk.begins_as_replica();
+        let replica = RUNNING
+            .replace("role:master", "role:slave\nmaster_host:h\nmaster_port:1\nmaster_link_status:up\nslave_repl_offset:42");
+        disk.observe(&Info::parse(&replica.replace("in_progress:0", "in_progress:1")));
+        assert_eq!(Disk::new(dir.path(), true).inspect().unwrap(), DataState::Partial);
+        disk.observe(&Info::parse(&replica));
+        let position = Position { lineage: "aa".into(), offset: 42, led: false, exact: true };
+        assert_eq!(Disk::new(dir.path(), true).inspect().unwrap(), DataState::Complete(position));
+    }
+
+    #[test]
+    fn what_is_not_to_survive_is_removed_and_nothing_else() {
+        let dir = TempDir::new().unwrap();
+        with_data(&dir);
+        for name in ["dump.rdb", "temp-1.rdb", "nodes.conf"] {
+            fs::write(dir.path().join(name), "x").unwrap();
+        }
+        assert_eq!(Disk::new(dir.path(), false).inspect().unwrap(), DataState::Empty);
+        let left: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(left, ["nodes.conf"]);
+    }
+
+    #[test]
+    fn a_running_cache_without_keys_holds_nothing() {
+        let mut disk = Disk::new(Path::new("/nowhere"), false);
+        assert_eq!(disk.observe(&Info::parse(RUNNING)), DataState::Empty);
+        let keys = format!("{RUNNING}db0:keys=1,expires=0,avg_ttl=0\n");
+        assert!(matches!(disk.observe(&Info::parse(&keys)), DataState::Complete(_)));
+        assert_eq!(disk.observe(&Info::parse(&format!("{keys}loading:1\n"))), DataState::Partial);
+    }
+}

@@ -1,0 +1,209 @@
+//! Planned handover of a primary: another takes over before this one ends, and no acknowledged write is lost.
+//!
+//! Where the engine has a coordinated failover, the primary itself hands over. Elsewhere the agent pauses writes, waits until a
+//! replica has everything, lets Sentinel fail over, and follows the new primary itself as soon as the majority names it. Writes stay
+//! paused until the role has changed, so that none is acknowledged that the new primary lacks. A deadline gives up and unpauses;
+//! the pause itself is bounded by the server, so that it ends even where the agent dies.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+use tracing::{info, warn};
+
+use super::boot::SentinelAnswer;
+use super::charge::Charge;
+use super::info::{Attached, Info, Role};
+use super::line::{Line, LineError};
+use super::questions::{ask_sentinels, majority};
+use crate::sidecar::upstream::access::ClusterAccess;
+use crate::sidecar::upstream::node::NodeAddr;
+
+/// How often something is looked at while writes are paused.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+/// How often sentinels are asked while they fail over.
+const ASK_EVERY: Duration = Duration::from_millis(100);
+/// How much longer than the deadline the server itself keeps writes paused, should the agent die.
+const PAUSE_MARGIN: Duration = Duration::from_secs(1);
+/// How long a failover that the sentinels have begun is waited for beyond the deadline: it may still come about.
+const BEGUN_LIMIT: Duration = Duration::from_secs(20);
+
+/// How a handover ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Handover {
+    /// The server was no primary: nothing was to be done.
+    NoPrimary,
+    /// Another is primary now.
+    Done {
+        /// Which.
+        primary: String,
+    },
+}
+
+/// Why a handover was given up. The server serves as before.
+#[derive(Debug, thiserror::Error)]
+pub enum HandoverError {
+    /// The server or a sentinel failed to answer.
+    #[error(transparent)]
+    Line(#[from] LineError),
+    /// Nobody could take over.
+    #[error("no replica is attached and in step that the sentinels could promote")]
+    NoReplica,
+    /// The replicas did not catch up.
+    #[error("no replica had everything before the deadline; writes go on here")]
+    Behind,
+    /// The sentinels did not act.
+    #[error("no sentinel began a failover before the deadline; writes go on here: {0}")]
+    NotBegun(String),
+    /// The sentinels began and did not end it.
+    #[error("the failover did not come about before the deadline; writes go on here")]
+    NotDone,
+}
+
+/// What a handover needs.
+pub struct Handovers {
+    /// The configuration in force.
+    pub charge: tokio::sync::watch::Receiver<Arc<Charge>>,
+    /// How to log in.
+    pub access: ClusterAccess,
+    /// One at a time: a second caller waits, and then finds nothing to do.
+    pub one: tokio::sync::Mutex<()>,
+}
+
+impl Handovers {
+    /// Hands over if the server is a primary, within `limit`.
+    pub async fn run(&self, limit: Duration) -> Result<Handover, HandoverError> {
+        let _one = self.one.lock().await;
+        let charge = self.charge.borrow().clone();
+        let mut server = Line::new(charge.dial.clone(), self.access.servers.clone());
+        let deadline = Instant::now() + limit;
+        let info = read_info(&mut server).await?;
+        if info.role() != Some(Role::Primary) {
+            return Ok(Handover::NoPrimary);
+        }
+        if info.attached().iter().all(|replica| !replica.online) {
+            return Err(HandoverError::NoReplica);
+        }
+        let (is_valkey, major, _) = info.version();
+        if is_valkey && major >= 9 && self.ask_for_coordinated(&charge).await {
+            info!("the primary hands over by a coordinated failover");
+            return match self.wait_for_demotion(&charge, &mut server, deadline).await {
+                Some(done) => Ok(done),
+                None => {
+                    // Ends it where it is still under way; elsewhere the server answers that there is none.
+                    let _ = server.ask(&["FAILOVER", "ABORT"]).await;
+                    Err(HandoverError::NotDone)
+                }
+            };
+        }
+        let outcome = self.pause_and_fail_over(&charge, &mut server, deadline).await;
+        if let Err(error) = server.ask(&["CLIENT", "UNPAUSE"]).await {
+            warn!(%error, "writes cannot be unpaused; the server does it by itself in a moment");
+        }
+        outcome
+    }
+
+    /// Whether a sentinel has begun a coordinated failover.
+    async fn ask_for_coordinated(&self, charge: &Charge) -> bool {
+        for sentinel in &charge.sentinels {
+            let mut line = Line::new(sentinel.clone(), self.access.sentinels.clone());
+            match line.ask(&["SENTINEL", "FAILOVER", &charge.master, "COORDINATED"]).await {
+                Ok(_) => return true,
+                Err(LineError::Refused { text, .. }) if text.starts_with("INPROG") => return true,
+                Err(error) => info!(%error, "a sentinel begins no coordinated failover"),
+            }
+        }
+        false
+    }
+
+    async fn pause_and_fail_over(
+        &self,
+        charge: &Charge,
+        server: &mut Line,
+        deadline: Instant,
+    ) -> Result<Handover, HandoverError> {
+        pause_until(server, deadline).await?;
+        self.wait_for_replicas(server, deadline).await?;
+        self.begin_failover(charge, deadline).await?;
+        // From here on the sentinels may promote at any moment: writes stay paused until they have, or have given up.
+        let limit = deadline.max(Instant::now() + BEGUN_LIMIT);
+        pause_until(server, limit).await?;
+        self.wait_for_demotion(charge, server, limit).await.ok_or(HandoverError::NotDone)
+    }
+
+    /// Until every attached replica that follows has all that this primary has: whichever is promoted lacks nothing.
+    async fn wait_for_replicas(&self, server: &mut Line, deadline: Instant) -> Result<(), HandoverError> {
+        while Instant::now() < deadline {
+            let info = read_info(server).await?;
+            let online: Vec<Attached> = info.attached().into_iter().filter(|replica| replica.online).collect();
+            if online.is_empty() {
+                return Err(HandoverError::NoReplica);
+            }
+            let mut equal = true;
+            for replica in online {
+                let node = NodeAddr::new(replica.host, replica.port);
+                let mut line = Line::new(node, self.access.servers.clone());
+                let offset = read_info(&mut line).await.map(|theirs| theirs.offset());
+                equal &= offset.is_ok_and(|offset| offset >= info.offset());
+            }
+            if equal {
+                return Ok(());
+            }
+            sleep(LOOK_EVERY).await;
+        }
+        Err(HandoverError::Behind)
+    }
+
+    /// Asks the sentinels in turn, until one fails over.
+    async fn begin_failover(&self, charge: &Charge, deadline: Instant) -> Result<(), HandoverError> {
+        let mut last = "no sentinel is configured".to_owned();
+        while Instant::now() < deadline {
+            for sentinel in &charge.sentinels {
+                let mut line = Line::new(sentinel.clone(), self.access.sentinels.clone());
+                match line.ask(&["SENTINEL", "FAILOVER", &charge.master]).await {
+                    Ok(_) => return Ok(()),
+                    Err(LineError::Refused { text, .. }) if text.starts_with("INPROG") => return Ok(()),
+                    Err(error) => last = error.to_string(),
+                }
+            }
+            sleep(ASK_EVERY).await;
+        }
+        Err(HandoverError::NotBegun(last))
+    }
+
+    /// Until the server has become a replica. Sentinel turns it round only after several seconds, so as soon as the majority names
+    /// another, the agent does.
+    async fn wait_for_demotion(&self, charge: &Charge, server: &mut Line, limit: Instant) -> Option<Handover> {
+        while Instant::now() < limit {
+            if let Ok(info) = read_info(server).await
+                && let Some(Role::Replica { host, port, .. }) = info.role()
+            {
+                return Some(Handover::Done { primary: NodeAddr::new(host, port).to_string() });
+            }
+            let answers = ask_sentinels(charge, &self.access.sentinels).await;
+            if let Some(owner) = majority(&answers).filter(|owner| **owner != charge.address) {
+                let port = owner.port().to_string();
+                if let Err(error) = server.ask(&["REPLICAOF", owner.host(), &port]).await {
+                    warn!(%error, "this server cannot be told to follow its successor");
+                }
+                continue;
+            }
+            let given_up = |answer: &SentinelAnswer| !matches!(answer, SentinelAnswer::Names { failing_over: true, .. });
+            if Instant::now() + BEGUN_LIMIT / 2 > limit && answers.iter().all(given_up) {
+                return None;
+            }
+            sleep(ASK_EVERY).await;
+        }
+        None
+    }
+}
+
+async fn read_info(line: &mut Line) -> Result<Info, LineError> {
+    let answer = line.ask(&["INFO"]).await?;
+    Ok(Info::parse(answer.as_str().unwrap_or_default()))
+}
+
+async fn pause_until(server: &mut Line, until: Instant) -> Result<(), LineError> {
+    let pause = until.saturating_duration_since(Instant::now()) + PAUSE_MARGIN;
+    server.ask(&["CLIENT", "PAUSE", &pause.as_millis().to_string(), "WRITE"]).await.map(|_| ())
+}

@@ -1,0 +1,120 @@
+//! Asks sentinels and peers' agents, all at once, each with a deadline.
+
+use futures_util::future::join_all;
+use tracing::debug;
+
+use super::boot::{PeerAnswer, PeerView, SentinelAnswer, Situation};
+use super::charge::{Charge, PeerPlace};
+use super::line::{DEADLINE, Line, LineError};
+use crate::policy::agent::{DataState, ServerPhase, StateReport, VERSION};
+use crate::sidecar::upstream::access::Access;
+use crate::sidecar::upstream::admin_client::Value;
+use crate::sidecar::upstream::node::NodeAddr;
+
+/// The longest report that is read.
+const MAX_REPORT_BYTES: usize = 64 * 1024;
+
+/// Asks everybody.
+pub async fn situation(charge: &Charge, sentinels: &Access, http: &reqwest::Client, own: &DataState) -> Situation {
+    let peers = join_all(charge.peers.iter().map(|peer| ask_peer(http, peer)));
+    let (peers, sentinels) = tokio::join!(peers, ask_sentinels(charge, sentinels));
+    Situation {
+        ordinal: charge.config.server.ordinal,
+        address: charge.address.clone(),
+        own: own.clone(),
+        peers,
+        sentinels,
+        accept_data_loss: charge.config.recovery.accept_data_loss,
+    }
+}
+
+/// What each sentinel says of the primary.
+pub async fn ask_sentinels(charge: &Charge, access: &Access) -> Vec<SentinelAnswer> {
+    join_all(charge.sentinels.iter().map(|sentinel| async {
+        let mut line = Line::new(sentinel.clone(), access.clone());
+        match line.ask(&["SENTINEL", "MASTER", &charge.master]).await {
+            Ok(answer) => parse_master(&answer),
+            Err(LineError::Refused { text, .. }) if text.starts_with("ERR No such master") => SentinelAnswer::KnowsNone,
+            Err(error) => {
+                debug!(%error, "a sentinel does not answer");
+                SentinelAnswer::Unreachable
+            }
+        }
+    }))
+    .await
+}
+
+/// The server that a majority of all sentinels names.
+pub fn majority(answers: &[SentinelAnswer]) -> Option<&NodeAddr> {
+    let named = answers.iter().filter_map(|answer| match answer {
+        SentinelAnswer::Names { primary, .. } => Some(primary),
+        SentinelAnswer::Unreachable | SentinelAnswer::KnowsNone => None,
+    });
+    named.clone().find(|owner| named.clone().filter(|other| other == owner).count() > answers.len() / 2)
+}
+
+fn parse_master(answer: &Value) -> SentinelAnswer {
+    let text = |name: &str| answer.field(name).and_then(Value::as_str);
+    let port = answer.field("port").and_then(Value::as_int).and_then(|port| u16::try_from(port).ok());
+    let (Some(host), Some(port)) = (text("ip"), port) else { return SentinelAnswer::Unreachable };
+    let failing_over = text("flags").is_some_and(|flags| flags.split(',').any(|flag| flag == "failover_in_progress"));
+    SentinelAnswer::Names { primary: NodeAddr::new(host, port), failing_over }
+}
+
+async fn ask_peer(http: &reqwest::Client, peer: &PeerPlace) -> PeerView {
+    let answer = match fetch(http, peer).await {
+        Ok(report) => PeerAnswer::State { acts_as_primary: acts_as_primary(&report.server), data: report.data },
+        Err(error) => {
+            debug!(agent = %peer.agent, %error, "a peer's agent does not answer");
+            PeerAnswer::Unreachable
+        }
+    };
+    PeerView { ordinal: peer.ordinal, address: peer.address.clone(), answer }
+}
+
+fn acts_as_primary(phase: &ServerPhase) -> bool {
+    match phase {
+        ServerPhase::Primary | ServerPhase::Starting { as_primary: true } => true,
+        ServerPhase::Starting { as_primary: false }
+        | ServerPhase::Replica { .. }
+        | ServerPhase::Held { .. }
+        | ServerPhase::Deciding
+        | ServerPhase::Stopping => false,
+    }
+}
+
+/// Why a peer's report is not there.
+#[derive(Debug, thiserror::Error)]
+enum FetchError {
+    #[error(transparent)]
+    Http(#[from] reqwest::Error),
+    #[error("the report has more than {MAX_REPORT_BYTES} bytes")]
+    TooLarge,
+    #[error("the report cannot be read: {0}")]
+    Json(#[from] serde_json::Error),
+    #[error("the report is server {found}'s, not server {wanted}'s")]
+    Other { found: u16, wanted: u16 },
+    #[error("the report has form {0}, newer than {VERSION}")]
+    TooNew(u32),
+}
+
+async fn fetch(http: &reqwest::Client, peer: &PeerPlace) -> Result<StateReport, FetchError> {
+    let request = http.get(format!("http://{}/state", peer.agent)).timeout(DEADLINE);
+    let mut response = request.send().await?.error_for_status()?;
+    let mut body = Vec::new();
+    while let Some(chunk) = response.chunk().await? {
+        if body.len() + chunk.len() > MAX_REPORT_BYTES {
+            return Err(FetchError::TooLarge);
+        }
+        body.extend_from_slice(&chunk);
+    }
+    let report: StateReport = serde_json::from_slice(&body)?;
+    if report.version > VERSION {
+        return Err(FetchError::TooNew(report.version));
+    }
+    // An address may have gone to another pod.
+    if report.ordinal != peer.ordinal {
+        return Err(FetchError::Other { found: report.ordinal, wanted: peer.ordinal });
+    }
+    Ok(report)
+}

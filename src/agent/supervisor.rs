@@ -1,0 +1,344 @@
+//! The server's life: decide its place, start it, watch it, and begin again when it ends.
+
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+use tokio::time::{sleep, timeout};
+use tracing::{error, info, warn};
+
+use super::board::Board;
+use super::boot::{Decision, Start, decide, may_be_promoted};
+use super::charge::Charge;
+use super::child::{Children, Program, Server};
+use super::disk::Disk;
+use super::info::{Info, Role};
+use super::line::{Line, LineError};
+use super::questions;
+use super::upkeep::Upkeep;
+use crate::policy::agent::{DataState, ServerPhase};
+use crate::sidecar::upstream::access::ClusterAccess;
+use crate::sidecar::upstream::admin_client::Value;
+use crate::sidecar::upstream::node::NodeAddr;
+
+/// How often a place is decided again while the server is held, and how often the running server is looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// The same until it has answered for the first time.
+const FIRST_LOOKS_EVERY: Duration = Duration::from_millis(50);
+/// How often it is asked whether a replica that has not synchronised may be promoted.
+const ASK_EVERY: Duration = Duration::from_secs(2);
+/// The pauses between starts of a server that ends at once: the first, and the longest.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+/// A server that lived this long did not end at once.
+const LIVED: Duration = Duration::from_secs(10);
+
+/// Owns the server's process.
+pub struct Supervisor {
+    /// The configuration in force.
+    pub charge: watch::Receiver<Arc<Charge>>,
+    /// How to log in.
+    pub access: ClusterAccess,
+    /// Asks peers.
+    pub http: reqwest::Client,
+    /// Where everything is told.
+    pub board: Arc<Board>,
+    /// The data.
+    pub disk: Disk,
+    /// The processes.
+    pub children: Children,
+    /// The server's command line.
+    pub program: Program,
+    /// To the server.
+    pub line: Line,
+    /// Settings, users, certificates.
+    pub upkeep: Upkeep,
+    /// Holds true once the agent is to end.
+    pub stop: watch::Receiver<bool>,
+}
+
+/// One run of the server's process.
+struct Run {
+    start: Start,
+    /// The data it started with.
+    brought: DataState,
+    since: Instant,
+    /// Whether it has its primary's data, or is the primary.
+    synchronised: bool,
+    seen_copying: bool,
+    /// Whether Sentinel may promote it.
+    promotable: bool,
+    /// Whether it has answered.
+    greeted: bool,
+    asked: Instant,
+}
+
+/// How a run ended.
+enum Ended {
+    /// By itself, or by another's hand.
+    Died,
+    /// Because the agent was told to end.
+    Stopped,
+}
+
+impl Supervisor {
+    /// Until the agent is told to end.
+    pub async fn run(mut self) -> io::Result<()> {
+        let mut pause = Duration::ZERO;
+        loop {
+            if self.pause(pause).await {
+                return Ok(());
+            }
+            let brought = self.disk.inspect()?;
+            self.board.update(|known| known.report.data = brought.clone());
+            let Some(start) = self.find_place(&brought).await else { return Ok(()) };
+            let began = Instant::now();
+            match self.serve(start, brought).await? {
+                Ended::Stopped => return Ok(()),
+                Ended::Died if began.elapsed() > LIVED => pause = Duration::ZERO,
+                Ended::Died => pause = (pause * 2).clamp(FIRST_PAUSE, LONGEST_PAUSE),
+            }
+        }
+    }
+
+    /// Waits, unevenly so that servers that died together do not start together. True where the agent is to end.
+    async fn pause(&mut self, pause: Duration) -> bool {
+        let pause = pause.mul_f64(0.75 + fastrand::f64() / 2.0);
+        timeout(pause, told(&mut self.stop)).await.is_ok()
+    }
+
+    /// Asks until the place is known. `None`: the agent is to end.
+    async fn find_place(&mut self, own: &DataState) -> Option<Start> {
+        self.set_phase(ServerPhase::Deciding);
+        let mut said = None;
+        let mut intends = false;
+        loop {
+            let charge = self.charge.borrow_and_update().clone();
+            let situation = tokio::select! {
+                situation = questions::situation(&charge, &self.access.sentinels, &self.http, own) => situation,
+                () = told(&mut self.stop) => return None,
+            };
+            match decide(&situation) {
+                Decision::Start(Start::Primary) if !intends => {
+                    // Told before it is done, and everybody asked again: two that intend the same both see it.
+                    intends = true;
+                    self.set_phase(ServerPhase::Starting { as_primary: true });
+                    continue;
+                }
+                Decision::Start(start) => return Some(start),
+                Decision::Hold(hold) => {
+                    intends = false;
+                    let message = hold.to_string();
+                    if said.as_ref() != Some(&hold) {
+                        warn!(reason = hold.word(), "the server is held: {message}");
+                    }
+                    self.set_phase(ServerPhase::Held { reason: hold.word().to_owned(), message });
+                    said = Some(hold);
+                }
+            }
+            tokio::select! {
+                () = sleep(LOOK_EVERY.mul_f64(0.75 + fastrand::f64() / 2.0)) => {}
+                changed = self.charge.changed() => if changed.is_err() { return None },
+                () = told(&mut self.stop) => return None,
+            }
+        }
+    }
+
+    fn set_phase(&self, phase: ServerPhase) {
+        self.board.update(|known| {
+            known.report.server = phase;
+            known.info = None;
+            known.runs = false;
+        });
+    }
+
+    /// Starts the server and stays with it to its end.
+    async fn serve(&mut self, start: Start, brought: DataState) -> io::Result<Ended> {
+        let priority = self.charge.borrow().config.server.priority;
+        let server = self.start(&start, priority)?;
+        let promotable = !matches!(start, Start::Replica { promotable: false, .. });
+        let now = Instant::now();
+        let mut run =
+            Run { start, brought, since: now, synchronised: false, seen_copying: false, promotable, greeted: false, asked: now };
+        loop {
+            tokio::select! {
+                status = self.children.ended(&server) => {
+                    self.line.hang_up();
+                    error!(%status, ran_for = ?run.since.elapsed(), "the server has ended");
+                    if status.success() {
+                        self.disk.ended_cleanly();
+                    }
+                    return Ok(Ended::Died);
+                }
+                () = told(&mut self.stop) => {
+                    self.shut_down(&server, &mut run).await;
+                    return Ok(Ended::Stopped);
+                }
+                () = sleep(if run.greeted { LOOK_EVERY } else { FIRST_LOOKS_EVERY }) => self.look(&mut run).await,
+                () = self.board.look_wanted() => self.look(&mut run).await,
+                () = self.upkeep.due() => {
+                    // Cloned in a statement of its own: who writes a configuration waits for whoever reads it.
+                    let charge = self.charge.borrow().clone();
+                    self.upkeep.act(&charge, &mut self.line, &self.board).await;
+                }
+            }
+        }
+    }
+
+    fn start(&mut self, start: &Start, priority: u16) -> io::Result<Server> {
+        match start {
+            Start::Primary => {
+                info!("starting the server as primary");
+                self.disk.begins_as_primary();
+            }
+            Start::Replica { of, promotable } => {
+                info!(primary = %of, promotable, "starting the server as a replica");
+                self.disk.begins_as_replica();
+            }
+        }
+        self.line.hang_up();
+        let server = self.children.start(&self.program, &arguments(start, priority))?;
+        self.board.update(|known| {
+            known.report.server = ServerPhase::Starting { as_primary: *start == Start::Primary };
+            known.heard = Instant::now();
+            known.runs = true;
+            known.counts.starts += 1;
+        });
+        Ok(server)
+    }
+
+    /// One look at the running server.
+    async fn look(&mut self, run: &mut Run) {
+        let number = self.board.look_begins();
+        let info = match self.line.ask(&["INFO"]).await {
+            Ok(answer) => Info::parse(answer.as_str().unwrap_or_default()),
+            Err(failure) => {
+                // An error is an answer: a server that is busy or full lives.
+                let heard = matches!(failure, LineError::Refused { .. });
+                tracing::debug!(%failure, "the server does not tell of itself");
+                self.board.update(|known| {
+                    known.info = None;
+                    known.heard = if heard { Instant::now() } else { known.heard };
+                });
+                return;
+            }
+        };
+        let data = self.data_of(run, &info);
+        let phase = phase_of(run, &info);
+        self.board.update(|known| {
+            known.heard = Instant::now();
+            known.report.data = data;
+            known.report.server = phase;
+            known.info = Some(info);
+        });
+        self.board.look_done(number);
+        if !run.greeted {
+            run.greeted = true;
+            self.upkeep.begin();
+        }
+        self.settle_promotability(run).await;
+    }
+
+    /// What the server holds. Before it has synchronised, that is what it brought along.
+    fn data_of(&mut self, run: &mut Run, info: &Info) -> DataState {
+        let role = info.role().filter(|_| !info.is_loading());
+        match role {
+            Some(Role::Primary | Role::Replica { link_up: true, .. }) => run.synchronised = true,
+            Some(Role::Replica { syncing: true, .. }) => run.seen_copying = true,
+            Some(Role::Replica { .. }) | None => {}
+        }
+        if run.synchronised {
+            return self.disk.observe(info);
+        }
+        let loads_a_copy = info.is_loading() && (run.seen_copying || run.brought == DataState::Empty);
+        if loads_a_copy { DataState::Partial } else { run.brought.clone() }
+    }
+
+    /// A replica may be promoted once it has synchronised, or where its own copy is the best there is.
+    async fn settle_promotability(&mut self, run: &mut Run) {
+        if run.promotable {
+            return;
+        }
+        let charge = self.charge.borrow().clone();
+        if !run.synchronised {
+            if run.asked.elapsed() < ASK_EVERY || run.brought == DataState::Empty {
+                return;
+            }
+            run.asked = Instant::now();
+            let situation = questions::situation(&charge, &self.access.sentinels, &self.http, &run.brought).await;
+            if !may_be_promoted(&situation) {
+                return;
+            }
+            info!("nobody holds a better copy than this server: it may be promoted");
+        }
+        let priority = charge.config.server.priority.to_string();
+        match self.line.ask(&["CONFIG", "SET", "replica-priority", &priority]).await {
+            Ok(Value::Text(_)) => run.promotable = true,
+            Ok(_) | Err(_) => warn!("replica-priority cannot be set; the server cannot be promoted yet"),
+        }
+    }
+
+    /// SIGTERM, and after the bound SIGKILL.
+    async fn shut_down(&mut self, server: &Server, run: &mut Run) {
+        self.look(run).await;
+        self.board.update(|known| known.report.server = ServerPhase::Stopping);
+        let bound = self.charge.borrow().config.shutdown.as_duration();
+        info!(?bound, "stopping the server");
+        server.terminate();
+        match timeout(bound, self.children.ended(server)).await {
+            Ok(status) if status.success() => self.disk.ended_cleanly(),
+            Ok(status) => warn!(%status, "the server ended badly"),
+            Err(_) => {
+                warn!("the server did not end within {bound:?} and is killed");
+                server.kill();
+                let _ = timeout(Duration::from_secs(5), self.children.ended(server)).await;
+            }
+        }
+    }
+}
+
+/// Waits until the agent is to end. Cancel-safe.
+async fn told(stop: &mut watch::Receiver<bool>) {
+    // Where nobody can tell any more, it is to end too.
+    let _ = stop.wait_for(|stop| *stop).await;
+}
+
+/// What is added to the server's command line: its place, said in full, so that nothing that a file says of it counts.
+fn arguments(start: &Start, priority: u16) -> Vec<String> {
+    let (of, priority) = match start {
+        Start::Primary => (None, priority),
+        Start::Replica { of, promotable } => (Some(of), if *promotable { priority } else { 0 }),
+    };
+    let host = of.map_or("no", NodeAddr::host).to_owned();
+    let port = of.map_or("one".to_owned(), |of| of.port().to_string());
+    ["--replicaof".into(), host, port, "--replica-priority".into(), priority.to_string()].into()
+}
+
+fn phase_of(run: &Run, info: &Info) -> ServerPhase {
+    if info.is_loading() && !run.synchronised {
+        return ServerPhase::Starting { as_primary: run.start == Start::Primary };
+    }
+    match info.role() {
+        Some(Role::Primary) => ServerPhase::Primary,
+        Some(Role::Replica { host, port, link_up, .. }) => {
+            ServerPhase::Replica { of: NodeAddr::new(host, port).to_string(), link_up }
+        }
+        None => ServerPhase::Starting { as_primary: run.start == Start::Primary },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_says_the_place_in_full() {
+        let of = NodeAddr::new("10.0.0.7", 6379);
+        let line = |start| arguments(&start, 100).join(" ");
+        assert_eq!(line(Start::Primary), "--replicaof no one --replica-priority 100");
+        let replica = |promotable| line(Start::Replica { of: of.clone(), promotable });
+        assert_eq!(replica(false), "--replicaof 10.0.0.7 6379 --replica-priority 0");
+        assert_eq!(replica(true), "--replicaof 10.0.0.7 6379 --replica-priority 100");
+    }
+}

@@ -1,0 +1,6 @@
+//! `larderd agent`: real servers and sentinels, with faults.
+
+mod configuration;
+mod handover;
+mod places;
+mod tier;
