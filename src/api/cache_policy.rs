@@ -14,7 +14,7 @@ use super::text::{
     DurationText, HttpPathText, MAX_ORIGINS, MAX_RULES, NameText, ObjectNameText, PatternText, PercentText, PeriodText,
     PositiveDurationText, SqlText,
 };
-use crate::policy::{AtWaitEnd, Percent, ReplyForm, Span};
+use crate::policy::{AtWaitEnd, Mode, Percent, ReplyForm, Span};
 
 /// How workloads use a cache tier: which keys live how long, and where missing ones are loaded from.
 #[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -50,7 +50,8 @@ pub struct CachePolicySpec {
     pub cache_cluster: String,
     /// The workloads whose commands follow this policy. On one machine, every sidecar is one.
     pub workloads: Workloads,
-    /// Enforce, which is the default: the rules take effect.
+    /// Enforce, which is the default: the rules take effect. Observe: no command is changed, and what the rules would do is counted;
+    /// keys that no rule covers pass untouched, whatever defaults.unmatched says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "PolicyMode")]
     pub mode: Option<PolicyMode>,
@@ -86,6 +87,17 @@ pub struct Workloads {
 pub enum PolicyMode {
     /// They do.
     Enforce,
+    /// What they would do is counted.
+    Observe,
+}
+
+impl From<PolicyMode> for Mode {
+    fn from(mode: PolicyMode) -> Self {
+        match mode {
+            PolicyMode::Enforce => Self::Enforce,
+            PolicyMode::Observe => Self::Observe,
+        }
+    }
 }
 
 /// What rules have when they do not say otherwise.

@@ -10,7 +10,7 @@ use super::problem::{ObjectRef, Problem, Problems};
 use super::{CacheCluster, CachePolicy, SecretKeyRef, SensitiveSource};
 use crate::policy::snapshot::{self, Allow, Auth, Cluster, Origin, OriginKind, Sensitive, Snapshot, Tls, Topology};
 use crate::policy::{
-    AtWaitEnd, Beta, CacheAside, KeyPattern, Lifetime, Load, Percent, Query, ReadThrough, Rule, Span, Stampede, Strategy,
+    AtWaitEnd, Beta, CacheAside, KeyPattern, Lifetime, Load, Mode, Percent, Query, ReadThrough, Rule, Span, Stampede, Strategy,
     Unmatched,
 };
 
@@ -160,6 +160,7 @@ struct Source<'a> {
     object: ObjectRef,
     policy: &'a CachePolicy,
     defaults: Defaults,
+    mode: Mode,
     problems: &'a mut Vec<Problem>,
 }
 
@@ -174,7 +175,8 @@ impl Merged {
         let object = policy_ref(policy);
         let mut problems = Vec::new();
         let defaults = policy.spec.defaults.clone().unwrap_or_default();
-        let mut source = Source { object, policy, defaults, problems: &mut problems };
+        let mode = policy.spec.mode.map_or(Mode::Enforce, Into::into);
+        let mut source = Source { object, policy, defaults, mode, problems: &mut problems };
         if source.object.namespace != cluster_ref(cluster).namespace
             || Some(&policy.spec.cache_cluster) != cluster.metadata.name.as_ref()
         {
@@ -195,6 +197,9 @@ impl Merged {
         let Some(mode) = source.defaults.unmatched else {
             return;
         };
+        if source.mode == Mode::Observe {
+            return;
+        }
         let unmatched = match mode {
             UnmatchedMode::Bypass => Unmatched::Bypass {},
             UnmatchedMode::Refuse => Unmatched::Refuse {},
@@ -237,7 +242,7 @@ impl Merged {
             }
             let strategy = compile_strategy(source, spec, &place, keys.as_ref().ok(), origin_names);
             if let (Ok(keys), Some(strategy)) = (keys, strategy) {
-                self.rules.push(Rule { name, keys, strategy });
+                self.rules.push(Rule { name, keys, mode: source.mode, strategy });
             }
         }
     }
@@ -542,6 +547,18 @@ spec: {engine: {kind: Redis, version: "7.0"}, mode: Sentinel, memory: 256Mi}
         check_stampede(", stampede: {mode: Lease, lease: 1s}", Some(half));
         check_stampede(", stampede: {atWaitEnd: Miss}", Some(Stampede { at_wait_end: AtWaitEnd::Miss, ..usual }));
         check_stampede(", stampede: {mode: Disabled}", None);
+    }
+
+    #[test]
+    fn a_policy_that_observes_says_so_of_its_rules_alone() {
+        let first = policy(
+            "a",
+            "  mode: Observe\n  defaults: {unmatched: Refuse}\n  rules: [{name: r, keys: a, strategy: CacheAside}]\n",
+        );
+        let second = policy("b", "  rules: [{name: s, keys: b, strategy: CacheAside}]\n");
+        let snapshot = compile_all(&[first, second]).expect("valid");
+        let modes: Vec<Mode> = snapshot.rules.iter().map(|rule| rule.mode).collect();
+        assert_eq!((modes, snapshot.unmatched), (vec![Mode::Observe, Mode::Enforce], Unmatched::Bypass {}));
     }
 
     #[test]

@@ -9,7 +9,7 @@ pub mod snapshot;
 pub mod units;
 
 pub use pattern::{Captures, KeyPattern, PatternError};
-pub use rule::{AtWaitEnd, CacheAside, Lifetime, Load, Query, ReadThrough, ReplyForm, Rule, Stampede, Strategy, Unmatched};
+pub use rule::{AtWaitEnd, CacheAside, Lifetime, Load, Mode, Query, ReadThrough, ReplyForm, Rule, Stampede, Strategy, Unmatched};
 pub use rule_index::RuleIndex;
 pub use snapshot::{Snapshot, SnapshotError};
 pub use units::{Beta, ByteSize, Percent, Span, UnitError};

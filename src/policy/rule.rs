@@ -13,8 +13,28 @@ pub struct Rule {
     pub name: String,
     /// The keys it covers.
     pub keys: KeyPattern,
+    /// Whether it takes effect.
+    #[serde(default, skip_serializing_if = "Mode::is_enforce")]
+    pub mode: Mode,
     /// What the sidecar does for them.
     pub strategy: Strategy,
+}
+
+/// Whether a rule takes effect.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Mode {
+    /// It does.
+    #[default]
+    Enforce,
+    /// Its keys pass untouched, and what it would have done is counted.
+    Observe,
+}
+
+impl Mode {
+    fn is_enforce(&self) -> bool {
+        *self == Self::Enforce
+    }
 }
 
 /// What the sidecar does for the keys of a rule.
@@ -190,6 +210,15 @@ impl Rule {
             Strategy::Bypass {} => None,
             Strategy::CacheAside(cache_aside) => Some(&cache_aside.ttl),
             Strategy::ReadThrough(read_through) => Some(&read_through.ttl),
+        }
+    }
+
+    /// How long the lease of a missing key lasts, and how long others wait for its holder, where the rule takes leases.
+    pub fn lease(&self) -> Option<(Span, Span)> {
+        match &self.strategy {
+            Strategy::Bypass {} => None,
+            Strategy::CacheAside(cache_aside) => cache_aside.stampede.map(|stampede| (stampede.lease, stampede.wait)),
+            Strategy::ReadThrough(read_through) => Some((read_through.lease, read_through.wait)),
         }
     }
 }

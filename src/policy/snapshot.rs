@@ -10,12 +10,12 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::pattern::KeyPattern;
-use super::rule::{CacheAside, Query, Rule, Strategy, Unmatched};
+use super::rule::{CacheAside, Mode, Query, Rule, Strategy, Unmatched};
 use super::units::Span;
 
 /// The newest form that this build writes and reads.
 ///
-/// 2: cache-aside rules may have `stale` and `stampede`.
+/// 2: rules may have a `mode`, and cache-aside rules `stale` and `stampede`.
 pub const VERSION: u32 = 2;
 /// The largest snapshot in bytes, which also fits a ConfigMap.
 pub const MAX_BYTES: usize = 900 * 1024;
@@ -316,6 +316,7 @@ impl Snapshot {
 /// The oldest form whose readers understand `rules`.
 pub fn required_form(rules: &[Rule]) -> u32 {
     let is_newer = |rule: &Rule| match &rule.strategy {
+        _ if rule.mode == Mode::Observe => true,
         Strategy::CacheAside(cache_aside) => cache_aside.stampede.is_some() || !cache_aside.stale.is_zero(),
         Strategy::Bypass {} | Strategy::ReadThrough(_) => false,
     };
@@ -380,6 +381,8 @@ mod tests {
         let Some(Strategy::CacheAside(rule)) = old.rules.first().map(|rule| &rule.strategy) else { panic!("no rule") };
         assert_eq!((rule.stale, rule.stampede), (Span::default(), None));
         assert_eq!(required_form(&old.rules), 1);
+        let observing = Rule { mode: Mode::Observe, ..old.rules[0].clone() };
+        assert_eq!(required_form(&[observing]), 2);
         assert!(!serde_json::to_string(&old).expect("serialises").contains("stampede"), "an older sidecar reads it");
     }
 

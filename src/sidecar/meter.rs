@@ -145,6 +145,25 @@ impl Meter {
         self.on_rule(rule, |counters| counters.ttl_added.inc());
     }
 
+    /// A miss of a rule that only observes: whether it would have been saved a load, and how many load at once.
+    pub fn predicted_miss(&self, rule: RuleId, saved: bool, at_once: u64) {
+        let metrics = self.metrics.borrow();
+        if saved {
+            metrics.rule(usize::from(rule)).predicted_loads_saved.inc();
+        }
+        metrics.raise_stampede(usize::from(rule), at_once);
+    }
+
+    /// A value that a rule, which only observes, could not have told from an outdated one.
+    pub fn predicted_ambiguous_fill(&self, rule: RuleId) {
+        self.on_rule(rule, |counters| counters.predicted_ambiguous_fills.inc());
+    }
+
+    /// A write that a rule, which only observes, would have given a TTL.
+    pub fn predicted_ttl_added(&self, rule: RuleId) {
+        self.on_rule(rule, |counters| counters.predicted_ttl_added.inc());
+    }
+
     /// A key that had no TTL was given one by the sweep.
     pub fn ttl_repaired(&self, rule: RuleId) {
         self.on_rule(rule, |counters| counters.ttl_repaired.inc());

@@ -7,7 +7,7 @@ use serde_json::json;
 use super::engine::ttl::{Cover, Coverage};
 use crate::origin::{Loader, OriginError, Origins};
 use crate::policy::snapshot::{Allow, Topology};
-use crate::policy::{CacheAside, Lifetime, ReadThrough, Rule, RuleIndex, Snapshot, Span, Strategy, Unmatched};
+use crate::policy::{CacheAside, Lifetime, Mode, ReadThrough, Rule, RuleIndex, Snapshot, Span, Strategy, Unmatched};
 
 /// The position of a rule in its snapshot.
 pub type RuleId = u16;
@@ -24,6 +24,8 @@ pub struct ActivePolicy {
     /// For each rule, whether a miss takes a lease.
     leases: Vec<bool>,
     has_leases: bool,
+    /// Whether any rule only observes.
+    observes: bool,
     /// Nothing is ever changed or counted: all keys pass untouched and no rule exists.
     transparent: bool,
 }
@@ -32,16 +34,23 @@ impl ActivePolicy {
     /// Indexes a snapshot, whose origins are `origins`. Connects to nothing.
     pub fn new(snapshot: Arc<Snapshot>, origins: &Origins) -> Result<Self, OriginError> {
         let loader = |rule: &Rule| match &rule.strategy {
-            Strategy::ReadThrough(read_through) => origins.loader(&rule.keys, &read_through.load).map(Some),
+            Strategy::ReadThrough(read_through) => {
+                let loader = origins.loader(&rule.keys, &read_through.load)?;
+                Ok(Some(loader).filter(|_| rule.mode == Mode::Enforce))
+            }
             Strategy::Bypass {} | Strategy::CacheAside(_) => Ok(None),
         };
         let loaders = snapshot.rules.iter().map(loader).collect::<Result<_, _>>()?;
-        let leases = |rule: &Rule| matches!(&rule.strategy, Strategy::CacheAside(cache_aside) if cache_aside.stampede.is_some());
+        let leases = |rule: &Rule| match &rule.strategy {
+            Strategy::CacheAside(cache_aside) => rule.mode == Mode::Enforce && cache_aside.stampede.is_some(),
+            Strategy::Bypass {} | Strategy::ReadThrough(_) => false,
+        };
         let leases: Vec<bool> = snapshot.rules.iter().map(leases).collect();
         let has_leases = leases.contains(&true);
+        let observes = snapshot.rules.iter().any(|rule| rule.mode == Mode::Observe);
         let index = RuleIndex::new(snapshot.patterns().cloned());
         let transparent = snapshot.rules.is_empty() && snapshot.unmatched == Unmatched::Bypass {};
-        Ok(Self { snapshot, index, loaders, leases, has_leases, transparent })
+        Ok(Self { snapshot, index, loaders, leases, has_leases, observes, transparent })
     }
 
     /// The snapshot that it was made from.
@@ -88,7 +97,8 @@ impl ActivePolicy {
 
     /// Whether any key is covered.
     pub fn covers_anything(&self) -> bool {
-        matches!(self.snapshot.unmatched, Unmatched::Ttl(_)) || self.snapshot.rules.iter().any(|rule| rule.lifetime().is_some())
+        let covers = |rule: &Rule| rule.mode == Mode::Enforce && rule.lifetime().is_some();
+        matches!(self.snapshot.unmatched, Unmatched::Ttl(_)) || self.snapshot.rules.iter().any(covers)
     }
 
     /// The first rule that covers `key`, or [`UNMATCHED`].
@@ -97,9 +107,25 @@ impl ActivePolicy {
         self.index.find(key).map_or(UNMATCHED, |rule| rule as RuleId)
     }
 
-    /// The rule at a position.
+    /// The rule at a position, whether it takes effect or not.
     pub fn rule(&self, id: RuleId) -> Option<&Rule> {
         self.snapshot.rules.get(usize::from(id))
+    }
+
+    /// The rule at a position, where it takes effect.
+    fn enforced(&self, id: RuleId) -> Option<&Rule> {
+        self.rule(id).filter(|rule| rule.mode == Mode::Enforce)
+    }
+
+    /// The rule at a position, where it only observes.
+    pub fn observed(&self, id: RuleId) -> Option<&Rule> {
+        self.rule(id).filter(|rule| rule.mode == Mode::Observe)
+    }
+
+    /// Whether any rule only observes.
+    #[inline]
+    pub fn observes(&self) -> bool {
+        self.observes
     }
 
     /// Whether misses of the rule are loaded.
@@ -122,7 +148,7 @@ impl ActivePolicy {
 
     /// How the rule's keys are cached, where the application loads and stores them.
     pub fn cache_aside(&self, id: RuleId) -> Option<&CacheAside> {
-        match &self.rule(id)?.strategy {
+        match &self.enforced(id)?.strategy {
             Strategy::CacheAside(cache_aside) => Some(cache_aside),
             Strategy::Bypass {} | Strategy::ReadThrough(_) => None,
         }
@@ -130,7 +156,7 @@ impl ActivePolicy {
 
     /// What a miss of the rule does, where misses are loaded.
     pub fn read_through(&self, id: RuleId) -> Option<&ReadThrough> {
-        match &self.rule(id)?.strategy {
+        match &self.enforced(id)?.strategy {
             Strategy::ReadThrough(read_through) => Some(read_through),
             Strategy::Bypass {} | Strategy::CacheAside(_) => None,
         }
@@ -144,7 +170,7 @@ impl ActivePolicy {
     /// The lifetime of the keys of a rule, or of those that no rule covers.
     pub fn lifetime_of(&self, id: RuleId) -> Option<Lifetime> {
         match self.rule(id) {
-            Some(rule) => rule.lifetime().copied(),
+            Some(rule) => rule.lifetime().filter(|_| rule.mode == Mode::Enforce).copied(),
             None => match &self.snapshot.unmatched {
                 Unmatched::Ttl(lifetime) => Some(*lifetime),
                 Unmatched::Bypass {} | Unmatched::Refuse {} => None,
@@ -156,7 +182,8 @@ impl ActivePolicy {
     pub fn explain(&self, key: &[u8]) -> serde_json::Value {
         let id = self.find(key);
         let lifetime = self
-            .lifetime_of(id)
+            .observed(id)
+            .map_or_else(|| self.lifetime_of(id), |rule| rule.lifetime().copied())
             .map(|lifetime| json!({ "default": lifetime.default, "max": lifetime.max, "jitter": lifetime.jitter }));
         let shown = String::from_utf8_lossy(key);
         match self.rule(id) {
@@ -168,7 +195,7 @@ impl ActivePolicy {
                     });
                 json!({
                     "key": shown, "rule": rule.name, "pattern": rule.keys, "parts": parts,
-                    "strategy": rule.strategy.name(), "ttl": lifetime,
+                    "strategy": rule.strategy.name(), "mode": rule.mode, "ttl": lifetime,
                     "why": format!("the first rule whose pattern covers the key is `{}`, number {} of {}",
                         rule.name, id + 1, self.snapshot.rules.len()),
                 })

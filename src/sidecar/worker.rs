@@ -6,8 +6,10 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::engine::observe::Forecast;
 use super::meter::Meter;
 use super::patterns::cache_aside::{self, Aside};
+use super::patterns::observe;
 use super::patterns::read_through::{self, Flights};
 use super::policy::ActivePolicy;
 use super::resp::{encode, reply};
@@ -58,6 +60,7 @@ pub struct Worker {
     repeats: RefCell<Vec<Repeat>>,
     flights: Flights,
     aside: Aside,
+    forecast: RefCell<Forecast>,
     /// The runtime of the thread that asks origins.
     origins: Handle,
     random: RefCell<fastrand::Rng>,
@@ -103,6 +106,7 @@ impl Worker {
             repeats: RefCell::default(),
             flights: Flights::default(),
             aside: Aside::new(fastrand::u64(..)),
+            forecast: RefCell::default(),
             origins,
             random: RefCell::new(fastrand::Rng::new()),
             bulk_lanes: BulkLanes::default(),
@@ -156,6 +160,11 @@ impl Worker {
     #[inline]
     pub fn aside(&self) -> &Aside {
         &self.aside
+    }
+
+    /// What rules that only observe would have done.
+    pub fn forecast(&self) -> &RefCell<Forecast> {
+        &self.forecast
     }
 
     /// Where origins are asked.
@@ -330,6 +339,7 @@ impl Worker {
                 }
                 OnReply::Lease(rule) => return cache_aside::on_seen(self, rule, recovered, reply),
                 OnReply::Early(rule) => return cache_aside::on_early(self, rule, recovered, reply, overtaken),
+                OnReply::Watch(_) | OnReply::WatchMany => observe::on_reply(session, &recovered.bytes, reply),
                 OnReply::Pass | OnReply::Count(_) => {}
             }
         }
@@ -442,7 +452,8 @@ impl Worker {
     /// Strikes a session from the list.
     pub fn unregister(&self, place: usize) {
         self.meter.client_left();
-        self.sessions.borrow_mut().remove(place);
+        let session = self.sessions.borrow_mut().remove(place);
+        observe::on_end(self, session.id());
     }
 
     /// How many clients there are.

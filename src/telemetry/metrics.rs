@@ -93,8 +93,24 @@ counters!(
         disarmed,
         /// Keys that had no TTL when the sweep came by, and were given one
         ttl_repaired,
+        /// Under Observe: misses that would have been answered from another client's load
+        predicted_loads_saved,
+        /// Under Observe: writes that would have been given a TTL that their writer had not given
+        predicted_ttl_added,
+        /// Under Observe: values that could not have been told from outdated ones, and would have been removed
+        predicted_ambiguous_fills,
     }
 );
+
+/// What one worker counts for one rule, with the worst that it has seen.
+#[derive(Debug, Default)]
+struct RuleMeter {
+    counters: RuleCounters,
+    /// The most identical misses at once, under Observe.
+    stampede: Gauge,
+}
+
+const STAMPEDE: &str = "larder_rule_predicted_stampede";
 
 counters!(
     /// What one worker counts for one node. The number of requests under way is beside it, in [`NodeMeter`].
@@ -151,7 +167,7 @@ struct Block {
     /// Time spent in the sidecar itself, and time spent waiting for a server.
     proxy: Histogram,
     upstream: Histogram,
-    rules: Mutex<BTreeMap<Arc<str>, Arc<RuleCounters>>>,
+    rules: Mutex<BTreeMap<Arc<str>, Arc<RuleMeter>>>,
     nodes: Mutex<BTreeMap<Arc<str>, Arc<NodeMeter>>>,
 }
 
@@ -159,8 +175,8 @@ struct Block {
 #[derive(Debug)]
 pub struct WorkerMetrics {
     block: Arc<Block>,
-    rules: Vec<Arc<RuleCounters>>,
-    unmatched: Arc<RuleCounters>,
+    rules: Vec<Arc<RuleMeter>>,
+    unmatched: Arc<RuleMeter>,
 }
 
 impl WorkerMetrics {
@@ -177,13 +193,19 @@ impl WorkerMetrics {
     /// The counters of the rule at a position; those of [`WorkerMetrics::unmatched`] where there is none.
     #[inline]
     pub fn rule(&self, index: usize) -> &RuleCounters {
-        self.rules.get(index).unwrap_or(&self.unmatched)
+        &self.rules.get(index).unwrap_or(&self.unmatched).counters
+    }
+
+    /// So many identical misses were under way at once, of a rule that only observes.
+    pub fn raise_stampede(&self, index: usize, at_once: u64) {
+        let stampede = &self.rules.get(index).unwrap_or(&self.unmatched).stampede;
+        stampede.set(stampede.get().max(at_once));
     }
 
     /// The counters of keys that no rule covers.
     #[inline]
     pub fn unmatched(&self) -> &RuleCounters {
-        &self.unmatched
+        &self.unmatched.counters
     }
 
     /// The counters of the node at an address, to be kept beside its connections. Counters that nobody holds any more are dropped
@@ -285,8 +307,10 @@ impl MetricsHub {
     pub fn rule_totals(&self, name: &str) -> Vec<(&'static str, u64)> {
         let workers = lock(&self.sums.workers).clone();
         let blocks: Vec<_> = workers.iter().filter_map(|block| lock(&block.rules).get(name).cloned()).collect();
-        let total = |family: &Family<RuleCounters>| blocks.iter().map(|counters| (family.read)(counters)).sum();
-        RuleCounters::FAMILIES.iter().map(|family| (family.name.trim_start_matches("larder_rule_"), total(family))).collect()
+        let total = |family: &Family<RuleCounters>| blocks.iter().map(|meter| (family.read)(&meter.counters)).sum();
+        let stampede = blocks.iter().map(|meter| meter.stampede.get()).max().unwrap_or_default();
+        let totals = RuleCounters::FAMILIES.iter().map(|family| (family.name, total(family))).chain([(STAMPEDE, stampede)]);
+        totals.map(|(name, total)| (name.trim_start_matches("larder_rule_"), total)).collect()
     }
 
     /// The distributions of time spent in the sidecar and of time spent waiting for servers.
@@ -318,8 +342,9 @@ impl Collector for Sums {
         let clients = workers.iter().map(|block| block.clients.get()).sum();
         gauge(&mut encoder, "larder_clients", "Clients that are connected", &[(None, clients)])?;
         encode_by_name(&mut encoder, "rule", RuleCounters::FAMILIES, |visit| {
-            workers.iter().for_each(|block| lock(&block.rules).iter().for_each(|(name, counters)| visit(name, counters)));
+            workers.iter().for_each(|block| lock(&block.rules).iter().for_each(|(name, meter)| visit(name, &meter.counters)));
         })?;
+        encode_stampedes(&mut encoder, &workers)?;
         encode_nodes(&mut encoder, &workers)?;
         self.encode_latencies(&mut encoder)?;
         encode_background(&mut encoder, &self.background)
@@ -357,6 +382,18 @@ fn encode_by_name<T>(
         }
     }
     Ok(())
+}
+
+fn encode_stampedes(encoder: &mut DescriptorEncoder<'_>, workers: &[Arc<Block>]) -> fmt::Result {
+    let mut worst: BTreeMap<Arc<str>, u64> = BTreeMap::new();
+    for block in workers {
+        for (name, meter) in lock(&block.rules).iter() {
+            let level = worst.entry(name.clone()).or_default();
+            *level = meter.stampede.get().max(*level);
+        }
+    }
+    let lines: Vec<_> = worst.iter().map(|(name, level)| (Some(("rule", &**name)), *level)).collect();
+    gauge(encoder, STAMPEDE, "Under Observe: the most identical misses that were under way at once", &lines)
 }
 
 fn encode_nodes(encoder: &mut DescriptorEncoder<'_>, workers: &[Arc<Block>]) -> fmt::Result {

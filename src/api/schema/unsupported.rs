@@ -26,7 +26,6 @@ const POLICY_FIELDS: &[(&str, &str)] = &[
 ];
 
 const VALUES: &[(Kind, &str, &str, &str)] = &[
-    (Kind::CachePolicy, "spec.mode", "Observe", "write Enforce, or remove mode: rules cannot be tried without effect"),
     (Kind::CachePolicy, "spec.rules[].strategy", "WriteThrough", WRITES),
     (Kind::CachePolicy, "spec.rules[].strategy", "WriteBehind", WRITES),
     (Kind::CachePolicy, "spec.rules[].origin.as", "Hash", "write Json or String"),

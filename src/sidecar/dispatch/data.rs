@@ -6,6 +6,7 @@ use super::{Flow, Request, refuse};
 use crate::sidecar::commands::{Access, Effect};
 use crate::sidecar::engine::ttl::{self, Coverage, EXEC, MULTI, TtlPlan};
 use crate::sidecar::patterns::cache_aside::writes::{self, Judged};
+use crate::sidecar::patterns::observe;
 use crate::sidecar::policy::{Covered, UNMATCHED};
 use crate::sidecar::session::Session;
 use crate::sidecar::slots;
@@ -40,6 +41,7 @@ pub fn forward(session: &Rc<Session>, request: &Request<'_>) -> Flow {
             "get" if policy.leases(rule) => OnReply::Lease(rule),
             "get" if policy.loads(rule) => OnReply::Fill(rule),
             "strlen" | "getrange" | "substr" if policy.loads(rule) => OnReply::FillZero(rule),
+            "get" if policy.observes() && policy.observed(rule).is_some() => OnReply::Watch(rule),
             _ => OnReply::Count(rule),
         }
     };
@@ -82,6 +84,7 @@ fn forward_many(session: &Rc<Session>, request: &Request<'_>) -> Flow {
     let on_reply = match (request.spec.name, request.args.get(1)) {
         ("exists", Some(key)) if request.args.len() == 2 && policy.loads(policy.find(key)) => OnReply::FillZero(policy.find(key)),
         _ if fills(session, request) => OnReply::FillMany,
+        ("mget", _) if policy.observes() => OnReply::WatchMany,
         _ => OnReply::Pass,
     };
     send(session, &[request.raw], slot, retry, on_reply)
@@ -109,15 +112,21 @@ pub fn submit_write(session: &Rc<Session>, request: &Request<'_>, slot: u16, sin
     let worker = session.worker();
     let policy = worker.policy();
     let coverage = Covered { policy: &policy, database: session.lane().database };
+    observe::on_write(session, request.spec, &request.args);
     let retry = if is_covered_delete(request, &coverage) { Retry::Safe } else { Retry::Never };
     let mut pending = Pending::new(sink, slot, retry, session.lane(), worker.now());
     let judged = writes::judge(session, request.spec, &request.args);
     let room = worker.with_drafts(|planned, wire| {
-        let plan = ttl::plan(&request.args, request.spec, &coverage, &mut || worker.random(), planned);
+        let mut gives_default = false;
+        let mut random = || {
+            gives_default = true;
+            worker.random()
+        };
+        let plan = ttl::plan(&request.args, request.spec, &coverage, &mut random, planned);
         if plan == TtlPlan::Forward {
             return worker.submit(&[request.raw], pending);
         }
-        if let Some(key) = request.spec.first_key(&request.args) {
+        if gives_default && let Some(key) = request.spec.first_key(&request.args) {
             worker.metrics().ttl_added(policy.find(key));
         }
         wire.clear();

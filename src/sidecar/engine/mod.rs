@@ -2,4 +2,5 @@
 
 pub mod early;
 pub mod lease;
+pub mod observe;
 pub mod ttl;

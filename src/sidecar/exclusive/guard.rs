@@ -9,6 +9,7 @@ use crate::sidecar::commands::{Access, CommandSpec, Effect};
 use crate::sidecar::dispatch::{CROSS_SLOT, own_keys, unmatched_text};
 use crate::sidecar::engine::ttl::{self, TtlPlan};
 use crate::sidecar::patterns::cache_aside::writes;
+use crate::sidecar::patterns::observe;
 use crate::sidecar::policy::{ActivePolicy, Covered, RuleId, UNMATCHED};
 use crate::sidecar::resp::{CommandArgs, encode};
 use crate::sidecar::session::Session;
@@ -65,6 +66,7 @@ pub fn write_queued(session: &Rc<Session>, command: &Taken, spec: &CommandSpec, 
         return Queued::default();
     }
     let (args, coverage) = (command.args(), Covered { policy: &policy, database: session.lane().database });
+    observe::on_write(session, spec, &args);
     let mut planned = Vec::new();
     let plan = ttl::plan(&args, spec, &coverage, &mut || worker.random(), &mut planned);
     let extra = plan.write_queued(command.raw(), args.len(), &planned, out);
@@ -87,6 +89,7 @@ pub fn write_guards(session: &Rc<Session>, args: &CommandArgs<'_>, spec: &Comman
     if policy.is_transparent() {
         return Queued::default();
     }
+    observe::on_write(session, spec, args);
     let coverage = Covered { policy: &policy, database: session.lane().database };
     let guards = ttl::guards(args, spec, &coverage, &mut || worker.random(), out);
     let given_ttl = spec.first_key(args).filter(|_| guards > 0).map(|key| policy.find(key));

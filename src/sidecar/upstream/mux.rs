@@ -494,8 +494,9 @@ impl<'a> Connection<'a> {
         session.note_passed(part.len());
         if !begun {
             match *on_reply {
-                OnReply::Pass | OnReply::FillMany => {}
+                OnReply::Pass | OnReply::FillMany | OnReply::WatchMany => {}
                 OnReply::Count(rule)
+                | OnReply::Watch(rule)
                 | OnReply::Fill(rule)
                 | OnReply::FillZero(rule)
                 | OnReply::Lease(rule)
@@ -585,9 +586,9 @@ fn needs_thought(front: &Pending, bytes: &[u8]) -> bool {
         Sink::Client { session, on_reply, .. } => match on_reply {
             OnReply::Pass | OnReply::Count(_) => false,
             OnReply::Lease(_) => reply::is_null(bytes) || session.has_parked(),
-            OnReply::Fill(_) => reply::is_null(bytes),
+            OnReply::Fill(_) | OnReply::Watch(_) => reply::is_null(bytes),
             OnReply::FillZero(_) => matches!(bytes, [b':' | b'$', b'0', ..]),
-            OnReply::FillMany | OnReply::Early(_) => true,
+            OnReply::FillMany | OnReply::WatchMany | OnReply::Early(_) => true,
         },
         _ => false,
     }

@@ -35,6 +35,10 @@ pub enum OnReply {
     Early(u16),
     /// An array: its nulls start loads where their keys are loaded through.
     FillMany,
+    /// As [`OnReply::Count`], of a rule that only observes.
+    Watch(u16),
+    /// It is passed on; an array's nulls are told to rules that only observe.
+    WatchMany,
 }
 
 /// What is called with an internal command's answer.
@@ -117,8 +121,13 @@ impl Sink {
 #[inline]
 fn pass_on(worker: &Rc<Worker>, session: &Rc<Session>, sequence: u32, on_reply: OnReply, bytes: &[u8]) {
     match on_reply {
-        OnReply::Pass | OnReply::FillMany => session.deliver(sequence, bytes),
-        OnReply::Count(rule) | OnReply::Lease(rule) | OnReply::Early(rule) | OnReply::Fill(rule) | OnReply::FillZero(rule) => {
+        OnReply::Pass | OnReply::FillMany | OnReply::WatchMany => session.deliver(sequence, bytes),
+        OnReply::Count(rule)
+        | OnReply::Watch(rule)
+        | OnReply::Lease(rule)
+        | OnReply::Early(rule)
+        | OnReply::Fill(rule)
+        | OnReply::FillZero(rule) => {
             worker.metrics().count_read(rule, reply::is_null(bytes));
             if matches!(on_reply, OnReply::Fill(_) | OnReply::FillZero(_)) {
                 worker.metrics().load_saved(rule);

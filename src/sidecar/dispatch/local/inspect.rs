@@ -5,7 +5,7 @@ use std::rc::Rc;
 use super::super::{Flow, Request, refuse};
 use super::invalidate::COMPANIONS;
 use super::quoted;
-use crate::policy::Lifetime;
+use crate::policy::{AtWaitEnd, Lifetime, Mode, Rule, Stampede, Strategy};
 use crate::sidecar::policy::ActivePolicy;
 use crate::sidecar::resp::{Protocol, encode, reply};
 use crate::sidecar::session::Session;
@@ -118,17 +118,52 @@ fn facts_of(policy: &ActivePolicy, key: &[u8], cluster: bool) -> Facts {
             facts.push(("strategy", policy.snapshot().unmatched.name().to_owned()));
         }
     }
-    if let Some(lifetime) = policy.lifetime_of(id) {
-        push_lifetime(&mut facts, &lifetime);
-    }
-    if let Some(read_through) = policy.read_through(id) {
-        facts.push(("stale", read_through.stale.to_string()));
-        facts.push(("negativeTtl", read_through.negative_ttl.to_string()));
-        facts.push(("lease", read_through.lease.to_string()));
-        facts.push(("wait", read_through.wait.to_string()));
-        facts.push(("origin", read_through.load.origin.clone()));
+    match policy.rule(id) {
+        Some(rule) => push_rule(&mut facts, rule),
+        None => policy.lifetime_of(id).iter().for_each(|lifetime| push_lifetime(&mut facts, lifetime)),
     }
     facts
+}
+
+fn push_rule(facts: &mut Facts, rule: &Rule) {
+    if rule.mode == Mode::Observe {
+        facts.push((
+            "mode",
+            "Observe: nothing is changed; the counters under predicted say what the rule would have done".to_owned(),
+        ));
+    }
+    if let Some(lifetime) = rule.lifetime() {
+        push_lifetime(facts, lifetime);
+    }
+    match &rule.strategy {
+        Strategy::Bypass {} => {}
+        Strategy::CacheAside(cache_aside) => {
+            facts.push(("stale", cache_aside.stale.to_string()));
+            match &cache_aside.stampede {
+                Some(stampede) => push_stampede(facts, stampede),
+                None => facts.push(("stampede", "disabled: every client that misses loads".to_owned())),
+            }
+        }
+        Strategy::ReadThrough(read_through) => {
+            facts.push(("stale", read_through.stale.to_string()));
+            facts.push(("negativeTtl", read_through.negative_ttl.to_string()));
+            facts.push(("lease", read_through.lease.to_string()));
+            facts.push(("wait", read_through.wait.to_string()));
+            facts.push(("origin", read_through.load.origin.clone()));
+        }
+    }
+}
+
+fn push_stampede(facts: &mut Facts, stampede: &Stampede) {
+    let Stampede { lease, wait, early_expiry, at_wait_end } = stampede;
+    facts.push(("lease", lease.to_string()));
+    facts.push(("wait", wait.to_string()));
+    facts.push(("earlyExpiry", early_expiry.map_or(0.0, |beta| beta.get()).to_string()));
+    let end = match at_wait_end {
+        AtWaitEnd::Error => "Error",
+        AtWaitEnd::Miss => "Miss",
+    };
+    facts.push(("atWaitEnd", end.to_owned()));
 }
 
 fn count(policy: &ActivePolicy) -> usize {

@@ -4,6 +4,7 @@ use std::rc::Rc;
 
 use super::super::{Flow, Request, own_keys};
 use crate::sidecar::commands::Join;
+use crate::sidecar::patterns::observe;
 use crate::sidecar::resp::encode;
 use crate::sidecar::session::Session;
 use crate::sidecar::slots::{self, Companion};
@@ -29,6 +30,7 @@ pub fn run(session: &Rc<Session>, request: &Request<'_>) -> Flow {
     let mut room = true;
     let mut wire = Vec::new();
     for (index, key) in keys.iter().enumerate() {
+        observe::on_invalidation(session, key);
         write(key, &mut wire);
         let slot = if worker.is_cluster() { slots::slot_of(key) } else { ANY_SLOT };
         let part = Sink::Part { meeting: meeting.clone(), index: index as u32 };
