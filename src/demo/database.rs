@@ -92,7 +92,7 @@ impl Database {
     /// Where the server cannot be reached, or the user may not create a schema.
     pub async fn open_postgres(dataset: &Dataset, url: &str) -> Result<Self, DatabaseError> {
         let options: PgConnectOptions = url.parse()?;
-        let options = options.options([("search_path", SCHEMA)]).disable_statement_logging();
+        let options = options.options([("search_path", SCHEMA), ("client_min_messages", "warning")]).disable_statement_logging();
         let pool = PgPoolOptions::new().max_connections(OWN_CONNECTIONS).acquire_timeout(ACQUIRE_TIMEOUT);
         let pool = pool.acquire_slow_threshold(ACQUIRE_TIMEOUT).connect_with(options).await?;
         let mut connection = pool.acquire().await?;

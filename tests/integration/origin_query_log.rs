@@ -4,6 +4,7 @@ use std::io;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use larder::origin::query_log::{TARGET, fingerprint};
 use larder::origin::{LoadError, Loaded, Loader, Origins};
 use larder::policy::Span;
@@ -12,7 +13,9 @@ use serde_json::Value;
 use tracing_subscriber::fmt::MakeWriter;
 
 use crate::origin_sqlite::database;
-use crate::support::origin::{reads, sql};
+use crate::support::origin::{loader, reads, sql};
+use crate::support::postgres::Postgres;
+use crate::support::wait_for;
 
 /// A log that the test reads.
 #[derive(Clone, Default)]
@@ -132,4 +135,32 @@ async fn a_query_for_many_keys_is_one_query() {
     assert_eq!(counts.iter().map(|(count, _)| *count).collect::<Vec<_>>(), [3, 3, 2, 2]);
     assert_eq!(counts[0].1, counts[1].1);
     assert_ne!(counts[0].1, counts[2].1);
+}
+
+/// The server writes down every statement, which is a count that Larder has no part in.
+#[tokio::test]
+async fn postgres_counts_the_same_queries() {
+    const MARK: &str = "counted by both";
+    let server = Postgres::shared();
+    let url = server.database(&["CREATE TABLE t (id int PRIMARY KEY, v int)", "INSERT INTO t VALUES (1, 1), (2, 0)"]).await;
+    let read = format!("SELECT 10 / v AS \"{MARK}\" FROM t WHERE id = $id");
+    let loader = loader(&sql(&url), "k:{id}", &reads(&read, None, None));
+    let log = Log::default();
+    let listening = log.listen();
+    // Found, failed by the server, and not there.
+    for round in 0..4 {
+        let keys: Vec<String> = (1..=3).map(|id| format!("k:{id}")).collect();
+        let loads = join_all(keys.iter().map(|key| loader.load(key.as_bytes()))).await;
+        assert!(matches!(loads.as_slice(), [Ok(Loaded::Found { .. }), Err(_), Ok(Loaded::NotFound)]), "{round}: {loads:?}");
+    }
+    drop(listening);
+    let begun = log.events().iter().filter(|event| event["outcome"].is_null()).count();
+    assert_eq!(begun, 12);
+    let executed = || {
+        let log = server.log();
+        let statements = log.split("execute <unnamed>: ").skip(1).map(|rest| rest.split("LOG: ").next().unwrap_or_default());
+        statements.filter(|statement| statement.contains(MARK)).count()
+    };
+    wait_for("the server to write its log", Duration::from_secs(20), || executed() >= begun);
+    assert_eq!(executed(), begun);
 }
