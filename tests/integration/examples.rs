@@ -56,7 +56,28 @@ fn rows_are_read_through_from_sql() {
     assert_eq!(client.call(&["GET", "price:tea:EUR"]).text(), "3.50");
     assert_eq!(client.call(&["GET", "user:43"]), Value::Nil);
     assert!(client.call(&["TTL", "price:tea:EUR"]).int() <= 60);
+    ordinary_clients_read(client.stream().peer_addr().unwrap().port(), "user:42", r#"{"name":"Ann","mail":"ann@example.com"}"#);
     dev.stop();
+}
+
+/// The clients of examples/clients, with the packages that `make setup` has installed for tests/clients.
+fn ordinary_clients_read(port: u16, key: &str, value: &str) {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let programs: [(&str, &str, &[&str]); 3] =
+        [("python", "python3", &["get.py"]), ("node", "node", &["get.js"]), ("go", "go", &["run", "."])];
+    for (directory, program, arguments) in programs {
+        let output = Command::new(program)
+            .args(arguments)
+            .args([key, "user:none"])
+            .current_dir(root.join("examples/clients").join(directory))
+            .env("NODE_PATH", root.join("tests/clients/node/node_modules"))
+            .env("REDIS_URL", format!("redis://127.0.0.1:{port}"))
+            .output()
+            .unwrap_or_else(|error| panic!("{program} does not run ({error}): scripts/setup says what is missing"));
+        let (out, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success() && out.lines().count() == 2, "{directory}: {out}{errors}");
+        assert!(out.starts_with(&format!("{key} = {value} (")), "{directory}: {out}{errors}");
+    }
 }
 
 #[test]

@@ -70,6 +70,36 @@ fn a_cluster_looks_like_one_node_with_all_slots() {
     assert!(drawn.iter().all(|key| key.starts_with("{x}")), "{drawn:?}");
 }
 
+/// What empties a cache or walks through all of it needs the policy's word, also within a transaction.
+#[test]
+fn flushes_and_keys_are_refused_unless_the_policy_allows_them() {
+    let servers = RedisCluster::start(Engine::Redis7, 3, 0);
+    for (keys, flush) in [(false, false), (true, false), (false, true)] {
+        let mut snapshot = bypass(cluster_topology(&servers));
+        snapshot["allow"] = json!({"keys": keys, "flush": flush});
+        let sidecar = Sidecar::start(&snapshot);
+        let mut client = sidecar.client();
+        (0..20).for_each(|number| assert_eq!(client.line(&format!("SET k:{number} v")), ok()));
+        let count =
+            |servers: &RedisCluster| servers.servers.iter().map(|server| server.client().line("DBSIZE").int()).sum::<i64>();
+        for (line, allowed) in [("KEYS k:*", keys), ("FLUSHDB", flush), ("FLUSHALL", flush), ("FLUSHALL ASYNC", flush)] {
+            assert!(count(&servers) >= 20, "{line}: nothing was flushed before");
+            let reply = client.line(line);
+            let refused = matches!(&reply, Value::Error(text) if text.starts_with("NOPERM ") && text.contains("allow"));
+            assert_eq!(refused, !allowed, "{line}: {reply:?}");
+            if line.starts_with("FLUSH") && allowed {
+                assert_eq!((reply, count(&servers)), (ok(), 0), "{line}: all shards are emptied");
+                (0..20).for_each(|number| assert_eq!(client.line(&format!("SET k:{number} v")), ok()));
+            } else if allowed {
+                assert_eq!(reply.items().len(), 20);
+            } else {
+                let replies = pipeline(&mut client, &["MULTI", "SET {k}x v", line, "EXEC"]);
+                assert!(matches!(&replies[3], Value::Error(text) if text.starts_with("EXECABORT")), "{line}: {replies:?}");
+            }
+        }
+    }
+}
+
 /// For whoever asks sentinels, or asks for the role.
 #[track_caller]
 fn one_primary(client: &mut Client, port: u16) {

@@ -317,6 +317,19 @@ async fn an_origin_that_is_away_is_left_alone_and_comes_back() {
     assert!(stats.queries > asked && stats.refused > 0 && stats.errors >= stats.refused, "{stats:?}");
 }
 
+/// The time to connect is bounded by itself, however long a query may take.
+#[tokio::test]
+async fn a_server_that_only_accepts_is_given_up() {
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let url = format!("postgres://postgres@{}/shop", silent.local_addr().expect("an address"));
+    let mut origin = sql(&url);
+    origin.connect_timeout = "300ms".parse().expect("a duration");
+    origin.timeout = Span::from_secs(3600);
+    let loads = loader(&origin, "user:{id}", &reads("SELECT name FROM users WHERE id = $id", None, None));
+    let error = tokio::time::timeout(Duration::from_secs(60), loads.load(b"user:7")).await.expect("it ends by itself");
+    assert!(matches!(&error, Err(LoadError::Unreachable { why, .. }) if why.contains("no connection in time")), "{error:?}");
+}
+
 #[tokio::test]
 async fn changed_tables_are_described_anew() {
     let server = Postgres::shared();

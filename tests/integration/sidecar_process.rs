@@ -7,6 +7,7 @@ use serde_json::{Value as Json, json};
 
 use crate::read_through::{Servers, http_origin, policy, web_rule};
 use crate::support::admin::{get, metric, rule_count};
+use crate::support::certificates::swap_to;
 use crate::support::resp::{Client, Value, encode};
 use crate::support::sidecar::Sidecar;
 use crate::support::wait_for;
@@ -121,6 +122,29 @@ fn unmatched_keys_are_refused_wherever_they_lie() {
     }
 }
 
+/// Kubernetes swaps a symbolic link above a mounted file.
+#[test]
+fn a_snapshot_behind_a_swapped_link_is_taken_up() {
+    let (servers, dir) = (Servers::cluster(), tempfile::TempDir::new().unwrap());
+    let of = |generation| policy(servers.topology(), generation, &[], &[aside("aside", &format!("{generation}000s"))]);
+    for generation in 1..=3 {
+        let version = dir.path().join(generation.to_string());
+        std::fs::create_dir(&version).unwrap();
+        std::fs::write(version.join("snapshot.json"), of(generation).to_string()).unwrap();
+    }
+    let sidecar = Sidecar::start(&of(1));
+    swap_to(&dir, "1");
+    // The file becomes a link of such a kind.
+    let link = sidecar.snapshot_path().with_extension("link");
+    std::os::unix::fs::symlink(dir.path().join("..data/snapshot.json"), &link).unwrap();
+    std::fs::rename(link, sidecar.snapshot_path()).unwrap();
+    for generation in 2..=3 {
+        swap_to(&dir, &generation.to_string());
+        wait_for("the policy behind the link", LIMIT, || metric(&sidecar, "larder_policy_generation") == generation);
+        wait_for("its TTL", LIMIT, || writes_live_for(i64::try_from(generation * 1000).unwrap(), &servers, &sidecar));
+    }
+}
+
 #[test]
 fn a_stop_answers_what_is_under_way() {
     let (servers, web) = (Servers::cluster(), Web::start());
@@ -191,5 +215,15 @@ fn the_admin_port_tells_what_happened() {
     assert!(metrics.ends_with("# EOF\n"));
     assert!(!metrics.contains("item:1"), "keys are no labels");
     assert!(metric(&sidecar, "larder_clients") >= 1);
-    assert!(metrics.contains("larder_request_duration_seconds_bucket"));
+    // One command in 64 is timed.
+    (0..500).for_each(|number| drop(client.line(&format!("GET plain:{number}"))));
+    let Servers::Cluster(cluster) = &servers else { panic!("a Cluster was started") };
+    for server in &cluster.servers {
+        let asked = metric(&sidecar, &format!("larder_node_requests_total{{node=\"{}\"}}", server.address()));
+        assert!(asked > 100, "{asked} commands are counted at {}", server.address());
+    }
+    for part in ["proxy", "upstream"] {
+        let timed = metric(&sidecar, &format!("larder_request_duration_seconds_count{{part=\"{part}\"}}"));
+        assert!((1..500).contains(&timed), "{timed} timed on the part of the {part}");
+    }
 }

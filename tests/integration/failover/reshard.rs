@@ -6,7 +6,7 @@ use larder::sidecar::slots::tag_of;
 
 use super::load::{Key, Load};
 use super::{SHARDS, wait_until_writable};
-use crate::support::resp::{Client, Value};
+use crate::support::resp::{Client, Value, encode};
 use crate::support::server::{Engine, Redis, RedisCluster};
 use crate::support::sidecar::{Sidecar, bypass, cluster_topology};
 
@@ -94,4 +94,32 @@ fn slots_move_under_load_without_an_error() {
         assert!(told, "no server said {code}: the test shows nothing");
     }
     assert!(sidecar.metric("larder_redirects_total") > 0.0);
+}
+
+/// Many clients that meet one stale map have it looked at once, not once each.
+#[test]
+fn a_stale_map_is_refreshed_for_all_at_once() {
+    const READERS: usize = 50;
+    let cluster = RedisCluster::start(Engine::Redis7, SHARDS, 0);
+    let sidecar = Sidecar::start(&bypass(cluster_topology(&cluster)));
+    let mut clients: Vec<Client> = (0..READERS).map(|_| sidecar.client()).collect();
+    let (mut moves, mut redirects, mut rounds) = (0.0, 0.0, 0.0);
+    // Where the map is refreshed before the reads come, a move shows nothing.
+    for slot in SLOTS {
+        let key = key_of(slot, "k");
+        ok(&clients[0].call(&["SET", &key, "v"]));
+        move_slot(&cluster, slot, &cluster.servers[0], &cluster.servers[1]);
+        let counts = || ["larder_redirects_total", "larder_discovery_rounds_total"].map(|name| sidecar.metric(name));
+        let before = counts();
+        clients.iter_mut().for_each(|client| client.send(&encode(&["GET", &key]).repeat(20)).expect("the sidecar reads"));
+        for client in &mut clients {
+            (0..20).for_each(|_| assert_eq!(client.read().expect("a reply").text(), "v"));
+        }
+        let after = counts();
+        (moves, redirects, rounds) = (moves + 1.0, redirects + after[0] - before[0], rounds + after[1] - before[1]);
+    }
+    println!("{moves} moves, {redirects} redirects, {rounds} rounds");
+    assert!(redirects >= 100.0, "only {redirects} redirects: the test shows nothing");
+    // One for the first to meet it, one for those who came while it was under way, and one that would have come anyway.
+    assert!(rounds <= moves * 3.0 && rounds * 5.0 <= redirects, "{rounds} rounds for {redirects} redirects");
 }
