@@ -25,10 +25,12 @@ pub enum Kind {
     LarderHundredRules,
     /// A read-through rule; every read is a hit.
     LarderReadThrough,
+    /// A cache-aside rule with leases, stale copies and early expiry; every read is a hit.
+    LarderCacheAside,
 }
 
 impl Kind {
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Direct,
         Self::Nutcracker,
         Self::Haproxy,
@@ -37,6 +39,7 @@ impl Kind {
         Self::LarderTtl,
         Self::LarderHundredRules,
         Self::LarderReadThrough,
+        Self::LarderCacheAside,
     ];
 
     pub fn name(self) -> &'static str {
@@ -49,6 +52,7 @@ impl Kind {
             Self::LarderTtl => "larder-ttl",
             Self::LarderHundredRules => "larder-100-rules",
             Self::LarderReadThrough => "larder-read-through",
+            Self::LarderCacheAside => "larder-cache-aside",
         }
     }
 
@@ -264,6 +268,10 @@ fn snapshot(kind: Kind, upstream: &Upstream) -> String {
         Kind::LarderReadThrough => json!({"readThrough": {
             "ttl": ttl, "stale": "0s", "negativeTtl": "10s", "lease": "3s", "wait": "1s",
             "load": {"origin": "unused", "query": {"http": {"path": "/{id}"}}, "reply": null},
+        }}),
+        Kind::LarderCacheAside => json!({"cacheAside": {
+            "ttl": ttl, "stale": "1m",
+            "stampede": {"lease": "3s", "wait": "1s", "earlyExpiry": 1.0, "atWaitEnd": "error"},
         }}),
         _ => aside.clone(),
     };

@@ -98,9 +98,26 @@ pub fn judge(report: &Report) -> Vec<Verdict> {
             });
         }
     }
+    verdicts.extend(["GET P1", "GET P16"].map(|load| leases(report, load)));
     verdicts.extend(memory(report));
     verdicts.push(rules(report));
     verdicts
+}
+
+/// What leases, stale copies and early expiry cost a hit, against a rule that leaves the keys alone.
+fn leases(report: &Report, load: &str) -> Verdict {
+    let bound = Bound::AtMost(1.1);
+    let ratio = report.ratio(load, Kind::LarderCacheAside, Kind::LarderBypass, CPU);
+    Verdict {
+        claim: format!(
+            "{}, {load}: CPU per command {} × {}",
+            Kind::LarderCacheAside.name(),
+            bound.text(),
+            Kind::LarderBypass.name()
+        ),
+        measured: ratio.map_or("–".to_owned(), |ratio| ratio.to_string()),
+        outcome: bound.judge(ratio),
+    }
 }
 
 fn memory(report: &Report) -> Vec<Verdict> {
