@@ -4,6 +4,8 @@
 PROFILE ?= quick
 LEAN := --no-default-features --features data-plane
 CARGO ?= cargo
+# How many histories `make soak` runs.
+SOAK_SEEDS ?= 200
 # Where the benchmark writes its report.
 BENCH_OUTPUT ?= docs/benchmarks
 
@@ -14,7 +16,7 @@ export PATH := $(CURDIR)/.cache/bin:$(CURDIR)/.cache/venv/bin:$(PATH)
 SETUP := .cache/setup.stamp
 
 .DEFAULT_GOAL := build
-.PHONY: setup build test demo bench lint doc
+.PHONY: setup build test soak demo bench lint doc
 
 setup: ## Install what is missing for all other targets
 	scripts/setup
@@ -31,22 +33,8 @@ test: $(SETUP) ## Every test. TEST_ARGS is passed to cargo, e.g. TEST_ARGS='ttl 
 	ulimit -Sn 16384 2>/dev/null; \
 	$(CARGO) test --profile $(PROFILE) $(TEST_ARGS)
 
-demo: ## The main job in a minute. DEMO_ARGS is passed on, e.g. DEMO_ARGS='--seconds 20'
-	@test -f $(SETUP) || scripts/setup --demo
-	scripts/demo-data
-	@test -x target/$(PROFILE)/larder || echo "building larder: about ten minutes on two processors the first time"
-	$(CARGO) build --profile $(PROFILE) --bin larder
-	$(CARGO) run --quiet --profile $(PROFILE) --bin larder -- demo $(DEMO_ARGS)
+soak: $(SETUP) ## Many histories of cache-aside under faults. SOAK_SEEDS says how many
+	LARDER_SOAK_SEEDS=$(SOAK_SEEDS) LARDER_SOAK_REPORT=$(CURDIR)/docs/soak/cache-aside.md \
+	$(CARGO) test --profile $(PROFILE) --test integration cache_aside::history::soak -- --ignored --nocapture
 
-bench: $(SETUP) ## Side by side with other proxies. BENCH_ARGS is passed on, e.g. BENCH_ARGS='--rounds 9'
-	$(CARGO) build --release $(LEAN) --bin larderd --target-dir target/lean
-	ulimit -Sn 16384 2>/dev/null; \
-	$(CARGO) bench --profile $(PROFILE) --bench peers -- --larderd target/lean/release/larderd --output $(BENCH_OUTPUT) $(BENCH_ARGS)
-
-lint: ## Format, clippy on both planes
-	$(CARGO) fmt --check
-	$(CARGO) clippy --all-targets -- -D warnings
-	$(CARGO) clippy $(LEAN) --lib --bins -- -D warnings
-
-doc: ## The API documentation
-	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --no-deps --document-private-items
+demo: $(SETUP) ## The main job in a minute. DEMO_ARGS is passed on, e.g. DEMO_ARGS='--seconds 20'

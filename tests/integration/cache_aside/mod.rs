@@ -1,5 +1,6 @@
 //! Cache-aside through real sidecars and servers.
 
+mod history;
 mod scripts;
 mod stampede;
 

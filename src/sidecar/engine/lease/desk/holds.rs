@@ -39,6 +39,17 @@ impl<V: Clone> Desk<V> {
         }
     }
 
+    /// Another lease was taken, under `generation`. Where that is a new one, a write has ended the old: its holder may still set the
+    /// key, and says nothing of how often the rule's leads are filled.
+    pub(super) fn supersede_hold(&mut self, now: Millis, key: usize, generation: Generation, effects: &mut Vec<Effect<V>>) {
+        let entry = &mut self.keys[key];
+        if entry.held.is_some_and(|held| held.token.generation != generation) {
+            entry.held = None;
+        } else {
+            self.end_hold(now, key, effects);
+        }
+    }
+
     /// A client gets nil: from now on it may be loading.
     pub(super) fn remember(&mut self, now: Millis, key: usize, connection: u64, generation: Option<Generation>) {
         self.change_misses(now, key, |misses, rule| misses.add(connection, generation, rule, now));

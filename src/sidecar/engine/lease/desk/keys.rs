@@ -109,7 +109,7 @@ impl<V: Clone> Desk<V> {
             effects.push(Effect::GiveBack { name: self.keys[key].name.clone(), token });
             return;
         };
-        self.end_hold(now, key, effects);
+        self.supersede_hold(now, key, token.generation, effects);
         let connection = self.requests[holder.request].asker.connection;
         let entry = &mut self.keys[key];
         entry.known = Some(token.generation);
@@ -138,7 +138,7 @@ impl<V: Clone> Desk<V> {
         entry.known = Some(generation);
         entry.taken_until = now + remaining.min(entry.rule.lease);
         if entry.held.is_some_and(|held| held.token.generation != generation) {
-            self.end_hold(now, key, effects);
+            entry.held = None;
         }
         self.others(now, key, stale, effects);
     }

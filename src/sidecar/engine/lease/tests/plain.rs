@@ -394,3 +394,19 @@ fn generations_are_read_as_they_are_written() {
         assert_eq!(Generation::parse(wrong.as_bytes()), None, "{wrong}");
     }
 }
+
+#[test]
+fn leads_that_writes_ended_say_nothing_of_a_rule() {
+    let mut bench = Bench::new(1);
+    for _ in 0..200 {
+        bench.get(1);
+        bench.slots[0].delete(bench.now);
+        bench.pass(10);
+    }
+    assert_eq!(bench.disarmed, Vec::<u16>::new());
+    for _ in 0..1_000 {
+        bench.get(1);
+        bench.pass(RULE.lease);
+    }
+    assert!(!bench.disarmed.is_empty(), "nobody fills");
+}
