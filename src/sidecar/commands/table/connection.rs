@@ -60,6 +60,8 @@ pub(super) const COMMANDS: &[CommandSpec] = &[
     plain("unsubscribe", -1, Class::PubSub),
     // Larder's own.
     row("larder.explain", 2, Class::Larder, Access::None, R1, Ttl::Keeps),
+    row("larder.fetch", -2, Class::Larder, Access::None, R1, Ttl::Keeps),
+    row("larder.fill", -4, Class::Larder, Access::None, R1, Ttl::Keeps),
     plain("larder.invalidate", -2, Class::Larder),
     plain("larder.stats", -1, Class::Larder),
 ];

@@ -5,6 +5,7 @@ mod connection;
 mod hello;
 mod inspect;
 mod invalidate;
+mod tokens;
 mod topology;
 
 pub use connection::run as connection;
@@ -20,6 +21,8 @@ use crate::sidecar::session::Session;
 pub fn larder(session: &Rc<Session>, request: &Request<'_>) -> Flow {
     match request.spec.name {
         "larder.explain" => inspect::explain(session, request),
+        "larder.fetch" => tokens::fetch(session, request),
+        "larder.fill" => tokens::fill(session, request),
         "larder.invalidate" => invalidate::run(session, request),
         _ => inspect::stats(session, request),
     }

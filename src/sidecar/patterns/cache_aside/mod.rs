@@ -7,6 +7,7 @@
 mod effects;
 mod reads;
 pub mod scripts;
+pub mod tokens;
 pub mod wake;
 pub mod writes;
 

@@ -5,6 +5,7 @@ use std::rc::Rc;
 use smallvec::SmallVec;
 
 use super::super::read_through::Table;
+use super::tokens::{self, Fetch};
 use super::{Aside, Element, rule_of};
 use crate::sidecar::engine::lease::{Answer, Asker, Millis, Missing, Name, Reader, Reply, Rule, Why, key_hash};
 use crate::sidecar::policy::RuleId;
@@ -16,15 +17,17 @@ use crate::sidecar::worker::Worker;
 
 /// A read that the desk keeps.
 pub(super) struct Read {
-    session: Rc<Session>,
-    kind: Kind,
+    pub(super) session: Rc<Session>,
+    pub(super) kind: Kind,
 }
 
-enum Kind {
+pub(super) enum Kind {
     /// GET of a missing key.
     One(RuleId),
     /// GET of a key that will soon be gone. With its value.
     Early(RuleId, Vec<u8>),
+    /// LARDER.FETCH.
+    Fetch(RuleId, Fetch),
     /// The missing keys of an MGET.
     Many(Rc<Table>, Vec<Wanted>),
 }
@@ -177,7 +180,7 @@ pub fn ask_many(worker: &Rc<Worker>, table: Rc<Table>, wanted: Vec<Wanted>) {
 }
 
 impl Aside {
-    fn keep(&self, asker: Asker, read: Read) {
+    pub(super) fn keep(&self, asker: Asker, read: Read) {
         read.session.park();
         self.reads.borrow_mut().insert(asker, read);
     }
@@ -191,6 +194,13 @@ impl Aside {
     pub(super) fn answer(&self, worker: &Rc<Worker>, asker: Asker, answer: &Answer<Element>) {
         let Some(Read { session, kind }) = self.let_go(asker) else { return };
         match (answer, kind) {
+            (answer, Kind::Fetch(rule, fetch)) => {
+                match answer {
+                    Answer::Replies(replies) => replies.iter().for_each(|reply| count(worker, rule, reply)),
+                    Answer::TimedOut { .. } => worker.metrics().wait_timed_out(rule),
+                }
+                tokens::decided(worker, &session, asker.place, &fetch, answer);
+            }
             (Answer::Replies(replies), Kind::One(rule) | Kind::Early(rule, _)) => {
                 replies.iter().for_each(|reply| count(worker, rule, reply));
                 match replies.first().and_then(value_of) {
@@ -208,7 +218,9 @@ impl Aside {
                 worker.metrics().wait_timed_out(*rule);
                 let text = timed_out(worker, name, *rule, *waited);
                 match kind {
-                    Kind::One(_) | Kind::Early(..) => session.answer(asker.place, |out| encode::error(out, &text)),
+                    Kind::One(_) | Kind::Early(..) | Kind::Fetch(..) => {
+                        session.answer(asker.place, |out| encode::error(out, &text))
+                    }
                     Kind::Many(table, wanted) => wanted.iter().flat_map(|wanted| &wanted.places).for_each(|_| table.fail(&text)),
                 }
             }

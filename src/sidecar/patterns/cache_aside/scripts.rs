@@ -149,6 +149,20 @@ end
 return answer"
 );
 
+/// ARGV: generation, value, TTL in ms, lifetime of the stale copy in ms or 0. Stores nothing under another generation.
+const FILL_IF: &str = concat!(
+    common!(),
+    run_id!(),
+    "\
+local lease = read_lease(KEYS[2])
+if not lease or lease.generation ~= ARGV[1] or string.sub(ARGV[1], -8) ~= run then return false end
+redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
+redis.call('UNLINK', KEYS[2], KEYS[4])
+if ARGV[4] ~= '0' then redis.call('SET', KEYS[3], ARGV[2], 'PX', ARGV[4]) else redis.call('UNLINK', KEYS[3]) end
+if lease.awaited == '1' then announce(KEYS[2]) end
+return redis.status_reply('OK')"
+);
+
 /// ARGV: generation, taker. Gives one's own lease back, for the next to take.
 const RELEASE: &str = concat!(
     common!(),
@@ -297,6 +311,16 @@ pub fn filled(answer: &[u8]) -> Option<(&[u8], SmallVec<[Written; 1]>)> {
         _ => None,
     };
     Some((own, outcomes.iter().map(outcome).collect::<Option<_>>()?))
+}
+
+/// Appends what stores a value, with its TTL and that of its stale copy (0: there is none), if its key's lease still has this
+/// generation. The answer is OK, or nil.
+pub fn fill_if(names: &Names, generation: Generation, value: &[u8], ttl_ms: u64, copy_ms: u64, out: &mut Vec<u8>) {
+    write_head(FILL_IF, &[names], 4, out);
+    encode::bulk(out, generation.to_string().as_bytes());
+    encode::bulk(out, value);
+    bulk_number(ttl_ms, out);
+    bulk_number(copy_ms, out);
 }
 
 /// Appends what gives a lease back.

@@ -274,6 +274,11 @@ impl<V: Clone> Desk<V> {
             || self.find(database, key).is_some_and(|key| !self.keys[key].misses.is_empty())
     }
 
+    /// The generation of the key's lease, as far as is known: a value that is loaded from now on may be stored under it.
+    pub fn generation(&mut self, database: u32, key: &[u8]) -> Option<Generation> {
+        self.find(database, key).and_then(|key| self.keys[key].known)
+    }
+
     /// BEGIN was answered.
     pub fn begun(&mut self, now: Millis, name: &Name, fresh: u64, begun: Begun<V>, effects: &mut Vec<Effect<V>>) {
         let key = self.find(name.database, &name.key).filter(|key| self.keys[*key].ask == Some(fresh));
