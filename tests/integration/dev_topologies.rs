@@ -4,7 +4,7 @@ use std::process::Command;
 
 use crate::support::dev::{Dev, LIMIT, cluster, info, policy};
 use crate::support::resp::{Client, Value};
-use crate::support::server::Engine;
+use crate::support::server::{Engine, free_port};
 use crate::support::wait_for;
 
 fn ok() -> Value {
@@ -32,6 +32,39 @@ fn check_answers(engine: Engine, mode: &str) {
 fn both_topologies_answer_through_sidecars() {
     check_answers(Engine::Redis7, "Sentinel");
     check_answers(Engine::Valkey9, "Cluster");
+}
+
+/// The first of `count` ports in a row that were free a moment ago.
+fn free_row(count: u16) -> u16 {
+    let is_free = |port: u16| std::net::TcpListener::bind(("127.0.0.1", port)).is_ok();
+    let mut firsts = (0..1000).map(|_| free_port()).filter(|first| *first < u16::MAX - count);
+    firsts.find(|first| (*first..*first + count).all(is_free)).expect("three free ports in a row")
+}
+
+/// As many pods would have them.
+#[test]
+fn sidecars_listen_on_consecutive_ports_and_numbered_sockets() {
+    let files = [("cache.yaml", cluster(Engine::Redis7, "Sentinel", "")), ("policy.yaml", policy("user:{id}"))];
+    let (port, admin, directory) = (free_row(3), free_row(3), tempfile::TempDir::new().unwrap());
+    let socket = directory.path().join("redis.sock");
+    let [listen, admin_at] = [port, admin].map(|port| format!("127.0.0.1:{port}"));
+    let arguments = ["--sidecars", "3", "--listen", &listen, "--admin", &admin_at, "--socket", &socket.display().to_string()];
+    let mut dev = Dev::start(Engine::Redis7, &files, &arguments);
+    assert_eq!(dev.ready(3), [port, port + 1, port + 2]);
+    let lines = dev.stdout();
+    for (index, line) in lines.lines().enumerate() {
+        let own = if index == 0 { socket.display().to_string() } else { format!("{}.{index}", socket.display()) };
+        let (port, admin) = (usize::from(port) + index, usize::from(admin) + index);
+        assert_eq!(line, format!("ready: redis://127.0.0.1:{port} unix://{own} admin http://127.0.0.1:{admin}"));
+        let mut stream = std::os::unix::net::UnixStream::connect(&own).expect("the socket accepts");
+        std::io::Write::write_all(&mut stream, b"PING\r\n").unwrap();
+        let mut reply = [0; 7];
+        std::io::Read::read_exact(&mut stream, &mut reply).unwrap();
+        assert_eq!(&reply, b"+PONG\r\n");
+        assert!(std::net::TcpStream::connect(("127.0.0.1", u16::try_from(admin).unwrap())).is_ok());
+    }
+    dev.stop();
+    assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0, "sockets are left behind");
 }
 
 #[test]

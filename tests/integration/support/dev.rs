@@ -45,7 +45,7 @@ pub struct Dev {
 }
 
 impl Dev {
-    /// Starts it on free ports with these manifests, one file each.
+    /// Starts it with these manifests, one file each, on free ports unless `arguments` name others.
     pub fn start(engine: Engine, files: &[(&str, String)], arguments: &[&str]) -> Self {
         let manifests = Arc::new(TempDir::new().unwrap());
         for (name, text) in files {
@@ -57,7 +57,12 @@ impl Dev {
     /// Starts it on manifests that are there.
     pub fn start_in(engine: Engine, manifests: &Arc<TempDir>, arguments: &[&str]) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_larder"));
-        command.args(["dev", "-f"]).arg(manifests.path()).args(["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"]);
+        command.args(["dev", "-f"]).arg(manifests.path());
+        for option in ["--listen", "--admin"] {
+            if !arguments.contains(&option) {
+                command.args([option, "127.0.0.1:0"]);
+            }
+        }
         if engine.binary().is_absolute() {
             command.arg("--server-bin").arg(engine.binary());
         }
