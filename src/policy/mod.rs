@@ -3,6 +3,7 @@
 pub mod agent;
 mod cover;
 pub mod pattern;
+mod pattern_scan;
 pub mod rule;
 pub mod rule_index;
 pub mod snapshot;
@@ -10,6 +11,6 @@ pub mod units;
 
 pub use pattern::{Captures, KeyPattern, PatternError};
 pub use rule::{AtWaitEnd, CacheAside, Lifetime, Load, Mode, Query, ReadThrough, ReplyForm, Rule, Stampede, Strategy, Unmatched};
-pub use rule_index::RuleIndex;
+pub use rule_index::{RuleIndex, RuleScan};
 pub use snapshot::{Snapshot, SnapshotError};
 pub use units::{Beta, ByteSize, Percent, Span, UnitError};

@@ -1,6 +1,7 @@
 //! Finds the first rule that covers a key, at a cost that does not grow with the number of rules.
 
-use super::pattern::KeyPattern;
+use super::pattern::{KeyPattern, MAX_PATTERN_BYTES};
+use super::pattern_scan::PatternScan;
 
 /// A trie over the literal prefixes of patterns. A look-up walks the key's first bytes once and tries only the patterns whose
 /// prefix it passed.
@@ -49,10 +50,8 @@ impl RuleIndex {
     /// The position of the first pattern that covers `key`.
     pub fn find(&self, key: &[u8]) -> Option<usize> {
         let mut best: Option<u32> = None;
-        let mut node = self.nodes.first()?;
-        let mut rest = key.iter();
-        loop {
-            for rule in &node.rules {
+        self.walk(key, |rules| {
+            for rule in rules {
                 if best.is_some_and(|found| found <= *rule) {
                     break;
                 }
@@ -61,6 +60,17 @@ impl RuleIndex {
                     break;
                 }
             }
+        });
+        best.map(|rule| rule as usize)
+    }
+
+    /// Visits the rules whose literal prefix `key` begins with, those of one prefix at a time, in order.
+    #[inline]
+    fn walk(&self, key: &[u8], mut visit: impl FnMut(&[u32])) {
+        let Some(mut node) = self.nodes.first() else { return };
+        let mut rest = key.iter();
+        loop {
+            visit(&node.rules);
             let Some(byte) = rest.next() else { break };
             // Most nodes have one child.
             let next = match node.children.as_slice() {
@@ -74,7 +84,50 @@ impl RuleIndex {
             };
             node = &self.nodes[next as usize];
         }
-        best.map(|rule| rule as usize)
+    }
+}
+
+/// The search for the first pattern that covers a key which comes in pieces; the same as [`RuleIndex::find`] of the whole.
+#[derive(Debug, Clone, Default)]
+pub struct RuleScan {
+    /// The start of the key, until it is longer than any literal prefix.
+    head: Vec<u8>,
+    /// Then the patterns that may still cover it, in order.
+    candidates: Option<Vec<(u32, PatternScan)>>,
+}
+
+impl RuleScan {
+    /// Takes the next bytes of the key. `index` is the same each time.
+    pub fn feed(&mut self, index: &RuleIndex, bytes: &[u8]) {
+        let Some(candidates) = &mut self.candidates else { return self.feed_head(index, bytes) };
+        candidates.iter_mut().for_each(|(_, scan)| scan.feed(bytes));
+        candidates.retain(|(_, scan)| !scan.is_dead());
+        if let Some(certain) = candidates.iter().position(|(_, scan)| scan.is_certain()) {
+            candidates.truncate(certain + 1);
+        }
+    }
+
+    fn feed_head(&mut self, index: &RuleIndex, bytes: &[u8]) {
+        let (head, rest) = bytes.split_at(bytes.len().min(MAX_PATTERN_BYTES + 1 - self.head.len()));
+        self.head.extend_from_slice(head);
+        if self.head.len() > MAX_PATTERN_BYTES {
+            let mut rules = Vec::new();
+            index.walk(&self.head, |found| rules.extend_from_slice(found));
+            rules.sort_unstable();
+            let scan = |rule: u32| (rule, PatternScan::new(&index.patterns[rule as usize]));
+            self.candidates = Some(rules.into_iter().map(scan).collect());
+            let head = std::mem::take(&mut self.head);
+            self.feed(index, &head);
+            self.feed(index, rest);
+        }
+    }
+
+    /// The position of the first pattern that covers the key, at its end.
+    pub fn finish(&self, index: &RuleIndex) -> Option<usize> {
+        match &self.candidates {
+            None => index.find(&self.head),
+            Some(candidates) => candidates.iter().find(|(_, scan)| scan.matches()).map(|(rule, _)| *rule as usize),
+        }
     }
 }
 
@@ -94,6 +147,22 @@ mod tests {
             let patterns: Vec<KeyPattern> = chosen.iter().map(|at| POOL[*at].parse().expect("valid")).collect();
             let naive = patterns.iter().position(|pattern| pattern.matches(key.as_bytes()));
             prop_assert_eq!(RuleIndex::new(patterns).find(key.as_bytes()), naive);
+        }
+
+        #[test]
+        fn a_long_key_in_pieces_finds_the_same_rule(
+            chosen in proptest::collection::vec(0..POOL.len(), 0..6),
+            start in "[ab:]{0,4}",
+            filler in "[ab:]",
+            length in 500usize..1200,
+            end in "[ab:]{0,2}",
+            step in 1usize..700,
+        ) {
+            let index = RuleIndex::new(chosen.iter().map(|at| POOL[*at].parse::<KeyPattern>().expect("valid")));
+            let key = [start, filler.repeat(length), end].concat();
+            let mut scan = RuleScan::default();
+            key.as_bytes().chunks(step).for_each(|piece| scan.feed(&index, piece));
+            prop_assert_eq!(scan.finish(&index), index.find(key.as_bytes()));
         }
     }
 }

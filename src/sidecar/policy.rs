@@ -107,6 +107,11 @@ impl ActivePolicy {
         self.index.find(key).map_or(UNMATCHED, |rule| rule as RuleId)
     }
 
+    /// Where rules are looked for.
+    pub fn index(&self) -> &RuleIndex {
+        &self.index
+    }
+
     /// The rule at a position, whether it takes effect or not.
     pub fn rule(&self, id: RuleId) -> Option<&Rule> {
         self.snapshot.rules.get(usize::from(id))

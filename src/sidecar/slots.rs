@@ -28,6 +28,65 @@ pub fn hash_tag(key: &[u8]) -> &[u8] {
     }
 }
 
+/// The slot of a key that comes in pieces; the same as [`slot_of`] of the whole.
+#[derive(Debug, Clone, Default)]
+pub struct SlotScan {
+    tag: TagScan,
+    /// The checksum of all that came, as far as it may still matter.
+    whole: u16,
+}
+
+/// How far the hash tag has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+enum TagScan {
+    /// No `{` yet.
+    #[default]
+    Before,
+    /// Behind the first `{`: the checksum of what came, and whether anything did.
+    Within { crc: u16, any: bool },
+    /// The tag is whole, and this its checksum.
+    Closed(u16),
+    /// There is none: `{}`.
+    Absent,
+}
+
+impl SlotScan {
+    /// Takes the next bytes of the key.
+    pub fn feed(&mut self, bytes: &[u8]) {
+        let mut rest = bytes;
+        if self.tag == TagScan::Before {
+            let Some(open) = memchr::memchr(b'{', rest) else {
+                self.whole = crc16_on(self.whole, rest);
+                return;
+            };
+            self.whole = crc16_on(self.whole, &rest[..=open]);
+            rest = &rest[open + 1..];
+            self.tag = TagScan::Within { crc: 0, any: false };
+        }
+        if let TagScan::Within { crc, any } = self.tag {
+            let close = memchr::memchr(b'}', rest);
+            let within = &rest[..close.unwrap_or(rest.len())];
+            let (crc, any) = (crc16_on(crc, within), any || !within.is_empty());
+            self.tag = match close {
+                None => TagScan::Within { crc, any },
+                Some(_) if any => TagScan::Closed(crc),
+                Some(_) => TagScan::Absent,
+            };
+        }
+        if !matches!(self.tag, TagScan::Closed(_)) {
+            self.whole = crc16_on(self.whole, rest);
+        }
+    }
+
+    /// The slot, at the key's end.
+    pub fn finish(&self) -> u16 {
+        match self.tag {
+            TagScan::Closed(crc) => crc % SLOTS,
+            _ => self.whole % SLOTS,
+        }
+    }
+}
+
 /// What a companion holds for its key. Each lies in its key's slot, so that one transaction covers both.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Companion {
@@ -79,11 +138,16 @@ impl Companion {
 
     /// Appends the companion's name for `key`: `larder:KIND:{TAG}KEY`.
     pub fn write_name(self, key: &[u8], out: &mut Vec<u8>) {
+        self.write_prefix(slot_of(key), out);
+        out.extend_from_slice(key);
+    }
+
+    /// Appends what stands before the key, which lies in `slot`, in the companion's name.
+    pub fn write_prefix(self, slot: u16, out: &mut Vec<u8>) {
         out.extend_from_slice(LARDER_PREFIX);
         out.extend_from_slice(&[self.letter(), b':', b'{']);
-        out.extend_from_slice(&tag_of(slot_of(key)));
+        out.extend_from_slice(&tag_of(slot));
         out.push(b'}');
-        out.extend_from_slice(key);
     }
 
     /// The companion's name for `key`.
@@ -129,8 +193,13 @@ static TAGS: LazyLock<Box<[[u8; TAG_LEN]]>> = LazyLock::new(|| {
 
 /// CRC16 as Redis Cluster uses it (XMODEM): polynomial 0x1021, from zero, not reflected.
 fn crc16(bytes: &[u8]) -> u16 {
+    crc16_on(0, bytes)
+}
+
+/// The checksum of what `crc` is the checksum of, and `bytes` behind it.
+fn crc16_on(crc: u16, bytes: &[u8]) -> u16 {
     let (eights, rest) = bytes.as_chunks::<8>();
-    let crc = eights.iter().fold(0u16, |crc, eight| {
+    let crc = eights.iter().fold(crc, |crc, eight| {
         let [high, low] = crc.to_be_bytes();
         let table = |behind: usize, byte: u8| CRC_TABLES[behind][usize::from(byte)];
         let front = table(7, eight[0] ^ high) ^ table(6, eight[1] ^ low) ^ table(5, eight[2]) ^ table(4, eight[3]);
@@ -226,6 +295,16 @@ mod tests {
         #[test]
         fn eight_bytes_at_once_give_the_same_checksum(bytes in proptest::collection::vec(any::<u8>(), 0..100)) {
             prop_assert_eq!(crc16(&bytes), slow_crc16(&bytes));
+        }
+
+        #[test]
+        fn keys_in_pieces_have_the_same_slot(key in hostile_key(), step in 1usize..20) {
+            for cut in 0..=key.len() {
+                let mut scan = SlotScan::default();
+                scan.feed(&key[..cut]);
+                key[cut..].chunks(step).for_each(|piece| scan.feed(piece));
+                prop_assert_eq!(scan.finish(), slot_of(&key));
+            }
         }
 
         #[test]

@@ -20,6 +20,7 @@ mod failover;
 mod health;
 mod large_replies;
 mod local_commands;
+mod long_keys;
 mod observe;
 mod origin_column_types;
 mod origin_http;

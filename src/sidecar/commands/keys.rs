@@ -43,6 +43,31 @@ pub enum KeyError {
     Streams,
 }
 
+/// Places of keys: each `step`th from `first` on, before `end`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KeySpan {
+    /// The first key's place.
+    pub first: usize,
+    /// 2 where each key is followed by a value.
+    pub step: usize,
+    /// Behind the last key's place.
+    pub end: usize,
+    /// What happens to the keys.
+    pub effect: Effect,
+}
+
+impl KeySpan {
+    /// Whether the argument at `index` is a key.
+    pub fn contains(&self, index: usize) -> bool {
+        (self.first..self.end).contains(&index) && (index - self.first).is_multiple_of(self.step)
+    }
+
+    /// The place of the last key. `None` where there is none.
+    pub fn last(&self) -> Option<usize> {
+        (self.first < self.end).then(|| self.first + (self.end - 1 - self.first) / self.step * self.step)
+    }
+}
+
 /// Some of a command's keys: where they are, and what happens to them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct KeyPart {
@@ -140,6 +165,39 @@ impl KeyPart {
             }
         }
         Ok(())
+    }
+
+    /// Where this part's keys are in a command of `announced` arguments of which only the first have come: the first place, the
+    /// step, and the place behind the last. `Ok(None)`: that cannot be told yet, but no argument so far is a key of this part.
+    ///
+    /// # Errors
+    /// Where the arguments contradict themselves, as in [`CommandSpec::keys`](super::CommandSpec::keys); and where words anywhere
+    /// among the arguments decide.
+    pub(super) fn span(&self, args: &CommandArgs<'_>, announced: usize) -> Result<Option<KeySpan>, KeyError> {
+        let effect = self.effect;
+        match self.begin {
+            Begin::Range { first, last, step } => {
+                let end =
+                    if last < 0 { announced.saturating_sub(usize::from(last.unsigned_abs()) - 1) } else { last as usize + 1 };
+                Ok(Some(KeySpan { first: usize::from(first), step: usize::from(step), end: end.min(announced), effect }))
+            }
+            Begin::Count { count, .. } if args.len() <= usize::from(count) && announced > usize::from(count) => Ok(None),
+            Begin::Count { count, step, may_be_none } => {
+                let number = args.get(usize::from(count)).and_then(parse_i64).and_then(|number| usize::try_from(number).ok());
+                let number = number.filter(|number| may_be_none || *number > 0).ok_or(KeyError::Count)?;
+                let (first, step) = (usize::from(count) + 1, usize::from(step));
+                if number > announced.saturating_sub(first) / step {
+                    return Err(KeyError::Count);
+                }
+                Ok(Some(KeySpan { first, step, end: first + number * step, effect }))
+            }
+            Begin::Store { .. } | Begin::SortStore | Begin::Streams => Err(KeyError::Streams),
+        }
+    }
+
+    /// Whether [`KeyPart::span`] can tell the places before the command's end.
+    pub(super) const fn has_span(&self) -> bool {
+        matches!(self.begin, Begin::Range { .. } | Begin::Count { .. })
     }
 
     fn push(&self, found: &mut Keys, places: std::ops::Range<usize>, step: u8) {

@@ -12,7 +12,7 @@ mod lookup;
 mod number;
 mod table;
 
-pub use keys::{Begin, Effect, KeyAt, KeyError, KeyPart, Keys};
+pub use keys::{Begin, Effect, KeyAt, KeyError, KeyPart, KeySpan, Keys};
 pub use lookup::lookup;
 pub use number::parse_i64;
 
@@ -269,6 +269,28 @@ impl CommandSpec {
             part.collect(args, &mut found)?;
         }
         Ok(found)
+    }
+
+    /// Where the keys of an unfinished command are, of whose `announced` arguments `args` have come. `Ok(None)`: that cannot be told
+    /// of all yet; those of which it can be told are in `found`.
+    ///
+    /// # Errors
+    /// As [`CommandSpec::keys`].
+    pub fn spans(&self, args: &CommandArgs<'_>, announced: usize, found: &mut Vec<KeySpan>) -> Result<Option<()>, KeyError> {
+        found.clear();
+        let mut all = Some(());
+        for part in self.keys {
+            match part.span(args, announced)? {
+                Some(span) => found.push(span),
+                None => all = None,
+            }
+        }
+        Ok(all)
+    }
+
+    /// Whether the places of the keys can be told before the command's end: not where a word among the arguments decides.
+    pub fn has_spans(&self) -> bool {
+        self.keys.iter().all(KeyPart::has_span)
     }
 
     /// The key of a command that has exactly one, at a fixed place. `None` for all others: ask [`CommandSpec::keys`].

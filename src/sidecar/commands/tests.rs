@@ -81,7 +81,34 @@ fn check_keys(line: &str, expected: Result<&[(u32, Effect)], KeyError>) {
     let spec = resolve(&words.args()).expect("a command");
     let found = spec.keys(&words.args());
     let found = found.map(|keys| keys.into_iter().map(|key| (key.index, key.effect)).collect::<Vec<_>>());
+    if spec.has_spans() {
+        check_spans(spec, &words, found.clone());
+    }
     assert_eq!(found, expected.map(<[_]>::to_vec), "{line}");
+}
+
+/// What is told of a command before its end is what is told of the whole, and nothing that has come turns out to be a key later.
+#[track_caller]
+fn check_spans(spec: &CommandSpec, words: &Words, keys: Result<Vec<(u32, Effect)>, KeyError>) {
+    let (args, mut spans) = (words.args(), Vec::new());
+    for come in 0..=args.len() {
+        let first = CommandArgs::new(&words.buffer, &words.ranges[..come]);
+        match (spec.spans(&first, args.len(), &mut spans), &keys) {
+            (Err(error), keys) => assert_eq!(Err(error), *keys),
+            (Ok(all), Ok(keys)) => {
+                let is_key =
+                    |index: usize| spans.iter().find(|span| span.contains(index)).map(|span| (index as u32, span.effect));
+                let seen = if all.is_some() { args.len() } else { come };
+                let expected: Vec<_> =
+                    (0..seen as u32).filter_map(|index| keys.iter().find(|key| key.0 == index).copied()).collect();
+                assert_eq!((0..seen).filter_map(is_key).collect::<Vec<_>>(), expected);
+                if all.is_some() {
+                    assert_eq!(spans.iter().filter_map(KeySpan::last).max(), keys.iter().map(|key| key.0 as usize).max());
+                }
+            }
+            (Ok(all), Err(_)) => assert!(all.is_none(), "the contradiction is not seen"),
+        }
+    }
 }
 
 #[test]

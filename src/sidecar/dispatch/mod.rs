@@ -11,6 +11,7 @@ mod split;
 use std::rc::Rc;
 
 pub use data::{CROSS_SLOT, unmatched_text};
+pub use split::submit_part;
 
 use super::commands::{self, Access, Class, CommandSpec};
 use super::exclusive::Exclusive;

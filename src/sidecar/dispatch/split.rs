@@ -6,7 +6,7 @@ use rustc_hash::FxHashMap;
 
 use super::data::{fills, forward as forward_whole, refuse_if_unmatched, submit_write};
 use super::{Flow, Request};
-use crate::sidecar::commands::{Access, Join};
+use crate::sidecar::commands::{Access, CommandSpec, Join};
 use crate::sidecar::resp::{CommandArgs, CommandScan, CommandScanner, encode};
 use crate::sidecar::session::Session;
 use crate::sidecar::slots;
@@ -62,7 +62,6 @@ pub fn forward(session: &Rc<Session>, request: &Request<'_>, join: Join) -> Flow
 }
 
 fn send_parts(session: &Rc<Session>, request: &Request<'_>, join: Join, parts: Vec<(u16, Part<'_>)>) -> Flow {
-    let worker = session.worker();
     let writes = request.spec.access == Access::Write;
     let places: Vec<Vec<u32>> = parts.iter().map(|(_, part)| part.places.clone()).collect();
     let meeting = if fills(session, request) {
@@ -79,14 +78,30 @@ fn send_parts(session: &Rc<Session>, request: &Request<'_>, join: Join, parts: V
         encode::bulk(&mut wire, request.args.name());
         part.args.iter().for_each(|arg| encode::bulk(&mut wire, arg));
         let sink = Sink::Part { meeting: meeting.clone(), index: index as u32 };
-        if writes {
-            // What was just written is whole.
-            let Ok(CommandScan::Complete { .. }) = scanner.scan(&wire) else { continue };
-            let part = Request { raw: &wire, args: CommandArgs::new(&wire, scanner.ranges()), spec: request.spec };
-            room &= submit_write(session, &part, *slot, sink);
-        } else {
-            room &= worker.submit(&[&wire], Pending::new(sink, *slot, Retry::Safe, session.lane(), worker.now()));
-        }
+        room &= submit_part(session, request.spec, &wire, *slot, sink, &mut scanner);
     }
     if room { Flow::Continue } else { Flow::Wait }
+}
+
+/// Sends one part of a split command, which is whole in `wire`. `false`: the session should pause.
+pub fn submit_part(
+    session: &Rc<Session>,
+    spec: &'static CommandSpec,
+    wire: &[u8],
+    slot: u16,
+    sink: Sink,
+    scanner: &mut CommandScanner,
+) -> bool {
+    let worker = session.worker();
+    if spec.access != Access::Write {
+        return worker.submit(&[wire], Pending::new(sink, slot, Retry::Safe, session.lane(), worker.now()));
+    }
+    match scanner.scan(wire) {
+        Ok(CommandScan::Complete { .. }) => {
+            let part = Request { raw: wire, args: CommandArgs::new(wire, scanner.ranges()), spec };
+            submit_write(session, &part, slot, sink)
+        }
+        // What was just written is whole.
+        _ => true,
+    }
 }

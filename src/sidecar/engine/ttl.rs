@@ -209,6 +209,47 @@ pub fn guards(
     planner.extra
 }
 
+/// What goes before and behind the bulk string of a key that is not at hand, in a command that guards it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Around {
+    /// The array's header, the command's name and whatever else stands before the key.
+    pub before: Vec<u8>,
+    /// The other arguments.
+    pub behind: Vec<u8>,
+}
+
+/// The commands of [`guards`] that see to the TTL of one key, which is not at hand.
+pub fn guards_around(lifetime: &Lifetime, random: u32) -> [Around; 2] {
+    let around = |millis: u64, condition: &[u8]| {
+        let (mut before, mut behind) = (Vec::new(), Vec::new());
+        encode::array(&mut before, 4);
+        encode::bulk(&mut before, b"PEXPIRE");
+        bulk_number(&mut behind, millis);
+        encode::bulk(&mut behind, condition);
+        Around { before, behind }
+    };
+    [around(lifetime.jittered(random).as_millis(), b"NX"), around(lifetime.max.as_millis(), b"LT")]
+}
+
+/// The command that removes the companions of one key of `key_len` bytes in `slot`, which is not at hand: what stands before each
+/// repetition of the key's bytes and the line end.
+pub fn removal_around(key_len: usize, slot: u16) -> [Vec<u8>; REMOVED.len()] {
+    let mut first = Vec::new();
+    encode::array(&mut first, 1 + REMOVED.len());
+    encode::bulk(&mut first, b"UNLINK");
+    REMOVED.map(|companion| {
+        let mut before = std::mem::take(&mut first);
+        before.push(b'$');
+        encode::decimal(&mut before, Companion::name_len(key_len) as u64);
+        before.extend_from_slice(b"\r\n");
+        companion.write_prefix(slot, &mut before);
+        before
+    })
+}
+
+/// The companions that a write removes.
+const REMOVED: [Companion; 3] = [Companion::Lease, Companion::Stale, Companion::Negative];
+
 /// Which commands follow the client's for a key that it writes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Guard {
@@ -452,7 +493,7 @@ impl<'a, C: Coverage, R: FnMut() -> u32> Planner<'_, 'a, C, R> {
 
     /// Lease, stale copy and negative entry of each key, in one command.
     fn remove_companions(&mut self, keys: &[&[u8]]) {
-        self.unlink(keys, &[Companion::Lease, Companion::Stale, Companion::Negative]);
+        self.unlink(keys, &REMOVED);
     }
 
     fn unlink(&mut self, keys: &[&[u8]], companions: &[Companion]) {
@@ -580,7 +621,7 @@ fn millis(time: Option<&[u8]>, unit: u16) -> Option<i64> {
 }
 
 /// Whether a command with this effect may change what a reader gets.
-const fn changes(effect: Effect) -> bool {
+pub const fn changes(effect: Effect) -> bool {
     matches!(effect, Effect::Update | Effect::Write | Effect::Delete)
 }
 

@@ -49,14 +49,6 @@ pub fn admit(session: &Rc<Session>, args: &CommandArgs<'_>, spec: &CommandSpec) 
     Ok(slot)
 }
 
-/// As [`admit`], of a command whose keys may be apart: the slot is the first key's.
-pub fn admit_first(session: &Rc<Session>, args: &CommandArgs<'_>, spec: &CommandSpec) -> Result<u16, String> {
-    match (admit(session, args, spec), spec.first_key(args)) {
-        (Err(text), Some(first)) if text == CROSS_SLOT => Ok(slots::slot_of(first)),
-        (admitted, _) => admitted,
-    }
-}
-
 /// Appends what is sent for a command that is queued in the client's own transaction, or that blocks.
 pub fn write_queued(session: &Rc<Session>, command: &Taken, spec: &CommandSpec, out: &mut Vec<u8>) -> Queued {
     let worker = session.worker();

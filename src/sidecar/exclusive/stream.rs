@@ -2,9 +2,8 @@
 //!
 //! Where a command goes must be known before its end. What has one key, in front, is passed on at once; so are scripts, once
 //! their keys have come, and messages. A command whose keys may stand anywhere (MSET, DEL, SUNIONSTORE, …) is held whole up to
-//! [`MOST_WHOLE_BYTES`] and then takes its usual way; a longer one is passed on to the server of its first key where the policy
-//! covers nothing (a Cluster answers CROSSSLOT where its keys are apart), and refused where TTLs depend on the other keys.
-//! A Cluster's keys, and keys that a policy looks at, may be as long as that bound.
+//! [`MOST_WHOLE_BYTES`] and then takes its usual way. A longer one is kept in a file until its last key has come, where a Cluster's
+//! slots or a policy depend on the keys ([`long_pass`]), and split from there where its keys are apart ([`long_split`](super::long_split)).
 //!
 //! A client that stops within a command for as long as a transaction may be idle is closed.
 //!
@@ -15,22 +14,24 @@ use std::rc::Rc;
 use super::connection::{Dedicated, Owed};
 use super::exec_filter::ExecFilter;
 use super::follow::Follow;
+use super::long_command::{LongCommand, LongKey};
+use super::outlet::{Failure, Outlet};
 use super::pool::{Hold, acquire};
 use super::transaction::Transaction;
 use super::turn::{Turn, Want, turn};
-use super::{guard, refuse};
-use crate::sidecar::commands::{self, Class, CommandSpec, Join, UNKNOWN};
+use super::{guard, long_pass, refuse};
+use crate::sidecar::commands::{self, Class, CommandSpec, UNKNOWN};
 use crate::sidecar::engine::ttl::{EXEC, MULTI};
 use crate::sidecar::patterns::cache_aside::writes;
-use crate::sidecar::resp::{CommandArgs, encode};
+use crate::sidecar::resp::{CommandArgs, CommandTail, encode};
 use crate::sidecar::session::{Ending, Reader, Session};
 use crate::sidecar::upstream::broken::Broken;
 use crate::sidecar::upstream::queue::{ANY_SLOT, ASKING};
 
 /// A command whose keys are not known before its end is held whole up to this size.
-const MOST_WHOLE_BYTES: usize = 1024 * 1024;
+pub const MOST_WHOLE_BYTES: usize = 1024 * 1024;
 /// How much of a client's bytes waits for the server.
-const MOST_UNSENT_BYTES: usize = 64 * 1024;
+pub const MOST_UNSENT_BYTES: usize = 64 * 1024;
 /// How much of them is read ahead.
 const MOST_AHEAD_BYTES: usize = 128 * 1024;
 
@@ -41,6 +42,8 @@ enum Decision {
     Whole,
     /// It is passed on, as a command on this slot.
     Pass(&'static CommandSpec, u16),
+    /// It has so many arguments, and is kept in a file until its keys are known.
+    Keep(&'static CommandSpec, usize),
     /// It is swallowed, and answered with this error.
     Refuse(String),
 }
@@ -52,6 +55,7 @@ pub async fn run(reader: &mut Reader) {
         None | Some(Decision::Whole) => {}
         Some(Decision::Refuse(text)) => refuse_long(reader, &text).await,
         Some(Decision::Pass(spec, slot)) => pass(reader, &session, spec, slot).await,
+        Some(Decision::Keep(spec, announced)) => long_pass::run(reader, &session, spec, announced).await,
     }
 }
 
@@ -61,6 +65,7 @@ pub async fn within(reader: &mut Reader, transaction: &mut Transaction) {
     let decision = decide(reader, &session).await;
     let (spec, slot) = match decision {
         None | Some(Decision::Whole) => return,
+        Some(Decision::Keep(spec, announced)) => return long_pass::within(reader, transaction, spec, announced).await,
         Some(Decision::Pass(spec, _)) => (spec, transaction.admit(&reader.unfinished().0, spec)),
         Some(Decision::Refuse(text)) => (&UNKNOWN, Err(text)),
     };
@@ -86,7 +91,8 @@ pub async fn within(reader: &mut Reader, transaction: &mut Transaction) {
         }
     };
     transaction.owe_queued(queued);
-    match pass_tail(reader, transaction.connection_mut(), slot).await {
+    let tail = reader.begin_tail();
+    match pass_tail(reader, transaction.connection_mut(), slot, tail).await {
         Passed::Whole => {
             if let Some(connection) = transaction.connection_mut() {
                 connection.queue(&guards);
@@ -145,18 +151,23 @@ fn judge(session: &Rc<Session>, args: &CommandArgs<'_>, announced: usize, last: 
     let passable = match spec.class {
         Class::Publish if spec.keys.is_empty() => true,
         Class::Data | Class::Publish | Class::Script | Class::Unknown => one_server || are_known(spec, args),
+        Class::Split(_) => one_server && last,
         _ => false,
     };
     // What may be a fill is stored by a script, which needs all of it. What is too long for that is not kept.
     let passable = passable && (last || !writes::may_fill(session, spec, args));
-    let several = matches!(spec.class, Class::Data | Class::Split(Join::AllOk)) && spec.first_key(args).is_some();
-    if passable || (last && several && transparent) {
-        return match guard::admit_first(session, args, spec) {
+    if passable {
+        return match guard::admit(session, args, spec) {
             Ok(slot) => Decision::Pass(spec, slot),
             Err(text) => Decision::Refuse(text),
         };
     }
-    if last { too_long(spec.name) } else { Decision::Whole }
+    let kept = matches!(spec.class, Class::Data | Class::Publish | Class::Script | Class::Unknown | Class::Split(_));
+    match last {
+        false => Decision::Whole,
+        true if kept && spec.has_spans() => Decision::Keep(spec, announced),
+        true => too_long(spec.name),
+    }
 }
 
 /// The command that the arguments so far name, once they do.
@@ -191,7 +202,7 @@ async fn pass(reader: &mut Reader, session: &Rc<Session>, spec: &CommandSpec, sl
     let mut guards = Vec::new();
     let queued = guard::write_guards(session, &reader.unfinished().0, spec, &mut guards);
     let key = spec.first_key(&reader.unfinished().0).map(<[u8]>::to_vec);
-    let mut connection = match reach(reader, session, slot, key.as_deref()).await {
+    let mut connection = match reach(reader, session, slot, key.as_deref().map_or(Probe::None, Probe::Key)).await {
         Ok(connection) => connection,
         Err(text) => {
             return refuse_long(reader, &text).await;
@@ -206,7 +217,8 @@ async fn pass(reader: &mut Reader, session: &Rc<Session>, spec: &CommandSpec, sl
         (0..extra + 2).for_each(|_| connection.owe(Owed::Nobody));
         connection.owe(Owed::Exec(place, ExecFilter::of_ours(queued)));
     }
-    let passed = match pass_tail(reader, Some(&mut connection), slot).await {
+    let tail = reader.begin_tail();
+    let passed = match pass_tail(reader, Some(&mut connection), slot, tail).await {
         Passed::Whole => {
             if extra > 0 {
                 connection.queue(&guards);
@@ -228,22 +240,34 @@ async fn pass(reader: &mut Reader, session: &Rc<Session>, spec: &CommandSpec, sl
     }
 }
 
+/// The key by which a Cluster tells where a command goes.
+#[derive(Debug, Clone, Copy)]
+pub enum Probe<'a> {
+    /// There is none.
+    None,
+    /// It is at hand.
+    Key(&'a [u8]),
+    /// It is kept with its command.
+    Kept(&'a LongCommand, LongKey),
+}
+
 /// A connection to the server that has the key: a command whose bytes are not held cannot follow a redirection.
-async fn reach(reader: &mut Reader, session: &Rc<Session>, slot: u16, key: Option<&[u8]>) -> Result<Dedicated, String> {
+///
+/// # Errors
+/// The text of an error reply: nothing of the client's command has left.
+pub async fn reach(reader: &mut Reader, session: &Rc<Session>, slot: u16, probe: Probe<'_>) -> Result<Dedicated, String> {
     let mut follow = Follow::new(session.worker(), slot);
     loop {
         let mut connection = acquire(session.worker(), &follow.target, session.lane(), Hold::Brief).await?;
-        let Some(key) = key.filter(|_| session.worker().is_cluster()) else { return Ok(connection) };
+        if !session.worker().is_cluster() || matches!(probe, Probe::None) {
+            return Ok(connection);
+        }
         if follow.asking {
             connection.queue(ASKING);
             connection.owe(Owed::Nobody);
         }
-        let mut probe = Vec::new();
-        encode::command(&mut probe, &[&b"EXISTS"[..], key]);
-        connection.queue(&probe);
-        connection.owe(Owed::Kept);
         let node = connection.address().clone();
-        match settle(reader, &mut connection, slot).await {
+        match ask(reader, &mut connection, slot, probe).await? {
             Passed::Whole => {
                 let reply = connection.take_kept().pop().unwrap_or_default();
                 if reply.first() != Some(&b'-') || !follow.after(&reply, &node).await {
@@ -262,9 +286,42 @@ async fn reach(reader: &mut Reader, session: &Rc<Session>, slot: u16, key: Optio
     }
 }
 
+/// Sends EXISTS, and waits for the answer.
+async fn ask(reader: &mut Reader, connection: &mut Dedicated, slot: u16, probe: Probe<'_>) -> Result<Passed, String> {
+    let mut command = Vec::new();
+    encode::array(&mut command, 2);
+    encode::bulk(&mut command, b"EXISTS");
+    connection.owe(Owed::Kept);
+    match probe {
+        Probe::None => {}
+        Probe::Key(key) => {
+            encode::bulk(&mut command, key);
+            connection.queue(&command);
+        }
+        Probe::Kept(kept, key) => {
+            connection.queue(&command);
+            let mut outlet = Outlet::new(reader, connection, kept, slot);
+            let sent = match outlet.kept(key.as_argument()).await {
+                Ok(()) => outlet.flush().await,
+                failed => failed,
+            };
+            match sent {
+                Ok(()) => {}
+                Err(Failure::Spool(error)) => return Err(error.to_string()),
+                Err(Failure::Gone) => return Ok(Passed::Gone),
+                Err(Failure::Lost(broken)) => return Ok(Passed::Lost(broken)),
+            }
+        }
+    }
+    Ok(settle(reader, connection, slot).await)
+}
+
 /// How passing on ended.
-enum Passed {
+#[derive(Debug)]
+pub enum Passed {
+    /// All of it is sent.
     Whole,
+    /// The connection is lost; the rest of the command was read.
     Lost(Broken),
     /// The client has left, or what it sent is no command.
     Gone,
@@ -272,7 +329,13 @@ enum Passed {
 
 /// Reads the rest of the command and drops it. `false`: the session is over.
 async fn swallow(reader: &mut Reader) -> bool {
-    match pass_tail(reader, None, ANY_SLOT).await {
+    let tail = reader.begin_tail();
+    swallow_tail(reader, tail).await
+}
+
+/// The same of a command whose rest is `tail`.
+pub async fn swallow_tail(reader: &mut Reader, tail: CommandTail) -> bool {
+    match pass_tail(reader, None, ANY_SLOT, tail).await {
         Passed::Whole => true,
         Passed::Gone | Passed::Lost(_) => {
             reader.session().end(Ending::Now);
@@ -290,8 +353,7 @@ pub async fn refuse_long(reader: &mut Reader, text: &str) {
 
 /// Hands on the unfinished command at the front of the inbox, up to its end. Where the connection is lost on the way, the rest
 /// is dropped.
-async fn pass_tail(reader: &mut Reader, mut connection: Option<&mut Dedicated>, slot: u16) -> Passed {
-    let mut tail = reader.begin_tail();
+pub async fn pass_tail(reader: &mut Reader, mut connection: Option<&mut Dedicated>, slot: u16, mut tail: CommandTail) -> Passed {
     let mut lost = None;
     let worker = reader.session().worker().clone();
     let mut active = worker.now();
@@ -324,7 +386,7 @@ async fn pass_tail(reader: &mut Reader, mut connection: Option<&mut Dedicated>, 
 }
 
 /// Waits for the reply, which is passed on as it comes.
-async fn settle(reader: &mut Reader, connection: &mut Dedicated, slot: u16) -> Passed {
+pub async fn settle(reader: &mut Reader, connection: &mut Dedicated, slot: u16) -> Passed {
     loop {
         let want = Want { settled: true, slot, answers_soon: true, ..Want::default() };
         match turn(reader, Some(connection), want).await {

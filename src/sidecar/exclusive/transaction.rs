@@ -276,6 +276,11 @@ impl Transaction {
         self.slot_for(guard::admit(&self.session, args, spec))
     }
 
+    /// As [`Transaction::admit`], of a command whose keys are known to lie in `slot`, and admitted.
+    pub(super) fn admit_slot(&self, slot: u16, spec: &CommandSpec) -> Result<u16, String> {
+        refusal(&self.session, spec).map_or_else(|| self.slot_for(Ok(slot)), Err)
+    }
+
     async fn enqueue(&mut self, command: &Taken, spec: &CommandSpec) {
         if let Some(text) = self.take_idle_text() {
             return refuse(&self.session, &text);
@@ -341,6 +346,13 @@ impl Transaction {
             (0..queued.extra).for_each(|_| connection.owe(Owed::Nobody));
         }
         self.queued.push(queued);
+    }
+
+    /// Tells of the command that was queued last what was not known before: above all how many of ours have followed it.
+    pub(super) fn amend_queued(&mut self, queued: Queued) {
+        if let Some(last) = self.queued.last_mut() {
+            *last = queued;
+        }
     }
 
     /// The connection, after MULTI.
@@ -429,7 +441,18 @@ impl Transaction {
         tracing::warn!(%node, error = %broken, "lost a client's own server connection");
         self.session.worker().refresh_topology();
         let left = self.exec_mark.is_some_and(|mark| connection.has_left(mark));
-        guard::fail_owed(&self.session, connection.into_owed(), &guard::lost_text(&node, left));
+        self.fail(connection, &guard::lost_text(&node, left));
+    }
+
+    /// The connection cannot be used any more: the command on it cannot be finished.
+    pub(super) fn break_off(&mut self, text: &str) {
+        if let Some(connection) = self.connection.take() {
+            self.fail(connection, text);
+        }
+    }
+
+    fn fail(&mut self, connection: Dedicated, text: &str) {
+        guard::fail_owed(&self.session, connection.into_owed(), text);
         self.aborted |= self.stage == Stage::Multi;
         self.watch_lost |= self.watching;
         self.begun = false;

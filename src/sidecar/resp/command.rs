@@ -125,19 +125,12 @@ impl CommandScanner {
         if let Some(length) = self.argument {
             return Ok(Some(length));
         }
-        let rest = buffer.get(self.at..).unwrap_or_default();
-        match rest.first() {
-            None => return Ok(None),
-            Some(b'$') => {}
-            Some(_) => return no_bulk(rest).map(|()| None),
-        }
-        let Some((length, header)) = read_header(rest, ProtocolError::BulkHeader)? else {
+        let Some((length, header)) = argument_header(buffer.get(self.at..).unwrap_or_default())? else {
             return Ok(None);
         };
-        let length = length.filter(|length| (0..=MAX_ARGUMENT_BYTES).contains(length)).ok_or(ProtocolError::BulkLength)?;
         self.at += header;
-        self.argument = Some(length as u32);
-        Ok(Some(length as u32))
+        self.argument = Some(length);
+        Ok(Some(length))
     }
 
     /// The arguments of the command that the last scan completed, or those of an unfinished one that are whole.
@@ -180,6 +173,11 @@ pub struct CommandTail {
 }
 
 impl CommandTail {
+    /// Of a command of which `skip` more bytes are to come before the next header, and so many arguments behind it.
+    pub fn new(remaining: u32, skip: u64) -> Self {
+        Self { remaining, skip, argument: None }
+    }
+
     /// How many of `bytes`, which follow those already passed, belong to the command, and whether it ends with them. Bytes of
     /// a header that is not whole yet are not counted: offer them again with more behind them.
     pub fn advance(&mut self, bytes: &[u8]) -> Result<(usize, bool), ProtocolError> {
@@ -199,20 +197,30 @@ impl CommandTail {
             if self.remaining == 0 {
                 return Ok((passed, true));
             }
-            let rest = &bytes[passed..];
-            match rest.first() {
-                None => return Ok((passed, false)),
-                Some(b'$') => {}
-                Some(_) => return no_bulk(rest).map(|()| (passed, false)),
-            }
-            let Some((length, header)) = read_header(rest, ProtocolError::BulkHeader)? else {
+            let Some((length, header)) = argument_header(&bytes[passed..])? else {
                 return Ok((passed, false));
             };
-            let length = length.filter(|length| (0..=MAX_ARGUMENT_BYTES).contains(length)).ok_or(ProtocolError::BulkLength)?;
             self.skip = header as u64;
-            self.argument = Some(length as u32);
+            self.argument = Some(length);
         }
     }
+}
+
+/// Reads the header of an argument: the argument's length, and how many bytes the header takes. `None`: it is not whole yet.
+///
+/// # Errors
+/// Where it is none, or announces more than [`MAX_ARGUMENT_BYTES`].
+pub fn argument_header(buffer: &[u8]) -> Result<Option<(u32, usize)>, ProtocolError> {
+    match buffer.first() {
+        None => return Ok(None),
+        Some(b'$') => {}
+        Some(_) => return no_bulk(buffer).map(|()| None),
+    }
+    let Some((length, header)) = read_header(buffer, ProtocolError::BulkHeader)? else {
+        return Ok(None);
+    };
+    let length = length.filter(|length| (0..=MAX_ARGUMENT_BYTES).contains(length)).ok_or(ProtocolError::BulkLength)?;
+    Ok(Some((length as u32, header)))
 }
 
 /// Reads `*N\r\n` or `$N\r\n`: the number, `None` where it is none, and how many bytes the line takes.

@@ -48,6 +48,8 @@ pub struct Meeting {
     fill: Option<(Lane, Vec<u8>)>,
     parts: RefCell<Vec<Option<Vec<u8>>>>,
     left: Cell<usize>,
+    /// Whether the session's task waits for each answer.
+    watched: Cell<bool>,
 }
 
 impl Meeting {
@@ -74,7 +76,26 @@ impl Meeting {
         parts: usize,
     ) -> Self {
         let empty = (0..parts).map(|_| None).collect();
-        Self { session, sequence, assembly, writes, fill, parts: RefCell::new(empty), left: Cell::new(parts) }
+        Self {
+            session,
+            sequence,
+            assembly,
+            writes,
+            fill,
+            parts: RefCell::new(empty),
+            left: Cell::new(parts),
+            watched: Cell::new(false),
+        }
+    }
+
+    /// How many parts have no answer.
+    pub fn left(&self) -> usize {
+        self.left.get()
+    }
+
+    /// Has each answer wake the session's task.
+    pub fn watch(&self) {
+        self.watched.set(true);
     }
 
     /// The session that waits.
@@ -96,6 +117,9 @@ impl Meeting {
             *place = Some(bytes);
         }
         self.left.set(self.left.get() - 1);
+        if self.watched.get() {
+            self.session.wake();
+        }
         if self.left.get() == 0 {
             let parts: Vec<Vec<u8>> = self.parts.take().into_iter().flatten().collect();
             match &self.fill {

@@ -48,7 +48,12 @@ impl Sidecar {
 
     /// [`Sidecar::start`] with more arguments, such as `["--workers", "2"]`.
     pub fn start_with(snapshot: &Json, arguments: &[&str]) -> Self {
-        Self::start_until(snapshot, arguments, |port, _| {
+        Self::start_in(snapshot, arguments, &[])
+    }
+
+    /// [`Sidecar::start_with`] with variables of the environment, such as `[("TMPDIR", "/tmp")]`.
+    pub fn start_in(snapshot: &Json, arguments: &[&str], environment: &[(&str, &str)]) -> Self {
+        Self::start_until(snapshot, arguments, environment, |port, _| {
             let reply = Client::connect(port).and_then(|mut client| client.try_call(&["DBSIZE"]));
             matches!(reply, Ok(Value::Int(_)))
         })
@@ -56,19 +61,19 @@ impl Sidecar {
 
     /// Starts a sidecar under `snapshot`, whose servers may not exist, and waits until it is alive.
     pub fn start_alone(snapshot: &Json) -> Self {
-        Self::start_until(snapshot, &[], |port, admin| {
+        Self::start_until(snapshot, &[], &[], |port, admin| {
             // The admin port opens last.
             [port, admin].into_iter().all(|port| TcpStream::connect(("127.0.0.1", port)).is_ok())
         })
     }
 
     /// Starts a sidecar and waits until `ready` holds for its port and its admin port.
-    fn start_until(snapshot: &Json, arguments: &[&str], ready: fn(u16, u16) -> bool) -> Self {
+    fn start_until(snapshot: &Json, arguments: &[&str], environment: &[(&str, &str)], ready: fn(u16, u16) -> bool) -> Self {
         let directory = TempDir::new().expect("a temporary directory");
         std::fs::write(directory.path().join("snapshot.json"), snapshot.to_string()).expect("the directory is writable");
         for _ in 0..10 {
             let (port, admin) = (free_port(), free_port());
-            let mut child = spawn(&directory, port, admin, arguments);
+            let mut child = spawn(&directory, port, admin, arguments, environment);
             if comes_up(&mut child, || ready(port, admin)) {
                 return Self { port, admin, child, directory };
             }
@@ -154,13 +159,14 @@ impl Drop for Sidecar {
     }
 }
 
-fn spawn(directory: &TempDir, port: u16, admin: u16, arguments: &[&str]) -> Child {
+fn spawn(directory: &TempDir, port: u16, admin: u16, arguments: &[&str], environment: &[(&str, &str)]) -> Child {
     let log = File::create(directory.path().join("sidecar.log")).expect("the directory is writable");
     Command::new(env!("CARGO_BIN_EXE_larderd"))
         .arg("sidecar")
         .args(["--snapshot".as_ref(), directory.path().join("snapshot.json").as_os_str()])
         .args(["--listen", &format!("127.0.0.1:{port}"), "--admin", &format!("127.0.0.1:{admin}")])
         .args(arguments)
+        .envs(environment.iter().copied())
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::from(log))
