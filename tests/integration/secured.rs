@@ -1,13 +1,15 @@
 //! The sidecar before servers that want TLS and a login, whose keys rotate while clients stay connected.
 
 use std::fs;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use serde_json::json;
 use tempfile::TempDir;
 
 use super::support::certificates::{swap_to, tls_arguments, write_certificates};
-use super::support::resp::Value;
+use super::support::resp::{Client, Value, encode};
 use super::support::server::{Engine, Redis, free_port};
 use super::support::sidecar::Sidecar;
 use super::support::wait_for;
@@ -73,4 +75,99 @@ fn passwords_and_certificates_rotate_under_connected_clients() {
     assert_eq!(client.line("GET app:1").text(), "after");
     let log = sidecar.log();
     assert!(!log.contains("first-secret") && !log.contains("second-secret"), "{log}");
+}
+
+/// Passwords rotate, and then the user itself: connections that stand log in anew, so that the old user has none left when it is
+/// removed. No command fails and no reply is mistaken, in either protocol, on shared connections and on those of one client.
+#[test]
+fn logins_rotate_under_load_without_a_failed_command() {
+    let dir = TempDir::new().unwrap();
+    let logins = [("1", "app", "first-secret"), ("2", "app", "second-secret"), ("3", "app-2", "third-secret")];
+    for (version, user, password) in logins {
+        let files = dir.path().join(version);
+        fs::create_dir(&files).unwrap();
+        fs::write(files.join("user"), user).unwrap();
+        fs::write(files.join("password"), password).unwrap();
+    }
+    swap_to(&dir, "1");
+    let server = Redis::start_with(Engine::Redis7, &["--cluster-enabled", "yes"]);
+    let mut admin = server.client();
+    let mut set_up = |line: &str| assert!(!admin.line(line).is_error(), "{line}");
+    set_up("CLUSTER ADDSLOTSRANGE 0 16383");
+    set_up("ACL SETUSER app on >first-secret ~* +@all");
+    set_up("ACL SETUSER app-2 on >third-secret ~* +@all");
+    wait_for("the slots are served", LONG, || server.client().line("CLUSTER INFO").text().contains("cluster_state:ok"));
+    let sidecar = behind_login(&server, dir.path());
+    let (stop, rounds) = (AtomicBool::new(false), AtomicUsize::new(0));
+    let more_rounds = |wanted: usize| {
+        let from = rounds.load(Ordering::Relaxed);
+        wait_for("the load to go on", LONG, || rounds.load(Ordering::Relaxed) >= from + wanted);
+    };
+    let connections = |user: &str| {
+        let list = server.client().line("CLIENT LIST").text();
+        list.lines().filter(|line| line.contains(&format!(" user={user} "))).count()
+    };
+    std::thread::scope(|scope| {
+        for number in 0..4 {
+            let (client, stop, rounds) = (sidecar.client(), &stop, &rounds);
+            scope.spawn(move || load(client, number, stop, rounds));
+        }
+        let _end = StopOnDrop(&stop);
+        more_rounds(50);
+        set_up("ACL SETUSER app >second-secret");
+        swap_to(&dir, "2");
+        wait_for("the new password is taken up", LONG, || sidecar.metric("larder_secrets_renewed_total") >= 1.0);
+        more_rounds(50);
+        set_up("ACL SETUSER app <first-secret");
+        more_rounds(50);
+        swap_to(&dir, "3");
+        wait_for("no connection of the old user is left", LONG, || connections("app") == 0);
+        set_up("ACL DELUSER app");
+        more_rounds(50);
+    });
+    assert!(connections("app-2") > 0);
+    let log = sidecar.log();
+    assert!(!log.contains("-secret") && !log.contains("lost a server connection"), "{log}");
+}
+
+/// Ends the load also where an assertion fails, so that the test does not hang.
+struct StopOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for StopOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+fn behind_login(server: &Redis, files: &Path) -> Sidecar {
+    let at = |name: &str| files.join("..data").join(name);
+    Sidecar::start(&json!({"version": 1, "requires": 1, "generation": 1, "unmatched": {"bypass": {}}, "cluster": {
+        "name": "main", "topology": {"cluster": {"seeds": [format!("127.0.0.1:{}", server.port())]}},
+        "auth": {"usernameFile": at("user"), "passwordFile": at("password")},
+    }}))
+}
+
+/// Commands whose replies are known, pipelined and not, until `stop`.
+fn load(mut client: Client, number: usize, stop: &AtomicBool, rounds: &AtomicUsize) {
+    if number % 2 == 1 {
+        assert!(!client.line("HELLO 3").is_error());
+    }
+    let ok = Value::Simple("OK".to_owned());
+    let key = format!("key:{number}");
+    for round in 0.. {
+        if stop.load(Ordering::Relaxed) {
+            return;
+        }
+        let value = format!("{number}-{round}");
+        let wire: Vec<u8> = (0..20).flat_map(|_| [encode(&["SET", &key, &value]), encode(&["GET", &key])].concat()).collect();
+        client.send(&wire).unwrap();
+        for _ in 0..20 {
+            assert_eq!([client.read().unwrap(), client.read().unwrap()], [ok.clone(), Value::Bulk(value.clone().into_bytes())]);
+        }
+        assert_eq!(client.line("MULTI"), ok);
+        assert_eq!(client.call(&["GET", &key]), Value::Simple("QUEUED".to_owned()));
+        assert_eq!(client.line("EXEC"), Value::Array(vec![Value::Bulk(value.into_bytes())]));
+        assert_eq!(client.line(&format!("BLPOP none:{number} 0.001")), Value::Nil);
+        rounds.fetch_add(1, Ordering::Relaxed);
+    }
 }

@@ -14,6 +14,7 @@ use super::pool::is_quiet;
 use crate::sidecar::meter::Meter;
 use crate::sidecar::resp::{ReplyScanner, reply};
 use crate::sidecar::session::Session;
+use crate::sidecar::upstream::access::Keys;
 use crate::sidecar::upstream::broken::{Broken, SILENCE_MS};
 use crate::sidecar::upstream::dial::Link;
 use crate::sidecar::upstream::mux::Lane;
@@ -59,6 +60,8 @@ pub struct Dedicated {
     counters: Arc<NodeMeter>,
     lane: Lane,
     link: Link,
+    /// With which it was made.
+    keys: Arc<Keys>,
     _permit: Option<OwnedSemaphorePermit>,
     out: Vec<u8>,
     /// Where in `out` the first byte lies that the socket has not taken.
@@ -80,14 +83,21 @@ pub struct Dedicated {
 }
 
 impl Dedicated {
-    /// A connection that is as new.
-    pub fn new(worker: &Rc<Worker>, node: Rc<Node>, lane: Lane, link: Link, permit: Option<OwnedSemaphorePermit>) -> Self {
+    /// A connection that is as new, and the keys that it was made with.
+    pub fn new(
+        worker: &Rc<Worker>,
+        node: Rc<Node>,
+        lane: Lane,
+        (link, keys): (Link, Arc<Keys>),
+        permit: Option<OwnedSemaphorePermit>,
+    ) -> Self {
         Self {
             worker: worker.clone(),
             counters: worker.metrics().node(node.address()),
             node,
             lane,
             link,
+            keys,
             _permit: permit,
             out: Vec::new(),
             sent: 0,
@@ -174,10 +184,11 @@ impl Dedicated {
         self.owed
     }
 
-    /// Gives the connection back. Nothing of the client may be left on it.
+    /// Gives the connection back. Nothing of the client may be left on it. With another login than is in use now it is closed.
     pub fn give_back(self) {
-        if self.is_settled() && self.residue.is_empty() && self.worker.router().serves(&self.node) {
-            self.node.pool().put(self.link, self.lane, self.worker.now());
+        let is_current = Arc::ptr_eq(&self.keys, &self.worker.access().current());
+        if is_current && self.is_settled() && self.residue.is_empty() && self.worker.router().serves(&self.node) {
+            self.node.pool().put(self.link, self.lane, self.keys, self.worker.now());
         }
     }
 

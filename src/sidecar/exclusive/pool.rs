@@ -13,6 +13,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::connection::Dedicated;
+use crate::sidecar::upstream::access::Keys;
 use crate::sidecar::upstream::dial::{DialError, Link};
 use crate::sidecar::upstream::mux::Lane;
 use crate::sidecar::upstream::node::NodeAddr;
@@ -62,6 +63,8 @@ pub struct Pool {
 struct Idle {
     link: Link,
     lane: Lane,
+    /// With which it was made.
+    keys: Arc<Keys>,
     since: u64,
 }
 
@@ -77,26 +80,27 @@ impl Default for Pool {
 
 impl Pool {
     /// Takes back a connection that is as new.
-    pub(super) fn put(&self, link: Link, lane: Lane, now: u64) {
+    pub(super) fn put(&self, link: Link, lane: Lane, keys: Arc<Keys>, now: u64) {
         let mut idle = self.idle.borrow_mut();
         if idle.len() < MOST_IDLE {
-            idle.push(Idle { link, lane, since: now });
+            idle.push(Idle { link, lane, keys, since: now });
         }
     }
 
-    /// Closes what has been unused for long.
-    pub fn close_idle(&self, now: u64) {
+    /// Closes what has been unused for long, or was made with other keys.
+    pub fn close_idle(&self, now: u64, keys: &Arc<Keys>) {
         if !self.idle.borrow().is_empty() {
-            self.idle.borrow_mut().retain(|idle| now.saturating_sub(idle.since) < IDLE_MS);
+            let is_good = |idle: &Idle| now.saturating_sub(idle.since) < IDLE_MS && Arc::ptr_eq(&idle.keys, keys);
+            self.idle.borrow_mut().retain(is_good);
         }
     }
 
-    /// An unused connection that the server has not closed meanwhile.
-    async fn take_idle(&self, lane: Lane) -> Option<Link> {
+    /// An unused connection, made with `keys`, that the server has not closed meanwhile.
+    async fn take_idle(&self, lane: Lane, keys: &Arc<Keys>) -> Option<Link> {
         loop {
             let mut link = {
                 let mut idle = self.idle.borrow_mut();
-                let at = idle.iter().rposition(|idle| idle.lane == lane)?;
+                let at = idle.iter().rposition(|idle| idle.lane == lane && Arc::ptr_eq(&idle.keys, keys))?;
                 idle.swap_remove(at).link
             };
             if is_quiet(&mut link).await {
@@ -173,9 +177,10 @@ fn busy_text(worker: &Worker, node: &NodeAddr, hold: Hold) -> String {
 
 async fn connect(worker: &Rc<Worker>, node: &Rc<Node>, lane: Lane, hold: Hold) -> Result<Dedicated, DialError> {
     let permit = node.pool().permit(hold).await;
-    let link = match node.pool().take_idle(lane).await {
+    let keys = worker.access().current();
+    let link = match node.pool().take_idle(lane, &keys).await {
         Some(link) => link,
         None => open(worker, node.address(), lane).await?,
     };
-    Ok(Dedicated::new(worker, node.clone(), lane, link, permit))
+    Ok(Dedicated::new(worker, node.clone(), lane, (link, keys), permit))
 }

@@ -1,6 +1,7 @@
 //! What a connection needs beyond an address: a login and TLS.
 //!
-//! Both come from files that rotate. A connection is always made with the newest; one that exists already is not disturbed.
+//! Both come from files that rotate. A connection is always made with the newest. Shared ones that stand log in anew, between two
+//! commands; those of one client at a time are not used again once it has left them.
 
 use std::fmt;
 use std::sync::Arc;
@@ -9,6 +10,8 @@ use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 use tokio::sync::watch;
+
+use crate::sidecar::resp::encode;
 
 /// Why credentials or certificates were refused. The texts never hold what the files hold.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -138,6 +141,16 @@ pub struct Keys {
     pub credentials: Option<Credentials>,
     /// How to encrypt. `None`: not at all.
     pub tls: Option<ClientTls>,
+}
+
+impl Keys {
+    /// The command that logs in on a connection that stands.
+    pub(super) fn login(&self) -> Option<Vec<u8>> {
+        let credentials = self.credentials.as_ref()?;
+        let mut command = Vec::new();
+        encode::command(&mut command, &[b"AUTH", credentials.user().as_bytes(), credentials.password()]);
+        Some(command)
+    }
 }
 
 /// The newest [`Keys`], whichever thread asks. Cloning costs a reference count.

@@ -13,12 +13,13 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::access::Keys;
 use super::broken::{Broken, SILENCE_MS};
 use super::bulk::LARGE_REPLY_BYTES;
 use super::dial::{DialError, Link};
 use super::node::NodeAddr;
 use super::open::open;
-use super::queue::{Pending, Queue, Recovered, Retry};
+use super::queue::{ANY_SLOT, Pending, Queue, Recovered, Retry};
 use super::sink::{Answer, OnReply, Sink};
 use crate::sidecar::engine::ttl::MULTI;
 use crate::sidecar::meter::{SLOW_MS, Sampler};
@@ -40,6 +41,8 @@ const SLOW_CLIENT_PATIENCE_MS: u64 = 100;
 const SUSPECT_MS: u64 = 1_000;
 /// Reads in a row before other tasks get their turn.
 const READS_PER_TURN: usize = 16;
+/// How long after a login that failed, or that is not answered, the next is tried.
+const LOGIN_AGAIN_MS: u64 = 5_000;
 const FIRST_BACKOFF_MS: u64 = 10;
 const MAX_BACKOFF_MS: u64 = 1_000;
 
@@ -86,6 +89,30 @@ pub struct Mux {
     heard: Cell<u64>,
     /// Why the last attempt to connect failed.
     trouble: RefCell<Option<String>>,
+    login: Login,
+}
+
+/// The login of a connection.
+#[derive(Debug, Default)]
+struct Login {
+    /// With which keys it was made, or has logged in since. Absent: it never stood.
+    keys: RefCell<Option<Arc<Keys>>>,
+    /// Not before this time is it tried again, on the worker's clock.
+    again_at: Cell<u64>,
+}
+
+impl Login {
+    fn is_now(&self, keys: Arc<Keys>) {
+        *self.keys.borrow_mut() = Some(keys);
+        self.again_at.set(0);
+    }
+
+    /// Whether `keys` hold another login, which should be tried now.
+    fn is_due(&self, keys: &Arc<Keys>, now: u64) -> bool {
+        let own = self.keys.borrow();
+        let Some(own) = own.as_ref().filter(|own| !Arc::ptr_eq(own, keys)) else { return false };
+        own.credentials != keys.credentials && now >= self.again_at.get()
+    }
 }
 
 impl Mux {
@@ -107,6 +134,7 @@ impl Mux {
             stalled: RefCell::default(),
             heard: Cell::new(worker.now()),
             trouble: RefCell::default(),
+            login: Login::default(),
         });
         tokio::task::spawn_local(run(mux.clone(), worker.clone()));
         mux
@@ -207,6 +235,38 @@ impl Mux {
         }
     }
 
+    /// Logs in again where the login has changed since. In the queue, so that no command waits for it and no reply is mistaken;
+    /// where the server refuses it, the connection stays logged in as it was. Called with each tick of the worker.
+    pub fn renew_login(self: &Rc<Self>, worker: &Rc<Worker>, keys: &Arc<Keys>) {
+        if !self.connected.get() || !self.login.is_due(keys, worker.now()) {
+            return;
+        }
+        let Some(command) = keys.login() else { return };
+        self.login.again_at.set(worker.now() + LOGIN_AGAIN_MS);
+        let (mux, keys) = (Rc::downgrade(self), keys.clone());
+        let sink = Sink::Call(Box::new(move |_, answer| {
+            if let Some(mux) = mux.upgrade() {
+                mux.on_login(keys, answer);
+            }
+        }));
+        self.push(&[&command], Pending::new(sink, ANY_SLOT, Retry::Here, self.lane, worker.now()));
+    }
+
+    fn on_login(&self, keys: Arc<Keys>, answer: Answer<'_>) {
+        match answer {
+            Answer::Reply(b"+OK\r\n") => {
+                tracing::debug!(node = %self.node, "a connection has logged in anew");
+                self.login.is_now(keys);
+            }
+            Answer::Reply(error) => {
+                let error = String::from_utf8_lossy(error).trim_end().to_owned();
+                tracing::warn!(node = %self.node, error, "a connection cannot log in anew: it goes on as it was, and tries again");
+            }
+            // A new connection has the new login.
+            Answer::Failed(_) => {}
+        }
+    }
+
     /// Tells a client that its command was not carried out in time, and why.
     fn fail(&self, worker: &Rc<Worker>, lost: Recovered) {
         let text = match &*self.trouble.borrow() {
@@ -232,8 +292,10 @@ impl Mux {
 async fn run(mux: Rc<Mux>, worker: Rc<Worker>) {
     let mut backoff = FIRST_BACKOFF_MS;
     while !mux.retired.get() {
+        let keys = worker.access().current();
         match open(&worker, &mux.node, mux.lane).await {
             Ok(link) => {
+                mux.login.is_now(keys);
                 backoff = FIRST_BACKOFF_MS;
                 *mux.trouble.borrow_mut() = None;
                 mux.connected.set(true);
@@ -267,7 +329,9 @@ fn settle(mux: &Rc<Mux>, worker: &Rc<Worker>) {
     drop(mux.stalled.take());
     let mut again = Vec::new();
     for lost in mux.recover() {
-        if lost.left && lost.pending.retry == Retry::Never {
+        if lost.pending.retry == Retry::Here {
+            mux.fail(worker, lost);
+        } else if lost.left && lost.pending.retry == Retry::Never {
             let text = format!(
                 "UNCERTAIN the connection to {} was lost before it answered: the command may have been carried out",
                 mux.node

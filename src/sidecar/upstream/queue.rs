@@ -24,6 +24,8 @@ pub enum Retry {
     Never,
     /// A read, or the deletion of covered keys: yes.
     Safe,
+    /// It is about the connection itself, and of no use on another.
+    Here,
 }
 
 /// A command that waits for its answer.

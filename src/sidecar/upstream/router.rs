@@ -12,7 +12,7 @@ use smallvec::SmallVec;
 
 use super::mux::{Lane, Mux};
 use super::node::NodeAddr;
-use super::queue::{ANY_SLOT, Pending, Queue, Recovered};
+use super::queue::{ANY_SLOT, Pending, Queue, Recovered, Retry};
 use super::view::{SLOTS, View, ViewKind};
 use crate::sidecar::exclusive::pool::Pool;
 use crate::sidecar::worker::Worker;
@@ -242,7 +242,7 @@ impl Router {
         // What has not left goes to the new owner, before all that comes from now on.
         let mut unsent = Vec::new();
         for mux in losers.iter().flat_map(|node| node.all_muxes()) {
-            unsent.extend(mux.take_unsent(|pending| handover.concerns(pending.slot)));
+            unsent.extend(mux.take_unsent(|pending| pending.retry != Retry::Here && handover.concerns(pending.slot)));
             let mark = mux.mark();
             handover.waits.push((mux, mark));
         }
@@ -295,8 +295,12 @@ impl Router {
         self.finish_handover(worker);
         self.retire_idle(worker);
         let nodes: Vec<Rc<Node>> = self.nodes.borrow().values().cloned().collect();
-        nodes.iter().flat_map(|node| node.all_muxes()).for_each(|mux| mux.expire(worker, deadline));
-        nodes.iter().for_each(|node| node.pool.close_idle(worker.now()));
+        let keys = worker.access().current();
+        for mux in nodes.iter().flat_map(|node| node.all_muxes()) {
+            mux.expire(worker, deadline);
+            mux.renew_login(worker, &keys);
+        }
+        nodes.iter().for_each(|node| node.pool.close_idle(worker.now(), &keys));
         self.expire_lobby(worker, deadline);
     }
 
