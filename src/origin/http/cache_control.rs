@@ -1,7 +1,8 @@
 //! How long a shared cache may keep a response (RFC 9111, the parts that limit).
 
-use reqwest::header::{AGE, CACHE_CONTROL, HeaderMap};
+use reqwest::header::{AGE, CACHE_CONTROL, EXPIRES, HeaderMap, HeaderValue};
 
+use super::date;
 use crate::policy::Span;
 
 /// The longest time that the response allows. Zero: it must not be stored. `None`: it sets no limit.
@@ -25,9 +26,15 @@ pub(super) fn max_age(headers: &HeaderMap) -> Option<Span> {
             }
         }
     }
-    let allowed = shared.or(general)?;
+    let allowed = shared.or(general).or_else(|| until_expiry(headers))?;
     let age = headers.get(AGE).and_then(|age| age.to_str().ok()?.trim().parse::<u64>().ok()).unwrap_or(0);
     Some(Span::from_secs(allowed.saturating_sub(age)))
+}
+
+/// How many seconds `Expires` leaves, which counts where `Cache-Control` sets no limit. What is no date is past.
+fn until_expiry(headers: &HeaderMap) -> Option<u64> {
+    let left = |value: &HeaderValue| value.to_str().ok().and_then(|text| date::seconds_until(text, headers)).unwrap_or(0);
+    headers.get_all(EXPIRES).iter().map(left).min()
 }
 
 /// The lesser of two limits; one that cannot be read is none at all.
@@ -64,6 +71,14 @@ mod tests {
         check(&[("cache-control", "max-age=60"), ("cache-control", "no-store")], Some(0));
         check(&[("cache-control", "private, max-age=60")], Some(0));
         check(&[("cache-control", "no-cache=\"set-cookie\"")], Some(0));
+        let date = ("date", "Sun, 06 Nov 1994 08:49:37 GMT");
+        check(&[date, ("expires", "Sun, 06 Nov 1994 08:50:37 GMT")], Some(60));
+        check(&[date, ("expires", "Sun, 06 Nov 1994 08:50:37 GMT"), ("age", "50")], Some(10));
+        check(&[date, ("expires", "Sun, 06 Nov 1994 08:50:37 GMT"), ("cache-control", "public")], Some(60));
+        check(&[date, ("expires", "Sun, 06 Nov 1994 08:50:37 GMT"), ("cache-control", "max-age=5")], Some(5));
+        check(&[date, ("expires", "Sun, 06 Nov 1994 08:50:37 GMT"), ("cache-control", "no-store")], Some(0));
+        check(&[("expires", "Sun, 06 Nov 1994 08:50:37 GMT")], Some(0));
+        check(&[("expires", "0")], Some(0));
         check(&[("cache-control", "max-age=soon")], Some(0));
         check(&[("cache-control", "max-age=-1")], Some(0));
         check(&[("cache-control", "max-age=99999999999999999999")], Some(Span::MAX.as_millis() / 1000));

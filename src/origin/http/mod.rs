@@ -1,6 +1,7 @@
 //! HTTP origins: a GET whose path holds the key's parts.
 
 mod cache_control;
+mod date;
 mod template;
 
 use std::sync::OnceLock;
@@ -156,10 +157,10 @@ fn refusal(status: StatusCode, headers: &HeaderMap) -> Failure {
     Failure::Failed { why, retry, retry_after }
 }
 
-/// `Retry-After` in seconds. As a date it is not understood, and the breaker's own pause serves.
+/// `Retry-After`, in seconds or as a date. Where it is neither, the breaker's own pause serves.
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    let text = headers.get(RETRY_AFTER)?.to_str().ok()?;
-    text.trim().parse().ok().map(Duration::from_secs)
+    let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
+    text.parse().ok().or_else(|| date::seconds_until(text, headers)).map(Duration::from_secs)
 }
 
 /// What failed, without the URL that reqwest would tell.
@@ -174,4 +175,24 @@ fn failure(error: &reqwest::Error) -> Failure {
         () => "the connection broke",
     };
     Failure::Unreachable(why.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use reqwest::header::{DATE, HeaderValue};
+
+    #[test]
+    fn a_service_may_ask_for_a_pause_in_seconds_or_until_a_moment() {
+        let asked = |value: &'static str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(DATE, HeaderValue::from_static("Sun, 06 Nov 1994 08:49:37 GMT"));
+            headers.insert(RETRY_AFTER, HeaderValue::from_static(value));
+            retry_after(&headers).map(|pause| pause.as_secs())
+        };
+        assert_eq!(asked("120"), Some(120));
+        assert_eq!(asked("Sun, 06 Nov 1994 08:50:07 GMT"), Some(30));
+        assert_eq!(asked("Sun, 06 Nov 1994 08:00:00 GMT"), Some(0));
+        assert_eq!(asked("soon"), None);
+    }
 }
