@@ -3,6 +3,7 @@
 mod history;
 mod scripts;
 mod stampede;
+mod teams;
 mod tokens;
 
 use serde_json::{Value as Json, json};
