@@ -11,10 +11,10 @@ use crate::demo::{self, Config, DemoError};
 /// Show what a cache does for a slow database: the same load without one, with plain cache-aside, and with Larder
 ///
 /// Loads a public data set (every flight out of New York in 2013) into an embedded SQLite, and asks it for departure boards and
-/// punctuality: aggregates of 50 to 300 ms. Four phases meet the same requests at the same times, while rows change: `none` (each
-/// request is a query), `aside` (GET, and on nil a query and SET, against a plain Redis), `aside+larder` (the same client, against a
-/// sidecar), and `larder` (GET from a sidecar that loads what is missing). Every reply is held against the truth. Takes about two
-/// minutes.
+/// punctuality: aggregates of 50 to 300 ms. Five phases meet the same requests at the same times, while rows change: `none` (each
+/// request is a query), `aside` (GET, and on nil a query and SET, against a plain Redis), `observe` and `aside+larder` (the same client,
+/// against a sidecar that only predicts, or acts), and `larder` (GET from a sidecar that loads what is missing). Every reply is held
+/// against the truth. Takes two and a half minutes.
 ///
 /// Exit codes: 0 all expectations met; 1 one was not met, or the demo failed; 2 the command line is wrong.
 #[derive(clap::Args)]

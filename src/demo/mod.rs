@@ -1,13 +1,14 @@
 //! The main job in a minute: the same load on a slow database without a cache, with plain cache-aside, and with Larder.
 //!
 //! The data are the 336,776 flights that left New York in 2013. Live departure boards and the punctuality of each flight are
-//! aggregates over whole tables, for which there is no index: an honest 50 to 300 ms each, and more when they crowd. Four phases
+//! aggregates over whole tables, for which there is no index: an honest 50 to 300 ms each, and more when they crowd. Five phases
 //! meet the same requests at the same times, while rows change under them:
 //!
 //! | phase | a request |
 //! |---|---|
 //! | `none` | a query |
 //! | `aside` | GET from a plain Redis; on nil, a query and SET with a TTL |
+//! | `observe` | the same as `aside`, through sidecars that change nothing and predict what they would save |
 //! | `aside+larder` | the same as `aside` by the same client, whose Redis is a Larder sidecar |
 //! | `larder` | GET from a Larder sidecar, which loads what is missing; two sidecars, as two pods would have |
 //!

@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::client::{self, Aside, Client, ClientError, Direct, Through};
 use super::keyspace::Family;
 use super::load::{Load, Tally};
-use super::process::{Manifests, PlainRedis, Rules, Tier};
+use super::process::{Manifests, PlainRedis, Rules, Tier, Told};
 use super::records::{self, Record, now_us};
 use super::{DemoError, Setting};
 
@@ -22,6 +22,8 @@ pub enum Kind {
     None,
     /// They ask a cache, and the database where that has nothing.
     Aside,
+    /// The same, and the cache is Larder, which only observes: it changes nothing, and predicts what it would save.
+    Observe,
     /// The same, and the cache is Larder: what its sidecars answer with nil, one client loads.
     #[serde(rename = "aside+larder")]
     AsideLarder,
@@ -53,13 +55,14 @@ enum Cache {
 
 impl Kind {
     /// In the order in which they run.
-    pub const ALL: [Self; 4] = [Self::None, Self::Aside, Self::AsideLarder, Self::Larder];
+    pub const ALL: [Self; 5] = [Self::None, Self::Aside, Self::Observe, Self::AsideLarder, Self::Larder];
 
     /// As it is written in reports.
     pub const fn name(self) -> &'static str {
         match self {
             Self::None => "none",
             Self::Aside => "aside",
+            Self::Observe => "observe",
             Self::AsideLarder => "aside+larder",
             Self::Larder => "larder",
         }
@@ -69,6 +72,7 @@ impl Kind {
         match self {
             Self::None => (Application::Queries, Cache::Absent),
             Self::Aside => (Application::Aside, Cache::Plain),
+            Self::Observe => (Application::Aside, Cache::Sidecars(Rules::Observe)),
             Self::AsideLarder => (Application::Aside, Cache::Sidecars(Rules::CacheAside)),
             Self::Larder => (Application::Reads, Cache::Sidecars(Rules::ReadThrough)),
         }
@@ -99,6 +103,8 @@ pub struct Phase {
     pub start_us: u64,
     /// The open loop.
     pub open: Run,
+    /// What sidecars told of the open loop in their metrics, where there were any.
+    pub told: Option<Told>,
     /// The closed loop.
     pub closed: Run,
     /// Replies that were wrong or too old, in both loops.
@@ -174,6 +180,13 @@ impl Servers {
         Ok(setting.origin.asking.counted() + in_sidecars)
     }
 
+    fn told(&self) -> Result<Option<Told>, DemoError> {
+        Ok(match self {
+            Self::Tier(tier) => Some(tier.told()?),
+            Self::None | Self::Plain(_) => None,
+        })
+    }
+
     /// The address of the client with this number.
     fn url(&self, client: usize) -> String {
         match self {
@@ -208,6 +221,7 @@ pub fn run(kind: Kind, setting: &Setting) -> Result<Phase, DemoError> {
     let start_us = now_us();
     setting.display.begin(kind, "open loop", setting.schedule.length);
     let open = finish(load.run_open(clients()?)?, &servers, setting)?;
+    let told = servers.told()?;
     setting.display.begin(kind, "closed loop", setting.config.closed_length());
     let closed = finish(load.run_closed(clients()?, setting.config.closed_length())?, &servers, setting)?;
     setting.check_interrupted()?;
@@ -218,7 +232,7 @@ pub fn run(kind: Kind, setting: &Setting) -> Result<Phase, DemoError> {
     };
     let wrong = open.tally.wrong(allowed) + closed.tally.wrong(allowed);
     let counted = servers.counted(setting)? - counted_before;
-    Ok(Phase { kind, start_us, open, closed, wrong, recorded: recorder.take_total(), counted })
+    Ok(Phase { kind, start_us, open, told, closed, wrong, recorded: recorder.take_total(), counted })
 }
 
 /// Takes the records that belong to a load that has ended.

@@ -10,6 +10,8 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use serde::Serialize;
+
 use super::Setting;
 use super::client::Ttls;
 use super::keyspace::Family;
@@ -215,13 +217,46 @@ impl Tier {
     /// # Errors
     /// Where a sidecar does not answer.
     pub fn counted(&self) -> Result<u64, ProcessError> {
-        let mut total = 0;
-        for admin in &self.admins {
-            let metrics = metrics(admin).map_err(|why| ProcessError::Metrics { admin: admin.clone(), why })?;
-            total += sum_of("larder_origin_queries_total", &metrics);
-        }
-        Ok(total)
+        Ok(self.metrics()?.iter().map(|metrics| sum_of("larder_origin_queries_total", metrics)).sum())
     }
+
+    /// What the sidecars say of their rules.
+    ///
+    /// # Errors
+    /// Where a sidecar does not answer.
+    pub fn told(&self) -> Result<Told, ProcessError> {
+        let scrapes = self.metrics()?;
+        let sum = |family: &str| scrapes.iter().map(|metrics| sum_of(family, metrics)).sum();
+        let stampede = scrapes.iter().flat_map(|metrics| values_of("larder_rule_predicted_stampede", metrics)).max();
+        Ok(Told {
+            loads_saved: sum("larder_rule_loads_saved_total"),
+            predicted_loads_saved: sum("larder_rule_predicted_loads_saved_total"),
+            predicted_stampede: stampede.unwrap_or_default(),
+            predicted_ambiguous_fills: sum("larder_rule_predicted_ambiguous_fills_total"),
+            predicted_ttl_added: sum("larder_rule_predicted_ttl_added_total"),
+        })
+    }
+
+    fn metrics(&self) -> Result<Vec<String>, ProcessError> {
+        let one = |admin: &String| metrics(admin).map_err(|why| ProcessError::Metrics { admin: admin.clone(), why });
+        self.admins.iter().map(one).collect()
+    }
+}
+
+/// What all sidecars together say in their metrics since they began. Predictions are those of a policy that only observes, each
+/// sidecar's of its own clients.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct Told {
+    /// Reads that missed and were answered without a load of their own.
+    pub loads_saved: u64,
+    /// Likewise, if the policy were enforced.
+    pub predicted_loads_saved: u64,
+    /// The most identical misses that were under way at once in one sidecar.
+    pub predicted_stampede: u64,
+    /// Values that could not have been told from outdated ones.
+    pub predicted_ambiguous_fills: u64,
+    /// Keys that would have been given a TTL.
+    pub predicted_ttl_added: u64,
 }
 
 /// Everything that the sidecar at this admin address counts.
@@ -238,8 +273,12 @@ fn metrics(admin: &str) -> io::Result<String> {
 
 /// The sum over all labels.
 fn sum_of(family: &str, metrics: &str) -> u64 {
-    let lines = metrics.lines().filter_map(|line| line.strip_prefix(family)?.strip_prefix('{')?.rsplit_once(' '));
-    lines.filter_map(|(_, number)| number.parse::<u64>().ok()).sum()
+    values_of(family, metrics).sum()
+}
+
+fn values_of<'a>(family: &'a str, metrics: &'a str) -> impl Iterator<Item = u64> + 'a {
+    let lines = metrics.lines().filter_map(move |line| line.strip_prefix(family)?.strip_prefix('{')?.rsplit_once(' '));
+    lines.filter_map(|(_, number)| number.parse().ok())
 }
 
 /// The URL and the admin address of a `ready:` line.
@@ -257,11 +296,13 @@ pub enum Rules {
     ReadThrough,
     /// They let one of many clients load what is missing.
     CacheAside,
+    /// They do nothing, and count what [`Rules::CacheAside`] would do.
+    Observe,
 }
 
 impl Rules {
     /// All of them.
-    pub const ALL: [Self; 2] = [Self::ReadThrough, Self::CacheAside];
+    pub const ALL: [Self; 3] = [Self::ReadThrough, Self::CacheAside, Self::Observe];
 }
 
 impl fmt::Display for Rules {
@@ -269,6 +310,7 @@ impl fmt::Display for Rules {
         f.write_str(match self {
             Self::ReadThrough => "read-through",
             Self::CacheAside => "cache-aside",
+            Self::Observe => "observe",
         })
     }
 }
@@ -305,7 +347,7 @@ impl<'a> Manifests<'a> {
         let file = dir.join("flights.yaml");
         let secret = match self.rules {
             Rules::ReadThrough => self.secret(),
-            Rules::CacheAside => String::new(),
+            Rules::CacheAside | Rules::Observe => String::new(),
         };
         let text = [TIER.to_owned(), self.policy(), secret].join("---\n");
         std::fs::write(&file, text).map_err(file_error(&file))
@@ -314,7 +356,11 @@ impl<'a> Manifests<'a> {
     fn policy(&self) -> String {
         let origins = match self.rules {
             Rules::ReadThrough => self.origins(),
-            Rules::CacheAside => String::new(),
+            Rules::CacheAside | Rules::Observe => String::new(),
+        };
+        let mode = match self.rules {
+            Rules::ReadThrough | Rules::CacheAside => "Enforce",
+            Rules::Observe => "Observe",
         };
         let rules = Family::ALL.map(|family| self.rule(family)).concat();
         format!(
@@ -324,6 +370,7 @@ metadata: {{name: flights}}
 spec:
   cacheCluster: demo
   workloads: {{matchLabels: {{app: demo}}}}
+  mode: {mode}
 {origins}  rules:
 {rules}"#
         )
@@ -349,7 +396,7 @@ spec:
                 let read = serde_json::Value::from(family.sql(self.schema));
                 format!("ReadThrough\n      origin: {{name: {}, read: {read}}}", origin::NAME)
             }
-            Rules::CacheAside => "CacheAside".to_owned(),
+            Rules::CacheAside | Rules::Observe => "CacheAside".to_owned(),
         };
         format!(
             r#"    - name: {name}

@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::keyspace::Family;
 use super::phases::{Kind, Phase, Run, millis};
+use super::process::Told;
 use super::records::{Record, peak_identical};
 use super::{DemoError, Setting};
 
@@ -19,8 +20,27 @@ pub struct Report {
     pub setting: SettingReport,
     /// In the order in which they ran.
     pub phases: Vec<PhaseReport>,
+    /// What Larder predicted while it only observed, beside what it then did.
+    pub observed: Option<Observed>,
     /// What was expected, and whether it was met.
     pub expectations: Vec<Expectation>,
+}
+
+/// Predictions of the open loop under Observe, and what the same load then met under Enforce.
+#[derive(Debug, Serialize)]
+pub struct Observed {
+    /// Loads that Larder would have saved.
+    pub predicted_loads_saved: u64,
+    /// Loads that it then saved, by its own count.
+    pub enforced_loads_saved: u64,
+    /// The most identical misses at once that one sidecar saw.
+    pub predicted_stampede: u64,
+    /// The most identical queries at once that remained.
+    pub enforced_peak_identical: usize,
+    /// Queries while it only observed.
+    pub observed_queries: usize,
+    /// Queries that remained.
+    pub enforced_queries: usize,
 }
 
 /// What was run.
@@ -87,6 +107,9 @@ pub struct PhaseReport {
     pub oldest_board_ms: u64,
     /// How often each hot key was loaded, at least.
     pub board_loads: usize,
+    /// What the sidecars told of the open loop, where there were any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sidecars: Option<Told>,
     /// The closed loop.
     pub closed_loop: ClosedReport,
 }
@@ -146,6 +169,7 @@ impl PhaseReport {
             wrong: phase.wrong,
             oldest_board_ms: open.oldest(Family::Board).as_millis() as u64,
             board_loads: phase.board_loads(setting),
+            sidecars: phase.told,
             closed_loop: ClosedReport::new(&phase.closed),
         }
     }
@@ -190,6 +214,7 @@ impl Report {
         let config = &setting.config;
         let miscounted = phases.iter().filter(|phase| phase.recorded != phase.counted).count();
         let phases: Vec<_> = phases.iter().map(|phase| PhaseReport::new(setting, phase)).collect();
+        let observed = observed(&phases);
         let expectations = expectations(&phases, miscounted);
         Self {
             setting: SettingReport {
@@ -205,6 +230,7 @@ impl Report {
                 connections: super::origin::CONNECTIONS,
             },
             phases,
+            observed,
             expectations,
         }
     }
@@ -235,6 +261,9 @@ impl Report {
         row("wrong replies", &|phase| phase.wrong.to_string());
         row("errors", &|phase| phase.all_errors().to_string());
         row("greatest throughput (closed loop)", &|phase| format!("{:.0}", phase.closed_loop.throughput));
+        if let Some(observed) = &self.observed {
+            let _ = write!(text, "\n{}", observed.told());
+        }
         text.push('\n');
         for expectation in &self.expectations {
             let sign = if expectation.met { "met    " } else { "NOT MET" };
@@ -246,6 +275,39 @@ impl Report {
 
 fn show_ms(value: f64) -> String {
     if value >= 1000.0 { format!("{:.1} s", value / 1000.0) } else { format!("{value:.2} ms") }
+}
+
+impl Observed {
+    /// Prediction and outcome, for people.
+    fn told(&self) -> String {
+        let line = |what: &str, observed: String, enforced: String| format!("{what:<42}{observed:>14}{enforced:>14}\n");
+        let number = |count: u64| count.to_string();
+        [
+            line("the same client, Larder:", "observing".to_owned(), "enforcing".to_owned()),
+            line("loads saved, predicted and counted", number(self.predicted_loads_saved), number(self.enforced_loads_saved)),
+            line(
+                "identical misses at once, and queries",
+                number(self.predicted_stampede),
+                self.enforced_peak_identical.to_string(),
+            ),
+            line("origin queries", self.observed_queries.to_string(), self.enforced_queries.to_string()),
+        ]
+        .concat()
+    }
+}
+
+fn observed(phases: &[PhaseReport]) -> Option<Observed> {
+    let find = |kind| phases.iter().find(|phase| phase.phase == kind);
+    let (observe, enforce) = (find(Kind::Observe)?, find(Kind::AsideLarder)?);
+    let (predicted, enforced) = (observe.sidecars?, enforce.sidecars?);
+    Some(Observed {
+        predicted_loads_saved: predicted.predicted_loads_saved,
+        enforced_loads_saved: enforced.loads_saved,
+        predicted_stampede: predicted.predicted_stampede,
+        enforced_peak_identical: enforce.peak_identical,
+        observed_queries: observe.origin_queries,
+        enforced_queries: enforce.origin_queries,
+    })
 }
 
 /// What is expected of Larder, beside the other phases. `miscounted`: of how many phases records and counters differ.

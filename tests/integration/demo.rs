@@ -19,7 +19,7 @@ use tokio::runtime::Handle;
 use crate::support::postgres::Postgres;
 use crate::support::wait_for;
 
-const PHASES: [&str; 4] = ["none", "aside", "aside+larder", "larder"];
+const PHASES: [&str; 5] = ["none", "aside", "observe", "aside+larder", "larder"];
 
 fn run_demo(report: &Path) -> Value {
     let mut demo = Command::new(env!("CARGO_BIN_EXE_larder"))
@@ -71,7 +71,7 @@ fn the_demo_counts_every_query_and_finds_no_wrong_reply_and_no_stampede() {
         // What asks counts as well: sidecars in their metrics.
         assert_eq!(phase["counted_queries"], open.len() + closed.len(), "{phase}");
     }
-    let [none, aside, through, larder] = phases.as_slice() else { panic!("four phases") };
+    let [none, aside, observe, through, larder] = phases.as_slice() else { panic!("five phases") };
     // Without a cache each answer is a query, to the last one.
     assert_eq!(none["origin_queries"], none["answered"], "{none}");
     assert_eq!(none["closed_loop"]["origin_queries"], none["closed_loop"]["answered"], "{none}");
@@ -80,13 +80,21 @@ fn the_demo_counts_every_query_and_finds_no_wrong_reply_and_no_stampede() {
         assert_eq!(enforced["peak_identical"], 1, "{enforced}");
         assert!(enforced["closed_loop"]["peak_identical"].as_u64().unwrap() <= 1, "{enforced}");
     }
-    for cached in [aside, through, larder] {
+    for cached in [aside, observe, through, larder] {
         // It loaded at all, and less often than it was asked; only the boards, since the history was there.
         assert!(cached["board_loads"].as_u64().unwrap() >= 2, "{cached}");
         assert!(cached["origin_queries"].as_u64() < cached["answered"].as_u64(), "{cached}");
         let queries = evidence(&csv, cached["phase"].as_str().unwrap(), "open");
         assert!(queries.iter().all(|(key, ..)| key.starts_with("board:")), "{queries:?}");
     }
+    // What only observes saves nothing, and what acts does not predict.
+    assert_eq!(observe["sidecars"]["loads_saved"], 0, "{observe}");
+    assert_eq!(through["sidecars"]["predicted_loads_saved"], 0, "{through}");
+    let told = &json["observed"];
+    assert_eq!(told["predicted_loads_saved"], observe["sidecars"]["predicted_loads_saved"]);
+    assert_eq!((&told["observed_queries"], &told["enforced_queries"]), (&observe["origin_queries"], &through["origin_queries"]));
+    // No more can be saved than the queries that were made beyond the first of each expiry.
+    assert!(told["predicted_loads_saved"].as_u64() < told["observed_queries"].as_u64(), "{told}");
     for file in ["demo.svg", "demo.txt", "sidecar-0.log"] {
         assert!(report.path().join(file).metadata().unwrap().len() > 200, "{file}");
     }

@@ -19,6 +19,7 @@ const fn colour(kind: Kind) -> RGBColor {
     match kind {
         Kind::None => RGBColor(0xb0, 0x3a, 0x2e),
         Kind::Aside => RGBColor(0xd6, 0x8f, 0x10),
+        Kind::Observe => RGBColor(0x8a, 0x8a, 0x8a),
         Kind::AsideLarder => RGBColor(0x3c, 0x8d, 0x40),
         Kind::Larder => RGBColor(0x1f, 0x6f, 0xb2),
     }
