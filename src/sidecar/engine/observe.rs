@@ -13,6 +13,7 @@ use std::collections::VecDeque;
 use rustc_hash::FxHashMap;
 
 use super::lease::misses::Misses;
+use super::lease::rates::FIRST_LOAD_MS;
 use super::lease::{Generation, Millis, Rule, Verdict};
 
 /// The most keys that are remembered; then the one that missed first is forgotten.
@@ -107,7 +108,7 @@ impl Forecast {
             self.followers -= 1;
             return Stored::Unsent;
         }
-        let verdict = key.misses.judge(connection, rule, now);
+        let verdict = key.misses.judge(connection, rule, FIRST_LOAD_MS, now);
         key.misses.end_one(connection, rule, now);
         let valid = key.generation.take();
         (key.holder, key.until) = (0, 0);

@@ -12,7 +12,7 @@
 //! Three kinds of nils speak, and only the first that has any is heard. Else a single load that never ends in a SET (not found, for
 //! example) would make all fills after the next deletion ambiguous for ten leases.
 //!
-//! 1. Those of the SET's own connection, and those not older than a lease.
+//! 1. The youngest of the SET's own connection, and all that are not older than [`Rule::overlap`].
 //! 2. Those not older than the rule's memory.
 //! 3. Those whose SET has been seen less than [`Rule::settle`] ago: on a shared connection that SET may have been somebody else's
 //!    update, and any client may send a SET twice.
@@ -101,11 +101,13 @@ impl Misses {
         self.0.push(Miss { connection: NOBODY, generation, since: now, at: now, seen: now, state });
     }
 
-    /// What a SET on `connection` may be.
-    pub fn judge(&self, connection: u64, rule: &Rule, now: Millis) -> Verdict {
-        let is_own = |miss: &Miss| [connection, CROWD].contains(&miss.connection) && miss.state != State::Over;
+    /// What a SET on `connection` may be, where loads take `load_ms` of late.
+    pub fn judge(&self, connection: u64, rule: &Rule, load_ms: f64, now: Millis) -> Verdict {
+        let overlap = rule.overlap(load_ms);
+        let own = self.0.iter().rev().find(|miss| miss.connection == connection && miss.state != State::Over);
+        let is_own = |miss: &Miss| miss.connection == CROWD || own.is_some_and(|own| std::ptr::eq(own, miss));
         let is_live = |miss: &Miss| miss.state == State::Live && miss.age(now) < rule.memory;
-        self.agree(|miss| is_own(miss) || (is_live(miss) && miss.age(now) < rule.lease))
+        self.agree(|miss| is_own(miss) || (is_live(miss) && miss.age(now) < overlap))
             .or_else(|| self.agree(is_live))
             .or_else(|| self.agree(|miss| miss.state != State::Live && now < miss.seen + rule.settle))
             .unwrap_or(Verdict::Update)

@@ -29,8 +29,9 @@
 //!   key is removed: a miss, never a wrong value.
 //! - That holds for loads up to [`Rule::memory`] where connections are exclusive: one actor, one command after the other. Where
 //!   clients share connections (pools, multiplexing), a SET says nothing of the load that it ends. Then it holds for updates by
-//!   deletion and loads up to [`Rule::lease`]; for updates by SET over a connection on which a load of the same key began and has
-//!   not ended, within [`Rule::settle`]. See [`misses`].
+//!   deletion, and loads up to [`Rule::overlap`] if the next load of the key is under way when they end; for updates by SET over a
+//!   connection on which a load of the same key began and has not ended, within [`Rule::settle`]. See [`misses`].
+//! - It does not hold while a rule is off because its loads are seldom stored ([`Effect::Disarmed`]): then nothing is tracked.
 //! - At most one nil per key and lease, over all pods, while leases are not lost; connections that send other commands meanwhile,
 //!   and commands that read several keys, get theirs besides: they must not wait.
 //! - Whoever waits is answered within [`Rule::wait`]; who holds any lease never waits. A holder that goes away is succeeded by one.
@@ -114,6 +115,11 @@ pub struct Rule {
     /// For how long after the first SET that followed a nil another may still be its fill: the first was somebody else's, on a shared
     /// connection, or it is sent twice. Zero: the first SET on its connection ends an outstanding miss, whoever sent it.
     pub settle: Millis,
+    /// How long a nil of another connection speaks beside younger ones: a load that began before a deletion may still end in a SET
+    /// on a shared connection while the next one runs. Longer than most loads take, and no longer, since a load that never ends in a
+    /// SET keeps others from being stored for as long. `None`: four times what loads take of late, between [`LEAST_OVERLAP_MS`]
+    /// and a lease.
+    pub overlap: Option<Millis>,
     /// How long a read may wait for a fill.
     pub wait: Millis,
     /// What then becomes of it.
@@ -122,10 +128,20 @@ pub struct Rule {
     pub stale: bool,
 }
 
+/// See [`Rule::overlap`].
+pub const LEAST_OVERLAP_MS: Millis = 100;
+
 impl Rule {
     /// The usual proportions: ten leases of memory, a quarter of a lease to settle.
     pub const fn new(id: u16, lease: Millis, wait: Millis) -> Self {
-        Self { id, lease, memory: lease * 10, settle: lease / 4, wait, at_wait_end: AtWaitEnd::Error, stale: false }
+        let (memory, settle) = (lease * 10, lease / 4);
+        Self { id, lease, memory, settle, overlap: None, wait, at_wait_end: AtWaitEnd::Error, stale: false }
+    }
+
+    /// [`Rule::overlap`], where loads take `load_ms`.
+    fn overlap(&self, load_ms: f64) -> Millis {
+        let measured = || ((load_ms * 4.0) as Millis).max(LEAST_OVERLAP_MS);
+        self.overlap.unwrap_or_else(measured).min(self.lease)
     }
 }
 

@@ -7,7 +7,7 @@ pub const DISARMED_MS: Millis = 60_000;
 /// How many of the last leads are looked at.
 const LEADS: u32 = u64::BITS;
 /// A load's time until one is measured.
-const FIRST_LOAD_MS: f64 = 50.0;
+pub const FIRST_LOAD_MS: f64 = 50.0;
 /// How much a new measurement counts.
 const WEIGHT: f64 = 0.1;
 
@@ -39,11 +39,13 @@ impl Rates {
         self.load_ms
     }
 
-    /// Counts a lead that was filled after `took`.
-    pub fn filled(&mut self, took: Millis) {
-        let took = took as f64;
-        self.load_ms = if self.measured { self.load_ms + WEIGHT * (took - self.load_ms) } else { took };
-        self.measured = true;
+    /// Counts a lead that a SET followed, whether it was stored or not: the clients do fill. `took`: how long the load took, where
+    /// that is known.
+    pub fn filled(&mut self, took: Option<Millis>) {
+        if let Some(took) = took.map(|took| took as f64) {
+            self.load_ms = if self.measured { self.load_ms + WEIGHT * (took - self.load_ms) } else { took };
+            self.measured = true;
+        }
         self.count(true);
     }
 
@@ -83,7 +85,7 @@ mod tests {
     fn every_second_fill_is_enough() {
         let mut rates = Rates::default();
         for _ in 0..1_000 {
-            rates.filled(10);
+            rates.filled(Some(10));
             assert_eq!(rates.unfilled(5), None);
         }
     }
@@ -92,9 +94,9 @@ mod tests {
     fn a_load_takes_what_it_took_lately() {
         let mut rates = Rates::default();
         assert_eq!(rates.load_ms(), 50.0);
-        rates.filled(200);
+        rates.filled(Some(200));
         assert_eq!(rates.load_ms(), 200.0);
-        (0..100).for_each(|_| rates.filled(20));
+        (0..100).for_each(|_| rates.filled(Some(20)));
         assert!((rates.load_ms() - 20.0).abs() < 1.0);
     }
 }

@@ -19,23 +19,27 @@ impl<V: Clone> Desk<V> {
     }
 
     /// The holder does not load any more, or never will.
-    pub(super) fn give_back(&mut self, now: Millis, key: usize, effects: &mut Vec<Effect<V>>) {
-        if let Some(held) = self.keys[key].held {
-            self.end_hold(now, key, effects);
-            let entry = &mut self.keys[key];
+    pub(super) fn give_back(&mut self, key: usize, effects: &mut Vec<Effect<V>>) {
+        let entry = &mut self.keys[key];
+        if let Some(held) = entry.held.take() {
             entry.taken_until = 0;
             effects.push(Effect::GiveBack { name: entry.name.clone(), token: held.token });
         }
     }
 
-    /// A lease ended without a fill.
+    /// A lease is not held any more. One that ended before its time was revoked: that says nothing of its holder.
     pub(super) fn end_hold(&mut self, now: Millis, key: usize, effects: &mut Vec<Effect<V>>) {
-        let entry = &mut self.keys[key];
-        if entry.held.take().is_some() {
-            let rule = entry.rule.id;
-            if let Some(until) = self.rates.entry(rule).or_default().unfilled(now) {
-                effects.push(Effect::Disarmed { rule, until });
-            }
+        let held = self.keys[key].held.take();
+        if held.is_some_and(|held| held.until <= now) {
+            self.count_unfilled(now, key, effects);
+        }
+    }
+
+    /// A lead ended without a SET.
+    pub(super) fn count_unfilled(&mut self, now: Millis, key: usize, effects: &mut Vec<Effect<V>>) {
+        let rule = self.keys[key].rule.id;
+        if let Some(until) = self.rates.entry(rule).or_default().unfilled(now) {
+            effects.push(Effect::Disarmed { rule, until });
         }
     }
 

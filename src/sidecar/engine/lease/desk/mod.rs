@@ -359,8 +359,10 @@ impl<V: Clone> Desk<V> {
         let Some(key) = self.find(database, key) else {
             return if is_forgotten { Verdict::Ambiguous } else { Verdict::Update };
         };
+        let rule = self.keys[key].rule;
+        let load_ms = self.load_ms(rule.id);
         let entry = &mut self.keys[key];
-        let verdict = entry.misses.judge(connection, &entry.rule, now);
+        let verdict = entry.misses.judge(connection, &rule, load_ms, now);
         #[cfg(test)]
         let verdict = match self.broken {
             Some(super::tests::Switch::OwnMissWins) => entry.misses.own(connection).map_or(verdict, Verdict::Fill),
@@ -396,10 +398,9 @@ impl<V: Clone> Desk<V> {
         match written {
             Written::Stored | Written::Removed => {
                 entry.known = None;
-                if let Some(held) = entry.held.take()
-                    && written == Written::Stored
-                {
-                    self.rates.entry(entry.rule.id).or_default().filled(now.saturating_sub(held.since));
+                if let Some(held) = entry.held.take() {
+                    let took = (written == Written::Stored).then(|| now.saturating_sub(held.since));
+                    self.rates.entry(entry.rule.id).or_default().filled(took);
                 }
             }
             Written::Unchanged | Written::Failed => {
@@ -408,7 +409,8 @@ impl<V: Clone> Desk<V> {
                 }
                 let entry = &mut self.keys[key];
                 if entry.held.is_some_and(|held| held.connection == connection) {
-                    self.give_back(now, key, effects);
+                    self.rates.entry(entry.rule.id).or_default().filled(None);
+                    self.give_back(key, effects);
                 }
             }
         }
@@ -432,7 +434,8 @@ impl<V: Clone> Desk<V> {
         for (key, tenant) in gone.holds {
             let is_holder = |key: &&Key| key.tenant == tenant && key.held.is_some_and(|held| held.connection == connection);
             if self.keys.get(key).filter(is_holder).is_some() {
-                self.give_back(now, key, effects);
+                self.count_unfilled(now, key, effects);
+                self.give_back(key, effects);
                 if self.keys[key].waiting > 0 {
                     self.look(key, effects);
                 }

@@ -42,14 +42,14 @@ impl World {
         if why == Why::Lead {
             self.cache.leads[key] += 1;
             let waited = self.now - self.pods[pod].granted[key].take().unwrap_or(self.now);
-            if self.config.calm && waited > MOST_DELAY_MS {
+            if self.is_quiet() && waited > MOST_DELAY_MS {
                 self.fail(|| format!("pod {pod}: who leads key {key} waited {waited} ms"));
             }
         }
-        if self.config.calm && why == Why::WaitEnd {
+        if self.is_quiet() && why == Why::WaitEnd {
             self.fail(|| format!("pod {pod}, key {key}: waited in vain though nobody is slow"));
         }
-        let is_plain = !self.config.sharing && !self.config.groups && self.config.calm;
+        let is_plain = self.is_quiet() && !self.config.sharing && !self.config.groups;
         if is_plain && !matches!(why, Why::Lead | Why::Again | Why::Shared) {
             self.fail(|| format!("pod {pod}, key {key}: nil because of {why:?}"));
         }
@@ -64,7 +64,7 @@ impl World {
         for key in 0..self.config.keys {
             let (leads, ends) = (self.cache.leads[key], self.cache.ends[key]);
             let leases = (self.now / self.config.rule.lease) as u32;
-            if self.config.calm && leads > 1 + ends + leases {
+            if self.is_quiet() && leads > 1 + ends + leases {
                 self.fail(|| format!("key {key}: {leads} loads though only {ends} leases were ended"));
             }
         }

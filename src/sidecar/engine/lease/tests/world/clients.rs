@@ -24,16 +24,16 @@ impl World {
         }
         let key = self.random.usize(..self.config.keys);
         let sets = self.pods[self.actors[actor].pod].sets;
+        if self.random.u32(..1_000) < self.config.writes && !self.locks[key] {
+            self.database[key] += 1;
+            self.locks[key] = sets;
+            self.actors[actor].left -= 1;
+            self.actors[actor].step = Step::Writing(key, self.database[key], sets);
+            let pause = self.delay();
+            return self.at(pause, Event::Act(actor));
+        }
         match self.random.u8(..10) {
-            0..2 if !self.config.calm && !self.locks[key] => {
-                self.database[key] += 1;
-                self.locks[key] = sets;
-                self.actors[actor].left -= 1;
-                self.actors[actor].step = Step::Writing(key, self.database[key], sets);
-                let pause = self.delay();
-                self.at(pause, Event::Act(actor));
-            }
-            2 if self.config.groups => {
+            0 if self.config.groups => {
                 let mut keys: Vec<usize> = (0..self.config.keys).collect();
                 self.random.shuffle(&mut keys);
                 keys.truncate(self.random.usize(1..=self.config.keys));

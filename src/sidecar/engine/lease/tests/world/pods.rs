@@ -42,7 +42,8 @@ impl World {
                 Effect::Unwatch { name } => {
                     self.pods[pod].watched.remove(&key_of(&name.key));
                 }
-                Effect::Disarmed { .. } => {}
+                // From now on it promises nothing.
+                Effect::Disarmed { .. } => self.excused = true,
             }
         }
         let desk = &self.pods[pod];
@@ -244,7 +245,7 @@ impl World {
         }
         let Answer::Replies(replies) = answer else {
             self.counts.timed_out += 1;
-            if self.config.calm {
+            if self.is_quiet() {
                 self.fail(|| format!("{asker:?} timed out though nobody is slow"));
             }
             return self.answer(conn, asker.place, Got::Error);

@@ -23,7 +23,7 @@ impl World {
                 if let Some(own) = self.conns[*conn].place(*place) {
                     own.executed = Some(now);
                 }
-                let ttl = self.random.u64(1..600);
+                let ttl = self.random.u64(1..self.config.ttl);
                 let stale_ttl = if self.config.rule.stale { self.random.u64(1..600) } else { 0 };
                 let set = Set { value: *version, condition: *condition, ttl, stale_ttl };
                 self.set(*key, &set, *verdict, *fill)
