@@ -1,8 +1,9 @@
 //! The server's data on the disk, and the agent's own record of how far it reaches.
 //!
 //! Replication ids and offsets are not in an append-only file, so the agent writes down what it sees: at each look while the server
-//! runs, and never more than what is on the disk. What a record claims is at least there; after the loss of a machine the last
-//! second may be missing, which a changed boot id shows.
+//! runs, and only where the server has written everything. What a record claims is at least there. A server that is killed may have
+//! acknowledged more than it wrote, even where its machine lives: with `appendfsync everysec` it delays writes while the disk is
+//! slow. Only a clean end, or `appendfsync always`, excludes that.
 
 use std::fs;
 use std::io::{self, Write as _};
@@ -28,8 +29,8 @@ struct Record {
     offset: u64,
     led: bool,
     complete: bool,
-    /// The boot of the machine under which it was written.
-    boot: String,
+    /// Whether every change is on the disk before it is acknowledged.
+    always: bool,
     /// Whether the server ended by itself after this, with everything flushed.
     clean: bool,
 }
@@ -39,7 +40,6 @@ struct Record {
 pub struct Disk {
     directory: PathBuf,
     durable: bool,
-    boot: String,
     last: Option<Record>,
     /// Whether the disk holds what memory holds: since the start for who started with it, else since a copy was written whole.
     settled: bool,
@@ -48,8 +48,7 @@ pub struct Disk {
 impl Disk {
     /// The directory of a server whose data survives its process, or does not.
     pub fn new(directory: &Path, durable: bool) -> Self {
-        let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned();
-        Self { directory: directory.to_owned(), durable, boot, last: None, settled: false }
+        Self { directory: directory.to_owned(), durable, last: None, settled: false }
     }
 
     /// What the server would start with. Of data that is not to survive, what was left behind is removed.
@@ -69,7 +68,7 @@ impl Disk {
                 lineage: record.lineage.clone(),
                 offset: record.offset,
                 led: record.led,
-                exact: record.clean || (!self.boot.is_empty() && record.boot == self.boot),
+                exact: record.clean || record.always,
             }),
             _ => DataState::Partial,
         })
@@ -78,28 +77,21 @@ impl Disk {
     /// The server is about to start as primary with what is there.
     pub fn begins_as_primary(&mut self) {
         self.settled = true;
-        let first = Record {
-            version: 1,
-            lineage: String::new(),
-            offset: 0,
-            led: true,
-            complete: true,
-            boot: self.boot.clone(),
-            clean: false,
-        };
+        let first =
+            Record { version: 1, lineage: String::new(), offset: 0, led: true, complete: true, always: false, clean: false };
         let record = self.last.clone().unwrap_or(first);
-        self.write(Record { clean: false, ..record }, false);
+        self.write(Record { clean: false, always: false, ..record }, false);
     }
 
     /// The server is about to start as a replica.
     pub fn begins_as_replica(&mut self) {
         if let Some(record) = self.last.clone() {
-            self.write(Record { clean: false, ..record }, false);
+            self.write(Record { clean: false, always: false, ..record }, false);
         }
     }
 
-    /// What a running server holds, by what it tells; written down where it is on the disk.
-    pub fn observe(&mut self, info: &Info) -> DataState {
+    /// What a running server holds, by what it tells; written down where it is on the disk. `always`: by `appendfsync always`.
+    pub fn observe(&mut self, info: &Info, always: bool) -> DataState {
         let Some(role) = info.role().filter(|_| !info.is_loading()) else { return DataState::Partial };
         match &role {
             Role::Replica { syncing: true, .. } => self.settled = false,
@@ -109,10 +101,9 @@ impl Disk {
         let led = role == Role::Primary;
         let position =
             Position { lineage: info.lineage().unwrap_or_default().to_owned(), offset: info.offset(), led, exact: true };
-        if self.durable && self.settled {
-            let complete = info.text("aof_last_write_status") != Some("err");
+        if self.durable && self.settled && (always || info.is_on_disk()) {
             let Position { lineage, offset, .. } = position.clone();
-            self.write(Record { version: 1, lineage, offset, led, complete, boot: self.boot.clone(), clean: false }, false);
+            self.write(Record { version: 1, lineage, offset, led, complete: true, always, clean: false }, false);
         }
         if !self.durable && !info.holds_keys() { DataState::Empty } else { DataState::Complete(position) }
     }
@@ -204,7 +195,7 @@ mod tests {
     use super::*;
     use tempfile::TempDir;
 
-    const RUNNING: &str = "role:master\nmaster_replid:aa\nmaster_repl_offset:42\naof_enabled:1\naof_rewrite_in_progress:0\n\
+    const RUNNING: &str = "role:master\nmaster_replid:aa\nmaster_repl_offset:42\naof_enabled:1\naof_buffer_length:0\naof_rewrite_in_progress:0\n\
                            aof_rewrite_scheduled:0\naof_last_write_status:ok\n";
 
     fn with_data(dir: &TempDir) {
@@ -219,16 +210,33 @@ mod tests {
         assert_eq!(disk.inspect().unwrap(), DataState::Empty);
         disk.begins_as_primary();
         with_data(&dir);
-        let seen = disk.observe(&Info::parse(RUNNING));
-        let position = Position { lineage: "aa".into(), offset: 42, led: true, exact: true };
-        assert_eq!(seen, DataState::Complete(position.clone()));
+        let seen = disk.observe(&Info::parse(RUNNING), false);
+        let position = Position { lineage: "aa".into(), offset: 42, led: true, exact: false };
+        assert_eq!(seen, DataState::Complete(Position { exact: true, ..position.clone() }), "its memory holds all");
         let mut again = Disk::new(dir.path(), true);
         assert_eq!(again.inspect().unwrap(), DataState::Complete(position.clone()));
-        // After another boot of the machine, only a clean end is exact.
-        let mut rebooted = Disk { boot: "other".into(), ..Disk::new(dir.path(), true) };
-        assert_eq!(rebooted.inspect().unwrap(), DataState::Complete(Position { exact: false, ..position.clone() }));
         disk.ended_cleanly();
-        assert_eq!(rebooted.inspect().unwrap(), DataState::Complete(position));
+        let exact = DataState::Complete(Position { exact: true, ..position.clone() });
+        assert_eq!(Disk::new(dir.path(), true).inspect().unwrap(), exact);
+        // The next start is not clean any more, unless each change is on the disk before it is acknowledged.
+        let mut next = Disk::new(dir.path(), true);
+        next.inspect().unwrap();
+        next.begins_as_primary();
+        assert_eq!(Disk::new(dir.path(), true).inspect().unwrap(), DataState::Complete(position));
+        next.observe(&Info::parse(RUNNING), true);
+        assert_eq!(Disk::new(dir.path(), true).inspect().unwrap(), exact);
+    }
+
+    #[test]
+    fn what_waits_in_the_buffer_is_not_claimed() {
+        let dir = TempDir::new().unwrap();
+        with_data(&dir);
+        let mut disk = Disk::new(dir.path(), true);
+        disk.observe(&Info::parse(RUNNING), false);
+        let waiting = RUNNING.replace("offset:42", "offset:50").replace("buffer_length:0", "buffer_length:8");
+        disk.observe(&Info::parse(&waiting), false);
+        let position = Position { lineage: "aa".into(), offset: 42, led: true, exact: false };
+        assert_eq!(Disk::new(dir.path(), true).inspect().unwrap(), DataState::Complete(position));
     }
 
     #[test]
@@ -240,10 +248,10 @@ mod tests {
         disk.begins_as_replica();
         let replica = RUNNING
             .replace("role:master", "role:slave\nmaster_host:h\nmaster_port:1\nmaster_link_status:up\nslave_repl_offset:42");
-        disk.observe(&Info::parse(&replica.replace("in_progress:0", "in_progress:1")));
+        disk.observe(&Info::parse(&replica.replace("in_progress:0", "in_progress:1")), false);
         assert_eq!(Disk::new(dir.path(), true).inspect().unwrap(), DataState::Partial);
-        disk.observe(&Info::parse(&replica));
-        let position = Position { lineage: "aa".into(), offset: 42, led: false, exact: true };
+        disk.observe(&Info::parse(&replica), false);
+        let position = Position { lineage: "aa".into(), offset: 42, led: false, exact: false };
         assert_eq!(Disk::new(dir.path(), true).inspect().unwrap(), DataState::Complete(position));
     }
 
@@ -262,9 +270,9 @@ mod tests {
     #[test]
     fn a_running_cache_without_keys_holds_nothing() {
         let mut disk = Disk::new(Path::new("/nowhere"), false);
-        assert_eq!(disk.observe(&Info::parse(RUNNING)), DataState::Empty);
+        assert_eq!(disk.observe(&Info::parse(RUNNING), false), DataState::Empty);
         let keys = format!("{RUNNING}db0:keys=1,expires=0,avg_ttl=0\n");
-        assert!(matches!(disk.observe(&Info::parse(&keys)), DataState::Complete(_)));
-        assert_eq!(disk.observe(&Info::parse(&format!("{keys}loading:1\n"))), DataState::Partial);
+        assert!(matches!(disk.observe(&Info::parse(&keys), false), DataState::Complete(_)));
+        assert_eq!(disk.observe(&Info::parse(&format!("{keys}loading:1\n")), false), DataState::Partial);
     }
 }

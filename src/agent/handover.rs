@@ -27,6 +27,8 @@ const ASK_EVERY: Duration = Duration::from_millis(100);
 const PAUSE_MARGIN: Duration = Duration::from_secs(1);
 /// How long a failover that the sentinels have begun is waited for beyond the deadline: it may still come about.
 const BEGUN_LIMIT: Duration = Duration::from_secs(20);
+/// How long no sentinel may have acted before it counts as having given up, or died.
+const QUIET_LIMIT: Duration = Duration::from_secs(3);
 
 /// How a handover ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -85,22 +87,34 @@ impl Handovers {
             return Err(HandoverError::NoReplica);
         }
         let (is_valkey, major, _) = info.version();
-        if is_valkey && major >= 9 && self.ask_for_coordinated(&charge).await {
-            info!("the primary hands over by a coordinated failover");
-            return match self.wait_for_demotion(&charge, &mut server, deadline).await {
-                Some(done) => Ok(done),
-                None => {
-                    // Ends it where it is still under way; elsewhere the server answers that there is none.
-                    let _ = server.ask(&["FAILOVER", "ABORT"]).await;
-                    Err(HandoverError::NotDone)
-                }
-            };
+        if is_valkey
+            && major >= 9
+            && let Some(outcome) = self.coordinate(&charge, &mut server, deadline).await
+        {
+            return outcome;
         }
         let outcome = self.pause_and_fail_over(&charge, &mut server, deadline).await;
         if let Err(error) = server.ask(&["CLIENT", "UNPAUSE"]).await {
             warn!(%error, "writes cannot be unpaused; the server does it by itself in a moment");
         }
         outcome
+    }
+
+    /// The primary itself hands over, asked by a sentinel; by another where the first dies. `None`: no sentinel can.
+    async fn coordinate(&self, charge: &Charge, server: &mut Line, deadline: Instant) -> Option<Result<Handover, HandoverError>> {
+        let mut asked = false;
+        while Instant::now() < deadline && self.ask_for_coordinated(charge).await {
+            asked = true;
+            if let Some(done) = self.wait_for_demotion(charge, server, deadline).await {
+                return Some(Ok(done));
+            }
+        }
+        if !asked {
+            return None;
+        }
+        // Ends it where it is still under way; elsewhere the server answers that there is none.
+        let _ = server.ask(&["FAILOVER", "ABORT"]).await;
+        Some(Err(HandoverError::NotDone))
     }
 
     /// Whether a sentinel has begun a coordinated failover.
@@ -124,11 +138,18 @@ impl Handovers {
     ) -> Result<Handover, HandoverError> {
         pause_until(server, deadline).await?;
         self.wait_for_replicas(server, deadline).await?;
-        self.begin_failover(charge, deadline).await?;
-        // From here on the sentinels may promote at any moment: writes stay paused until they have, or have given up.
         let limit = deadline.max(Instant::now() + BEGUN_LIMIT);
-        pause_until(server, limit).await?;
-        self.wait_for_demotion(charge, server, limit).await.ok_or(HandoverError::NotDone)
+        loop {
+            self.begin_failover(charge, deadline).await?;
+            // From here on the sentinels may promote at any moment: writes stay paused until they have, or have given up.
+            pause_until(server, limit).await?;
+            match self.wait_for_demotion(charge, server, limit).await {
+                Some(done) => return Ok(done),
+                // The one that was asked may have died: another is.
+                None if Instant::now() < deadline => {}
+                None => return Err(HandoverError::NotDone),
+            }
+        }
     }
 
     /// Until every attached replica that follows has all that this primary has: whichever is promoted lacks nothing.
@@ -171,10 +192,11 @@ impl Handovers {
         Err(HandoverError::NotBegun(last))
     }
 
-    /// Until the server has become a replica. Sentinel turns it round only after several seconds, so as soon as the majority names
-    /// another, the agent does.
+    /// Until the server has become a replica; `None` where the limit passed, or no sentinel has done anything for a while. Sentinel
+    /// turns a former primary round only after several seconds, so as soon as the majority names another, the agent does.
     async fn wait_for_demotion(&self, charge: &Charge, server: &mut Line, limit: Instant) -> Option<Handover> {
-        while Instant::now() < limit {
+        let mut acted = Instant::now();
+        while Instant::now() < limit && acted.elapsed() < QUIET_LIMIT {
             if let Ok(info) = read_info(server).await
                 && let Some(Role::Replica { host, port, .. }) = info.role()
             {
@@ -183,18 +205,25 @@ impl Handovers {
             let answers = ask_sentinels(charge, &self.access.sentinels).await;
             if let Some(owner) = majority(&answers).filter(|owner| **owner != charge.address) {
                 let port = owner.port().to_string();
+                // Refused while the server itself hands over; it is asked again then.
                 if let Err(error) = server.ask(&["REPLICAOF", owner.host(), &port]).await {
                     warn!(%error, "this server cannot be told to follow its successor");
                 }
-                continue;
             }
-            let given_up = |answer: &SentinelAnswer| !matches!(answer, SentinelAnswer::Names { failing_over: true, .. });
-            if Instant::now() + BEGUN_LIMIT / 2 > limit && answers.iter().all(given_up) {
-                return None;
+            if answers.iter().any(|answer| is_acting(answer, &charge.address)) {
+                acted = Instant::now();
             }
             sleep(ASK_EVERY).await;
         }
         None
+    }
+}
+
+/// Whether a sentinel is replacing the server at `address`, or has.
+fn is_acting(answer: &SentinelAnswer, address: &NodeAddr) -> bool {
+    match answer {
+        SentinelAnswer::Names { primary, failing_over } => *failing_over || primary != address,
+        SentinelAnswer::Unreachable | SentinelAnswer::KnowsNone => false,
     }
 }
 

@@ -103,9 +103,11 @@ impl Info {
         })
     }
 
-    /// Whether what it holds in memory is on the disk too, but for the last second: no rewrite is under way that alone will hold it.
+    /// Whether what it holds in memory was written to the append-only file: nothing waits in its buffer, where changes stay for up to
+    /// two seconds while the disk is slow, and no rewrite is under way that alone will hold it.
     pub fn is_on_disk(&self) -> bool {
         self.is_set("aof_enabled")
+            && self.text("aof_buffer_length") == Some("0")
             && !self.is_set("aof_rewrite_in_progress")
             && !self.is_set("aof_rewrite_scheduled")
             && self.text("aof_last_write_status") != Some("err")
@@ -163,7 +165,8 @@ mod tests {
 
     #[test]
     fn data_is_on_disk_when_no_rewrite_alone_will_hold_it() {
-        let on_disk = "aof_enabled:1\naof_rewrite_in_progress:0\naof_rewrite_scheduled:0\naof_last_write_status:ok\n";
+        let on_disk =
+            "aof_enabled:1\naof_buffer_length:0\naof_rewrite_in_progress:0\naof_rewrite_scheduled:0\naof_last_write_status:ok\n";
         assert!(Info::parse(on_disk).is_on_disk());
         for (from, to) in
             [("enabled:1", "enabled:0"), ("progress:0", "progress:1"), ("scheduled:0", "scheduled:1"), ("ok", "err")]

@@ -77,21 +77,24 @@ async fn run_on(config: Config) -> Result<(), AgentError> {
     let mut files = WatchedFiles::open(vec![file.clone()], MAX_BYTES).await.map_err(|error| at(error.into()))?;
     let first = Arc::new(read(&mut files).map_err(at)?);
     let access = open_access(&first.keys(), Arc::new(Background::default())).await.map_err(|error| at(error.into()))?;
+    let server = &first.config.server;
+    let mut disk = Disk::new(Path::new(&server.directory), server.durable);
+    let brought = disk.inspect().map_err(AgentError::Server)?;
     let listeners = AdminListeners::open(Some(listen), Some(&socket))?;
     let http = reqwest::Client::builder().no_proxy().pool_max_idle_per_host(1).build();
     let http = http.map_err(|error| AgentError::Io(io::Error::other(error)))?;
-    let board = Arc::new(Board::new(first.config.server.ordinal));
+    let board = Arc::new(Board::new(server.ordinal));
+    board.update(|known| known.report.data = brought);
     let (charges, charge) = watch::channel(first.clone());
     let upkeep = Upkeep::open(charge.clone(), access.servers.clone()).await.map_err(at)?;
     let handovers = Handovers { charge: charge.clone(), access: access.clone(), one: tokio::sync::Mutex::default() };
     let (end, ended) = watch::channel(false);
     let serving = tokio::spawn(endpoints::serve(listeners, board.clone(), handovers, ended));
     let following = tokio::spawn(follow(files, charges, board.clone()));
-    let server = &first.config.server;
     info!(%listen, server = %first.address, ordinal = server.ordinal, "the agent serves");
     let supervisor = Supervisor {
         charge,
-        disk: Disk::new(Path::new(&server.directory), server.durable),
+        disk,
         line: Line::new(first.dial.clone(), access.servers.clone()),
         access,
         http,

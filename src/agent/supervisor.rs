@@ -224,7 +224,8 @@ impl Supervisor {
                 return;
             }
         };
-        let data = self.data_of(run, &info);
+        let always = self.writes_always().await;
+        let data = self.data_of(run, &info, always);
         let phase = phase_of(run, &info);
         self.board.update(|known| {
             known.heard = Instant::now();
@@ -240,8 +241,17 @@ impl Supervisor {
         self.settle_promotability(run).await;
     }
 
+    /// Whether the server has each change on the disk before it acknowledges it.
+    async fn writes_always(&mut self) -> bool {
+        if !self.charge.borrow().config.server.durable {
+            return false;
+        }
+        let answer = self.line.ask(&["CONFIG", "GET", "appendfsync"]).await;
+        answer.is_ok_and(|answer| answer.field("appendfsync").and_then(Value::as_str) == Some("always"))
+    }
+
     /// What the server holds. Before it has synchronised, that is what it brought along.
-    fn data_of(&mut self, run: &mut Run, info: &Info) -> DataState {
+    fn data_of(&mut self, run: &mut Run, info: &Info, always: bool) -> DataState {
         let role = info.role().filter(|_| !info.is_loading());
         match role {
             Some(Role::Primary | Role::Replica { link_up: true, .. }) => run.synchronised = true,
@@ -249,7 +259,7 @@ impl Supervisor {
             Some(Role::Replica { .. }) | None => {}
         }
         if run.synchronised {
-            return self.disk.observe(info);
+            return self.disk.observe(info, always);
         }
         let loads_a_copy = info.is_loading() && (run.seen_copying || run.brought == DataState::Empty);
         if loads_a_copy { DataState::Partial } else { run.brought.clone() }

@@ -16,6 +16,7 @@ use super::line::{Line, LineError};
 use super::users::{self, Generation, User};
 use super::values::same_setting;
 use crate::policy::agent::{AgentConfig, Proved, ServedTls};
+use crate::policy::snapshot::Auth;
 use crate::sidecar::files::WatchedFiles;
 use crate::sidecar::upstream::access::Access;
 use crate::sidecar::upstream::admin_client::Value;
@@ -33,6 +34,8 @@ pub struct Upkeep {
     charge: watch::Receiver<Arc<Charge>>,
     users: Option<(PathBuf, WatchedFiles)>,
     served: Option<WatchedFiles>,
+    /// The user's file, where there is one, and the password's.
+    replication: Option<WatchedFiles>,
     due: Option<Instant>,
 }
 
@@ -40,11 +43,15 @@ impl Upkeep {
     /// Watches the files that the configuration names.
     pub async fn open(charge: watch::Receiver<Arc<Charge>>, access: Access) -> Result<Self, ChargeError> {
         let config = charge.borrow().config.clone();
-        let mut upkeep = Self { access, charge, users: None, served: None, due: None };
+        let mut upkeep = Self { access, charge, users: None, served: None, replication: None, due: None };
         upkeep.watch_users(&config).await?;
         if let Some(ServedTls { cert_file, key_file, ca_file }) = &config.server.serves {
             let files = [cert_file, key_file, ca_file].map(Clone::clone).into();
             upkeep.served = Some(WatchedFiles::open(files, MAX_FILE_BYTES).await?);
+        }
+        if let Some(Auth { username_file, password_file }) = &config.server.replication {
+            let files = username_file.iter().chain([password_file]).cloned().collect();
+            upkeep.replication = Some(WatchedFiles::open(files, MAX_FILE_BYTES).await?);
         }
         Ok(upkeep)
     }
@@ -68,7 +75,7 @@ impl Upkeep {
 
     /// Waits until there is something to do. Cancel-safe.
     pub async fn due(&mut self) {
-        let Self { users, served, charge, due, .. } = self;
+        let Self { users, served, replication, charge, due, .. } = self;
         let at = async {
             match due {
                 Some(due) => sleep_until(*due).await,
@@ -80,6 +87,7 @@ impl Upkeep {
             Ok(()) = charge.changed() => {}
             () = changed(users.as_mut().map(|(_, files)| files)) => {}
             () = changed(served.as_mut()) => {}
+            () = changed(replication.as_mut()) => {}
         }
         self.due = Some(Instant::now());
     }
@@ -95,9 +103,10 @@ impl Upkeep {
         let before = board.read().report.proved;
         let settings = self.hold_settings(config, line, &mut problems).await;
         let users = self.hold_users(line, &mut problems).await;
+        let replication = self.hold_replication(line, &mut problems).await;
         let certificate = self.hold_certificate(config, line, &mut problems).await;
         problems.truncate(MAX_PROBLEMS);
-        let proved = Proved { settings, users, certificate, problems };
+        let proved = Proved { settings, users, replication, certificate, problems };
         if proved != before {
             info!(settings = ?proved.settings, users = ?proved.users, certificate = ?proved.certificate, "the configuration was read back");
             proved.problems.iter().for_each(|problem| warn!("not in place: {problem}"));
@@ -140,6 +149,34 @@ impl Upkeep {
                 None
             }
         }
+    }
+
+    /// The login towards the primary, in one command, so that a name never goes with another's password.
+    async fn hold_replication(&self, line: &mut Line, problems: &mut Vec<String>) -> Option<String> {
+        let contents = self.replication.as_ref()?.current();
+        let text = |bytes: &[u8]| std::str::from_utf8(bytes).map(|text| text.trim_end_matches(['\r', '\n']).to_owned());
+        let login = match &contents[..] {
+            [password] => text(password).map(|password| ("default".to_owned(), password)),
+            [user, password, ..] => text(user).and_then(|user| Ok((user, text(password)?))),
+            [] => return None,
+        };
+        let held = async {
+            let (user, password) = login.map_err(|_| "its files are not UTF-8".to_owned())?;
+            if user.is_empty() || password.is_empty() {
+                return Err("the user or the password is empty".to_owned());
+            }
+            line.ask(&["CONFIG", "SET", "masteruser", &user, "masterauth", &password])
+                .await
+                .map_err(|error| error.to_string())?;
+            for (name, wanted) in [("masteruser", &user), ("masterauth", &password)] {
+                let answer = line.ask(&["CONFIG", "GET", name]).await.map_err(|error| error.to_string())?;
+                if answer.field(name).and_then(Value::as_str) != Some(wanted) {
+                    return Err(format!("{name} reads back as something else"));
+                }
+            }
+            Ok(user)
+        };
+        held.await.map_err(|problem| problems.push(format!("replication: {problem}"))).ok()
     }
 
     /// The files are read again by the server, and a handshake shows what it presents.

@@ -23,7 +23,7 @@ pub const MAX_SENTINELS: usize = 15;
 pub const MAX_SETTINGS: usize = 256;
 
 /// Settings that the agent decides by itself, or that would take the server out of its hands.
-const OWN_SETTINGS: [&str; 10] = [
+const OWN_SETTINGS: [&str; 16] = [
     "replicaof",
     "slaveof",
     "replica-priority",
@@ -32,8 +32,14 @@ const OWN_SETTINGS: [&str; 10] = [
     "tls-port",
     "bind",
     "dir",
+    "dbfilename",
+    "appendonly",
     "requirepass",
+    "masteruser",
+    "masterauth",
     "tls-cert-file",
+    "tls-key-file",
+    "tls-ca-cert-file",
 ];
 
 /// Everything that an agent is told.
@@ -94,6 +100,10 @@ pub struct ServerPlace {
     /// TLS towards this server, its peers and the sentinels. Absent: plain TCP.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tls: Option<Tls>,
+    /// The login with which this server follows its primary (`masteruser`, `masterauth`), kept in place as its files change. Absent:
+    /// what the server's own configuration says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replication: Option<Auth>,
     /// The files that this server itself serves TLS with, reloaded when they change. Absent: not watched.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub serves: Option<ServedTls>,
@@ -273,7 +283,8 @@ pub struct Position {
     pub offset: u64,
     /// Whether the server was this lineage's primary: then no replica can be further.
     pub led: bool,
-    /// Whether nothing was lost between what it held in memory and this copy. False after the loss of a machine.
+    /// Whether nothing that was acknowledged can be missing from this copy. False after a kill, unless each change is on the disk
+    /// before it is acknowledged.
     pub exact: bool,
 }
 
@@ -316,6 +327,8 @@ pub struct Proved {
     pub settings: Option<u64>,
     /// The generation of the users that were read back.
     pub users: Option<u64>,
+    /// The user with which the server follows its primary, by its file, once its login was read back.
+    pub replication: Option<String>,
     /// The SHA-256 of the certificate (DER, in hexadecimal) that was in its file and that a handshake showed.
     pub certificate: Option<String>,
     /// What could not be proved, and why; names and reasons, never values.

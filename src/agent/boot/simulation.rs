@@ -19,8 +19,10 @@ enum Event {
     Write,
     /// The server process is killed; its agent lives.
     Kill(usize),
-    /// The pod is gone for some ticks; true: with its disk's last second, as in a loss of power.
+    /// The pod is gone for some ticks; true: with what was not on its disk yet.
     Pod(usize, u32, bool),
+    /// The pod ends cleanly, and is gone for some ticks.
+    Stop(usize, u32),
     /// A pod's disk is lost with it.
     Disk(usize, u32),
     /// The agent cannot be asked by its peers for some ticks.
@@ -121,6 +123,9 @@ impl World {
     fn stop(&mut self, index: usize) {
         let server = &mut self.servers[index];
         server.place = Place::Stopped;
+        if let DataState::Complete(position) = &mut server.data {
+            position.exact = false;
+        }
         if !self.durable {
             (server.data, server.version) = (DataState::Empty, 0);
         }
@@ -138,7 +143,16 @@ impl World {
                 if let (true, DataState::Complete(position)) = (power, &mut server.data) {
                     // The record on the disk is honest: it says what is there at least.
                     server.version = server.version.saturating_sub(1).max(1);
-                    (position.exact, position.offset) = (false, server.version);
+                    position.offset = server.version;
+                }
+            }
+            Event::Stop(index, ticks) => {
+                let runs = self.servers[index % servers].place != Place::Stopped;
+                self.stop(index % servers);
+                let server = &mut self.servers[index % servers];
+                server.pod_away = ticks;
+                if let (true, DataState::Complete(position)) = (runs, &mut server.data) {
+                    position.exact = true;
                 }
             }
             Event::Disk(index, ticks) => {
@@ -388,6 +402,7 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
         3 => Just(Event::Nothing),
         2 => (0usize..4).prop_map(Event::Kill),
         2 => (0usize..4, 1u32..12, any::<bool>()).prop_map(|(index, ticks, power)| Event::Pod(index, ticks, power)),
+        1 => (0usize..4, 1u32..12).prop_map(|(index, ticks)| Event::Stop(index, ticks)),
         1 => (0usize..4, 1u32..12).prop_map(|(index, ticks)| Event::Disk(index, ticks)),
         1 => (0usize..4, 1u32..12).prop_map(|(index, ticks)| Event::Deaf(index, ticks)),
         1 => (0usize..SENTINELS, 1u32..12).prop_map(|(index, ticks)| Event::Sentinel(index, ticks)),
@@ -406,7 +421,7 @@ fn check(rules: Rules, cases: u32) -> Result<(), String> {
 
 #[test]
 fn no_start_loses_data_and_everybody_serves_in_the_end() {
-    if let Err(error) = check(Rules::SOUND, 4000) {
+    if let Err(error) = check(Rules::SOUND, 10_000) {
         panic!("{error}");
     }
 }

@@ -30,9 +30,17 @@ fn settings_and_users_change_live_and_are_read_back() {
     for engine in Engine::ALL {
         let directory = TempDir::new().expect("a temporary directory");
         let users = directory.path().join("users.acl");
-        let text = |number: u32, shop: &str| format!("# generation {number}\nuser default on nopass ~* &* +@all\nuser {shop}\n");
+        let text = |number: u32, shop: &str| {
+            format!(
+                "# generation {number}\nuser default on nopass ~* &* +@all\nuser repl1 on #{ONE} ~* &* +psync +replconf +ping\nuser {shop}\n"
+            )
+        };
         fs::write(&users, text(1, &format!("shop1 on #{ONE} ~s:* +@all"))).expect("writable");
-        let extra = json!({"settings": {"maxmemory": "100mb"}, "users": {"file": users}});
+        let (name, password) = (directory.path().join("name"), directory.path().join("password"));
+        write_whole(&name, "repl1\n");
+        write_whole(&password, "one\n");
+        let replication = json!({"usernameFile": name, "passwordFile": password});
+        let extra = json!({"settings": {"maxmemory": "100mb"}, "users": {"file": users}, "server": {"replication": replication}});
         let mut tier = Tier::start_with(engine, 2, false, extra, &[]);
         tier.introduce();
         let generation = tier.generation();
@@ -48,6 +56,12 @@ fn settings_and_users_change_live_and_are_read_back() {
         let mut client = tier.members[0].client();
         assert_eq!(client.line("CONFIG GET maxmemory").items()[1].text(), "104857600");
         assert_eq!(client.line("AUTH shop1 one"), Value::Simple("OK".to_owned()));
+        // The replica follows with the login of its own.
+        tier.wait("the login to be proved", || tier.members[1].state()["proved"]["replication"] == json!("repl1"));
+        assert_eq!(client.line("CLIENT KILL TYPE replica"), Value::Int(1));
+        tier.wait("the replica to log in anew", || {
+            tier.members[0].client().line("CLIENT LIST TYPE replica").text().contains("user=repl1")
+        });
         // A connection of the older generation lives until its user goes.
         write_whole(&users, &text(2, &format!("shop1 on #{ONE} ~s:* +@all\nuser shop2 on #{TWO} ~s:* +@all")));
         tier.configure(json!({"settings": {"maxmemory": "200mb"}, "users": {"file": users}}));

@@ -5,9 +5,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use serde_json::Value as Json;
+use serde_json::{Value as Json, json};
 
-use super::tier::Tier;
+use super::tier::{Member, Tier};
 use crate::support::resp::{Client, Value};
 use crate::support::server::Engine;
 
@@ -42,39 +42,95 @@ fn writer(id: usize, ports: Vec<u16>, stop: Arc<AtomicBool>) -> (Vec<String>, Du
     (acknowledged, longest)
 }
 
-fn check(engine: Engine) {
-    let tier = Tier::form(engine, 3, false);
-    let stop = Arc::new(AtomicBool::new(false));
-    let ports: Vec<u16> = tier.members.iter().map(|member| member.port).collect();
-    let writers: Vec<_> = (0..WRITERS)
-        .map(|id| {
+/// Writers that are under way.
+struct Writers {
+    stop: Arc<AtomicBool>,
+    threads: Vec<thread::JoinHandle<(Vec<String>, Duration)>>,
+}
+
+impl Writers {
+    fn start(tier: &Tier) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let ports: Vec<u16> = tier.members.iter().map(|member| member.port).collect();
+        let thread = |id| {
             let (ports, stop) = (ports.clone(), stop.clone());
             thread::spawn(move || writer(id, ports, stop))
-        })
-        .collect();
-    thread::sleep(Duration::from_millis(500));
-    let answer = tier.members[0].ask(&["handover", "--limit", "30s"]);
-    let text = String::from_utf8_lossy(&answer.stdout).into_owned();
-    assert!(answer.status.success(), "{text} {}\n{}", String::from_utf8_lossy(&answer.stderr), tier.members[0].log());
-    let report: Json = serde_json::from_str(&text).expect("JSON");
-    assert_eq!(report["outcome"], "done", "{text}");
-    let successor = tier.wait_for_successor(0);
-    assert_eq!(report["primary"], tier.members[successor].address());
-    thread::sleep(Duration::from_millis(500));
-    stop.store(true, Ordering::Relaxed);
-    let mut lost = 0;
-    let mut client = tier.members[successor].client();
-    for writer in writers {
-        let (acknowledged, longest) = writer.join().expect("the writer ends");
-        println!("{engine:?}: {} acknowledged, longest wait {longest:?}", acknowledged.len());
-        assert!(acknowledged.len() > 100, "too few writes to say anything: {}", acknowledged.len());
-        lost += acknowledged.iter().filter(|key| client.call(&["GET", key]) == Value::Nil).count();
+        };
+        let threads = (0..WRITERS).map(thread).collect();
+        thread::sleep(Duration::from_millis(500));
+        Self { stop, threads }
     }
-    assert_eq!(lost, 0, "acknowledged writes were lost");
-    // Idempotent: there is nothing left to do here.
-    let again = tier.members[0].ask(&["handover"]);
-    assert!(String::from_utf8_lossy(&again.stdout).contains("noPrimary"));
+
+    /// Ends them, and counts the acknowledged writes that `primary` does not have.
+    fn lost(self, primary: &Member) -> usize {
+        thread::sleep(Duration::from_millis(500));
+        self.stop.store(true, Ordering::Relaxed);
+        let mut client = primary.client();
+        let mut lost = 0;
+        for thread in self.threads {
+            let (acknowledged, longest) = thread.join().expect("the writer ends");
+            println!("{} acknowledged, longest wait {longest:?}", acknowledged.len());
+            assert!(acknowledged.len() > 100, "too few writes to say anything: {}", acknowledged.len());
+            lost += acknowledged.iter().filter(|key| client.call(&["GET", key]) == Value::Nil).count();
+        }
+        lost
+    }
+}
+
+fn check(engine: Engine) {
+    let tier = Tier::form(engine, 3, false);
+    let writers = Writers::start(&tier);
+    // Two ask at the same time, as a control plane and a preStop hook would: one does it, the other finds it done.
+    let ask = || tier.members[0].ask(&["handover", "--limit", "30s"]);
+    let (answer, other) = thread::scope(|scope| {
+        let other = scope.spawn(ask);
+        (ask(), other.join().expect("it ends"))
+    });
+    let texts = [&answer, &other].map(|answer| String::from_utf8_lossy(&answer.stdout).into_owned());
+    assert!(answer.status.success() && other.status.success(), "{answer:?} {other:?}\n{}", tier.members[0].log());
+    let mut reports: Vec<Json> = texts.iter().map(|text| serde_json::from_str(text).expect("JSON")).collect();
+    reports.sort_by_key(|report| report["outcome"].to_string());
+    assert_eq!((&reports[0]["outcome"], &reports[1]["outcome"]), (&json!("done"), &json!("noPrimary")), "{texts:?}");
+    let successor = tier.wait_for_successor(0);
+    assert_eq!(reports[0]["primary"], tier.members[successor].address());
+    assert_eq!(writers.lost(&tier.members[successor]), 0, "acknowledged writes were lost");
     assert!(tier.members[0].get("/metrics").1.contains("larder_agent_handovers_total 1"));
+}
+
+/// The sentinel that was asked dies in the middle. However it ends, no acknowledged write is lost and somebody leads.
+fn check_with_dying_sentinel(engine: Engine) {
+    let mut tier = Tier::form(engine, 3, false);
+    let writers = Writers::start(&tier);
+    let socket = tier.members[0].socket();
+    let asking = thread::spawn(move || {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_larderd"));
+        command.args(["agent", "handover", "--limit", "10s", "--socket"]).arg(socket).output().expect("larderd runs")
+    });
+    // It is asked first, as soon as the replicas are equal.
+    tier.wait("the first sentinel to act", || {
+        let mut client = Client::connect(tier.sentinels[0].port).expect("it accepts");
+        asking.is_finished() || client.line("SENTINEL MASTERS").items()[0].items()[9].text().contains("failover_in_progress")
+    });
+    tier.sentinels[0].kill();
+    let answer = asking.join().expect("it ends");
+    println!("{engine:?}: {}", String::from_utf8_lossy(&[answer.stdout, answer.stderr].concat()));
+    let mut leader = None;
+    tier.wait("somebody to lead and the others to follow", || {
+        let named = tier.sentinels[1].names().filter(|named| tier.sentinels[2].names() == Some(*named));
+        leader = tier.members.iter().position(|member| Some(member.port) == named);
+        let follows = |member: &Member| member.phase()["replica"]["linkUp"] == json!(true);
+        leader.is_some_and(|leader| tier.members[leader].phase() == json!("primary"))
+            && tier.members.iter().filter(|member| follows(member)).count() == tier.members.len() - 1
+    });
+    let leader = leader.expect("somebody leads");
+    assert_eq!(writers.lost(&tier.members[leader]), 0, "acknowledged writes were lost");
+}
+
+#[test]
+fn a_sentinel_that_dies_in_the_middle_of_a_handover_loses_nothing() {
+    for engine in Engine::ALL {
+        check_with_dying_sentinel(engine);
+    }
 }
 
 #[test]

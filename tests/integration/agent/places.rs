@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use super::tier::{Tier, signal};
+use super::tier::{Member, Tier, signal};
 use crate::support::resp::{Client, Value};
 use crate::support::server::Engine;
 
@@ -80,17 +80,15 @@ fn a_server_ends_with_its_agent_and_comes_back_as_a_replica() {
     assert_eq!((successor, keys_left(&mut tier.members[1].client())), (1, KEYS));
 }
 
-#[test]
-fn all_pods_at_once_with_durable_data_bring_everything_back() {
-    let mut tier = Tier::form(Engine::Redis7, 3, true);
+/// Ends every pod, by `end`, and brings all back in the other order.
+fn check_durable(appendfsync: &str, end: fn(&mut Member)) {
+    let arguments = ["--appendfsync".to_owned(), appendfsync.to_owned()];
+    let mut tier = Tier::start_with(Engine::Redis7, 3, true, json!({}), &arguments);
+    tier.introduce();
     write_keys(&mut tier.members[0].client());
     assert_eq!(tier.members[0].client().line("WAIT 2 20000"), Value::Int(2));
-    for member in &mut tier.members {
-        member.kill_agent();
-    }
-    for member in tier.members.iter_mut().rev() {
-        member.start_agent();
-    }
+    tier.members.iter_mut().rev().for_each(end);
+    tier.members.iter_mut().rev().for_each(Member::start_agent);
     tier.wait("a primary with everything", || {
         let primary = tier.members.iter().find(|member| member.phase() == json!("primary"));
         primary.is_some_and(|primary| keys_left(&mut primary.client()) == KEYS)
@@ -98,6 +96,30 @@ fn all_pods_at_once_with_durable_data_bring_everything_back() {
     let named = tier.sentinels[0].names().expect("a primary is named");
     let primary = tier.members.iter().position(|member| member.port == named).expect("one of ours");
     tier.wait_until_whole(primary);
+}
+
+#[test]
+fn all_pods_killed_at_once_come_back_with_all_that_was_on_their_disks() {
+    check_durable("always", Member::kill_agent);
+}
+
+#[test]
+fn all_pods_stopped_at_once_come_back_with_everything() {
+    check_durable("everysec", |member| assert!(member.stop_agent().success()));
+}
+
+/// What `appendfsync everysec` had not written is gone where all die at once; nobody waits for ever all the same.
+#[test]
+fn all_pods_killed_at_once_with_writes_under_way_serve_again() {
+    let mut tier = Tier::form(Engine::Redis7, 3, true);
+    write_keys(&mut tier.members[0].client());
+    tier.members.iter_mut().for_each(Member::kill_agent);
+    tier.members.iter_mut().for_each(Member::start_agent);
+    tier.wait("a primary that all follow", || {
+        let count = |wanted: fn(&Member) -> bool| tier.members.iter().filter(|member| wanted(member)).count();
+        count(|member| member.phase() == json!("primary")) == 1
+            && count(|member| member.phase()["replica"]["linkUp"] == json!(true)) == 2
+    });
 }
 
 #[test]

@@ -93,7 +93,11 @@ impl Tier {
     pub fn wait_for_successor(&self, old: usize) -> usize {
         let mut found = old;
         self.wait("another primary", || {
-            let named = self.sentinels[0].names().and_then(|port| self.members.iter().position(|member| member.port == port));
+            let named = self
+                .sentinels
+                .iter()
+                .find_map(Watcher::names)
+                .and_then(|port| self.members.iter().position(|member| member.port == port));
             found = named.unwrap_or(old);
             found != old
         });
@@ -360,6 +364,12 @@ impl Watcher {
         if reply == Value::Nil { None } else { reply.items().get(1)?.text().parse().ok() }
     }
 
+    /// `kill -9`.
+    pub fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
     fn knows(&self, replicas: usize, others: usize) -> bool {
         let Ok(mut client) = Client::connect(self.port) else { return false };
         let mut count = |what: &str| client.line(&format!("SENTINEL {what} {MASTER}")).items().len();
@@ -369,7 +379,6 @@ impl Watcher {
 
 impl Drop for Watcher {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        self.kill();
     }
 }
