@@ -37,4 +37,22 @@ soak: $(SETUP) ## Many histories of cache-aside under faults. SOAK_SEEDS says ho
 	LARDER_SOAK_SEEDS=$(SOAK_SEEDS) LARDER_SOAK_REPORT=$(CURDIR)/docs/soak/cache-aside.md \
 	$(CARGO) test --profile $(PROFILE) --test integration cache_aside::history::soak -- --ignored --nocapture
 
-demo: $(SETUP) ## The main job in a minute. DEMO_ARGS is passed on, e.g. DEMO_ARGS='--seconds 20'
+demo: ## The main job in a minute. DEMO_ARGS is passed on, e.g. DEMO_ARGS='--seconds 20'
+	@test -f $(SETUP) || scripts/setup --demo
+	scripts/demo-data
+	@test -x target/$(PROFILE)/larder || echo "building larder: about ten minutes on two processors the first time"
+	$(CARGO) build --profile $(PROFILE) --bin larder
+	$(CARGO) run --quiet --profile $(PROFILE) --bin larder -- demo $(DEMO_ARGS)
+
+bench: $(SETUP) ## Side by side with other proxies. BENCH_ARGS is passed on, e.g. BENCH_ARGS='--rounds 9'
+	$(CARGO) build --release $(LEAN) --bin larderd --target-dir target/lean
+	ulimit -Sn 16384 2>/dev/null; \
+	$(CARGO) bench --profile $(PROFILE) --bench peers -- --larderd target/lean/release/larderd --output $(BENCH_OUTPUT) $(BENCH_ARGS)
+
+lint: ## Format, clippy on both planes
+	$(CARGO) fmt --check
+	$(CARGO) clippy --all-targets -- -D warnings
+	$(CARGO) clippy $(LEAN) --lib --bins -- -D warnings
+
+doc: ## The API documentation
+	RUSTDOCFLAGS='-D warnings -A rustdoc::private-intra-doc-links' $(CARGO) doc --no-deps --lib --document-private-items
