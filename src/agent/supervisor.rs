@@ -115,6 +115,7 @@ impl Supervisor {
         let mut intends = false;
         loop {
             let charge = self.charge.borrow_and_update().clone();
+            self.board.update(|known| known.report.generation = charge.config.generation);
             let situation = tokio::select! {
                 situation = questions::situation(&charge, &self.access.sentinels, &self.http, own) => situation,
                 () = told(&mut self.stop) => return None,
