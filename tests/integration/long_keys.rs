@@ -2,6 +2,7 @@
 
 use std::io::Write;
 
+use larder::sidecar::slots::tag_of;
 use serde_json::{Value as Json, json};
 
 use crate::support::resp::{Client, Value, encode};
@@ -189,4 +190,33 @@ fn long_commands_over_many_keys_are_split() {
         assert_eq!(client.call(&delete), Value::Int(400));
         assert_eq!(client.line("DEL long:list"), Value::Int(1));
     }
+}
+
+#[test]
+fn long_keys_are_found_while_their_slot_moves() {
+    const SLOT: u16 = 5;
+    let cluster = RedisCluster::start(Engine::Redis7, 3, 0);
+    let sidecar = Sidecar::start(&rules(cluster_topology(&cluster)));
+    let mut client = sidecar.client();
+    let prefix = format!("long:{{{}}}", String::from_utf8_lossy(&tag_of(SLOT)));
+    let (stays, fresh) = (long_key(&prefix, 2 * MIB, "a"), long_key(&prefix, 2 * MIB, "b"));
+    assert_eq!(client.call(&[&b"SET"[..], &stays, b"old"]), ok());
+    let (mut source, mut target) = (cluster.servers[0].client(), cluster.servers[1].client());
+    let (source_id, target_id) = (source.line("CLUSTER MYID").text(), target.line("CLUSTER MYID").text());
+    assert_eq!(target.line(&format!("CLUSTER SETSLOT {SLOT} IMPORTING {source_id}")), ok());
+    assert_eq!(source.line(&format!("CLUSTER SETSLOT {SLOT} MIGRATING {target_id}")), ok());
+    // What is there is found where it is; what is new goes where the slot goes.
+    assert_eq!(client.call(&[&b"GET"[..], &stays]).text(), "old");
+    assert_eq!(client.call(&[&b"SET"[..], &fresh, b"new"]), ok());
+    assert_eq!(client.call(&[&b"GET"[..], &fresh]).text(), "new");
+    assert!((500..=600).contains(&ttl(&mut client, &fresh)));
+    assert_eq!((source.line("DBSIZE"), target.line("DBSIZE")), (Value::Int(1), Value::Int(1)));
+    assert_eq!(client.call(&[&b"DEL"[..], &stays]), Value::Int(1));
+    for server in [1, 0, 2] {
+        let settled = cluster.servers[server].client().line(&format!("CLUSTER SETSLOT {SLOT} NODE {target_id}"));
+        assert_eq!(settled, ok());
+    }
+    assert_eq!(client.call(&[&b"GET"[..], &fresh]).text(), "new");
+    assert_eq!(client.call(&[&b"SET"[..], &stays, b"again"]), ok());
+    assert_eq!(target.line("DBSIZE"), Value::Int(2));
 }
