@@ -116,9 +116,9 @@ pub struct Rule {
     /// connection, or it is sent twice. Zero: the first SET on its connection ends an outstanding miss, whoever sent it.
     pub settle: Millis,
     /// How long a nil of another connection speaks beside younger ones: a load that began before a deletion may still end in a SET
-    /// on a shared connection while the next one runs. Longer than most loads take, and no longer, since a load that never ends in a
-    /// SET keeps others from being stored for as long. `None`: four times what loads take of late, between [`LEAST_OVERLAP_MS`]
-    /// and a lease.
+    /// on a shared connection while the next one runs. At most a lease. A load that never ends in a SET keeps others from being stored
+    /// for as long, where the key is written meanwhile. `None` trades the promise for hits: four times what loads take of late, but
+    /// at least [`LEAST_OVERLAP_MS`]; a slower load may then be stored over an acknowledged deletion.
     pub overlap: Option<Millis>,
     /// How long a read may wait for a fill.
     pub wait: Millis,
@@ -132,10 +132,10 @@ pub struct Rule {
 pub const LEAST_OVERLAP_MS: Millis = 100;
 
 impl Rule {
-    /// The usual proportions: ten leases of memory, a quarter of a lease to settle.
+    /// The usual proportions: ten leases of memory, a quarter of a lease to settle, a lease of overlap.
     pub const fn new(id: u16, lease: Millis, wait: Millis) -> Self {
         let (memory, settle) = (lease * 10, lease / 4);
-        Self { id, lease, memory, settle, overlap: None, wait, at_wait_end: AtWaitEnd::Error, stale: false }
+        Self { id, lease, memory, settle, overlap: Some(lease), wait, at_wait_end: AtWaitEnd::Error, stale: false }
     }
 
     /// [`Rule::overlap`], where loads take `load_ms`.
