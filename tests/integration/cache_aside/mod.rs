@@ -1,16 +1,29 @@
 //! Cache-aside through real sidecars and servers.
 
+mod cost;
+mod fills;
 mod history;
+mod many;
+mod multiplexed;
 mod scripts;
 mod stampede;
+mod succession;
 mod teams;
+
+
 mod tokens;
+
+use std::time::Duration;
 
 use serde_json::{Value as Json, json};
 
 use crate::read_through::Servers;
 use crate::support::admin::rule_count;
+use crate::support::resp::{Client, Value};
 use crate::support::sidecar::Sidecar;
+use crate::support::wait_for;
+
+pub const LIMIT: Duration = Duration::from_secs(30);
 
 /// A rule for `NAME:{id}` whose misses take leases. `settings` replace what else it says.
 pub fn rule(name: &str, stampede: Json, settings: Json) -> Json {
@@ -35,4 +48,23 @@ pub fn sidecars(servers: &Servers, count: usize, rules: &[Json]) -> Vec<Sidecar>
 /// A counter of the rule `item`, over all sidecars.
 pub fn total(sidecars: &[Sidecar], counter: &str) -> u64 {
     sidecars.iter().map(|sidecar| rule_count(sidecar, "item", counter)).sum()
+}
+
+pub fn ok() -> Value {
+    Value::Simple("OK".to_owned())
+}
+
+pub fn bulk(text: &str) -> Value {
+    Value::Bulk(text.as_bytes().to_vec())
+}
+
+/// The first client that has an answer, by its position.
+#[track_caller]
+pub fn first_answered(clients: &mut [Client]) -> (usize, Value) {
+    let mut found = None;
+    wait_for("somebody to be answered", LIMIT, || {
+        found = clients.iter_mut().enumerate().find_map(|(index, client)| Some((index, client.poll()?)));
+        found.is_some()
+    });
+    found.expect("found")
 }

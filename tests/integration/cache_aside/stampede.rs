@@ -1,26 +1,13 @@
 //! Many miss one key at once: one loads.
 
-use std::time::Duration;
-
 use serde_json::json;
 
-use super::{item, sidecars, total};
+use super::{LIMIT, first_answered, item, ok, sidecars, total};
 use crate::read_through::Servers;
 use crate::support::resp::{Client, Value, encode};
 use crate::support::wait_for;
 
-const LIMIT: Duration = Duration::from_secs(30);
 const GET: [&str; 2] = ["GET", "item:7"];
-
-/// The clients that have an answer, by their position.
-fn answered(clients: &mut [Client], limit: Duration) -> Option<(usize, Value)> {
-    let mut found = None;
-    wait_for("somebody to be answered", limit, || {
-        found = clients.iter_mut().enumerate().find_map(|(index, client)| Some((index, client.poll()?)));
-        found.is_some()
-    });
-    found
-}
 
 #[test]
 fn of_a_thousand_connections_over_five_sidecars_one_loads() {
@@ -29,12 +16,12 @@ fn of_a_thousand_connections_over_five_sidecars_one_loads() {
         let mut clients: Vec<Client> = (0..1000).map(|index| sidecars[index % 5].client()).collect();
         for round in 1..=2 {
             clients.iter_mut().for_each(|client| client.send(&encode(&GET)).unwrap());
-            let (holder, reply) = answered(&mut clients, LIMIT).expect("one is asked to load");
+            let (holder, reply) = first_answered(&mut clients);
             assert_eq!(reply, Value::Nil);
             wait_for("all to have missed", LIMIT, || total(&sidecars, "misses") == 1000 * round);
             assert_eq!(total(&sidecars, "leases"), round);
             let value = format!("value {round}");
-            assert_eq!(clients[holder].call(&["SET", "item:7", &value]), Value::Simple("OK".to_owned()));
+            assert_eq!(clients[holder].call(&["SET", "item:7", &value]), ok());
             for (index, client) in clients.iter_mut().enumerate().filter(|(index, _)| *index != holder) {
                 assert_eq!(client.read().unwrap(), Value::Bulk(value.clone().into_bytes()), "client {index} in round {round}");
             }

@@ -1,0 +1,153 @@
+//! What is stored, and what is not.
+
+use serde_json::json;
+
+use super::{bulk, item, ok, rule, sidecars, total};
+use crate::read_through::Servers;
+use crate::support::resp::{Value, encode};
+
+#[test]
+fn an_update_behind_a_fill_is_never_lost() {
+    for servers in [Servers::sentinel(), Servers::cluster()] {
+        let sidecars = sidecars(&servers, 1, &[item(json!({}))]);
+        for (id, pipelined) in [(1, false), (2, true)] {
+            let key = format!("item:{id}");
+            let mut client = sidecars[0].client();
+            assert_eq!(client.call(&["GET", &key]), Value::Nil);
+            let (a, b) = (encode(&["SET", &key, "a"]), encode(&["SET", &key, "b"]));
+            if pipelined {
+                client.send(&[a, b, encode(&["GET", &key])].concat()).unwrap();
+            } else {
+                client.send(&a).unwrap();
+                assert_eq!(client.read().unwrap(), ok());
+                client.send(&[b, encode(&["GET", &key])].concat()).unwrap();
+            }
+            let replies: Vec<Value> = (0..if pipelined { 3 } else { 2 }).map(|_| client.read().unwrap()).collect();
+            let last = replies.last().unwrap();
+            assert!([bulk("b"), Value::Nil].contains(last), "{key}: {replies:?}");
+            assert_ne!(servers.holder_of(&key).call(&["GET", &key]), bulk("a"));
+        }
+        // Without a miss before it, a write is an update and stays.
+        let mut client = sidecars[0].client();
+        assert_eq!((client.line("SET item:3 a"), client.line("SET item:3 b")), (ok(), ok()));
+        assert_eq!(client.line("GET item:3"), bulk("b"));
+    }
+}
+
+#[test]
+fn a_late_fill_never_undoes_what_another_pod_did() {
+    for servers in [Servers::sentinel(), Servers::cluster()] {
+        let sidecars = sidecars(&servers, 2, &[item(json!({}))]);
+        let changes = ["DEL", "UNLINK", "SET newer", "APPEND newer", "LARDER.INVALIDATE", "MSET newer", "MULTI", "SETEX newer"];
+        for (id, change) in changes.iter().enumerate() {
+            let key = format!("item:{id}");
+            let (mut loader, mut other) = (sidecars[0].client(), sidecars[1].client());
+            assert_eq!(loader.call(&["GET", &key]), Value::Nil);
+            match change.split_once(' ') {
+                Some(("SETEX", value)) => drop(other.call(&["SETEX", &key, "100", value])),
+                Some((name, value)) => drop(other.call(&[name, &key, value])),
+                None if *change == "MULTI" => {
+                    other.line("MULTI");
+                    other.call(&["SET", &key, "newer"]);
+                    other.line("EXEC");
+                }
+                None => drop(other.call(&[change, &key.as_str()])),
+            }
+            assert_eq!(loader.call(&["SET", &key, "older"]), ok(), "{change}");
+            let held = servers.holder_of(&key).call(&["GET", &key]);
+            assert_ne!(held, bulk("older"), "{change}");
+            // And by its own kind of write, it is not.
+            assert_eq!(loader.call(&["SET", &key, "as new"]), ok());
+            let held = servers.holder_of(&key).call(&["GET", &key]);
+            assert!([bulk("as new"), Value::Nil].contains(&held), "{change}: {held:?}");
+        }
+        assert!(total(&sidecars, "late_fills") >= changes.len() as u64);
+    }
+}
+
+#[test]
+fn a_fill_comes_by_any_kind_of_set_and_any_connection_of_the_pod() {
+    let servers = Servers::sentinel();
+    let sidecars = sidecars(&servers, 1, &[item(json!({})), rule("old", json!({}), json!({"stale": "1h"}))]);
+    let (mut client, mut pooled, mut server) = (sidecars[0].client(), sidecars[0].client(), servers.holder_of(""));
+    let large = "x".repeat(200_000);
+    let fills: [&[&str]; 9] = [
+        &["SET", "KEY", "v"],
+        &["SET", "KEY", "v", "EX", "100", "NX"],
+        &["SETEX", "KEY", "100", "v"],
+        &["PSETEX", "KEY", "100000", "v"],
+        &["SETNX", "KEY", "v"],
+        &["GETSET", "KEY", "v"],
+        &["SET", "KEY", "v", "GET", "PX", "100000"],
+        &["MSET", "KEY", "v", "other", "w"],
+        &["SET", "KEY", &large],
+    ];
+    for (id, fill) in fills.iter().enumerate() {
+        for (family, by) in [("item", &mut pooled), ("old", &mut client)] {
+            let key = format!("{family}:{id}");
+            let fill: Vec<&str> = fill.iter().map(|word| if *word == "KEY" { key.as_str() } else { *word }).collect();
+            let mut reader = sidecars[0].client();
+            assert_eq!(reader.call(&["GET", &key]), Value::Nil);
+            let reply = by.call(&fill);
+            assert!([ok(), Value::Int(1), Value::Nil].contains(&reply), "{fill:?}: {reply:?}");
+            let value = if fill.contains(&large.as_str()) { &large } else { "v" };
+            assert_eq!(server.call(&["GET", &key]), bulk(value), "{fill:?}");
+            let ttl = server.call(&["PTTL", &key]).int();
+            assert!((1..=3_600_000).contains(&ttl), "{fill:?}: {ttl}");
+        }
+    }
+    assert_eq!(server.line("GET other"), bulk("w"));
+    assert_eq!((total(&sidecars, "ambiguous_fills"), total(&sidecars, "late_fills")), (0, 0));
+}
+
+#[test]
+fn writes_in_transactions_are_never_fills() {
+    let servers = Servers::cluster();
+    let sidecars = sidecars(&servers, 1, &[item(json!({}))]);
+    let mut client = sidecars[0].client();
+    assert_eq!(client.line("GET item:1"), Value::Nil);
+    assert_eq!(client.line("MULTI"), ok());
+    client.line("SET item:1 old");
+    client.line("GET item:1");
+    assert_eq!(client.line("EXEC").items()[0], ok());
+    assert_eq!(servers.holder_of("item:1").line("GET item:1"), Value::Nil, "it may have been loaded before another's write");
+    client.line("MULTI");
+    client.line("SET item:2 v");
+    assert_eq!(client.line("EXEC").items(), [ok()]);
+    assert_eq!(client.line("GET item:2"), bulk("v"), "there was no miss before it");
+    // Nobody is held up by a read under WATCH, or within MULTI.
+    let mut watching = sidecars[0].client();
+    watching.line("WATCH item:{x}3");
+    assert_eq!(watching.line("GET item:{x}3"), Value::Nil);
+    watching.line("MULTI");
+    watching.line("GET item:{x}4");
+    assert_eq!(watching.line("EXEC").items(), [Value::Nil]);
+    for key in ["item:{x}3", "item:{x}4"] {
+        let lease = larder::sidecar::slots::Companion::Lease.name(key.as_bytes());
+        assert_eq!(servers.holder_of(key).call(&[&b"EXISTS"[..], &lease]), Value::Int(0));
+    }
+    assert_eq!(total(&sidecars, "leases"), 1);
+}
+
+#[test]
+fn stale_copies_are_served_while_one_loads() {
+    let servers = Servers::cluster();
+    let sidecars = sidecars(&servers, 2, &[rule("item", json!({}), json!({"stale": "1h"}))]);
+    let (mut one, mut two) = (sidecars[0].client(), sidecars[1].client());
+    assert_eq!(one.line("SET item:1 first"), ok());
+    servers.expire("item:1");
+    assert_eq!(one.line("GET item:1"), Value::Nil, "it loads");
+    for _ in 0..5 {
+        assert_eq!(two.line("GET item:1"), bulk("first"));
+        assert_eq!(sidecars[0].client().line("GET item:1"), bulk("first"));
+    }
+    assert_eq!(total(&sidecars, "stale"), 10);
+    assert_eq!(one.line("SET item:1 second"), ok());
+    assert_eq!(two.line("GET item:1"), bulk("second"));
+    servers.expire("item:1");
+    assert_eq!(two.line("GET item:1"), Value::Nil);
+    assert_eq!(one.line("GET item:1"), bulk("second"), "the fill wrote the copy too");
+    // A deletion takes the copy along.
+    assert_eq!(two.line("DEL item:1"), Value::Int(0));
+    assert_eq!(one.line("GET item:1"), Value::Nil);
+}
