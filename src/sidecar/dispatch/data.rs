@@ -3,15 +3,17 @@
 use std::rc::Rc;
 
 use super::{Flow, Request, refuse};
-use crate::sidecar::commands::{Access, Effect};
+use crate::sidecar::commands::{Access, CommandSpec, Effect};
 use crate::sidecar::engine::ttl::{self, Coverage, EXEC, MULTI, TtlPlan};
 use crate::sidecar::patterns::cache_aside::writes::{self, Judged};
 use crate::sidecar::patterns::observe;
 use crate::sidecar::policy::{Covered, UNMATCHED};
+use crate::sidecar::resp::CommandArgs;
 use crate::sidecar::session::Session;
 use crate::sidecar::slots;
 use crate::sidecar::upstream::queue::{ANY_SLOT, Pending, Retry};
 use crate::sidecar::upstream::sink::{OnReply, Sink, Transaction};
+use crate::sidecar::worker::Worker;
 
 /// Redis Cluster's own words.
 pub const CROSS_SLOT: &str = "CROSSSLOT Keys in request don't hash to the same slot";
@@ -129,6 +131,7 @@ pub fn submit_write(session: &Rc<Session>, request: &Request<'_>, slot: u16, sin
         if gives_default && let Some(key) = request.spec.first_key(&request.args) {
             worker.metrics().ttl_added(policy.find(key));
         }
+        note_written(worker, request.spec, &request.args, &coverage);
         wire.clear();
         if let Some(judged) = judged.as_ref().filter(|judged| judged.needs_care()) {
             pending.sink = write_with_care(session, request, judged, (plan, planned), pending.sink, wire);
@@ -144,6 +147,19 @@ pub fn submit_write(session: &Rc<Session>, request: &Request<'_>, slot: u16, sin
         judged.sent(worker);
     }
     room
+}
+
+/// Remembers the covered keys that a command writes, for the case that a new primary has not heard of it.
+pub fn note_written(worker: &Worker, spec: &CommandSpec, args: &CommandArgs<'_>, coverage: &Covered<'_>) {
+    let recent = worker.aside().recent();
+    match spec.only_key(args) {
+        Some(key) => recent.note(worker.now(), coverage.database, key),
+        None => {
+            let keys = spec.keys(args).unwrap_or_default();
+            let keys = keys.iter().filter(|at| at.effect != Effect::Route).filter_map(|at| args.get(at.index as usize));
+            keys.filter(|key| coverage.cover(key).is_some()).for_each(|key| recent.note(worker.now(), coverage.database, key));
+        }
+    }
 }
 
 /// Writes a command that may be a fill, or is doubtful: as a script, or where it is too large for one, as a transaction that leaves

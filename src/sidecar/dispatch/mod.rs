@@ -10,7 +10,7 @@ mod split;
 
 use std::rc::Rc;
 
-pub use data::{CROSS_SLOT, unmatched_text};
+pub use data::{CROSS_SLOT, note_written, unmatched_text};
 pub use split::submit_part;
 
 use super::commands::{self, Access, Class, CommandSpec};

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use super::connection::Owed;
 use super::exec_filter::Queued;
 use crate::sidecar::commands::{Access, CommandSpec, Effect};
-use crate::sidecar::dispatch::{CROSS_SLOT, own_keys, unmatched_text};
+use crate::sidecar::dispatch::{CROSS_SLOT, note_written, own_keys, unmatched_text};
 use crate::sidecar::engine::ttl::{self, TtlPlan};
 use crate::sidecar::patterns::cache_aside::writes;
 use crate::sidecar::patterns::observe;
@@ -61,6 +61,9 @@ pub fn write_queued(session: &Rc<Session>, command: &Taken, spec: &CommandSpec, 
     observe::on_write(session, spec, &args);
     let mut planned = Vec::new();
     let plan = ttl::plan(&args, spec, &coverage, &mut || worker.random(), &mut planned);
+    if plan != TtlPlan::Forward {
+        note_written(worker, spec, &args, &coverage);
+    }
     let extra = plan.write_queued(command.raw(), args.len(), &planned, out);
     let given_ttl = if plan == TtlPlan::Forward { None } else { spec.first_key(&args).map(|key| policy.find(key)) };
     let extra = extra + writes::guard(session, spec, &args, out);
@@ -84,6 +87,9 @@ pub fn write_guards(session: &Rc<Session>, args: &CommandArgs<'_>, spec: &Comman
     observe::on_write(session, spec, args);
     let coverage = Covered { policy: &policy, database: session.lane().database };
     let guards = ttl::guards(args, spec, &coverage, &mut || worker.random(), out);
+    if guards > 0 {
+        note_written(worker, spec, args, &coverage);
+    }
     let given_ttl = spec.first_key(args).filter(|_| guards > 0).map(|key| policy.find(key));
     let extra = guards + writes::guard(session, spec, args, out);
     Queued { extra, reads: read_rule(&policy, args, spec), given_ttl }

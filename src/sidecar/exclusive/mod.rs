@@ -26,7 +26,7 @@ mod stream;
 mod subscribe;
 mod transaction;
 mod turn;
-mod wait;
+pub mod wait;
 
 use std::rc::Rc;
 

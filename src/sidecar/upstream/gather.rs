@@ -9,6 +9,7 @@ use super::mux::Lane;
 use super::sink::Answer;
 use crate::sidecar::commands::{Gather, Join};
 use crate::sidecar::dispatch::own_keys;
+use crate::sidecar::exclusive::wait::wait_for_replicas;
 use crate::sidecar::patterns::read_through;
 use crate::sidecar::resp::{encode, reply};
 use crate::sidecar::session::Session;
@@ -46,6 +47,8 @@ pub struct Meeting {
     writes: bool,
     /// The client's command and where it was sent, where missing keys of its answer are loaded.
     fill: Option<(Lane, Vec<u8>)>,
+    /// The slots whose replicas must have what was done before it is told.
+    confirm: Option<(Lane, Vec<u16>)>,
     parts: RefCell<Vec<Option<Vec<u8>>>>,
     left: Cell<usize>,
     /// Whether the session's task waits for each answer.
@@ -56,6 +59,13 @@ impl Meeting {
     /// A place for `parts` answers, for the reply at `sequence` of `session`.
     pub fn new(session: Rc<Session>, sequence: u32, assembly: Assembly, writes: bool, parts: usize) -> Rc<Self> {
         Rc::new(Self::build(session, sequence, assembly, writes, None, parts))
+    }
+
+    /// As [`Meeting::new`], for writes that are told of when the replicas of `slots` have them.
+    pub fn confirming(session: Rc<Session>, sequence: u32, join: Join, places: Vec<Vec<u32>>, slots: Vec<u16>) -> Rc<Self> {
+        let (parts, lane) = (places.len(), session.lane());
+        let meeting = Self::build(session, sequence, Assembly::Keys(join, places), true, None, parts);
+        Rc::new(Self { confirm: Some((lane, slots)), ..meeting })
     }
 
     /// As [`Meeting::new`], for an MGET, or an EXISTS with one key a part, some of whose missing keys are to be loaded;
@@ -82,6 +92,7 @@ impl Meeting {
             assembly,
             writes,
             fill,
+            confirm: None,
             parts: RefCell::new(empty),
             left: Cell::new(parts),
             watched: Cell::new(false),
@@ -122,11 +133,28 @@ impl Meeting {
         }
         if self.left.get() == 0 {
             let parts: Vec<Vec<u8>> = self.parts.take().into_iter().flatten().collect();
-            match &self.fill {
-                None => self.session.answer(self.sequence, |out| self.compose(&parts, out)),
-                Some((lane, command)) => self.compose_and_fill(&parts, *lane, command),
+            match (&self.fill, &self.confirm) {
+                (None, None) => self.session.answer(self.sequence, |out| self.compose(&parts, out)),
+                (None, Some((lane, slots))) => self.compose_and_confirm(&parts, *lane, slots.clone()),
+                (Some((lane, command)), _) => self.compose_and_fill(&parts, *lane, command),
             }
         }
+    }
+
+    fn compose_and_confirm(&self, parts: &[Vec<u8>], lane: Lane, slots: Vec<u16>) {
+        let mut whole = Vec::new();
+        self.compose(parts, &mut whole);
+        let (session, sequence) = (self.session.clone(), self.sequence);
+        if whole.first() == Some(&b'-') {
+            return session.deliver(sequence, &whole);
+        }
+        tokio::task::spawn_local(async move {
+            match wait_for_replicas(session.worker(), lane, &slots).await {
+                Ok(()) => session.deliver(sequence, &whole),
+                Err(text) => session.answer(sequence, |out| encode::error(out, &text)),
+            }
+            session.worker().flush_dirty();
+        });
     }
 
     fn compose_and_fill(&self, parts: &[Vec<u8>], lane: Lane, command: &[u8]) {

@@ -174,6 +174,11 @@ impl Mux {
         self.answered.get() + self.queue.borrow().sent_count() as u64
     }
 
+    /// As [`Mux::mark`], of all commands that wait, whether they have left or not.
+    pub fn mark_all(&self) -> u64 {
+        self.answered.get() + self.queue.borrow().len() as u64
+    }
+
     /// Whether the commands before `mark` are answered.
     pub fn has_passed(&self, mark: u64) -> bool {
         self.answered.get() >= mark

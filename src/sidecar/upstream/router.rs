@@ -13,8 +13,10 @@ use smallvec::SmallVec;
 use super::mux::{Lane, Mux};
 use super::node::NodeAddr;
 use super::queue::{ANY_SLOT, Pending, Queue, Recovered, Retry};
+use super::sink::{Answer, Sink};
 use super::view::{SLOTS, View, ViewKind};
 use crate::sidecar::exclusive::pool::Pool;
+use crate::sidecar::patterns::cache_aside::recent::Deletion;
 use crate::sidecar::worker::Worker;
 
 /// How long a node that lost slots may take to answer what it still owes for them.
@@ -219,11 +221,12 @@ impl Router {
     /// Whether any slot changes hands.
     fn begin_handover(&self, worker: &Rc<Worker>, old: &RouteMap) -> bool {
         let map = self.map.borrow();
-        let mut slots = vec![false; SLOTS];
+        let (mut slots, mut gained) = (vec![false; SLOTS], vec![false; SLOTS]);
         let mut losers: Vec<Rc<Node>> = Vec::new();
         let spans = if matches!(*map, RouteMap::Cluster { .. }) { SLOTS } else { 1 };
         for (slot, changes) in slots.iter_mut().enumerate().take(spans) {
             let (before, after) = (old.owner(slot as u16), map.owner(slot as u16));
+            gained[slot] = after.is_some_and(|after| before.is_none_or(|before| !Rc::ptr_eq(before, after)));
             if let Some(before) = before
                 && after.is_none_or(|after| !Rc::ptr_eq(before, after))
             {
@@ -234,9 +237,12 @@ impl Router {
             }
         }
         drop(map);
-        if losers.is_empty() {
+        let deletions = worker.aside().recent().deletions(spans == SLOTS, |slot| gained[usize::from(slot) % spans]);
+        if losers.is_empty() && deletions.is_empty() {
             return false;
         }
+        // Nothing is read at a new owner before it has deleted what it may have an older value of.
+        deletions.iter().for_each(|deletion| slots[usize::from(deletion.slot) % spans] = true);
         let slots = matches!(*self.map.borrow(), RouteMap::Cluster { .. }).then(|| slots.into_boxed_slice());
         let mut handover = Handover { slots, waits: Vec::new(), until: worker.now() + HANDOVER_PATIENCE_MS };
         // What has not left goes to the new owner, before all that comes from now on.
@@ -246,10 +252,36 @@ impl Router {
             let mark = mux.mark();
             handover.waits.push((mux, mark));
         }
+        self.delete_again(worker, &deletions, &mut handover);
         self.handovers.borrow_mut().push(handover);
         self.handing_over.set(true);
         self.return_to_lobby(unsent);
         true
+    }
+
+    /// Has new owners delete what was written lately; what they do not answer for holds the handover up, within its bounds.
+    fn delete_again(&self, worker: &Rc<Worker>, deletions: &[Deletion], handover: &mut Handover) {
+        if !deletions.is_empty() {
+            let overflowed = worker.aside().recent().has_overflowed(worker.now());
+            tracing::info!(commands = deletions.len(), overflowed, "deletes at new primaries what was written lately");
+        }
+        for deletion in deletions {
+            let Some(node) = self.map.borrow().owner(deletion.slot).cloned() else { continue };
+            let lane = Lane { database: deletion.database, ..Lane::default() };
+            let mux = node.mux(worker, lane);
+            let sink = Sink::Call(Box::new(|_, answer| {
+                let error = match answer {
+                    Answer::Reply(bytes) => bytes.strip_prefix(b"-").map(|error| String::from_utf8_lossy(error).into_owned()),
+                    Answer::Failed(text) => Some(text.to_owned()),
+                };
+                if let Some(error) = error {
+                    tracing::warn!(%error, "a new primary may serve values from before the last writes: it did not delete them");
+                }
+            }));
+            mux.push(&[&deletion.wire], Pending::new(sink, deletion.slot, Retry::Safe, lane, worker.now()));
+            let mark = mux.mark_all();
+            handover.waits.push((mux, mark));
+        }
     }
 
     /// Connections to nodes that serve nothing any more end once they owe nothing, by the tick.

@@ -1,6 +1,7 @@
 //! Cache-aside through real sidecars and servers.
 
 mod cost;
+mod failover;
 mod fills;
 mod history;
 mod many;
@@ -9,8 +10,6 @@ mod scripts;
 mod stampede;
 mod succession;
 mod teams;
-
-
 mod tokens;
 
 use std::time::Duration;

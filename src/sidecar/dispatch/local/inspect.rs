@@ -13,6 +13,7 @@ use crate::sidecar::slots;
 use crate::sidecar::upstream::gather::{Assembly, Meeting};
 use crate::sidecar::upstream::queue::{ANY_SLOT, Pending, Retry};
 use crate::sidecar::upstream::sink::Sink;
+use crate::sidecar::worker::Worker;
 use crate::telemetry::metrics::UNMATCHED_RULE;
 
 /// What the policy says of a key, in order. All values are text.
@@ -34,7 +35,7 @@ pub fn explain(session: &Rc<Session>, request: &Request<'_>) -> Flow {
     let key = request.args.get(1).unwrap_or_default();
     let explanation = Explanation {
         protocol: session.protocol(),
-        facts: facts_of(&policy, key, worker.is_cluster()),
+        facts: facts_of(worker, &policy, key),
         counts: worker.metrics().rule_totals(rule_label(&policy, key)),
         companions: COMPANIONS.into_iter().map(|companion| companion.name(key)).collect(),
     };
@@ -96,10 +97,10 @@ fn rule_label<'a>(policy: &'a ActivePolicy, key: &[u8]) -> &'a str {
     policy.rule(policy.find(key)).map_or(UNMATCHED_RULE, |rule| &rule.name)
 }
 
-fn facts_of(policy: &ActivePolicy, key: &[u8], cluster: bool) -> Facts {
+fn facts_of(worker: &Worker, policy: &ActivePolicy, key: &[u8]) -> Facts {
     let id = policy.find(key);
     let mut facts: Facts = vec![("key", quoted(key))];
-    if cluster {
+    if worker.is_cluster() {
         facts.push(("slot", slots::slot_of(key).to_string()));
     }
     facts.push(("generation", policy.snapshot().generation.to_string()));
@@ -117,6 +118,15 @@ fn facts_of(policy: &ActivePolicy, key: &[u8], cluster: bool) -> Facts {
             facts.push(("why", format!("no pattern of the {} rules covers the key", count(policy))));
             facts.push(("strategy", policy.snapshot().unmatched.name().to_owned()));
         }
+    }
+    if policy.leases(id) {
+        let armed = worker.aside().is_armed(worker, id);
+        let leases = if armed {
+            "one client loads a missing key, the others wait for it"
+        } else {
+            "none for a while: misses of this rule were seldom filled, as if its keys were locks or existence checks"
+        };
+        facts.push(("leases", leases.to_owned()));
     }
     match policy.rule(id) {
         Some(rule) => push_rule(&mut facts, rule),

@@ -8,7 +8,7 @@ use crate::sidecar::patterns::observe;
 use crate::sidecar::resp::encode;
 use crate::sidecar::session::Session;
 use crate::sidecar::slots::{self, Companion};
-use crate::sidecar::upstream::gather::{Assembly, Meeting};
+use crate::sidecar::upstream::gather::Meeting;
 use crate::sidecar::upstream::queue::{ANY_SLOT, Pending, Retry};
 use crate::sidecar::upstream::sink::{Sink, Transaction};
 
@@ -17,7 +17,8 @@ pub(super) const COMPANIONS: [Companion; 3] = [Companion::Lease, Companion::Stal
 /// MULTI, the key's DEL, its companions' DEL, EXEC.
 const REPLIES: u32 = 4;
 
-/// Each key goes in one transaction with its companions. The reply is the number of keys that were there.
+/// Each key goes in one transaction with its companions. The reply is the number of keys that were there, once all replicas that
+/// could become primaries have heard of it.
 pub fn run(session: &Rc<Session>, request: &Request<'_>) -> Flow {
     let worker = session.worker();
     let keys: Vec<&[u8]> = request.args.iter().skip(1).collect();
@@ -25,19 +26,23 @@ pub fn run(session: &Rc<Session>, request: &Request<'_>) -> Flow {
         return own_keys::refuse(session, key);
     }
     let places = (0..keys.len() as u32).map(|place| vec![place]).collect();
-    let assembly = Assembly::Keys(Join::Sum, places);
-    let meeting = Meeting::new(session.clone(), session.take_place(), assembly, true, keys.len());
+    let slot_of = |key: &[u8]| if worker.is_cluster() { slots::slot_of(key) } else { ANY_SLOT };
+    let all_slots = keys.iter().map(|key| slot_of(key)).collect();
+    let meeting = Meeting::confirming(session.clone(), session.take_place(), Join::Sum, places, all_slots);
     let mut room = true;
     let mut wire = Vec::new();
     for (index, key) in keys.iter().enumerate() {
         observe::on_invalidation(session, key);
         write(key, &mut wire);
-        let slot = if worker.is_cluster() { slots::slot_of(key) } else { ANY_SLOT };
+        let slot = slot_of(key);
         let part = Sink::Part { meeting: meeting.clone(), index: index as u32 };
         let sink = Sink::Transaction(Box::new(Transaction { sink: part, expects: REPLIES, error: None }));
         // Covered keys may vanish at any moment, so they may be deleted twice; others not.
         let policy = worker.policy();
         let retry = if policy.lifetime_of(policy.find(key)).is_some() { Retry::Safe } else { Retry::Never };
+        if retry == Retry::Safe {
+            worker.aside().recent().note(worker.now(), session.lane().database, key);
+        }
         let pending = Pending::new(sink, slot, retry, session.lane(), worker.now());
         room &= worker.submit(&[&wire], pending);
     }

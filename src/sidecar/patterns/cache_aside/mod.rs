@@ -6,6 +6,7 @@
 
 mod effects;
 mod reads;
+pub mod recent;
 pub mod scripts;
 pub mod tokens;
 pub mod wake;
@@ -20,6 +21,7 @@ use rustc_hash::FxHashMap;
 pub use reads::{Wanted, ask_many, on_away, on_early, on_miss, on_seen};
 
 use self::reads::Read;
+use self::recent::Recent;
 use self::wake::Wake;
 use crate::policy::AtWaitEnd;
 use crate::sidecar::dispatch::Request;
@@ -41,6 +43,7 @@ pub struct Aside {
     wake: Wake,
     /// When keys expire, as far as is known.
     early: RefCell<Early>,
+    recent: Recent,
     /// The protocol of who missed last: its connection stands, and serves for Larder's own questions too.
     protocol: Cell<Protocol>,
 }
@@ -53,6 +56,7 @@ impl Aside {
             reads: RefCell::default(),
             wake: Wake::default(),
             early: RefCell::default(),
+            recent: Recent::default(),
             protocol: Cell::default(),
         }
     }
@@ -60,6 +64,16 @@ impl Aside {
     /// What is listened to.
     pub fn wake(&self) -> &Wake {
         &self.wake
+    }
+
+    /// What was written lately.
+    pub fn recent(&self) -> &Recent {
+        &self.recent
+    }
+
+    /// Whether misses of a rule take leases at the moment: not while they are seldom filled.
+    pub fn is_armed(&self, worker: &Worker, rule: RuleId) -> bool {
+        self.desk.borrow().is_armed(rule, worker.now())
     }
 
     /// Lets the desk decide, and carries out what it says.
