@@ -12,6 +12,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use super::exec_filter::{ExecFilter, Queued};
 use super::pool::is_quiet;
 use crate::sidecar::meter::Meter;
+use crate::sidecar::patterns::cache_aside;
 use crate::sidecar::resp::{ReplyScanner, reply};
 use crate::sidecar::session::Session;
 use crate::sidecar::upstream::access::Keys;
@@ -295,7 +296,13 @@ impl Dedicated {
                 && filter.takes(rest)
             {
                 let meter = self.worker.metrics();
-                let (taken, ended) = filter.feed(rest, &mut |command, element| count(meter, command, element), &mut |part| {
+                let mut judge = |command: &Queued, element: &[u8]| {
+                    count(meter, command, element);
+                    if let Some(key) = command.leased.as_deref().filter(|_| reply::is_null(element)) {
+                        cache_aside::on_nil_told(session, *place, key);
+                    }
+                };
+                let (taken, ended) = filter.feed(rest, &mut judge, &mut |part| {
                     session.deliver_part(*place, part);
                 })?;
                 at += taken;
@@ -374,7 +381,7 @@ impl Dedicated {
 }
 
 /// Counts for the rules of a command's keys, given the reply to it. An error is neither a hit nor a miss.
-fn count(meter: &Meter, command: Queued, reply: &[u8]) {
+fn count(meter: &Meter, command: &Queued, reply: &[u8]) {
     if reply.first() == Some(&b'-') {
         return;
     }

@@ -1,15 +1,19 @@
 //! EXEC's reply without the elements that answer commands of Larder's own, as it comes.
 
+use std::rc::Rc;
+
 use crate::sidecar::policy::RuleId;
 use crate::sidecar::resp::{ReplyError, ReplyScanner, encode, reply};
 
 /// One command of the client's within a transaction.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Queued {
     /// How many commands of Larder's own follow it, whose elements are dropped.
     pub extra: u32,
     /// The rule of the one key that it reads: a null is a miss.
     pub reads: Option<RuleId>,
+    /// The key that it gets, where a miss tells its client to load it.
+    pub leased: Option<Rc<[u8]>>,
     /// The rule of the first key that it writes, where Larder sees to the TTL.
     pub given_ttl: Option<RuleId>,
 }
@@ -73,7 +77,7 @@ impl ExecFilter {
     pub fn feed(
         &mut self,
         bytes: &[u8],
-        judge: &mut impl FnMut(Queued, &[u8]),
+        judge: &mut impl FnMut(&Queued, &[u8]),
         pass: &mut impl FnMut(&[u8]),
     ) -> Result<(usize, bool), ReplyError> {
         let mut at = 0;
@@ -89,7 +93,7 @@ impl ExecFilter {
             let length = whole.unwrap_or_else(|| self.scanner.releasable(rest.len()));
             if place.dropped == 0 && length > 0 {
                 if !std::mem::replace(&mut place.begun, true) {
-                    judge(self.commands[place.next], &rest[..length]);
+                    judge(&self.commands[place.next], &rest[..length]);
                 }
                 pass(&rest[..length]);
             }

@@ -67,7 +67,10 @@ pub fn write_queued(session: &Rc<Session>, command: &Taken, spec: &CommandSpec, 
     let extra = plan.write_queued(command.raw(), args.len(), &planned, out);
     let given_ttl = if plan == TtlPlan::Forward { None } else { spec.first_key(&args).map(|key| policy.find(key)) };
     let extra = extra + writes::guard(session, spec, &args, out);
-    Queued { extra, reads: read_rule(&policy, &args, spec), given_ttl }
+    let reads = read_rule(&policy, &args, spec);
+    let gets = spec.name == "get" && reads.is_some_and(|rule| policy.leases(rule));
+    let leased = spec.only_key(&args).filter(|_| gets).map(Rc::from);
+    Queued { extra, reads, leased, given_ttl }
 }
 
 /// The rule of the one key that a command reads, as on the shared connections.
@@ -92,7 +95,7 @@ pub fn write_guards(session: &Rc<Session>, args: &CommandArgs<'_>, spec: &Comman
     }
     let given_ttl = spec.first_key(args).filter(|_| guards > 0).map(|key| policy.find(key));
     let extra = guards + writes::guard(session, spec, args, out);
-    Queued { extra, reads: read_rule(&policy, args, spec), given_ttl }
+    Queued { extra, reads: read_rule(&policy, args, spec), leased: None, given_ttl }
 }
 
 /// What a client hears of a reply that did not come. `left`: whether a byte of its command may have left.

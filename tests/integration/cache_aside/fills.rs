@@ -127,6 +127,13 @@ fn writes_in_transactions_are_never_fills() {
         assert_eq!(servers.holder_of(key).call(&[&b"EXISTS"[..], &lease]), Value::Int(0));
     }
     assert_eq!(total(&sidecars, "leases"), 1);
+    // But what they were told is a miss as any: a value from before another's write is not stored.
+    for key in ["item:{x}3", "item:{x}4"] {
+        let mut other = sidecars[0].client();
+        other.call(&["DEL", key]);
+        assert_eq!(watching.call(&["SET", key, "late"]), ok());
+        assert_eq!(servers.holder_of(key).call(&["GET", key]), Value::Nil, "{key}");
+    }
 }
 
 #[test]

@@ -142,6 +142,17 @@ pub fn on_early(worker: &Rc<Worker>, rule: RuleId, recovered: Recovered, found: 
     }
 }
 
+/// A transaction told its client that a key is missing: it is never leased, but its client may load now.
+pub fn on_nil_told(session: &Rc<Session>, place: u32, key: &[u8]) {
+    let worker = session.worker();
+    let policy = worker.policy();
+    let Some(rule) = rule_of(&policy, policy.find(key)) else { return };
+    session.make_known_to_desk();
+    let (asker, database) = (Asker { connection: session.id(), place }, u32::from(session.lane().database));
+    let reader = Reader { asker, database, overtaken: true, shared: session.is_shared() };
+    worker.aside().run(worker, |desk, now, effects| desk.told_nil(now, reader, &Missing { key, rule }, effects));
+}
+
 /// A GET found a value, while reads of its client are parked: those of the same key before it need wait no longer.
 pub fn on_seen(worker: &Rc<Worker>, rule: RuleId, recovered: Recovered, found: &[u8]) {
     worker.metrics().count_read(rule, false);
