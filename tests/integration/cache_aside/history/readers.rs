@@ -108,7 +108,9 @@ pub fn exclusive(world: &World, mut random: fastrand::Rng) {
 pub fn pooled(world: &World, mut random: fastrand::Rng) {
     'again: while !world.is_over() {
         let first = world.connect(&mut random);
-        let Ok(second) = Client::connect(first.stream().peer_addr().unwrap().port()) else { continue };
+        // Where the sidecar is gone already, another one is taken.
+        let Ok(address) = first.stream().peer_addr() else { continue };
+        let Ok(second) = Client::connect(address.port()) else { continue };
         let mut pool = [first, second];
         while !world.is_over() {
             let row = &world.rows[random.usize(..KEYS / 2)];
