@@ -145,6 +145,12 @@ impl ActivePolicy {
         matches!(self.leases.get(usize::from(id)), Some(true))
     }
 
+    /// How eagerly values of the rule are loaded anew before they expire, where they are.
+    pub fn early_expiry(&self, id: RuleId) -> Option<f64> {
+        let beta = self.cache_aside(id)?.stampede.as_ref()?.early_expiry?;
+        Some(beta.get())
+    }
+
     /// Whether misses of any rule take leases.
     #[inline]
     pub fn has_leases(&self) -> bool {

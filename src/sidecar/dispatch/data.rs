@@ -5,6 +5,7 @@ use std::rc::Rc;
 use super::{Flow, Request, refuse};
 use crate::sidecar::commands::{Access, CommandSpec, Effect};
 use crate::sidecar::engine::ttl::{self, Coverage, EXEC, MULTI, TtlPlan};
+use crate::sidecar::patterns::cache_aside;
 use crate::sidecar::patterns::cache_aside::writes::{self, Judged};
 use crate::sidecar::patterns::observe;
 use crate::sidecar::policy::{Covered, UNMATCHED};
@@ -40,7 +41,7 @@ pub fn forward(session: &Rc<Session>, request: &Request<'_>) -> Flow {
             return write(session, request, slot);
         }
         match request.spec.name {
-            "get" if policy.leases(rule) => OnReply::Lease(rule),
+            "get" if policy.leases(rule) => cache_aside::before_get(session, &policy, rule, key, slot),
             "get" if policy.loads(rule) => OnReply::Fill(rule),
             "strlen" | "getrange" | "substr" if policy.loads(rule) => OnReply::FillZero(rule),
             "get" if policy.observes() && policy.observed(rule).is_some() => OnReply::Watch(rule),

@@ -18,7 +18,7 @@ use std::rc::Rc;
 
 use rustc_hash::FxHashMap;
 
-pub use reads::{Wanted, ask_many, on_away, on_early, on_miss, on_nil_told, on_seen};
+pub use reads::{Wanted, ask_many, before_get, on_away, on_early, on_miss, on_nil_told, on_seen};
 
 use self::reads::Read;
 use self::recent::Recent;

@@ -7,12 +7,13 @@ use smallvec::SmallVec;
 use super::super::read_through::Table;
 use super::tokens::{self, Fetch};
 use super::{Aside, Element, rule_of};
+use crate::sidecar::engine::early::Advice;
 use crate::sidecar::engine::lease::{Answer, Asker, Millis, Missing, Name, Reader, Reply, Rule, Why, key_hash};
-use crate::sidecar::policy::RuleId;
+use crate::sidecar::policy::{ActivePolicy, RuleId};
 use crate::sidecar::resp::{CommandArgs, CommandScan, CommandScanner, encode, reply};
 use crate::sidecar::session::Session;
-use crate::sidecar::upstream::queue::Recovered;
-use crate::sidecar::upstream::sink::Sink;
+use crate::sidecar::upstream::queue::{Pending, Recovered, Retry};
+use crate::sidecar::upstream::sink::{OnReply, Sink};
 use crate::sidecar::worker::Worker;
 
 /// A read that the desk keeps.
@@ -111,6 +112,39 @@ fn miss(worker: &Rc<Worker>, get: Get, otherwise: &[u8], ask: impl FnOnce(&Aside
         return get.session.deliver(get.sequence, otherwise);
     }
     ask(aside, id, &get, rule);
+}
+
+/// What becomes of the reply to a GET that is about to be sent: where its rule refreshes early, and the dice say so, a value asks
+/// for the lease. Now and then a PTTL goes along, for keys that are read again and again.
+#[inline]
+pub fn before_get(session: &Rc<Session>, policy: &ActivePolicy, id: RuleId, key: &[u8], slot: u16) -> OnReply {
+    match policy.early_expiry(id) {
+        None => OnReply::Lease(id),
+        Some(beta) => roll(session, beta, id, key, slot),
+    }
+}
+
+fn roll(session: &Rc<Session>, beta: f64, id: RuleId, key: &[u8], slot: u16) -> OnReply {
+    let worker = session.worker();
+    let hash = key_hash(u32::from(session.lane().database), key);
+    let load_ms = worker.aside().desk.borrow().load_ms(id);
+    let advice = worker.aside().early.borrow_mut().advise(hash, worker.now(), beta, load_ms, worker.random());
+    match advice {
+        Advice::Pass => {}
+        Advice::Refresh { .. } => return OnReply::Early(id),
+        Advice::Probe => {
+            let mut wire = Vec::new();
+            encode::command(&mut wire, &[b"PTTL", key]);
+            let sink = Sink::Call(Box::new(move |worker, answer| {
+                if let crate::sidecar::upstream::sink::Answer::Reply(bytes) = answer {
+                    let left = reply::integer(bytes).and_then(|left| Millis::try_from(left).ok());
+                    worker.aside().early.borrow_mut().probed(hash, worker.now(), left);
+                }
+            }));
+            worker.submit(&[&wire], Pending::new(sink, slot, Retry::Safe, session.lane(), worker.now()));
+        }
+    }
+    OnReply::Lease(id)
 }
 
 /// A GET found a value which may soon be gone, or found by then that it is gone already.
