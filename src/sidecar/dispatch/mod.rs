@@ -55,6 +55,7 @@ pub fn command(session: &Rc<Session>, raw: &[u8], args: CommandArgs<'_>) -> Flow
         }
     };
     let request = Request { raw, args, spec };
+    session.set_leaving(false);
     if session.has_parked() {
         cache_aside::arrives(session, &request);
     }

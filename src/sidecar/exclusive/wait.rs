@@ -1,8 +1,9 @@
 //! WAIT and WAITAOF.
 //!
-//! A client's writes went over shared connections, and the servers count for each connection apart. A connection that carries
-//! out any other command first waits for all writes that the server has executed by then, whoever made them: at least the
-//! client's own, which were answered before. In a Cluster every shard is asked, and the least counts.
+//! A client's writes went over shared connections, and the servers count for each connection apart: some up to its last command,
+//! some (Valkey 9) up to its last write. So the connection first writes a mark of Larder's own, which is gone at once. Its WAIT then
+//! stands for all that the server had executed before the mark, whoever wrote it: at least the client's own writes, which were
+//! answered before. In a Cluster every shard is asked, and the least counts.
 
 use std::future::poll_fn;
 use std::pin::pin;
@@ -21,6 +22,7 @@ use crate::sidecar::commands::Gather;
 use crate::sidecar::resp::{encode, reply};
 use crate::sidecar::session::reader::{MOST_HELD_BYTES, Taken};
 use crate::sidecar::session::{Ending, Reader, Session};
+use crate::sidecar::slots;
 use crate::sidecar::upstream::broken::Broken;
 use crate::sidecar::upstream::gather::{Assembly, Meeting};
 use crate::sidecar::upstream::mux::Lane;
@@ -28,7 +30,6 @@ use crate::sidecar::upstream::queue::ANY_SLOT;
 use crate::sidecar::upstream::sink::Answer;
 use crate::sidecar::worker::Worker;
 
-const PING: &[u8] = b"*1\r\n$4\r\nPING\r\n";
 /// How often the topology is looked at.
 const LOOK: Duration = Duration::from_millis(200);
 
@@ -36,12 +37,12 @@ const LOOK: Duration = Duration::from_millis(200);
 pub async fn run(reader: &mut Reader, command: &Taken, gather: Gather) {
     let session = reader.session().clone();
     let router = session.worker().router();
-    let mut targets: Vec<Target> = vec![Target::Slot(ANY_SLOT)];
+    let mut targets: Vec<(Target, u16)> = vec![(Target::Slot(ANY_SLOT), ANY_SLOT)];
     if session.worker().is_cluster() && router.is_usable() {
-        targets = router.primaries().iter().map(|node| Target::Node(node.address().clone())).collect();
+        targets = router.shards().into_iter().map(|(node, slot)| (Target::Node(node.address().clone()), slot)).collect();
     }
     let meeting = Meeting::new(session.clone(), session.take_place(), Assembly::Shards(gather), false, targets.len());
-    let mut answers = pin!(join_all(targets.iter().map(|target| ask(&session, target, command.raw()))));
+    let mut answers = pin!(join_all(targets.iter().map(|(target, slot)| ask(&session, target, *slot, command.raw()))));
     let want = Want { input: MOST_HELD_BYTES, ..Want::default() };
     let answers = loop {
         tokio::select! {
@@ -70,18 +71,18 @@ const REPLICAS_MS: u64 = 1_000;
 /// # Errors
 /// The text of the error reply, where they have not within a second, or it cannot be told.
 pub async fn wait_for_replicas(worker: &Rc<Worker>, lane: Lane, slots: &[u16]) -> Result<(), String> {
-    let mut targets: Vec<Target> = Vec::new();
+    let mut targets: Vec<(Target, u16)> = Vec::new();
     for slot in slots {
         let target = worker.router().node_of(*slot).map_or(Target::Slot(*slot), |node| Target::Node(node.address().clone()));
-        if !targets.contains(&target) {
-            targets.push(target);
+        if targets.iter().all(|(other, _)| *other != target) {
+            targets.push((target, *slot));
         }
     }
-    let confirmed = join_all(targets.iter().map(|target| confirm(worker, target, lane.shared()))).await;
+    let confirmed = join_all(targets.iter().map(|(target, slot)| confirm(worker, target, *slot, lane.shared()))).await;
     confirmed.into_iter().collect()
 }
 
-async fn confirm(worker: &Rc<Worker>, target: &Target, lane: Lane) -> Result<(), String> {
+async fn confirm(worker: &Rc<Worker>, target: &Target, slot: u16, lane: Lane) -> Result<(), String> {
     let doubt = |why: &str| {
         format!(
             "NOREPLICAS the keys are removed, but {why}: after a failover their old values might come back; repeat the command"
@@ -93,6 +94,10 @@ async fn confirm(worker: &Rc<Worker>, target: &Target, lane: Lane) -> Result<(),
     let role = call(&mut connection, &[b"ROLE"]).await.map_err(|_| lost())?;
     let replicas = reply::elements(&role).and_then(|role| Some(reply::elements(role.get(2)?)?.len())).unwrap_or_default();
     if replicas > 0 {
+        let marked = call_raw(&mut connection, &mark(slot)).await.map_err(|_| lost())?;
+        if let Some(error) = marked.strip_prefix(b"-") {
+            return Err(doubt(&format!("{node} says ({})", String::from_utf8_lossy(error).trim_end())));
+        }
         let (count, bound) = (replicas.to_string(), REPLICAS_MS.to_string());
         let answer = call(&mut connection, &[b"WAIT", count.as_bytes(), bound.as_bytes()]).await.map_err(|_| lost())?;
         let have = reply::integer(&answer).unwrap_or_default();
@@ -107,16 +112,29 @@ async fn confirm(worker: &Rc<Worker>, target: &Target, lane: Lane) -> Result<(),
 async fn call(connection: &mut Dedicated, command: &[&[u8]]) -> Result<Vec<u8>, Broken> {
     let mut wire = Vec::new();
     encode::command(&mut wire, command);
-    connection.queue(&wire);
+    call_raw(connection, &wire).await
+}
+
+/// A write in `slot` that is replicated, and forgotten at once.
+fn mark(slot: u16) -> Vec<u8> {
+    let slot = if slot == ANY_SLOT { 0 } else { slot };
+    let key = [&b"larder:w:{"[..], &slots::tag_of(slot), b"}"].concat();
+    let mut wire = Vec::new();
+    encode::command(&mut wire, &[&b"SET"[..], &key, b"", b"PX", b"1"]);
+    wire
+}
+
+async fn call_raw(connection: &mut Dedicated, wire: &[u8]) -> Result<Vec<u8>, Broken> {
+    connection.queue(wire);
     connection.owe(Owed::Kept);
     settle(connection, false).await?;
     Ok(connection.take_kept().pop().unwrap_or_default())
 }
 
-async fn ask(session: &Rc<Session>, target: &Target, command: &[u8]) -> Result<Vec<u8>, String> {
+async fn ask(session: &Rc<Session>, target: &Target, slot: u16, command: &[u8]) -> Result<Vec<u8>, String> {
     let mut connection = acquire(session.worker(), target, session.lane(), Hold::Lasting).await?;
-    connection.queue(PING);
-    connection.owe(Owed::Nobody);
+    connection.queue(&mark(slot));
+    connection.owe(Owed::Kept);
     connection.queue(command);
     connection.owe(Owed::Kept);
     if let Err(broken) = settle(&mut connection, false).await {
@@ -124,10 +142,11 @@ async fn ask(session: &Rc<Session>, target: &Target, command: &[u8]) -> Result<V
         tracing::warn!(%node, error = %broken, "lost a client's own server connection");
         return Err(guard::lost_text(node, true));
     }
-    // PING's error would be before it.
-    let reply = connection.take_kept().pop().unwrap_or_default();
+    let mut replies = connection.take_kept().into_iter();
+    let (marked, reply) = (replies.next().unwrap_or_default(), replies.next().unwrap_or_default());
     connection.give_back();
-    Ok(reply)
+    // Without the mark the count would stand for nothing.
+    Ok(if marked.first() == Some(&b'-') { marked } else { reply })
 }
 
 /// Waits until all is answered. `answers_soon`: within seconds.

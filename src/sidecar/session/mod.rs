@@ -58,6 +58,8 @@ pub struct Session {
     last_change: Cell<u32>,
     /// How many of its reads wait for a lease's end.
     parked: Cell<u32>,
+    /// Whether its next command waits until all are answered.
+    leaving: Cell<bool>,
     /// Whether the desk may know something of it.
     is_known_to_desk: Cell<bool>,
     /// Whether several commands were seen under way at once, one of them a read of a missing key.
@@ -123,6 +125,7 @@ impl Session {
             head: Cell::new(0),
             last_change: Cell::new(u32::MAX),
             parked: Cell::new(0),
+            leaving: Cell::new(false),
             is_known_to_desk: Cell::new(false),
             is_shared: Cell::new(false),
             stash: RefCell::default(),
@@ -260,6 +263,17 @@ impl Session {
     #[inline]
     pub fn has_parked(&self) -> bool {
         self.parked.get() > 0
+    }
+
+    /// Whether its next command waits until all are answered: then no read may wait for anything else.
+    pub fn is_leaving(&self) -> bool {
+        self.leaving.get()
+    }
+
+    /// Its next command waits until all are answered, or is handed on.
+    #[inline]
+    pub fn set_leaving(&self, leaving: bool) {
+        self.leaving.set(leaving);
     }
 
     /// One more read waits for a lease's end.

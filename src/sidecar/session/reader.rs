@@ -325,7 +325,10 @@ fn hand_on(session: &Rc<Session>, scanner: &mut CommandScanner, bytes: &[u8]) ->
                 taken += length;
                 break Flow::Wait;
             }
-            Flow::Quiet => break Flow::Quiet,
+            Flow::Quiet => {
+                cache_aside::leaves(session);
+                break Flow::Quiet;
+            }
             Flow::Exclusive(wish) => break Flow::Exclusive(wish),
         }
         if !session.may_read() {

@@ -46,7 +46,12 @@ fn a_new_primary_that_missed_the_last_writes_serves_none_of_their_keys() {
 
 #[test]
 fn an_invalidation_is_told_of_when_the_replicas_have_it() {
-    let cluster = SentinelCluster::start(Engine::Redis7, 1);
+    Engine::ALL.into_iter().for_each(check_invalidation);
+}
+
+/// Servers differ in which writes a connection's WAIT stands for.
+fn check_invalidation(engine: Engine) {
+    let cluster = SentinelCluster::start(engine, 1);
     let topology = crate::support::sidecar::sentinel_topology(&cluster);
     let sidecar = crate::support::sidecar::Sidecar::start(&crate::read_through::policy(topology, 1, &[], &[item(json!({}))]));
     let mut client = sidecar.client();
@@ -55,7 +60,10 @@ fn an_invalidation_is_told_of_when_the_replicas_have_it() {
     assert_eq!(client.line("SET item:1 v"), ok());
     cluster.servers[1].pause();
     let reply = client.line("LARDER.INVALIDATE item:1");
+    assert_eq!(client.line("SET plain v"), ok());
+    let waited = client.line("WAIT 1 300");
     cluster.servers[1].resume();
+    assert_eq!(waited, Value::Int(0), "{engine:?}: a client's own WAIT");
     let Value::Error(text) = reply else { panic!("{reply:?} although the replica does not answer") };
     assert!(text.starts_with("NOREPLICAS the keys are removed, but 0 of 1 replicas"), "{text}");
     assert_eq!(client.line("GET item:1"), Value::Nil);

@@ -158,3 +158,32 @@ fn stale_copies_are_served_while_one_loads() {
     assert_eq!(two.line("DEL item:1"), Value::Int(0));
     assert_eq!(one.line("GET item:1"), Value::Nil);
 }
+
+#[test]
+fn a_transaction_leaves_nothing_doubtful_and_ends_no_miss_that_it_may_not_end() {
+    for servers in [Servers::sentinel(), Servers::cluster()] {
+        let sidecars = sidecars(&servers, 2, &[rule("item", json!({"lease": "4s", "wait": "3s"}), json!({"stale": "1h"}))]);
+        let (mut loader, mut other) = (sidecars[0].client(), sidecars[1].client());
+        assert_eq!(loader.line("GET item:1"), Value::Nil);
+        other.line("DEL item:1");
+        assert_eq!(loader.line("MULTI"), ok());
+        loader.line("SET item:1 older EX 60");
+        assert_eq!(loader.line("EXEC"), Value::Array(vec![ok()]));
+        // The copy would be served to whoever misses while another loads.
+        assert_eq!(other.line("GET item:1"), Value::Nil);
+        let mut third = sidecars[1].client();
+        third.send(&encode(&["GET", "item:1"])).unwrap();
+        assert_eq!(other.line("SET item:1 newer"), ok());
+        assert_eq!(third.read().unwrap(), bulk("newer"));
+
+        assert_eq!(loader.line("GET item:2"), Value::Nil);
+        assert_eq!(loader.line("MULTI"), ok());
+        loader.line("SET item:2 older");
+        assert_eq!(loader.line("DISCARD"), ok());
+        other.line("DEL item:2");
+        // For a quarter of a lease, any further SET would be taken for the fill's repetition.
+        std::thread::sleep(std::time::Duration::from_millis(1_100));
+        assert_eq!(loader.line("SET item:2 older"), ok());
+        assert_eq!(servers.holder_of("item:2").line("GET item:2"), Value::Nil, "the load was before the deletion");
+    }
+}

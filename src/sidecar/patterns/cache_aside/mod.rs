@@ -135,6 +135,8 @@ pub fn arrives(session: &Rc<Session>, request: &Request<'_>) {
 
 /// The session is about to do something for which all its commands must be answered.
 pub fn leaves(session: &Rc<Session>) {
+    // A read that is under way must not be parked either, when its nil comes.
+    session.set_leaving(true);
     if session.has_parked() {
         tell(session, Command::Other);
     }

@@ -77,6 +77,7 @@ impl Get {
 pub fn on_miss(worker: &Rc<Worker>, rule: RuleId, recovered: Recovered, found: &[u8], overtaken: bool) {
     worker.metrics().count_read(rule, true);
     let Some(get) = Get::parse(recovered) else { return };
+    let overtaken = overtaken || get.session.is_leaving();
     miss(worker, get, found, |aside, id, get, rule| {
         let missing = Missing { key: &get.key, rule };
         aside.keep(get.asker(), Read { session: get.session.clone(), kind: Kind::One(id) });
@@ -89,7 +90,9 @@ pub fn on_miss(worker: &Rc<Worker>, rule: RuleId, recovered: Recovered, found: &
 pub fn on_away(worker: &Rc<Worker>, recovered: Recovered, error: &[u8]) {
     let Some(get) = Get::parse(recovered) else { return };
     miss(worker, get, error, |aside, id, get, rule| {
-        let (missing, overtaken) = (Missing { key: &get.key, rule }, get.session.count_after(get.sequence) > 0);
+        // Copies are in the cache, too.
+        let missing = Missing { key: &get.key, rule: Rule { stale: false, ..rule } };
+        let overtaken = get.session.is_leaving() || get.session.count_after(get.sequence) > 0;
         aside.keep(get.asker(), Read { session: get.session.clone(), kind: Kind::One(id) });
         aside.run(worker, |desk, now, effects| desk.cache_away(now, get.reader(overtaken), &[missing], effects));
     });
@@ -98,6 +101,10 @@ pub fn on_away(worker: &Rc<Worker>, recovered: Recovered, error: &[u8]) {
 /// Asks the desk, where the rule now in force (it may have changed since the read was sent) has leases and its client watches no
 /// keys: transactions have their own way to find out about writes.
 fn miss(worker: &Rc<Worker>, get: Get, otherwise: &[u8], ask: impl FnOnce(&Aside, RuleId, &Get, Rule)) {
+    if get.session.is_closed() {
+        // Nobody would load: the lease is for somebody else.
+        return;
+    }
     let policy = worker.policy();
     let id = policy.find(&get.key);
     let Some(rule) = rule_of(&policy, id) else {
@@ -211,7 +218,10 @@ pub fn ask_many(worker: &Rc<Worker>, table: Rc<Table>, wanted: Vec<Wanted>) {
     let missing: Vec<(Vec<u8>, _)> = wanted.iter().zip(rules).map(|(wanted, rule)| (wanted.key.clone(), rule)).collect();
     let missing: Vec<Missing<'_>> = missing.iter().map(|(key, rule)| Missing { key, rule: *rule }).collect();
     let asker = Asker { connection: session.id(), place: place.sequence };
-    let overtaken = session.count_after(place.sequence) > 0;
+    if session.is_closed() {
+        return;
+    }
+    let overtaken = session.is_leaving() || session.count_after(place.sequence) > 0;
     let reader = Reader { asker, database, overtaken, shared: session.is_shared() };
     if session.held().borrow().is_watching() {
         session.make_known_to_desk();

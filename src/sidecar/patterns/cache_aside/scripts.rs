@@ -120,7 +120,12 @@ local function run_next()
   return reply
 end
 local reply = run_next()
-if type(reply) == 'table' and reply.err then return reply end
+if type(reply) == 'table' and reply.err then
+  for i = 1, keys do
+    if not valid[i] then redis.call('UNLINK', KEYS[4 * i - 2]) end
+  end
+  return reply
+end
 while at <= #ARGV do run_next() end
 local answer = {reply}
 for i = 1, keys do

@@ -46,9 +46,12 @@ fn found(worker: &Rc<Worker>, session: &Rc<Session>, asker: Asker, fetch: Fetch,
     let Some(rule) = rule_of(&policy, id) else {
         return answer(session, asker.place, "load", None, None);
     };
+    if session.is_closed() {
+        return;
+    }
     let rule = Rule { wait: wait.unwrap_or(rule.wait), ..rule };
-    let reader =
-        Reader { asker, database: fetch.database, overtaken: session.count_after(asker.place) > 0, shared: session.is_shared() };
+    let overtaken = session.is_leaving() || session.count_after(asker.place) > 0;
+    let reader = Reader { asker, database: fetch.database, overtaken, shared: session.is_shared() };
     let (aside, key) = (worker.aside(), fetch.key.clone());
     aside.protocol.set(session.protocol());
     aside.keep(asker, Read { session: session.clone(), kind: Kind::Fetch(id, fetch) });

@@ -27,6 +27,8 @@ use crate::sidecar::worker::Worker;
 
 /// The most channels of a worker. Those who wait for more leases look now and then.
 const MOST_CHANNELS: usize = 10_000;
+/// How long a server may take to read what is sent.
+const WRITE_LIMIT: Duration = Duration::from_secs(5);
 /// A connection on which nothing is subscribed is closed after this.
 const IDLE: Duration = Duration::from_secs(30);
 const FIRST_BACKOFF_MS: u64 = 20;
@@ -57,6 +59,8 @@ struct Listener {
     outbox: RefCell<Vec<u8>>,
     changed: Notify,
     channels: Cell<usize>,
+    /// Whether what is sent goes anywhere.
+    connected: Cell<bool>,
 }
 
 /// Why a listener's connection ended.
@@ -134,8 +138,11 @@ impl Wake {
 
 impl Listener {
     fn send(&self, command: &[u8], channel: &[u8]) {
-        encode::command(&mut self.outbox.borrow_mut(), &[command, channel]);
-        self.changed.notify_one();
+        // Who connects subscribes to all that is waited for: see `resume`.
+        if self.connected.get() {
+            encode::command(&mut self.outbox.borrow_mut(), &[command, channel]);
+            self.changed.notify_one();
+        }
     }
 }
 
@@ -146,8 +153,12 @@ async fn listen(worker: Rc<Worker>, node: NodeAddr, listener: Rc<Listener>) {
         let ended = match open(&worker, &node, Lane::default()).await {
             Ok(link) => {
                 backoff = FIRST_BACKOFF_MS;
+                listener.connected.set(true);
                 worker.aside().wake().resume(&listener);
-                follow(&worker, &listener, link).await
+                let ended = follow(&worker, &listener, link).await;
+                listener.connected.set(false);
+                listener.outbox.take();
+                ended
             }
             Err(error) => Ended::Lost(io::Error::other(error)),
         };
@@ -175,7 +186,7 @@ async fn follow(worker: &Rc<Worker>, listener: &Rc<Listener>, mut link: Link) ->
     loop {
         let outgoing = listener.outbox.take();
         if !outgoing.is_empty()
-            && let Err(error) = link.write_all(&outgoing).await
+            && let Err(error) = timeout(WRITE_LIMIT, link.write_all(&outgoing)).await.unwrap_or_else(|late| Err(late.into()))
         {
             return Ended::Lost(error);
         }

@@ -10,6 +10,7 @@ use crate::sidecar::dispatch::Request;
 use crate::sidecar::engine::lease::{Effect, Verdict, Written};
 use crate::sidecar::resp::{CommandArgs, encode};
 use crate::sidecar::session::Session;
+use crate::sidecar::slots::Companion;
 use crate::sidecar::upstream::sink::{Answer, Sink};
 use crate::sidecar::worker::Worker;
 
@@ -36,6 +37,19 @@ pub struct Judged {
 /// Judges a write of keys that may be outstanding. `None`: it is an update, and nobody waits for it.
 #[inline]
 pub fn judge(session: &Rc<Session>, spec: &CommandSpec, args: &CommandArgs<'_>) -> Option<Judged> {
+    weigh(session, spec, args, Carried::Out)
+}
+
+/// Whether a write that is judged is about to be carried out.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Carried {
+    /// It is: one load is over.
+    Out,
+    /// It may never be (a transaction may be given up): the misses that it meets stay outstanding.
+    Perhaps,
+}
+
+fn weigh(session: &Rc<Session>, spec: &CommandSpec, args: &CommandArgs<'_>, carried: Carried) -> Option<Judged> {
     let single = value_at(spec.name);
     if single.is_none() && !matches!(spec.name, "mset" | "msetnx") {
         return None;
@@ -53,7 +67,10 @@ pub fn judge(session: &Rc<Session>, spec: &CommandSpec, args: &CommandArgs<'_>) 
         let rule = policy.find(key);
         if policy.leases(rule) {
             let mut desk = worker.aside().desk.borrow_mut();
-            let verdict = desk.write(worker.now(), session.id(), database, key, &mut judged.effects);
+            let verdict = match carried {
+                Carried::Out => desk.write(worker.now(), session.id(), database, key, &mut judged.effects),
+                Carried::Perhaps => desk.weigh(worker.now(), session.id(), database, key),
+            };
             judged.keys.push((at, at + value_at - 1, verdict));
         } else if policy.loads(rule) {
             judged.keys.push((at, at + value_at - 1, Verdict::Update));
@@ -90,9 +107,13 @@ impl Judged {
         if doubtful.is_empty() {
             return 0;
         }
-        encode::array(out, 1 + doubtful.len());
+        encode::array(out, 1 + 2 * doubtful.len());
         encode::bulk(out, b"UNLINK");
-        doubtful.iter().for_each(|key| encode::bulk(out, key));
+        for key in doubtful {
+            encode::bulk(out, key);
+            // The copy that was written beside it, too: it would be served at the next miss.
+            encode::bulk(out, &Companion::Stale.name(key));
+        }
         1
     }
 
@@ -133,7 +154,9 @@ impl Fill {
             }
             None => {
                 self.sink.deliver(worker, answer);
-                SmallVec::from_elem(Written::Failed, self.keys.len())
+                // An error reply says that nothing was written; without a reply nobody knows.
+                let written = if matches!(answer, Answer::Reply(_)) { Written::Unchanged } else { Written::Failed };
+                SmallVec::from_elem(written, self.keys.len())
             }
         };
         let policy = worker.policy();
@@ -155,10 +178,7 @@ impl Fill {
 /// Judges a write that is no command of its own: one in a client's transaction, or too long to be held. Appends what must follow
 /// it, so that nothing doubtful stays. How many commands.
 pub fn guard(session: &Rc<Session>, spec: &CommandSpec, args: &CommandArgs<'_>, out: &mut Vec<u8>) -> u32 {
-    let Some(judged) = judge(session, spec, args) else { return 0 };
-    let count = judged.write_removal(args, out);
-    judged.sent(session.worker());
-    count
+    weigh(session, spec, args, Carried::Perhaps).map_or(0, |judged| judged.write_removal(args, out))
 }
 
 /// Whether a write of this request's key would be a fill, or doubtful: then it is better held whole.

@@ -349,6 +349,15 @@ impl<V: Clone> Desk<V> {
 
     // Writes.
 
+    /// What a SET or its kin of a key of an armed rule may be that is queued, and may never be carried out: nothing ends by it.
+    pub fn weigh(&mut self, now: Millis, connection: u64, database: u32, key: &[u8]) -> Verdict {
+        if !self.forgotten.is_empty() && self.forgotten.contains(key_hash(database, key), now) {
+            return Verdict::Ambiguous;
+        }
+        let Some(entry) = self.find(database, key).map(|key| &self.keys[key]) else { return Verdict::Update };
+        entry.misses.judge(connection, &entry.rule, self.load_ms(entry.rule.id), now)
+    }
+
     /// A SET or its kin of a key of an armed rule arrives: how must it be sent? The effects are for after it has been sent. Where
     /// the verdict is not [`Verdict::Update`], [`Desk::wrote`] must follow.
     pub fn write(&mut self, now: Millis, connection: u64, database: u32, key: &[u8], effects: &mut Vec<Effect<V>>) -> Verdict {
