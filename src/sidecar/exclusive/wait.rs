@@ -94,8 +94,11 @@ async fn confirm(worker: &Rc<Worker>, target: &Target, slot: u16, lane: Lane) ->
     let role = call(&mut connection, &[b"ROLE"]).await.map_err(|_| lost())?;
     let replicas = reply::elements(&role).and_then(|role| Some(reply::elements(role.get(2)?)?.len())).unwrap_or_default();
     if replicas > 0 {
-        let marked = call_raw(&mut connection, &mark(slot)).await.map_err(|_| lost())?;
-        if let Some(error) = marked.strip_prefix(b"-") {
+        connection.queue(&mark(slot));
+        (0..MARK_COMMANDS).for_each(|_| connection.owe(Owed::Kept));
+        settle(&mut connection, false).await.map_err(|_| lost())?;
+        let marked = connection.take_kept();
+        if let Some(error) = marked.first().and_then(|reply| reply.strip_prefix(b"-")) {
             return Err(doubt(&format!("{node} says ({})", String::from_utf8_lossy(error).trim_end())));
         }
         let (count, bound) = (replicas.to_string(), REPLICAS_MS.to_string());
@@ -112,29 +115,29 @@ async fn confirm(worker: &Rc<Worker>, target: &Target, slot: u16, lane: Lane) ->
 async fn call(connection: &mut Dedicated, command: &[&[u8]]) -> Result<Vec<u8>, Broken> {
     let mut wire = Vec::new();
     encode::command(&mut wire, command);
-    call_raw(connection, &wire).await
-}
-
-/// A write in `slot` that is replicated, and forgotten at once.
-fn mark(slot: u16) -> Vec<u8> {
-    let slot = if slot == ANY_SLOT { 0 } else { slot };
-    let key = [&b"larder:w:{"[..], &slots::tag_of(slot), b"}"].concat();
-    let mut wire = Vec::new();
-    encode::command(&mut wire, &[&b"SET"[..], &key, b"", b"PX", b"1"]);
-    wire
-}
-
-async fn call_raw(connection: &mut Dedicated, wire: &[u8]) -> Result<Vec<u8>, Broken> {
-    connection.queue(wire);
+    connection.queue(&wire);
     connection.owe(Owed::Kept);
     settle(connection, false).await?;
     Ok(connection.take_kept().pop().unwrap_or_default())
 }
 
+/// How many commands [`mark`] writes.
+const MARK_COMMANDS: usize = 2;
+
+/// A write in `slot` that is replicated, and undone at once.
+fn mark(slot: u16) -> Vec<u8> {
+    let slot = if slot == ANY_SLOT { 0 } else { slot };
+    let key = [&b"larder:w:{"[..], &slots::tag_of(slot), b"}"].concat();
+    let mut wire = Vec::new();
+    encode::command(&mut wire, &[&b"SET"[..], &key, b"", b"PX", b"1000"]);
+    encode::command(&mut wire, &[&b"UNLINK"[..], &key]);
+    wire
+}
+
 async fn ask(session: &Rc<Session>, target: &Target, slot: u16, command: &[u8]) -> Result<Vec<u8>, String> {
     let mut connection = acquire(session.worker(), target, session.lane(), Hold::Lasting).await?;
     connection.queue(&mark(slot));
-    connection.owe(Owed::Kept);
+    (0..MARK_COMMANDS).for_each(|_| connection.owe(Owed::Kept));
     connection.queue(command);
     connection.owe(Owed::Kept);
     if let Err(broken) = settle(&mut connection, false).await {
@@ -142,8 +145,8 @@ async fn ask(session: &Rc<Session>, target: &Target, slot: u16, command: &[u8]) 
         tracing::warn!(%node, error = %broken, "lost a client's own server connection");
         return Err(guard::lost_text(node, true));
     }
-    let mut replies = connection.take_kept().into_iter();
-    let (marked, reply) = (replies.next().unwrap_or_default(), replies.next().unwrap_or_default());
+    let mut replies = connection.take_kept();
+    let (reply, marked) = (replies.pop().unwrap_or_default(), replies.into_iter().next().unwrap_or_default());
     connection.give_back();
     // Without the mark the count would stand for nothing.
     Ok(if marked.first() == Some(&b'-') { marked } else { reply })
