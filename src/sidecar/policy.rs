@@ -237,10 +237,12 @@ impl Coverage for Covered<'_> {
     fn cover(&self, key: &[u8]) -> Option<Cover> {
         let rule = self.policy.find(key);
         let lifetime = self.policy.lifetime_of(rule)?;
-        Some(match self.policy.cache_aside(rule) {
-            Some(rule) => Cover { lifetime, companions: rule.stampede.is_some(), stale: rule.stale },
-            None => Cover { lifetime, companions: self.policy.loads(rule), stale: Span::default() },
-        })
+        let (companions, stale, writes_copy) = match self.policy.enforced(rule).map(|rule| &rule.strategy) {
+            Some(Strategy::CacheAside(cache_aside)) => (cache_aside.stampede.is_some(), cache_aside.stale, true),
+            Some(Strategy::ReadThrough(read_through)) => (true, read_through.stale, false),
+            Some(Strategy::Bypass {}) | None => (false, Span::default(), false),
+        };
+        Some(Cover { lifetime, companions, stale, writes_copy })
     }
 
     fn database(&self) -> u32 {

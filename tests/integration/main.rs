@@ -17,6 +17,7 @@ mod exclusive_streams;
 mod exclusive_subscriptions;
 mod exclusive_transactions;
 mod failover;
+mod greatest_lengths;
 mod health;
 mod large_replies;
 mod local_commands;

@@ -11,8 +11,9 @@
 //!   an error stays the server's own, and a new option cannot evade the rule.
 //! - Covered writes of keys that have companions also remove lease, stale copy and negative entry, in the same transaction:
 //!   a load that began before the write is not stored, and no older copy is served after it.
-//! - Where the rule keeps stale copies, a write that surely stores a value for a known time writes the copy instead of removing
-//!   it, and what shortens the key's time shortens the copy's: a copy holds its key's value, and outlives it by `stale` at most.
+//! - Where the rule keeps stale copies, what shortens the key's time shortens the copy's; and where they are the writers', a write
+//!   that surely stores a value for a known time writes the copy instead of removing it: a copy holds its key's value, and outlives
+//!   it by `stale` at most.
 
 use super::super::commands::{Access, CommandSpec, Effect, KeyAt, Ttl, parse_i64};
 use super::super::resp::{CommandArgs, encode};
@@ -37,13 +38,14 @@ pub struct Cover {
     pub lifetime: Lifetime,
     /// Whether it has companions that a write must remove.
     pub companions: bool,
-    /// How long the stale copy that a write stores beside the key outlives it. Zero: writes store none. Above zero only with
-    /// `companions`.
+    /// How long a stale copy beside the key outlives it. Zero: there are none. Above zero only with `companions`.
     pub stale: Span,
+    /// Whether a write stores the copy. Otherwise a load does, and a write removes it.
+    pub writes_copy: bool,
 }
 
 impl Cover {
-    /// Whether writes store a stale copy.
+    /// Whether there may be a stale copy.
     fn keeps_copies(&self) -> bool {
         self.companions && !self.stale.is_zero()
     }
@@ -380,7 +382,9 @@ impl<'a, C: Coverage, R: FnMut() -> u32> Planner<'_, 'a, C, R> {
     fn stored(&mut self, key: &[u8], cover: &Cover, given: Given, value: Option<&[u8]>) -> Body {
         match (given, value) {
             // The server refuses a time below one, and the copy with it must not stay behind.
-            (Given::Within(millis @ 1..), Some(value)) if cover.keeps_copies() && is_within(millis, &cover.lifetime) => {
+            (Given::Within(millis @ 1..), Some(value))
+                if cover.writes_copy && cover.keeps_copies() && is_within(millis, &cover.lifetime) =>
+            {
                 self.write_copy(key, value, millis.cast_unsigned() + cover.stale.as_millis());
                 Body::AsCame
             }

@@ -21,7 +21,7 @@ struct Observed<'a>(&'a ActivePolicy);
 impl Coverage for Observed<'_> {
     fn cover(&self, key: &[u8]) -> Option<Cover> {
         let rule = self.0.observed(self.0.find(key))?;
-        Some(Cover { lifetime: *rule.lifetime()?, companions: false, stale: Default::default() })
+        Some(Cover { lifetime: *rule.lifetime()?, companions: false, stale: Default::default(), writes_copy: false })
     }
 }
 

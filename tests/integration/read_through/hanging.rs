@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use larder::sidecar::slots::Companion;
 use serde_json::json;
 
 use super::{Servers, http_origin, web_rule};
@@ -74,6 +75,21 @@ fn stale_copies_bridge_a_refresh_and_an_outage() {
     // Without a copy there is nothing to bridge with.
     let Value::Error(text) = client.line("GET item:1") else { panic!("an error") };
     assert!(text.starts_with("ORIGIN origin `web` "), "{text}");
+}
+
+#[test]
+fn what_shortens_a_keys_life_shortens_that_of_its_stale_copy() {
+    let (servers, web) = (Servers::cluster(), Web::start());
+    let sidecar = servers.sidecar(&[http_origin("web", &web, "20s")], &[web_rule("item", json!({"stale": "1m"}))]);
+    let mut client = sidecar.client();
+    web.put("/item/1", "loaded");
+    assert_eq!(client.line("GET item:1").text(), "loaded");
+    let stale = Companion::Stale.name(b"item:1");
+    let left = || servers.holder_of("item:1").call(&[&b"PTTL"[..], &stale]).int();
+    assert!(left() > 3_000_000, "{}", left());
+    assert_eq!(client.line("EXPIRE item:1 10"), Value::Int(1));
+    assert!((1..=70_000).contains(&left()), "{}", left());
+    assert_eq!(client.line("GET item:1").text(), "loaded");
 }
 
 #[test]

@@ -69,7 +69,7 @@ impl Coverage for Rules {
             Some(Flaw::CopiesLinger) => Span::from_millis(2 * STALE.as_millis()),
             _ => STALE,
         };
-        Some(Cover { lifetime: Lifetime { max, ..LIFETIME }, companions, stale })
+        Some(Cover { lifetime: Lifetime { max, ..LIFETIME }, companions, stale, writes_copy: copied })
     }
 }
 

@@ -9,16 +9,17 @@ use super::super::super::slots::Companion;
 use super::*;
 use crate::policy::{Percent, Span};
 
-/// `c:` is covered with 100 s, at most 1000 s; `r:` too, and has companions; `s:` too, and keeps copies for 60 s more; anything
-/// else is not covered.
+/// `c:` is covered with 100 s, at most 1000 s; `r:` too, and has companions; `s:` too, whose writes keep copies for 60 s more; `l:`
+/// too, whose loads do; anything else is not covered.
 struct Rules;
 
 impl Coverage for Rules {
     fn cover(&self, key: &[u8]) -> Option<Cover> {
         let lifetime = Lifetime { default: Span::from_secs(100), max: Span::from_secs(1000), jitter: Percent::new(10) };
-        let stale = if key.starts_with(b"s:") { Span::from_secs(60) } else { Span::default() };
-        let companions = key.starts_with(b"r:") || key.starts_with(b"s:");
-        (companions || key.starts_with(b"c:")).then_some(Cover { lifetime, companions, stale })
+        let (writes_copy, loads_copy) = (key.starts_with(b"s:"), key.starts_with(b"l:"));
+        let stale = if writes_copy || loads_copy { Span::from_secs(60) } else { Span::default() };
+        let companions = key.starts_with(b"r:") || writes_copy || loads_copy;
+        (companions || key.starts_with(b"c:")).then_some(Cover { lifetime, companions, stale, writes_copy })
     }
 
     fn database(&self) -> u32 {
@@ -348,6 +349,14 @@ fn what_shortens_a_keys_time_shortens_its_copys() {
     for line in ["GET s:1", "GETEX s:1", "GETEX s:1 EX 0", "TTL s:1"] {
         check_forwarded(line);
     }
+}
+
+#[test]
+fn copies_of_loads_are_shortened_and_never_written() {
+    check_wrapped("EXPIRE l:1 10", "PEXPIRE <s:l:1> 70000 LT");
+    check("PERSIST l:1", "MULTI | PEXPIRE l:1 100000 | PEXPIRE <s:l:1> 160000 LT | EXEC");
+    check("SET l:1 v", "MULTI | SET l:1 v PX 100000 | UNLINK <l:l:1> <s:l:1> <n:l:1> | EXEC");
+    check_wrapped("SETEX l:1 10 v", "UNLINK <l:l:1> <s:l:1> <n:l:1>");
 }
 
 #[test]
