@@ -78,6 +78,7 @@ mod tests {
         check(&[date, ("expires", "Sun, 06 Nov 1994 08:50:37 GMT"), ("cache-control", "max-age=5")], Some(5));
         check(&[date, ("expires", "Sun, 06 Nov 1994 08:50:37 GMT"), ("cache-control", "no-store")], Some(0));
         check(&[("expires", "Sun, 06 Nov 1994 08:50:37 GMT")], Some(0));
+        check(&[date, ("expires", "Sun Nov  6 08:50:37 1994")], Some(60));
         check(&[("expires", "0")], Some(0));
         check(&[("cache-control", "max-age=soon")], Some(0));
         check(&[("cache-control", "max-age=-1")], Some(0));

@@ -73,6 +73,18 @@ impl Coverage for Rules {
     }
 }
 
+/// How commands come to the guarded server.
+trait Way {
+    /// The client whose connection they take.
+    fn client(&mut self) -> &mut Client;
+
+    /// One command; the client's reply.
+    fn call(&mut self, words: &Words) -> Value;
+
+    /// A transaction of the client's own; the elements of its reply.
+    fn transaction(&mut self, batch: &[Words]) -> Value;
+}
+
 /// Sends commands as the engine plans them.
 struct Guarded {
     client: Client,
@@ -89,8 +101,13 @@ impl Guarded {
         let (rules, random) = (self.rules, &mut self.random);
         (plan(&args, spec, &rules, &mut || random.u32(..), &mut planned), planned)
     }
+}
 
-    /// One command; the client's reply.
+impl Way for Guarded {
+    fn client(&mut self) -> &mut Client {
+        &mut self.client
+    }
+
     fn call(&mut self, words: &Words) -> Value {
         let (plan, planned) = self.plan(words);
         let mut bytes = Vec::new();
@@ -111,7 +128,6 @@ impl Guarded {
         }
     }
 
-    /// A transaction of the client's own; the elements of its reply.
     fn transaction(&mut self, batch: &[Words]) -> Value {
         let (mut bytes, mut extras) = (MULTI.to_vec(), Vec::new());
         for words in batch {
@@ -220,9 +236,9 @@ impl Drop for Observer {
     }
 }
 
-struct Pair {
+struct Pair<W> {
     bare: Client,
-    guarded: Guarded,
+    guarded: W,
     /// On the guarded server, for questions.
     checker: Client,
     covered: Vec<String>,
@@ -233,21 +249,24 @@ struct Pair {
     successes: BTreeMap<String, u32>,
 }
 
-impl Pair {
-    fn start(bare: &Redis, guarded: &Redis, resp3: bool, rules: Rules) -> Self {
+impl<W: Way> Pair<W> {
+    /// `way` leads to the server `guarded`.
+    fn start(bare: &Redis, guarded: &Redis, resp3: bool, way: W) -> Self {
         let mut pair = Self {
             bare: bare.client(),
-            guarded: Guarded { client: guarded.client(), rules, random: fastrand::Rng::with_seed(3) },
+            guarded: way,
             checker: guarded.client(),
             covered: covered_keys(),
             copied: copied_keys(),
             copies_seen: 0,
             successes: BTreeMap::new(),
         };
-        for client in [&mut pair.bare, &mut pair.guarded.client] {
+        for client in [&mut pair.bare, pair.guarded.client()] {
             if resp3 {
                 assert!(!client.line("HELLO 3").is_error());
             }
+        }
+        for client in [&mut pair.bare, &mut pair.checker] {
             assert!(!client.call(&["FUNCTION", "LOAD", "REPLACE", templates::LIBRARY]).is_error());
             assert_eq!(client.call(&["SCRIPT", "LOAD", templates::SCRIPT]).text(), templates::SCRIPT_SHA);
         }
@@ -392,9 +411,17 @@ fn flatten(value: &Value, texts: &mut Vec<String>) {
 }
 
 fn run(engine: Engine, resp3: bool, seed: u64, rules: Rules) {
-    let (bare, guarded) = (Redis::start(engine), Redis::start(engine));
-    let observer = Observer::start(&guarded);
-    let mut pair = Pair::start(&bare, &guarded, resp3, rules);
+    let guarded = Redis::start(engine);
+    let way = Guarded { client: guarded.client(), rules, random: fastrand::Rng::with_seed(3) };
+    compare(&guarded, resp3, seed, way);
+}
+
+/// Plays until each write command has succeeded often enough on the server `guarded`, to which `way` leads, and on a bare one.
+fn compare(guarded: &Redis, resp3: bool, seed: u64, way: impl Way) {
+    let engine = guarded.engine();
+    let bare = Redis::start(engine);
+    let observer = Observer::start(guarded);
+    let mut pair = Pair::start(&bare, guarded, resp3, way);
     let names: Vec<String> = server_commands(&mut bare.client()).into_iter().map(|command| command.name).collect();
     let needed = templates::write_commands(&mut bare.client());
     assert!(needed.len() > 100, "{engine:?} has {} write commands", needed.len());

@@ -1,10 +1,10 @@
-//! The rule through a real sidecar, under several clients at once.
+//! The rule through a real sidecar: for one client, who gets a bare server's replies, and under several at once.
 
 use serde_json::{Value as Json, json};
 use tempfile::NamedTempFile;
 
-use super::templates::{self, Random};
-use super::{LIFETIME, Observer, STALE, copied_keys, copies, covered_keys, offenders};
+use super::templates::{self, Random, Words};
+use super::{LIFETIME, Observer, STALE, Way, compare, copied_keys, copies, covered_keys, offenders};
 use crate::command_table::server_commands;
 use crate::support::resp::{Client, Value, encode, show};
 use crate::support::server::{Engine, SentinelCluster};
@@ -32,6 +32,34 @@ fn sidecar(servers: &SentinelCluster, database: &NamedTempFile) -> Sidecar {
             "connectTimeout": "5s", "timeout": "5s"}],
         "rules": [aside("c"), aside("b"), through, copied],
     }))
+}
+
+impl Way for Client {
+    fn client(&mut self) -> &mut Client {
+        self
+    }
+
+    fn call(&mut self, words: &Words) -> Value {
+        Client::call(self, words)
+    }
+
+    fn transaction(&mut self, batch: &[Words]) -> Value {
+        assert_eq!(self.line("MULTI"), Value::Simple("OK".to_owned()));
+        for words in batch {
+            assert_eq!(Client::call(self, words), Value::Simple("QUEUED".to_owned()), "{}", show(words));
+        }
+        self.line("EXEC")
+    }
+}
+
+#[test]
+fn a_client_of_a_sidecar_gets_a_bare_servers_replies_and_no_covered_key_is_without_a_ttl() {
+    for (engine, resp3) in [(Engine::Redis7, false), (Engine::Valkey9, true)] {
+        let servers = SentinelCluster::start(engine, 0);
+        let database = NamedTempFile::new().unwrap();
+        let sidecar = sidecar(&servers, &database);
+        compare(servers.primary(), resp3, 21, sidecar.client());
+    }
 }
 
 /// Sends random templates, some in transactions.
