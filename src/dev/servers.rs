@@ -52,7 +52,7 @@ impl Tier {
             0 => Layout::Cluster { shards: count(self.spec.shard_count()) },
             sentinels => Layout::Sentinel { sentinels: count(sentinels) },
         };
-        Desired { layout, replicas: count(self.spec.replica_count()), takeover_after: TAKEOVER_AFTER }
+        Desired::on_one_machine(layout, count(self.spec.replica_count()), TAKEOVER_AFTER)
     }
 
     /// The form of its data, which a directory keeps.
@@ -182,7 +182,7 @@ impl Servers {
         // Sentinels first: a promotion that they tell of has happened by the time that the servers are asked.
         let sentinels = sentinels.await.into_iter().collect();
         let servers = servers.await.into_iter().collect();
-        let mut observed = Observed { servers, sentinels, steady: Duration::ZERO };
+        let mut observed = Observed { servers, sentinels, ..Observed::default() };
         let shape = observed.shape();
         observed.steady = match &self.shape {
             Some((last, since)) if *last == shape => since.elapsed(),
@@ -216,6 +216,13 @@ impl Servers {
             Action::ClusterReplicate { server, primary: NodeId(id) } => self.tell(*server, "CLUSTER REPLICATE", &[id]).await,
             Action::ClusterForget { server, node: NodeId(id) } => self.tell(*server, "CLUSTER FORGET", &[id]).await,
             Action::ClusterTakeover { server } => self.tell(*server, "CLUSTER FAILOVER", &["TAKEOVER"]).await,
+            // Planned where agents start servers, or pods are rolled; neither is the case here.
+            Action::Forget { .. }
+            | Action::SetQuorum { .. }
+            | Action::PruneGhosts { .. }
+            | Action::Handover { .. }
+            | Action::ReplacePod { .. }
+            | Action::SetReplicas { .. } => return Ok(()),
         };
         match outcome {
             Ok(()) => debug!(?action, "done"),

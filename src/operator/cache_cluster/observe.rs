@@ -45,7 +45,8 @@ fn parse_info(info: &str) -> Option<Facts> {
         database && !value.starts_with("keys=0,")
     });
     let offset = field("slave_repl_offset").or(field("master_repl_offset")).and_then(|offset| offset.parse().ok());
-    Some(Facts { role, holds_data, offset: offset.unwrap_or(0), promotable: true, cluster: None })
+    let lineage = field("master_replid").filter(|_| holds_data).map(str::to_owned);
+    Some(Facts { role, holds_data, offset: offset.unwrap_or(0), lineage, promotable: true, cluster: None })
 }
 
 fn parse_address(host: &str, port: &str) -> Option<SocketAddr> {
@@ -87,7 +88,10 @@ fn parse_master(fields: &HashMap<String, String>) -> Option<Watch> {
     let field = |name: &str| fields.get(name).map(String::as_str);
     let number = |name: &str| field(name)?.parse().ok();
     let primary = parse_address(field("ip")?, field("port")?)?;
-    Some(Watch { primary, replicas: number("num-slaves")?, sentinels: number("num-other-sentinels")? })
+    let flags = field("flags").unwrap_or_default();
+    let alarmed = flags.split(',').any(|flag| ["s_down", "o_down", "failover_in_progress"].contains(&flag));
+    let (replicas, sentinels) = (number("num-slaves")?, number("num-other-sentinels")?);
+    Some(Watch { primary, replicas, sentinels, quorum: number("quorum")?, alarmed })
 }
 
 #[cfg(test)]
@@ -109,6 +113,27 @@ mod tests {
         let facts =
             parse_info("role:master\r\nmaster_repl_offset:0\r\nloading:0\r\ndb0_distrib_strings_sizes:1=1\r\n").expect("facts");
         assert_eq!((facts.role, facts.holds_data), (Role::Primary, false));
+    }
+
+    #[test]
+    fn a_watch_is_read() {
+        let fields = |flags: &str| {
+            let fields = [
+                ("ip", "10.0.0.1"),
+                ("port", "6379"),
+                ("flags", flags),
+                ("num-slaves", "2"),
+                ("num-other-sentinels", "4"),
+                ("quorum", "3"),
+            ];
+            fields.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect::<HashMap<_, _>>()
+        };
+        let primary = SocketAddr::from(([10, 0, 0, 1], 6379));
+        let watch = Watch { primary, replicas: 2, sentinels: 4, quorum: 3, alarmed: false };
+        assert_eq!(parse_master(&fields("master")), Some(watch));
+        for flags in ["s_down,master", "s_down,o_down,master", "master,failover_in_progress"] {
+            assert_eq!(parse_master(&fields(flags)), Some(Watch { alarmed: true, ..watch }), "{flags}");
+        }
     }
 
     #[test]

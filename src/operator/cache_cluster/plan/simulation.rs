@@ -87,7 +87,7 @@ impl World {
         };
         let sentinel = SimSentinel { running: false, watch: None, epoch: 0 };
         Self {
-            desired,
+            desired: desired.clone(),
             persistent,
             servers: desired.servers().map(|id| (id, blank.clone())).collect(),
             sentinels: desired.sentinels().map(|id| (id, sentinel.clone())).collect(),
@@ -331,10 +331,16 @@ impl World {
         let servers = servers.collect();
         let others = self.sentinels.values().filter(|sentinel| sentinel.watch.is_some()).count() as u16;
         let sentinels = self.sentinels.iter().map(|(id, sentinel)| {
-            let watch = sentinel.watch.map(|primary| Watch { primary, replicas: self.desired.replicas, sentinels: others - 1 });
+            let watch = sentinel.watch.map(|primary| Watch {
+                primary,
+                replicas: self.desired.replicas,
+                sentinels: others - 1,
+                quorum: self.desired.quorum(),
+                alarmed: false,
+            });
             (*id, if sentinel.running { Sentinel::Running { watch } } else { Sentinel::Stopped })
         });
-        let mut observed = Observed { servers, sentinels: sentinels.collect(), steady: Duration::ZERO };
+        let mut observed = Observed { servers, sentinels: sentinels.collect(), ..Observed::default() };
         let shape = observed.shape();
         self.steady = if self.seen.as_ref() == Some(&shape) { self.steady + TICK } else { Duration::ZERO };
         self.seen = Some(shape);
@@ -366,6 +372,7 @@ impl World {
             role: server.role,
             holds_data: server.version > 0,
             offset: server.version,
+            lineage: None,
             promotable: server.promotable,
             cluster: self.is_cluster().then_some(cluster),
         }
@@ -456,7 +463,7 @@ fn desired() -> impl Strategy<Value = Desired> {
     let sentinel = prop_oneof![Just(3u16), Just(5)].prop_map(|sentinels| Layout::Sentinel { sentinels });
     let cluster = (3u16..6).prop_map(|shards| Layout::Cluster { shards });
     let layout = prop_oneof![sentinel, cluster];
-    (layout, 1u16..4).prop_map(|(layout, replicas)| Desired { layout, replicas, takeover_after: TICK * 12 })
+    (layout, 1u16..4).prop_map(|(layout, replicas)| Desired::on_one_machine(layout, replicas, TICK * 12))
 }
 
 fn faults() -> impl Strategy<Value = Vec<(u32, Fault, usize)>> {
@@ -489,7 +496,7 @@ fn hasty(desired: &Desired, observed: &Observed) -> Vec<Action> {
 
 #[track_caller]
 fn check_hasty_is_caught(layout: Layout) {
-    let desired = Desired { layout, replicas: 1, takeover_after: TICK * 12 };
+    let desired = Desired::on_one_machine(layout, 1, TICK * 12);
     let kill_the_primary = [(40, Fault::Kill(0), usize::MAX)];
     let caught = std::panic::catch_unwind(|| World::new(desired, false).run(hasty, &kill_the_primary));
     let message = *caught.unwrap_err().downcast::<String>().unwrap();

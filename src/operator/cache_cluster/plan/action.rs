@@ -1,0 +1,225 @@
+//! What to do, and what is waited for.
+
+use std::fmt;
+use std::net::SocketAddr;
+
+use super::desired::{SentinelId, ServerId};
+use super::observed::{Member, NodeId, SlotRange};
+
+/// One step. Each is safe to repeat.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Action {
+    /// Start a stopped server.
+    StartServer {
+        /// Which.
+        server: ServerId,
+        /// In which role.
+        start: Start,
+    },
+    /// Start a stopped sentinel.
+    StartSentinel {
+        /// Which.
+        sentinel: SentinelId,
+    },
+    /// Make a sentinel watch a primary, and nothing else.
+    Monitor {
+        /// Which sentinel.
+        sentinel: SentinelId,
+        /// Which primary.
+        primary: SocketAddr,
+        /// How many sentinels must agree that it is down.
+        quorum: u16,
+    },
+    /// Make a server follow a primary.
+    ReplicateFrom {
+        /// Which server.
+        server: ServerId,
+        /// Which primary.
+        primary: SocketAddr,
+    },
+    /// Make a replica primary, where nobody else can: too few sentinels remember anything, and no primary runs.
+    Promote {
+        /// Which.
+        server: ServerId,
+    },
+    /// Let Sentinel or the bus promote a server that has synchronised.
+    AllowPromotion {
+        /// Which.
+        server: ServerId,
+    },
+    /// Introduce two nodes of a Cluster.
+    ClusterMeet {
+        /// Which node is told.
+        server: ServerId,
+        /// Of which.
+        peer: ServerId,
+    },
+    /// Give slots that nobody owns to a primary.
+    AddSlots {
+        /// Which.
+        server: ServerId,
+        /// Which slots.
+        slots: Vec<SlotRange>,
+    },
+    /// Make a node of a Cluster, which owns no slots, follow another.
+    ClusterReplicate {
+        /// Which.
+        server: ServerId,
+        /// Whom to follow.
+        primary: NodeId,
+    },
+    /// Make a node forget one that is no more.
+    ClusterForget {
+        /// Which is told.
+        server: ServerId,
+        /// Whom to forget.
+        node: NodeId,
+    },
+    /// Make a replica take its shard without a vote, where the primaries that would vote have no majority.
+    ClusterTakeover {
+        /// Which.
+        server: ServerId,
+    },
+    /// Make a sentinel watch nothing.
+    Forget {
+        /// Which sentinel.
+        sentinel: SentinelId,
+    },
+    /// Tell a sentinel how many must agree that the primary is down.
+    SetQuorum {
+        /// Which sentinel.
+        sentinel: SentinelId,
+        /// How many.
+        quorum: u16,
+    },
+    /// Make a sentinel forget all other sentinels and all replicas, and find again those that there are.
+    PruneGhosts {
+        /// Which sentinel.
+        sentinel: SentinelId,
+    },
+    /// Hand a shard over from its primary, which serves, to a replica in step, and lose nothing.
+    Handover {
+        /// The primary.
+        from: ServerId,
+        /// The replica that is preferred.
+        to: ServerId,
+    },
+    /// Delete a pod, if it is still the same; its set makes another of the desired revision.
+    ReplacePod {
+        /// Whose.
+        member: Member,
+        /// The pod's uid.
+        uid: String,
+        /// Why.
+        why: Why,
+    },
+    /// Change how many pods a set asks for. The last ones go first.
+    SetReplicas {
+        /// Which set.
+        of: Set,
+        /// How many.
+        count: u16,
+    },
+    /// Nothing to do about this now but to look again.
+    Wait(Waiting),
+}
+
+/// Why a pod is replaced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Why {
+    /// It is of an earlier revision, and its turn has come.
+    Stale,
+    /// It is of an earlier revision and not ready: nothing is gained by waiting for it.
+    StaleAndUnready,
+}
+
+/// A set of pods.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Set {
+    /// The servers of a shard.
+    Servers {
+        /// The shard.
+        shard: u16,
+    },
+    /// The sentinels.
+    Sentinels,
+}
+
+/// How a server starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Start {
+    /// As primary: nobody else holds data.
+    Primary,
+    /// As a replica that must not be promoted before it has synchronised.
+    ReplicaOf(SocketAddr),
+    /// As a node of a Cluster, in the role that its peers tell it, and not to be promoted before it has synchronised.
+    ClusterNode,
+}
+
+/// What is waited for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Waiting {
+    /// A server's process to answer.
+    Server(ServerId),
+    /// A sentinel's process to answer.
+    Sentinel(SentinelId),
+    /// A server to synchronise with its primary.
+    Synchronisation(ServerId),
+    /// Sentinel or the bus to fail a shard over.
+    Failover {
+        /// The shard.
+        shard: u16,
+    },
+    /// The sentinels to agree on the primary.
+    Agreement,
+    /// A sentinel to learn of the replicas and of the others.
+    Discovery(SentinelId),
+    /// A Cluster node to know all others, and to see every slot served.
+    Gossip(ServerId),
+    /// A held server's reason to end.
+    Held {
+        /// Which server.
+        server: ServerId,
+        /// Why, in one word.
+        reason: String,
+        /// Why, for people, with what ends it.
+        message: String,
+    },
+    /// A person to say which of the copies counts: no primary is left, and nothing says which is the newest.
+    Choice,
+    /// A member's pod to exist, or to be ready.
+    Pod(Member),
+    /// A member's node to come back, or to be deleted: until then nobody knows whether its pod still runs.
+    Node {
+        /// Which member.
+        member: Member,
+        /// The node's name.
+        node: String,
+    },
+    /// A sentinel to find its peers again before the next forgets its ghosts.
+    Ghosts(SentinelId),
+    /// A pause after a handover that failed.
+    HandoverRetry(ServerId),
+}
+
+impl fmt::Display for Waiting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Server(server) => write!(f, "{server} to answer"),
+            Self::Sentinel(sentinel) => write!(f, "{sentinel} to answer"),
+            Self::Synchronisation(server) => write!(f, "{server} to synchronise with its primary"),
+            Self::Failover { shard } => write!(f, "shard {shard} to fail over"),
+            Self::Agreement => f.write_str("the sentinels to agree on the primary"),
+            Self::Discovery(sentinel) => write!(f, "{sentinel} to learn of the replicas and the other sentinels"),
+            Self::Gossip(server) => write!(f, "{server} to see the whole cluster"),
+            Self::Held { server, message, .. } => write!(f, "{server}, which is held: {message}"),
+            Self::Choice => f.write_str("a person to choose a copy of the data: no primary is left, and their histories differ"),
+            Self::Pod(member) => write!(f, "the pod of {member} to become ready"),
+            Self::Node { member, node } => {
+                write!(f, "node {node} of {member} to come back, or to be deleted or marked as out of service")
+            }
+            Self::Ghosts(sentinel) => write!(f, "{sentinel} to find its peers again before ghosts are forgotten"),
+            Self::HandoverRetry(server) => write!(f, "a while before {server} is asked again to hand over"),
+        }
+    }
+}
