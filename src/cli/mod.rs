@@ -16,6 +16,8 @@ mod demo;
 mod dev;
 mod failure;
 mod sidecar;
+#[cfg(feature = "control-plane")]
+mod uninstall_check;
 
 use std::process::ExitCode;
 
@@ -55,6 +57,7 @@ commands! {
         Demo(demo),
         Dev(dev),
         Sidecar(sidecar),
+        UninstallCheck(uninstall_check),
     }
 }
 

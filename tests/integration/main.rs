@@ -3,6 +3,7 @@
 
 mod agent;
 mod cache_aside;
+mod chart;
 mod check;
 mod clients;
 mod command_table;

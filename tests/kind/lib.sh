@@ -142,3 +142,21 @@ docker_up() {
 }
 
 have_image() { docker image inspect "$1" >/dev/null 2>&1; }
+
+# image_of NAME DOCKERFILE FILE...: build larder-kind/NAME from a Dockerfile and the files that it copies, as :dev and under a tag
+# that changes with the content, so that nodes take the new one; load both into the cluster, and print the latter name.
+image_of() {
+  local name=larder-kind/$1 dockerfile=$2 context tag
+  shift 2
+  tag=$(cat "$dockerfile" "$@" | sha256sum | cut -c 1-12)
+  if ! have_image "$name:$tag"; then
+    context=$(mktemp -d)
+    cp "$@" "$context/"
+    docker build --quiet --file "$dockerfile" --tag "$name:$tag" --tag "$name:dev" "$context" >/dev/null
+    rm -r "$context"
+  fi
+  if [[ ${LARDER_KIND_LOAD:-yes} != no ]]; then
+    kind load docker-image --quiet --name "$cluster" "$name:$tag" "$name:dev" >&2
+  fi
+  printf '%s\n' "$name:$tag"
+}

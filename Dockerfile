@@ -1,0 +1,13 @@
+# Larder's image: both binaries, built beforehand, on a base that is empty unless an argument says otherwise.
+#
+#   docker build --build-arg BASE=REPOSITORY:TAG -f Dockerfile DIRECTORY
+#
+# DIRECTORY holds `larder` and `larderd`. On an empty base they must be linked statically (RUSTFLAGS='-C target-feature=+crt-static',
+# --target x86_64-unknown-linux-gnu), and there are no public certificate authorities: origins whose certificates such an
+# authority signed need a base that brings them.
+ARG BASE=scratch
+FROM ${BASE}
+COPY larder larderd /
+# Not root, and a number, so that runAsNonRoot can be checked. Nothing is written: the root may be mounted read-only.
+USER 65532:65532
+ENTRYPOINT ["/larder"]

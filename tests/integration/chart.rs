@@ -1,0 +1,197 @@
+//! The Helm chart: what it grants, and what it refuses. The tests that render it need `helm`, which tests/kind builds; without it they
+//! say so, and tests/e2e, which installs the chart, does not run at all.
+
+use std::collections::BTreeSet;
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::Value;
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// The helm of the path, or the one that tests/kind built.
+fn helm() -> Option<PathBuf> {
+    let cache = env::var_os("LARDER_KIND_CACHE").map(PathBuf::from).or_else(|| {
+        let caches = env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
+        caches.or_else(|| env::home_dir().map(|home| home.join(".cache"))).map(|dir| dir.join("larder-kind"))
+    });
+    let path = env::var_os("PATH").unwrap_or_default();
+    let mut places: Vec<PathBuf> = env::split_paths(&path).collect();
+    places.extend(cache.map(|cache| cache.join("bin")));
+    let found = places.into_iter().map(|dir| dir.join("helm")).find(|helm| helm.is_file());
+    if found.is_none() {
+        println!("left out: there is no helm; tests/kind/tools builds it");
+    }
+    found
+}
+
+/// The objects that the chart makes with some values, or what helm says against them.
+fn render(helm: &Path, arguments: &[&str]) -> Result<Vec<Value>, String> {
+    let output = Command::new(helm)
+        .args(["template", "larder", "charts/larder", "--namespace", "system", "--kube-version", "1.34"])
+        .args(arguments)
+        .current_dir(root())
+        .output()
+        .expect("helm starts");
+    if !output.status.success() {
+        return Err(String::from_utf8_lossy(&output.stderr).into_owned());
+    }
+    let text = String::from_utf8(output.stdout).expect("a text");
+    let objects: Vec<Value> = serde_saphyr::from_multiple(&text).expect("YAML");
+    Ok(objects.into_iter().filter(|object| !object.is_null()).collect())
+}
+
+fn of_kind<'a>(objects: &'a [Value], kind: &'a str) -> impl Iterator<Item = &'a Value> {
+    objects.iter().filter(move |object| object["kind"] == kind)
+}
+
+fn texts(value: &Value) -> BTreeSet<String> {
+    value.as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect()
+}
+
+/// Namespace or kind, and `verb resource` of every rule that is granted.
+fn grants(objects: &[Value]) -> BTreeSet<(String, String)> {
+    let mut granted = BTreeSet::new();
+    for role in of_kind(objects, "Role").chain(of_kind(objects, "ClusterRole")) {
+        let place = role["metadata"]["namespace"].as_str().unwrap_or("all").to_owned();
+        for rule in role["rules"].as_array().expect("rules") {
+            for (group, resource) in texts(&rule["apiGroups"])
+                .iter()
+                .flat_map(|group| texts(&rule["resources"]).into_iter().map(move |resource| (group.clone(), resource)))
+            {
+                for verb in texts(&rule["verbs"]) {
+                    granted.insert((place.clone(), format!("{verb} {group}/{resource}")));
+                }
+            }
+        }
+    }
+    granted
+}
+
+#[test]
+fn the_chart_has_the_definitions_and_the_version_of_the_code() {
+    let mut names = BTreeSet::new();
+    for entry in fs::read_dir(root().join("crds")).expect("crds/") {
+        let path = entry.expect("an entry").path();
+        let name = path.file_name().expect("a name").to_string_lossy().into_owned();
+        let copy = fs::read_to_string(root().join("charts/larder/files/crds").join(&name)).unwrap_or_default();
+        assert!(
+            fs::read_to_string(&path).expect("a text") == copy,
+            "run `cp crds/*.yaml charts/larder/files/crds/`: {name} differs"
+        );
+        names.insert(name);
+    }
+    assert_eq!(fs::read_dir(root().join("charts/larder/files/crds")).expect("a directory").count(), names.len());
+    let chart = fs::read_to_string(root().join("charts/larder/Chart.yaml")).expect("Chart.yaml");
+    for key in ["version", "appVersion"] {
+        let line = format!("\n{key}: {}\n", env!("CARGO_PKG_VERSION"));
+        assert!(chart.contains(&line), "Chart.yaml does not say{line}");
+    }
+}
+
+#[test]
+fn rights_end_at_the_watched_namespaces() {
+    let Some(helm) = helm() else { return };
+    let objects = render(&helm, &["--set", "watchNamespaces={shop,search}"]).expect("rendered");
+    let granted = grants(&objects);
+    let places: BTreeSet<&str> = granted.iter().map(|(place, _)| place.as_str()).collect();
+    assert_eq!(places, BTreeSet::from(["all", "search", "shop", "system"]));
+    let all = |place: &str| granted.iter().filter(|(at, _)| at == place).map(|(_, what)| what.as_str()).collect::<BTreeSet<_>>();
+    assert_eq!(all("all"), BTreeSet::from(["get /nodes", "list /nodes", "watch /nodes"]));
+    assert!(all("system").iter().all(|what| what.ends_with(" coordination.k8s.io/leases")), "{:?}", all("system"));
+    assert_eq!(all("shop"), all("search"));
+    assert!(all("shop").contains("list /secrets"));
+
+    let own = grants(&render(&helm, &[]).expect("rendered"));
+    let places: BTreeSet<&str> = own.iter().map(|(place, _)| place.as_str()).collect();
+    assert_eq!(places, BTreeSet::from(["all", "system"]), "without watchNamespaces it is the release's own");
+
+    let wide = grants(&render(&helm, &["--set", "clusterWide=true"]).expect("rendered"));
+    assert!(wide.contains(&("all".to_owned(), "list /secrets".to_owned())), "{wide:?}");
+}
+
+#[test]
+fn nothing_grants_more_than_it_names() {
+    let Some(helm) = helm() else { return };
+    for values in [&[][..], &["--set", "clusterWide=true"], &["--set", "uninstall.force=true"]] {
+        let objects = render(&helm, values).expect("rendered");
+        for (place, what) in grants(&objects) {
+            let refused = ["*", "exec", "attach", "portforward", "proxy", "escalate", "bind ", "impersonate", "rbac.", "/token"];
+            assert!(!refused.iter().any(|part| what.contains(part)), "{values:?} grant {what} in {place}");
+        }
+        let bound: Vec<&Value> = of_kind(&objects, "RoleBinding").chain(of_kind(&objects, "ClusterRoleBinding")).collect();
+        let made: BTreeSet<&str> = of_kind(&objects, "Role")
+            .chain(of_kind(&objects, "ClusterRole"))
+            .filter_map(|role| role["metadata"]["name"].as_str())
+            .collect();
+        assert!(!bound.is_empty());
+        for binding in bound {
+            let name = binding["roleRef"]["name"].as_str().expect("a name");
+            assert!(made.contains(name), "{values:?} bind {name}, which is no role of the chart");
+        }
+    }
+}
+
+#[test]
+fn pods_hold_to_the_restricted_profile() {
+    let Some(helm) = helm() else { return };
+    let objects = render(&helm, &[]).expect("rendered");
+    let mut seen = 0;
+    for owner in of_kind(&objects, "Deployment").chain(of_kind(&objects, "Job")) {
+        let pod = &owner["spec"]["template"]["spec"];
+        assert_eq!(pod["securityContext"]["runAsNonRoot"], true);
+        assert_eq!(pod["securityContext"]["seccompProfile"]["type"], "RuntimeDefault");
+        for container in pod["containers"].as_array().expect("containers") {
+            assert_eq!(container["securityContext"]["allowPrivilegeEscalation"], false);
+            assert_eq!(container["securityContext"]["readOnlyRootFilesystem"], true);
+            assert_eq!(texts(&container["securityContext"]["capabilities"]["drop"]), BTreeSet::from(["ALL".to_owned()]));
+            assert!(
+                container["resources"]["limits"]["memory"].is_string() && container["resources"]["requests"]["cpu"].is_string()
+            );
+            seen += 1;
+        }
+    }
+    assert_eq!(seen, 2);
+}
+
+#[test]
+fn definitions_outlive_the_release_and_a_digest_pins_the_image() {
+    let Some(helm) = helm() else { return };
+    let digest = format!("sha256:{}", "a".repeat(64));
+    let values = ["--set", &format!("image.digest={digest}"), "--set", "image.repository=registry.example/larder"];
+    let objects = render(&helm, &values).expect("rendered");
+    let kept = of_kind(&objects, "CustomResourceDefinition")
+        .filter(|object| object["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep")
+        .count();
+    assert_eq!(kept, 2);
+    let image = format!("registry.example/larder:{}@{digest}", env!("CARGO_PKG_VERSION"));
+    let operator = &of_kind(&objects, "Deployment").next().expect("a Deployment")["spec"]["template"]["spec"]["containers"][0];
+    assert_eq!(operator["image"], *image);
+    assert!(texts(&operator["args"]).contains(&format!("--larder-image={image}")));
+
+    let without = render(&helm, &["--set", "crds.install=false"]).expect("rendered");
+    assert_eq!(of_kind(&without, "CustomResourceDefinition").count(), 0);
+}
+
+#[test]
+fn wrong_values_are_refused() {
+    let Some(helm) = helm() else { return };
+    for (value, part) in [
+        ("image.digest=sha256:12", "image/digest"),
+        ("image.repository=", "image/repository"),
+        ("replica=3", "replica"),
+        ("replicas=-1", "replicas"),
+        ("watchNamespaces={Shop}", "watchNamespaces"),
+        ("logs.format=xml", "logs/format"),
+        ("networkPolicy.apiServerPorts={0}", "apiServerPorts"),
+    ] {
+        let refused = render(&helm, &["--set", value]).expect_err(value);
+        assert!(refused.contains(part), "{value}: {refused}");
+    }
+    let both = render(&helm, &["--set", "clusterWide=true", "--set", "watchNamespaces={shop}"]).expect_err("both");
+    assert!(both.contains("remove watchNamespaces, or write clusterWide: false"), "{both}");
+}
