@@ -1,0 +1,124 @@
+//! The continuous client of the end-to-end tests: several writers that find the primary by Sentinel and write unique values, and a
+//! reader that afterwards looks for every value that was acknowledged.
+//!
+//!     e2e-client serve                  waits for runs; configured by the environment, below
+//!     e2e-client start|status|stop      asks the one that serves, over loopback; `stop` reads back and prints the report
+//!
+//! It is a program of its own, without the library, and reads replies with a dozen lines, so that it shares no fault with what it tests.
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr)]
+
+mod resp;
+mod run;
+
+use std::env;
+use std::io::{Read as _, Write as _};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use run::Run;
+
+const CONTROL: &str = "127.0.0.1:7700";
+
+/// Where the cache is, and how it is written to.
+#[derive(Clone)]
+pub struct Target {
+    /// `HOST:PORT` of any sentinel: a Service in front of all of them.
+    pub sentinels: String,
+    /// The name under which they watch the primary.
+    pub master: String,
+    /// The login: a directory with `username` and `password`, as a mounted Secret, read at each connection.
+    pub login: Option<PathBuf>,
+    /// How many write at once.
+    pub writers: u32,
+    /// What each writes at most, a second.
+    pub rate: u32,
+    /// After how many writes each connects anew. 0: never of itself.
+    pub reconnect: u32,
+}
+
+impl Target {
+    fn from_environment() -> Self {
+        let number = |name: &str, default: u32| env::var(name).map_or(default, |text| text.parse().expect(name));
+        Self {
+            sentinels: env::var("SENTINELS").expect("SENTINELS=HOST:PORT"),
+            master: env::var("MASTER").unwrap_or_else(|_| "main".to_owned()),
+            login: env::var_os("LOGIN").map(PathBuf::from),
+            writers: number("WRITERS", 4),
+            rate: number("RATE", 250),
+            reconnect: number("RECONNECT", 0),
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    let command = env::args().nth(1).unwrap_or_default();
+    if command == "serve" {
+        serve(&Target::from_environment());
+        return ExitCode::SUCCESS;
+    }
+    match ask(&command) {
+        Ok(answer) => {
+            println!("{answer}");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Answers one request after the other: they come from one test.
+fn serve(target: &Target) {
+    let listener = TcpListener::bind(CONTROL).expect(CONTROL);
+    let mut running: Option<Run> = None;
+    let mut runs = 0;
+    for stream in listener.incoming() {
+        let Ok(mut stream) = stream else { continue };
+        let mut request = String::new();
+        if stream.set_read_timeout(Some(Duration::from_secs(5))).is_err() || stream.read_to_string(&mut request).is_err() {
+            continue;
+        }
+        let answer = match (request.as_str(), running.take()) {
+            ("start", None) => {
+                runs += 1;
+                running = Some(Run::start(target.clone(), runs));
+                json!({"run": runs})
+            }
+            ("status", Some(run)) => {
+                let status = run.status();
+                running = Some(run);
+                status
+            }
+            ("stop", Some(run)) => run.stop(),
+            (_, before) => {
+                running = before;
+                json!({"error": format!("not now: {request:?}")})
+            }
+        };
+        println!("{request}: {answer}");
+        // Where nobody listens any more, the log has it.
+        let _ = stream.write_all(answer.to_string().as_bytes());
+    }
+}
+
+fn ask(command: &str) -> Result<Value, String> {
+    let exchange = || -> std::io::Result<String> {
+        let mut stream = TcpStream::connect(CONTROL)?;
+        stream.write_all(command.as_bytes())?;
+        stream.shutdown(Shutdown::Write)?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        Ok(answer)
+    };
+    let text = exchange().map_err(|error| format!("{CONTROL}: {error}"))?;
+    let answer: Value = serde_json::from_str(&text).map_err(|error| format!("{text}: {error}"))?;
+    match answer.get("error") {
+        Some(error) => Err(error.to_string()),
+        None => Ok(answer),
+    }
+}
