@@ -16,6 +16,7 @@ use super::line::{Line, LineError};
 use super::users::{self, Generation, User};
 use super::values::same_setting;
 use crate::policy::agent::{AgentConfig, Proved, ServedTls};
+use crate::policy::digest::sha256;
 use crate::policy::snapshot::Auth;
 use crate::sidecar::files::WatchedFiles;
 use crate::sidecar::upstream::access::Access;
@@ -208,14 +209,6 @@ impl Upkeep {
     }
 }
 
-/// In hexadecimal.
-fn sha256(bytes: &[u8]) -> String {
-    // The one suite whose hash this is; the provider has no other way to it.
-    let suite = rustls::crypto::ring::cipher_suite::TLS13_AES_128_GCM_SHA256;
-    let hash = suite.tls13().map(|suite| suite.common.hash_provider.hash(bytes));
-    hash.map_or_else(String::new, |hash| hash.as_ref().iter().map(|byte| format!("{byte:02x}")).collect())
-}
-
 async fn changed(files: Option<&mut WatchedFiles>) {
     match files {
         Some(files) => {
@@ -274,14 +267,4 @@ async fn remove_others(line: &mut Line, users: &[User], own: &str) -> Result<(),
         line.ask(&["ACL", "DELUSER", &name]).await.map_err(|error| error.to_string())?;
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn fingerprints_are_sha256() {
-        assert_eq!(sha256(b"one"), "7692c3ad3540bb803c020b3aee66cd8887123234ea0c6e7143c0add73ff431ed");
-    }
 }

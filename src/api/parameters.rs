@@ -20,7 +20,7 @@ const OWNED: &[Owned] = &[
     Owned { keys: &["requirepass", "masterauth", "masteruser", "user", "aclfile", "acl-"], instead: "write spec.auth" },
     Owned {
         keys: &["appendonly", "appendfilename", "appenddirname", "appendfsync", "save", "dir", "dbfilename"],
-        instead: "remove it: caches are ephemeral until spec.storage is supported",
+        instead: "write spec.storage, which keeps an append-only file, and its fsync",
     },
     Owned {
         keys: &["replicaof", "slaveof", "replica-announce-", "slave-announce-", "replica-priority", "slave-priority"],
@@ -29,6 +29,10 @@ const OWNED: &[Owned] = &[
     Owned {
         keys: &["replica-read-only", "slave-read-only", "replica-serve-stale-data", "slave-serve-stale-data"],
         instead: "remove it: a replica that answered otherwise could lose or invent data at a failover",
+    },
+    Owned {
+        keys: &["min-replicas-to-write", "min-replicas-max-lag", "min-slaves-to-write", "min-slaves-max-lag"],
+        instead: "write spec.writes",
     },
     Owned { keys: &["cluster-"], instead: "write spec.mode and spec.shards" },
     Owned {

@@ -67,6 +67,36 @@ text_schemas! {
         rule: "self.matches('^((1[6-9]|[2-9][0-9]|[1-9][0-9]{2,5})(Mi|M)|[1-9][0-9]{0,3}(Gi|G))$')",
         message: "write at least 16Mi, as in 512Mi or 4Gi",
     }
+    /// The size of a volume.
+    StorageText {
+        max: 8,
+        rule: "self.matches('^([1-9][0-9]{0,5}(Mi|M)|[1-9][0-9]{0,4}(Gi|G)|[1-9][0-9]{0,2}(Ti|T))$')",
+        message: "write a size such as 512Mi, 10Gi or 1Ti",
+    }
+    /// A length of time in whole seconds, up to an hour.
+    LagText {
+        max: 24,
+        rule: "self.matches('^([0-9]{1,2}h|[0-9]{1,4}m|[0-9]{1,6}s){1,3}$') && duration(self) >= duration('1s') && duration(self) <= duration('1h')",
+        message: "write a duration from 1s to 1h in whole seconds, such as 10s",
+    }
+    /// An amount of CPU.
+    CpuText {
+        max: 8,
+        rule: "self.matches('^([1-9][0-9]{0,5}m|[1-9][0-9]{0,2}([.][0-9]{1,3})?|0[.]([0-9]{0,2}[1-9]|[1-9][0-9]{0,2}))$')",
+        message: "write CPUs or thousandths of one, such as 2, 0.5 or 500m",
+    }
+    /// The key of a label or a taint.
+    LabelKeyText {
+        max: 317,
+        rule: "self.matches('^([a-z0-9]([-.a-z0-9]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$')",
+        message: "write a key such as dedicated or example.com/dedicated",
+    }
+    /// The value of a label or a taint.
+    LabelValueText {
+        max: 63,
+        rule: "self.matches('^(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?$')",
+        message: "write a label's value: letters, digits, dashes, underscores and dots",
+    }
     /// A share in whole per cent: [`crate::policy::Percent`].
     PercentText {
         max: 4,

@@ -2,6 +2,7 @@
 
 pub mod agent;
 mod cover;
+pub mod digest;
 pub mod pattern;
 mod pattern_scan;
 pub mod rule;

@@ -24,6 +24,13 @@ struct Rule<'a> {
     message: &'a str,
 }
 
+impl Rule<'_> {
+    /// Whether it compares with an earlier form of the object. A file has none.
+    fn is_transition(&self) -> bool {
+        self.text.contains("oldSelf")
+    }
+}
+
 fn rules_of(schema: &Value) -> impl Iterator<Item = Rule<'_>> {
     let entries = schema.get("x-kubernetes-validations").and_then(Value::as_array).into_iter().flatten();
     entries.filter_map(|entry| {
@@ -68,6 +75,7 @@ impl Rules {
     pub(super) fn validate(&self, document: &Document, schema: &Value) -> Vec<Finding> {
         let mut broken = Vec::new();
         let json = document.root.to_json();
+        self.check(&Context::default(), schema, &json, &FieldPath::root(), &mut broken);
         if let (Some(spec), Some(schema)) = (json.get("spec"), schema.pointer("/properties/spec")) {
             self.walk(&Context::default(), schema, spec, &at!("spec"), &mut broken);
         }
@@ -83,16 +91,7 @@ impl Rules {
     }
 
     fn walk(&self, context: &Context<'_, '_>, schema: &Value, value: &Value, path: &FieldPath, broken: &mut Vec<Broken>) {
-        let mut own = rules_of(schema).peekable();
-        if own.peek().is_some() {
-            let bound = to_cel(value);
-            for Rule { text, message } in own {
-                if let Err(why) = self.evaluate(context, text, &bound) {
-                    let evaluated = why.is_none();
-                    broken.push(Broken { path: path.clone(), message: why.unwrap_or_else(|| message.to_owned()), evaluated });
-                }
-            }
-        }
+        self.check(context, schema, value, path, broken);
         match value {
             Value::Object(fields) => {
                 for (key, inner) in fields {
@@ -109,6 +108,21 @@ impl Rules {
                 }
             }
             _ => {}
+        }
+    }
+
+    /// The rules of one value, without those of what is below it.
+    fn check(&self, context: &Context<'_, '_>, schema: &Value, value: &Value, path: &FieldPath, broken: &mut Vec<Broken>) {
+        let mut own = rules_of(schema).filter(|rule| !rule.is_transition()).peekable();
+        if own.peek().is_none() {
+            return;
+        }
+        let bound = to_cel(value);
+        for Rule { text, message } in own {
+            if let Err(why) = self.evaluate(context, text, &bound) {
+                let evaluated = why.is_none();
+                broken.push(Broken { path: path.clone(), message: why.unwrap_or_else(|| message.to_owned()), evaluated });
+            }
         }
     }
 

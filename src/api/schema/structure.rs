@@ -114,7 +114,8 @@ impl Walk<'_> {
             return;
         };
         for Entry { key, .. } in entries {
-            if !["apiVersion", "kind", "metadata", "spec"].contains(&key.as_str()) {
+            // An object as `kubectl get -o yaml` shows it has a status, which nobody writes.
+            if !["apiVersion", "kind", "metadata", "spec", "status"].contains(&key.as_str()) {
                 let remedy = suggest::remedy(key, ["metadata", "spec"].into_iter());
                 self.refuse(FieldPath::root().key(key), format!("there is no field `{key}`"), remedy);
             }

@@ -4,12 +4,8 @@ use super::Kind;
 use crate::api::path::FieldPath;
 
 const CLUSTER_FIELDS: &[(&str, &str)] = &[
-    ("spec.storage", "remove it: data is ephemeral, replicas and Sentinel or Cluster keep it through a server's death"),
     ("spec.tls", "remove it: servers speak plain TCP"),
-    ("spec.pod", "remove it: resources and scheduling of pods come with the operator"),
-    ("spec.networkPolicy", "remove it: network policies come with the operator"),
-    ("spec.monitoring", "remove it: ServiceMonitors come with the operator"),
-    ("spec.paused", "remove it: there is no operator to pause"),
+    ("spec.monitoring", "remove it: scrape port 9121, named metrics, of pods labelled app.kubernetes.io/name: larder-cache, and let spec.networkPolicy.metricsFrom name who may"),
 ];
 
 const POLICY_FIELDS: &[(&str, &str)] = &[

@@ -163,6 +163,12 @@ fn stand_in(namespace: &str, name: &str) -> CacheCluster {
         eviction: None,
         parameters: BTreeMap::new(),
         auth: None,
+        storage: None,
+        writes: None,
+        pod: None,
+        network_policy: None,
+        recovery: None,
+        paused: false,
     };
     let mut cluster = CacheCluster::new(name, spec);
     cluster.metadata.namespace = Some(namespace.to_owned());
