@@ -197,6 +197,8 @@ impl Eviction {
 /// The ACL user that servers ask for.
 #[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[x_kube(validation = Rule::new("!has(self.user) || self.user != 'larder-system'")
+    .message("larder-system is the user of Larder itself: choose another name"))]
 pub struct AuthSpec {
     /// The user's name. Default larder. The servers' own user `default` is switched off.
     #[serde(default, skip_serializing_if = "Option::is_none")]

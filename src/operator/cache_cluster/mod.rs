@@ -1,7 +1,12 @@
 //! One CacheCluster: what is seen of it, and what to do next.
 //!
 //! The pure middle ([`plan`]) takes no client, so that one planner serves both actuators: processes on one machine, and Kubernetes.
+//! There, [`validate`] turns the resource into what is wanted, and [`objects`] that into Kubernetes' own objects.
 
 pub mod build;
+pub mod names;
+pub mod objects;
 pub mod observe;
 pub mod plan;
+pub mod users;
+pub mod validate;

@@ -121,7 +121,11 @@ pub fn validate(cluster: &CacheCluster) -> Result<Wanted, Vec<Problem>> {
     let mut problems = Problems { object: ObjectRef::new("CacheCluster", &cluster.metadata), found: Vec::new() };
     problems.check_name(cluster.metadata.name.as_deref().unwrap_or_default());
     if *mode == Mode::Cluster {
-        problems.add(at!("spec", "mode"), "the operator does not run mode: Cluster yet", "write Sentinel, or run it with larder dev");
+        problems.add(
+            at!("spec", "mode"),
+            "the operator does not run mode: Cluster yet",
+            "write Sentinel, or run it with larder dev",
+        );
     }
     if *memory < MIN_MEMORY {
         problems.add(at!("spec", "memory"), "the server and its agent would have no room", "write at least 64Mi");
