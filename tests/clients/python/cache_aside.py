@@ -1,7 +1,6 @@
 """Runs examples/cache-aside/distributed_cache.py against the port given, and prints what came of each of its faults as JSON."""
 import json
 import pathlib
-import queue
 import sys
 import threading
 import time
@@ -13,12 +12,8 @@ sys.path.insert(0, str(EXAMPLE))
 from distributed_cache import DistributedCache, cached  # noqa: E402
 
 CALLERS = 30
-# Connections in turn: a pool that gives the one returned last would send a latecomer's GET over the holder's own, which is answered
-# at once (docs/known-gaps.md).
-pool = redis.BlockingConnectionPool(
-    max_connections=2 * CALLERS, queue_class=queue.Queue, port=int(sys.argv[1]), socket_timeout=20
-)
-client = redis.Redis(connection_pool=pool)
+# The usual pool lends the connection returned last: a latecomer's GET goes over the one whose GET was told to load.
+client = redis.Redis(port=int(sys.argv[1]), socket_timeout=20)
 cache = DistributedCache(client)
 
 

@@ -34,7 +34,16 @@
 //! - It does not hold while a rule is off because its loads are seldom stored ([`Effect::Disarmed`]): then nothing is tracked.
 //! - At most one nil per key and lease, over all pods, while leases are not lost; connections that send other commands meanwhile,
 //!   and commands that read several keys, get theirs besides: they must not wait.
-//! - Whoever waits is answered within [`Rule::wait`]; who holds any lease never waits. A holder that goes away is succeeded by one.
+//! - Whoever waits is answered within [`Rule::wait`]; a command that leads any key never waits. A holder that goes away is succeeded
+//!   by one.
+//!
+//! # The holder's own connection
+//!
+//! A pool that lends the connection returned last sends the next read over the one that holds the lease. To answer it at once would
+//! let two load whenever a pool is used; never to answer it would have a client that gave its load up wait for itself. So it waits
+//! for about the time of a load ([`rates::Rates::own_wait`]), then it gets nil. It is the connection's only command: any other
+//! ends the wait, so nothing queues behind it. What it can hold up is a client whose every connection is lent to readers that wait,
+//! and that needs one for its SET: by that much, and not for long, since waits in vain are seldom repeated.
 //!
 //! [`Desk`] decides all this for one pod. It does no I/O and has no clock: it is told what happened and at what time, and says
 //! what is to be done. [`model`] is what it expects of the cache, written down as code.
@@ -89,8 +98,8 @@ pub struct Reader {
     /// A later command of the same client for the same server was sent before this one was answered. So nothing that is found out
     /// now may answer it: that could show what a later write did. It gets nil, as soon as it is known under which generation.
     pub overtaken: bool,
-    /// The connection has had several commands under way at once: it is no single actor's. Where it is, a second read by the
-    /// holder of a key's lease gets nil again: nobody else would ever fill the key for it.
+    /// The connection has had several commands under way at once: it is no single actor's. Where it is, a second read over the
+    /// connection that holds a key's lease waits as any other; else see [`Why::Again`].
     pub shared: bool,
 }
 
@@ -239,7 +248,9 @@ pub enum Begun<V> {
 pub enum Why {
     /// It holds the lease.
     Lead,
-    /// It holds the lease already, and asks again.
+    /// It came over the connection that holds the lease, and about the time of a load was not enough. Either a pool lent the
+    /// connection to somebody else while its holder loads, or its client has given that load up, and nobody else will fill the key
+    /// for it.
     Again,
     /// The cache is away, and this pod's turn to load is its.
     LocalLead,

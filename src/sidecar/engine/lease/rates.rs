@@ -8,6 +8,12 @@ pub const DISARMED_MS: Millis = 60_000;
 const LEADS: u32 = u64::BITS;
 /// A load's time until one is measured.
 pub const FIRST_LOAD_MS: f64 = 50.0;
+/// So many loads' time a read waits over the connection that loads its key.
+const OWN_WAIT_LOADS: f64 = 3.0;
+/// But at least this.
+const LEAST_OWN_WAIT_MS: Millis = 50;
+/// After so many such waits in vain, one after the other, there are none for [`DISARMED_MS`].
+const MOST_IN_VAIN: u8 = 3;
 /// How much a new measurement counts.
 const WEIGHT: f64 = 0.1;
 
@@ -20,11 +26,14 @@ pub struct Rates {
     disarmed_until: Millis,
     load_ms: f64,
     measured: bool,
+    /// Own waits in vain since the last that was not.
+    in_vain: u8,
+    no_own_wait_until: Millis,
 }
 
 impl Default for Rates {
     fn default() -> Self {
-        Self { filled: 0, leads: 0, disarmed_until: 0, load_ms: FIRST_LOAD_MS, measured: false }
+        Self { filled: 0, leads: 0, disarmed_until: 0, load_ms: FIRST_LOAD_MS, measured: false, in_vain: 0, no_own_wait_until: 0 }
     }
 }
 
@@ -37,6 +46,28 @@ impl Rates {
     /// The mean time from the holder's nil to its fill, in milliseconds.
     pub fn load_ms(&self) -> f64 {
         self.load_ms
+    }
+
+    /// For how long a read waits that comes over the connection that loads its key: three times the time of a load, as far as that is
+    /// known, and at most `wait`. `None`: not at all, since of late nothing came of it. Its clients have given their loads up, or
+    /// need the connection to store what they loaded.
+    pub fn own_wait(&self, wait: Millis, now: Millis) -> Option<Millis> {
+        let measured = || ((self.load_ms * OWN_WAIT_LOADS) as Millis).max(LEAST_OWN_WAIT_MS);
+        let own_wait = if self.measured { measured() } else { wait / 2 };
+        (now >= self.no_own_wait_until).then_some(own_wait.min(wait))
+    }
+
+    /// A read over the connection that loads its key was given what was loaded.
+    pub fn own_wait_served(&mut self) {
+        self.in_vain = 0;
+    }
+
+    /// One was not.
+    pub fn own_wait_in_vain(&mut self, now: Millis) {
+        self.in_vain += 1;
+        if self.in_vain >= MOST_IN_VAIN {
+            (self.in_vain, self.no_own_wait_until) = (0, now + DISARMED_MS);
+        }
     }
 
     /// Counts a lead that a SET followed, whether it was stored or not: the clients do fill. `took`: how long the load took, where
@@ -88,6 +119,25 @@ mod tests {
             rates.filled(Some(10));
             assert_eq!(rates.unfilled(5), None);
         }
+    }
+
+    #[test]
+    fn a_read_waits_for_its_own_connection_as_long_as_something_comes_of_it() {
+        let mut rates = Rates::default();
+        assert_eq!(rates.own_wait(1_000, 5), Some(500), "nothing is measured");
+        rates.filled(Some(2));
+        assert_eq!(rates.own_wait(1_000, 5), Some(50));
+        rates.filled(Some(1_000));
+        assert_eq!(rates.own_wait(1_000, 5), Some(305));
+        assert_eq!(rates.own_wait(100, 5), Some(100));
+        for _ in 0..10 {
+            rates.own_wait_in_vain(5);
+            rates.own_wait_in_vain(5);
+            rates.own_wait_served();
+        }
+        assert!(rates.own_wait(100, 5).is_some());
+        (0..3).for_each(|_| rates.own_wait_in_vain(5));
+        assert_eq!((rates.own_wait(100, 60_004), rates.own_wait(100, 60_005)), (None, Some(100)));
     }
 
     #[test]

@@ -112,6 +112,10 @@ struct Request<V> {
     asker: Asker,
     parts: SmallVec<[Part<V>; 1]>,
     since: Millis,
+    /// When its wait ends at the latest.
+    until: Millis,
+    /// It reads the key that its own connection loads.
+    own: bool,
     /// It asks before the key expires, and its value is held back meanwhile.
     early: bool,
     /// It leads one of its keys: it must not wait for the others.
@@ -198,12 +202,16 @@ impl<V: Clone> Desk<V> {
 
     /// A read did not find `missing`.
     pub fn read_missed(&mut self, now: Millis, reader: Reader, missing: &[Missing<'_>], effects: &mut Vec<Effect<V>>) {
-        let request = self.open_request(now, reader.asker, false, reader.overtaken);
+        let wait = missing.iter().map(|missing| missing.rule.wait).min().unwrap_or_default();
+        let own_wait = self.own_wait(now, &reader, missing);
+        let request = self.open_request(now, wait, reader.asker, false, reader.overtaken);
+        if let Some(wait) = own_wait {
+            self.requests[request].own = true;
+            self.timers.push(now + wait, Due::Request(request as u32, self.requests[request].tenant));
+        }
         for missing in missing {
             self.open_part(now, request, &reader, missing, effects);
         }
-        let wait = missing.iter().map(|missing| missing.rule.wait).min().unwrap_or_default();
-        self.timers.push(now + wait, Due::Request(request as u32, self.requests[request].tenant));
         self.settle(now, request, effects);
         self.finish_touched(now, effects);
     }
@@ -250,9 +258,8 @@ impl<V: Clone> Desk<V> {
         if entry.ask.is_some() || now < entry.taken_until.max(entry.local_until) {
             return false;
         }
-        let request = self.open_request(now, asker, true, false);
+        let request = self.open_request(now, missing.rule.wait, asker, true, false);
         self.wait_for(request, key);
-        self.timers.push(now + missing.rule.wait, Due::Request(request as u32, self.requests[request].tenant));
         self.ask(key, Mode::Early { left }, effects);
         true
     }

@@ -2,16 +2,34 @@
 
 use smallvec::SmallVec;
 
+use super::super::timers::Due;
 use super::super::{Answer, Asker, AtWaitEnd, Effect, Millis, Missing, Mode, Reader, Reply, Why};
 use super::{Desk, MOST_WAITING, Part, PartState, Request, Waiter};
 
 impl<V: Clone> Desk<V> {
-    pub(super) fn open_request(&mut self, now: Millis, asker: Asker, early: bool, overtaken: bool) -> usize {
+    pub(super) fn open_request(&mut self, now: Millis, wait: Millis, asker: Asker, early: bool, overtaken: bool) -> usize {
         self.tenants = self.tenants.wrapping_add(1);
-        let (tenant, parts) = (self.tenants, SmallVec::new());
-        let request = self.requests.insert(Request { tenant, asker, parts, since: now, early, won: false, overtaken });
+        let (tenant, parts, until) = (self.tenants, SmallVec::new(), now + wait);
+        let opened = Request { tenant, asker, parts, since: now, until, own: false, early, won: false, overtaken };
+        let request = self.requests.insert(opened);
         self.connections.entry(asker.connection).or_default().requests.push(request);
+        self.timers.push(until, Due::Request(request as u32, tenant));
         request
+    }
+
+    /// For how long a read waits that comes over the very connection that holds its key's lease. `None`: it comes over another, over
+    /// one that several share, or such waits are in vain of late.
+    pub(super) fn own_wait(&mut self, now: Millis, reader: &Reader, missing: &[Missing<'_>]) -> Option<Millis> {
+        let [Missing { key, rule }] = missing else { return None };
+        let key = self.find(reader.database, key).filter(|_| !reader.shared)?;
+        let leads = self.leads(now, key, reader.asker.connection);
+        #[cfg(test)]
+        let leads = leads && self.broken != Some(super::super::tests::Switch::OwnReadsPass);
+        leads.then(|| self.rates.entry(rule.id).or_default().own_wait(rule.wait, now)).flatten()
+    }
+
+    fn leads(&self, now: Millis, key: usize, connection: u64) -> bool {
+        self.keys[key].held.is_some_and(|held| held.connection == connection && now < held.until)
     }
 
     pub(super) fn open_part(
@@ -29,9 +47,9 @@ impl<V: Clone> Desk<V> {
         let key = self.key(reader.database, missing.key, missing.rule);
         let part = self.wait_for(request, key);
         let connection = reader.asker.connection;
+        let leads = !reader.shared && !self.requests[request].own && self.leads(now, key, connection);
         let entry = &self.keys[key];
-        let leads = entry.held.is_some_and(|held| held.connection == connection && now < held.until);
-        if self.waiting > MOST_WAITING || (leads && !reader.shared) {
+        if self.waiting > MOST_WAITING || leads {
             let known = entry.known;
             self.remember(now, key, connection, known);
             self.resolve(request, part, Reply::Nil(if leads { Why::Again } else { Why::Untracked }));
@@ -117,6 +135,11 @@ impl<V: Clone> Desk<V> {
     pub(super) fn answer(&mut self, request: usize, effects: &mut Vec<Effect<V>>) {
         let done = self.requests.remove(request);
         self.unlist(done.asker.connection, request);
+        if let ([Part { key, state: PartState::Done(Reply::Value(_)) }], true) = (&done.parts[..], done.own)
+            && let Some(rule) = self.keys.get(*key).map(|key| key.rule.id)
+        {
+            self.rates.entry(rule).or_default().own_wait_served();
+        }
         if done.early {
             effects.push(Effect::Early { asker: done.asker, refresh: done.won });
             return;
@@ -129,12 +152,23 @@ impl<V: Clone> Desk<V> {
         effects.push(Effect::Answer { asker: done.asker, answer: Answer::Replies(replies) });
     }
 
-    /// The deadline of a request has come.
+    /// A deadline of a request has come.
     pub(super) fn wait_is_over(&mut self, now: Millis, request: usize, effects: &mut Vec<Effect<V>>) {
         let open = &self.requests[request];
         let undecided = open.parts.iter().find(|part| !matches!(part.state, PartState::Done(_)));
         let undecided = undecided.map(|part| &self.keys[part.key]);
         let leads = undecided.and_then(|key| key.held).is_some_and(|held| held.connection == open.asker.connection);
+        if open.own && leads {
+            if let Some(rule) = undecided.map(|key| key.rule.id) {
+                self.rates.entry(rule).or_default().own_wait_in_vain(now);
+            }
+            self.pass(now, request, Why::Again);
+            return self.answer(request, effects);
+        }
+        if now < open.until {
+            // It waits for somebody else by now.
+            return;
+        }
         let may_fail = !(open.early || open.won || open.overtaken || leads);
         match undecided.map(|key| (key.rule, key.name.clone())) {
             Some((rule, name)) if may_fail && rule.at_wait_end == AtWaitEnd::Error => {

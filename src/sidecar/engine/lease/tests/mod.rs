@@ -32,11 +32,13 @@ pub(super) enum Switch {
     AllSucceed,
     /// A read before the expiry gets nil without a lease.
     EarlyWithoutLease,
+    /// A read over the holder's own connection gets nil at once.
+    OwnReadsPass,
 }
 
 impl Switch {
     /// All of them.
-    const ALL: [Switch; 12] = [
+    const ALL: [Switch; 13] = [
         Switch::GenerationUnchecked,
         Switch::UpdateKeepsLease,
         Switch::DeleteKeepsLease,
@@ -49,5 +51,6 @@ impl Switch {
         Switch::DisconnectKeepsLease,
         Switch::AllSucceed,
         Switch::EarlyWithoutLease,
+        Switch::OwnReadsPass,
     ];
 }

@@ -228,11 +228,70 @@ fn another_command_never_waits_behind_a_read_that_waits() {
 }
 
 #[test]
-fn a_holder_that_reads_again_is_told_again_to_load() {
+fn a_read_over_the_holders_own_connection_gets_what_is_loaded_meanwhile() {
     let mut bench = Bench::new(1);
     bench.get(1);
+    bench.read(1, 1, &[0], false);
+    assert_eq!(bench.answered(), [(1, Reply::Nil(Why::Lead))]);
+    bench.pass(RULE.wait / 2 - 1);
+    // The pool has lent it: the SET comes over another.
+    assert!(matches!(bench.write(2, 4), Verdict::Fill(_)));
+    assert_eq!(bench.answered(), [(1, Reply::Value(4))]);
+    assert_eq!(bench.pods[0].next_deadline().map(|at| at <= bench.now), Some(false));
+}
+
+#[test]
+fn a_holder_that_reads_again_is_told_again_to_load_after_a_loads_time() {
+    let mut bench = Bench::new(1);
+    for connection in [2, 3] {
+        bench.get(connection);
+        bench.pass(20);
+        bench.write(connection, 1);
+        bench.slots[0].delete(bench.now);
+    }
+    bench.answers.clear();
+    for (round, waits) in [true, true, true, false, false].into_iter().enumerate() {
+        bench.read(1, 2 * round as u32, &[0], false);
+        bench.read(1, 2 * round as u32 + 1, &[0], false);
+        assert_eq!(bench.leads(), [1], "in round {round}");
+        bench.slots[0].delete(bench.now);
+        if waits {
+            bench.pass(59);
+            assert_eq!(bench.answered(), [], "in round {round}");
+            bench.pass(1);
+            assert_eq!(bench.answered(), [(1, Reply::Nil(Why::Again))], "in round {round}");
+        }
+        bench.write(1, 1);
+        bench.slots[0].delete(bench.now);
+    }
+}
+
+#[test]
+fn nothing_queues_behind_a_read_that_waits_for_its_own_connection() {
+    let mut bench = Bench::new(1);
     bench.get(1);
-    assert_eq!(bench.answered(), [(1, Reply::Nil(Why::Lead)), (1, Reply::Nil(Why::Again))]);
+    bench.read(1, 1, &[0], false);
+    bench.with(0, |desk, now, effects| desk.arrives(now, 1, Command::Other, effects));
+    assert_eq!(bench.answered(), [(1, Reply::Nil(Why::Lead)), (1, Reply::Nil(Why::Unparked))]);
+    // Nor does it wait where commands queue already, nor for several keys at once.
+    bench.read(1, 2, &[0, 1], false);
+    let replies = [Reply::Nil(Why::Again), Reply::Nil(Why::Lead)].into_iter().collect();
+    assert_eq!(bench.answers, [(Asker { connection: 1, place: 2 }, Answer::Replies(replies))]);
+}
+
+#[test]
+fn a_read_whose_connection_holds_the_lease_no_more_waits_as_any() {
+    let mut bench = Bench::new(2);
+    bench.get(2);
+    bench.read(2, 1, &[0], false);
+    bench.slots[0].delete(bench.now);
+    // Another pod leads by now.
+    bench.get(1);
+    assert_eq!(bench.leads(), [2, 1]);
+    bench.pass(RULE.wait - 1);
+    assert_eq!(bench.answered(), []);
+    bench.write(1, 8);
+    assert_eq!(bench.answered(), [(2, Reply::Value(8))]);
 }
 
 #[test]

@@ -156,7 +156,7 @@ fn each_broken_mechanism_is_found() {
         let base = match switch {
             Switch::RunIgnored => FAILOVERS,
             Switch::WinnerWaits => GROUPS,
-            Switch::DisconnectKeepsLease => CALM,
+            Switch::DisconnectKeepsLease | Switch::OwnReadsPass => CALM,
             _ => WILD,
         };
         let found = (0..10_000).find_map(|seed| {
