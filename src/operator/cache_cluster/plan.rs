@@ -10,13 +10,16 @@
 //!   they cannot, because their majority is lost, and only after [`Desired::takeover_after`].
 
 mod action;
+mod agents;
 mod cluster;
 mod desired;
 mod observed;
 mod report;
+mod rollout;
 mod sentinel;
 #[cfg(test)]
 mod simulation;
+mod spread;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -28,16 +31,36 @@ pub use observed::{
     ClusterFacts, Facts, Held, Link, Member, Node, NodeId, Observed, Peer, Pod, Revision, Role, Scale, Sentinel, Server,
     ServerState, SlotRange, Watch,
 };
+pub use spread::{Crowded, crowded};
 
 /// What to do next, in order. Empty: everything is as desired.
 pub fn plan(desired: &Desired, observed: &Observed) -> Vec<Action> {
     if desired.paused {
         return Vec::new();
     }
-    match desired.layout {
-        Layout::Sentinel { .. } => sentinel::plan(desired, observed),
-        Layout::Cluster { .. } => cluster::plan(desired, observed),
+    match (desired.layout, desired.starter) {
+        (Layout::Sentinel { .. }, Starter::Planner) => sentinel::plan(desired, observed),
+        (Layout::Sentinel { .. }, Starter::Agent) => under_agents(desired, observed),
+        (Layout::Cluster { .. }, _) => cluster::plan(desired, observed),
     }
+}
+
+/// What heals comes first; what disrupts waits until there is nothing to heal.
+fn under_agents(desired: &Desired, observed: &Observed) -> Vec<Action> {
+    let mut actions = agents::heal(desired, observed);
+    actions.extend(rollout::at_once(desired, observed));
+    actions.extend(rollout::next(desired, observed, &actions));
+    actions
+}
+
+/// The server that acts as primary, where no majority of sentinels contradicts. Under Sentinel with agents.
+pub fn primary(desired: &Desired, observed: &Observed) -> Option<ServerId> {
+    agents::acting(desired, observed).map(|acting| acting.id)
+}
+
+/// Whether a replica follows the server at `address`, with its link in this state.
+fn is_followed(facts: &Facts, address: SocketAddr, link: Link) -> bool {
+    facts.role == Role::Replica { of: address, link }
 }
 
 impl Observed {
@@ -45,7 +68,11 @@ impl Observed {
     fn running(&self) -> impl Iterator<Item = (ServerId, &Server, &Facts)> {
         self.servers.iter().filter_map(|(id, server)| match &server.state {
             ServerState::Running(facts) => Some((*id, server, facts)),
-            ServerState::Stopped { .. } | ServerState::Absent | ServerState::Held(_) | ServerState::Silent => None,
+            ServerState::Stopped { .. }
+            | ServerState::Absent
+            | ServerState::Held(_)
+            | ServerState::Starting
+            | ServerState::Silent => None,
         })
     }
 
@@ -56,7 +83,7 @@ impl Observed {
             match &mut server.state {
                 ServerState::Running(facts) => (facts.offset, facts.holds_data, facts.lineage) = (0, false, None),
                 ServerState::Held(held) => held.message.clear(),
-                ServerState::Stopped { .. } | ServerState::Absent | ServerState::Silent => {}
+                ServerState::Stopped { .. } | ServerState::Absent | ServerState::Starting | ServerState::Silent => {}
             }
             (*id, server)
         };
@@ -125,7 +152,7 @@ fn only_copy<'a>(running: impl Iterator<Item = (ServerId, &'a Server, &'a Facts)
 fn unfinished(observed: &Observed) -> impl Iterator<Item = Action> {
     observed.servers.iter().filter_map(|(id, server)| {
         let waiting = match &server.state {
-            ServerState::Silent => Waiting::Server(*id),
+            ServerState::Silent | ServerState::Starting => Waiting::Server(*id),
             ServerState::Running(Facts { role: Role::Replica { link: Link::Down, .. }, .. }) => Waiting::Synchronisation(*id),
             ServerState::Held(held) => Waiting::Held { server: *id, reason: held.reason.clone(), message: held.message.clone() },
             ServerState::Absent => Waiting::Pod(Member::Server(*id)),

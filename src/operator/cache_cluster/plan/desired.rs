@@ -62,6 +62,8 @@ pub struct Desired {
     pub starter: Starter,
     /// Whether data survives a server's process and its pod.
     pub durable: bool,
+    /// Whether a person accepts the loss of what only copies hold that cannot be asked, or compared.
+    pub accept_data_loss: bool,
     /// Nothing is planned while a person holds everything as it is.
     pub paused: bool,
     /// What the pods are to be; `None` on one machine, where nothing is rolled.
@@ -101,7 +103,16 @@ impl DesiredPods {
 impl Desired {
     /// What is wanted on one machine: the planner starts every process, and nothing is rolled.
     pub fn on_one_machine(layout: Layout, replicas: u16, takeover_after: Duration) -> Self {
-        Self { layout, replicas, takeover_after, starter: Starter::Planner, durable: false, paused: false, pods: None }
+        Self {
+            layout,
+            replicas,
+            takeover_after,
+            starter: Starter::Planner,
+            durable: false,
+            accept_data_loss: false,
+            paused: false,
+            pods: None,
+        }
     }
 
     /// The number of shards; one under Sentinel.

@@ -105,7 +105,9 @@ pub enum ServerState {
     Absent,
     /// Its agent answers and keeps its port closed.
     Held(Held),
-    /// The process runs and cannot answer for its data: starting, loading, hanging or cut off.
+    /// Its agent answers: its place is being decided, it loads, or it ends.
+    Starting,
+    /// The process runs and cannot answer for its data: loading, hanging or cut off.
     Silent,
     /// It answers.
     Running(Facts),

@@ -18,10 +18,10 @@ impl From<&StateReport> for ServerState {
                 // Announced addresses are numeric; anything else is not the tier's own.
                 match of.parse::<SocketAddr>() {
                     Ok(of) => Self::Running(facts(data, Role::Replica { of, link })),
-                    Err(_) => Self::Silent,
+                    Err(_) => Self::Starting,
                 }
             }
-            ServerPhase::Deciding | ServerPhase::Starting { .. } | ServerPhase::Stopping => Self::Silent,
+            ServerPhase::Deciding | ServerPhase::Starting { .. } | ServerPhase::Stopping => Self::Starting,
         }
     }
 }
@@ -78,11 +78,11 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_speak_for_its_data_is_silent() {
+    fn what_cannot_speak_for_its_data_is_starting() {
         for phase in [ServerPhase::Deciding, ServerPhase::Starting { as_primary: true }, ServerPhase::Stopping] {
-            assert_eq!(state(position(1), phase), ServerState::Silent);
+            assert_eq!(state(position(1), phase), ServerState::Starting);
         }
         let elsewhere = ServerPhase::Replica { of: "cache.example:6379".into(), link_up: true };
-        assert_eq!(state(position(1), elsewhere), ServerState::Silent);
+        assert_eq!(state(position(1), elsewhere), ServerState::Starting);
     }
 }

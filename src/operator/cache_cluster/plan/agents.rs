@@ -1,0 +1,249 @@
+//! One primary with replicas under Sentinel, where agents start the servers.
+//!
+//! Agents decide where a server starts, by what the sentinels name and by what all copies hold; sentinels fail over. What is left
+//! for the planner is what neither can do: tell sentinels that remember nothing, and act where their majority is lost. Nothing
+//! here contradicts a majority of sentinels that could still fail over, and no pod is restarted to change a role.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use super::{
+    Action, Desired, Facts, Link, Observed, Role, Sentinel, SentinelId, Server, ServerId, ServerState, Waiting, Watch,
+    is_followed,
+};
+use crate::policy::agent::DataState;
+
+/// Who is primary.
+enum Verdict<'a> {
+    /// This server acts as primary, and no majority contradicts.
+    Acting(Acting<'a>),
+    /// No majority of sentinels can fail over, and no primary runs: this replica becomes primary.
+    Promote(ServerId),
+    /// The same, and no server runs at all: without these sentinels' memory, the agents settle it among themselves.
+    Forget(Vec<SentinelId>),
+    /// It is not known yet.
+    Open(Waiting),
+}
+
+/// The server that acts as primary.
+#[derive(Clone, Copy)]
+pub(super) struct Acting<'a> {
+    pub(super) id: ServerId,
+    pub(super) server: &'a Server,
+    pub(super) facts: &'a Facts,
+}
+
+/// What heals. Empty: every server and sentinel is in its place and knows all others.
+pub(super) fn heal(desired: &Desired, observed: &Observed) -> Vec<Action> {
+    let mut actions = Vec::new();
+    match verdict(desired, observed) {
+        Verdict::Promote(server) => actions.push(Action::Promote { server }),
+        Verdict::Forget(sentinels) => actions.extend(sentinels.into_iter().map(|sentinel| Action::Forget { sentinel })),
+        Verdict::Open(waiting) => actions.push(Action::Wait(waiting)),
+        Verdict::Acting(primary) => {
+            actions.extend(repair_replication(desired, observed, primary));
+            actions.extend(watch(desired, observed, primary.server.address));
+        }
+    }
+    actions.extend(super::unfinished(observed));
+    actions.extend(observed.sentinels.iter().filter_map(|(sentinel, state)| match state {
+        Sentinel::Stopped | Sentinel::Silent => Some(Action::Wait(Waiting::Sentinel(*sentinel))),
+        Sentinel::Running { .. } => None,
+    }));
+    actions
+}
+
+/// The server that acts as primary, where no majority of sentinels contradicts.
+pub(super) fn acting<'a>(desired: &Desired, observed: &'a Observed) -> Option<Acting<'a>> {
+    match verdict(desired, observed) {
+        Verdict::Acting(acting) => Some(acting),
+        Verdict::Promote(_) | Verdict::Forget(_) | Verdict::Open(_) => None,
+    }
+}
+
+fn watches(observed: &Observed) -> impl Iterator<Item = (SentinelId, Watch)> {
+    observed.sentinels.iter().filter_map(|(id, sentinel)| match sentinel {
+        Sentinel::Running { watch } => watch.map(|watch| (*id, watch)),
+        Sentinel::Stopped | Sentinel::Silent => None,
+    })
+}
+
+/// A majority of all sentinels that there are.
+pub(super) fn majority(observed: &Observed) -> usize {
+    observed.sentinels.len() / 2 + 1
+}
+
+/// The primary that a majority of all sentinels names.
+pub(super) fn named_by_majority(observed: &Observed) -> Option<SocketAddr> {
+    let mut votes: BTreeMap<SocketAddr, usize> = BTreeMap::new();
+    for (_, watch) in watches(observed) {
+        *votes.entry(watch.primary).or_default() += 1;
+    }
+    votes.into_iter().find(|(_, votes)| *votes >= majority(observed)).map(|(address, _)| address)
+}
+
+fn verdict<'a>(desired: &Desired, observed: &'a Observed) -> Verdict<'a> {
+    let patience_over = observed.steady >= desired.takeover_after;
+    if let Some(named) = named_by_majority(observed) {
+        if let Some(acting) = running_primary_at(observed, named) {
+            return Verdict::Acting(acting);
+        }
+        if !patience_over || can_fail_over(observed, named) {
+            return Verdict::Open(Waiting::Failover { shard: 0 });
+        }
+        return leaderless(desired, observed);
+    }
+    let absent = observed.sentinels.iter().find(|(_, sentinel)| !matches!(sentinel, Sentinel::Running { .. }));
+    match absent {
+        // Those who do not answer may remember better.
+        Some((sentinel, _)) if !patience_over => Verdict::Open(Waiting::Sentinel(*sentinel)),
+        _ => leaderless(desired, observed),
+    }
+}
+
+fn running_primary_at(observed: &Observed, address: SocketAddr) -> Option<Acting<'_>> {
+    let (id, server) = observed.at(address)?;
+    match &server.state {
+        ServerState::Running(facts) if facts.role == Role::Primary => Some(Acting { id, server, facts }),
+        _ => None,
+    }
+}
+
+/// Whether the majority that names a primary could replace it: it knows a replica, and the primary is one of ours.
+fn can_fail_over(observed: &Observed, named: SocketAddr) -> bool {
+    let knows_a_replica = watches(observed).any(|(_, watch)| watch.primary == named && watch.replicas > 0);
+    knows_a_replica && observed.at(named).is_some()
+}
+
+/// No majority of sentinels can say who is primary, or replace it. Every server is asked before anything is decided.
+fn leaderless<'a>(desired: &Desired, observed: &'a Observed) -> Verdict<'a> {
+    let patience_over = observed.steady >= desired.takeover_after;
+    let unsettled = |state: &ServerState| matches!(state, ServerState::Silent | ServerState::Starting);
+    let unsettled = observed.servers.iter().find(|(_, server)| unsettled(&server.state));
+    if let (Some((server, _)), false) = (unsettled, patience_over) {
+        return Verdict::Open(Waiting::Server(*server));
+    }
+    let primaries = observed.running().filter(|(_, _, facts)| facts.role == Role::Primary);
+    let primaries: Vec<Acting<'_>> = primaries.map(|(id, server, facts)| Acting { id, server, facts }).collect();
+    let weight = |acting: &Acting<'_>| (acting.facts.holds_data, followers(observed, acting.server.address), acting.facts.offset);
+    match primaries.iter().max_by_key(|acting| weight(acting)) {
+        Some(acting) if primaries.len() == 1 || patience_over => Verdict::Acting(*acting),
+        Some(_) => Verdict::Open(Waiting::Agreement),
+        None if patience_over => vacant(desired, observed),
+        None => Verdict::Open(Waiting::Agreement),
+    }
+}
+
+fn followers(observed: &Observed, address: SocketAddr) -> usize {
+    observed.running().filter(|(_, _, facts)| is_followed(facts, address, Link::Up)).count()
+}
+
+/// Nobody acts as primary, and nobody but the planner can change that.
+fn vacant<'a>(desired: &Desired, observed: &'a Observed) -> Verdict<'a> {
+    match best_replica(desired, observed) {
+        Best::Replica(server) => Verdict::Promote(server),
+        Best::Unclear => Verdict::Open(Waiting::Choice),
+        Best::Held | Best::None => {
+            // Where a majority answers, nobody else can be naming a primary.
+            let answering = observed.sentinels.values().filter(|sentinel| matches!(sentinel, Sentinel::Running { .. })).count();
+            let remembering: Vec<SentinelId> = watches(observed).map(|(sentinel, _)| sentinel).collect();
+            let runs = observed.running().next().is_some();
+            if answering < majority(observed) || remembering.is_empty() || runs {
+                Verdict::Open(Waiting::Agreement)
+            } else {
+                Verdict::Forget(remembering)
+            }
+        }
+    }
+}
+
+/// Which replica's copy is the best.
+enum Best {
+    /// This one's: no copy that is known is better.
+    Replica(ServerId),
+    /// That of a server that is held: its agent starts it.
+    Held,
+    /// Nobody can say.
+    Unclear,
+    /// No replica runs.
+    None,
+}
+
+fn best_replica(desired: &Desired, observed: &Observed) -> Best {
+    let replicas: Vec<(ServerId, &Facts)> = observed.running().map(|(id, _, facts)| (id, facts)).collect();
+    if replicas.is_empty() {
+        return Best::None;
+    }
+    let merit = |facts: &Facts| (facts.lineage.is_some(), facts.holds_data, facts.offset);
+    // Of equals the first.
+    let best = replicas.iter().rev().max_by_key(|(_, facts)| merit(facts));
+    let Some((id, best)) = best else { return Best::None };
+    if desired.accept_data_loss {
+        return Best::Replica(*id);
+    }
+    let held = observed.servers.values().filter_map(|server| match &server.state {
+        ServerState::Held(held) => Some(&held.data),
+        _ => None,
+    });
+    let held: Vec<&DataState> = held.collect();
+    let Some(lineage) = &best.lineage else {
+        // Copies that are all incomplete, or empty. Empty ones do only where nobody may hold more.
+        let all_empty = replicas.iter().all(|(_, facts)| !facts.holds_data) && held.iter().all(|data| **data == DataState::Empty);
+        let may_hold = |state: &ServerState| match state {
+            ServerState::Silent | ServerState::Starting | ServerState::Stopped { .. } => true,
+            ServerState::Absent => desired.durable,
+            ServerState::Held(_) | ServerState::Running(_) => false,
+        };
+        let unknown = observed.servers.values().any(|server| may_hold(&server.state));
+        return if all_empty && !unknown { Best::Replica(*id) } else { Best::Unclear };
+    };
+    let others = replicas.iter().filter_map(|(_, facts)| facts.lineage.as_ref());
+    if others.into_iter().any(|other| other != lineage) {
+        return Best::Unclear;
+    }
+    for data in held {
+        match data {
+            DataState::Complete(position) if position.lineage != *lineage => return Best::Unclear,
+            DataState::Complete(position) if position.offset > best.offset => return Best::Held,
+            DataState::Complete(_) | DataState::Partial | DataState::Empty => {}
+        }
+    }
+    Best::Replica(*id)
+}
+
+/// Sentinel repairs a server in the wrong place by itself; the planner does it, one at a time, where Sentinel has not.
+fn repair_replication(desired: &Desired, observed: &Observed, primary: Acting<'_>) -> Option<Action> {
+    let misplaced = |facts: &Facts| match facts.role {
+        Role::Primary => true,
+        Role::Replica { of, .. } => of != primary.server.address,
+    };
+    let (server, _, facts) = observed.running().find(|(server, _, facts)| *server != primary.id && misplaced(facts))?;
+    if observed.steady < desired.takeover_after || facts.would_lose_to(primary.facts) {
+        return Some(Action::Wait(Waiting::Agreement));
+    }
+    Some(Action::ReplicateFrom { server, primary: primary.server.address })
+}
+
+/// Sentinels that watch nothing are told at once; those that watch another primary only when they have not come round by themselves.
+fn watch<'a>(desired: &'a Desired, observed: &'a Observed, primary: SocketAddr) -> impl Iterator<Item = Action> + 'a {
+    let patience_over = observed.steady >= desired.takeover_after;
+    let others = desired.sentinels().count().saturating_sub(1);
+    let replicas = observed.running().filter(|(_, _, facts)| is_followed(facts, primary, Link::Up)).count();
+    observed.sentinels.iter().filter_map(move |(sentinel, state)| {
+        let Sentinel::Running { watch } = state else { return None };
+        let sentinel = *sentinel;
+        let monitor = Action::Monitor { sentinel, primary, quorum: desired.quorum() };
+        let Some(watch) = watch else { return Some(monitor) };
+        if watch.primary != primary {
+            return Some(if patience_over { monitor } else { Action::Wait(Waiting::Agreement) });
+        }
+        if watch.quorum != desired.quorum() {
+            return Some(Action::SetQuorum { sentinel, quorum: desired.quorum() });
+        }
+        if watch.alarmed {
+            return Some(Action::Wait(Waiting::Failover { shard: 0 }));
+        }
+        let knows_all = usize::from(watch.replicas) >= replicas && usize::from(watch.sentinels) >= others;
+        (!knows_all).then_some(Action::Wait(Waiting::Discovery(sentinel)))
+    })
+}

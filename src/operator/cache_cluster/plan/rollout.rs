@@ -1,0 +1,236 @@
+//! What disrupts: rolling, scaling and pruning, one thing at a time over the whole cluster, and only while all is well.
+//!
+//! The one exception is a pod of an earlier revision that is not ready and holds nothing that others lack: it goes at once, so that
+//! a spec that was wrong is healed by writing a better one.
+
+use super::agents::{self, Acting};
+use super::{
+    Action, Desired, Facts, Link, Member, Observed, Pod, Role, Scale, Sentinel, SentinelId, ServerId, ServerState, Set, Waiting,
+    Why, is_followed,
+};
+
+use std::time::Duration;
+
+/// How far a replica that counts as caught up may be behind, in bytes: both offsets were not read at the same moment.
+const MAX_LAG: u64 = 1 << 20;
+/// How long after a failed handover the next is tried: each may pause writes.
+const HANDOVER_PAUSE: Duration = Duration::from_secs(60);
+/// How long nothing may have changed before a sentinel forgets its ghosts. Forgetting one's peers changes what is seen, so that two
+/// sentinels never do it within this time.
+const PRUNE_AFTER: Duration = Duration::from_secs(30);
+
+/// What may be done while the cluster heals: nothing here takes away what works.
+pub(super) fn at_once(desired: &Desired, observed: &Observed) -> Vec<Action> {
+    replace_broken(desired, observed).into_iter().chain(scale_up(desired, observed)).collect()
+}
+
+/// The next disruption, or what it waits for. `healing` is what else is to be done or waited for.
+pub(super) fn next(desired: &Desired, observed: &Observed, healing: &[Action]) -> Option<Action> {
+    let round = Round { desired, observed };
+    let primary = agents::acting(desired, observed)?;
+    if healing.iter().any(|action| !round.concerns_leaver(action)) || deletion_under_way(observed) {
+        return None;
+    }
+    if let Some(action) = round.drop_broken_leaver(primary) {
+        return Some(action);
+    }
+    if !healing.is_empty() {
+        return None;
+    }
+    if let Some(waiting) = round.unsound(primary) {
+        return Some(Action::Wait(waiting));
+    }
+    round.roll(primary).or_else(|| round.prune()).or_else(|| round.scale_down(primary))
+}
+
+/// A pod that is on its way out, where its node lives to see it through.
+fn deletion_under_way(observed: &Observed) -> bool {
+    observed.pods.values().any(|pod| pod.deleting && pod.node.as_ref().is_none_or(|node| node.ready))
+}
+
+/// One pod of an earlier revision that is not ready, where nothing is lost with it.
+fn replace_broken(desired: &Desired, observed: &Observed) -> Option<Action> {
+    if deletion_under_way(observed) {
+        return None;
+    }
+    let round = Round { desired, observed };
+    let broken = |(member, pod): &(&Member, &Pod)| {
+        !pod.ready && !pod.deleting && round.is_stale(**member, pod) && round.is_expendable(**member, pod)
+    };
+    let (member, pod) = observed.pods.iter().find(broken)?;
+    Some(Action::ReplacePod { member: *member, uid: pod.uid.clone(), why: Why::StaleAndUnready })
+}
+
+/// More pods are asked for at once: they take nothing away.
+fn scale_up(desired: &Desired, observed: &Observed) -> Vec<Action> {
+    let Some(scale) = observed.scale else { return Vec::new() };
+    let wanted = wanted_scale(desired);
+    let servers = (scale.servers < wanted.servers).then_some((Set::Servers { shard: 0 }, wanted.servers));
+    let sentinels = (scale.sentinels < wanted.sentinels).then_some((Set::Sentinels, wanted.sentinels));
+    servers.into_iter().chain(sentinels).map(|(of, count)| Action::SetReplicas { of, count }).collect()
+}
+
+fn wanted_scale(desired: &Desired) -> Scale {
+    Scale { servers: desired.replicas + 1, sentinels: desired.sentinels().count() as u16 }
+}
+
+/// One look at the cluster.
+struct Round<'a> {
+    desired: &'a Desired,
+    observed: &'a Observed,
+}
+
+impl Round<'_> {
+    fn is_stale(&self, member: Member, pod: &Pod) -> bool {
+        self.desired.pods.as_ref().is_some_and(|pods| pod.revision.as_ref() != Some(pods.revision(member)))
+    }
+
+    fn is_leaving(&self, member: Member) -> bool {
+        let wanted = wanted_scale(self.desired);
+        match member {
+            Member::Server(server) => server.index >= wanted.servers,
+            Member::Sentinel(SentinelId(index)) => index >= wanted.sentinels,
+        }
+    }
+
+    /// Whether nothing is lost with a pod that is not ready.
+    fn is_expendable(&self, member: Member, pod: &Pod) -> bool {
+        if !pod.started {
+            return true;
+        }
+        match member {
+            Member::Server(server) => self.is_expendable_server(server),
+            Member::Sentinel(sentinel) => self.is_expendable_sentinel(sentinel),
+        }
+    }
+
+    /// What a server that does not serve has on its disk outlives its pod, and what it has in memory others have, where another
+    /// serves as primary.
+    fn is_expendable_server(&self, id: ServerId) -> bool {
+        let Some(server) = self.observed.servers.get(&id) else { return true };
+        match &server.state {
+            ServerState::Held(_) | ServerState::Starting | ServerState::Absent | ServerState::Stopped { .. } => true,
+            ServerState::Silent | ServerState::Running(Facts { role: Role::Replica { .. }, .. }) => {
+                agents::acting(self.desired, self.observed).is_some_and(|acting| acting.id != id)
+            }
+            ServerState::Running(Facts { role: Role::Primary, .. }) => false,
+        }
+    }
+
+    /// What a sentinel remembers is kept, or a majority of the others knows it, or nobody waits any longer for it.
+    fn is_expendable_sentinel(&self, id: SentinelId) -> bool {
+        if self.desired.durable || self.observed.steady >= self.desired.takeover_after {
+            return true;
+        }
+        let answers = |sentinel: &Sentinel| matches!(sentinel, Sentinel::Running { watch: Some(_) });
+        let others = self.observed.sentinels.iter().filter(|(other, sentinel)| **other != id && answers(sentinel)).count();
+        others >= agents::majority(self.observed)
+    }
+
+    /// Whether something is only waited for because of a member that is to go.
+    fn concerns_leaver(&self, action: &Action) -> bool {
+        let member = match action {
+            Action::Wait(
+                Waiting::Server(server)
+                | Waiting::Synchronisation(server)
+                | Waiting::Held { server, .. }
+                | Waiting::Pod(Member::Server(server)),
+            ) => Member::Server(*server),
+            Action::Wait(
+                Waiting::Sentinel(sentinel) | Waiting::Discovery(sentinel) | Waiting::Pod(Member::Sentinel(sentinel)),
+            ) => Member::Sentinel(*sentinel),
+            _ => return false,
+        };
+        self.is_leaving(member)
+    }
+
+    /// The last member goes although it is not well: it is to go, and is waited for otherwise.
+    fn drop_broken_leaver(&self, primary: Acting<'_>) -> Option<Action> {
+        let scale = self.observed.scale?;
+        let wanted = wanted_scale(self.desired);
+        let last = ServerId { shard: 0, index: scale.servers.saturating_sub(1) };
+        let serves = |id| self.observed.servers.get(&id).is_some_and(|server| matches!(server.state, ServerState::Running(_)));
+        if scale.servers > wanted.servers && last != primary.id && !serves(last) {
+            return Some(Action::SetReplicas { of: Set::Servers { shard: 0 }, count: scale.servers - 1 });
+        }
+        let last = SentinelId(scale.sentinels.saturating_sub(1));
+        let answers = matches!(self.observed.sentinels.get(&last), Some(Sentinel::Running { .. }));
+        let drops = scale.sentinels > wanted.sentinels && !answers;
+        drops.then_some(Action::SetReplicas { of: Set::Sentinels, count: scale.sentinels - 1 })
+    }
+
+    /// What is not as it must be before anything is disrupted, though it heals by itself.
+    fn unsound(&self, primary: Acting<'_>) -> Option<Waiting> {
+        self.observed.scale?;
+        let servers = self.observed.servers.keys().map(|id| Member::Server(*id));
+        let members = servers.chain(self.observed.sentinels.keys().map(|id| Member::Sentinel(*id)));
+        for member in members {
+            let Some(pod) = self.observed.pods.get(&member) else { return Some(Waiting::Pod(member)) };
+            if let Some(node) = pod.node.as_ref().filter(|node| !node.ready) {
+                return Some(Waiting::Node { member, node: node.name.clone() });
+            }
+            if !pod.ready || pod.deleting {
+                return Some(Waiting::Pod(member));
+            }
+        }
+        let behind = |facts: &Facts| facts.offset.saturating_add(MAX_LAG) < primary.facts.offset;
+        let behind = self.observed.running().find(|(id, _, facts)| *id != primary.id && behind(facts));
+        behind.map(|(id, ..)| Waiting::Synchronisation(id))
+    }
+
+    /// Sentinels, then replicas, then the primary, which hands over first.
+    fn roll(&self, primary: Acting<'_>) -> Option<Action> {
+        let stale = |member| self.observed.pods.get(&member).filter(|pod| self.is_stale(member, pod));
+        let replace = |member| stale(member).map(|pod| Action::ReplacePod { member, uid: pod.uid.clone(), why: Why::Stale });
+        let sentinels = self.observed.sentinels.keys().map(|id| Member::Sentinel(*id));
+        let replicas = self.observed.servers.keys().rev().filter(|id| **id != primary.id).map(|id| Member::Server(*id));
+        if let Some(action) = sentinels.chain(replicas).find_map(replace) {
+            return Some(action);
+        }
+        stale(Member::Server(primary.id))?;
+        Some(self.hand_over(primary))
+    }
+
+    /// To the replica in step that stays, of the right revision, and furthest.
+    fn hand_over(&self, primary: Acting<'_>) -> Action {
+        if self.observed.handover_failed.is_some_and(|ago| ago < HANDOVER_PAUSE) {
+            return Action::Wait(Waiting::HandoverRetry(primary.id));
+        }
+        let follows = |facts: &Facts| facts.is_electable() && is_followed(facts, primary.server.address, Link::Up);
+        let candidates = self.observed.running().filter(|(id, _, facts)| *id != primary.id && follows(facts));
+        let stays = |id: &ServerId| !self.is_leaving(Member::Server(*id));
+        let best = candidates.filter(|(id, ..)| stays(id)).max_by_key(|(id, _, facts)| (facts.offset, std::cmp::Reverse(*id)));
+        match best {
+            Some((to, ..)) => Action::Handover { from: primary.id, to },
+            None => Action::Wait(Waiting::Synchronisation(primary.id)),
+        }
+    }
+
+    /// One sentinel that knows more than there are forgets them all, and finds again those that there are.
+    fn prune(&self) -> Option<Action> {
+        let scale = self.observed.scale?;
+        let haunted = self.observed.sentinels.iter().find(|(_, sentinel)| {
+            let Sentinel::Running { watch: Some(watch) } = sentinel else { return false };
+            watch.replicas >= scale.servers || watch.sentinels >= scale.sentinels
+        });
+        let (sentinel, _) = haunted?;
+        if self.observed.steady < PRUNE_AFTER {
+            return Some(Action::Wait(Waiting::Ghosts(*sentinel)));
+        }
+        Some(Action::PruneGhosts { sentinel: *sentinel })
+    }
+
+    /// One member less. A primary that is to go hands over first.
+    fn scale_down(&self, primary: Acting<'_>) -> Option<Action> {
+        let scale = self.observed.scale?;
+        let wanted = wanted_scale(self.desired);
+        if scale.servers > wanted.servers {
+            if self.is_leaving(Member::Server(primary.id)) {
+                return Some(self.hand_over(primary));
+            }
+            return Some(Action::SetReplicas { of: Set::Servers { shard: 0 }, count: scale.servers - 1 });
+        }
+        let too_many = scale.sentinels > wanted.sentinels;
+        too_many.then(|| Action::SetReplicas { of: Set::Sentinels, count: scale.sentinels - 1 })
+    }
+}
