@@ -10,6 +10,7 @@ mod command_table;
 mod conformance;
 mod demo;
 mod dev_lifecycle;
+mod dev_manifests;
 mod dev_topologies;
 mod discovery;
 mod examples;

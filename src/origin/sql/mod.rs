@@ -6,6 +6,7 @@ mod shape;
 mod sqlite;
 mod template;
 
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -24,13 +25,17 @@ use crate::policy::{KeyPattern, ReplyForm};
 const MAX_PART_BYTES: usize = 64 * 1024;
 /// A connection that was idle for longer is closed instead of used: firewalls forget such ones silently.
 const MAX_IDLE: Duration = Duration::from_secs(5 * 60);
-/// An older connection is closed instead of used, so that changed passwords and addresses come into force.
+/// An older connection is closed instead of used, so that what changed behind a name comes into force.
 const MAX_AGE: Duration = Duration::from_secs(30 * 60);
+/// How often a file that holds the URL is read while there are connections to use.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// A database and the idle connections to it. The gate bounds how many there are.
 #[derive(Debug)]
 pub(super) struct Database {
     url: Sensitive,
+    /// When the file with the URL was last read.
+    looked: Mutex<Instant>,
     connect_timeout: Duration,
     idle: Mutex<Vec<Held>>,
 }
@@ -38,6 +43,8 @@ pub(super) struct Database {
 #[derive(Debug)]
 struct Held {
     connection: Connection,
+    /// A hash of the URL, which may hold a password.
+    url: u64,
     born: Instant,
     idle_since: Instant,
 }
@@ -155,7 +162,7 @@ impl Database {
             check_url(url).map_err(|why| OriginError::Url { origin: origin.name.clone(), why })?;
         }
         let connect_timeout = origin.connect_timeout.as_duration();
-        Ok(Self { url: url.clone(), connect_timeout, idle: Mutex::default() })
+        Ok(Self { url: url.clone(), looked: Mutex::new(Instant::now()), connect_timeout, idle: Mutex::default() })
     }
 
     /// Asks for one key.
@@ -187,6 +194,7 @@ impl Database {
 
     /// An idle connection or a new one. The URL is read anew for each new one.
     async fn take(&self) -> Result<Held, Failure> {
+        self.follow_url().await;
         if let Some(held) = self.take_idle() {
             return Ok(held);
         }
@@ -194,16 +202,37 @@ impl Database {
         let connect = async {
             let url = super::reveal(&self.url).await?;
             check_url(&url).map_err(Failure::Unusable)?;
-            match dialect_of(&url) {
-                Some(Dialect::Sqlite) => Ok(Connection::Sqlite(Box::new(sqlite::connect(&url).await?))),
-                _ => Ok(Connection::Postgres(Box::new(postgres::connect(&url).await?))),
-            }
+            let connection = match dialect_of(&url) {
+                Some(Dialect::Sqlite) => Connection::Sqlite(Box::new(sqlite::connect(&url).await?)),
+                _ => Connection::Postgres(Box::new(postgres::connect(&url).await?)),
+            };
+            Ok((connection, hash_of(&url)))
         };
         // Where the load's own time ends first, the gate says so.
         let late = |_| Failure::Unreachable("no connection in time".to_owned());
-        let connection = timeout_at(connected_by, connect).await.map_err(late)??;
+        let (connection, url) = timeout_at(connected_by, connect).await.map_err(late)??;
         let born = Instant::now();
-        Ok(Held { connection, born, idle_since: born })
+        Ok(Held { connection, url, born, idle_since: born })
+    }
+
+    /// Closes connections by an earlier URL, where a file holds it. One that cannot be read is for the next connection to tell.
+    async fn follow_url(&self) {
+        if !matches!(self.url, Sensitive::File(_)) || self.idle().is_empty() || !self.is_time_to_look() {
+            return;
+        }
+        if let Ok(url) = super::reveal(&self.url).await {
+            let current = hash_of(&url);
+            self.idle().retain(|held| held.url == current);
+        }
+    }
+
+    fn is_time_to_look(&self) -> bool {
+        let mut looked = self.looked.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_time = looked.elapsed() >= LOOK_EVERY;
+        if is_time {
+            *looked = Instant::now();
+        }
+        is_time
     }
 
     fn take_idle(&self) -> Option<Held> {
@@ -229,6 +258,12 @@ impl Database {
     fn idle(&self) -> MutexGuard<'_, Vec<Held>> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn hash_of(url: &str) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    url.hash(&mut hasher);
+    hasher.finish()
 }
 
 /// Refuses what is wrong with a URL without repeating any of it.
