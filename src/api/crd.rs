@@ -87,4 +87,49 @@ mod tests {
             assert!(!json.contains("nullable") && !json.contains("uint"), "{json}");
         }
     }
+
+    /// What the API server and `kubectl explain` need: no list, map or text without a bound, no field without a description.
+    /// Returns how many were looked at.
+    fn unfinished(schema: &Value, path: &str, found: &mut Vec<String>) -> usize {
+        let lacks = |field: &str| schema.get(field).is_none();
+        let mut note = |what: &str| found.push(format!("{path}: {what}"));
+        if lacks("description") && !path.ends_with("[]") {
+            note("no description");
+        }
+        match schema["type"].as_str() {
+            Some("string") if lacks("enum") && lacks("maxLength") => note("no bound on its length"),
+            Some("array") if lacks("maxItems") => note("no bound on its elements"),
+            Some("object") if !lacks("additionalProperties") && lacks("maxProperties") => note("no bound on its entries"),
+            Some("integer" | "number") if lacks("maximum") => note("no greatest value"),
+            None => note("no type"),
+            Some(_) => {}
+        }
+        let fields = schema["properties"].as_object().into_iter().flatten();
+        let mut below: Vec<_> = fields.map(|(name, inner)| (format!("{path}.{name}"), inner)).collect();
+        let elements = ["items", "additionalProperties"].iter().filter_map(|field| schema.get(field));
+        below.extend(elements.map(|inner| (format!("{path}[]"), inner)));
+        1 + below.into_iter().map(|(path, inner)| unfinished(inner, &path, found)).sum::<usize>()
+    }
+
+    #[test]
+    fn everything_is_bounded_and_described_and_tables_have_columns() {
+        for crd in [cache_cluster(), cache_policy()] {
+            let json = serde_json::to_value(crd.expect("valid")).expect("serialises");
+            let version = &json["spec"]["versions"][0];
+            let schema = &version["schema"]["openAPIV3Schema"]["properties"]["spec"];
+            let mut found = Vec::new();
+            assert!(unfinished(schema, "spec", &mut found) > 15);
+            assert!(found.is_empty(), "{}", found.join("\n"));
+            let columns = version["additionalPrinterColumns"].as_array().expect("columns");
+            assert!(columns.len() >= 5, "{columns:?}");
+            for path in columns.iter().map(|column| column["jsonPath"].as_str().expect("a path")) {
+                let Some(path) = path.strip_prefix(".spec.") else { continue };
+                let pointer = path.replace("[*]", ".items").split('.').fold(String::new(), |pointer, step| match step {
+                    "items" => pointer + "/items",
+                    step => pointer + "/properties/" + step,
+                });
+                assert!(schema.pointer(&pointer).is_some(), "a column shows .spec.{path}, which there is not");
+            }
+        }
+    }
 }

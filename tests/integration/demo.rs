@@ -21,9 +21,11 @@ use crate::support::wait_for;
 
 const PHASES: [&str; 5] = ["none", "aside", "observe", "aside+larder", "larder"];
 
-fn run_demo(report: &Path) -> Value {
+fn run_demo(report: &Path, options: &str) -> Value {
     let mut demo = Command::new(env!("CARGO_BIN_EXE_larder"))
-        .args(["demo", "--seconds", "4", "--rows", "30000", "--rate", "300", "--clients", "24", "--report"])
+        .arg("demo")
+        .args(options.split(' '))
+        .arg("--report")
         .arg(report)
         .spawn()
         .unwrap();
@@ -51,7 +53,7 @@ fn peak(queries: &[(String, u64, u64)]) -> u64 {
 #[test]
 fn the_demo_counts_every_query_and_finds_no_wrong_reply_and_no_stampede() {
     let report = tempfile::tempdir().unwrap();
-    let json = run_demo(report.path());
+    let json = run_demo(report.path(), "--seconds 4 --rows 30000 --rate 300 --clients 24");
     let csv = fs::read_to_string(report.path().join("origin-queries.csv")).unwrap();
     let phases = json["phases"].as_array().unwrap();
     assert_eq!(phases.iter().map(|phase| phase["phase"].as_str().unwrap()).collect::<Vec<_>>(), PHASES);
@@ -98,6 +100,28 @@ fn the_demo_counts_every_query_and_finds_no_wrong_reply_and_no_stampede() {
     for file in ["demo.svg", "demo.txt", "sidecar-0.log"] {
         assert!(report.path().join(file).metadata().unwrap().len() > 200, "{file}");
     }
+}
+
+/// The server writes down every statement, which is a count that the demo has no part in.
+#[test]
+fn the_demo_runs_on_a_postgres_that_counts_the_same_queries() {
+    let server = Postgres::start();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let url = runtime.block_on(server.database(&[]));
+    let report = tempfile::tempdir().unwrap();
+    let json = run_demo(report.path(), &format!("--seconds 2 --rows 5000 --rate 200 --clients 16 --database {url}"));
+    let phases = json["phases"].as_array().unwrap();
+    assert_eq!(phases.iter().map(|phase| phase["phase"].as_str().unwrap()).collect::<Vec<_>>(), PHASES);
+    assert!(phases.iter().all(|phase| phase["wrong"] == 0 && phase["errors"] == 0), "{json}");
+    let told: u64 = phases.iter().map(|phase| phase["counted_queries"].as_u64().unwrap()).sum();
+    let executed = || {
+        let log = server.log();
+        let statements = log.split("execute <unnamed>: ").skip(1).map(|rest| rest.split("LOG: ").next().unwrap_or_default());
+        statements.filter(|statement| statement.contains("larder_demo.flights")).count() as u64
+    };
+    wait_for("the server to write its log", Duration::from_secs(20), || executed() >= told);
+    assert_eq!(executed(), told);
+    assert!(told > 100, "{told} queries are few");
 }
 
 /// What applications and sidecars ask, against values that were counted without SQL, while rows change.

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use tempfile::TempDir;
 
 use super::support::dev::Dev;
-use super::support::resp::{Client, Value};
+use super::support::resp::{Client, Value, encode};
 use super::support::server::Engine;
 
 /// One example, run from a copy in which `places` are put where this test has them.
@@ -78,6 +78,20 @@ fn ordinary_clients_read(port: u16, key: &str, value: &str) {
         assert!(output.status.success() && out.lines().count() == 2, "{directory}: {out}{errors}");
         assert!(out.starts_with(&format!("{key} = {value} (")), "{directory}: {out}{errors}");
     }
+}
+
+#[test]
+fn of_all_who_miss_a_key_one_loads_and_the_others_wait_for_what_it_stores() {
+    let (dev, mut first) = run("cache-aside", &[]);
+    let mut second = Client::connect(first.stream().peer_addr().unwrap().port()).unwrap();
+    assert_eq!(first.call(&["GET", "user:1"]), Value::Nil);
+    second.send(&encode(&["GET", "user:1"])).unwrap();
+    assert_eq!(second.poll(), None, "it waits");
+    assert_eq!(first.call(&["SET", "user:1", "Ann"]).text(), "OK");
+    assert_eq!(second.read().unwrap().text(), "Ann");
+    assert!((500..=600).contains(&first.call(&["TTL", "user:1"]).int()));
+    assert!(first.call(&["KEYS", "*"]).is_error());
+    dev.stop();
 }
 
 #[test]

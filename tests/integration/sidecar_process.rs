@@ -88,6 +88,8 @@ fn a_policy_changes_under_load_without_an_error() {
             sidecar.replace_snapshot(bad);
             let rejected = || metric(&sidecar, "larder_policy_rejected_total") == count as u64 + 1;
             wait_for("the bad policy to be refused", LIMIT, rejected);
+            let told = sidecar.log().matches("a new policy is refused, the last good one stays in force").count();
+            assert_eq!(told, count + 1, "{}", sidecar.log());
             assert!(writes_live_for(6000, &servers, &sidecar));
         }
         assert_eq!(metric(&sidecar, "larder_policy_generation"), 6);
@@ -119,6 +121,26 @@ fn unmatched_keys_are_refused_wherever_they_lie() {
         assert_eq!(client.line("MSET aside:1 x aside:2 y"), Value::Simple("OK".to_owned()));
         assert_eq!(client.line("MGET aside:1 aside:2").items().len(), 2);
         assert_eq!(servers.holder_of("plain").line("EXISTS plain"), Value::Int(0));
+    }
+}
+
+#[test]
+fn unmatched_keys_get_a_ttl_where_the_policy_says_so() {
+    for servers in [Servers::sentinel(), Servers::cluster()] {
+        let bypassed = json!({"name": "queue", "keys": "queue:{id}", "strategy": {"bypass": {}}});
+        let mut snapshot = policy(servers.topology(), 1, &[], &[aside("aside", "1h"), bypassed]);
+        snapshot["unmatched"] = json!({"ttl": {"default": "100s", "max": "200s", "jitter": "0%"}});
+        let sidecar = Sidecar::start(&snapshot);
+        let mut client = sidecar.client();
+        for command in ["SET plain x", "HSET hash field x", "SET long x EX 1000", "SET aside:1 x", "RPUSH queue:1 x"] {
+            assert!(!client.line(command).is_error(), "{command}");
+        }
+        for (key, ttl) in
+            [("plain", 90..=100), ("hash", 90..=100), ("long", 190..=200), ("aside:1", 3500..=3600), ("queue:1", -1..=-1)]
+        {
+            let left = servers.holder_of(key).line(&format!("TTL {key}")).int();
+            assert!(ttl.contains(&left), "{key} lives for {left} s");
+        }
     }
 }
 
