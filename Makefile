@@ -16,7 +16,7 @@ export PATH := $(CURDIR)/.cache/bin:$(CURDIR)/.cache/venv/bin:$(PATH)
 SETUP := .cache/setup.stamp
 
 .DEFAULT_GOAL := build
-.PHONY: setup build test soak demo bench lint doc
+.PHONY: setup build test soak demo bench kind-up kind-down e2e e2e-full lint doc
 
 setup: ## Install what is missing for all other targets
 	scripts/setup
@@ -49,9 +49,22 @@ bench: $(SETUP) ## Side by side with other proxies. BENCH_ARGS is passed on, e.g
 	ulimit -Sn 16384 2>/dev/null; \
 	$(CARGO) bench --profile $(PROFILE) --bench peers -- --larderd target/lean/release/larderd --output $(BENCH_OUTPUT) $(BENCH_ARGS)
 
+kind-up: ## A Kubernetes cluster on this machine, by kind; from package registries where no image can be pulled
+	tests/kind/up
+
+kind-down: ## Delete it
+	tests/kind/down
+
+e2e: ## End to end on Kubernetes: on the cluster of KUBECONFIG, else on that of kind-up. E2E_ARGS is passed on, e.g. E2E_ARGS=valkey_9_1
+	CARGO='$(CARGO)' PROFILE=$(PROFILE) tests/e2e/run $(E2E_ARGS)
+
+e2e-full: ## The same, with every engine in every way
+	LARDER_E2E_FULL=1 CARGO='$(CARGO)' PROFILE=$(PROFILE) tests/e2e/run $(E2E_ARGS)
+
 lint: ## Format, clippy on both planes
 	$(CARGO) fmt --check
 	$(CARGO) clippy --all-targets -- -D warnings
+	$(CARGO) clippy --test e2e -- -D warnings
 	$(CARGO) clippy $(LEAN) --lib --bins -- -D warnings
 
 doc: ## The API documentation

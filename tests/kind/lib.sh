@@ -9,9 +9,19 @@ cache=${LARDER_KIND_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/larder-kind}
 bin=$cache/bin
 node_image=larder-kind/node:$k8s_version
 export KUBECONFIG=${LARDER_KIND_KUBECONFIG:-$cache/kubeconfig}
-export KIND_EXPERIMENTAL_PROVIDER=docker DOCKER_BUILDKIT=0
-export DOCKER_HOST=${LARDER_KIND_DOCKER_HOST:-unix://$cache/docker.sock}
-export PATH=$bin:$PATH
+export KIND_EXPERIMENTAL_PROVIDER=docker
+usual_path=$PATH
+
+# nodes: "built" where the cluster's nodes are made from packages, "published" where they are kind's own, as `up` found out.
+nodes() { cat "$cache/nodes" 2>/dev/null || echo built; }
+
+# use_nodes: speak to the docker that runs, or is to run, the nodes, by the tools that belong to it.
+use_nodes() {
+  if [[ $(nodes) == built ]]; then
+    export DOCKER_BUILDKIT=0 DOCKER_HOST=${LARDER_KIND_DOCKER_HOST:-unix://$cache/docker.sock} PATH=$bin:$PATH
+  fi
+}
+use_nodes
 
 log() { printf '%s: %s\n' "${0##*/}" "$*" >&2; }
 die() {
@@ -121,7 +131,7 @@ image() {
 # networks from a range that another dockerd does not use by default.
 docker_up() {
   local i
-  if docker info >/dev/null 2>&1; then return; fi
+  if [[ $(nodes) == published ]] || docker info >/dev/null 2>&1; then return; fi
   mkdir -p "$cache"
   install "$here/runc-fit" "$cache/runc-fit" # dockerd outlives a checkout
   for ((i = 0; i < 60; i++)); do # one that is stopping must be gone first

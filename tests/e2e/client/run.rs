@@ -6,8 +6,6 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use serde_json::{Value, json};
-
 use super::Target;
 use super::resp::{Connection, Fault, Reply, primary};
 
@@ -54,12 +52,13 @@ impl Run {
         Self { target, name, stop, acknowledged, failed, writers }
     }
 
-    pub fn status(&self) -> Value {
-        json!({"acknowledged": self.acknowledged.load(Ordering::Relaxed), "failed": self.failed.load(Ordering::Relaxed)})
+    pub fn status(&self) -> String {
+        let (acknowledged, failed) = (self.acknowledged.load(Ordering::Relaxed), self.failed.load(Ordering::Relaxed));
+        format!("{{\"acknowledged\":{acknowledged},\"failed\":{failed}}}")
     }
 
     /// Stops the writers and looks for every value that was acknowledged.
-    pub fn stop(self) -> Value {
+    pub fn stop(self) -> String {
         self.stop.store(true, Ordering::Relaxed);
         let written: Vec<Written> = self.writers.into_iter().map(|writer| writer.join().unwrap_or_default()).collect();
         let mut failed: BTreeMap<Fault, u32> = BTreeMap::new();
@@ -71,20 +70,20 @@ impl Run {
             .flat_map(|(writer, written)| written.acknowledged.iter().map(move |number| (writer, number)))
             .map(|(writer, number)| format!("{}:{writer}:{number}", self.name))
             .collect();
-        let (lost, read_back) = match read_back(&self.target, &keys) {
-            Ok(lost) => (lost, Value::Null),
-            Err(fault) => (Vec::new(), Value::String(fault)),
+        let (lost, not_read_back) = match read_back(&self.target, &keys) {
+            Ok(lost) => (lost, "null".to_owned()),
+            Err(fault) => (Vec::new(), format!("{fault:?}")),
         };
         let longest_gap = written.iter().map(|written| written.longest_gap).max().unwrap_or_default();
-        json!({
-            "acknowledged": keys.len(),
-            "failed": failed.values().sum::<u32>(),
-            "faults": failed,
-            "lost": lost.len(),
-            "lostExamples": lost.iter().take(10).collect::<Vec<_>>(),
-            "longestGapMillis": u64::try_from(longest_gap.as_millis()).unwrap_or(u64::MAX),
-            "notReadBack": read_back,
-        })
+        // Texts are words of replies and names of keys, which Rust quotes as JSON does.
+        format!(
+            "{{\"acknowledged\":{},\"failed\":{},\"faults\":{failed:?},\"lost\":{},\"lostExamples\":{:?},\"longestGapMillis\":{},\"notReadBack\":{not_read_back}}}",
+            keys.len(),
+            failed.values().sum::<u32>(),
+            lost.len(),
+            lost.iter().take(10).collect::<Vec<_>>(),
+            longest_gap.as_millis(),
+        )
     }
 }
 

@@ -1,0 +1,54 @@
+//! Larder on the cluster, by its chart, once for all tests.
+
+use std::env;
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+
+use serde_json::json;
+
+use super::cluster::{apply, kubectl, run};
+
+/// Where the operator runs.
+pub const SYSTEM: &str = "larder-e2e-system";
+/// Where the caches of the tests run: the namespace that the operator watches.
+pub const PLACE: &str = "larder-e2e";
+/// A namespace that it does not watch.
+pub const ELSEWHERE: &str = "larder-e2e-elsewhere";
+pub const RELEASE: &str = "larder-e2e";
+
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+static INSTALLED: OnceLock<Result<(), String>> = OnceLock::new();
+
+/// Hands the cluster to one test at a time: what is measured beside another test would be of both.
+pub fn cluster() -> MutexGuard<'static, ()> {
+    let guard = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Err(error) = INSTALLED.get_or_init(install) {
+        panic!("Larder is not installed: {error}");
+    }
+    guard
+}
+
+/// Installs the release, or brings it to the present image and chart.
+pub fn install() -> Result<(), String> {
+    for namespace in [SYSTEM, PLACE, ELSEWHERE] {
+        // All pods of the tests, the operator's and the caches', hold to the restricted profile.
+        let labels = json!({"pod-security.kubernetes.io/enforce": "restricted"});
+        apply(&json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace, "labels": labels}}))?;
+    }
+    let image = image("LARDER_E2E_IMAGE");
+    let (repository, tag) = image.rsplit_once(':').ok_or("LARDER_E2E_IMAGE is REPOSITORY:TAG")?;
+    let values = format!("image.repository={repository},image.tag={tag},watchNamespaces={{{PLACE}}}");
+    let chart = format!("{}/charts/larder", env!("CARGO_MANIFEST_DIR"));
+    let mut arguments = vec!["upgrade", "--install", RELEASE, &chart, "--namespace", SYSTEM, "--set", &values];
+    arguments.extend(["--take-ownership", "--wait", "--timeout", "180s"]);
+    let installed = run("helm", &arguments, "");
+    installed.map(drop).map_err(|error| {
+        let pods = kubectl(&["-n", SYSTEM, "get", "pods", "-o", "wide"]).unwrap_or_default();
+        let log = kubectl(&["-n", SYSTEM, "logs", "-l", "app.kubernetes.io/component=operator", "--tail=20"]).unwrap_or_default();
+        format!("{error}\n{pods}\n{log}")
+    })
+}
+
+/// The image that `make e2e` names in a variable.
+pub fn image(variable: &str) -> String {
+    env::var(variable).unwrap_or_else(|_| panic!("{variable} names no image: run `make e2e`"))
+}

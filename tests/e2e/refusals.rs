@@ -1,0 +1,63 @@
+//! What the API server itself refuses, and with which words.
+
+use serde_json::{Value, json};
+
+use super::cluster::run;
+use super::install::{self, PLACE};
+use super::tier::{Tier, VALKEY_8_1};
+
+/// A manifest that is good but for one change at a path.
+fn with(change: &Value) -> Value {
+    let tier = Tier { name: "refused".to_owned(), engine: VALKEY_8_1, durable: false };
+    let mut manifest = tier.manifest();
+    merge(&mut manifest, change);
+    manifest
+}
+
+fn merge(into: &mut Value, change: &Value) {
+    match (into, change) {
+        (Value::Object(into), Value::Object(change)) => {
+            for (key, value) in change {
+                merge(into.entry(key.clone()).or_insert(Value::Null), value);
+            }
+        }
+        (into, change) => *into = change.clone(),
+    }
+}
+
+fn refused(manifest: &Value) -> String {
+    let said = run("kubectl", &["-n", PLACE, "apply", "--dry-run=server", "-f", "-"], &manifest.to_string());
+    said.expect_err("the API server takes it")
+}
+
+#[test]
+fn the_api_server_refuses_and_says_what_to_write() {
+    let _cluster = install::cluster();
+    let good = run("kubectl", &["-n", PLACE, "apply", "--dry-run=server", "-f", "-"], &with(&json!({})).to_string());
+    good.expect("the manifest without a change is good");
+    for (change, words) in [
+        (json!({"spec": {"shards": 3}}), "shards has a meaning under mode: Cluster only: remove it, or write mode: Cluster"),
+        (json!({"spec": {"mode": "Cluster", "sentinels": 3}}), "sentinels has a meaning under mode: Sentinel only"),
+        (json!({"spec": {"sentinels": 4}}), "write an odd number of sentinels"),
+        (json!({"spec": {"sentinels": 1}}), "spec.sentinels"),
+        (json!({"spec": {"replicas": 0}}), "spec.replicas"),
+        (json!({"spec": {"mode": "Single"}}), "spec.mode"),
+        (json!({"spec": {"memory": "much"}}), "spec.memory"),
+        (json!({"spec": {"eviction": "oldest"}}), "spec.eviction"),
+        (json!({"spec": {"parameters": {"port": "6380"}}}), "port"),
+        (json!({"spec": {"parameters": {"maxmemory": "1gb"}}}), "memory"),
+        (json!({"spec": {"engine": {"kind": "Memcached"}}}), "spec.engine.kind"),
+        (json!({"spec": {"engine": {"version": "latest"}}}), "spec.engine.version"),
+        (
+            json!({"spec": {"auth": {"password": {"value": "a", "secretKeyRef": {"name": "a", "key": "b"}}}}}),
+            "spec.auth.password",
+        ),
+        (json!({"spec": {"writes": {"minReplicas": 2}}}), "writes.minReplicas is more than there are replicas"),
+        (json!({"metadata": {"name": "a-name-that-is-longer-than-forty-characters"}}), "at most 40"),
+    ] {
+        let said = refused(&with(&change));
+        assert!(said.contains(words), "{change}: {said}");
+    }
+    let unknown = refused(&with(&json!({"spec": {"replica": 2}})));
+    assert!(unknown.contains("unknown field \"spec.replica\""), "{unknown}");
+}

@@ -1,0 +1,235 @@
+//! A CacheCluster of the tests, and what can be seen of it without the operator's help.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::env;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use super::cluster::{apply, condition, eventually, get, kubectl, list, name, uid};
+use super::install::PLACE;
+
+/// How long the slowest change of a tier may take: every pod is replaced, one after the other.
+pub const SETTLES_WITHIN: Duration = Duration::from_secs(300);
+
+/// A server program of some version.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Engine {
+    pub kind: &'static str,
+    pub version: &'static str,
+}
+
+pub const REDIS_7_0: Engine = Engine { kind: "Redis", version: "7.0" };
+pub const REDIS_8_0: Engine = Engine { kind: "Redis", version: "8.0" };
+pub const VALKEY_8_1: Engine = Engine { kind: "Valkey", version: "8.1" };
+pub const VALKEY_9_1: Engine = Engine { kind: "Valkey", version: "9.1" };
+
+impl Engine {
+    /// As in `spec.engine`. `LARDER_E2E_ENGINES` is put before the image's name; without it the engines' official images are used.
+    pub fn spec(self) -> Value {
+        match env::var("LARDER_E2E_ENGINES") {
+            Ok(prefix) => {
+                let image = format!("{prefix}{}:{}", self.kind.to_lowercase(), self.version);
+                json!({"kind": self.kind, "version": self.version, "image": image})
+            }
+            Err(_) => json!({"kind": self.kind, "version": self.version}),
+        }
+    }
+
+    /// The program's name.
+    pub fn server(self) -> String {
+        format!("{}-server", self.kind.to_lowercase())
+    }
+
+    fn cli(self) -> String {
+        format!("{}-cli", self.kind.to_lowercase())
+    }
+
+    /// The newer one of the same kind that it can be upgraded to.
+    pub fn newer(self) -> Option<Self> {
+        match self {
+            REDIS_7_0 => Some(REDIS_8_0),
+            VALKEY_8_1 => Some(VALKEY_9_1),
+            _ => None,
+        }
+    }
+}
+
+/// A CacheCluster.
+pub struct Tier {
+    pub name: String,
+    pub engine: Engine,
+    pub durable: bool,
+}
+
+impl Tier {
+    /// Creates it, with a login whose password is in a Secret, and waits until it serves. Says how long that took.
+    pub fn create(name: &str, engine: Engine, durable: bool) -> (Self, Duration) {
+        let tier = Self { name: name.to_owned(), engine, durable };
+        tier.set_password("first").expect("a Secret");
+        let began = Instant::now();
+        apply(&tier.manifest()).expect("applied");
+        tier.settle("the first time");
+        (tier, began.elapsed())
+    }
+
+    /// The least that says all a test needs.
+    pub fn manifest(&self) -> Value {
+        let mut spec = json!({
+            "engine": self.engine.spec(),
+            "mode": "Sentinel",
+            "memory": "96Mi",
+            "auth": {"user": "app", "password": {"secretKeyRef": {"name": self.login(), "key": "password"}}},
+            "pod": {"cpu": {"request": "20m"}},
+        });
+        if self.durable {
+            spec["storage"] = json!({"size": "256Mi", "whenDeleted": "Delete"});
+        }
+        json!({
+            "apiVersion": "larder.dev/v1alpha1", "kind": "CacheCluster",
+            "metadata": {"name": self.name, "namespace": PLACE}, "spec": spec,
+        })
+    }
+
+    /// The Secret with the login of clients.
+    pub fn login(&self) -> String {
+        format!("{}-login", self.name)
+    }
+
+    pub fn set_password(&self, password: &str) -> Result<String, String> {
+        apply(&json!({
+            "apiVersion": "v1", "kind": "Secret", "metadata": {"name": self.login(), "namespace": PLACE},
+            "stringData": {"username": "app", "password": password},
+        }))
+    }
+
+    pub fn object(&self) -> Value {
+        get(PLACE, &format!("cachecluster/{}", self.name)).unwrap_or_default()
+    }
+
+    /// Merges a change into the spec.
+    pub fn patch(&self, spec: &Value) {
+        let patch = json!({"spec": spec}).to_string();
+        kubectl(&["-n", PLACE, "patch", "cachecluster", &self.name, "--type=merge", "-p", &patch]).expect("patched");
+    }
+
+    /// Waits until it serves and nothing is left to do, by its own conditions and by its pods.
+    pub fn settle(&self, why: &str) {
+        eventually(&format!("{} settles {why}", self.name), SETTLES_WITHIN, || self.settled());
+    }
+
+    pub fn settled(&self) -> Result<(), String> {
+        let object = self.object();
+        for (kind, wanted) in [("Accepted", "True"), ("Ready", "True"), ("Progressing", "False"), ("Degraded", "False")] {
+            let found = condition(&object, kind).ok_or(format!("{kind} is not yet told of this generation"))?;
+            if found["status"] != wanted {
+                return Err(format!("{kind} is {}: {} {}", found["status"], found["reason"], found["message"]));
+            }
+        }
+        let pods = self.pods();
+        let unready: Vec<String> = pods.iter().filter(|pod| !is_ready(pod)).map(name).collect();
+        if pods.is_empty() || !unready.is_empty() {
+            Err(format!("of {} pods not ready: {unready:?}", pods.len()))
+        } else {
+            Ok(())
+        }
+    }
+
+    /// All pods: of servers and of sentinels.
+    pub fn pods(&self) -> Vec<Value> {
+        list(PLACE, "pods", &format!("larder.dev/cluster={}", self.name))
+    }
+
+    pub fn servers(&self) -> Vec<Value> {
+        self.component("server")
+    }
+
+    pub fn sentinels(&self) -> Vec<Value> {
+        self.component("sentinel")
+    }
+
+    fn component(&self, component: &str) -> Vec<Value> {
+        list(PLACE, "pods", &format!("larder.dev/cluster={},app.kubernetes.io/component={component}", self.name))
+    }
+
+    pub fn server_uids(&self) -> BTreeSet<String> {
+        self.servers().iter().map(uid).collect()
+    }
+
+    /// The pod that most sentinels name, which also says of itself that it is the primary.
+    pub fn primary(&self) -> String {
+        eventually(&format!("{} has a primary", self.name), Duration::from_secs(60), || {
+            let mut named: BTreeMap<String, usize> = BTreeMap::new();
+            let sentinels = self.sentinels();
+            for sentinel in &sentinels {
+                let said = self.ask(&name(sentinel), "26379", &["sentinel", "get-master-addr-by-name", "main"]);
+                if let Some(address) = said.ok().and_then(|said| said.lines().next().map(str::to_owned)) {
+                    *named.entry(address).or_default() += 1;
+                }
+            }
+            let (address, _) =
+                named.iter().find(|(_, count)| **count * 2 > sentinels.len()).ok_or(format!("the sentinels name {named:?}"))?;
+            let service = list(PLACE, "services", &format!("larder.dev/cluster={}", self.name))
+                .into_iter()
+                .find(|service| service["spec"]["clusterIP"] == **address)
+                .ok_or(format!("no Service has the address {address}"))?;
+            let role = self.ask(&name(&service), "6379", &["role"])?;
+            if role.starts_with("master") { Ok(name(&service)) } else { Err(format!("{} says {role}", name(&service))) }
+        })
+    }
+
+    /// Asks a server or a sentinel in its own pod, by the engine's client, as the user of the tests.
+    pub fn ask(&self, pod: &str, port: &str, command: &[&str]) -> Result<String, String> {
+        let login = get(PLACE, &format!("secret/{}", self.login())).ok_or("no login")?;
+        let password = decode(login["data"]["password"].as_str().unwrap_or_default());
+        self.ask_as("app", &password, pod, port, command)
+    }
+
+    /// The same as another user.
+    pub fn ask_as(&self, user: &str, password: &str, pod: &str, port: &str, command: &[&str]) -> Result<String, String> {
+        let cli = self.engine.cli();
+        let line = ["-n", PLACE, "exec", pod, "--", &cli, "-p", port, "--user", user, "--pass", password, "--no-auth-warning"];
+        let arguments: Vec<&str> = line.into_iter().chain(command.iter().copied()).collect();
+        kubectl(&arguments)
+    }
+
+    /// How long a sentinel waits before it takes a server for dead.
+    pub fn down_after(&self) -> Duration {
+        let sentinel = self.sentinels().first().map(name).expect("a sentinel");
+        let said = self.ask(&sentinel, "26379", &["sentinel", "master", "main"]).expect("an answer");
+        let mut lines = said.lines().skip_while(|line| *line != "down-after-milliseconds").skip(1);
+        Duration::from_millis(lines.next().and_then(|line| line.parse().ok()).expect("down-after-milliseconds"))
+    }
+
+    /// Deletes it, and waits until its pods are gone.
+    pub fn delete(&self) {
+        let _ = kubectl(&["-n", PLACE, "delete", "cachecluster", &self.name, "--ignore-not-found"]);
+        eventually(&format!("{} is gone", self.name), Duration::from_secs(120), || match self.pods().len() {
+            0 => Ok(()),
+            left => Err(format!("{left} pods are left")),
+        });
+        let _ = kubectl(&["-n", PLACE, "delete", "secret", &self.login(), "--ignore-not-found"]);
+    }
+}
+
+pub fn is_ready(pod: &Value) -> bool {
+    let conditions = pod["status"]["conditions"].as_array().cloned().unwrap_or_default();
+    pod["metadata"]["deletionTimestamp"].is_null()
+        && conditions.iter().any(|condition| condition["type"] == "Ready" && condition["status"] == "True")
+}
+
+/// Base64, as in a Secret.
+pub fn decode(text: &str) -> String {
+    let alphabet = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let digits = text.bytes().filter_map(|byte| alphabet.iter().position(|digit| *digit == byte));
+    let (mut bits, mut held, mut bytes) = (0usize, 0u32, Vec::new());
+    for digit in digits {
+        bits = (bits << 6) | digit;
+        held += 6;
+        if held >= 8 {
+            held -= 8;
+            bytes.push(u8::try_from((bits >> held) & 0xff).expect("a byte"));
+        }
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}

@@ -1,0 +1,120 @@
+//! The continuous client, in a pod of its own, and what it reports.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::cluster::{apply, eventually, get, kubectl};
+use super::install::{PLACE, image};
+use super::tier::{Tier, is_ready};
+
+/// How many acknowledged values a disruption is judged by, at least.
+pub const ENOUGH: u64 = 10_000;
+
+/// The pod that writes to a tier.
+pub struct Writers {
+    pod: String,
+}
+
+/// What a run came to.
+#[derive(Clone, Debug)]
+pub struct Report {
+    pub acknowledged: u64,
+    pub failed: u64,
+    pub faults: String,
+    pub lost: u64,
+    pub lost_examples: String,
+    /// The longest time in which one of the writers had no acknowledgement.
+    pub longest_gap: Duration,
+}
+
+impl Writers {
+    /// Starts the pod. It keeps off the nodes that tests disturb where there is another.
+    pub fn start(tier: &Tier) -> Self {
+        let writers = Self { pod: format!("{}-writers", tier.name) };
+        writers.remove();
+        apply(&writers.manifest(tier)).expect("applied");
+        eventually(&writers.pod, Duration::from_secs(60), || match get(PLACE, &format!("pod/{}", writers.pod)) {
+            Some(pod) if is_ready(&pod) => Ok(()),
+            pod => Err(format!("{}", pod.unwrap_or_default()["status"])),
+        });
+        writers
+    }
+
+    fn manifest(&self, tier: &Tier) -> Value {
+        let environment = json!([
+            {"name": "SENTINELS", "value": format!("{}-sentinels.{PLACE}.svc:26379", tier.name)},
+            {"name": "LOGIN", "value": "/login"},
+            {"name": "RECONNECT", "value": "100"},
+        ]);
+        let term = json!({"matchExpressions": [{"key": "node-role.kubernetes.io/control-plane", "operator": "Exists"}]});
+        let affinity = json!({"preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 100, "preference": term}]});
+        json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": {"name": self.pod, "namespace": PLACE, "labels": {"app": "e2e-client"}},
+            "spec": {
+                "automountServiceAccountToken": false,
+                "terminationGracePeriodSeconds": 0,
+                "affinity": {"nodeAffinity": affinity},
+                "tolerations": [{"key": "node-role.kubernetes.io/control-plane", "operator": "Exists"}],
+                "securityContext": {"runAsNonRoot": true, "seccompProfile": {"type": "RuntimeDefault"}},
+                "volumes": [{"name": "login", "secret": {"secretName": tier.login()}}],
+                "containers": [{
+                    "name": "client",
+                    "image": image("LARDER_E2E_CLIENT_IMAGE"),
+                    "args": ["serve"],
+                    "env": environment,
+                    "volumeMounts": [{"name": "login", "mountPath": "/login"}],
+                    "securityContext": {
+                        "allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true, "capabilities": {"drop": ["ALL"]},
+                    },
+                }],
+            },
+        })
+    }
+
+    fn say(&self, word: &str) -> Value {
+        let said =
+            kubectl(&["-n", PLACE, "exec", &self.pod, "--", "/e2e-client", word]).unwrap_or_else(|error| panic!("{error}"));
+        serde_json::from_str(&said).unwrap_or_else(|error| panic!("{said}: {error}"))
+    }
+
+    /// Begins a run, and waits until it is under way.
+    pub fn begin(&self) {
+        // One that a failed test left is of no interest.
+        let _ = kubectl(&["-n", PLACE, "exec", &self.pod, "--", "/e2e-client", "stop"]);
+        self.say("start");
+        self.await_acknowledged(ENOUGH / 5);
+    }
+
+    pub fn acknowledged(&self) -> u64 {
+        self.say("status")["acknowledged"].as_u64().expect("a number")
+    }
+
+    pub fn await_acknowledged(&self, least: u64) {
+        eventually(&format!("{} has {least} acknowledged values", self.pod), Duration::from_secs(120), || {
+            let now = self.acknowledged();
+            if now >= least { Ok(()) } else { Err(format!("{now}, {}", self.say("status"))) }
+        });
+    }
+
+    /// Ends the run once it has enough to be judged by, and reads every value back.
+    pub fn finish(&self) -> Report {
+        self.await_acknowledged(ENOUGH.max(self.acknowledged() + ENOUGH / 5));
+        let report = self.say("stop");
+        assert!(report["notReadBack"].is_null(), "the values were not read back: {report}");
+        let number = |field: &str| report[field].as_u64().unwrap_or_else(|| panic!("{field} of {report}"));
+        Report {
+            acknowledged: number("acknowledged"),
+            failed: number("failed"),
+            faults: report["faults"].to_string(),
+            lost: number("lost"),
+            lost_examples: report["lostExamples"].to_string(),
+            longest_gap: Duration::from_millis(number("longestGapMillis")),
+        }
+    }
+
+    pub fn remove(&self) {
+        let _ = kubectl(&["-n", PLACE, "delete", "pod", &self.pod, "--ignore-not-found", "--wait"]);
+    }
+}
