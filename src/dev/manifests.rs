@@ -9,7 +9,9 @@ use super::run_dir::{RunDir, RunDirError, write_private};
 use crate::api::cache_cluster::AuthSpec;
 use crate::api::compile::cluster_ref;
 use crate::api::manifest::Located;
-use crate::api::{CacheCluster, FieldPath, Manifests, Problem, Reach, Refused, SecretKeyRef, SensitiveSource, compile};
+use crate::api::{
+    CacheCluster, CacheClusterSpec, FieldPath, Manifests, Problem, Reach, Refused, SecretKeyRef, SensitiveSource, compile,
+};
 use crate::operator::admin::Login;
 use crate::policy::Snapshot;
 use crate::policy::snapshot::{Auth, Sensitive, Topology};
@@ -98,8 +100,14 @@ impl Loaded {
         })
     }
 
-    /// What of the manifests has no effect: policies about other clusters.
+    /// What of the manifests has no effect: policies about other clusters, and fields that are about pods.
     pub fn idle(&self) -> Vec<String> {
+        let fields = fields_without_effect(&self.cluster.spec).into_iter();
+        let fields = fields.map(|(field, instead)| format!("spec.{field} has no effect on one machine{instead}"));
+        fields.chain(self.idle_policies()).collect()
+    }
+
+    fn idle_policies(&self) -> Vec<String> {
         let used = self.manifests.policies_for(&self.cluster);
         let idle = self.manifests.policies.iter().filter(|policy| !used.iter().any(|used| **used == policy.object));
         idle.map(|policy| {
@@ -108,6 +116,36 @@ impl Loaded {
         })
         .collect()
     }
+}
+
+/// The fields that are written and that one machine has no use for, each with what to know instead.
+fn fields_without_effect(spec: &CacheClusterSpec) -> Vec<(&'static str, &'static str)> {
+    let CacheClusterSpec {
+        engine,
+        mode: _,
+        shards: _,
+        replicas: _,
+        sentinels: _,
+        memory: _,
+        eviction: _,
+        parameters: _,
+        auth: _,
+        storage,
+        writes: _,
+        pod,
+        network_policy,
+        recovery,
+        paused,
+    } = spec;
+    let written = [
+        (engine.image.is_some(), "engine.image", ": the programs that are installed are used"),
+        (storage.is_some(), "storage", ": --data says where data is kept"),
+        (pod.is_some(), "pod", ""),
+        (network_policy.is_some(), "networkPolicy", ": servers listen on loopback"),
+        (recovery.is_some(), "recovery", ""),
+        (*paused, "paused", ""),
+    ];
+    written.into_iter().filter(|(is_written, ..)| *is_written).map(|(_, field, instead)| (field, instead)).collect()
 }
 
 fn name_and_place<T: kube::Resource>(located: &Located<T>) -> String {

@@ -246,6 +246,7 @@ impl Servers {
             durable: *durable,
             max_memory: tier.spec.max_memory(),
             eviction: tier.spec.eviction().as_str(),
+            writes: tier.spec.writes,
             parameters: &tier.spec.parameters,
             login: tier.login.as_ref(),
         });

@@ -50,7 +50,7 @@ pub struct AgentConfig {
     pub version: u32,
     /// The oldest form whose readers understand it.
     pub requires: u32,
-    /// Rises with each change; reports repeat it, so that a control plane knows what has been taken up.
+    /// Differs with each change; reports repeat it, so that a control plane knows what has been taken up.
     pub generation: u64,
     /// The server beside the agent.
     pub server: ServerPlace,

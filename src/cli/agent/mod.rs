@@ -2,12 +2,14 @@
 
 mod exec;
 mod local;
+mod sentinel;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use super::{Failure, Outcome};
 use crate::agent::child::become_server;
+use crate::agent::place::install;
 use crate::policy::Span;
 
 /// Be a server's entry point: decide its place, supervise it, hand it over
@@ -20,6 +22,13 @@ pub struct Args {
 #[derive(clap::Subcommand)]
 enum Command {
     Exec(exec::Args),
+    Sentinel(sentinel::Args),
+    /// Copy this program to a file, for a container whose image does not have it
+    Install {
+        /// The file; what is there is replaced
+        #[arg(value_name = "DESTINATION")]
+        destination: PathBuf,
+    },
     /// Hand this server's role over to a replica, if it is a primary, and wait until that is done (for preStop)
     Handover {
         #[command(flatten)]
@@ -75,6 +84,8 @@ enum What {
 pub fn run(args: Args) -> Outcome {
     match args.command {
         Command::Exec(args) => exec::run(args),
+        Command::Sentinel(args) => sentinel::run(args),
+        Command::Install { destination } => install_at(&destination),
         Command::Handover { socket, limit } => local::handover(&socket.socket, limit.as_duration()),
         Command::Probe { socket, what } => {
             let path = match what {
@@ -86,6 +97,13 @@ pub fn run(args: Args) -> Outcome {
         }
         Command::State { socket } => local::show(&socket.socket, "/state"),
         Command::Become { parent, server } => become_named(parent, &server),
+    }
+}
+
+fn install_at(destination: &Path) -> Outcome {
+    match install(destination) {
+        Ok(()) => Ok(ExitCode::SUCCESS),
+        Err(error) => Err(Failure::new(error, "name a file in a directory that exists, can be written and has space")),
     }
 }
 

@@ -1,14 +1,15 @@
 //! Configuration files of servers and sentinels. Pure: the text only.
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
 use super::plan::Start;
+use crate::api::cache_cluster::WritesSpec;
 use crate::operator::admin::Login;
 use crate::policy::ByteSize;
+use crate::policy::config_file::{self, Lines, SentinelLogin};
 
 /// How long a server may be silent before Sentinel or the Cluster bus takes it for dead.
 pub const DOWN_AFTER: Duration = Duration::from_secs(2);
@@ -32,51 +33,18 @@ pub struct ServerConfig<'a> {
     pub max_memory: ByteSize,
     /// The value of `maxmemory-policy`.
     pub eviction: &'a str,
+    /// When a primary refuses writes.
+    pub writes: Option<WritesSpec>,
     /// Lines of the user's own.
     pub parameters: &'a BTreeMap<String, String>,
     /// The only user, where the servers ask for one.
     pub login: Option<&'a Login>,
 }
 
-/// A file that grows by lines of a keyword and quoted values.
-#[derive(Default)]
-struct Lines(String);
-
-impl Lines {
-    fn add(&mut self, keyword: &str, values: &[&str]) {
-        self.0.push_str(keyword);
-        for value in values {
-            self.0.push(' ');
-            self.0.push_str(&quoted(value));
-        }
-        self.0.push('\n');
-    }
-
-    /// The only user. A password stands in a file that its owner alone reads; never among arguments.
-    fn users(&mut self, login: &Login) {
-        self.add("user", &["default", "off"]);
-        self.add("user", &[&login.user, "on", &format!(">{}", login.password), "~*", "&*", "+@all"]);
-    }
-}
-
-/// A value as the servers' configuration parser reads it back.
-fn quoted(value: &str) -> String {
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.:/*&+@~%".contains(&byte);
-    if !value.is_empty() && value.bytes().all(plain) {
-        return value.to_owned();
-    }
-    let mut text = String::from("\"");
-    for byte in value.bytes() {
-        match byte {
-            b'"' | b'\\' => text.extend(['\\', char::from(byte)]),
-            b' '..=b'~' => text.push(char::from(byte)),
-            _ => {
-                let _ = write!(text, "\\x{byte:02x}");
-            }
-        }
-    }
-    text.push('"');
-    text
+/// The only user. A password stands in a file that its owner alone reads; never among arguments.
+fn add_users(lines: &mut Lines, login: &Login) {
+    lines.add("user", &["default", "off"]);
+    lines.add("user", &[&login.user, "on", &format!(">{}", login.password), "~*", "&*", "+@all"]);
 }
 
 /// The whole configuration of a server.
@@ -107,15 +75,25 @@ pub fn server(config: &ServerConfig<'_>) -> String {
         cluster_lines(&mut lines, &host, bus_port);
     }
     if let Some(login) = config.login {
-        lines.users(login);
+        add_users(&mut lines, login);
         lines.add("masteruser", &[&login.user]);
         lines.add("masterauth", &[&login.password]);
     }
-    for (keyword, value) in config.parameters {
-        // A value may be several words, as in `client-output-buffer-limit`.
-        lines.add(keyword, &value.split_ascii_whitespace().collect::<Vec<_>>());
+    if let Some(writes) = config.writes {
+        lines.add("min-replicas-to-write", &[&writes.min_replicas.to_string()]);
+        lines.add("min-replicas-max-lag", &[&writes.max_lag_secs().to_string()]);
     }
-    lines.0
+    add_parameters(&mut lines, config.parameters);
+    lines.into_text()
+}
+
+/// Lines of the user's own.
+pub(super) fn add_parameters(lines: &mut Lines, parameters: &BTreeMap<String, String>) {
+    for (keyword, value) in parameters {
+        // A value may be several words, as in `client-output-buffer-limit`.
+        let words: Vec<&str> = value.split_ascii_whitespace().collect();
+        lines.add(keyword, if words.is_empty() { &[""] } else { &words });
+    }
 }
 
 fn cluster_lines(lines: &mut Lines, host: &str, bus_port: u16) {
@@ -132,20 +110,6 @@ fn cluster_lines(lines: &mut Lines, host: &str, bus_port: u16) {
     lines.add("cluster-replica-validity-factor", &["0"]);
 }
 
-/// The keywords of what a sentinel remembers. The rest of its file is Larder's, and written anew.
-const MEMORY: [&str; 10] = [
-    "myid",
-    "current-epoch",
-    "monitor",
-    "down-after-milliseconds",
-    "failover-timeout",
-    "config-epoch",
-    "leader-epoch",
-    "known-replica",
-    "known-sentinel",
-    "known-slave",
-];
-
 /// The configuration of a sentinel. It keeps its memory in the same file: `previous` is what the file holds now, if anything.
 pub fn sentinel(address: SocketAddr, directory: &Path, login: Option<&Login>, previous: &str) -> String {
     let mut lines = Lines::default();
@@ -157,26 +121,10 @@ pub fn sentinel(address: SocketAddr, directory: &Path, login: Option<&Login>, pr
     lines.add("sentinel", &["announce-ip", &host]);
     lines.add("sentinel", &["announce-port", &address.port().to_string()]);
     if let Some(login) = login {
-        lines.users(login);
-        lines.add("sentinel", &["sentinel-user", &login.user]);
-        lines.add("sentinel", &["sentinel-pass", &login.password]);
+        add_users(&mut lines, login);
     }
-    let words = |line: &str| line.split_ascii_whitespace().map(str::to_owned).collect::<Vec<_>>();
-    let memory = previous.lines().map(words).filter(|words| {
-        let [sentinel, keyword, ..] = &words[..] else { return false };
-        sentinel == "sentinel" && MEMORY.contains(&keyword.as_str())
-    });
-    for words in memory {
-        lines.0.push_str(&words.join(" "));
-        lines.0.push('\n');
-        if let ([_, keyword, master, ..], Some(login)) = (&words[..], login)
-            && keyword == "monitor"
-        {
-            lines.add("sentinel", &["auth-user", master, &login.user]);
-            lines.add("sentinel", &["auth-pass", master, &login.password]);
-        }
-    }
-    lines.0
+    let login = login.map(|Login { user, password }| SentinelLogin { user, password });
+    config_file::sentinel(&lines.into_text(), login, previous)
 }
 
 #[cfg(test)]
@@ -184,33 +132,14 @@ mod tests {
     use super::*;
 
     #[track_caller]
-    fn check_quoted(value: &str, expected: &str) {
-        assert_eq!(quoted(value), expected);
-    }
-
     #[test]
-    fn values_are_quoted_where_they_must_be() {
-        check_quoted("yes", "yes");
-        check_quoted("", "\"\"");
-        check_quoted("two words", "\"two words\"");
-        check_quoted("a\"b\\c", r#""a\"b\\c""#);
-        check_quoted("line\nuser x on", r#""line\x0auser x on""#);
-        check_quoted("é", r#""\xc3\xa9""#);
-        check_quoted("#", "\"#\"");
-    }
-
-    #[test]
-    fn a_sentinel_keeps_its_memory_and_takes_a_new_password() {
+    fn a_sentinel_logs_in_and_lets_log_in() {
         let address = SocketAddr::from(([127, 0, 0, 1], 7000));
-        let previous = "port 1\nsentinel myid abc\nsentinel monitor main 127.0.0.1 7001 2\nsentinel auth-pass main old\n\
-                        user larder on >old ~*\nsentinel known-replica main 127.0.0.1 7002\n";
         let login = Login { user: "larder".to_owned(), password: "new".to_owned() };
-        let text = sentinel(address, Path::new("/run"), Some(&login), previous);
-        for kept in ["sentinel myid abc", "sentinel monitor main 127.0.0.1 7001 2", "sentinel known-replica main 127.0.0.1 7002"]
-        {
-            assert!(text.lines().any(|line| line == kept), "{kept}: {text}");
+        let text = sentinel(address, Path::new("/run"), Some(&login), "sentinel monitor main 127.0.0.1 7001 2\n");
+        for line in ["user larder on \">new\" ~* &* +@all", "sentinel sentinel-pass new", "sentinel auth-pass main new"] {
+            assert!(text.lines().any(|found| found == line), "{line}: {text}");
         }
-        assert!(text.contains("sentinel auth-pass main new") && !text.contains("old") && !text.contains("port 1\n"), "{text}");
     }
 
     #[test]
@@ -224,6 +153,7 @@ mod tests {
             durable: false,
             max_memory: ByteSize::from_bytes(1 << 20),
             eviction: "volatile-lfu",
+            writes: None,
             parameters: &BTreeMap::from([("client-output-buffer-limit".to_owned(), "replica 1 2 3".to_owned())]),
             login: None,
         };

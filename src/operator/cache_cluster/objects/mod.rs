@@ -2,12 +2,22 @@
 //!
 //! Services come first: the addresses that they are given are announced everywhere, and stand in all the rest.
 
+mod config;
+mod network;
+mod pods;
+mod revision;
 mod services;
+mod sets;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use k8s_openapi::api::core::v1::PodTemplateSpec;
+use k8s_openapi::api::apps::v1::StatefulSet;
+use k8s_openapi::api::core::v1::{ConfigMap, Pod, PodTemplateSpec, Secret, ServiceAccount};
+use k8s_openapi::api::networking::v1::NetworkPolicy;
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::core::ObjectMeta;
 
 use super::plan::{SentinelId, ServerId};
@@ -16,6 +26,9 @@ use super::validate::Wanted;
 use crate::operator::admin::Login;
 use crate::policy::ByteSize;
 
+pub use config::{PASSWORD, USERNAME, USERS_STATE, max_memory};
+pub use pods::{DATA_VOLUME, MAIN_CONTAINER};
+pub use revision::{Revisions, revisions};
 pub use services::{primary_endpoints, services};
 
 /// What all CacheClusters of one operator share.
@@ -58,6 +71,60 @@ pub struct Kept {
     /// How many servers there are to be at this moment, where that differs from `replicas + 1`: a server that is to be removed stays
     /// until the plan says otherwise.
     pub servers: Option<u16>,
+}
+
+/// Everything but Services, in the order in which it is applied: what others name comes before them.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Objects {
+    /// The account of all pods, without a token.
+    pub service_account: ServiceAccount,
+    /// Larder's own login, and everybody's as hashes.
+    pub secrets: Vec<Secret>,
+    /// What servers, agents and sentinels are told.
+    pub config_maps: Vec<ConfigMap>,
+    /// Who may open connections. `None`: everybody; one that stands is to be deleted.
+    pub network_policy: Option<NetworkPolicy>,
+    /// How many pods may be drained at the same time.
+    pub disruption_budgets: Vec<PodDisruptionBudget>,
+    /// The servers, and the sentinels.
+    pub stateful_sets: Vec<StatefulSet>,
+    /// The revisions that pods are to have.
+    pub revisions: Revisions,
+    /// The generation of each agent's configuration: what is to come back as `generation`, and as `proved.settings`, in its report.
+    pub agent_generations: BTreeMap<ServerId, u64>,
+}
+
+/// Builds all objects but Services. A server or a sentinel without an address is not configured, and not told of to the others.
+pub fn objects(
+    wanted: &Wanted,
+    installation: &Installation,
+    addresses: &Addresses,
+    credentials: &Credentials,
+    kept: &Kept,
+) -> Objects {
+    let revisions = revisions(wanted);
+    let (servers, agent_generations) = config::of_servers(wanted, addresses, kept);
+    Objects {
+        service_account: ServiceAccount {
+            metadata: metadata(wanted, wanted.names.cluster(), wanted.names.labels()),
+            automount_service_account_token: Some(false),
+            ..ServiceAccount::default()
+        },
+        secrets: config::secrets(wanted, credentials),
+        config_maps: vec![servers, config::of_sentinels(wanted, addresses)],
+        network_policy: network::network_policy(wanted, installation),
+        disruption_budgets: sets::disruption_budgets(wanted),
+        stateful_sets: sets::stateful_sets(wanted, installation, kept, &revisions),
+        revisions,
+        agent_generations,
+    }
+}
+
+/// The memory limit of a server's container, for [`Kept::memory`]. `None` where it is not one that Larder writes.
+pub fn memory_limit(pod: &Pod) -> Option<ByteSize> {
+    let containers = &pod.spec.as_ref()?.containers;
+    let server = containers.iter().find(|container| container.name == MAIN_CONTAINER)?;
+    server.resources.as_ref()?.limits.as_ref()?.get("memory")?.0.parse().ok()
 }
 
 /// The metadata of an object of a CacheCluster.

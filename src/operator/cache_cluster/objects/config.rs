@@ -1,0 +1,241 @@
+//! What servers, agents and sentinels are told: ConfigMaps, and the Secrets with everything that opens a door.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+
+use k8s_openapi::ByteString;
+use k8s_openapi::api::core::v1::{ConfigMap, Secret};
+
+use super::{Addresses, Credentials, Kept, metadata};
+use crate::operator::cache_cluster::build::add_parameters;
+use crate::operator::cache_cluster::names::{AGENT_PORT, Component, SENTINEL_PORT, SERVER_PORT};
+use crate::operator::cache_cluster::plan::{SentinelId, ServerId};
+use crate::operator::cache_cluster::validate::Wanted;
+use crate::policy::agent::{AgentConfig, Failover, Peer, Recovery, ServerPlace, Users as UsersFile, VERSION};
+use crate::policy::config_file::Lines;
+use crate::policy::digest::sha256;
+use crate::policy::snapshot::Auth;
+use crate::policy::{ByteSize, Span};
+
+/// Where the ConfigMap is mounted.
+pub const CONFIG_DIR: &str = "/etc/larder/config";
+/// Where Larder's own login is mounted.
+pub const SYSTEM_DIR: &str = "/etc/larder/system";
+/// Where the users are mounted.
+pub const USERS_DIR: &str = "/etc/larder/users";
+/// Where data is, of servers and of sentinels.
+pub const DATA_DIR: &str = "/data";
+/// The entry with the servers' users.
+pub const USERS_FILE: &str = "users.acl";
+/// The entry with the sentinels' users.
+pub const SENTINEL_USERS_FILE: &str = "sentinel-users.conf";
+/// The entry that only the operator reads: [`crate::operator::cache_cluster::users::Users::to_json`].
+pub const USERS_STATE: &str = "state.json";
+/// The entries of Larder's own login.
+pub const USERNAME: &str = "username";
+/// Beside [`USERNAME`].
+pub const PASSWORD: &str = "password";
+/// The lines with which a server follows its primary.
+const REPLICATION_FILE: &str = "replication.conf";
+
+/// How long a server may take to end; within the pod's grace, after a handover.
+const SHUTDOWN: Span = Span::from_secs(20);
+
+/// Parameters that servers read at their start only. All others are set while they run.
+const READ_AT_START: [&str; 9] = [
+    "disable-thp",
+    "events-per-io-thread",
+    "hash-seed",
+    "ignore-warnings",
+    "io-threads",
+    "io-threads-do-reads",
+    "locale-collate",
+    "socket-mark-id",
+    "tcp-backlog",
+];
+
+/// Whether a change of this parameter restarts servers.
+pub fn is_read_at_start(parameter: &str) -> bool {
+    READ_AT_START.contains(&parameter)
+}
+
+/// How much of a server's memory may hold data: three quarters.
+pub fn max_memory(limit: ByteSize) -> ByteSize {
+    ByteSize::from_bytes(limit.as_bytes() / 4 * 3)
+}
+
+/// The ConfigMap of the servers, with the generation of each agent's configuration.
+pub fn of_servers(wanted: &Wanted, addresses: &Addresses, kept: &Kept) -> (ConfigMap, BTreeMap<ServerId, u64>) {
+    let mut data = BTreeMap::from([("server.conf".to_owned(), server_conf(wanted))]);
+    let mut generations = BTreeMap::new();
+    for (id, address) in &addresses.servers {
+        let limit = kept.memory.get(id).copied().unwrap_or(wanted.memory).min(wanted.memory);
+        let config = agent_config(wanted, *id, *address, addresses, max_memory(limit));
+        generations.insert(*id, config.generation);
+        data.insert(format!("server-{}.conf", id.index), place_conf(*address, max_memory(limit)));
+        data.insert(format!("agent-{}.json", id.index), serde_json::to_string_pretty(&config).unwrap_or_default());
+    }
+    let labels = wanted.names.component_labels(Component::Server, Some(0));
+    let config_map =
+        ConfigMap { metadata: metadata(wanted, wanted.names.shard_set(0), labels), data: Some(data), ..ConfigMap::default() };
+    (config_map, generations)
+}
+
+/// What all servers have in common.
+fn server_conf(wanted: &Wanted) -> String {
+    let mut lines = Lines::default();
+    lines.add("bind", &["*", "-::*"]);
+    lines.add("protected-mode", &["no"]);
+    lines.add("port", &[&SERVER_PORT.to_string()]);
+    lines.add("dir", &[DATA_DIR]);
+    lines.add("daemonize", &["no"]);
+    lines.add("save", &[""]);
+    lines.add("appendonly", &[if wanted.storage.is_some() { "yes" } else { "no" }]);
+    // A replica that returns is wanted at once, not after waiting for others that might.
+    lines.add("repl-diskless-sync-delay", &["0"]);
+    for (keyword, value) in live_settings(wanted) {
+        lines.add(&keyword, &value.split_ascii_whitespace().collect::<Vec<_>>());
+    }
+    add_parameters(&mut lines, &wanted.parameters);
+    lines.add("include", &[&format!("{USERS_DIR}/{USERS_FILE}")]);
+    lines.add("include", &[&format!("{SYSTEM_DIR}/{REPLICATION_FILE}")]);
+    lines.into_text()
+}
+
+/// What one server has of its own.
+fn place_conf(address: IpAddr, max_memory: ByteSize) -> String {
+    let mut lines = Lines::default();
+    lines.add("include", &[&format!("{CONFIG_DIR}/server.conf")]);
+    lines.add("replica-announce-ip", &[&address.to_string()]);
+    lines.add("replica-announce-port", &[&SERVER_PORT.to_string()]);
+    lines.add("maxmemory", &[&max_memory.as_bytes().to_string()]);
+    lines.into_text()
+}
+
+/// Larder's own settings that follow the object while servers run. Each is always written, so that one that is taken back is also
+/// taken up.
+fn live_settings(wanted: &Wanted) -> BTreeMap<String, String> {
+    let (min_replicas, max_lag) = wanted.writes.map_or((0, 10), |writes| (u64::from(writes.min_replicas), writes.max_lag_secs()));
+    let mut settings = BTreeMap::from([
+        ("maxmemory-policy".to_owned(), wanted.eviction.as_str().to_owned()),
+        ("min-replicas-to-write".to_owned(), min_replicas.to_string()),
+        ("min-replicas-max-lag".to_owned(), max_lag.to_string()),
+    ]);
+    if let Some(storage) = &wanted.storage {
+        settings.insert("appendfsync".to_owned(), storage.fsync.unwrap_or_default().as_str().to_owned());
+    }
+    settings
+}
+
+fn agent_config(wanted: &Wanted, id: ServerId, address: IpAddr, addresses: &Addresses, max_memory: ByteSize) -> AgentConfig {
+    let at = |address: IpAddr, port| SocketAddr::new(address, port).to_string();
+    let auth = Auth {
+        username_file: Some(PathBuf::from(format!("{SYSTEM_DIR}/{USERNAME}"))),
+        password_file: PathBuf::from(format!("{SYSTEM_DIR}/{PASSWORD}")),
+    };
+    let peers = addresses.servers.iter().filter(|(peer, _)| **peer != id);
+    let mut settings = live_settings(wanted);
+    settings.insert("maxmemory".to_owned(), max_memory.as_bytes().to_string());
+    settings.extend(wanted.parameters.clone().into_iter().filter(|(name, _)| !is_read_at_start(name)));
+    let mut config = AgentConfig {
+        version: VERSION,
+        requires: VERSION,
+        generation: 0,
+        server: ServerPlace {
+            ordinal: id.index,
+            address: at(address, SERVER_PORT),
+            dial: format!("127.0.0.1:{SERVER_PORT}"),
+            directory: PathBuf::from(DATA_DIR),
+            durable: wanted.storage.is_some(),
+            priority: 100,
+            auth: Some(auth.clone()),
+            tls: None,
+            replication: Some(auth.clone()),
+            serves: None,
+        },
+        peers: peers
+            .map(|(peer, address)| Peer {
+                ordinal: peer.index,
+                address: at(*address, SERVER_PORT),
+                agent: at(*address, AGENT_PORT),
+            })
+            .collect(),
+        failover: Failover::Sentinel {
+            master: wanted.master_name().to_owned(),
+            sentinels: addresses.sentinels.values().map(|address| at(*address, SENTINEL_PORT)).collect(),
+            auth: Some(auth),
+        },
+        settings,
+        users: Some(UsersFile { file: PathBuf::from(format!("{USERS_DIR}/{USERS_FILE}")) }),
+        recovery: Recovery { accept_data_loss: wanted.accept_data_loss },
+        shutdown: SHUTDOWN,
+    };
+    config.generation = fingerprint(&config);
+    config
+}
+
+/// A number that differs with each content, below 2^53 so that every reader of JSON keeps it.
+fn fingerprint(config: &AgentConfig) -> u64 {
+    let hash = sha256(&serde_json::to_vec(config).unwrap_or_default());
+    u64::from_str_radix(hash.get(..13).unwrap_or_default(), 16).unwrap_or_default()
+}
+
+/// The ConfigMap of the sentinels. What they remember is in their own files: [`crate::policy::config_file::sentinel`].
+pub fn of_sentinels(wanted: &Wanted, addresses: &Addresses) -> ConfigMap {
+    let files =
+        addresses.sentinels.iter().map(|(id, address)| (format!("sentinel-{}.conf", id.0), sentinel_conf(wanted, *id, *address)));
+    ConfigMap {
+        metadata: metadata(wanted, wanted.names.sentinel_set(), wanted.names.component_labels(Component::Sentinel, None)),
+        data: Some(files.collect()),
+        ..ConfigMap::default()
+    }
+}
+
+fn sentinel_conf(wanted: &Wanted, id: SentinelId, address: IpAddr) -> String {
+    let mut lines = Lines::default();
+    lines.add("bind", &["*", "-::*"]);
+    lines.add("protected-mode", &["no"]);
+    lines.add("port", &[&SENTINEL_PORT.to_string()]);
+    lines.add("dir", &[DATA_DIR]);
+    lines.add("daemonize", &["no"]);
+    lines.add("sentinel", &["myid", &sentinel_id(&wanted.uid, id)]);
+    lines.add("sentinel", &["announce-ip", &address.to_string()]);
+    lines.add("sentinel", &["announce-port", &SENTINEL_PORT.to_string()]);
+    lines.into_text()
+}
+
+/// A sentinel's identity: 40 hexadecimal digits that are the same after it lost its file, so that the others do not count it twice.
+pub fn sentinel_id(cluster_uid: &str, id: SentinelId) -> String {
+    let mut hash = sha256(format!("{cluster_uid} sentinel {}", id.0).as_bytes());
+    hash.truncate(40);
+    hash
+}
+
+/// Larder's own login, as servers, agents and sentinels read it; and everybody's, as hashes.
+pub fn secrets(wanted: &Wanted, credentials: &Credentials) -> Vec<Secret> {
+    let Credentials { system, users } = credentials;
+    let mut replication = Lines::default();
+    replication.add("masteruser", &[&system.user]);
+    replication.add("masterauth", &[&system.password]);
+    let secret = |name: String, entries: Vec<(&str, String)>| Secret {
+        metadata: metadata(wanted, name, wanted.names.labels()),
+        data: Some(entries.into_iter().map(|(key, text)| (key.to_owned(), ByteString(text.into_bytes()))).collect()),
+        type_: Some("Opaque".to_owned()),
+        ..Secret::default()
+    };
+    vec![
+        secret(
+            wanted.names.system_secret(),
+            vec![
+                (USERNAME, system.user.clone()),
+                (PASSWORD, system.password.clone()),
+                (REPLICATION_FILE, replication.into_text()),
+            ],
+        ),
+        secret(
+            wanted.names.users_secret(),
+            vec![(USERS_FILE, users.server_file()), (SENTINEL_USERS_FILE, users.sentinel_file()), (USERS_STATE, users.to_json())],
+        ),
+    ]
+}

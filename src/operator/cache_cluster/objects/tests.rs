@@ -1,0 +1,242 @@
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+use super::*;
+use crate::operator::cache_cluster::users::{Access, SYSTEM_USER};
+use crate::operator::cache_cluster::validate::{tests::cluster, validate};
+use crate::policy::agent::AgentConfig;
+
+fn wanted(spec: &Value) -> Wanted {
+    validate(&cluster(spec)).unwrap()
+}
+
+fn installation(image: &str) -> Installation {
+    Installation { larder_image: image.to_owned(), image_pull_policy: None, operator_namespace: "larder-system".to_owned() }
+}
+
+fn addresses(wanted: &Wanted, servers: u16) -> Addresses {
+    let at = |third: u8, index: u16| IpAddr::from([10, 96, third, index as u8]);
+    Addresses {
+        servers: (0..servers).map(|index| (ServerId { shard: 0, index }, at(0, index))).collect(),
+        sentinels: wanted.sentinel_ids().map(|id| (id, at(1, id.0))).collect(),
+    }
+}
+
+fn credentials(access: &Access) -> Credentials {
+    let system = Login { user: SYSTEM_USER.to_owned(), password: "system password".to_owned() };
+    let users = Users::next(None, access, &system.password, None, std::time::SystemTime::UNIX_EPOCH);
+    Credentials { system, users }
+}
+
+fn build(spec: &Value, kept: &Kept) -> Objects {
+    let wanted = wanted(spec);
+    let servers = kept.servers.unwrap_or(wanted.replicas + 1);
+    objects(&wanted, &installation("larder:1"), &addresses(&wanted, servers), &credentials(&Access::Open), kept)
+}
+
+fn text(objects: &Objects, map: usize, entry: &str) -> String {
+    objects.config_maps[map].data.as_ref().unwrap()[entry].clone()
+}
+
+fn template(objects: &Objects, set: usize) -> &PodTemplateSpec {
+    &objects.stateful_sets[set].spec.as_ref().unwrap().template
+}
+
+fn container(objects: &Objects, set: usize) -> &k8s_openapi::api::core::v1::Container {
+    &template(objects, set).spec.as_ref().unwrap().containers[0]
+}
+
+#[test]
+fn a_server_never_holds_more_than_its_pod_has_room_for() {
+    let first = ServerId { shard: 0, index: 0 };
+    let kept = Kept { memory: BTreeMap::from([(first, ByteSize::from_bytes(256 << 20))]), ..Kept::default() };
+    let grown = build(&json!({"memory": "1Gi"}), &kept);
+    assert!(text(&grown, 0, "server-0.conf").contains(&format!("maxmemory {}\n", 192 << 20)));
+    assert!(text(&grown, 0, "server-1.conf").contains(&format!("maxmemory {}\n", 768 << 20)));
+    let shrunk = build(&json!({"memory": "128Mi"}), &kept);
+    let config = AgentConfig::parse(text(&shrunk, 0, "agent-0.json").as_bytes()).unwrap();
+    assert_eq!(config.settings["maxmemory"], (96 << 20).to_string());
+    assert_eq!(shrunk.agent_generations[&first], config.generation);
+}
+
+#[test]
+fn secrets_alone_hold_passwords_and_hashes() {
+    let wanted = wanted(&json!({"auth": {"password": {"secretKeyRef": {"name": "shop", "key": "password"}}}}));
+    let credentials = credentials(&Access::user("shop", "client password"));
+    let Objects { service_account, secrets, config_maps, network_policy, disruption_budgets, stateful_sets, .. } =
+        objects(&wanted, &installation("larder:1"), &addresses(&wanted, 2), &credentials, &Kept::default());
+    let open = json!([service_account, config_maps, network_policy, disruption_budgets, stateful_sets]).to_string();
+    assert!(!open.contains("system password") && !open.contains(&crate::policy::digest::sha256(b"client password")), "{open}");
+    let entry = |secret: usize, key: &str| String::from_utf8(secrets[secret].data.as_ref().unwrap()[key].0.clone()).unwrap();
+    assert_eq!(entry(0, PASSWORD), "system password");
+    assert_eq!(entry(0, "replication.conf"), "masteruser larder-system\nmasterauth \"system password\"\n");
+    assert!(!entry(1, "users.acl").contains("client password"));
+}
+
+#[test]
+fn pods_are_restricted() {
+    for spec in [json!({}), json!({"storage": {"size": "1Gi"}})] {
+        let objects = build(&spec, &Kept::default());
+        for set in [0, 1] {
+            let pod = template(&objects, set).spec.as_ref().unwrap();
+            let security = pod.security_context.as_ref().unwrap();
+            assert!(
+                security.run_as_non_root == Some(true) && security.seccomp_profile.as_ref().unwrap().type_ == "RuntimeDefault"
+            );
+            assert_eq!(pod.automount_service_account_token, Some(false));
+            for container in pod.containers.iter().chain(pod.init_containers.as_ref().unwrap()) {
+                let security = container.security_context.as_ref().unwrap();
+                assert_eq!(security.allow_privilege_escalation, Some(false));
+                assert_eq!(security.read_only_root_filesystem, Some(true));
+                assert_eq!(security.capabilities.as_ref().unwrap().drop, Some(vec!["ALL".to_owned()]));
+                assert!(container.resources.as_ref().unwrap().limits.as_ref().unwrap().contains_key("memory"));
+                let volumes: Vec<&str> = pod.volumes.iter().flatten().map(|volume| volume.name.as_str()).collect();
+                let claimed = objects.stateful_sets[set].spec.as_ref().unwrap().volume_claim_templates.is_some();
+                for mount in container.volume_mounts.iter().flatten() {
+                    assert!(volumes.contains(&mount.name.as_str()) || (claimed && mount.name == DATA_VOLUME), "{}", mount.name);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn an_upgrade_of_the_operator_changes_no_template() {
+    let wanted = |memory: &str| wanted(&json!({ "memory": memory }));
+    let build = |image: &str, memory: &str, kept: &Kept| {
+        let wanted = wanted(memory);
+        objects(&wanted, &installation(image), &addresses(&wanted, 2), &credentials(&Access::Open), kept)
+    };
+    let before = build("larder:1", "256Mi", &Kept::default());
+    let names = ["shop-0", "shop-sentinel"].map(str::to_owned).into_iter();
+    let mut standing: BTreeMap<_, _> = names.zip([template(&before, 0).clone(), template(&before, 1).clone()]).collect();
+    // What an older release wrote differently stays as well.
+    standing.get_mut("shop-0").unwrap().spec.as_mut().unwrap().termination_grace_period_seconds = Some(7);
+    let kept = Kept { templates: standing.clone(), ..Kept::default() };
+    let upgraded = build("larder:2", "256Mi", &kept);
+    assert_eq!((template(&upgraded, 0), template(&upgraded, 1)), (&standing["shop-0"], &standing["shop-sentinel"]));
+    let rolled = build("larder:2", "512Mi", &kept);
+    let image =
+        |objects: &Objects, set| template(objects, set).spec.as_ref().unwrap().init_containers.as_ref().unwrap()[0].image.clone();
+    assert_eq!((image(&rolled, 0).as_deref(), image(&rolled, 1).as_deref()), (Some("larder:2"), Some("larder:1")));
+}
+
+#[test]
+fn servers_that_are_still_to_go_keep_their_place() {
+    let kept = Kept { servers: Some(3), ..Kept::default() };
+    let objects = build(&json!({"replicas": 1}), &kept);
+    assert_eq!(objects.stateful_sets[0].spec.as_ref().unwrap().replicas, Some(3));
+    let config = AgentConfig::parse(text(&objects, 0, "agent-0.json").as_bytes()).unwrap();
+    assert_eq!(config.peers.iter().map(|peer| peer.ordinal).collect::<Vec<_>>(), [1, 2]);
+    let services = services(&wanted(&json!({"replicas": 1})), 3);
+    assert!(services.iter().any(|service| service.metadata.name.as_deref() == Some("shop-0-2")));
+}
+
+#[test]
+fn who_may_connect_is_what_is_written() {
+    let policy = |spec| build(&spec, &Kept::default()).network_policy;
+    assert!(policy(json!({"networkPolicy": {"enabled": false}})).is_none());
+    let ingress = policy(json!({})).unwrap().spec.unwrap().ingress.unwrap();
+    assert_eq!(json!(ingress[1].from), json!([{"podSelector": {}}]));
+    assert_eq!(ingress.len(), 2);
+    let written = json!({"networkPolicy": {
+        "from": [{"podSelector": {"matchLabels": {"app": "shop"}}, "namespaceSelector": {}}],
+        "metricsFrom": [{"namespaceSelector": {"matchLabels": {"team": "ops"}}}],
+    }});
+    let ingress = policy(written).unwrap().spec.unwrap().ingress.unwrap();
+    assert_eq!(
+        json!(ingress[1]),
+        json!({
+            "from": [{"podSelector": {"matchLabels": {"app": "shop"}}, "namespaceSelector": {}}],
+            "ports": [{"port": 6379, "protocol": "TCP"}, {"port": 26379, "protocol": "TCP"}],
+        })
+    );
+    assert_eq!(json!(ingress[2].ports), json!([{"port": 9121, "protocol": "TCP"}]));
+}
+
+#[test]
+fn sentinels_have_one_identity_each() {
+    let objects = build(&json!({}), &Kept::default());
+    let id = |entry: &str| {
+        let text = text(&objects, 1, entry);
+        text.lines().find_map(|line| line.strip_prefix("sentinel myid ")).unwrap().to_owned()
+    };
+    let ids = [id("sentinel-0.conf"), id("sentinel-1.conf"), id("sentinel-2.conf")];
+    assert!(ids.iter().all(|id| id.len() == 40 && id.bytes().all(|byte| byte.is_ascii_hexdigit())), "{ids:?}");
+    assert!(ids[0] != ids[1] && ids[1] != ids[2] && ids[0] != ids[2]);
+}
+
+/// A specification that the definition lets pass.
+fn any_spec() -> impl Strategy<Value = Value> {
+    let storage = prop::option::of(prop_oneof![Just("EverySecond"), Just("Always")]);
+    let parameters = prop::collection::btree_map("(hz|io-threads|list-max-listpack-size|timeout)", "[0-9]{1,3}", 0..3);
+    let labels = prop::collection::btree_map("[a-z]{1,8}", "[a-z0-9]{0,8}", 0..3);
+    (1u32..=5, 1u32..=4, 64u64..4096, storage, parameters, labels, any::<(bool, bool, bool)>()).prop_map(
+        |(replicas, sentinels, memory, fsync, parameters, labels, (auth, writes, require))| {
+            let mut spec = json!({
+                "replicas": replicas, "sentinels": sentinels * 2 + 1, "memory": format!("{memory}Mi"), "parameters": parameters,
+                "pod": {"labels": labels, "nodeSelector": labels, "spread": if require { "Require" } else { "Prefer" }},
+            });
+            if let Some(fsync) = fsync {
+                spec["storage"] = json!({"size": "1Gi", "fsync": fsync});
+            }
+            if auth {
+                spec["auth"] = json!({"password": {"value": "secret"}});
+            }
+            if writes {
+                spec["writes"] = json!({"minReplicas": 1, "maxLag": "5s"});
+            }
+            spec
+        },
+    )
+}
+
+fn is_label(name: &str) -> bool {
+    let inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    (1..=63).contains(&name.len())
+        && name.bytes().all(inner)
+        && name.starts_with(|c: char| c.is_ascii_lowercase())
+        && !name.ends_with('-')
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(128))]
+
+    #[test]
+    fn every_valid_cluster_has_valid_objects(spec in any_spec(), name in "[a-z]([-a-z0-9]{0,38}[a-z0-9])?") {
+        let mut cluster = cluster(&spec);
+        cluster.metadata.name = Some(name);
+        let wanted = validate(&cluster).unwrap();
+        let count = wanted.replicas + 1;
+        let built = objects(
+            &wanted, &installation("larder:1"), &addresses(&wanted, count), &credentials(&Access::Open), &Kept::default(),
+        );
+        let services = services(&wanted, count);
+        prop_assert_eq!(services.len(), 5 + usize::from(count) + usize::from(wanted.sentinels));
+        let Objects { service_account, secrets, config_maps, network_policy, disruption_budgets, stateful_sets, .. } = &built;
+        let lists = [
+            json!(services), json!([service_account]), json!(secrets), json!(config_maps), json!([network_policy]),
+            json!(disruption_budgets), json!(stateful_sets),
+        ];
+        for object in lists.iter().flat_map(|list| list.as_array().unwrap()) {
+            let metadata = &object["metadata"];
+            prop_assert!(is_label(metadata["name"].as_str().unwrap()), "{}", metadata["name"]);
+            prop_assert!(metadata["labels"].as_object().unwrap().values().all(|value| value.as_str().unwrap().len() <= 63));
+            prop_assert_eq!(&metadata["ownerReferences"][0]["controller"], &json!(true));
+        }
+        for (id, generation) in &built.agent_generations {
+            let config = AgentConfig::parse(text(&built, 0, &format!("agent-{}.json", id.index)).as_bytes());
+            let config = config.map_err(|error| TestCaseError::fail(error.to_string()))?;
+            prop_assert_eq!((config.generation, config.peers.len()), (*generation, usize::from(wanted.replicas)));
+            let maxmemory: u64 = config.settings["maxmemory"].parse().unwrap();
+            let limit: ByteSize = container(&built, 0).resources.as_ref().unwrap().limits.as_ref().unwrap()["memory"].0.parse().unwrap();
+            prop_assert!(maxmemory * 4 <= limit.as_bytes() * 3);
+        }
+        for set in [0, 1] {
+            let spec = stateful_sets[set].spec.as_ref().unwrap();
+            let labels = spec.template.metadata.as_ref().unwrap().labels.as_ref().unwrap();
+            let selected = spec.selector.match_labels.as_ref().unwrap();
+            prop_assert!(selected.iter().all(|(key, value)| labels.get(key) == Some(value)));
+        }
+    }
+}
