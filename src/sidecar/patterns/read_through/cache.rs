@@ -73,7 +73,12 @@ pub enum Begun {
         /// For how many milliseconds the lease still stands.
         left_ms: u64,
     },
+    /// The server is there, and takes no lease: it is full, say, or the login may not write.
+    Refused,
 }
+
+/// Codes of errors by which a server that is there and knows what it does takes no writes.
+const REFUSALS: [&str; 4] = ["OOM ", "NOPERM ", "MISCONF ", "NOREPLICAS "];
 
 /// One key's place in the cache, under one token.
 #[derive(Debug, Clone)]
@@ -96,7 +101,10 @@ impl Entry {
 
     /// Looks again, and asks for the lease for `lease_ms` milliseconds.
     pub async fn begin(&self, worker: &Rc<Worker>, lease_ms: u64) -> Result<Begun, String> {
-        let answer = self.run(worker, BEGIN, &[lease_ms.to_string().as_bytes()]).await?;
+        let answer = match self.run(worker, BEGIN, &[lease_ms.to_string().as_bytes()]).await {
+            Err(text) if REFUSALS.iter().any(|code| text.starts_with(code)) => return Ok(Begun::Refused),
+            answer => answer?,
+        };
         let parts = reply::elements(&answer).unwrap_or_default();
         let second = parts.get(1).and_then(|part| reply::text(part)).map(<[u8]>::to_vec);
         match (parts.first().and_then(|part| reply::text(part)), second) {
