@@ -13,14 +13,10 @@ use crate::sidecar::upstream::sink::{Answer, Sink};
 use crate::sidecar::worker::Worker;
 
 /// KEYS: key, lease, negative entry, stale copy. ARGV: token, lease in ms. One's own lease counts as granted, so that the
-/// script may be repeated. What is no string is not missing either: MGET shows it as null, and so it stays.
-const BEGIN: &str = "\
-local value = redis.pcall('GET', KEYS[1])
-if type(value) == 'table' then
-  if string.find(value.err, 'WRONGTYPE', 1, true) then return {'other'} end
-  return value
-end
-if value then return {'value', value} end
+/// script may be repeated.
+const BEGIN: &str = concat!(
+    end_with_value!(),
+    "\
 if redis.call('EXISTS', KEYS[3]) == 1 then return {'nothing'} end
 local holder = redis.call('GET', KEYS[2])
 local state = 'busy'
@@ -30,7 +26,8 @@ if not holder then
 elseif holder == ARGV[1] then
   state = 'leased'
 end
-return {state, redis.call('GET', KEYS[4]), holder, redis.call('PTTL', KEYS[2])}";
+return {state, redis.call('GET', KEYS[4]), holder, redis.call('PTTL', KEYS[2])}"
+);
 
 /// ARGV: token, value, TTL in ms, lifetime of the stale copy in ms or 0. Stores nothing without the lease.
 const FILL: &str = "\
