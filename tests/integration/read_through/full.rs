@@ -18,7 +18,7 @@ fn a_full_cache_is_read_past_and_filled_again_once_it_has_room() {
         let web = Web::start();
         let sidecar = servers.sidecar(&[http_origin("web", &web, "20s")], &[web_rule("item", json!({"negativeTtl": "1h"}))]);
         let mut clients: Vec<Client> = (0..20).map(|_| sidecar.client()).collect();
-        ["/item/1", "/item/2", "/item/3"].map(|path| web.put(path, "loaded"));
+        (1..=3).for_each(|id| web.put(&format!("/item/{id}"), "loaded"));
         assert_eq!(clients[0].line("GET item:1").text(), "loaded");
         let ids = 1..=4;
         let limit = |bytes: &str| {
