@@ -51,7 +51,7 @@ pub fn run(args: Args) -> Outcome {
         .enable_all()
         .build()
         .map_err(|error| Failure::new(format!("no event loop: {error}"), "raise the limits on open files"))?;
-    let checked = runtime.block_on(timeout(LIMIT, check(&args)));
+    let checked = runtime.block_on(async { timeout(LIMIT, check(&args)).await });
     checked.unwrap_or_else(|_| {
         let what = format!("the API server did not answer within {} s", LIMIT.as_secs());
         Err(Failure::new(what, "try again once it answers, as `kubectl get --raw /readyz` shows"))
@@ -90,7 +90,7 @@ fn refusal(found: &[Found]) -> Failure {
     Failure::new(
         format!("custom resources exist that nothing would look after:\n{}", names.join("\n")),
         "delete them, which deletes the caches; or leave the caches running unattended:\n\
-         helm upgrade RELEASE CHART --reuse-values --set uninstall.force=true, then uninstall again",
+         helm rollback RELEASE, helm upgrade RELEASE CHART --reuse-values --set uninstall.force=true, and uninstall again",
     )
 }
 
@@ -168,7 +168,7 @@ mod tests {
         let expected = Failure::new(
             "custom resources exist that nothing would look after:\nCacheCluster shop/c0\nCacheCluster shop/c1",
             "delete them, which deletes the caches; or leave the caches running unattended:\n\
-             helm upgrade RELEASE CHART --reuse-values --set uninstall.force=true, then uninstall again",
+             helm rollback RELEASE, helm upgrade RELEASE CHART --reuse-values --set uninstall.force=true, and uninstall again",
         );
         assert_eq!(refusal(&found(2)), expected);
         let long = format!("{:?}", refusal(&found(NAMED + 3)));

@@ -17,6 +17,7 @@ fn uninstalling_is_refused_while_a_cache_exists_and_can_be_forced() {
     let log = kubectl(&["-n", SYSTEM, "logs", &format!("job/{RELEASE}-uninstall")]).expect("the hook's log");
     assert!(log.contains(&format!("CacheCluster {PLACE}/in-use")) && log.contains("uninstall.force=true"), "{log}");
 
+    run("helm", &["rollback", RELEASE, "--namespace", SYSTEM, "--wait"], "").expect("rolled back");
     let chart = format!("{}/charts/larder", env!("CARGO_MANIFEST_DIR"));
     let forced = ["upgrade", RELEASE, &chart, "--namespace", SYSTEM, "--reuse-values", "--set", "uninstall.force=true", "--wait"];
     run("helm", &forced, "").expect("upgraded");

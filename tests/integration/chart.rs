@@ -101,7 +101,7 @@ fn rights_end_at_the_watched_namespaces() {
     let places: BTreeSet<&str> = granted.iter().map(|(place, _)| place.as_str()).collect();
     assert_eq!(places, BTreeSet::from(["all", "search", "shop", "system"]));
     let all = |place: &str| granted.iter().filter(|(at, _)| at == place).map(|(_, what)| what.as_str()).collect::<BTreeSet<_>>();
-    assert_eq!(all("all"), BTreeSet::from(["get /nodes", "list /nodes", "watch /nodes"]));
+    assert_eq!(all("all"), BTreeSet::from(["list /nodes", "watch /nodes"]));
     assert!(all("system").iter().all(|what| what.ends_with(" coordination.k8s.io/leases")), "{:?}", all("system"));
     assert_eq!(all("shop"), all("search"));
     assert!(all("shop").contains("list /secrets"));
