@@ -24,6 +24,7 @@ pub struct ActivePolicy {
     /// For each rule, whether a miss takes a lease.
     leases: Vec<bool>,
     has_leases: bool,
+    has_early_expiry: bool,
     /// Whether any rule only observes.
     observes: bool,
     /// Nothing is ever changed or counted: all keys pass untouched and no rule exists.
@@ -47,10 +48,15 @@ impl ActivePolicy {
         };
         let leases: Vec<bool> = snapshot.rules.iter().map(leases).collect();
         let has_leases = leases.contains(&true);
+        let has_early_expiry = has_leases
+            && snapshot.rules.iter().any(|rule| match &rule.strategy {
+                Strategy::CacheAside(cache_aside) => cache_aside.stampede.as_ref().is_some_and(|it| it.early_expiry.is_some()),
+                Strategy::Bypass {} | Strategy::ReadThrough(_) => false,
+            });
         let observes = snapshot.rules.iter().any(|rule| rule.mode == Mode::Observe);
         let index = RuleIndex::new(snapshot.patterns().cloned());
         let transparent = snapshot.rules.is_empty() && snapshot.unmatched == Unmatched::Bypass {};
-        Ok(Self { snapshot, index, loaders, leases, has_leases, observes, transparent })
+        Ok(Self { snapshot, index, loaders, leases, has_leases, has_early_expiry, observes, transparent })
     }
 
     /// The snapshot that it was made from.
@@ -149,6 +155,12 @@ impl ActivePolicy {
     pub fn early_expiry(&self, id: RuleId) -> Option<f64> {
         let beta = self.cache_aside(id)?.stampede.as_ref()?.early_expiry?;
         Some(beta.get())
+    }
+
+    /// Whether values of any rule are loaded anew before they expire.
+    #[inline]
+    pub fn has_early_expiry(&self) -> bool {
+        self.has_early_expiry
     }
 
     /// Whether misses of any rule take leases.

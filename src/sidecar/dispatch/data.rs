@@ -125,7 +125,10 @@ pub fn submit_write(session: &Rc<Session>, request: &Request<'_>, slot: u16, sin
             gives_default = true;
             worker.random()
         };
-        let plan = ttl::plan(&request.args, request.spec, &coverage, &mut random, planned);
+        let (plan, life) = ttl::plan_and_life(&request.args, request.spec, &coverage, &mut random, planned);
+        if policy.has_early_expiry() {
+            cache_aside::note_life(worker, coverage.database, request.spec, &request.args, life);
+        }
         if plan == TtlPlan::Forward {
             return worker.submit(&[request.raw], pending);
         }

@@ -172,11 +172,22 @@ pub fn plan(
     random: &mut impl FnMut() -> u32,
     out: &mut Vec<u8>,
 ) -> TtlPlan {
+    plan_and_life(args, spec, coverage, random, out).0
+}
+
+/// As [`plan`]; and how long in milliseconds the key lives that the command stores, where it has one key and stores it for certain.
+pub fn plan_and_life(
+    args: &CommandArgs<'_>,
+    spec: &CommandSpec,
+    coverage: &impl Coverage,
+    random: &mut impl FnMut() -> u32,
+    out: &mut Vec<u8>,
+) -> (TtlPlan, Option<u64>) {
     out.clear();
     if spec.access != Access::Write {
-        return TtlPlan::Forward;
+        return (TtlPlan::Forward, None);
     }
-    let mut planner = Planner { args, coverage, random, out, extra: 0 };
+    let mut planner = Planner { args, coverage, random, out, extra: 0, life: None };
     let body = match spec.only_key(args) {
         Some(key) => match coverage.cover(key) {
             Some(cover) => planner.plan_one(spec, key, &cover),
@@ -184,12 +195,13 @@ pub fn plan(
         },
         None => planner.plan_many(spec),
     };
-    match (body, planner.extra) {
+    let plan = match (body, planner.extra) {
         (Body::AsCame, 0) => TtlPlan::Forward,
         (body, 0) => TtlPlan::Send(body),
         (_, extra) if spec.blocks(args) => TtlPlan::Repair { extra },
         (body, extra) => TtlPlan::Wrap { body, extra },
-    }
+    };
+    (plan, planner.life)
 }
 
 /// The commands that guard any command whose options are not at hand, because it is too long to be held: they go between the
@@ -206,7 +218,7 @@ pub fn guards(
     if spec.access != Access::Write {
         return 0;
     }
-    let mut planner = Planner { args, coverage, random, out, extra: 0 };
+    let mut planner = Planner { args, coverage, random, out, extra: 0, life: None };
     planner.guard_keys(spec, Guard::Both);
     planner.extra
 }
@@ -304,6 +316,8 @@ struct Planner<'p, 'a, C, R> {
     random: &'p mut R,
     out: &'p mut Vec<u8>,
     extra: u32,
+    /// How long a key lives that is stored for certain, in milliseconds.
+    life: Option<u64>,
 }
 
 impl<'a, C: Coverage, R: FnMut() -> u32> Planner<'_, 'a, C, R> {
@@ -380,6 +394,9 @@ impl<'a, C: Coverage, R: FnMut() -> u32> Planner<'_, 'a, C, R> {
 
     /// A command that stores `value`; `None` where it may not, or may store another.
     fn stored(&mut self, key: &[u8], cover: &Cover, given: Given, value: Option<&[u8]>) -> Body {
+        if let (Given::Within(millis @ 1..), Some(_)) = (given, value) {
+            self.life = Some(millis.cast_unsigned().min(cover.lifetime.max.as_millis()));
+        }
         match (given, value) {
             // The server refuses a time below one, and the copy with it must not stay behind.
             (Given::Within(millis @ 1..), Some(value))

@@ -1,11 +1,18 @@
 //! What a hit costs.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
 use serde_json::json;
 
-use super::{LIMIT, ok, rule, sidecars, total};
+use super::{LIMIT, bulk, ok, rule, sidecars, total};
 use crate::read_through::Servers;
 use crate::support::resp::{Client, Value};
+use crate::support::sidecar::Sidecar;
 use crate::support::wait_for;
+
+/// Who reads one key at once.
+const READERS: usize = 12;
 
 /// How many commands a server has carried out, without those of this test.
 fn calls(server: &mut Client) -> u64 {
@@ -31,12 +38,81 @@ fn a_hot_key_is_loaded_anew_before_it_expires_by_one_reader() {
             if servers.holder_of("item:1").line("EXISTS item:1").int() == 1 {
                 assert_ne!(sidecars[0].client().line("GET item:1"), Value::Nil);
             }
-            std::thread::sleep(std::time::Duration::from_millis(60));
+            std::thread::sleep(Duration::from_millis(60));
             assert_eq!(client.call(&["SET", "item:1", &loads.to_string(), "PX", "1500"]), ok());
         }
         total(&sidecars, "early_refreshes") >= 2
     });
     assert!(reads > 3 * loads, "{loads} loads for {reads} reads");
+}
+
+/// Clients of one sidecar read a key again and again, and load it where there is none, for as long as it takes to store it `times`
+/// times. How many loads they made.
+fn read_and_load(sidecars: &[Sidecar], times: u64) -> u64 {
+    let (loads, stored) = (AtomicU64::new(0), AtomicU64::new(0));
+    std::thread::scope(|scope| {
+        for number in 0..READERS {
+            let (mut client, loads, stored) = (sidecars[number % sidecars.len()].client(), &loads, &stored);
+            scope.spawn(move || {
+                while stored.load(Ordering::Relaxed) < times {
+                    match client.line("GET item:1") {
+                        Value::Nil => {
+                            loads.fetch_add(1, Ordering::Relaxed);
+                            std::thread::sleep(Duration::from_millis(50));
+                            if client.line("SET item:1 v PX 700") == ok() {
+                                stored.fetch_add(1, Ordering::Relaxed);
+                            }
+                        }
+                        value => assert_eq!(value, bulk("v")),
+                    }
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+            });
+        }
+    });
+    loads.into_inner()
+}
+
+/// In virtual time, at 100 to 10,000 reads a second: the tests of `engine::early`.
+#[test]
+fn an_expiry_costs_one_load_and_without_leases_many() {
+    const EXPIRIES: u64 = 8;
+    let servers = Servers::sentinel();
+    let armed = rule("item", json!({"earlyExpiry": 1.0, "lease": "5s", "wait": "4s"}), json!({}));
+    let protected = sidecars(&servers, 3, &[armed]);
+    let loads = read_and_load(&protected, EXPIRIES);
+    assert_eq!(loads, EXPIRIES, "each load was stored, and nobody else loaded");
+    assert_eq!(total(&protected, "leases") + total(&protected, "early_refreshes"), loads);
+    servers.expire("item:1");
+    let plain = json!({"name": "item", "keys": "item:{id}", "strategy": {"cacheAside": {
+        "ttl": {"default": "1h", "max": "2h", "jitter": "10%"}}}});
+    let bare = sidecars(&servers, 3, &[plain]);
+    // Every reader loads at each expiry: they are all there before the first has stored.
+    let alone = read_and_load(&bare, EXPIRIES * READERS as u64);
+    assert!(alone >= EXPIRIES * READERS as u64 / 2, "{alone} loads");
+    let expiries =
+        1 + servers.holder_of("item:1").line("INFO stats").text().lines().fold(0, |sum, line| {
+            sum + line.strip_prefix("expired_keys:").map_or(0, |count| count.trim().parse::<u64>().unwrap())
+        });
+    assert!(alone > 3 * expiries, "{alone} loads for {expiries} expiries");
+}
+
+#[test]
+fn the_life_of_a_key_is_known_from_what_is_stored() {
+    let servers = Servers::sentinel();
+    let sidecars = sidecars(&servers, 1, &[rule("item", json!({"earlyExpiry": 1.0}), json!({}))]);
+    let (mut client, mut server) = (sidecars[0].client(), servers.holder_of(""));
+    server.line("CONFIG RESETSTAT");
+    // Each write tells; no read asks.
+    for id in 0..20 {
+        assert_eq!(client.line(&format!("SET item:{id} v EX 300")), ok());
+    }
+    (0..200).for_each(|read| assert_eq!(client.line(&format!("GET item:{}", read % 20)), bulk("v")));
+    assert!(!server.line("INFO commandstats").text().contains("cmdstat_pttl:"), "the sidecar asked");
+    // What has another end by now is asked for.
+    assert_eq!(client.line("EXPIRE item:1 200"), Value::Int(1));
+    (0..100).for_each(|_| assert_eq!(client.line("GET item:1"), bulk("v")));
+    wait_for("the sidecar to ask", LIMIT, || server.line("INFO commandstats").text().contains("cmdstat_pttl:"));
 }
 
 #[test]

@@ -1,11 +1,53 @@
 //! Many miss one key at once: one loads.
 
+use std::time::{Duration, Instant};
+
 use serde_json::json;
 
-use super::{LIMIT, first_answered, item, ok, sidecars, total};
+use super::{LIMIT, bulk, first_answered, item, ok, sidecars, total};
 use crate::read_through::Servers;
 use crate::support::resp::{Client, Value, encode};
 use crate::support::wait_for;
+
+/// Loads that take longer than their leases.
+#[test]
+fn of_many_connections_over_five_sidecars_one_loads_a_lease_while_nobody_stores() {
+    const LEASE: Duration = Duration::from_millis(1500);
+    let servers = Servers::cluster();
+    let sidecars = sidecars(&servers, 5, &[item(json!({"lease": "1500ms", "wait": "700ms"}))]);
+    let mut clients: Vec<Client> = (0..200).map(|index| sidecars[index % 5].client()).collect();
+    clients.iter_mut().for_each(|client| client.send(&encode(&GET)).unwrap());
+    let (mut told, mut repeated, mut since) = (Vec::new(), 0, Instant::now());
+    // Three leases without a store would be the most that anybody waits for.
+    wait_for("two to be told of the miss", LIMIT, || {
+        for (index, client) in clients.iter_mut().enumerate() {
+            match client.poll() {
+                None => {}
+                Some(Value::Nil) => {
+                    assert!(told.is_empty() || since.elapsed() > LEASE * 9 / 10, "two loads within a lease");
+                    since = Instant::now();
+                    told.push(index);
+                }
+                Some(Value::Error(text)) => {
+                    assert!(text.starts_with("TRYAGAIN"), "{text}");
+                    repeated += 1;
+                    client.send(&encode(&GET)).unwrap();
+                }
+                Some(value) => panic!("{value:?}"),
+            }
+        }
+        told.len() == 2
+    });
+    assert!(repeated > 0, "somebody waited in vain");
+    // The load of the first, whose lease is over, is as good as any: nothing was written meanwhile.
+    assert_eq!(clients[told[0]].line("SET item:7 v"), ok());
+    for (index, client) in clients.iter_mut().enumerate().filter(|(index, _)| !told.contains(index)) {
+        let reply = client.read().unwrap();
+        let reply = if matches!(reply, Value::Error(_)) { client.call(&GET) } else { reply };
+        assert_eq!(reply, bulk("v"), "client {index}");
+    }
+    assert_eq!(total(&sidecars, "leases"), 2);
+}
 
 const GET: [&str; 2] = ["GET", "item:7"];
 

@@ -13,7 +13,12 @@ use crate::support::sidecar::Sidecar;
 
 /// What came of each fault.
 fn run(port: u16) -> Json {
-    let program = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients/python/cache_aside.py");
+    python("cache_aside.py", port)
+}
+
+/// What a program of tests/clients/python prints.
+fn python(program: &str, port: u16) -> Json {
+    let program = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients/python").join(program);
     let output = Command::new("python3").arg(program).arg(port.to_string()).output().expect("scripts/setup installs Python");
     let errors = String::from_utf8_lossy(&output.stderr);
     serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {errors}"))
@@ -39,6 +44,24 @@ fn the_same_code_has_none_of_them_behind_a_sidecar() {
         assert!(found["ttl"].as_i64() > Some(0), "{found}");
         let refused = found["pattern"].as_str().unwrap_or_default();
         assert!(refused.contains("KEYS touches every key") && refused.contains("set allow.keys in the CachePolicy"), "{found}");
+    }
+}
+
+#[test]
+fn the_example_with_tokens_loads_once_and_stores_nothing_outdated() {
+    let cart = rule("cart", json!({"lease": "15s", "wait": "10s"}), json!({}));
+    for servers in [Servers::sentinel(), Servers::cluster()] {
+        let sidecar = servers.sidecar(&[], std::slice::from_ref(&cart));
+        let found = python("larder_cache.py", sidecar.port());
+        assert_eq!((&found["loads"], &found["late"], &found["uncovered"]), (&json!(1), &Json::Null, &json!("x")), "{found}");
+        assert!(found["ttl"].as_i64() > Some(0), "{found}");
+        // As a program it loads once, and finds what it stored.
+        let program = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/clients/python/larder_cache.py");
+        let url = format!("redis://127.0.0.1:{}", sidecar.port());
+        let output = Command::new("python3").arg(program).env("REDIS_URL", url).output().expect("Python runs");
+        let (out, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert_eq!(out.matches("cart:7 = {'items': 3} (").count(), 2, "{out}{errors}");
+        assert_eq!(servers.holder_of("cart:7").line("GET cart:7").text(), r#"{"items": 3}"#);
     }
 }
 

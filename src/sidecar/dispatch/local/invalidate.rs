@@ -33,6 +33,7 @@ pub fn run(session: &Rc<Session>, request: &Request<'_>) -> Flow {
     let mut wire = Vec::new();
     for (index, key) in keys.iter().enumerate() {
         observe::on_invalidation(session, key);
+        worker.aside().note_end(session.lane().database, key, None, worker.now());
         write(key, &mut wire);
         let slot = slot_of(key);
         let part = Sink::Part { meeting: meeting.clone(), index: index as u32 };

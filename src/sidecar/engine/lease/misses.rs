@@ -129,6 +129,15 @@ impl Misses {
         })
     }
 
+    /// The load under `generation` that began on `connection` is over. `false`: there is none.
+    pub fn end_of(&mut self, connection: u64, generation: Generation, rule: &Rule, now: Millis) -> bool {
+        let is_it =
+            |miss: &Miss| miss.connection == connection && miss.generation == Some(generation) && miss.state != State::Over;
+        let found = self.0.iter().rposition(is_it).map(|own| _ = self.0[own].count(State::Over, now));
+        self.prune(rule, now);
+        found.is_some()
+    }
+
     /// A SET on `connection` has been judged: one load is over.
     pub fn end_one(&mut self, connection: u64, rule: &Rule, now: Millis) {
         let is_live = |miss: &Miss| miss.state == State::Live && ![CROWD, NOBODY].contains(&miss.connection);

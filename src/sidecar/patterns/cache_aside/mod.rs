@@ -19,6 +19,7 @@ use std::rc::Rc;
 use rustc_hash::FxHashMap;
 
 pub use reads::{Wanted, ask_many, before_get, on_away, on_early, on_miss, on_nil_told, on_seen};
+pub use writes::note_life;
 
 use self::reads::Read;
 use self::recent::Recent;
@@ -26,7 +27,7 @@ use self::wake::Wake;
 use crate::policy::AtWaitEnd;
 use crate::sidecar::dispatch::Request;
 use crate::sidecar::engine::early::Early;
-use crate::sidecar::engine::lease::{self, Asker, Command, Desk, Effect, Millis, Name, Rule};
+use crate::sidecar::engine::lease::{self, Asker, Command, Desk, Effect, Millis, Name, Rule, key_hash};
 use crate::sidecar::policy::{ActivePolicy, RuleId};
 use crate::sidecar::resp::Protocol;
 use crate::sidecar::session::Session;
@@ -69,6 +70,16 @@ impl Aside {
     /// What was written lately.
     pub fn recent(&self) -> &Recent {
         &self.recent
+    }
+
+    /// A write gives a key a life of `life` milliseconds; `None`: it ends it, or gives it one that is not known. Of a key that is never
+    /// refreshed early nothing comes of that.
+    pub fn note_end(&self, database: u8, key: &[u8], life: Option<Millis>, now: Millis) {
+        let (hash, mut early) = (key_hash(u32::from(database), key), self.early.borrow_mut());
+        match life {
+            Some(life) => early.stored(hash, now, life),
+            None => early.deleted(hash),
+        }
     }
 
     /// Whether misses of a rule take leases at the moment: not while they are seldom filled.

@@ -103,10 +103,7 @@ pub fn fill(session: &Rc<Session>, key: &[u8], token: Generation, value: &[u8], 
     let copy = if cache_aside.stale.is_zero() { 0 } else { ttl.as_millis() + cache_aside.stale.as_millis() };
     let mut wire = Vec::new();
     scripts::fill_if(&scripts::Names::of(key), token, value, ttl.as_millis(), copy, &mut wire);
-    let (database, connection, place) = (u32::from(session.lane().database), session.id(), session.take_place());
-    let mut effects = Vec::new();
-    // What the desk thinks of it does not matter: the token says more.
-    worker.aside().desk.borrow_mut().write(worker.now(), connection, database, key, &mut effects);
+    let (database, connection, place) = (session.lane().database, session.id(), session.take_place());
     let (waiting, name) = (session.clone(), key.to_vec());
     let sink = Sink::Call(Box::new(move |worker, answer| {
         let written = match answer {
@@ -121,11 +118,15 @@ pub fn fill(session: &Rc<Session>, key: &[u8], token: Generation, value: &[u8], 
         if written == Written::Unchanged {
             worker.metrics().late_fill(worker.policy().find(&name));
         }
-        worker.aside().run(worker, |desk, now, effects| desk.wrote(now, connection, database, &name, written, effects));
+        let aside = worker.aside();
+        if written == Written::Stored {
+            aside.note_end(database, &name, Some(ttl.as_millis()), worker.now());
+        }
+        aside.run(worker, |desk, now, effects| {
+            desk.redeemed(now, connection, u32::from(database), &name, token, written, effects);
+        });
     }));
-    let flow = submit(session, key, &wire, sink, Retry::Never);
-    worker.aside().carry_out(worker, effects);
-    Some(flow)
+    Some(submit(session, key, &wire, sink, Retry::Never))
 }
 
 fn submit(session: &Rc<Session>, key: &[u8], wire: &[u8], sink: Sink, retry: Retry) -> Flow {

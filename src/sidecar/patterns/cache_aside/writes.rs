@@ -5,9 +5,10 @@ use std::rc::Rc;
 use smallvec::SmallVec;
 
 use super::{Element, scripts};
-use crate::sidecar::commands::CommandSpec;
+use crate::sidecar::commands::{CommandSpec, Effect as Change, Ttl};
 use crate::sidecar::dispatch::Request;
-use crate::sidecar::engine::lease::{Effect, Verdict, Written};
+use crate::sidecar::engine::lease::{Effect, Millis, Verdict, Written};
+use crate::sidecar::engine::ttl;
 use crate::sidecar::resp::{CommandArgs, encode};
 use crate::sidecar::session::Session;
 use crate::sidecar::slots::Companion;
@@ -179,6 +180,19 @@ impl Fill {
 /// it, so that nothing doubtful stays. How many commands.
 pub fn guard(session: &Rc<Session>, spec: &CommandSpec, args: &CommandArgs<'_>, out: &mut Vec<u8>) -> u32 {
     weigh(session, spec, args, Carried::Perhaps).map_or(0, |judged| judged.write_removal(args, out))
+}
+
+/// A write of covered keys is on its way: what it says of when they expire, for those that are loaded anew before. `life`: of its
+/// only key, where that is known.
+pub fn note_life(worker: &Worker, database: u8, spec: &CommandSpec, args: &CommandArgs<'_>, life: Option<Millis>) {
+    let (policy, keeps) = (worker.policy(), matches!(spec.ttl, Ttl::Keeps | Ttl::Creates));
+    for at in spec.keys(args).unwrap_or_default() {
+        let ends = ttl::changes(at.effect) && !(keeps && at.effect != Change::Delete);
+        let Some(key) = args.get(at.index as usize).filter(|_| ends) else { continue };
+        if policy.early_expiry(policy.find(key)).is_some() {
+            worker.aside().note_end(database, key, life, worker.now());
+        }
+    }
 }
 
 /// Whether a write of this request's key would be a fill, or doubtful: then it is better held whole.

@@ -83,6 +83,14 @@ impl<V: Clone> Desk<V> {
         }
     }
 
+    /// Ends some of a key's misses.
+    pub(super) fn end_misses(&mut self, key: usize, end: impl FnOnce(&mut Misses, &Rule)) {
+        let entry = &mut self.keys[key];
+        let before = entry.misses.len();
+        end(&mut entry.misses, &entry.rule);
+        self.misses -= before - entry.misses.len();
+    }
+
     pub(super) fn forget(&mut self, now: Millis, key: usize, tenant: u32) {
         if let Some(entry) = self.keys.get_mut(key).filter(|key| key.tenant == tenant) {
             entry.in_order = false;

@@ -253,10 +253,8 @@ impl<V: Clone> Desk<V> {
         if entry.held.is_some_and(|held| held.until <= now) {
             self.end_hold(now, key, effects);
         }
-        let entry = &mut self.keys[key];
-        let before = entry.misses.len();
-        entry.misses.prune(&entry.rule, now);
-        self.misses -= before - entry.misses.len();
+        self.end_misses(key, |misses, rule| misses.prune(rule, now));
+        let entry = &self.keys[key];
         if entry.look_at.is_some_and(|at| at <= now) && entry.waiting > 0 && entry.ask.is_none() {
             self.ask(key, Mode::Miss, effects);
         }

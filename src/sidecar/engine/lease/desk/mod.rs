@@ -358,11 +358,7 @@ impl<V: Clone> Desk<V> {
 
     /// What a SET or its kin of a key of an armed rule may be that is queued, and may never be carried out: nothing ends by it.
     pub fn weigh(&mut self, now: Millis, connection: u64, database: u32, key: &[u8]) -> Verdict {
-        if !self.forgotten.is_empty() && self.forgotten.contains(key_hash(database, key), now) {
-            return Verdict::Ambiguous;
-        }
-        let Some(entry) = self.find(database, key).map(|key| &self.keys[key]) else { return Verdict::Update };
-        entry.misses.judge(connection, &entry.rule, self.load_ms(entry.rule.id), now)
+        self.judge(now, connection, database, key).1
     }
 
     /// A SET or its kin of a key of an armed rule arrives: how must it be sent? The effects are for after it has been sent. Where
@@ -371,32 +367,66 @@ impl<V: Clone> Desk<V> {
         if self.keys.is_empty() && self.forgotten.is_empty() {
             return Verdict::Update;
         }
-        let is_forgotten = !self.forgotten.is_empty() && self.forgotten.contains(key_hash(database, key), now);
-        let Some(key) = self.find(database, key) else {
-            return if is_forgotten { Verdict::Ambiguous } else { Verdict::Update };
-        };
-        let rule = self.keys[key].rule;
-        let load_ms = self.load_ms(rule.id);
-        let entry = &mut self.keys[key];
-        let verdict = entry.misses.judge(connection, &rule, load_ms, now);
-        #[cfg(test)]
-        let verdict = match self.broken {
-            Some(super::tests::Switch::OwnMissWins) => entry.misses.own(connection).map_or(verdict, Verdict::Fill),
-            _ => verdict,
-        };
-        let before = entry.misses.len();
-        entry.misses.end_one(connection, &entry.rule, now);
-        self.misses -= before - entry.misses.len();
-        if is_forgotten {
-            return Verdict::Ambiguous;
-        }
+        let (found, verdict) = self.judge(now, connection, database, key);
+        let Some(key) = found else { return verdict };
+        self.end_misses(key, |misses, rule| misses.end_one(connection, rule, now));
         if verdict == Verdict::Update {
-            if entry.waiting > 0 {
+            if self.keys[key].waiting > 0 {
                 self.look(key, effects);
             }
             self.finish(now, key, effects);
         }
         verdict
+    }
+
+    fn judge(&mut self, now: Millis, connection: u64, database: u32, key: &[u8]) -> (Option<usize>, Verdict) {
+        let is_forgotten = !self.forgotten.is_empty() && self.forgotten.contains(key_hash(database, key), now);
+        let found = self.find(database, key);
+        let verdict = match found.map(|key| &self.keys[key]) {
+            _ if is_forgotten => Verdict::Ambiguous,
+            None => Verdict::Update,
+            #[cfg(test)]
+            Some(entry) if self.broken == Some(super::tests::Switch::OwnMissWins) && entry.misses.own(connection).is_some() => {
+                entry.misses.own(connection).map_or(Verdict::Update, Verdict::Fill)
+            }
+            Some(entry) => entry.misses.judge(connection, &entry.rule, self.load_ms(entry.rule.id), now),
+        };
+        (found, verdict)
+    }
+
+    /// A value was to be stored under the generation of a token that its client kept: so it says whose load is over, and where it was
+    /// refused (`written` is not [`Written::Stored`]) nothing was written, and no other load's miss is.
+    #[expect(clippy::too_many_arguments, reason = "a write has as many properties")]
+    pub fn redeemed(
+        &mut self,
+        now: Millis,
+        connection: u64,
+        database: u32,
+        key: &[u8],
+        generation: Generation,
+        written: Written,
+        effects: &mut Vec<Effect<V>>,
+    ) {
+        let Some(found) = self.find(database, key) else { return };
+        let is_stored = written == Written::Stored;
+        self.end_misses(found, |misses, rule| {
+            if !misses.end_of(connection, generation, rule, now) && is_stored {
+                misses.end_one(connection, rule, now);
+            }
+        });
+        if is_stored {
+            return self.wrote(now, connection, database, key, written, effects);
+        }
+        let entry = &mut self.keys[found];
+        if entry.held.is_some_and(|held| held.token.generation == generation) {
+            self.rates.entry(entry.rule.id).or_default().filled(None);
+            (entry.held, entry.taken_until) = (None, 0);
+            if entry.waiting > 0 {
+                self.look(found, effects);
+            }
+        }
+        self.finish(now, found, effects);
+        self.finish_touched(now, effects);
     }
 
     /// What became of a write whose verdict was not [`Verdict::Update`].

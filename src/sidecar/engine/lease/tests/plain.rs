@@ -384,6 +384,37 @@ fn a_late_fill_over_another_connection_than_its_closed_one_is_not_taken_for_an_u
 }
 
 #[test]
+fn a_token_that_is_refused_ends_no_other_load() {
+    let mut bench = Bench::new(1);
+    bench.get(1);
+    let Some(first) = bench.slots[0].lease.as_ref().map(|lease| lease.generation) else { panic!("a lease") };
+    bench.slots[0].delete(bench.now);
+    bench.pass(RULE.lease);
+    bench.get(2);
+    bench.slots[0].delete(bench.now);
+    // The first one's token is no longer good. The second's load is not over by that.
+    for connection in [1, 3] {
+        bench.with(0, |desk, now, effects| desk.redeemed(now, connection, 0, KEYS[0], first, Written::Unchanged, effects));
+    }
+    assert!(matches!(bench.write(4, 5), Verdict::Fill(_)), "it may be the second's");
+    assert_eq!(bench.slots[0].get(bench.now), None);
+}
+
+#[test]
+fn a_token_that_is_good_ends_its_own_load_and_wakes_who_waits() {
+    let mut bench = Bench::new(1);
+    bench.get(1);
+    bench.get(2);
+    assert_eq!(bench.leads(), [1]);
+    let Some(token) = bench.slots[0].lease.as_ref().map(|lease| lease.generation) else { panic!("a lease") };
+    bench.slots[0].fill(bench.now, RUN, Some(token), &set(6));
+    bench.with(0, |desk, now, effects| desk.redeemed(now, 1, 0, KEYS[0], token, Written::Stored, effects));
+    assert_eq!(bench.answered(), [(2, Reply::Value(6))]);
+    bench.pass(RULE.settle);
+    assert_eq!(bench.write(1, 7), Verdict::Update, "nothing is outstanding");
+}
+
+#[test]
 fn two_loads_of_the_same_row_do_not_delete_each_other() {
     let mut bench = Bench::new(2);
     bench.get(1);
