@@ -36,6 +36,13 @@ pub struct AdminError {
     source: redis::RedisError,
 }
 
+impl AdminError {
+    /// The code that a refusal begins with, such as `INPROG`; `None` where the command was not answered, or not with an error.
+    pub fn code(&self) -> Option<&str> {
+        self.source.code()
+    }
+}
+
 /// A connection to one server or sentinel. It does not reconnect: after an error, open another.
 #[derive(Clone)]
 pub struct Admin {

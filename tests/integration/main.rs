@@ -31,6 +31,7 @@ mod origin_postgres;
 mod origin_postgres_tls;
 mod origin_query_log;
 mod origin_sqlite;
+mod planned_handover;
 mod read_through;
 mod readme;
 mod secured;

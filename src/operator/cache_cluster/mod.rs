@@ -4,6 +4,7 @@
 //! There, [`validate`] turns the resource into what is wanted, and [`objects`] that into Kubernetes' own objects.
 
 pub mod build;
+pub mod handover;
 pub mod names;
 pub mod objects;
 pub mod observe;

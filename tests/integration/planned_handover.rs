@@ -1,0 +1,154 @@
+//! The handover that a control plane asks for, by commands alone, under writers.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use larder::operator::cache_cluster::handover::{Handover, HandoverError, Outcome};
+
+use crate::support::resp::{Client, Value};
+use crate::support::server::{Engine, PRIMARY_NAME, Redis, SentinelCluster};
+use crate::support::wait_for;
+
+const WRITERS: usize = 4;
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// Writers of values of their own to whichever server takes them.
+struct Writers {
+    stop: Arc<AtomicBool>,
+    threads: Vec<JoinHandle<Vec<String>>>,
+}
+
+impl Writers {
+    fn start(cluster: &SentinelCluster) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let ports: Vec<u16> = cluster.servers.iter().map(Redis::port).collect();
+        let thread = |id| {
+            let (ports, stop) = (ports.clone(), stop.clone());
+            thread::spawn(move || write(id, &ports, &stop))
+        };
+        let threads = (0..WRITERS).map(thread).collect();
+        thread::sleep(Duration::from_millis(500));
+        Self { stop, threads }
+    }
+
+    /// Ends them, and counts the acknowledged writes that `primary` does not have.
+    fn lost(self, primary: &Redis) -> usize {
+        thread::sleep(Duration::from_millis(500));
+        self.stop.store(true, Ordering::Relaxed);
+        let mut client = primary.client();
+        let mut lost = 0;
+        for thread in self.threads {
+            let acknowledged = thread.join().expect("the writer ends");
+            assert!(acknowledged.len() > 100, "too few writes to say anything: {}", acknowledged.len());
+            lost += acknowledged.iter().filter(|key| client.call(&["GET", key]) == Value::Nil).count();
+        }
+        lost
+    }
+}
+
+/// The keys whose writes were acknowledged. A key whose write was not is left: whether it was done is not known.
+fn write(id: usize, ports: &[u16], stop: &AtomicBool) -> Vec<String> {
+    let mut acknowledged = Vec::new();
+    let mut connection: Option<Client> = None;
+    for number in 0.. {
+        if stop.load(Ordering::Relaxed) {
+            break;
+        }
+        let Some(client) = connection.as_mut() else {
+            connection = Client::connect(ports[number % ports.len()]).ok();
+            continue;
+        };
+        let key = format!("w{id}:{number}");
+        match client.try_call(&["SET", &key, "x"]) {
+            Ok(Value::Simple(_)) => acknowledged.push(key),
+            Ok(_) | Err(_) => {
+                connection = None;
+                thread::sleep(Duration::from_millis(5));
+            }
+        }
+    }
+    acknowledged
+}
+
+fn at(port: u16) -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], port))
+}
+
+/// Hands over from server 0 to server `to`, `times` at once.
+fn hand_over(cluster: &SentinelCluster, to: usize, limit: Duration, times: usize) -> Vec<Result<Outcome, HandoverError>> {
+    let sentinels: Vec<SocketAddr> = cluster.addresses().iter().map(|address| address.parse().expect("an address")).collect();
+    let (from, to) = (at(cluster.servers[0].port()), at(cluster.servers[to].port()));
+    let handover = Handover { master: PRIMARY_NAME, from, to, sentinels: &sentinels, login: None, limit };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(futures_util::future::join_all((0..times).map(|_| handover.run())))
+}
+
+fn follows(server: &Redis, primary: &Redis) -> bool {
+    let info = server.client().line("INFO replication").text();
+    info.contains(&format!("master_port:{}\r", primary.port())) && info.contains("master_link_status:up")
+}
+
+fn check(engine: Engine) {
+    let cluster = SentinelCluster::start(engine, 2);
+    let writers = Writers::start(&cluster);
+    let to = &cluster.servers[2];
+    let outcomes = hand_over(&cluster, 2, LIMIT, 1);
+    assert!(matches!(outcomes[..], [Ok(Outcome::Done { primary })] if primary == at(to.port())), "{engine:?}: {outcomes:?}");
+    assert_eq!(cluster.primary_port(), to.port());
+    for server in &cluster.servers[..2] {
+        wait_for("the others to follow", LIMIT, || follows(server, to));
+    }
+    assert_eq!(writers.lost(to), 0, "{engine:?}: acknowledged writes were lost");
+    assert_eq!(to.client().line("CONFIG GET replica-priority").items()[1].text(), "100", "the preference stays behind");
+    // Again, there is nothing to do.
+    let again = hand_over(&cluster, 2, LIMIT, 1);
+    assert!(matches!(again[..], [Ok(Outcome::NoPrimary)]), "{again:?}");
+}
+
+#[test]
+fn a_planned_handover_by_pause_goes_where_it_should_and_loses_no_acknowledged_write() {
+    check(Engine::Redis7);
+}
+
+#[test]
+fn a_planned_coordinated_handover_goes_where_it_should_and_loses_no_acknowledged_write() {
+    check(Engine::Valkey9);
+}
+
+/// As a control plane and a preStop hook would.
+#[test]
+fn two_planned_handovers_at_once_are_one() {
+    for engine in [Engine::Redis7, Engine::Valkey9] {
+        let cluster = SentinelCluster::start(engine, 1);
+        let writers = Writers::start(&cluster);
+        let outcomes = hand_over(&cluster, 1, LIMIT, 2);
+        assert!(outcomes.iter().all(Result::is_ok), "{engine:?}: {outcomes:?}");
+        assert_eq!(writers.lost(&cluster.servers[1]), 0, "{engine:?}: acknowledged writes were lost");
+    }
+}
+
+#[test]
+fn a_planned_handover_that_cannot_be_is_given_up_and_writes_go_on() {
+    let cluster = SentinelCluster::start(Engine::Redis7, 1);
+    let mut client = cluster.servers[0].client();
+    // The replica hangs: it will never have everything.
+    cluster.servers[1].pause();
+    assert_eq!(client.line("SET before x"), Value::Simple("OK".to_owned()));
+    let outcomes = hand_over(&cluster, 1, Duration::from_secs(2), 1);
+    assert!(matches!(outcomes[..], [Err(HandoverError::Behind(_) | HandoverError::NoReplica(_))]), "{outcomes:?}");
+    assert_eq!(client.line("SET after x"), Value::Simple("OK".to_owned()), "writes are paused no longer");
+    cluster.servers[1].resume();
+    assert_eq!(cluster.primary_port(), cluster.servers[0].port());
+}
+
+#[test]
+fn a_planned_handover_without_a_majority_of_sentinels_is_given_up_and_writes_go_on() {
+    let mut cluster = SentinelCluster::start(Engine::Redis7, 1);
+    cluster.sentinels.iter_mut().for_each(crate::support::server::Sentinel::kill);
+    let outcomes = hand_over(&cluster, 1, Duration::from_secs(2), 1);
+    assert!(matches!(outcomes[..], [Err(HandoverError::NotBegun { .. })]), "{outcomes:?}");
+    assert_eq!(cluster.servers[0].client().line("SET after x"), Value::Simple("OK".to_owned()), "writes are paused no longer");
+}
