@@ -16,6 +16,7 @@ mod desired;
 mod observed;
 mod report;
 mod rollout;
+mod rules;
 mod sentinel;
 #[cfg(test)]
 mod simulation;
@@ -31,11 +32,12 @@ pub use observed::{
     ClusterFacts, Facts, Held, Link, Member, Node, NodeId, Observed, Peer, Pod, Revision, Role, Scale, Sentinel, Server,
     ServerState, SlotRange, Watch,
 };
+use rules::{Rule, holds};
 pub use spread::{Crowded, crowded};
 
 /// What to do next, in order. Empty: everything is as desired.
 pub fn plan(desired: &Desired, observed: &Observed) -> Vec<Action> {
-    if desired.paused {
+    if desired.paused && holds(Rule::Pause) {
         return Vec::new();
     }
     match (desired.layout, desired.starter) {

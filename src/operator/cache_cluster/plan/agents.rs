@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use super::{
-    Action, Desired, Facts, Link, Observed, Role, Sentinel, SentinelId, Server, ServerId, ServerState, Waiting, Watch,
-    is_followed,
+    Action, Desired, Facts, Link, Observed, Role, Rule, Sentinel, SentinelId, Server, ServerId, ServerState, Waiting, Watch,
+    holds, is_followed,
 };
 use crate::policy::agent::DataState;
 
@@ -88,7 +88,7 @@ fn verdict<'a>(desired: &Desired, observed: &'a Observed) -> Verdict<'a> {
         if let Some(acting) = running_primary_at(observed, named) {
             return Verdict::Acting(acting);
         }
-        if !patience_over || can_fail_over(observed, named) {
+        if (!patience_over || can_fail_over(observed, named)) && holds(Rule::RespectMajority) {
             return Verdict::Open(Waiting::Failover { shard: 0 });
         }
         return leaderless(desired, observed);
@@ -117,7 +117,7 @@ fn can_fail_over(observed: &Observed, named: SocketAddr) -> bool {
 
 /// No majority of sentinels can say who is primary, or replace it. Every server is asked before anything is decided.
 fn leaderless<'a>(desired: &Desired, observed: &'a Observed) -> Verdict<'a> {
-    let patience_over = observed.steady >= desired.takeover_after;
+    let patience_over = observed.steady >= desired.takeover_after || !holds(Rule::Patience);
     let unsettled = |state: &ServerState| matches!(state, ServerState::Silent | ServerState::Starting);
     let unsettled = observed.servers.iter().find(|(_, server)| unsettled(&server.state));
     if let (Some((server, _)), false) = (unsettled, patience_over) {
@@ -148,7 +148,8 @@ fn vacant<'a>(desired: &Desired, observed: &'a Observed) -> Verdict<'a> {
             let answering = observed.sentinels.values().filter(|sentinel| matches!(sentinel, Sentinel::Running { .. })).count();
             let remembering: Vec<SentinelId> = watches(observed).map(|(sentinel, _)| sentinel).collect();
             let runs = observed.running().next().is_some();
-            if answering < majority(observed) || remembering.is_empty() || runs {
+            let keeps = (answering < majority(observed) || runs) && holds(Rule::KeepMemory);
+            if keeps || remembering.is_empty() || !holds(Rule::ForgetStale) {
                 Verdict::Open(Waiting::Agreement)
             } else {
                 Verdict::Forget(remembering)
@@ -178,6 +179,9 @@ fn best_replica(desired: &Desired, observed: &Observed) -> Best {
     // Of equals the first.
     let best = replicas.iter().rev().max_by_key(|(_, facts)| merit(facts));
     let Some((id, best)) = best else { return Best::None };
+    if !holds(Rule::BestCopy) {
+        return replicas.first().map_or(Best::None, |(id, _)| Best::Replica(*id));
+    }
     if desired.accept_data_loss {
         return Best::Replica(*id);
     }
@@ -218,7 +222,8 @@ fn repair_replication(desired: &Desired, observed: &Observed, primary: Acting<'_
         Role::Replica { of, .. } => of != primary.server.address,
     };
     let (server, _, facts) = observed.running().find(|(server, _, facts)| *server != primary.id && misplaced(facts))?;
-    if observed.steady < desired.takeover_after || facts.would_lose_to(primary.facts) {
+    let loses = facts.would_lose_to(primary.facts) && holds(Rule::KeepFromEmpty);
+    if observed.steady < desired.takeover_after || loses {
         return Some(Action::Wait(Waiting::Agreement));
     }
     Some(Action::ReplicateFrom { server, primary: primary.server.address })
@@ -233,11 +238,11 @@ fn watch<'a>(desired: &'a Desired, observed: &'a Observed, primary: SocketAddr) 
         let Sentinel::Running { watch } = state else { return None };
         let sentinel = *sentinel;
         let monitor = Action::Monitor { sentinel, primary, quorum: desired.quorum() };
-        let Some(watch) = watch else { return Some(monitor) };
+        let Some(watch) = watch else { return holds(Rule::TellUnaware).then_some(monitor) };
         if watch.primary != primary {
             return Some(if patience_over { monitor } else { Action::Wait(Waiting::Agreement) });
         }
-        if watch.quorum != desired.quorum() {
+        if watch.quorum != desired.quorum() && holds(Rule::KeepQuorum) {
             return Some(Action::SetQuorum { sentinel, quorum: desired.quorum() });
         }
         if watch.alarmed {

@@ -5,8 +5,8 @@
 
 use super::agents::{self, Acting};
 use super::{
-    Action, Desired, Facts, Link, Member, Observed, Pod, Role, Scale, Sentinel, SentinelId, ServerId, ServerState, Set, Waiting,
-    Why, is_followed,
+    Action, Desired, Facts, Link, Member, Observed, Pod, Role, Rule, Scale, Sentinel, SentinelId, ServerId, ServerState, Set,
+    Waiting, Why, holds, is_followed,
 };
 
 use std::time::Duration;
@@ -28,13 +28,14 @@ pub(super) fn at_once(desired: &Desired, observed: &Observed) -> Vec<Action> {
 pub(super) fn next(desired: &Desired, observed: &Observed, healing: &[Action]) -> Option<Action> {
     let round = Round { desired, observed };
     let primary = agents::acting(desired, observed)?;
-    if healing.iter().any(|action| !round.concerns_leaver(action)) || deletion_under_way(observed) {
+    let to_heal = healing.iter().any(|action| !round.concerns_leaver(action)) && holds(Rule::HealFirst);
+    if to_heal || deletion_under_way(observed) {
         return None;
     }
     if let Some(action) = round.drop_broken_leaver(primary) {
         return Some(action);
     }
-    if !healing.is_empty() {
+    if !healing.is_empty() && holds(Rule::HealFirst) {
         return None;
     }
     if let Some(waiting) = round.unsound(primary) {
@@ -45,12 +46,13 @@ pub(super) fn next(desired: &Desired, observed: &Observed, healing: &[Action]) -
 
 /// A pod that is on its way out, where its node lives to see it through.
 fn deletion_under_way(observed: &Observed) -> bool {
-    observed.pods.values().any(|pod| pod.deleting && pod.node.as_ref().is_none_or(|node| node.ready))
+    let on_its_way = |pod: &Pod| pod.deleting && pod.node.as_ref().is_none_or(|node| node.ready);
+    observed.pods.values().any(on_its_way) && holds(Rule::OneAtATime)
 }
 
 /// One pod of an earlier revision that is not ready, where nothing is lost with it.
 fn replace_broken(desired: &Desired, observed: &Observed) -> Option<Action> {
-    if deletion_under_way(observed) {
+    if deletion_under_way(observed) || !holds(Rule::ReplaceBroken) {
         return None;
     }
     let round = Round { desired, observed };
@@ -95,7 +97,7 @@ impl Round<'_> {
 
     /// Whether nothing is lost with a pod that is not ready.
     fn is_expendable(&self, member: Member, pod: &Pod) -> bool {
-        if !pod.started {
+        if !pod.started || !holds(Rule::KeepLastCopy) {
             return true;
         }
         match member {
@@ -169,7 +171,7 @@ impl Round<'_> {
             if let Some(node) = pod.node.as_ref().filter(|node| !node.ready) {
                 return Some(Waiting::Node { member, node: node.name.clone() });
             }
-            if !pod.ready || pod.deleting {
+            if (!pod.ready || pod.deleting) && holds(Rule::OneAtATime) {
                 return Some(Waiting::Pod(member));
             }
         }
@@ -187,13 +189,13 @@ impl Round<'_> {
         if let Some(action) = sentinels.chain(replicas).find_map(replace) {
             return Some(action);
         }
-        stale(Member::Server(primary.id))?;
-        Some(self.hand_over(primary))
+        let replace_primary = replace(Member::Server(primary.id))?;
+        Some(if holds(Rule::HandOverFirst) { self.hand_over(primary) } else { replace_primary })
     }
 
     /// To the replica in step that stays, of the right revision, and furthest.
     fn hand_over(&self, primary: Acting<'_>) -> Action {
-        if self.observed.handover_failed.is_some_and(|ago| ago < HANDOVER_PAUSE) {
+        if self.observed.handover_failed.is_some_and(|ago| ago < HANDOVER_PAUSE) && holds(Rule::PauseHandovers) {
             return Action::Wait(Waiting::HandoverRetry(primary.id));
         }
         let follows = |facts: &Facts| facts.is_electable() && is_followed(facts, primary.server.address, Link::Up);
@@ -213,8 +215,8 @@ impl Round<'_> {
             let Sentinel::Running { watch: Some(watch) } = sentinel else { return false };
             watch.replicas >= scale.servers || watch.sentinels >= scale.sentinels
         });
-        let (sentinel, _) = haunted?;
-        if self.observed.steady < PRUNE_AFTER {
+        let (sentinel, _) = haunted.filter(|_| holds(Rule::Prune))?;
+        if self.observed.steady < PRUNE_AFTER && holds(Rule::PruneSlowly) {
             return Some(Action::Wait(Waiting::Ghosts(*sentinel)));
         }
         Some(Action::PruneGhosts { sentinel: *sentinel })
@@ -225,7 +227,7 @@ impl Round<'_> {
         let scale = self.observed.scale?;
         let wanted = wanted_scale(self.desired);
         if scale.servers > wanted.servers {
-            if self.is_leaving(Member::Server(primary.id)) {
+            if self.is_leaving(Member::Server(primary.id)) && holds(Rule::KeepPrimary) {
                 return Some(self.hand_over(primary));
             }
             return Some(Action::SetReplicas { of: Set::Servers { shard: 0 }, count: scale.servers - 1 });

@@ -1,0 +1,81 @@
+//! The planner's rules, each of which a test can switch off to see that the model catches its absence.
+
+/// A rule.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Rule {
+    /// One pod at a time: nothing is disrupted while another pod is on its way.
+    OneAtATime,
+    /// Nothing is disrupted while there is something to heal.
+    HealFirst,
+    /// A primary's pod is not replaced before it has handed over.
+    HandOverFirst,
+    /// A pod that is not ready stays where something is lost with it.
+    KeepLastCopy,
+    /// A pod that is stale, not ready and holds nothing goes at once.
+    ReplaceBroken,
+    /// A majority of sentinels that could fail over is not contradicted.
+    RespectMajority,
+    /// Those who do not answer are waited for.
+    Patience,
+    /// Only the best copy is promoted.
+    BestCopy,
+    /// Sentinels that watch nothing are told.
+    TellUnaware,
+    /// Sentinels are told how many must agree.
+    KeepQuorum,
+    /// Ghosts are forgotten.
+    Prune,
+    /// One sentinel at a time forgets its ghosts.
+    PruneSlowly,
+    /// A while passes between handovers that fail.
+    PauseHandovers,
+    /// A primary that is to go hands over first.
+    KeepPrimary,
+    /// Sentinels' memory is taken only where nobody serves.
+    KeepMemory,
+    /// Sentinels whose memory keeps the agents waiting lose it.
+    ForgetStale,
+    /// Nothing is done while paused.
+    Pause,
+    /// Data is not replaced by nothing.
+    KeepFromEmpty,
+}
+
+/// Whether a rule is in force: always, but in a test that switched it off.
+pub(super) fn holds(rule: Rule) -> bool {
+    #[cfg(test)]
+    return !test::is_off(rule);
+    #[cfg(not(test))]
+    {
+        let _ = rule;
+        true
+    }
+}
+
+#[cfg(test)]
+pub(super) mod test {
+    use std::cell::Cell;
+
+    use super::Rule;
+
+    thread_local! {
+        static OFF: Cell<Option<Rule>> = const { Cell::new(None) };
+    }
+
+    pub(in super::super) fn is_off(rule: Rule) -> bool {
+        OFF.get() == Some(rule)
+    }
+
+    /// Switches one rule off for this thread, or none.
+    pub(in super::super) fn switch_off(rule: Option<Rule>) {
+        OFF.set(rule);
+    }
+
+    #[test]
+    fn one_rule_is_off_at_a_time() {
+        switch_off(Some(Rule::Prune));
+        assert!(!super::holds(Rule::Prune) && super::holds(Rule::Patience));
+        switch_off(None);
+        assert!(super::holds(Rule::Prune));
+    }
+}
