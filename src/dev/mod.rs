@@ -271,7 +271,7 @@ impl Session {
                 }
             }
             if Instant::now() >= reload_at {
-                self.reload(tell);
+                self.reload(tell).await;
                 reload_at = Instant::now() + RELOAD_EVERY;
             }
             sleep(TICK).await;
@@ -279,7 +279,7 @@ impl Session {
     }
 
     /// Applies manifests that were saved since. Wrong ones are told, and change nothing.
-    fn reload(&mut self, tell: &mut dyn FnMut(Event<'_>)) {
+    async fn reload(&mut self, tell: &mut dyn FnMut(Event<'_>)) {
         let fingerprint = Fingerprint::of(&self.options.manifests);
         if fingerprint == self.fingerprint {
             return;
@@ -289,10 +289,7 @@ impl Session {
         let outcome = Loaded::read(&self.options.manifests).and_then(|loaded| self.write_snapshot(&loaded).map(|()| loaded));
         match outcome {
             Ok(loaded) => {
-                let cluster = |loaded: &Loaded| (loaded.cluster().metadata.name.clone(), loaded.cluster().spec.clone());
-                if cluster(&loaded) != cluster(&self.loaded) || loaded.login() != self.loaded.login() {
-                    tell(Event::Note("the CacheCluster changed: restart larder dev to apply that; its policies are applied now"));
-                }
+                self.reload_cluster(&loaded, tell).await;
                 loaded.idle().iter().for_each(|note| tell(Event::Note(note)));
                 self.loaded = loaded;
                 tell(Event::Reloaded { generation: self.generation });
@@ -301,6 +298,25 @@ impl Session {
                 self.generation -= 1;
                 tell(Event::Refused(&error));
             }
+        }
+    }
+
+    /// Applies what of the CacheCluster changed and can be applied; tells the rest.
+    async fn reload_cluster(&mut self, loaded: &Loaded, tell: &mut dyn FnMut(Event<'_>)) {
+        let cluster = |loaded: &Loaded| (loaded.cluster().metadata.name.clone(), loaded.cluster().spec.clone());
+        if cluster(loaded) == cluster(&self.loaded) && loaded.login() == self.loaded.login() {
+            return;
+        }
+        let wanted = loaded.cluster();
+        self.servers.reconfigure(&wanted.spec).await.iter().for_each(|note| tell(Event::Note(note)));
+        let tier = self.servers.tier();
+        let others_stay = wanted.metadata.name.as_deref() == Some(&*tier.name)
+            && loaded.login() == tier.login.as_ref()
+            && tier.differs_in_settings_at_most(&wanted.spec);
+        if !others_stay {
+            tell(Event::Note(
+                "the CacheCluster changed: restart larder dev to apply that; its policies, memory, eviction and parameters are applied now",
+            ));
         }
     }
 

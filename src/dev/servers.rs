@@ -31,6 +31,9 @@ const TAKEOVER_AFTER: Duration = Duration::from_secs(20);
 /// A process that ends this often before the cluster was ever complete will not come up by itself.
 const MAX_FAILED_STARTS: u32 = 3;
 
+const MAX_MEMORY: &str = "maxmemory";
+const EVICTION: &str = "maxmemory-policy";
+
 /// What the servers are to be.
 #[derive(Debug, Clone)]
 pub struct Tier {
@@ -53,6 +56,13 @@ impl Tier {
             sentinels => Layout::Sentinel { sentinels: count(sentinels) },
         };
         Desired::on_one_machine(layout, count(self.spec.replica_count()), TAKEOVER_AFTER)
+    }
+
+    /// Whether `spec` asks for the same, but for the values of settings that servers take while they run.
+    pub fn differs_in_settings_at_most(&self, spec: &CacheClusterSpec) -> bool {
+        let CacheClusterSpec { memory, eviction, ref parameters, .. } = self.spec;
+        let removed = parameters.keys().any(|name| !spec.parameters.contains_key(name));
+        !removed && CacheClusterSpec { memory, eviction, parameters: parameters.clone(), ..spec.clone() } == self.spec
     }
 
     /// The form of its data, which a directory keeps.
@@ -300,11 +310,59 @@ impl Servers {
             .await
     }
 
+    /// Applies those settings of `spec` that servers take while they run: memory, eviction and parameters. What came of it, in
+    /// sentences; the rest of `spec` is left alone.
+    pub async fn reconfigure(&mut self, spec: &CacheClusterSpec) -> Vec<String> {
+        let (before, after) = (settings(&self.tier.spec), settings(spec));
+        let mut told = Vec::new();
+        for (name, value) in after.iter().filter(|(name, value)| before.get(*name) != Some(value)) {
+            told.push(match self.set(name, value).await {
+                Ok(()) => {
+                    self.remember(name, spec);
+                    format!("{name} is {value} now, on every server")
+                }
+                Err(error) => {
+                    format!("{name} is not {value} on every server: {error}: correct it, or restart larder dev to apply it")
+                }
+            });
+        }
+        told
+    }
+
+    /// Changes one setting of the servers that run, the first of which may refuse it. The others find it when they start.
+    async fn set(&mut self, name: &str, value: &str) -> Result<(), AdminError> {
+        let login = self.tier.login.clone();
+        for place in self.servers.values_mut().filter(|place| place.process.is_some()) {
+            let () = place.exchange(login.as_ref(), async |admin| admin.ask("CONFIG SET", &[name, value]).await).await?;
+        }
+        Ok(())
+    }
+
+    /// Has servers that start from now on find the setting as `spec` has it.
+    fn remember(&mut self, name: &str, spec: &CacheClusterSpec) {
+        match name {
+            MAX_MEMORY => self.tier.spec.memory = spec.memory,
+            EVICTION => self.tier.spec.eviction = spec.eviction,
+            parameter => {
+                let value = spec.parameters.get(parameter).cloned().unwrap_or_default();
+                self.tier.spec.parameters.insert(parameter.to_owned(), value);
+            }
+        }
+    }
+
     /// Ends all of them, sentinels first, so that they see no fault in it.
     pub async fn stop(&mut self, watchdog: &mut Watchdog) {
         stop_all(&mut self.sentinels, watchdog).await;
         stop_all(&mut self.servers, watchdog).await;
     }
+}
+
+/// The settings that can be changed while servers run, as servers call them.
+fn settings(spec: &CacheClusterSpec) -> BTreeMap<String, String> {
+    let mut settings = spec.parameters.clone();
+    settings.insert(MAX_MEMORY.to_owned(), spec.max_memory().as_bytes().to_string());
+    settings.insert(EVICTION.to_owned(), spec.eviction().as_str().to_owned());
+    settings
 }
 
 /// A process that has ended by itself.

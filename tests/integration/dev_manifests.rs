@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use crate::support::dev::{Dev, LIMIT, cluster, policy};
+use crate::support::dev::{Dev, LIMIT, cluster, info, policy};
 use crate::support::resp::{Client, Value};
 use crate::support::server::Engine;
 use crate::support::wait_for;
@@ -88,6 +88,43 @@ fn a_sidecar_that_dies_is_started_again() {
         let reply = Client::connect(port).and_then(|mut client| client.try_call(&["SET", "user:1", "Ann"]));
         matches!(reply, Ok(Value::Simple(_)))
     });
+    dev.stop();
+}
+
+#[test]
+fn settings_of_servers_change_while_they_run() {
+    let files = [("cache.yaml", cluster(REDIS, "Sentinel", "  parameters: {hz: \"20\"}\n"))];
+    let mut dev = Dev::start(REDIS, &files, &["--sidecars", "0"]);
+    let ports = dev.ready(1);
+    let path = dev.manifests.path().join("cache.yaml");
+    let save = |memory: &str, further: &str| {
+        fs::write(&path, cluster(REDIS, "Sentinel", further).replace("memory: 64Mi", &format!("memory: {memory}"))).unwrap();
+    };
+    let all_have = |name: &str, value: &str| {
+        wait_for(&format!("{name} to be {value}"), LIMIT, || {
+            ports.iter().all(|port| {
+                let reply = Client::connect(*port).and_then(|mut client| client.try_call(&["CONFIG", "GET", name]));
+                reply.is_ok_and(|reply| !reply.is_error() && reply.items().get(1).is_some_and(|found| found.text() == value))
+            })
+        });
+    };
+    all_have("hz", "20");
+    save("128Mi", "  parameters: {hz: \"30\", maxmemory-samples: \"7\"}\n  eviction: volatile-ttl\n");
+    let expected = [("hz", "30"), ("maxmemory-samples", "7"), ("maxmemory-policy", "volatile-ttl"), ("maxmemory", "100663296")];
+    expected.iter().for_each(|(name, value)| all_have(name, value));
+    dev.wait_for_stderr("generation 2 is applied");
+    assert!(!dev.stderr().contains("restart larder dev"), "{}", dev.stderr());
+    // A server that starts anew has them too.
+    let killed = info(ports[1], "process_id").unwrap();
+    assert!(Command::new("kill").args(["-9", &killed]).status().unwrap().success());
+    wait_for("another process", LIMIT, || info(ports[1], "process_id").is_some_and(|pid| pid != killed));
+    expected.iter().for_each(|(name, value)| all_have(name, value));
+
+    save("128Mi", "  parameters: {hz: \"30\", maxmemory-samples: \"many\"}\n  eviction: volatile-ttl\n");
+    dev.wait_for_stderr("maxmemory-samples is not many on every server");
+    save("128Mi", "  parameters: {hz: \"40\", maxmemory-samples: \"7\"}\n  eviction: volatile-ttl\n  replicas: 2\n");
+    dev.wait_for_stderr("restart larder dev to apply that");
+    all_have("hz", "40");
     dev.stop();
 }
 
