@@ -15,6 +15,8 @@ mod demo;
 #[cfg(feature = "control-plane")]
 mod dev;
 mod failure;
+#[cfg(feature = "control-plane")]
+mod operator;
 mod sidecar;
 #[cfg(feature = "control-plane")]
 mod uninstall_check;
@@ -56,6 +58,7 @@ commands! {
         Crds(crds),
         Demo(demo),
         Dev(dev),
+        Operator(operator),
         Sidecar(sidecar),
         UninstallCheck(uninstall_check),
     }

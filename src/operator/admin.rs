@@ -5,7 +5,10 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, Client, Cmd, ConnectionAddr, FromRedisValue, IntoConnectionInfo as _, RedisConnectionInfo};
+use redis::{
+    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ConnectionInfo, FromRedisValue, IntoConnectionInfo as _,
+    RedisConnectionInfo,
+};
 
 /// How long a connection may take to come about, and a command to be answered. Nothing that is asked here takes a server long.
 const DEADLINE: Duration = Duration::from_secs(1);
@@ -36,6 +39,16 @@ pub struct AdminError {
     source: redis::RedisError,
 }
 
+/// Where to connect, and as whom.
+pub(super) fn connection_info(address: SocketAddr, login: Option<&Login>) -> redis::RedisResult<ConnectionInfo> {
+    let mut settings = RedisConnectionInfo::default().set_skip_set_lib_name();
+    if let Some(Login { user, password }) = login {
+        settings = settings.set_username(user).set_password(password);
+    }
+    let target = ConnectionAddr::Tcp(address.ip().to_string(), address.port());
+    Ok(target.into_connection_info()?.set_redis_settings(settings))
+}
+
 impl AdminError {
     /// The code that a refusal begins with, such as `INPROG`; `None` where the command was not answered, or not with an error.
     pub fn code(&self) -> Option<&str> {
@@ -54,12 +67,7 @@ impl Admin {
     /// Connects, and logs in where there is a login.
     pub async fn connect(address: SocketAddr, login: Option<&Login>) -> Result<Self, AdminError> {
         let fail = |source| AdminError { address, command: "connect", source };
-        let mut settings = RedisConnectionInfo::default().set_skip_set_lib_name();
-        if let Some(Login { user, password }) = login {
-            settings = settings.set_username(user).set_password(password);
-        }
-        let target = ConnectionAddr::Tcp(address.ip().to_string(), address.port());
-        let info = target.into_connection_info().map_err(fail)?.set_redis_settings(settings);
+        let info = connection_info(address, login).map_err(fail)?;
         let config = AsyncConnectionConfig::new().set_connection_timeout(Some(DEADLINE)).set_response_timeout(Some(DEADLINE));
         let client = Client::open(info).map_err(fail)?;
         let connection = client.get_multiplexed_async_connection_with_config(&config).await.map_err(fail)?;

@@ -1,4 +1,13 @@
-//! What a CacheCluster needs, as a plan, and how its servers are asked and told.
+//! The operator: what a CacheCluster needs, as a plan, and how it is carried out on Kubernetes.
+//!
+//! [`controller`] decides when a CacheCluster is looked at, [`cache_cluster`] what is done then; [`watches`] is what the API server holds.
 
 pub mod admin;
 pub mod cache_cluster;
+pub mod controller;
+pub mod election;
+pub mod metrics;
+pub mod queue;
+pub mod serve;
+pub mod switches;
+pub mod watches;

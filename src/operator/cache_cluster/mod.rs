@@ -3,11 +3,18 @@
 //! The pure middle ([`plan`]) takes no client, so that one planner serves both actuators: processes on one machine, and Kubernetes.
 //! There, [`validate`] turns the resource into what is wanted, and [`objects`] that into Kubernetes' own objects.
 
+pub mod act;
+pub mod apply;
 pub mod build;
+pub mod fetch;
 pub mod handover;
+pub mod judge;
 pub mod names;
 pub mod objects;
 pub mod observe;
 pub mod plan;
+pub mod reconcile;
+pub mod report;
 pub mod users;
 pub mod validate;
+pub mod written;

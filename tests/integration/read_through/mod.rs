@@ -1,7 +1,6 @@
 //! Read-through through real sidecars, servers and origins.
 
 mod forms;
-mod full;
 mod hanging;
 mod hostile;
 mod races;

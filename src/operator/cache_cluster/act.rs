@@ -1,0 +1,183 @@
+//! The planner's steps, carried out on servers, sentinels and pods. Each is safe to repeat; whether this process still leads is asked
+//! before each of them.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::Pod;
+use tokio::time::timeout;
+use tracing::{debug, info};
+
+use super::apply::{Applier, ApplyError};
+use super::build::{DOWN_AFTER, FAILOVER_TIMEOUT};
+use super::handover::HandoverError;
+use super::names::{SENTINEL_PORT, SERVER_PORT};
+use super::objects::Addresses;
+use super::plan::{Action, Member, SentinelId, ServerId};
+use super::users::UserRules;
+use crate::operator::admin::{Admin, AdminError, Login};
+
+/// How long one step on a server or a sentinel may take; handovers have a deadline of their own.
+const STEP_WITHIN: Duration = Duration::from_secs(5);
+
+/// Why a step was not taken. The next plan takes it up, where it is still called for.
+#[derive(Debug, thiserror::Error)]
+pub enum ActError {
+    /// A server or a sentinel did not do it.
+    #[error(transparent)]
+    Admin(#[from] AdminError),
+    /// A primary was not handed over.
+    #[error(transparent)]
+    Handover(#[from] HandoverError),
+    /// A server or a sentinel took too long.
+    #[error("{what}: no answer within {} s", STEP_WITHIN.as_secs())]
+    Late {
+        /// What was asked.
+        what: &'static str,
+    },
+    /// A pod or an object could not be changed.
+    #[error(transparent)]
+    Apply(#[from] ApplyError),
+}
+
+/// Takes steps for one CacheCluster.
+pub struct Actor<'a, 'b> {
+    /// Writes objects, and knows the CacheCluster.
+    pub applier: &'a Applier<'b>,
+    /// Where servers and sentinels are.
+    pub addresses: &'a Addresses,
+    /// How they let Larder in.
+    pub login: &'a Login,
+}
+
+impl Actor<'_, '_> {
+    /// Takes a step on one server, sentinel or pod. Nothing is done for steps of other kinds: those that a planner never names where agents
+    /// start the servers, and those that take more than one.
+    pub async fn take(&self, action: &Action) -> Result<(), ActError> {
+        if !self.applier.context.leadership.holds() {
+            return Err(ApplyError::NotLeading.into());
+        }
+        let master = self.applier.wanted.master_name();
+        match action {
+            Action::Monitor { sentinel, primary, quorum } => self.monitor(*sentinel, *primary, *quorum).await?,
+            Action::SetQuorum { sentinel, quorum } => {
+                self.tell_sentinel(*sentinel, "SENTINEL SET", &[master, "quorum", &quorum.to_string()]).await?;
+            }
+            Action::Forget { sentinel } => self.tell_sentinel(*sentinel, "SENTINEL REMOVE", &[master]).await?,
+            Action::PruneGhosts { sentinel } => self.prune(*sentinel, master).await?,
+            Action::ReplicateFrom { server, primary } => {
+                let (host, port) = (primary.ip().to_string(), primary.port().to_string());
+                self.tell_server(*server, "REPLICAOF", &[&host, &port]).await?;
+            }
+            Action::Promote { server } => self.tell_server(*server, "REPLICAOF", &["NO", "ONE"]).await?,
+            Action::ReplacePod { member, uid, why } => {
+                info!(%member, ?why, cluster = master, "replaces a pod");
+                self.applier.delete::<Pod>(&self.pod_name(*member), uid).await?;
+            }
+            _ => {}
+        }
+        debug!(?action, cluster = master, "done");
+        Ok(())
+    }
+
+    fn pod_name(&self, member: Member) -> String {
+        match member {
+            Member::Server(server) => self.applier.wanted.names.server_pod(server),
+            Member::Sentinel(sentinel) => self.applier.wanted.names.sentinel_pod(sentinel),
+        }
+    }
+
+    async fn server(&self, id: ServerId) -> Result<Option<Admin>, ActError> {
+        let Some(ip) = self.addresses.servers.get(&id) else { return Ok(None) };
+        Ok(Some(Admin::connect(SocketAddr::new(*ip, SERVER_PORT), Some(self.login)).await?))
+    }
+
+    async fn sentinel(&self, id: SentinelId) -> Result<Option<Admin>, ActError> {
+        let Some(ip) = self.addresses.sentinels.get(&id) else { return Ok(None) };
+        Ok(Some(Admin::connect(SocketAddr::new(*ip, SENTINEL_PORT), Some(self.login)).await?))
+    }
+
+    async fn tell_server(&self, id: ServerId, command: &'static str, arguments: &[&str]) -> Result<(), ActError> {
+        within(command, async {
+            let Some(mut admin) = self.server(id).await? else { return Ok(()) };
+            Ok(admin.ask(command, arguments).await?)
+        })
+        .await
+    }
+
+    async fn tell_sentinel(&self, id: SentinelId, command: &'static str, arguments: &[&str]) -> Result<(), ActError> {
+        within(command, async {
+            let Some(mut admin) = self.sentinel(id).await? else { return Ok(()) };
+            Ok(admin.ask(command, arguments).await?)
+        })
+        .await
+    }
+
+    /// Has a sentinel forget all it knows of others, and find them anew.
+    async fn prune(&self, id: SentinelId, master: &str) -> Result<(), ActError> {
+        within("SENTINEL RESET", async {
+            let Some(mut admin) = self.sentinel(id).await? else { return Ok(()) };
+            let _count: i64 = admin.ask("SENTINEL RESET", &[master]).await?;
+            Ok(())
+        })
+        .await
+    }
+
+    /// Makes a sentinel watch a primary, and nothing else.
+    async fn monitor(&self, id: SentinelId, primary: SocketAddr, quorum: u16) -> Result<(), ActError> {
+        let master = self.applier.wanted.master_name();
+        let (host, port, quorum) = (primary.ip().to_string(), primary.port().to_string(), quorum.to_string());
+        let (down_after, failover) = (DOWN_AFTER.as_millis().to_string(), FAILOVER_TIMEOUT.as_millis().to_string());
+        let Login { user, password } = self.login;
+        let settings = [master, "auth-user", user, "auth-pass", password, "down-after-milliseconds", &down_after];
+        let settings = [&settings[..], &["failover-timeout", &failover]].concat();
+        within("SENTINEL MONITOR", async {
+            let Some(mut admin) = self.sentinel(id).await? else { return Ok(()) };
+            // It may watch nothing yet, which is an error that says so.
+            let _: Result<(), _> = admin.ask("SENTINEL REMOVE", &[master]).await;
+            let _: () = admin.ask("SENTINEL MONITOR", &[master, &host, &port, &quorum]).await?;
+            Ok(admin.ask("SENTINEL SET", &settings).await?)
+        })
+        .await
+    }
+
+    /// Makes a sentinel know these users, and forget their earlier rules and passwords. Connections stay.
+    pub async fn set_users(&self, id: SentinelId, users: &[UserRules]) -> Result<(), ActError> {
+        within("ACL SETUSER", async {
+            let Some(mut admin) = self.sentinel(id).await? else { return Ok(()) };
+            for UserRules { name, rules } in users {
+                let arguments = [name.as_str(), "reset"].into_iter().chain(rules.iter().map(String::as_str));
+                let _: () = admin.ask("ACL SETUSER", &arguments.collect::<Vec<_>>()).await?;
+            }
+            Ok(())
+        })
+        .await
+    }
+}
+
+async fn within<T>(what: &'static str, step: impl Future<Output = Result<T, ActError>>) -> Result<T, ActError> {
+    timeout(STEP_WITHIN, step).await.map_err(|_| ActError::Late { what })?
+}
+
+/// What kind of step it is, as a label of metrics.
+pub fn word(action: &Action) -> &'static str {
+    match action {
+        Action::StartServer { .. } | Action::StartSentinel { .. } => "start",
+        Action::Monitor { .. } => "monitor",
+        Action::ReplicateFrom { .. } => "replicate_from",
+        Action::Promote { .. } => "promote",
+        Action::AllowPromotion { .. } => "allow_promotion",
+        Action::ClusterMeet { .. }
+        | Action::AddSlots { .. }
+        | Action::ClusterReplicate { .. }
+        | Action::ClusterForget { .. }
+        | Action::ClusterTakeover { .. } => "cluster",
+        Action::Forget { .. } => "forget",
+        Action::SetQuorum { .. } => "set_quorum",
+        Action::PruneGhosts { .. } => "prune_ghosts",
+        Action::Handover { .. } => "handover",
+        Action::ReplacePod { .. } => "replace_pod",
+        Action::SetReplicas { .. } => "set_replicas",
+        Action::Wait(_) => "wait",
+    }
+}

@@ -1,0 +1,304 @@
+//! What there is: everything that is read before anything is decided.
+//!
+//! Kubernetes' objects come from the watches; servers are asked through their agents, sentinels directly, all at the same time and
+//! each with a deadline.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use k8s_openapi::api::core::v1::{Node, Pod as KubePod, PodStatus, Secret, Service};
+use kube::Api;
+use kube::runtime::reflector::{Lookup, ObjectRef, Store};
+use serde::de::DeserializeOwned;
+use tokio::time::{Instant, timeout};
+use tracing::debug;
+
+use super::names::{AGENT_PORT, REVISION_ANNOTATION, SENTINEL_PORT, SERVER_PORT};
+use super::objects::Addresses;
+use super::observe;
+use super::plan::{
+    Member, Node as PlanNode, Observed, Pod, Revision, Scale, Sentinel, SentinelId, Server, ServerId, ServerState,
+};
+use super::validate::Wanted;
+use crate::api::sensitive::{SecretKeyRef, SensitiveSource};
+use crate::operator::admin::{Admin, Login};
+use crate::operator::controller::Context;
+use crate::operator::watches::Watches;
+use crate::policy::agent::{MAX_BYTES, StateReport};
+
+/// How long a server or a sentinel may take to answer everything that it is asked.
+const ASK_WITHIN: Duration = Duration::from_millis(1500);
+/// The longest password.
+const MAX_PASSWORD_BYTES: usize = 512;
+
+/// A password that was read from a Secret, and of which version.
+#[derive(Clone)]
+pub struct CachedPassword {
+    source: SecretKeyRef,
+    version: Option<String>,
+    text: String,
+}
+
+impl std::fmt::Debug for CachedPassword {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("CachedPassword").field("source", &self.source).field("version", &self.version).finish_non_exhaustive()
+    }
+}
+
+/// Why there is no password.
+#[derive(Debug, thiserror::Error)]
+pub enum PasswordError {
+    /// The Secret does not exist.
+    #[error(
+        "spec.auth.password.secretKeyRef: there is no Secret {name}: create it, such as with \
+         `kubectl create secret generic {name} -n {namespace} --from-literal={key}=...`"
+    )]
+    Missing {
+        /// Its name.
+        name: String,
+        /// The entry that is asked for.
+        key: String,
+        /// Its namespace.
+        namespace: String,
+    },
+    /// The Secret has no usable entry.
+    #[error("spec.auth.password.secretKeyRef: the entry {key} of Secret {name} {what}: correct the Secret")]
+    Malformed {
+        /// The Secret's name.
+        name: String,
+        /// The entry that is asked for.
+        key: String,
+        /// What is wrong.
+        what: &'static str,
+    },
+    /// The API server did not tell.
+    #[error("the Secret of a password: {0}")]
+    Api(#[from] kube::Error),
+    /// No password could be made.
+    #[error("the system gives no random numbers")]
+    NoRandomness,
+}
+
+/// The password that `source` stands for. Secrets are read once for each version.
+pub async fn password(
+    context: &Context,
+    watches: &Watches,
+    namespace: &str,
+    source: &SensitiveSource,
+    cached: &mut Option<CachedPassword>,
+) -> Result<String, PasswordError> {
+    let Some(reference) = &source.secret_key_ref else { return Ok(source.value.clone().unwrap_or_default()) };
+    let SecretKeyRef { name, key } = reference;
+    let known = watches.secret_versions.get(&ObjectRef::new(name).within(namespace));
+    let version = known.as_ref().and_then(|secret| secret.metadata.resource_version.clone());
+    if let Some(cached) =
+        cached.as_ref().filter(|cached| cached.source == *reference && known.is_some() && cached.version == version)
+    {
+        return Ok(cached.text.clone());
+    }
+    let secret = Api::<Secret>::namespaced(context.client.clone(), namespace).get_opt(name).await?;
+    let Some(secret) = secret else {
+        return Err(PasswordError::Missing { name: name.clone(), key: key.clone(), namespace: namespace.to_owned() });
+    };
+    let malformed = |what| PasswordError::Malformed { name: name.clone(), key: key.clone(), what };
+    let bytes = secret.data.unwrap_or_default().remove(key).ok_or_else(|| malformed("does not exist"))?.0;
+    let text = String::from_utf8(bytes).map_err(|_| malformed("is not UTF-8"))?;
+    match text.as_bytes() {
+        [] => return Err(malformed("is empty")),
+        bytes if bytes.len() > MAX_PASSWORD_BYTES => return Err(malformed("has more than 512 bytes")),
+        bytes if bytes.iter().any(u8::is_ascii_control) => {
+            return Err(malformed("holds a control character, such as the line feed that `echo` appends"));
+        }
+        _ => {}
+    }
+    *cached = Some(CachedPassword { source: reference.clone(), version: secret.metadata.resource_version, text: text.clone() });
+    Ok(text)
+}
+
+/// The object of this name in a store.
+pub fn find<K>(store: &Store<K>, namespace: &str, name: &str) -> Option<Arc<K>>
+where
+    K: Lookup<DynamicType = ()> + Clone + DeserializeOwned + 'static,
+{
+    store.get(&ObjectRef::new(name).within(namespace))
+}
+
+/// A Secret of Larder's own. What the watch does not know yet is asked for: a password must not be made twice.
+pub async fn own_secret(
+    context: &Context,
+    watches: &Watches,
+    namespace: &str,
+    name: &str,
+) -> Result<Option<Arc<Secret>>, kube::Error> {
+    match find(&watches.secrets, namespace, name) {
+        Some(secret) => Ok(Some(secret)),
+        None => Ok(Api::<Secret>::namespaced(context.client.clone(), namespace).get_opt(name).await?.map(Arc::new)),
+    }
+}
+
+/// The cluster address of a Service.
+pub fn cluster_ip(service: &Service) -> Option<IpAddr> {
+    service.spec.as_ref()?.cluster_ip.as_deref()?.parse().ok()
+}
+
+/// What [`hear`] needs to know beforehand.
+#[derive(Debug, Clone, Copy)]
+pub struct Question<'a> {
+    /// What is wanted.
+    pub wanted: &'a Wanted,
+    /// Where servers and sentinels are.
+    pub addresses: &'a Addresses,
+    /// How they let Larder in.
+    pub login: &'a Login,
+    /// How many pods the StatefulSets ask for, where they exist.
+    pub scale: Option<Scale>,
+}
+
+/// What was heard.
+#[derive(Debug)]
+pub struct Heard {
+    /// What servers, sentinels and pods do. `steady` and `handover_failed` are left at their defaults.
+    pub observed: Observed,
+    /// The newest generation of users that every desired server has proved.
+    pub proved_users: Option<u64>,
+}
+
+/// Asks every server and sentinel.
+pub async fn hear(context: &Context, watches: &Watches, question: Question<'_>) -> Heard {
+    let Question { wanted, addresses, login, scale } = question;
+    let pods = pods(context, watches, wanted, addresses);
+    let sentinels = addresses.sentinels.iter().map(async |(id, ip)| {
+        let exists = pods.contains_key(&Member::Sentinel(*id));
+        (*id, if exists { sentinel(SocketAddr::new(*ip, SENTINEL_PORT), login).await } else { Sentinel::Stopped })
+    });
+    let servers = addresses.servers.iter().map(async |(id, ip)| {
+        let exists = pods.contains_key(&Member::Server(*id));
+        let report = if exists { state_report(context, SocketAddr::new(*ip, AGENT_PORT)).await } else { None };
+        let state = match (&report, exists) {
+            (Some(report), _) => ServerState::from(report),
+            (None, true) => ServerState::Silent,
+            (None, false) => ServerState::Absent,
+        };
+        let server = Server { address: SocketAddr::new(*ip, SERVER_PORT), bus_port: 0, state };
+        (*id, server, report.and_then(|report| report.proved.users))
+    });
+    // Sentinels first: a promotion that they tell of has happened by the time that the servers are asked.
+    let sentinels: BTreeMap<SentinelId, Sentinel> = join_all(sentinels).await.into_iter().collect();
+    let servers = join_all(servers).await;
+    let proved = |wanted: ServerId| servers.iter().find(|(id, ..)| *id == wanted).and_then(|(.., proved)| *proved);
+    // None of a missing one is less than any number: one that has proved nothing keeps all from being proved.
+    let proved_users = wanted.servers().map(proved).min().flatten();
+    let servers = servers.into_iter().map(|(id, server, _)| (id, server)).collect();
+    Heard { observed: Observed { servers, sentinels, pods, scale, ..Observed::default() }, proved_users }
+}
+
+async fn sentinel(address: SocketAddr, login: &Login) -> Sentinel {
+    let ask = async {
+        let mut admin = Admin::connect(address, Some(login)).await?;
+        observe::sentinel(&mut admin).await
+    };
+    match timeout(ASK_WITHIN, ask).await {
+        Ok(Ok(watch)) => Sentinel::Running { watch },
+        Ok(Err(error)) => {
+            debug!(%error, "a sentinel does not answer");
+            Sentinel::Silent
+        }
+        Err(_) => Sentinel::Silent,
+    }
+}
+
+/// What an agent tells of its server; `None` where it does not answer.
+async fn state_report(context: &Context, agent: SocketAddr) -> Option<StateReport> {
+    let ask = async {
+        let response = context.http.get(format!("http://{agent}/state")).send().await?.error_for_status()?;
+        if response.content_length().is_some_and(|length| length > MAX_BYTES as u64) {
+            return Ok(None);
+        }
+        response.bytes().await.map(Some)
+    };
+    let body: Result<_, reqwest::Error> = timeout(ASK_WITHIN, ask).await.ok()?;
+    match body {
+        Ok(Some(body)) if body.len() <= MAX_BYTES => serde_json::from_slice(&body).ok(),
+        Ok(_) => None,
+        Err(error) => {
+            debug!(%agent, %error, "an agent does not answer");
+            None
+        }
+    }
+}
+
+/// The pods that exist, of members that have an address.
+fn pods(context: &Context, watches: &Watches, wanted: &Wanted, addresses: &Addresses) -> BTreeMap<Member, Pod> {
+    let names = &wanted.names;
+    let servers = addresses.servers.keys().map(|id| (Member::Server(*id), names.server_pod(*id)));
+    let sentinels = addresses.sentinels.keys().map(|id| (Member::Sentinel(*id), names.sentinel_pod(*id)));
+    let existing = servers.chain(sentinels).filter_map(|(member, name)| {
+        let pod = find(&watches.pods, &wanted.namespace, &name)?;
+        Some((member, read_pod(context, &pod)))
+    });
+    existing.collect()
+}
+
+fn read_pod(context: &Context, pod: &KubePod) -> Pod {
+    let status = pod.status.clone().unwrap_or_default();
+    let annotations = pod.metadata.annotations.as_ref();
+    let revision = annotations.and_then(|annotations| annotations.get(REVISION_ANNOTATION));
+    let node = pod.spec.as_ref().and_then(|spec| spec.node_name.clone());
+    Pod {
+        uid: pod.metadata.uid.clone().unwrap_or_default(),
+        revision: revision.cloned().map(Revision),
+        node: node.map(|name| PlanNode { ready: is_ready_node(context, &name), name }),
+        started: has_started(&status),
+        ready: is_ready(&status),
+        deleting: pod.metadata.deletion_timestamp.is_some(),
+    }
+}
+
+/// Whether a container other than those that prepare it has ever run.
+fn has_started(status: &PodStatus) -> bool {
+    status.container_statuses.iter().flatten().any(|container| {
+        let state = container.state.as_ref();
+        let ran = state.is_some_and(|state| state.running.is_some() || state.terminated.is_some());
+        ran || container.restart_count > 0 || container.last_state.as_ref().is_some_and(|last| last.terminated.is_some())
+    })
+}
+
+/// Whether a pod says that it is ready.
+pub fn is_ready(status: &PodStatus) -> bool {
+    status.conditions.iter().flatten().any(|condition| condition.type_ == "Ready" && condition.status == "True")
+}
+
+/// Whether a node is there and ready; taken for so where this operator may not see nodes.
+fn is_ready_node(context: &Context, name: &str) -> bool {
+    if context.nodes.is_empty() {
+        return true;
+    }
+    let ready = |node: &Node| {
+        let conditions = node.status.as_ref().and_then(|status| status.conditions.as_ref());
+        conditions.into_iter().flatten().any(|condition| condition.type_ == "Ready" && condition.status == "True")
+    };
+    context.nodes.get(&ObjectRef::new(name)).is_some_and(|node| ready(&node))
+}
+
+/// For how long what is seen has been the same: kept by whoever observes.
+#[derive(Debug, Default)]
+pub struct Steady {
+    last: Option<(Observed, Instant)>,
+}
+
+impl Steady {
+    /// Notes what is seen, and for how long it has been so.
+    pub fn note(&mut self, observed: &Observed) -> Duration {
+        let shape = observed.shape();
+        match &self.last {
+            Some((last, since)) if *last == shape => since.elapsed(),
+            _ => {
+                self.last = Some((shape, Instant::now()));
+                Duration::ZERO
+            }
+        }
+    }
+}

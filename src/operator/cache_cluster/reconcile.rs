@@ -1,0 +1,551 @@
+//! One look at a CacheCluster, in five steps: fetch, validate, plan, apply, report.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::{Duration, SystemTime};
+
+use k8s_openapi::jiff::Timestamp;
+use kube::api::{ApiResource, DynamicObject, Patch, PatchParams};
+use kube::runtime::events::Event;
+use kube::{Api, Resource as _};
+use serde_json::json;
+use tokio::time::Instant;
+use tracing::{debug, info, warn};
+
+use super::act::{self, ActError, Actor};
+use super::apply::{Applied, Applier, ApplyError};
+use super::fetch::{self, CachedPassword, Heard, PasswordError, Question, Steady};
+use super::handover::Handover;
+use super::judge::{self, Seen};
+use super::names::{Component, MANAGER, SERVER_PORT};
+use super::objects::{self, Credentials};
+use super::plan::{Action, Desired, Layout, Member, Observed, Sentinel, SentinelId, ServerId, Starter, plan};
+use super::report::{self, Verdict, Verdicts};
+use super::users::{Access, SYSTEM_USER, Users};
+use super::validate::{Wanted, refusal_reason, validate};
+use super::written::{Built, Writer};
+use crate::api::CacheCluster;
+use crate::api::cache_cluster::{CacheClusterStatus, SentinelsStatus, ServersStatus, UsersStatus};
+use crate::api::problem::Problems;
+use crate::operator::admin::Login;
+use crate::operator::controller::Context;
+use crate::operator::queue::Key;
+use crate::operator::switches::Listener;
+use crate::operator::watches::{Cluster, Watches};
+
+/// How often a CacheCluster is looked at without an occasion.
+const EVERY: Duration = Duration::from_secs(10);
+/// How soon it is looked at again while something is under way.
+const IN_MOTION: Duration = Duration::from_millis(1500);
+/// How often one that is refused is looked at: only a change of it, or of a Secret, makes a difference.
+const REFUSED: Duration = Duration::from_secs(300);
+/// How many random bytes make a password.
+const PASSWORD_BYTES: usize = 32;
+/// How long a handover may take until the sentinels act.
+const HANDOVER_LIMIT: Duration = Duration::from_secs(15);
+/// How long nothing may have changed before the operator takes over from sentinels that should have acted.
+const TAKEOVER_AFTER: Duration = Duration::from_secs(20);
+
+/// How a CacheCluster was found.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Standing {
+    /// Clients are not served, or nobody looked yet.
+    #[default]
+    NotReady,
+    /// Clients are served.
+    Ready,
+    /// It cannot be carried out as it is written.
+    Refused,
+}
+
+/// What is remembered of one CacheCluster between two looks. Without it a look does the same, with more effort.
+#[derive(Debug, Default)]
+pub struct Memory {
+    /// How many looks in a row failed.
+    pub failures: u32,
+    /// How it was found.
+    pub standing: Standing,
+    applied: Applied,
+    steady: Steady,
+    password: Option<CachedPassword>,
+    listener: Option<Listener>,
+    /// The status as it was last written: the watch may still show an earlier one.
+    status: Option<CacheClusterStatus>,
+    handover_failed: Option<Instant>,
+    /// Which generation of users each sentinel was told, by the uid of its pod.
+    told_users: BTreeMap<SentinelId, (String, u64)>,
+}
+
+/// Why a look broke off. The next one begins anew.
+#[derive(Debug, thiserror::Error)]
+pub enum ReconcileError {
+    /// An object could not be written.
+    #[error(transparent)]
+    Apply(#[from] ApplyError),
+    /// The password could not be read.
+    #[error(transparent)]
+    Password(#[from] PasswordError),
+    /// A server or a sentinel did not do as it was told.
+    #[error(transparent)]
+    Act(#[from] ActError),
+    /// The status could not be written.
+    #[error("the status: {0}")]
+    Status(Box<kube::Error>),
+}
+
+impl ReconcileError {
+    /// The kind of error as a label of metrics.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Apply(ApplyError::NotLeading) => "not_leading",
+            Self::Apply(error) if error.is_refusal() => "refused",
+            Self::Apply(_) => "apply",
+            Self::Password(_) => "password",
+            Self::Act(_) => "act",
+            Self::Status(_) => "status",
+        }
+    }
+}
+
+/// Does all that is due now. When to look again.
+pub async fn reconcile(
+    context: &Context,
+    watches: &Watches,
+    cluster: &Cluster,
+    memory: &mut Memory,
+) -> Result<Duration, ReconcileError> {
+    let cluster = match &cluster.0 {
+        Ok(cluster) => cluster,
+        Err(invalid) => {
+            let message = format!("the object cannot be read: {}: correct it, or delete it", invalid.error);
+            let place = Place::of(&invalid.metadata, None);
+            return refuse(context, &place, "Unreadable", message, memory).await;
+        }
+    };
+    if cluster.metadata.deletion_timestamp.is_some() {
+        // What belongs to it goes with it, by Kubernetes' own garbage collection.
+        return Ok(REFUSED);
+    }
+    let place = Place::of(&cluster.metadata, cluster.status.as_ref());
+    let wanted = match validate(cluster) {
+        Ok(wanted) => wanted,
+        Err(problems) => {
+            let reason = refusal_reason(&problems);
+            return refuse(context, &place, reason, Problems(problems).to_string(), memory).await;
+        }
+    };
+    let look = Look { context, watches, cluster, wanted: &wanted, place };
+    match look.credentials(memory).await {
+        Ok((credentials, stale_password)) => look.bring_forward(credentials, stale_password, memory).await,
+        Err(error @ PasswordError::Missing { .. }) => {
+            refuse(context, &look.place, "SecretMissing", error.to_string(), memory).await
+        }
+        Err(error @ PasswordError::Malformed { .. }) => {
+            refuse(context, &look.place, "SecretMalformed", error.to_string(), memory).await
+        }
+        Err(error @ (PasswordError::Api(_) | PasswordError::NoRandomness)) => Err(error.into()),
+    }
+}
+
+/// Which object, and what its status was.
+#[derive(Debug, Clone)]
+struct Place {
+    key: Key,
+    uid: String,
+    generation: Option<i64>,
+    status: Option<CacheClusterStatus>,
+}
+
+impl Place {
+    fn of(metadata: &kube::core::ObjectMeta, status: Option<&CacheClusterStatus>) -> Self {
+        let key = Key {
+            namespace: metadata.namespace.clone().unwrap_or_else(|| "default".to_owned()),
+            name: metadata.name.clone().unwrap_or_default(),
+        };
+        let uid = metadata.uid.clone().unwrap_or_default();
+        Self { key, uid, generation: metadata.generation, status: status.cloned() }
+    }
+}
+
+/// Says that an object cannot be carried out. What runs already is left as it is.
+async fn refuse(
+    context: &Context,
+    place: &Place,
+    reason: &'static str,
+    message: String,
+    memory: &mut Memory,
+) -> Result<Duration, ReconcileError> {
+    memory.standing = Standing::Refused;
+    let later = "it is left as it is until the specification can be carried out";
+    let verdicts = Verdicts {
+        accepted: Verdict::no(reason, message),
+        ready: Verdict::no("Refused", later),
+        progressing: Verdict::no("Refused", later),
+        degraded: Verdict::no("Refused", later),
+    };
+    let before = memory.status.clone().or_else(|| place.status.clone()).unwrap_or_default();
+    write_status(context, place, &verdicts, before, memory).await?;
+    Ok(REFUSED)
+}
+
+/// Completes a status by its conditions, and writes it if it differs from the one before.
+async fn write_status(
+    context: &Context,
+    place: &Place,
+    verdicts: &Verdicts,
+    mut status: CacheClusterStatus,
+    memory: &mut Memory,
+) -> Result<(), ReconcileError> {
+    let before = memory.status.as_ref().or(place.status.as_ref());
+    let earlier = before.map(|before| before.conditions.as_slice()).unwrap_or_default();
+    status.conditions = report::conditions(earlier, verdicts, place.generation, Timestamp::now());
+    status.summary = Some(verdicts.summary().to_owned());
+    status.observed_generation = place.generation;
+    if before == Some(&status) {
+        return Ok(());
+    }
+    let resource = ApiResource::erase::<CacheCluster>(&());
+    let api: Api<DynamicObject> = Api::namespaced_with(context.client.clone(), &place.key.namespace, &resource);
+    let document = json!({
+        "apiVersion": resource.api_version,
+        "kind": resource.kind,
+        "metadata": {"name": place.key.name, "uid": place.uid},
+        "status": status,
+    });
+    let params = PatchParams::apply(MANAGER).force();
+    let sent = api.patch_status(&place.key.name, &params, &Patch::Apply(&document)).await;
+    match sent {
+        Ok(_) => {}
+        // Deleted in the meantime, or another of the same name.
+        Err(kube::Error::Api(status)) if status.code == 404 || status.code == 409 => return Ok(()),
+        Err(error) => return Err(ReconcileError::Status(Box::new(error))),
+    }
+    context.metrics.wrote_status();
+    for happening in report::happenings(before, &status) {
+        publish(context, place, happening).await;
+    }
+    memory.status = Some(status);
+    Ok(())
+}
+
+/// Tells an event. One that cannot be told is no reason to break off.
+async fn publish(context: &Context, place: &Place, happening: report::Happening) {
+    info!(key = %place.key, reason = happening.reason, "{}", happening.note);
+    let event = Event {
+        type_: happening.event_type(),
+        reason: happening.reason,
+        note: Some(happening.note.chars().take(1000).collect()),
+        action: "Reconcile".to_owned(),
+        secondary: None,
+    };
+    let regarding = k8s_openapi::api::core::v1::ObjectReference {
+        api_version: Some(CacheCluster::api_version(&()).into_owned()),
+        kind: Some(CacheCluster::kind(&()).into_owned()),
+        name: Some(place.key.name.clone()),
+        namespace: Some(place.key.namespace.clone()),
+        uid: Some(place.uid.clone()),
+        ..Default::default()
+    };
+    if let Err(error) = context.recorder.publish(&event, &regarding).await {
+        warn!(key = %place.key, %error, "an event could not be told");
+    }
+}
+
+/// One look at a CacheCluster that can be carried out.
+struct Look<'a> {
+    context: &'a Context,
+    watches: &'a Watches,
+    cluster: &'a CacheCluster,
+    wanted: &'a Wanted,
+    place: Place,
+}
+
+impl Look<'_> {
+    /// The passwords in force from now on, and what is wrong with the clients' new one where an earlier one stays in force.
+    async fn credentials(&self, memory: &mut Memory) -> Result<(Credentials, Option<String>), PasswordError> {
+        let names = &self.wanted.names;
+        let password = self.own_entry(&names.system_secret(), objects::PASSWORD).await?;
+        let password = password.and_then(|bytes| String::from_utf8(bytes).ok()).filter(|password| !password.is_empty());
+        let password = password.map_or_else(random_password, Ok)?;
+        let system = Login { user: SYSTEM_USER.to_owned(), password };
+        let previous = self.own_entry(&names.users_secret(), objects::USERS_STATE).await?;
+        let previous = previous.and_then(|json| Users::parse(&json));
+        let access = match &self.wanted.auth {
+            None => Access::Open,
+            Some(auth) => {
+                let namespace = &self.wanted.namespace;
+                let text = fetch::password(self.context, self.watches, namespace, &auth.password, &mut memory.password).await;
+                match (text, &previous) {
+                    (Ok(text), _) => Access::user(auth.user(), &text),
+                    (Err(error @ (PasswordError::Missing { .. } | PasswordError::Malformed { .. })), Some(previous)) => {
+                        return Ok((Credentials { system, users: previous.clone() }, Some(error.to_string())));
+                    }
+                    (Err(error), _) => return Err(error),
+                }
+            }
+        };
+        let users = self.cluster.status.as_ref().and_then(|status| status.users.as_ref());
+        let proved = memory.status.as_ref().and_then(|status| status.users.as_ref()).or(users).map(|users| users.proved);
+        let users = Users::next(previous.as_ref(), &access, &system.password, proved, SystemTime::now());
+        Ok((Credentials { system, users }, None))
+    }
+
+    /// An entry of one of Larder's own Secrets.
+    async fn own_entry(&self, secret: &str, entry: &str) -> Result<Option<Vec<u8>>, kube::Error> {
+        let secret = fetch::own_secret(self.context, self.watches, &self.wanted.namespace, secret).await?;
+        Ok(secret.and_then(|secret| Some(secret.data.as_ref()?.get(entry)?.0.clone())))
+    }
+
+    /// Writes what is wanted, sees what there is, does what is due and tells of it.
+    async fn bring_forward(
+        &self,
+        credentials: Credentials,
+        stale_password: Option<String>,
+        memory: &mut Memory,
+    ) -> Result<Duration, ReconcileError> {
+        let mut applied = std::mem::take(&mut memory.applied);
+        let mut applier = Applier { context: self.context, wanted: self.wanted, applied: &mut applied };
+        let mut writer = Writer { watches: self.watches, applier: &mut applier };
+        let outcome = self.steps(&mut writer, &credentials, stale_password, memory).await;
+        memory.applied = applied;
+        outcome
+    }
+
+    async fn steps(
+        &self,
+        writer: &mut Writer<'_, '_>,
+        credentials: &Credentials,
+        stale_password: Option<String>,
+        memory: &mut Memory,
+    ) -> Result<Duration, ReconcileError> {
+        // Nothing at all is changed while a person holds everything as it is; but there is something to look at.
+        let (built, refusal) = writer.write(credentials).await;
+        let refusal = match refusal {
+            Some(error) if !error.is_refusal() => return Err(error.into()),
+            refusal => refusal.map(|error| error.to_string()),
+        };
+        let question =
+            Question { wanted: self.wanted, addresses: &built.addresses, login: &credentials.system, scale: built.scale };
+        let Heard { mut observed, proved_users } = fetch::hear(self.context, self.watches, question).await;
+        observed.steady = memory.steady.note(&observed);
+        observed.handover_failed = memory.handover_failed.map(|at| at.elapsed());
+        let desired = self.desired(&built);
+        let actions = if built.is_complete() || built.scale.is_some() { plan(&desired, &observed) } else { Vec::new() };
+        self.listen(&built, credentials, memory);
+        let seen = Seen {
+            wanted: self.wanted,
+            desired: &desired,
+            observed: &observed,
+            actions: &actions,
+            troubles: &self.troubles(&built),
+            refusal,
+            stale_password,
+            initialized: self.status(memory).is_some_and(|status| status.initialized),
+        };
+        self.report(&seen, credentials, proved_users, memory).await?;
+        self.point_at_primary(writer, &seen).await?;
+        self.tell_users(writer, &built, credentials, &observed, memory).await;
+        self.act(writer, &built, credentials, &actions, memory).await?;
+        Ok(if seen.is_in_motion() { IN_MOTION } else { EVERY.mul_f64(0.9 + fastrand::f64() * 0.2) })
+    }
+
+    /// The status as it stands.
+    fn status<'m>(&'m self, memory: &'m Memory) -> Option<&'m CacheClusterStatus> {
+        memory.status.as_ref().or(self.place.status.as_ref())
+    }
+
+    fn desired(&self, built: &Built) -> Desired {
+        let wanted = self.wanted;
+        // Where not everything could be written, what there is, is kept alive.
+        let replicas = match built.scale {
+            Some(scale) if !built.is_complete() => wanted.replicas.min(scale.servers.saturating_sub(1)),
+            _ => wanted.replicas,
+        };
+        Desired {
+            layout: Layout::Sentinel { sentinels: wanted.sentinels },
+            replicas,
+            takeover_after: TAKEOVER_AFTER,
+            starter: Starter::Agent,
+            durable: wanted.storage.is_some(),
+            accept_data_loss: wanted.accept_data_loss,
+            paused: wanted.paused,
+            pods: built.pods.clone(),
+        }
+    }
+
+    /// Keeps an ear on the sentinels.
+    fn listen(&self, built: &Built, credentials: &Credentials, memory: &mut Memory) {
+        let (sentinels, login) = (built.sentinels(), Some(&credentials.system));
+        let listens = memory.listener.as_ref().is_some_and(|listener| listener.is_for(&sentinels, login));
+        if !listens && !sentinels.is_empty() {
+            let (queue, metrics) = (self.context.queue.clone(), self.context.metrics.clone());
+            memory.listener = Some(Listener::start(sentinels, login.cloned(), self.place.key.clone(), queue, metrics));
+        }
+    }
+
+    /// What keeps pods from running.
+    fn troubles(&self, built: &Built) -> Vec<String> {
+        let (names, namespace) = (&self.wanted.names, &self.wanted.namespace);
+        let servers = built.addresses.servers.keys().map(|id| names.server_pod(*id));
+        let sentinels = built.addresses.sentinels.keys().map(|id| names.sentinel_pod(*id));
+        let trouble = |pod: String| {
+            let claim = fetch::find(&self.watches.claims, namespace, &format!("{}-{pod}", objects::DATA_VOLUME));
+            judge::trouble(&*fetch::find(&self.watches.pods, namespace, &pod)?, claim.as_deref())
+        };
+        servers.chain(sentinels).filter_map(trouble).collect()
+    }
+
+    /// Tells what was seen.
+    async fn report(
+        &self,
+        seen: &Seen<'_>,
+        credentials: &Credentials,
+        proved_users: Option<u64>,
+        memory: &mut Memory,
+    ) -> Result<(), ReconcileError> {
+        let verdicts = seen.verdicts();
+        memory.standing = if verdicts.ready.holds { Standing::Ready } else { Standing::NotReady };
+        let (names, before) = (&self.wanted.names, self.status(memory).cloned().unwrap_or_default());
+        let acting = seen.acting();
+        let (updated_servers, updated_sentinels) = seen.updated();
+        let (servers, sentinels) = (self.wanted.replicas + 1, self.wanted.sentinels);
+        let watching = acting.map_or(0, |acting| seen.watching(acting.address));
+        let selector = names.selector(Some(Component::Server), None).match_labels.unwrap_or_default();
+        let selector: Vec<String> = selector.iter().map(|(key, value)| format!("{key}={value}")).collect();
+        let status = CacheClusterStatus {
+            initialized: before.initialized || verdicts.ready.holds,
+            servers: Some(ServersStatus {
+                primary: acting.map(|acting| names.server_pod(acting.server)),
+                primary_address: acting.map(|acting| acting.address.to_string()),
+                ready: format!("{}/{servers}", acting.map_or(0, |_| 1 + seen.in_step())),
+                updated: format!("{updated_servers}/{servers}"),
+            }),
+            sentinels: Some(SentinelsStatus {
+                ready: format!("{watching}/{sentinels}"),
+                updated: format!("{updated_sentinels}/{sentinels}"),
+            }),
+            users: Some(UsersStatus {
+                generation: credentials.users.generation,
+                proved: proved_users.unwrap_or_default(),
+                phase: credentials.users.phase(proved_users).as_str().to_owned(),
+            }),
+            selector: Some(selector.join(",")),
+            ..before
+        };
+        write_status(self.context, &self.place, &verdicts, status, memory).await
+    }
+
+    /// Has the Service of the primary point at its pod. It trails a failover; clients that cannot wait ask the sentinels.
+    async fn point_at_primary(&self, writer: &mut Writer<'_, '_>, seen: &Seen<'_>) -> Result<(), ReconcileError> {
+        let Some(acting) = seen.acting() else { return Ok(()) };
+        let name = self.wanted.names.server_pod(acting.server);
+        let Some(pod) = fetch::find(&self.watches.pods, &self.wanted.namespace, &name) else { return Ok(()) };
+        let ip = pod.status.as_ref().and_then(|status| status.pod_ip.as_deref()).and_then(|ip| ip.parse().ok());
+        let node = pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref());
+        if let Some(ip) = ip {
+            let slice = objects::primary_endpoints(self.wanted, &name, ip, node);
+            writer.applier.apply(&self.watches.endpoint_slices, slice).await?;
+        }
+        Ok(())
+    }
+
+    /// Tells sentinels of users that changed. Their files say the same, for when they start.
+    async fn tell_users(
+        &self,
+        writer: &Writer<'_, '_>,
+        built: &Built,
+        credentials: &Credentials,
+        observed: &Observed,
+        memory: &mut Memory,
+    ) {
+        let generation = credentials.users.generation;
+        let answering = observed.sentinels.iter().filter(|(_, sentinel)| matches!(sentinel, Sentinel::Running { .. }));
+        let mut told = BTreeMap::new();
+        for (id, _) in answering {
+            let Some(pod) = observed.pods.get(&Member::Sentinel(*id)) else { continue };
+            let now = (pod.uid.clone(), generation);
+            if memory.told_users.get(id) != Some(&now) {
+                let actor = actor(writer, built, credentials);
+                if let Err(error) = actor.set_users(*id, &credentials.users.on_sentinels()).await {
+                    debug!(key = %self.place.key, %error, "a sentinel was not told of users, and is told again");
+                    continue;
+                }
+            }
+            told.insert(*id, now);
+        }
+        memory.told_users = told;
+    }
+
+    /// Does what the planner says, in order. After a disruption that failed nothing else is done.
+    async fn act(
+        &self,
+        writer: &mut Writer<'_, '_>,
+        built: &Built,
+        credentials: &Credentials,
+        actions: &[Action],
+        memory: &mut Memory,
+    ) -> Result<(), ReconcileError> {
+        let mut outcome = Ok(());
+        for action in actions.iter().filter(|action| !matches!(action, Action::Wait(_))) {
+            debug!(key = %self.place.key, ?action, "is due");
+            let done = match action {
+                Action::SetReplicas { of, count } => writer.scale_to(built, *of, *count).await.map_err(ActError::from),
+                Action::Handover { from, to } => self.hand_over(built, credentials, *from, *to, memory).await,
+                _ => actor(writer, built, credentials).take(action).await,
+            };
+            self.context.metrics.acted(act::word(action));
+            if let Err(error) = done {
+                warn!(key = %self.place.key, ?action, %error, "a step failed; it is taken again where it is still called for");
+                let goes_on = matches!(action, Action::Monitor { .. } | Action::SetQuorum { .. } | Action::Forget { .. });
+                outcome = outcome.and(Err(error.into()));
+                if !goes_on {
+                    break;
+                }
+            }
+        }
+        outcome
+    }
+}
+
+impl Look<'_> {
+    /// Hands a primary over to another, within a deadline.
+    async fn hand_over(
+        &self,
+        built: &Built,
+        credentials: &Credentials,
+        from: ServerId,
+        to: ServerId,
+        memory: &mut Memory,
+    ) -> Result<(), ActError> {
+        if !self.context.leadership.holds() {
+            return Err(ApplyError::NotLeading.into());
+        }
+        let address = |id| built.addresses.servers.get(&id).map(|ip| SocketAddr::new(*ip, SERVER_PORT));
+        let (Some(from), Some(to)) = (address(from), address(to)) else { return Ok(()) };
+        info!(key = %self.place.key, %from, %to, "hands the primary over");
+        let sentinels = built.sentinels();
+        let handover = Handover {
+            master: self.wanted.master_name(),
+            from,
+            to,
+            sentinels: &sentinels,
+            login: Some(&credentials.system),
+            limit: HANDOVER_LIMIT,
+        };
+        let outcome = handover.run().await;
+        memory.handover_failed = outcome.is_err().then(Instant::now);
+        outcome.map(drop).map_err(ActError::from)
+    }
+}
+
+fn actor<'a, 'b>(writer: &'a Writer<'_, 'b>, built: &'a Built, credentials: &'a Credentials) -> Actor<'a, 'b> {
+    Actor { applier: writer.applier, addresses: &built.addresses, login: &credentials.system }
+}
+
+/// A password from the system's own generator, by way of the TLS provider: fastrand is no source of secrets.
+fn random_password() -> Result<String, PasswordError> {
+    let mut bytes = [0_u8; PASSWORD_BYTES];
+    let provider = rustls::crypto::ring::default_provider();
+    provider.secure_random.fill(&mut bytes).map_err(|_| PasswordError::NoRandomness)?;
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+}

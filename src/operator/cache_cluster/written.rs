@@ -1,0 +1,189 @@
+//! All objects of a CacheCluster, written in the order in which they need each other: Services first, since the addresses that they are
+//! given stand in all the rest.
+
+use std::collections::BTreeMap;
+use std::fmt::Debug;
+
+use k8s_openapi::api::apps::v1::StatefulSet;
+use kube::ResourceExt as _;
+
+use super::apply::{Applier, ApplyError};
+use super::fetch::{cluster_ip, find};
+use super::objects::{Addresses, Credentials, Kept, Objects, memory_limit, objects, services};
+use super::plan::{DesiredPods, Revision, Scale, SentinelId, ServerId, Set};
+use crate::operator::watches::Watches;
+
+/// What came of writing.
+#[derive(Debug, Clone, Default)]
+pub struct Built {
+    /// Where servers and sentinels are, and those that are still to be removed.
+    pub addresses: Addresses,
+    /// How many pods the StatefulSets asked for before.
+    pub scale: Option<Scale>,
+    /// What pods are to be made of; `None` until their addresses are known.
+    pub pods: Option<DesiredPods>,
+    /// The StatefulSets as they were written.
+    sets: Vec<StatefulSet>,
+}
+
+/// Writes the objects of one CacheCluster.
+pub struct Writer<'a, 'b> {
+    /// What there is.
+    pub watches: &'a Watches,
+    /// How one object is written.
+    pub applier: &'a mut Applier<'b>,
+}
+
+impl Writer<'_, '_> {
+    /// Writes everything. What came of it, and the first error: what does not need what failed is written all the same.
+    pub async fn write(&mut self, credentials: &Credentials) -> (Built, Option<ApplyError>) {
+        let mut built = Built { scale: self.scale(), ..Built::default() };
+        let names = self.applier.wanted.names.clone();
+        let servers = built.scale.map_or(0, |scale| scale.servers).max(self.applier.wanted.replicas + 1);
+        let mut by_name = BTreeMap::new();
+        let mut error = None;
+        let wanted_services = services(self.applier.wanted, servers);
+        let mut service_names: Vec<String> = wanted_services.iter().map(kube::ResourceExt::name_any).collect();
+        for service in wanted_services {
+            match self.applier.apply(&self.watches.services, service).await {
+                Ok(service) => drop(by_name.insert(service.name_any(), cluster_ip(&service))),
+                Err(refused) => error = error.or(Some(refused)),
+            }
+        }
+        let address = |name: String| by_name.get(&name).copied().flatten();
+        let server_ids = (0..servers).map(|index| ServerId { shard: 0, index });
+        built.addresses.servers = server_ids.filter_map(|id| Some((id, address(names.server_pod(id))?))).collect();
+        let sentinel_ids = self.applier.wanted.sentinel_ids();
+        built.addresses.sentinels = sentinel_ids.filter_map(|id| Some((id, address(names.sentinel_pod(id))?))).collect();
+        let all = usize::from(servers) + usize::from(self.applier.wanted.sentinels);
+        let configured = built.addresses.clone();
+        self.add_leaving_sentinels(&mut built, &mut service_names);
+        // A server that is not told of all its peers could take itself for the only one with data.
+        if configured.servers.len() + configured.sentinels.len() < all {
+            return (built, error);
+        }
+        let kept = self.kept(built.scale);
+        let objects = objects(self.applier.wanted, &self.applier.context.installation, &configured, credentials, &kept);
+        if let Err(refused) = self.write_objects(objects, &mut built).await {
+            error = error.or(Some(refused));
+        }
+        if let Err(refused) = self.applier.keep_only(&self.watches.services, &service_names).await {
+            error = error.or(Some(refused));
+        }
+        (built, error)
+    }
+
+    /// How many pods the StatefulSets ask for, where both exist.
+    fn scale(&self) -> Option<Scale> {
+        let names = &self.applier.wanted.names;
+        let replicas = |name: &str| {
+            let set = find(&self.watches.stateful_sets, &self.applier.wanted.namespace, name)?;
+            u16::try_from(set.spec.as_ref()?.replicas?).ok()
+        };
+        Some(Scale { servers: replicas(&names.shard_set(0))?, sentinels: replicas(&names.sentinel_set())? })
+    }
+
+    /// Sentinels that are to go keep their Services as long as their set asks for them.
+    fn add_leaving_sentinels(&self, built: &mut Built, service_names: &mut Vec<String>) {
+        let wanted = self.applier.wanted;
+        let Some(scale) = built.scale else { return };
+        for id in (wanted.sentinels..scale.sentinels).map(SentinelId) {
+            let name = wanted.names.sentinel_pod(id);
+            let service = find(&self.watches.services, &wanted.namespace, &name);
+            if let Some(address) = service.as_deref().and_then(cluster_ip) {
+                built.addresses.sentinels.insert(id, address);
+            }
+            service_names.push(name);
+        }
+    }
+
+    /// What stands already, and is not to change by itself.
+    fn kept(&self, scale: Option<Scale>) -> Kept {
+        let wanted = self.applier.wanted;
+        let mut kept = Kept { servers: scale.map(|scale| scale.servers), ..Kept::default() };
+        for name in [wanted.names.shard_set(0), wanted.names.sentinel_set()] {
+            let set = find(&self.watches.stateful_sets, &wanted.namespace, &name);
+            if let Some(template) = set.and_then(|set| set.spec.as_ref().map(|spec| spec.template.clone())) {
+                kept.templates.insert(name, template);
+            }
+        }
+        for id in wanted.servers() {
+            let pod = find(&self.watches.pods, &wanted.namespace, &wanted.names.server_pod(id));
+            if let Some(limit) = pod.as_deref().and_then(memory_limit) {
+                kept.memory.insert(id, limit);
+            }
+        }
+        kept
+    }
+
+    async fn write_objects(&mut self, objects: Objects, built: &mut Built) -> Result<(), ApplyError> {
+        let Objects {
+            service_account,
+            secrets,
+            config_maps,
+            network_policy,
+            disruption_budgets,
+            stateful_sets,
+            revisions,
+            agent_generations: _,
+        } = objects;
+        let Self { watches, applier } = self;
+        applier.apply(&watches.accounts, service_account).await?;
+        for secret in secrets {
+            applier.apply(&watches.secrets, secret).await?;
+        }
+        for config_map in config_maps {
+            applier.apply(&watches.config_maps, config_map).await?;
+        }
+        let mut policies = Vec::new();
+        if let Some(policy) = network_policy {
+            policies.push(policy.name_any());
+            applier.apply(&watches.network_policies, policy).await?;
+        }
+        applier.keep_only(&watches.network_policies, &policies).await?;
+        for budget in disruption_budgets {
+            applier.apply(&watches.budgets, budget).await?;
+        }
+        let pods = DesiredPods { servers: Revision(revisions.servers), sentinels: Revision(revisions.sentinels) };
+        for mut set in stateful_sets {
+            // Sentinels, as servers, come and go when the plan says so.
+            if set.name_any() == applier.wanted.names.sentinel_set()
+                && let (Some(scale), Some(spec)) = (built.scale, &mut set.spec)
+            {
+                spec.replicas = Some(i32::from(scale.sentinels));
+            }
+            applier.apply(&watches.stateful_sets, set.clone()).await?;
+            built.sets.push(set);
+        }
+        built.pods = Some(pods);
+        Ok(())
+    }
+
+    /// Makes a set ask for `count` pods.
+    pub async fn scale_to(&mut self, built: &Built, set: Set, count: u16) -> Result<(), ApplyError> {
+        let names = &self.applier.wanted.names;
+        let name = match set {
+            Set::Servers { shard } => names.shard_set(shard),
+            Set::Sentinels => names.sentinel_set(),
+        };
+        let Some(mut set) = built.sets.iter().find(|set| set.name_any() == name).cloned() else { return Ok(()) };
+        if let Some(spec) = &mut set.spec {
+            spec.replicas = Some(i32::from(count));
+        }
+        self.applier.apply(&self.watches.stateful_sets, set).await?;
+        Ok(())
+    }
+}
+
+impl Built {
+    /// Whether everything could be written, so that there is something to plan for.
+    pub fn is_complete(&self) -> bool {
+        self.pods.is_some()
+    }
+
+    /// The Services that a CacheCluster needs have their addresses.
+    pub fn sentinels(&self) -> Vec<std::net::SocketAddr> {
+        let port = super::names::SENTINEL_PORT;
+        self.addresses.sentinels.values().map(|ip| std::net::SocketAddr::new(*ip, port)).collect()
+    }
+}

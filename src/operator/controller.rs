@@ -1,0 +1,285 @@
+//! The operator as a process: it watches, and while it leads it looks at each CacheCluster when something about it changes, and
+//! regularly.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::Node;
+use kube::Client;
+use kube::runtime::events::{Recorder, Reporter};
+use kube::runtime::reflector::Store;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout};
+use tracing::{debug, info, warn};
+
+use super::cache_cluster::objects::Installation;
+use super::cache_cluster::reconcile::{self, Memory, Standing};
+use super::election::{Election, Leadership};
+use super::metrics::Metrics;
+use super::queue::{Key, Queue, back_off};
+use super::serve::{self, ListenError};
+use super::watches::{Watches, nodes};
+
+/// How many CacheClusters are worked on at the same time.
+const CONCURRENCY: usize = 4;
+/// How long one look at a CacheCluster may take; a handover is the longest part of any.
+const RECONCILE_WITHIN: Duration = Duration::from_secs(90);
+/// How long work under way may go on after the signal to stop.
+const FINISH_WITHIN: Duration = Duration::from_secs(20);
+/// The Lease that the operators of one installation compete for.
+const LEASE: &str = "larder-operator";
+/// How long a server's agent may take to answer.
+const ASK_WITHIN: Duration = Duration::from_secs(1);
+
+/// How the operator runs.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The namespaces whose CacheClusters are kept. Empty: all.
+    pub namespaces: Vec<String>,
+    /// Where health and metrics are served.
+    pub listen: SocketAddr,
+    /// The namespace of the Lease.
+    pub lease_namespace: String,
+    /// A name that no other process has.
+    pub identity: String,
+    /// What all CacheClusters share.
+    pub installation: Installation,
+}
+
+/// Why the operator cannot run. Each text ends in the remedy.
+#[derive(Debug, thiserror::Error)]
+pub enum OperatorError {
+    /// Nothing says where the API server is.
+    #[error("the API server: {0}: run it as a pod with a ServiceAccount, or set KUBECONFIG")]
+    Config(#[from] kube::config::InferConfigError),
+    /// The client cannot be made.
+    #[error("the API server's client: {0}: correct the kubeconfig")]
+    Client(#[source] Box<kube::Error>),
+    /// The port cannot be had.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    /// The port was lost.
+    #[error("health and metrics are served no more: {0}: see that the system has file descriptors left")]
+    Serve(#[from] io::Error),
+    /// The client that asks agents cannot be made.
+    #[error("the HTTP client: {0}: see that the system has file descriptors left")]
+    Http(#[from] reqwest::Error),
+}
+
+/// What every reconciliation may use.
+pub struct Context {
+    /// The API server.
+    pub client: Client,
+    /// For agents, which are asked over HTTP.
+    pub http: reqwest::Client,
+    /// Events of CacheClusters.
+    pub recorder: Recorder,
+    /// Whether this process may act.
+    pub leadership: Leadership,
+    /// The operator's own figures.
+    pub metrics: Arc<Metrics>,
+    /// What is to be looked at.
+    pub queue: Queue,
+    /// What all CacheClusters share.
+    pub installation: Installation,
+    /// The nodes, where this operator may see them.
+    pub nodes: Store<Node>,
+    watches: Vec<Watches>,
+    memories: Mutex<HashMap<Key, Memory>>,
+}
+
+/// Runs until `stopped` is complete, then finishes what is under way and lets another lead.
+pub async fn run(config: Config, stopped: impl Future<Output = ()>) -> Result<(), OperatorError> {
+    let client = client().await?;
+    let listener = serve::bind(config.listen).await?;
+    info!(listen = %config.listen, identity = config.identity, "the operator starts");
+    let metrics = Arc::new(Metrics::default());
+    let (tell, waiting) = watch::channel("the first look at the API server".to_owned());
+    let (stop, stopping) = watch::channel(false);
+    let (end, ending) = watch::channel(false);
+    let mut tasks = JoinSet::new();
+    let server = tokio::spawn(serve::serve(listener, metrics.clone(), waiting, told(ending.clone())));
+    let (election, leadership) = Election::new(client.clone(), &config.lease_namespace, LEASE, &config.identity);
+    let election = tokio::spawn(election.run(told(ending)));
+
+    let context = Arc::new(Context::new(client, &config, leadership, metrics, &mut tasks)?);
+    tasks.spawn(announce_readiness(context.clone(), tell));
+    let workers: Vec<_> = (0..CONCURRENCY).map(|_| tokio::spawn(work(context.clone(), stopping.clone()))).collect();
+    tasks.spawn(follow_leadership(context.clone()));
+
+    stopped.await;
+    info!("the operator stops");
+    stop.send_replace(true);
+    let finish = async {
+        for worker in workers {
+            // A worker that failed has nothing left to finish.
+            let _ = worker.await;
+        }
+    };
+    if timeout(FINISH_WITHIN, finish).await.is_err() {
+        warn!("work under way is given up; the next leader takes it up where it stands");
+    }
+    tasks.abort_all();
+    end.send_replace(true);
+    // The election's own requests have deadlines.
+    let _ = election.await;
+    match server.await {
+        Ok(served) => Ok(served?),
+        Err(_) => Ok(()),
+    }
+}
+
+async fn client() -> Result<Client, OperatorError> {
+    let mut config = kube::Config::infer().await?;
+    // Longer than a watch lasts, so that it only ends connections that were lost.
+    config.read_timeout = Some(Duration::from_secs(310));
+    config.connect_timeout = Some(Duration::from_secs(5));
+    Client::try_from(config).map_err(|error| OperatorError::Client(Box::new(error)))
+}
+
+/// Returns once the flag is set, or nobody can set it any more.
+async fn told(mut flag: watch::Receiver<bool>) {
+    let _ = flag.wait_for(|set| *set).await;
+}
+
+impl Context {
+    fn new(
+        client: Client,
+        config: &Config,
+        leadership: Leadership,
+        metrics: Arc<Metrics>,
+        tasks: &mut JoinSet<()>,
+    ) -> Result<Self, OperatorError> {
+        let queue = Queue::default();
+        let scopes: Vec<Option<&str>> = match &config.namespaces[..] {
+            [] => vec![None],
+            names => names.iter().map(|name| Some(name.as_str())).collect(),
+        };
+        let watches = scopes.into_iter().map(|namespace| Watches::start(&client, namespace, &queue, tasks)).collect();
+        let reporter = Reporter { controller: "larder.dev/operator".to_owned(), instance: Some(config.identity.clone()) };
+        Ok(Self {
+            nodes: nodes(&client, tasks),
+            http: reqwest::Client::builder().connect_timeout(ASK_WITHIN).timeout(ASK_WITHIN).no_proxy().build()?,
+            recorder: Recorder::new(client.clone(), reporter),
+            client,
+            leadership,
+            metrics,
+            queue,
+            installation: config.installation.clone(),
+            watches,
+            memories: Mutex::default(),
+        })
+    }
+
+    fn watches_of(&self, namespace: &str) -> Option<&Watches> {
+        self.watches.iter().find(|watches| watches.covers(namespace))
+    }
+
+    fn memories(&self) -> MutexGuard<'_, HashMap<Key, Memory>> {
+        self.memories.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps what was learned about a CacheCluster, and counts them all.
+    fn remember(&self, key: Key, memory: Option<Memory>) {
+        let mut memories = self.memories();
+        match memory {
+            Some(memory) => drop(memories.insert(key, memory)),
+            None => drop(memories.remove(&key)),
+        }
+        let count = |standing| memories.values().filter(|memory| memory.standing == standing).count();
+        self.metrics.set_clusters(memories.len(), count(Standing::Ready), count(Standing::Refused));
+    }
+}
+
+/// Says what the operator waits for until everything that is watched is at hand.
+async fn announce_readiness(context: Arc<Context>, tell: watch::Sender<String>) {
+    for watches in &context.watches {
+        watches.ready(|what| drop(tell.send_replace(what))).await;
+    }
+    tell.send_replace(String::new());
+    info!("everything that is watched is at hand");
+}
+
+/// Has everything looked at when this process begins to lead, since nobody did so here before.
+async fn follow_leadership(context: Arc<Context>) {
+    let mut leadership = context.leadership.clone();
+    loop {
+        leadership.gained().await;
+        context.metrics.set_leads(true);
+        let keys = context.watches.iter().flat_map(Watches::keys);
+        keys.for_each(|key| context.queue.add(key));
+        leadership.lost().await;
+        context.metrics.set_leads(false);
+        // What was learned is as old as the last look; another may have changed everything since.
+        context.memories().clear();
+    }
+}
+
+/// Works on one CacheCluster after another, while this process leads.
+async fn work(context: Arc<Context>, stopping: watch::Receiver<bool>) {
+    for watches in &context.watches {
+        tokio::select! {
+            () = watches.ready(|_| ()) => {}
+            () = told(stopping.clone()) => return,
+        }
+    }
+    let mut leadership = context.leadership.clone();
+    loop {
+        let next = async {
+            leadership.gained().await;
+            context.queue.next().await
+        };
+        let turn = tokio::select! {
+            turn = next => turn,
+            () = told(stopping.clone()) => return,
+        };
+        if context.leadership.holds() {
+            // In a task of its own, so that an error of ours in one object is not the end of all work.
+            let look = tokio::spawn(look_at(context.clone(), turn.key().clone()));
+            if let Err(error) = look.await {
+                warn!(key = %turn.key(), %error, "the look at a CacheCluster broke off");
+                context.queue.add_after(turn.key().clone(), back_off(8));
+            }
+        } else {
+            // Whoever leads does it; it may be this process again.
+            context.queue.add_after(turn.key().clone(), Duration::from_secs(1));
+        }
+    }
+}
+
+/// Looks at one CacheCluster, does what is due, and says when to look again.
+async fn look_at(context: Arc<Context>, key: Key) {
+    let Some(watches) = context.watches_of(&key.namespace) else { return };
+    let Some(cluster) = watches.cluster(&key) else {
+        debug!(%key, "the CacheCluster is gone");
+        return context.remember(key, None);
+    };
+    let mut memory = context.memories().remove(&key).unwrap_or_default();
+    let start = Instant::now();
+    context.metrics.begun();
+    let outcome = timeout(RECONCILE_WITHIN, reconcile::reconcile(&context, watches, &cluster, &mut memory)).await;
+    let (word, next) = match outcome {
+        Ok(Ok(next)) => {
+            memory.failures = 0;
+            ("ok", next)
+        }
+        Ok(Err(error)) => {
+            memory.failures = memory.failures.saturating_add(1);
+            let next = back_off(memory.failures);
+            warn!(%key, %error, again_in_ms = next.as_millis(), "a CacheCluster could not be brought forward");
+            (error.word(), next)
+        }
+        Err(_) => {
+            memory.failures = memory.failures.saturating_add(1);
+            warn!(%key, "a look at a CacheCluster took more than {} s", RECONCILE_WITHIN.as_secs());
+            ("late", back_off(memory.failures))
+        }
+    };
+    context.metrics.ended(word, start.elapsed());
+    context.remember(key.clone(), Some(memory));
+    context.queue.add_after(key, next);
+}

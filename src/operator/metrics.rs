@@ -1,0 +1,180 @@
+//! What the operator counts of itself. Labels are words of the code's own: never names, never the texts of errors.
+
+use std::fmt;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use prometheus_client::encoding::{EncodeLabelSet, text};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::{Registry, Unit};
+
+/// How a reconciliation ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Result {
+    result: &'static str,
+}
+
+/// What was done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Kind {
+    kind: &'static str,
+}
+
+/// The operator's own figures.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    reconciles: Family<Result, Counter>,
+    duration: Histogram,
+    running: Gauge,
+    leads: Gauge,
+    writes: Family<Kind, Counter>,
+    actions: Family<Kind, Counter>,
+    status_writes: Counter,
+    switches: Counter,
+    clusters: Gauge,
+    ready: Gauge,
+    invalid: Gauge,
+    resident: Gauge<i64>,
+    cpu: Counter<f64, AtomicU64>,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let mut metrics = Self {
+            registry: Registry::with_prefix("larder_operator"),
+            reconciles: Family::default(),
+            duration: Histogram::new(exponential_buckets(0.004, 2.0, 12)),
+            running: Gauge::default(),
+            leads: Gauge::default(),
+            writes: Family::default(),
+            actions: Family::default(),
+            status_writes: Counter::default(),
+            switches: Counter::default(),
+            clusters: Gauge::default(),
+            ready: Gauge::default(),
+            invalid: Gauge::default(),
+            resident: Gauge::default(),
+            cpu: Counter::default(),
+        };
+        metrics.register();
+        metrics
+    }
+}
+
+impl Metrics {
+    fn register(&mut self) {
+        let registry = &mut self.registry;
+        registry.register("reconciles", "Reconciliations, by how they ended", self.reconciles.clone());
+        let help = "How long reconciliations took";
+        registry.register_with_unit("reconcile_duration", help, Unit::Seconds, self.duration.clone());
+        registry.register("reconciles_running", "Reconciliations under way", self.running.clone());
+        registry.register("leads", "1 where this operator acts, 0 where another does", self.leads.clone());
+        registry.register("object_writes", "Objects that were written to the API server, by kind", self.writes.clone());
+        registry.register("actions", "Steps that were taken on servers, sentinels and pods, by kind", self.actions.clone());
+        registry.register("status_writes", "Status documents that were written", self.status_writes.clone());
+        registry.register("switches_heard", "Changes of a primary that sentinels told of", self.switches.clone());
+        registry.register("clusters", "CacheClusters that are watched", self.clusters.clone());
+        registry.register("clusters_ready", "CacheClusters that are ready", self.ready.clone());
+        registry.register("clusters_refused", "CacheClusters whose specification cannot be used", self.invalid.clone());
+        registry.register_with_unit("resident_memory", "Memory that the process holds", Unit::Bytes, self.resident.clone());
+        registry.register_with_unit("cpu", "Processor time that the process used", Unit::Seconds, self.cpu.clone());
+    }
+
+    /// Everything in the OpenMetrics text form. Empty only where formatting fails, which it does not.
+    pub fn render(&self) -> String {
+        if let Some((resident, cpu)) = process() {
+            self.resident.set(resident);
+            self.cpu.inner().store(cpu.as_secs_f64().to_bits(), std::sync::atomic::Ordering::Relaxed);
+        }
+        let mut out = String::new();
+        match text::encode(&mut out, &self.registry) {
+            Ok(()) => out,
+            Err(fmt::Error) => String::new(),
+        }
+    }
+
+    /// A reconciliation begins.
+    pub fn begun(&self) {
+        self.running.inc();
+    }
+
+    /// A reconciliation has ended, as this word says, after so long.
+    pub fn ended(&self, result: &'static str, took: Duration) {
+        self.running.dec();
+        self.reconciles.get_or_create(&Result { result }).inc();
+        self.duration.observe(took.as_secs_f64());
+    }
+
+    /// Whether this operator acts.
+    pub fn set_leads(&self, leads: bool) {
+        self.leads.set(i64::from(leads));
+    }
+
+    /// An object of this kind was written.
+    pub fn wrote(&self, kind: &'static str) {
+        self.writes.get_or_create(&Kind { kind }).inc();
+    }
+
+    /// A step of this kind was taken.
+    pub fn acted(&self, kind: &'static str) {
+        self.actions.get_or_create(&Kind { kind }).inc();
+    }
+
+    /// A status was written.
+    pub fn wrote_status(&self) {
+        self.status_writes.inc();
+    }
+
+    /// A sentinel told of another primary.
+    pub fn heard_switch(&self) {
+        self.switches.inc();
+    }
+
+    /// How many CacheClusters there are, how many of them are ready, and how many are refused.
+    pub fn set_clusters(&self, all: usize, ready: usize, refused: usize) {
+        let gauges = [(&self.clusters, all), (&self.ready, ready), (&self.invalid, refused)];
+        gauges.into_iter().for_each(|(gauge, count)| {
+            gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
+        });
+    }
+}
+
+/// The memory that the process holds, in bytes, and the time that its threads have run, from the kernel's accounts.
+fn process() -> Option<(i64, Duration)> {
+    let pages: i64 = std::fs::read_to_string("/proc/self/statm").ok()?.split_ascii_whitespace().nth(1)?.parse().ok()?;
+    let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
+    // The second field is a name in parentheses that may hold anything; utime and stime are the 14th and 15th, in ticks of 10 ms.
+    let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_ascii_whitespace().collect();
+    let ticks: u64 = fields.get(11)?.parse::<u64>().ok()?.checked_add(fields.get(12)?.parse().ok()?)?;
+    Some((pages.saturating_mul(4096), Duration::from_millis(ticks.saturating_mul(10))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_counted_is_shown() {
+        let metrics = Metrics::default();
+        metrics.begun();
+        metrics.ended("ok", Duration::from_millis(20));
+        metrics.set_leads(true);
+        metrics.set_clusters(3, 2, 1);
+        let text = metrics.render();
+        for line in [
+            "larder_operator_reconciles_total{result=\"ok\"} 1",
+            "larder_operator_leads 1",
+            "larder_operator_clusters_ready 2",
+            "larder_operator_reconcile_duration_seconds_count 1",
+            "larder_operator_reconciles_running 0",
+        ] {
+            assert!(text.lines().any(|shown| shown == line), "{line}: {text}");
+        }
+        let resident = text.lines().find_map(|line| line.strip_prefix("larder_operator_resident_memory_bytes ")).unwrap();
+        assert!(resident.parse::<u64>().unwrap() > 0);
+    }
+}

@@ -1,0 +1,307 @@
+//! What the API server holds, kept at hand: one watch for each kind and namespace, and a word to the queue about each change.
+//!
+//! Objects are kept without what nobody reads here, since a process that watches many is as large as what it keeps.
+
+use std::fmt::Debug;
+use std::sync::Arc;
+
+use futures_util::StreamExt as _;
+use k8s_openapi::NamespaceResourceScope;
+use k8s_openapi::api::apps::v1::StatefulSet;
+use k8s_openapi::api::core::v1::{
+    ConfigMap, Container, Node, NodeStatus, PersistentVolumeClaim, Pod, PodSpec, ResourceRequirements, Secret, Service,
+    ServiceAccount,
+};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::networking::v1::NetworkPolicy;
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use kube::api::PartialObjectMeta;
+use kube::core::DeserializeGuard;
+use kube::runtime::WatchStreamExt as _;
+use kube::runtime::reflector::store::Writer;
+use kube::runtime::reflector::{ObjectRef, Store, store};
+use kube::runtime::watcher::{self, Event};
+use kube::{Api, Client, Resource};
+use serde::de::DeserializeOwned;
+use tokio::task::JoinSet;
+use tracing::warn;
+
+use super::queue::{Key, Queue};
+use crate::api::CacheCluster;
+
+/// The label that names the CacheCluster that an object belongs to.
+pub const CLUSTER_LABEL: &str = "larder.dev/cluster";
+/// The annotation of what was last applied. Every other annotation of an object may be set by anybody.
+const OWN_PREFIX: &str = "larder.dev/";
+
+const WATCH_FAILED: &str = "a watch failed and begins again: see that Larder's resource definitions are installed, and that the \
+                            operator's Role allows to list and watch";
+
+/// A CacheCluster, or what is known of one that cannot be read.
+pub type Cluster = DeserializeGuard<CacheCluster>;
+
+/// Everything that is watched in one namespace, or in all.
+#[derive(Debug)]
+pub struct Watches {
+    /// `None`: all namespaces.
+    namespace: Option<String>,
+    /// The CacheClusters.
+    pub clusters: Store<Cluster>,
+    /// What belongs to CacheClusters, by kind.
+    pub stateful_sets: Store<StatefulSet>,
+    /// See [`Watches::stateful_sets`].
+    pub pods: Store<Pod>,
+    /// See [`Watches::stateful_sets`].
+    pub services: Store<Service>,
+    /// See [`Watches::stateful_sets`].
+    pub config_maps: Store<ConfigMap>,
+    /// See [`Watches::stateful_sets`].
+    pub secrets: Store<Secret>,
+    /// See [`Watches::stateful_sets`].
+    pub claims: Store<PersistentVolumeClaim>,
+    /// See [`Watches::stateful_sets`].
+    pub accounts: Store<ServiceAccount>,
+    /// See [`Watches::stateful_sets`].
+    pub budgets: Store<PodDisruptionBudget>,
+    /// See [`Watches::stateful_sets`].
+    pub network_policies: Store<NetworkPolicy>,
+    /// See [`Watches::stateful_sets`].
+    pub endpoint_slices: Store<EndpointSlice>,
+    /// Names and versions of all Secrets: those that CacheClusters refer to are among them.
+    pub secret_versions: Store<PartialObjectMeta<Secret>>,
+}
+
+/// Starts watches.
+struct Starter<'a> {
+    client: &'a Client,
+    namespace: Option<&'a str>,
+    queue: &'a Queue,
+    clusters: Store<Cluster>,
+    tasks: &'a mut JoinSet<()>,
+}
+
+impl Watches {
+    /// Begins to watch. The tasks end when `tasks` is dropped or aborted.
+    pub fn start(client: &Client, namespace: Option<&str>, queue: &Queue, tasks: &mut JoinSet<()>) -> Self {
+        let (clusters, writer) = store::<Cluster>();
+        let mut starter = Starter { client, namespace, queue, clusters: clusters.clone(), tasks };
+        starter.clusters(writer);
+        Self {
+            namespace: namespace.map(str::to_owned),
+            stateful_sets: starter.children(|set: &mut StatefulSet| strip(&mut set.metadata)),
+            pods: starter.children(strip_pod),
+            services: starter.children(|service: &mut Service| strip(&mut service.metadata)),
+            config_maps: starter.children(|map: &mut ConfigMap| strip(&mut map.metadata)),
+            secrets: starter.children(|secret: &mut Secret| strip(&mut secret.metadata)),
+            claims: starter.children(|claim: &mut PersistentVolumeClaim| strip(&mut claim.metadata)),
+            accounts: starter.children(|account: &mut ServiceAccount| strip(&mut account.metadata)),
+            budgets: starter.children(|budget: &mut PodDisruptionBudget| strip(&mut budget.metadata)),
+            network_policies: starter.children(|policy: &mut NetworkPolicy| strip(&mut policy.metadata)),
+            endpoint_slices: starter.children(|slice: &mut EndpointSlice| strip(&mut slice.metadata)),
+            secret_versions: starter.secret_versions(),
+            clusters,
+        }
+    }
+
+    /// Whether an object of this namespace is watched here.
+    pub fn covers(&self, namespace: &str) -> bool {
+        self.namespace.as_deref().is_none_or(|own| own == namespace)
+    }
+
+    /// The CacheCluster of that name.
+    pub fn cluster(&self, key: &Key) -> Option<Arc<Cluster>> {
+        self.clusters.get(&ObjectRef::new(&key.name).within(&key.namespace))
+    }
+
+    /// Every CacheCluster.
+    pub fn keys(&self) -> Vec<Key> {
+        keys_of(&self.clusters)
+    }
+
+    /// Returns once everything is at hand. `tell` hears what is waited for.
+    pub async fn ready(&self, mut tell: impl FnMut(String)) {
+        let place = self.namespace.as_deref().map_or_else(|| "all namespaces".to_owned(), |name| format!("namespace {name}"));
+        let Self {
+            namespace: _,
+            clusters,
+            stateful_sets,
+            pods,
+            services,
+            config_maps,
+            secrets,
+            claims,
+            accounts,
+            budgets,
+            network_policies,
+            endpoint_slices,
+            secret_versions,
+        } = self;
+        macro_rules! await_all {
+            ($($store:ident $what:literal),*) => {$(
+                tell(format!("the {} of {place}", $what));
+                // A writer that is dropped ends with its process.
+                let _ = $store.wait_until_ready().await;
+            )*};
+        }
+        await_all!(
+            clusters "CacheClusters", stateful_sets "StatefulSets", pods "Pods", services "Services", config_maps "ConfigMaps",
+            secrets "Secrets", secret_versions "Secrets", claims "PersistentVolumeClaims", accounts "ServiceAccounts",
+            budgets "PodDisruptionBudgets", network_policies "NetworkPolicies", endpoint_slices "EndpointSlices"
+        );
+    }
+}
+
+impl Starter<'_> {
+    fn api<K>(&self) -> Api<K>
+    where
+        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>,
+    {
+        match self.namespace {
+            Some(namespace) => Api::namespaced(self.client.clone(), namespace),
+            None => Api::all(self.client.clone()),
+        }
+    }
+
+    /// CacheClusters: each change concerns the object itself.
+    fn clusters(&mut self, writer: Writer<Cluster>) {
+        let queue = self.queue.clone();
+        let events = watcher::watcher(self.api::<Cluster>(), watcher::Config::default()).default_backoff();
+        let events = events.modify(|cluster| strip(cluster.meta_mut())).reflect(writer);
+        let clusters = self.clusters.clone();
+        self.follow("CacheClusters", events, move |cluster: Option<&Cluster>| match cluster {
+            Some(cluster) => key_of(cluster).into_iter().for_each(|key| queue.add(key)),
+            None => keys_of(&clusters).into_iter().for_each(|key| queue.add(key)),
+        });
+    }
+
+    /// Objects that belong to CacheClusters: each change concerns the one that a label names.
+    fn children<K>(&mut self, slim: fn(&mut K)) -> Store<K>
+    where
+        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
+    {
+        let (reader, writer) = store::<K>();
+        let (queue, clusters) = (self.queue.clone(), self.clusters.clone());
+        let config = watcher::Config::default().labels(CLUSTER_LABEL);
+        let events = watcher::watcher(self.api::<K>(), config).default_backoff().modify(slim).reflect(writer);
+        self.follow(&K::plural(&()), events, move |child: Option<&K>| match child {
+            Some(child) => owner_of(child).into_iter().for_each(|key| queue.add(key)),
+            // What vanished while nobody watched is noticed by all who may miss it.
+            None => keys_of(&clusters).into_iter().for_each(|key| queue.add(key)),
+        });
+        reader
+    }
+
+    /// All Secrets by name and version: a change concerns the CacheClusters that refer to it.
+    fn secret_versions(&mut self) -> Store<PartialObjectMeta<Secret>> {
+        let (reader, writer) = store();
+        let (queue, clusters) = (self.queue.clone(), self.clusters.clone());
+        let events = watcher::watcher(self.api::<PartialObjectMeta<Secret>>(), watcher::Config::default()).default_backoff();
+        let slim = |secret: &mut PartialObjectMeta<Secret>| {
+            strip(&mut secret.metadata);
+            (secret.metadata.labels, secret.metadata.annotations) = (None, None);
+        };
+        let events = events.modify(slim).reflect(writer);
+        self.follow("Secrets", events, move |secret: Option<&PartialObjectMeta<Secret>>| {
+            let Some(metadata) = secret.map(|secret| &secret.metadata) else { return };
+            let concerned = clusters.state_filter(|cluster| {
+                let Ok(cluster) = &cluster.0 else { return false };
+                cluster.metadata.namespace == metadata.namespace && referenced_secret(cluster) == metadata.name.as_deref()
+            });
+            concerned.iter().filter_map(|cluster| key_of(&**cluster)).for_each(|key| queue.add(key));
+        });
+        reader
+    }
+
+    /// Tells `changed` of each object that changes, and of `None` when all have been listed anew.
+    fn follow<K: Send + 'static>(
+        &mut self,
+        kind: &str,
+        events: impl futures_util::Stream<Item = watcher::Result<Event<K>>> + Send + 'static,
+        changed: impl Fn(Option<&K>) + Send + 'static,
+    ) {
+        let place = self.namespace.unwrap_or("all namespaces").to_owned();
+        let kind = kind.to_owned();
+        self.tasks.spawn(async move {
+            let mut events = std::pin::pin!(events);
+            while let Some(event) = events.next().await {
+                match event {
+                    Ok(Event::Apply(object) | Event::Delete(object)) => changed(Some(&object)),
+                    // Until the list is complete the store still holds what it held before.
+                    Ok(Event::Init | Event::InitApply(_)) => {}
+                    Ok(Event::InitDone) => changed(None),
+                    Err(error) => warn!(kind, place, %error, "{WATCH_FAILED}"),
+                }
+            }
+        });
+    }
+}
+
+/// The nodes, without what nobody reads. Where they may not be seen, the store never becomes ready, and is empty.
+pub fn nodes(client: &Client, tasks: &mut JoinSet<()>) -> Store<Node> {
+    let (reader, writer) = store::<Node>();
+    let slim = |node: &mut Node| {
+        strip(&mut node.metadata);
+        node.metadata.labels = None;
+        node.spec = None;
+        node.status = node.status.take().map(|status| NodeStatus {
+            conditions: status.conditions.map(|all| all.into_iter().filter(|condition| condition.type_ == "Ready").collect()),
+            ..NodeStatus::default()
+        });
+    };
+    let events = watcher::watcher(Api::<Node>::all(client.clone()), watcher::Config::default());
+    let events = events.default_backoff().modify(slim).reflect(writer);
+    tasks.spawn(async move {
+        let mut events = std::pin::pin!(events);
+        while let Some(event) = events.next().await {
+            if let Err(error) = event {
+                warn!(%error, "nodes are not watched: faults of a whole node are told less precisely");
+            }
+        }
+    });
+    reader
+}
+
+/// The Secret of the same namespace that a CacheCluster's password is in.
+pub fn referenced_secret(cluster: &CacheCluster) -> Option<&str> {
+    Some(&cluster.spec.auth.as_ref()?.password.secret_key_ref.as_ref()?.name)
+}
+
+fn keys_of(clusters: &Store<Cluster>) -> Vec<Key> {
+    clusters.state().iter().filter_map(|cluster| key_of(&**cluster)).collect()
+}
+
+fn key_of<K: Resource>(object: &K) -> Option<Key> {
+    let metadata = object.meta();
+    Some(Key { namespace: metadata.namespace.clone()?, name: metadata.name.clone()? })
+}
+
+fn owner_of<K: Resource>(child: &K) -> Option<Key> {
+    let metadata = child.meta();
+    let name = metadata.labels.as_ref()?.get(CLUSTER_LABEL)?;
+    Some(Key { namespace: metadata.namespace.clone()?, name: name.clone() })
+}
+
+/// Forgets who wrote which field, and foreign annotations, which can be large.
+fn strip(metadata: &mut kube::core::ObjectMeta) {
+    metadata.managed_fields = None;
+    metadata.self_link = None;
+    if let Some(annotations) = &mut metadata.annotations {
+        annotations.retain(|name, _| name.starts_with(OWN_PREFIX));
+    }
+}
+
+/// Keeps of a pod what is asked of it: where it runs, how it does, and how much memory it may take.
+fn strip_pod(pod: &mut Pod) {
+    strip(&mut pod.metadata);
+    let Some(spec) = &mut pod.spec else { return };
+    let node_name = spec.node_name.take();
+    let bare = |container: Container| Container {
+        name: container.name,
+        resources: container
+            .resources
+            .map(|resources| ResourceRequirements { limits: resources.limits, ..ResourceRequirements::default() }),
+        ..Container::default()
+    };
+    let containers = std::mem::take(&mut spec.containers).into_iter().map(bare).collect();
+    *spec = PodSpec { node_name, containers, ..PodSpec::default() };
+}
