@@ -18,8 +18,9 @@ use crate::telemetry::logs::{self, LogFormat};
 /// Run the manifests' CacheCluster on this machine: real servers with replicas, and a sidecar before them
 #[derive(clap::Args)]
 #[command(after_help = "\
-Once commands work, one line per sidecar says where: `ready: redis://127.0.0.1:6379 ...`. Policies, and the servers'
-memory, eviction and parameters, are applied when their files are saved; a server that dies is started again. Ctrl-C ends everything, and leaves nothing behind but what is in --data.
+Once commands work, one line per sidecar says where: `ready: redis://127.0.0.1:6379 ...`. Policies, and the servers' memory, eviction
+and parameters, are applied when their files are saved; a server that dies is started again. Ctrl-C ends everything, and leaves
+nothing behind but what is in --data.
 
 Examples:
   larder dev -f examples/first-policy              the servers, and a sidecar at 127.0.0.1:6379

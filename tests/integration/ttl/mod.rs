@@ -5,6 +5,7 @@
 //! client looks; a stale copy holds what its key holds, and outlives it by no more than it may. Replies that speak of TTLs cannot be equal; `answers` holds what they must be.
 
 mod answers;
+mod crash;
 mod sidecar;
 mod templates;
 
