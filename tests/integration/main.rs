@@ -3,6 +3,7 @@
 
 mod agent;
 mod cache_aside;
+mod cache_cluster_files;
 mod chart;
 mod check;
 mod clients;

@@ -38,7 +38,8 @@ fn ask(socket: &Path, method: Method, path: &str, limit: Duration) -> Result<(St
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| fail(&error))?;
     let exchange = async {
-        let client = Client::builder().no_proxy().unix_socket(socket).timeout(limit).build()?;
+        // The server's image may have no certificates, without which the usual verifier does not start.
+        let client = Client::builder().no_proxy().tls_certs_only([]).unix_socket(socket).timeout(limit).build()?;
         let response = client.request(method, format!("http://agent{path}")).send().await?;
         let status = response.status();
         Ok::<_, reqwest::Error>((status, response.text().await?))

@@ -22,10 +22,10 @@ const MAX_PREVIOUS: usize = 3;
 const CLIENT_RULES: &str = "~* &* +@all -acl +acl|cat +acl|getuser +acl|help +acl|list +acl|log +acl|users +acl|whoami \
                             -config +config|get +config|help -debug -failover -module +module|list -replicaof -shutdown -slaveof";
 /// What clients may do on sentinels: find the servers.
-const DISCOVERY_RULES: &str = "resetchannels &* -@all +auth +hello +ping +client|setinfo +client|setname +client|id +client|getname \
-                               +subscribe +unsubscribe +psubscribe +punsubscribe +role +info +sentinel|myid \
+const DISCOVERY_RULES: &str = "resetchannels &* -@all +auth +hello +ping +client -client|kill -client|pause -client|unpause \
+                               +subscribe +unsubscribe +psubscribe +punsubscribe +role +info +command +sentinel|myid \
                                +sentinel|get-master-addr-by-name +sentinel|master +sentinel|masters +sentinel|replicas +sentinel|slaves \
-                               +sentinel|sentinels +command";
+                               +sentinel|sentinels";
 /// What Larder itself may do.
 const SYSTEM_RULES: &str = "~* &* +@all";
 
