@@ -1,6 +1,7 @@
 //! Read-through through real sidecars, servers and origins.
 
 mod forms;
+mod full;
 mod hanging;
 mod hostile;
 mod races;

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use serde_json::json;
+use serde_json::{Value as Json, json};
 
 use super::{Servers, http_origin, web_rule};
 use crate::support::admin::{metric, rule_count};
@@ -43,29 +43,55 @@ fn a_thousand_connections_over_five_sidecars_make_one_load() {
     }
 }
 
+/// A sidecar whose load of `item:7` is held, and three others, whose thirty clients wait for it.
+struct Held {
+    servers: Servers,
+    web: Web,
+    loader: Sidecar,
+    others: Vec<Sidecar>,
+    clients: Vec<Client>,
+}
+
+impl Held {
+    fn start(settings: Json) -> Self {
+        let (servers, web) = (Servers::cluster(), Web::start());
+        let rules = [web_rule("item", settings)];
+        let mut others: Vec<Sidecar> = (0..4).map(|_| servers.sidecar(&[http_origin("web", &web, "30s")], &rules)).collect();
+        web.put("/item/7", "seven");
+        web.hold("/item/7");
+        let loader = others.remove(0);
+        loader.client().send(&encode(&["GET", "item:7"])).unwrap();
+        wait_for("the load to begin", LIMIT, || web.visits("/item/7") == 1);
+        let mut clients: Vec<Client> = (0..30).map(|index| others[index % 3].client()).collect();
+        clients.iter_mut().for_each(|client| client.send(&encode(&["GET", "item:7"])).unwrap());
+        wait_for("the others to wait", LIMIT, || total(&others, "misses") == 30);
+        Self { servers, web, loader, others, clients }
+    }
+
+    fn kill_the_loader(&self) {
+        self.loader.signal("KILL");
+        wait_for("a successor", LIMIT, || self.web.visits("/item/7") > 1);
+    }
+
+    /// Lets the successor's load end, which must be the only one.
+    fn finish(mut self) {
+        self.web.release("/item/7");
+        self.clients.iter_mut().for_each(|client| assert_eq!(client.read().unwrap().text(), "seven"));
+        assert_eq!(self.web.visits("/item/7"), 2);
+        assert_eq!(total(&self.others, "loads"), 1);
+        let queries = self.others.iter().map(|sidecar| metric(sidecar, "larder_origin_queries_total{origin=\"web\"}"));
+        assert_eq!(queries.sum::<u64>(), 1);
+        assert_eq!(self.servers.holder_of("item:7").line("GET item:7").text(), "seven");
+    }
+}
+
 #[test]
 fn a_killed_loader_has_one_successor() {
-    let (servers, web) = (Servers::cluster(), Web::start());
-    let rules = [web_rule("item", json!({"lease": "2s", "wait": "20s"}))];
-    let mut sidecars: Vec<Sidecar> = (0..4).map(|_| servers.sidecar(&[http_origin("web", &web, "20s")], &rules)).collect();
-    web.put("/item/7", "seven");
-    web.hold("/item/7");
-    let loader = sidecars.remove(0);
-    loader.client().send(&encode(&["GET", "item:7"])).unwrap();
-    wait_for("the load to begin", LIMIT, || web.visits("/item/7") == 1);
-    let mut clients: Vec<Client> = (0..30).map(|index| sidecars[index % 3].client()).collect();
-    clients.iter_mut().for_each(|client| client.send(&encode(&["GET", "item:7"])).unwrap());
-    wait_for("the others to wait", LIMIT, || total(&sidecars, "misses") == 30);
+    let held = Held::start(json!({"lease": "2s", "wait": "20s"}));
     let killed = Instant::now();
-    loader.signal("KILL");
-    wait_for("a successor", LIMIT, || web.visits("/item/7") > 1);
-    let took = web.visited_at("/item/7")[1].saturating_duration_since(killed);
-    web.release("/item/7");
-    clients.iter_mut().for_each(|client| assert_eq!(client.read().unwrap().text(), "seven"));
-    assert_eq!(web.visits("/item/7"), 2);
-    assert_eq!(total(&sidecars, "loads"), 1);
-    let queries = sidecars.iter().map(|sidecar| metric(sidecar, "larder_origin_queries_total{origin=\"web\"}"));
-    assert_eq!(queries.sum::<u64>(), 1);
+    held.kill_the_loader();
+    let took = held.web.visited_at("/item/7")[1].saturating_duration_since(killed);
+    held.finish();
     // The lease, and a look or two at it.
     assert!(took < Duration::from_secs(2) * 2, "the successor came after {took:?}");
 }
@@ -73,29 +99,15 @@ fn a_killed_loader_has_one_successor() {
 /// When `wait` ends, nobody knows of the death yet. Whoever waits asks on until the lease has ended, and one of them gets it.
 #[test]
 fn a_loader_that_dies_late_has_one_successor_too() {
-    let (servers, web) = (Servers::cluster(), Web::start());
-    let rules = [web_rule("item", json!({"lease": "30s", "wait": "6s"}))];
-    let mut sidecars: Vec<Sidecar> = (0..4).map(|_| servers.sidecar(&[http_origin("web", &web, "30s")], &rules)).collect();
-    web.put("/item/7", "seven");
-    web.hold("/item/7");
-    let loader = sidecars.remove(0);
-    loader.client().send(&encode(&["GET", "item:7"])).unwrap();
-    wait_for("the load to begin", LIMIT, || web.visits("/item/7") == 1);
-    let mut clients: Vec<Client> = (0..30).map(|index| sidecars[index % 3].client()).collect();
-    clients.iter_mut().for_each(|client| client.send(&encode(&["GET", "item:7"])).unwrap());
-    wait_for("the others to wait", LIMIT, || total(&sidecars, "misses") == 30);
+    let held = Held::start(json!({"lease": "30s", "wait": "6s"}));
     let asked = Instant::now();
     // The lease is renewed for three seconds at a time: one that is renewed now outlives the wait.
     std::thread::sleep(Duration::from_millis(4500));
-    loader.signal("KILL");
-    wait_for("a successor", LIMIT, || web.visits("/item/7") > 1);
+    held.kill_the_loader();
     assert!(asked.elapsed() > Duration::from_secs(6), "the lease ended within the wait: the test shows nothing");
     // The others' wait is over, and they wait for the successor.
     std::thread::sleep(Duration::from_secs(1));
-    web.release("/item/7");
-    clients.iter_mut().for_each(|client| assert_eq!(client.read().unwrap().text(), "seven"));
-    assert_eq!(web.visits("/item/7"), 2);
-    assert_eq!(total(&sidecars, "loads"), 1);
+    held.finish();
 }
 
 #[test]

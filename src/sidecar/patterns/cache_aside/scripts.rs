@@ -45,20 +45,17 @@ local run = type(info) == 'string' and string.match(info, 'run_id:(%x%x%x%x%x%x%
     };
 }
 
-/// ARGV: taker, lease in ms, its whole memory in ms, mode (`miss`, or the longest life in ms of a key that is refreshed), whether stale copies are served (`1`). What one
-/// has taken counts as granted, so that the script may be repeated. What is no string is not missing either. A key that three
-/// took since its last fill is everybody's for half a minute.
+/// ARGV: taker, lease in ms, its whole memory in ms, mode (`miss`, or the longest life in ms of a key that is refreshed), whether
+/// stale copies are served (`1`). What one has taken counts as granted, so that the script may be repeated. A key that three took
+/// since its last fill is everybody's for half a minute.
 const BEGIN: &str = concat!(
     common!(),
     "\
 local miss = ARGV[4] == 'miss'
 if miss then
-  local value = redis.pcall('GET', KEYS[1])
-  if type(value) == 'table' then
-    if string.find(value.err, 'WRONGTYPE', 1, true) then return {'other'} end
-    return value
-  end
-  if value then return {'value', value} end
+",
+    end_with_value!(),
+    "\
 else
   local left = redis.call('PTTL', KEYS[1])
   if left == -1 or left > tonumber(ARGV[4]) then return {'fresh'} end

@@ -13,14 +13,10 @@ use crate::sidecar::upstream::sink::{Answer, Sink};
 use crate::sidecar::worker::Worker;
 
 /// KEYS: key, lease, negative entry, stale copy. ARGV: token, lease in ms. One's own lease counts as granted, so that the
-/// script may be repeated. What is no string is not missing either: MGET shows it as null, and so it stays.
-const BEGIN: &str = "\
-local value = redis.pcall('GET', KEYS[1])
-if type(value) == 'table' then
-  if string.find(value.err, 'WRONGTYPE', 1, true) then return {'other'} end
-  return value
-end
-if value then return {'value', value} end
+/// script may be repeated.
+const BEGIN: &str = concat!(
+    end_with_value!(),
+    "\
 if redis.call('EXISTS', KEYS[3]) == 1 then return {'nothing'} end
 local holder = redis.call('GET', KEYS[2])
 local state = 'busy'
@@ -30,7 +26,8 @@ if not holder then
 elseif holder == ARGV[1] then
   state = 'leased'
 end
-return {state, redis.call('GET', KEYS[4]), holder, redis.call('PTTL', KEYS[2])}";
+return {state, redis.call('GET', KEYS[4]), holder, redis.call('PTTL', KEYS[2])}"
+);
 
 /// ARGV: token, value, TTL in ms, lifetime of the stale copy in ms or 0. Stores nothing without the lease.
 const FILL: &str = "\
@@ -73,7 +70,12 @@ pub enum Begun {
         /// For how many milliseconds the lease still stands.
         left_ms: u64,
     },
+    /// The server is there, and takes no lease: it is full, say, or the login may not write.
+    Refused,
 }
+
+/// Codes of errors by which a server that is there and knows what it does takes no writes.
+const REFUSALS: [&str; 4] = ["OOM ", "NOPERM ", "MISCONF ", "NOREPLICAS "];
 
 /// One key's place in the cache, under one token.
 #[derive(Debug, Clone)]
@@ -96,7 +98,10 @@ impl Entry {
 
     /// Looks again, and asks for the lease for `lease_ms` milliseconds.
     pub async fn begin(&self, worker: &Rc<Worker>, lease_ms: u64) -> Result<Begun, String> {
-        let answer = self.run(worker, BEGIN, &[lease_ms.to_string().as_bytes()]).await?;
+        let answer = match self.run(worker, BEGIN, &[lease_ms.to_string().as_bytes()]).await {
+            Err(text) if REFUSALS.iter().any(|code| text.starts_with(code)) => return Ok(Begun::Refused),
+            answer => answer?,
+        };
         let parts = reply::elements(&answer).unwrap_or_default();
         let second = parts.get(1).and_then(|part| reply::text(part)).map(<[u8]>::to_vec);
         match (parts.first().and_then(|part| reply::text(part)), second) {

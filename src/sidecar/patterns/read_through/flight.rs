@@ -120,23 +120,29 @@ pub fn launch(worker: &Rc<Worker>, flights: Vec<Rc<Flight>>) {
 async fn lead(worker: Rc<Worker>, plan: Rc<Plan>, flights: Vec<Rc<Flight>>) {
     let entries: Vec<Entry> = flights.iter().map(|flight| Entry::new(&worker, &flight.key)).collect();
     let begun = join_all(entries.iter().map(|entry| entry.begin(&worker, plan.lease_ms()))).await;
-    let mut leased = Vec::new();
+    let (mut leased, mut alone) = (Vec::new(), Vec::new());
     for ((flight, entry), begun) in flights.into_iter().zip(entries).zip(begun) {
         match react(&worker, &flight, begun) {
             Next::Over => {}
             Next::Load => leased.push((flight, entry)),
+            Next::LoadAlone => alone.push(flight),
             Next::LookAgain(..) => drop(tokio::task::spawn_local(follow(worker.clone(), plan.clone(), flight))),
         }
     }
-    if !leased.is_empty() {
-        load_leased(&worker, &plan, leased).await;
-    }
+    let leased = async {
+        if !leased.is_empty() {
+            load_leased(&worker, &plan, leased).await;
+        }
+    };
+    tokio::join!(leased, load_alone(&worker, &plan, alone));
 }
 
 /// What a look at the cache leads to.
 enum Next {
     Over,
     Load,
+    /// The cache takes no lease, which keeps nobody from the value.
+    LoadAlone,
     /// Somebody else, whose token this is, has the lease for another so many milliseconds.
     LookAgain(Vec<u8>, u64),
 }
@@ -172,6 +178,7 @@ fn react(worker: &Rc<Worker>, flight: &Rc<Flight>, begun: Result<Begun, String>)
             Next::Over
         }
         Ok(Begun::Busy { stale: None, holder, left_ms }) => Next::LookAgain(holder, left_ms),
+        Ok(Begun::Refused) => Next::LoadAlone,
         Err(text) => {
             flight.settle(worker, &Outcome::Failed(text));
             Next::Over
@@ -193,7 +200,7 @@ async fn follow(worker: Rc<Worker>, plan: Rc<Plan>, flight: Rc<Flight>) {
             Next::Over => return,
             Next::Load => return load_leased(&worker, &plan, vec![(flight, entry)]).await,
             Next::LookAgain(holder, left_ms) if patience.goes_on(Instant::now(), &holder, left_ms) => {}
-            Next::LookAgain(..) => return load_alone(&worker, &plan, &flight).await,
+            Next::LoadAlone | Next::LookAgain(..) => return load_alone(&worker, &plan, vec![flight]).await,
         }
     }
 }
@@ -204,7 +211,7 @@ pub fn launch_alone(worker: &Rc<Worker>, rule: RuleId, key: FlightKey, deliver: 
     match Plan::new(worker, rule) {
         Some(plan) => {
             let worker = worker.clone();
-            drop(tokio::task::spawn_local(async move { load_alone(&worker, &plan, &flight).await }));
+            drop(tokio::task::spawn_local(async move { load_alone(&worker, &plan, vec![flight]).await }));
         }
         None => flight.settle(worker, &policy_changed()),
     }
@@ -215,15 +222,13 @@ fn policy_changed() -> Outcome {
 }
 
 /// Loads without the lease: what comes is given to those who wait, and stored by nobody.
-async fn load_alone(worker: &Rc<Worker>, plan: &Plan, flight: &Rc<Flight>) {
-    loop {
-        flight.begin_attempt();
-        let results = ask_origin(worker, plan, std::slice::from_ref(flight)).await;
-        for result in results {
-            if flight.settle_early(worker, &outcome_of(result)) {
-                return;
-            }
-        }
+async fn load_alone(worker: &Rc<Worker>, plan: &Plan, mut flights: Vec<Rc<Flight>>) {
+    while !flights.is_empty() {
+        flights.iter().for_each(|flight| flight.begin_attempt());
+        let results = ask_origin(worker, plan, &flights).await;
+        let settled = flights.iter().zip(results).map(|(flight, result)| flight.settle_early(worker, &outcome_of(result)));
+        let settled: Vec<bool> = settled.collect();
+        flights = flights.into_iter().zip(settled).filter_map(|(flight, over)| (!over).then_some(flight)).collect();
     }
 }
 
@@ -282,7 +287,6 @@ async fn conclude(
         }
         Ok(Loaded::NotFound) => entry.fill_nothing(worker, plan.rule.negative_ttl.as_millis()).await,
         Err(_) => {
-            worker.metrics().load_error(flight.rule);
             entry.give_back(worker);
             flight.settle(worker, &outcome_of(result));
             return true;
@@ -313,7 +317,10 @@ async fn ask_origin(worker: &Rc<Worker>, plan: &Plan, flights: &[Rc<Flight>]) ->
         }
     });
     let origin = plan.rule.load.origin.clone();
-    task.await.unwrap_or_else(|_| (0..count).map(|_| Err(LoadError::Busy { origin: origin.clone() })).collect())
+    let results = task.await.unwrap_or_else(|_| (0..count).map(|_| Err(LoadError::Busy { origin: origin.clone() })).collect());
+    let failed = flights.iter().zip(&results).filter(|(_, result)| result.is_err());
+    failed.for_each(|(flight, _)| worker.metrics().load_error(flight.rule));
+    results
 }
 
 fn outcome_of(result: Result<Loaded, LoadError>) -> Outcome {
