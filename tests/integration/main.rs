@@ -26,6 +26,7 @@ mod large_replies;
 mod local_commands;
 mod long_keys;
 mod observe;
+mod operator_docs;
 mod origin_column_types;
 mod origin_http;
 mod origin_postgres;

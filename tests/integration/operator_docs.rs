@@ -1,0 +1,32 @@
+//! docs/operator.md names every reason that a condition can have: who meets one looks there.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+
+/// The words in quotes right after each of the openings, in code without its tests.
+fn quoted_after(path: &str, openings: &[&str]) -> BTreeSet<String> {
+    let text =
+        fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap_or_else(|error| panic!("{path}: {error}"));
+    let code = text.split("#[cfg(test)]").next().unwrap_or_default();
+    let word = |rest: &str| rest.split('"').next().unwrap_or_default().to_owned();
+    let found =
+        openings.iter().flat_map(|opening| code.match_indices(opening).map(move |(at, _)| word(&code[at + opening.len()..])));
+    found.filter(|word| word.starts_with(char::is_uppercase) && word.chars().all(char::is_alphanumeric)).collect()
+}
+
+#[test]
+fn every_reason_of_a_condition_is_explained() {
+    let mut reasons = quoted_after(
+        "src/operator/cache_cluster/judge.rs",
+        &["Verdict::yes(\"", "Verdict::no(\"", "            \"", "        { \""],
+    );
+    reasons.extend(quoted_after("src/operator/cache_cluster/reconcile.rs", &["Verdict::no(\"", "place, \""]));
+    reasons.extend(quoted_after("src/operator/cache_cluster/validate.rs", &["{ \"", "else { \""]));
+    for expected in ["Serving", "Rolling", "SecretMissing", "ModeNotSupported", "InvalidSpec", "TooFewNodes"] {
+        assert!(reasons.contains(expected), "{expected} is not found in the code any more: {reasons:?}");
+    }
+    let docs = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/operator.md")).expect("docs/operator.md");
+    let missing: Vec<&String> = reasons.iter().filter(|reason| !docs.contains(&format!("`{reason}`"))).collect();
+    assert!(missing.is_empty(), "docs/operator.md does not explain {missing:?}");
+}
