@@ -13,6 +13,8 @@ mod action;
 mod agents;
 mod cluster;
 mod desired;
+#[cfg(test)]
+mod model;
 mod observed;
 mod report;
 mod rollout;

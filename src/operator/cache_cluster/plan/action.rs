@@ -213,7 +213,9 @@ impl fmt::Display for Waiting {
             Self::Discovery(sentinel) => write!(f, "{sentinel} to learn of the replicas and the other sentinels"),
             Self::Gossip(server) => write!(f, "{server} to see the whole cluster"),
             Self::Held { server, message, .. } => write!(f, "{server}, which is held: {message}"),
-            Self::Choice => f.write_str("a person to choose a copy of the data: no primary is left, and their histories differ"),
+            Self::Choice => f.write_str(
+                "a person: no primary is left, and nothing says which copy counts; recovery.acceptDataLoss takes the one that reaches furthest",
+            ),
             Self::Pod(member) => write!(f, "the pod of {member} to become ready"),
             Self::Node { member, node } => {
                 write!(f, "node {node} of {member} to come back, or to be deleted or marked as out of service")

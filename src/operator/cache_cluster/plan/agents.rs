@@ -21,6 +21,8 @@ enum Verdict<'a> {
     Promote(ServerId),
     /// The same, and no server runs at all: without these sentinels' memory, the agents settle it among themselves.
     Forget(Vec<SentinelId>),
+    /// The majority that names this server replaces it once these sentinels, which watch nothing, have a voice, too.
+    Enlist(SocketAddr, Vec<SentinelId>),
     /// It is not known yet.
     Open(Waiting),
 }
@@ -39,6 +41,10 @@ pub(super) fn heal(desired: &Desired, observed: &Observed) -> Vec<Action> {
     match verdict(desired, observed) {
         Verdict::Promote(server) => actions.push(Action::Promote { server }),
         Verdict::Forget(sentinels) => actions.extend(sentinels.into_iter().map(|sentinel| Action::Forget { sentinel })),
+        Verdict::Enlist(primary, sentinels) => {
+            let quorum = desired.quorum();
+            actions.extend(sentinels.into_iter().map(|sentinel| Action::Monitor { sentinel, primary, quorum }));
+        }
         Verdict::Open(waiting) => actions.push(Action::Wait(waiting)),
         Verdict::Acting(primary) => {
             actions.extend(repair_replication(desired, observed, primary));
@@ -57,7 +63,7 @@ pub(super) fn heal(desired: &Desired, observed: &Observed) -> Vec<Action> {
 pub(super) fn acting<'a>(desired: &Desired, observed: &'a Observed) -> Option<Acting<'a>> {
     match verdict(desired, observed) {
         Verdict::Acting(acting) => Some(acting),
-        Verdict::Promote(_) | Verdict::Forget(_) | Verdict::Open(_) => None,
+        Verdict::Promote(_) | Verdict::Forget(_) | Verdict::Enlist(..) | Verdict::Open(_) => None,
     }
 }
 
@@ -88,7 +94,16 @@ fn verdict<'a>(desired: &Desired, observed: &'a Observed) -> Verdict<'a> {
         if let Some(acting) = running_primary_at(observed, named) {
             return Verdict::Acting(acting);
         }
-        if (!patience_over || can_fail_over(observed, named)) && holds(Rule::RespectMajority) {
+        let unaware = unaware(observed);
+        if patience_over && knows_a_replica(observed, named) && !unaware.is_empty() {
+            return Verdict::Enlist(named, unaware);
+        }
+        let able = can_fail_over(observed, named);
+        // Those who could fail over and have not, found no copy that is whole.
+        if patience_over && able && !desired.accept_data_loss && !observed.running().any(|(_, _, facts)| facts.is_electable()) {
+            return Verdict::Open(Waiting::Choice);
+        }
+        if (!patience_over || (able && !desired.accept_data_loss)) && holds(Rule::RespectMajority) {
             return Verdict::Open(Waiting::Failover { shard: 0 });
         }
         return leaderless(desired, observed);
@@ -109,10 +124,24 @@ fn running_primary_at(observed: &Observed, address: SocketAddr) -> Option<Acting
     }
 }
 
-/// Whether the majority that names a primary could replace it: it knows a replica, and the primary is one of ours.
+/// Whether the majority that names a primary could replace it: it knows a replica, and is a majority of all that it knows, ghosts
+/// included.
 fn can_fail_over(observed: &Observed, named: SocketAddr) -> bool {
-    let knows_a_replica = watches(observed).any(|(_, watch)| watch.primary == named && watch.replicas > 0);
-    knows_a_replica && observed.at(named).is_some()
+    let naming = || watches(observed).filter(|(_, watch)| watch.primary == named);
+    let known = naming().map(|(_, watch)| usize::from(watch.sentinels) + 1).max().unwrap_or(0);
+    knows_a_replica(observed, named) && naming().count() > known / 2
+}
+
+/// Whether somebody who names a primary, which is one of ours, knows a replica of it.
+fn knows_a_replica(observed: &Observed, named: SocketAddr) -> bool {
+    let known = watches(observed).any(|(_, watch)| watch.primary == named && watch.replicas > 0);
+    known && observed.at(named).is_some()
+}
+
+/// The sentinels that answer and watch nothing.
+fn unaware(observed: &Observed) -> Vec<SentinelId> {
+    let unaware = observed.sentinels.iter().filter(|(_, sentinel)| matches!(sentinel, Sentinel::Running { watch: None }));
+    unaware.map(|(id, _)| *id).collect()
 }
 
 /// No majority of sentinels can say who is primary, or replace it. Every server is asked before anything is decided.
@@ -222,8 +251,7 @@ fn repair_replication(desired: &Desired, observed: &Observed, primary: Acting<'_
         Role::Replica { of, .. } => of != primary.server.address,
     };
     let (server, _, facts) = observed.running().find(|(server, _, facts)| *server != primary.id && misplaced(facts))?;
-    let loses = facts.would_lose_to(primary.facts) && holds(Rule::KeepFromEmpty);
-    if observed.steady < desired.takeover_after || loses {
+    if observed.steady < desired.takeover_after || facts.would_lose_to(primary.facts) {
         return Some(Action::Wait(Waiting::Agreement));
     }
     Some(Action::ReplicateFrom { server, primary: primary.server.address })

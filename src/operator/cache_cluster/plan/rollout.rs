@@ -29,8 +29,11 @@ pub(super) fn next(desired: &Desired, observed: &Observed, healing: &[Action]) -
     let round = Round { desired, observed };
     let primary = agents::acting(desired, observed)?;
     let to_heal = healing.iter().any(|action| !round.concerns_leaver(action)) && holds(Rule::HealFirst);
-    if to_heal || deletion_under_way(observed) {
+    if to_heal {
         return None;
+    }
+    if let Some(leaving) = deletion_under_way(observed) {
+        return Some(Action::Wait(Waiting::Pod(leaving)));
     }
     if let Some(action) = round.drop_broken_leaver(primary) {
         return Some(action);
@@ -45,20 +48,22 @@ pub(super) fn next(desired: &Desired, observed: &Observed, healing: &[Action]) -
 }
 
 /// A pod that is on its way out, where its node lives to see it through.
-fn deletion_under_way(observed: &Observed) -> bool {
+fn deletion_under_way(observed: &Observed) -> Option<Member> {
     let on_its_way = |pod: &Pod| pod.deleting && pod.node.as_ref().is_none_or(|node| node.ready);
-    observed.pods.values().any(on_its_way) && holds(Rule::OneAtATime)
+    let found = observed.pods.iter().find(|(_, pod)| on_its_way(pod));
+    found.map(|(member, _)| *member).filter(|_| holds(Rule::OneAtATime))
 }
 
 /// One pod of an earlier revision that is not ready, where nothing is lost with it.
 fn replace_broken(desired: &Desired, observed: &Observed) -> Option<Action> {
-    if deletion_under_way(observed) || !holds(Rule::ReplaceBroken) {
+    if deletion_under_way(observed).is_some() || !holds(Rule::ReplaceBroken) {
         return None;
     }
     let round = Round { desired, observed };
-    let broken = |(member, pod): &(&Member, &Pod)| {
-        !pod.ready && !pod.deleting && round.is_stale(**member, pod) && round.is_expendable(**member, pod)
-    };
+    // On a node that is cut off, a pod does no harm, and cannot be replaced.
+    let unready = |pod: &Pod| !pod.ready && !pod.deleting && pod.node.as_ref().is_none_or(|node| node.ready);
+    let broken =
+        |(member, pod): &(&Member, &Pod)| unready(pod) && round.is_stale(**member, pod) && round.is_expendable(**member, pod);
     let (member, pod) = observed.pods.iter().find(broken)?;
     Some(Action::ReplacePod { member: *member, uid: pod.uid.clone(), why: Why::StaleAndUnready })
 }
@@ -111,7 +116,12 @@ impl Round<'_> {
     fn is_expendable_server(&self, id: ServerId) -> bool {
         let Some(server) = self.observed.servers.get(&id) else { return true };
         match &server.state {
-            ServerState::Held(_) | ServerState::Starting | ServerState::Absent | ServerState::Stopped { .. } => true,
+            ServerState::Held(_) | ServerState::Absent | ServerState::Stopped { .. } => true,
+            // The one that the sentinels name may be about to serve.
+            ServerState::Starting => {
+                let named = agents::named_by_majority(self.observed) == Some(server.address);
+                !named || self.observed.steady >= self.desired.takeover_after
+            }
             ServerState::Silent | ServerState::Running(Facts { role: Role::Replica { .. }, .. }) => {
                 agents::acting(self.desired, self.observed).is_some_and(|acting| acting.id != id)
             }

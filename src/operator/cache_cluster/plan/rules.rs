@@ -37,8 +37,6 @@ pub(super) enum Rule {
     ForgetStale,
     /// Nothing is done while paused.
     Pause,
-    /// Data is not replaced by nothing.
-    KeepFromEmpty,
 }
 
 /// Whether a rule is in force: always, but in a test that switched it off.
