@@ -101,6 +101,7 @@ pub async fn run(config: Config, stopped: impl Future<Output = ()>) -> Result<()
     let (tell, waiting) = watch::channel("the first look at the API server".to_owned());
     let (stop, stopping) = watch::channel(false);
     let (end, ending) = watch::channel(false);
+    let ready = waiting.clone();
     let mut tasks = JoinSet::new();
     let server = tokio::spawn(serve::serve(listener, metrics.clone(), waiting, told(ending.clone())));
     let (election, leadership) = Election::new(client.clone(), &config.lease_namespace, LEASE, &config.identity);
@@ -108,7 +109,8 @@ pub async fn run(config: Config, stopped: impl Future<Output = ()>) -> Result<()
 
     let context = Arc::new(Context::new(client, &config, leadership, metrics, &mut tasks)?);
     tasks.spawn(announce_readiness(context.clone(), tell));
-    let workers: Vec<_> = (0..CONCURRENCY).map(|_| tokio::spawn(work(context.clone(), stopping.clone()))).collect();
+    let worker = || tokio::spawn(work(context.clone(), ready.clone(), stopping.clone()));
+    let workers: Vec<_> = (0..CONCURRENCY).map(|_| worker()).collect();
     tasks.spawn(follow_leadership(context.clone()));
 
     stopped.await;
@@ -200,7 +202,8 @@ impl Context {
     }
 }
 
-/// Says what the operator waits for until everything that is watched is at hand.
+/// Says what the operator waits for until everything that is watched is at hand. Nobody else waits for the stores themselves: each wakes
+/// only the last who asked.
 async fn announce_readiness(context: Arc<Context>, tell: watch::Sender<String>) {
     for watches in &context.watches {
         watches.ready(|what| drop(tell.send_replace(what))).await;
@@ -225,12 +228,10 @@ async fn follow_leadership(context: Arc<Context>) {
 }
 
 /// Works on one CacheCluster after another, while this process leads.
-async fn work(context: Arc<Context>, stopping: watch::Receiver<bool>) {
-    for watches in &context.watches {
-        tokio::select! {
-            () = watches.ready(|_| ()) => {}
-            () = told(stopping.clone()) => return,
-        }
+async fn work(context: Arc<Context>, mut ready: watch::Receiver<String>, stopping: watch::Receiver<bool>) {
+    tokio::select! {
+        known = ready.wait_for(String::is_empty) => if known.is_err() { return },
+        () = told(stopping.clone()) => return,
     }
     let mut leadership = context.leadership.clone();
     loop {
