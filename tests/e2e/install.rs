@@ -36,9 +36,12 @@ pub fn install() -> Result<(), String> {
     }
     let image = image("LARDER_E2E_IMAGE");
     let (repository, tag) = image.rsplit_once(':').ok_or("LARDER_E2E_IMAGE is REPOSITORY:TAG")?;
-    let values = format!("image.repository={repository},image.tag={tag},watchNamespaces={{{PLACE}}}");
+    let values = format!("image.repository={repository},watchNamespaces={{{PLACE}}}");
     let chart = format!("{}/charts/larder", env!("CARGO_MANIFEST_DIR"));
-    let mut arguments = vec!["upgrade", "--install", RELEASE, &chart, "--namespace", SYSTEM, "--set", &values];
+    // As text: a tag of digits alone would be taken for a number.
+    let tag = format!("image.tag={tag}");
+    let mut arguments =
+        vec!["upgrade", "--install", RELEASE, &chart, "--namespace", SYSTEM, "--set", &values, "--set-string", &tag];
     arguments.extend(["--take-ownership", "--wait", "--timeout", "180s"]);
     let installed = run("helm", &arguments, "");
     installed.map(drop).map_err(|error| {
