@@ -7,7 +7,9 @@
 # authority signed need a base that brings them.
 ARG BASE=scratch
 FROM ${BASE}
-COPY larder larderd /
+# Not at /larder: pods of servers mount the directory there into which `larderd agent install` copies the agent.
+COPY larder /bin/larder
+COPY larderd /larderd
 # Not root, and a number, so that runAsNonRoot can be checked. Nothing is written: the root may be mounted read-only.
 USER 65532:65532
-ENTRYPOINT ["/larder"]
+ENTRYPOINT ["/bin/larder"]
