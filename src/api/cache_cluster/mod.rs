@@ -178,6 +178,16 @@ pub enum Eviction {
     Noeviction,
 }
 
+impl EngineKind {
+    /// The name of the engine's server program.
+    pub const fn server_program(self) -> &'static str {
+        match self {
+            Self::Redis => "redis-server",
+            Self::Valkey => "valkey-server",
+        }
+    }
+}
+
 impl Eviction {
     /// The value of `maxmemory-policy`.
     pub const fn as_str(self) -> &'static str {

@@ -9,8 +9,8 @@ use tokio::time::timeout;
 use tracing::{debug, info};
 
 use super::apply::{Applier, ApplyError};
-use super::build::{DOWN_AFTER, FAILOVER_TIMEOUT};
 use super::handover::HandoverError;
+use super::monitor;
 use super::names::{SENTINEL_PORT, SERVER_PORT};
 use super::objects::Addresses;
 use super::plan::{Action, Member, SentinelId, ServerId};
@@ -64,7 +64,8 @@ impl Actor<'_, '_> {
                 self.tell_sentinel(*sentinel, "SENTINEL SET", &[master, "quorum", &quorum.to_string()]).await?;
             }
             Action::Forget { sentinel } => self.tell_sentinel(*sentinel, "SENTINEL REMOVE", &[master]).await?,
-            Action::PruneGhosts { sentinel } => self.prune(*sentinel, master).await?,
+            // It forgets all that it knows of others, and finds them anew.
+            Action::PruneGhosts { sentinel } => self.tell_sentinel(*sentinel, "SENTINEL RESET", &[master]).await?,
             Action::ReplicateFrom { server, primary } => {
                 let (host, port) = (primary.ip().to_string(), primary.port().to_string());
                 self.tell_server(*server, "REPLICAOF", &[&host, &port]).await?;
@@ -113,30 +114,11 @@ impl Actor<'_, '_> {
         .await
     }
 
-    /// Has a sentinel forget all it knows of others, and find them anew.
-    async fn prune(&self, id: SentinelId, master: &str) -> Result<(), ActError> {
-        within("SENTINEL RESET", async {
-            let Some(mut admin) = self.sentinel(id).await? else { return Ok(()) };
-            let _count: i64 = admin.ask("SENTINEL RESET", &[master]).await?;
-            Ok(())
-        })
-        .await
-    }
-
-    /// Makes a sentinel watch a primary, and nothing else.
     async fn monitor(&self, id: SentinelId, primary: SocketAddr, quorum: u16) -> Result<(), ActError> {
-        let master = self.applier.wanted.master_name();
-        let (host, port, quorum) = (primary.ip().to_string(), primary.port().to_string(), quorum.to_string());
-        let (down_after, failover) = (DOWN_AFTER.as_millis().to_string(), FAILOVER_TIMEOUT.as_millis().to_string());
-        let Login { user, password } = self.login;
-        let settings = [master, "auth-user", user, "auth-pass", password, "down-after-milliseconds", &down_after];
-        let settings = [&settings[..], &["failover-timeout", &failover]].concat();
         within("SENTINEL MONITOR", async {
             let Some(mut admin) = self.sentinel(id).await? else { return Ok(()) };
-            // It may watch nothing yet, which is an error that says so.
-            let _: Result<(), _> = admin.ask("SENTINEL REMOVE", &[master]).await;
-            let _: () = admin.ask("SENTINEL MONITOR", &[master, &host, &port, &quorum]).await?;
-            Ok(admin.ask("SENTINEL SET", &settings).await?)
+            let master = self.applier.wanted.master_name();
+            Ok(monitor::monitor(&mut admin, master, primary, quorum, Some(self.login)).await?)
         })
         .await
     }

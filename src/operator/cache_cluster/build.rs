@@ -15,6 +15,8 @@ use crate::policy::config_file::{self, Lines, SentinelLogin};
 pub const DOWN_AFTER: Duration = Duration::from_secs(2);
 /// How long one failover attempt by Sentinel may take; the next begins after twice that.
 pub const FAILOVER_TIMEOUT: Duration = Duration::from_secs(6);
+/// How long nothing may change before the planner acts where Sentinel or the bus should have: two failover attempts and more.
+pub const TAKEOVER_AFTER: Duration = Duration::from_secs(20);
 
 /// What one server's configuration depends on.
 #[derive(Debug)]

@@ -9,6 +9,7 @@ pub mod build;
 pub mod fetch;
 pub mod handover;
 pub mod judge;
+pub mod monitor;
 pub mod names;
 pub mod objects;
 pub mod observe;

@@ -14,6 +14,7 @@ use tracing::{debug, info, warn};
 
 use super::act::{self, ActError, Actor};
 use super::apply::{Applied, Applier, ApplyError};
+use super::build::TAKEOVER_AFTER;
 use super::fetch::{self, CachedPassword, Heard, PasswordError, Question, Steady};
 use super::handover::Handover;
 use super::judge::{self, Seen};
@@ -43,8 +44,6 @@ const REFUSED: Duration = Duration::from_secs(300);
 const PASSWORD_BYTES: usize = 32;
 /// How long a handover may take until the sentinels act.
 const HANDOVER_LIMIT: Duration = Duration::from_secs(15);
-/// How long nothing may have changed before the operator takes over from sentinels that should have acted.
-const TAKEOVER_AFTER: Duration = Duration::from_secs(20);
 
 /// How a CacheCluster was found.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

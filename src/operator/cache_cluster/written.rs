@@ -2,13 +2,14 @@
 //! given stand in all the rest.
 
 use std::collections::BTreeMap;
-use std::fmt::Debug;
+use std::net::SocketAddr;
 
 use k8s_openapi::api::apps::v1::StatefulSet;
 use kube::ResourceExt as _;
 
 use super::apply::{Applier, ApplyError};
 use super::fetch::{cluster_ip, find};
+use super::names::SENTINEL_PORT;
 use super::objects::{Addresses, Credentials, Kept, Objects, memory_limit, objects, services};
 use super::plan::{DesiredPods, Revision, Scale, SentinelId, ServerId, Set};
 use crate::operator::watches::Watches;
@@ -181,9 +182,8 @@ impl Built {
         self.pods.is_some()
     }
 
-    /// The Services that a CacheCluster needs have their addresses.
-    pub fn sentinels(&self) -> Vec<std::net::SocketAddr> {
-        let port = super::names::SENTINEL_PORT;
-        self.addresses.sentinels.values().map(|ip| std::net::SocketAddr::new(*ip, port)).collect()
+    /// Where the sentinels listen, those that are still to be removed among them.
+    pub fn sentinels(&self) -> Vec<SocketAddr> {
+        self.addresses.sentinels.values().map(|ip| SocketAddr::new(*ip, SENTINEL_PORT)).collect()
     }
 }

@@ -15,7 +15,7 @@ use kube::core::ObjectMeta;
 
 use super::config::{CONFIG_DIR, DATA_DIR, PASSWORD, SENTINEL_USERS_FILE, SYSTEM_DIR, USERNAME, USERS_DIR, USERS_FILE};
 use super::{Installation, Revisions};
-use crate::api::cache_cluster::{CpuOptions, EngineKind, PodOptions, Spread};
+use crate::api::cache_cluster::{CpuOptions, PodOptions, Spread};
 use crate::operator::cache_cluster::names::{
     AGENT_PORT, Component, POD_INDEX_LABEL, REVISION_ANNOTATION, SENTINEL_PORT, SERVER_PORT,
 };
@@ -187,10 +187,7 @@ fn larder_container(installation: &Installation) -> Container {
 }
 
 fn server_container(wanted: &Wanted) -> Container {
-    let program = match wanted.engine {
-        EngineKind::Redis => "redis-server",
-        EngineKind::Valkey => "valkey-server",
-    };
+    let program = wanted.engine.server_program();
     let CpuOptions { request, limit } = wanted.pod.cpu.clone().unwrap_or_default();
     let mut command = words([LARDERD, "agent", "exec", "--config"]);
     command.push(format!("{CONFIG_DIR}/agent-$(ORDINAL).json"));
@@ -240,10 +237,7 @@ fn server_container(wanted: &Wanted) -> Container {
 }
 
 fn sentinel_container(wanted: &Wanted) -> Container {
-    let program = match wanted.engine {
-        EngineKind::Redis => "redis-server",
-        EngineKind::Valkey => "valkey-server",
-    };
+    let program = wanted.engine.server_program();
     let mut command = words([LARDERD, "agent", "sentinel", "--template"]);
     command.extend([
         format!("{CONFIG_DIR}/sentinel-$(ORDINAL).conf"),
