@@ -29,8 +29,10 @@ pub(super) struct Service {
     url: Sensitive,
     connect_timeout: Duration,
     max_connections: usize,
-    /// Made at the first load: making it reads the machine's certificates.
-    client: OnceLock<Client>,
+    /// For `http`, made at the first load.
+    plain: OnceLock<Client>,
+    /// For `https`, made at the first load: making it reads the machine's certificates, which there may be none of.
+    secure: OnceLock<Client>,
 }
 
 /// What a rule asks of a service.
@@ -61,7 +63,8 @@ impl Service {
             url: url.clone(),
             connect_timeout: origin.connect_timeout.as_duration(),
             max_connections: origin.max_connections as usize,
-            client: OnceLock::new(),
+            plain: OnceLock::new(),
+            secure: OnceLock::new(),
         })
     }
 
@@ -71,20 +74,24 @@ impl Service {
         let url = parse_url(&base).map_err(|why| Failure::Unusable(why.to_owned()))?;
         let url = Url::parse(&format!("{}{path}", url.as_str().trim_end_matches('/')))
             .map_err(|_| Failure::Unusable("url and path do not make a URL".to_owned()))?;
-        let request = self.client()?.get(url).timeout(deadline.saturating_duration_since(Instant::now()));
+        let request = self.client(url.scheme() == "https")?.get(url).timeout(deadline.saturating_duration_since(Instant::now()));
         let response = request.send().await.map_err(|error| failure(&error))?;
         answer(response, question).await
     }
 
-    fn client(&self) -> Result<&Client, Failure> {
-        if let Some(client) = self.client.get() {
+    /// The client of a scheme; redirects never lead to the other.
+    fn client(&self, secure: bool) -> Result<&Client, Failure> {
+        let made = if secure { &self.secure } else { &self.plain };
+        if let Some(client) = made.get() {
             return Ok(client);
         }
         if rustls::crypto::CryptoProvider::get_default().is_none() {
             // An error means that another thread was faster, which is as good.
             let _ = rustls::crypto::ring::default_provider().install_default();
         }
-        let client = Client::builder()
+        let builder = Client::builder();
+        let builder = if secure { builder } else { builder.tls_certs_only([]) };
+        let client = builder
             .connect_timeout(self.connect_timeout)
             .pool_max_idle_per_host(self.max_connections)
             .redirect(Policy::custom(|attempt| {
@@ -96,7 +103,7 @@ impl Service {
             .user_agent(concat!("larder/", env!("CARGO_PKG_VERSION")))
             .build()
             .map_err(|_| Failure::Unusable("the HTTP client cannot be set up: check the machine's certificates".to_owned()))?;
-        Ok(self.client.get_or_init(|| client))
+        Ok(made.get_or_init(|| client))
     }
 }
 

@@ -1,5 +1,6 @@
 //! Read-through through real sidecars, servers and origins.
 
+mod authorities;
 mod forms;
 mod full;
 mod hanging;

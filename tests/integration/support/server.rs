@@ -1,11 +1,12 @@
 //! Real servers as processes on loopback, each in its own temporary directory, killed when dropped.
 
-use std::net::TcpListener;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
+use socket2::{Domain, Socket, Type};
 use tempfile::TempDir;
 
 use super::certificates::tls_arguments;
@@ -57,9 +58,16 @@ fn find_valkey() -> PathBuf {
     path
 }
 
-/// A port that was free a moment ago.
+/// A port of loopback that the system gives to nobody else until the tests end: it stays bound, though nobody listens. A server binds it
+/// over that, as servers do (`SO_REUSEADDR`); one that starts late, or again, would else find its port with another.
 pub fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("loopback has a free port").port()
+    static HELD: Mutex<Vec<Socket>> = Mutex::new(Vec::new());
+    let held = Socket::new(Domain::IPV4, Type::STREAM, None).expect("the system makes sockets");
+    held.set_reuse_address(true).expect("loopback has this option");
+    held.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).expect("loopback has a free port");
+    let port = held.local_addr().ok().and_then(|address| address.as_socket()).expect("a bound socket has an address").port();
+    HELD.lock().expect("nothing panics while it is held").push(held);
+    port
 }
 
 /// One server process.
