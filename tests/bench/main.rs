@@ -117,7 +117,8 @@ fn measure(
 ) -> Result<report::Report, String> {
     const SKIPPED: &str = "left out by an option";
     let memory = if arguments.no_memory { Err(SKIPPED.to_owned()) } else { memory::measure(kinds, programs, upstream, dir) };
-    let counted = [Kind::LarderTtl, Kind::LarderHundredRules].into_iter().filter(|kind| kinds.contains(kind)).collect::<Vec<_>>();
+    let counted = [Kind::LarderBypass, Kind::LarderTtl, Kind::LarderHundredRules, Kind::LarderCacheAside];
+    let counted = counted.into_iter().filter(|kind| kinds.contains(kind)).collect::<Vec<_>>();
     let instructions = match counted.as_slice() {
         _ if arguments.no_instructions => Err(SKIPPED.to_owned()),
         [] => Err("Larder is not among the targets".to_owned()),
