@@ -2,9 +2,9 @@
 #
 #   docker build --build-arg BASE=REPOSITORY:TAG -f Dockerfile DIRECTORY
 #
-# DIRECTORY holds `larder` and `larderd`. On an empty base they must be linked statically (RUSTFLAGS='-C target-feature=+crt-static',
-# --target x86_64-unknown-linux-gnu), and there are no public certificate authorities: origins whose certificates such an
-# authority signed need a base that brings them.
+# DIRECTORY holds `larder` and `larderd`. On an empty base they must be linked statically (each by
+# `cargo rustc --release --bin NAME -- -C target-feature=+crt-static`), and there are no public certificate authorities: origins
+# whose certificates such an authority signed need a base that brings them.
 ARG BASE=scratch
 FROM ${BASE}
 # Not at /larder: pods of servers mount the directory there into which `larderd agent install` copies the agent.
