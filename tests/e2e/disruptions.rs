@@ -87,7 +87,7 @@ pub fn floor(tier: &Tier, writers: &Writers) -> Duration {
 fn failover_by(tier: &Tier, sentinel: &str) {
     let system = get(PLACE, &format!("secret/{}-system", tier.name)).expect("the system's login");
     let field = |name: &str| super::tier::decode(system["data"][name].as_str().expect("a field of the login"));
-    let said = tier.ask_as(&field("username"), &field("password"), sentinel, "26379", &["sentinel", "failover", "main"]);
+    let said = tier.ask_as(&field("username"), &field("password"), sentinel, "26379", &["sentinel", "failover", &tier.name]);
     assert_eq!(said.as_deref(), Ok("OK"));
 }
 

@@ -162,7 +162,7 @@ impl Tier {
             let mut named: BTreeMap<String, usize> = BTreeMap::new();
             let sentinels = self.sentinels();
             for sentinel in &sentinels {
-                let said = self.ask(&name(sentinel), "26379", &["sentinel", "get-master-addr-by-name", "main"]);
+                let said = self.ask(&name(sentinel), "26379", &["sentinel", "get-master-addr-by-name", &self.name]);
                 if let Some(address) = said.ok().and_then(|said| said.lines().next().map(str::to_owned)) {
                     *named.entry(address).or_default() += 1;
                 }
@@ -196,7 +196,7 @@ impl Tier {
     /// How long a sentinel waits before it takes a server for dead.
     pub fn down_after(&self) -> Duration {
         let sentinel = self.sentinels().first().map(name).expect("a sentinel");
-        let said = self.ask(&sentinel, "26379", &["sentinel", "master", "main"]).expect("an answer");
+        let said = self.ask(&sentinel, "26379", &["sentinel", "master", &self.name]).expect("an answer");
         let mut lines = said.lines().skip_while(|line| *line != "down-after-milliseconds").skip(1);
         Duration::from_millis(lines.next().and_then(|line| line.parse().ok()).expect("down-after-milliseconds"))
     }

@@ -44,6 +44,7 @@ impl Writers {
     fn manifest(&self, tier: &Tier) -> Value {
         let environment = json!([
             {"name": "SENTINELS", "value": format!("{}-sentinels.{PLACE}.svc:26379", tier.name)},
+            {"name": "MASTER", "value": tier.name},
             {"name": "LOGIN", "value": "/login"},
             {"name": "RECONNECT", "value": "100"},
         ]);
