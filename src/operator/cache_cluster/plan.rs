@@ -34,6 +34,7 @@ pub use observed::{
     ClusterFacts, Facts, Held, Link, Member, Node, NodeId, Observed, Peer, Pod, Revision, Role, Scale, Sentinel, Server,
     ServerState, SlotRange, Watch,
 };
+use crate::policy::agent::DataState;
 use rules::{Rule, holds};
 pub use spread::{Crowded, crowded};
 
@@ -75,7 +76,7 @@ impl Observed {
             ServerState::Stopped { .. }
             | ServerState::Absent
             | ServerState::Held(_)
-            | ServerState::Starting
+            | ServerState::Starting(_)
             | ServerState::Silent => None,
         })
     }
@@ -87,7 +88,9 @@ impl Observed {
             match &mut server.state {
                 ServerState::Running(facts) => (facts.offset, facts.holds_data, facts.lineage) = (0, false, None),
                 ServerState::Held(held) => held.message.clear(),
-                ServerState::Stopped { .. } | ServerState::Absent | ServerState::Starting | ServerState::Silent => {}
+                // One that begins again and again loads a little more each time.
+                ServerState::Starting(data) => *data = DataState::Empty,
+                ServerState::Stopped { .. } | ServerState::Absent | ServerState::Silent => {}
             }
             (*id, server)
         };
@@ -156,7 +159,7 @@ fn only_copy<'a>(running: impl Iterator<Item = (ServerId, &'a Server, &'a Facts)
 fn unfinished(observed: &Observed) -> impl Iterator<Item = Action> {
     observed.servers.iter().filter_map(|(id, server)| {
         let waiting = match &server.state {
-            ServerState::Silent | ServerState::Starting => Waiting::Server(*id),
+            ServerState::Silent | ServerState::Starting(_) => Waiting::Server(*id),
             ServerState::Running(Facts { role: Role::Replica { link: Link::Down, .. }, .. }) => Waiting::Synchronisation(*id),
             ServerState::Held(held) => Waiting::Held { server: *id, reason: held.reason.clone(), message: held.message.clone() },
             ServerState::Absent => Waiting::Pod(Member::Server(*id)),

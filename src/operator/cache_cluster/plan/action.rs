@@ -185,6 +185,8 @@ pub enum Waiting {
         /// Why, for people, with what ends it.
         message: String,
     },
+    /// A server to start that holds more than any that runs.
+    BestCopy(ServerId),
     /// A person to say which of the copies counts: no primary is left, and nothing says which is the newest.
     Choice,
     /// A member's pod to exist, or to be ready.
@@ -213,6 +215,10 @@ impl fmt::Display for Waiting {
             Self::Discovery(sentinel) => write!(f, "{sentinel} to learn of the replicas and the other sentinels"),
             Self::Gossip(server) => write!(f, "{server} to see the whole cluster"),
             Self::Held { server, message, .. } => write!(f, "{server}, which is held: {message}"),
+            Self::BestCopy(server) => write!(
+                f,
+                "{server}, which holds more than any that runs, to start: see its log; recovery.acceptDataLoss does without it"
+            ),
             Self::Choice => f.write_str(
                 "a person: no primary is left, and nothing says which copy counts; recovery.acceptDataLoss takes the one that reaches furthest",
             ),

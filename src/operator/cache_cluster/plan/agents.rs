@@ -147,7 +147,7 @@ fn unaware(observed: &Observed) -> Vec<SentinelId> {
 /// No majority of sentinels can say who is primary, or replace it. Every server is asked before anything is decided.
 fn leaderless<'a>(desired: &Desired, observed: &'a Observed) -> Verdict<'a> {
     let patience_over = observed.steady >= desired.takeover_after || !holds(Rule::Patience);
-    let unsettled = |state: &ServerState| matches!(state, ServerState::Silent | ServerState::Starting);
+    let unsettled = |state: &ServerState| matches!(state, ServerState::Silent | ServerState::Starting(_));
     let unsettled = observed.servers.iter().find(|(_, server)| unsettled(&server.state));
     if let (Some((server, _)), false) = (unsettled, patience_over) {
         return Verdict::Open(Waiting::Server(*server));
@@ -172,6 +172,7 @@ fn vacant<'a>(desired: &Desired, observed: &'a Observed) -> Verdict<'a> {
     match best_replica(desired, observed) {
         Best::Replica(server) => Verdict::Promote(server),
         Best::Unclear => Verdict::Open(Waiting::Choice),
+        Best::Starting(server) => Verdict::Open(Waiting::BestCopy(server)),
         Best::Held | Best::None => {
             // Where a majority answers, nobody else can be naming a primary.
             let answering = observed.sentinels.values().filter(|sentinel| matches!(sentinel, Sentinel::Running { .. })).count();
@@ -193,6 +194,8 @@ enum Best {
     Replica(ServerId),
     /// That of a server that is held: its agent starts it.
     Held,
+    /// That of a server that does not come up, whatever its agent tries.
+    Starting(ServerId),
     /// Nobody can say.
     Unclear,
     /// No replica runs.
@@ -214,16 +217,18 @@ fn best_replica(desired: &Desired, observed: &Observed) -> Best {
     if desired.accept_data_loss {
         return Best::Replica(*id);
     }
-    let held = observed.servers.values().filter_map(|server| match &server.state {
-        ServerState::Held(held) => Some(&held.data),
+    let idle = observed.servers.iter().filter_map(|(id, server)| match &server.state {
+        ServerState::Held(held) => Some((&held.data, Best::Held)),
+        ServerState::Starting(data) if holds(Rule::HeedStarting) => Some((data, Best::Starting(*id))),
         _ => None,
     });
-    let held: Vec<&DataState> = held.collect();
+    let idle: Vec<(&DataState, Best)> = idle.collect();
     let Some(lineage) = &best.lineage else {
         // Copies that are all incomplete, or empty. Empty ones do only where nobody may hold more.
-        let all_empty = replicas.iter().all(|(_, facts)| !facts.holds_data) && held.iter().all(|data| **data == DataState::Empty);
+        let all_empty = replicas.iter().all(|(_, facts)| !facts.holds_data) && idle.iter().all(|(data, _)| **data == DataState::Empty);
         let may_hold = |state: &ServerState| match state {
-            ServerState::Silent | ServerState::Starting | ServerState::Stopped { .. } => true,
+            ServerState::Silent | ServerState::Stopped { .. } => true,
+            ServerState::Starting(data) => *data != DataState::Empty || !holds(Rule::HeedStarting),
             ServerState::Absent => desired.durable,
             ServerState::Held(_) | ServerState::Running(_) => false,
         };
@@ -234,10 +239,10 @@ fn best_replica(desired: &Desired, observed: &Observed) -> Best {
     if others.into_iter().any(|other| other != lineage) {
         return Best::Unclear;
     }
-    for data in held {
+    for (data, whose) in idle {
         match data {
             DataState::Complete(position) if position.lineage != *lineage => return Best::Unclear,
-            DataState::Complete(position) if position.offset > best.offset => return Best::Held,
+            DataState::Complete(position) if position.offset > best.offset => return whose,
             DataState::Complete(_) | DataState::Partial | DataState::Empty => {}
         }
     }

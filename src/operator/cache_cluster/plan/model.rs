@@ -39,7 +39,8 @@ fn desired(rng: &mut fastrand::Rng) -> Desired {
 fn fault(rng: &mut fastrand::Rng) -> Fault {
     let (index, ticks) = (rng.usize(0..16), rng.u32(1..40));
     match rng.u32(0..40) {
-        0..6 => Fault::KillServer(index),
+        0..5 => Fault::KillServer(index),
+        5 => Fault::Crash(index, 3 * ticks),
         6..8 => Fault::DeletePod(index),
         8..11 => Fault::KillPod(index),
         11 => Fault::KillAllPods,
@@ -188,5 +189,5 @@ fn each_rule_is_needed() {
 #[test]
 #[cfg_attr(debug_assertions, ignore = "thousands of runs take minutes without optimisation")]
 fn each_rarer_rule_is_needed() {
-    check_are_caught(&[Rule::Patience, Rule::BestCopy, Rule::KeepMemory, Rule::ForgetStale], 12_000);
+    check_are_caught(&[Rule::Patience, Rule::BestCopy, Rule::HeedStarting, Rule::KeepMemory, Rule::ForgetStale], 12_000);
 }

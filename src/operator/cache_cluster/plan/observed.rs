@@ -105,8 +105,9 @@ pub enum ServerState {
     Absent,
     /// Its agent answers and keeps its port closed.
     Held(Held),
-    /// Its agent answers: its place is being decided, it loads, or it ends.
-    Starting,
+    /// Its agent answers: its place is being decided, it loads, or it ends, be it again and again. With the data that it holds on its
+    /// disk.
+    Starting(DataState),
     /// The process runs and cannot answer for its data: loading, hanging or cut off.
     Silent,
     /// It answers.

@@ -18,10 +18,10 @@ impl From<&StateReport> for ServerState {
                 // Announced addresses are numeric; anything else is not the tier's own.
                 match of.parse::<SocketAddr>() {
                     Ok(of) => Self::Running(facts(data, Role::Replica { of, link })),
-                    Err(_) => Self::Starting,
+                    Err(_) => Self::Starting(data.clone()),
                 }
             }
-            ServerPhase::Deciding | ServerPhase::Starting { .. } | ServerPhase::Stopping => Self::Starting,
+            ServerPhase::Deciding | ServerPhase::Starting { .. } | ServerPhase::Stopping => Self::Starting(data.clone()),
         }
     }
 }
@@ -78,11 +78,11 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_speak_for_its_data_is_starting() {
+    fn what_does_not_serve_yet_tells_what_it_would_start_with() {
         for phase in [ServerPhase::Deciding, ServerPhase::Starting { as_primary: true }, ServerPhase::Stopping] {
-            assert_eq!(state(position(1), phase), ServerState::Starting);
+            assert_eq!(state(position(1), phase), ServerState::Starting(position(1)));
         }
         let elsewhere = ServerPhase::Replica { of: "cache.example:6379".into(), link_up: true };
-        assert_eq!(state(position(1), elsewhere), ServerState::Starting);
+        assert_eq!(state(position(1), elsewhere), ServerState::Starting(position(1)));
     }
 }

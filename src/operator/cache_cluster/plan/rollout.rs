@@ -118,7 +118,7 @@ impl Round<'_> {
         match &server.state {
             ServerState::Held(_) | ServerState::Absent | ServerState::Stopped { .. } => true,
             // The one that the sentinels name may be about to serve.
-            ServerState::Starting => {
+            ServerState::Starting(_) => {
                 let named = agents::named_by_majority(self.observed) == Some(server.address);
                 !named || self.observed.steady >= self.desired.takeover_after
             }

@@ -19,6 +19,8 @@ pub(super) enum Rule {
     Patience,
     /// Only the best copy is promoted.
     BestCopy,
+    /// A server that does not come up may hold the best copy, too.
+    HeedStarting,
     /// Sentinels that watch nothing are told.
     TellUnaware,
     /// Sentinels are told how many must agree.

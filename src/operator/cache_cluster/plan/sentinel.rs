@@ -83,7 +83,7 @@ fn believed<'a>(desired: &Desired, observed: &'a Observed, address: SocketAddr) 
     match &server.state {
         ServerState::Running(facts) if facts.role == Role::Primary => Verdict::Acting(id, server, facts),
         ServerState::Running(_) => promoted_elsewhere(observed, patience_over).unwrap_or(Verdict::Open(Waiting::Agreement)),
-        ServerState::Silent | ServerState::Starting | ServerState::Absent | ServerState::Held(_) => {
+        ServerState::Silent | ServerState::Starting(_) | ServerState::Absent | ServerState::Held(_) => {
             Verdict::Open(Waiting::Server(id))
         }
         ServerState::Stopped { data } => vacant(desired, observed, id, *data),

@@ -88,7 +88,7 @@ impl Operator {
         let decides = |reason: &str| ["PeersUnknown", "Incomparable", "OwnPartial", "OwnerIsEmpty"].contains(&reason);
         self.decided.iter().any(|action| match action {
             Action::Wait(Waiting::Held { reason, .. }) => decides(reason),
-            Action::Wait(Waiting::Choice) => true,
+            Action::Wait(Waiting::Choice | Waiting::BestCopy(_)) => true,
             _ => false,
         })
     }
@@ -359,13 +359,13 @@ fn state_of(world: &World, index: usize) -> ServerState {
         return ServerState::Silent;
     }
     if pod.made_of.image == Image::Crashing {
-        return ServerState::Starting;
+        return ServerState::Starting(data_state(&one.data));
     }
     match (one.process, one.held) {
         (Process::None, Some(reason)) => {
             ServerState::Held(Held { reason: reason.to_owned(), message: reason.to_owned(), data: data_state(&one.data) })
         }
-        (Process::None | Process::Intending, _) => ServerState::Starting,
+        (Process::None | Process::Intending, _) => ServerState::Starting(data_state(&one.data)),
         (Process::Primary, _) => ServerState::Running(facts(&one.data, Role::Primary)),
         (Process::Replica { of, .. }, _) => {
             let link = if world.link_up(index) { Link::Up } else { Link::Down };

@@ -88,7 +88,18 @@ pub(super) struct ServerSim {
     pub(super) process: Process,
     pub(super) data: Data,
     pub(super) held: Option<&'static str>,
+    /// For so many ticks its process ends as soon as it starts.
+    pub(super) crashes: u32,
 }
+
+/// A place that nobody has taken yet.
+const EMPTY_PLACE: ServerSim = ServerSim {
+    pod: None,
+    process: Process::None,
+    data: Data { version: 0, lineage: 0, complete: false, led: false, exact: false },
+    held: None,
+    crashes: 0,
+};
 
 /// What a sentinel remembers; sets are bits by index.
 #[derive(Debug, Clone, Copy)]
@@ -111,6 +122,8 @@ pub(super) struct SentinelSim {
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Fault {
     KillServer(usize),
+    /// Its process ends, and again each time that it is started.
+    Crash(usize, u32),
     /// Gracefully, as a drain does.
     DeletePod(usize),
     KillPod(usize),
@@ -154,7 +167,6 @@ impl World {
     pub(super) fn new(seed: u64, desired: Desired) -> Self {
         let Layout::Sentinel { sentinels } = desired.layout else { unreachable!("under Sentinel alone") };
         let template = Template { revision: 1, image: Image::Good };
-        let server = ServerSim { pod: None, process: Process::None, data: Data::default(), held: None };
         let scale = (usize::from(desired.replicas) + 1, usize::from(sentinels));
         Self {
             rng: Rng::with_seed(seed),
@@ -163,7 +175,7 @@ impl World {
             template,
             sentinel_template: template,
             nodes: [Node::Up; NODES],
-            servers: vec![server; scale.0],
+            servers: vec![EMPTY_PLACE; scale.0],
             sentinels: vec![SentinelSim { pod: None, memory: None, away: 0 }; scale.1],
             truth: 0,
             lineages: 0,
@@ -217,7 +229,8 @@ impl World {
     }
 
     pub(super) fn can_run(&self, index: usize) -> bool {
-        self.servers[index].pod.is_some_and(|pod| pod.works() && self.thawed(&pod) && pod.deleting.is_none())
+        let server = &self.servers[index];
+        server.crashes == 0 && server.pod.is_some_and(|pod| pod.works() && self.thawed(&pod) && pod.deleting.is_none())
     }
 
     /// Whether a replica's link is up.
@@ -275,6 +288,10 @@ impl World {
         let (servers, sentinels) = (self.servers.len(), self.sentinels.len());
         match fault {
             Fault::KillServer(index) if self.serving_node(index % servers).is_some() => self.end_process(index % servers, false),
+            Fault::Crash(index, ticks) => {
+                self.end_process(index % servers, false);
+                self.servers[index % servers].crashes = ticks;
+            }
             Fault::DeletePod(index) => self.delete_pod(index % servers),
             Fault::KillPod(index) => self.end_pod(index % servers, false),
             Fault::KillAllPods => (0..servers).for_each(|index| self.end_pod(index, false)),
@@ -301,7 +318,7 @@ impl World {
     fn grow(&mut self) {
         let wanted = usize::from(self.desired.replicas) + 1;
         while self.servers.len() < wanted {
-            self.servers.push(ServerSim { pod: None, process: Process::None, data: Data::default(), held: None });
+            self.servers.push(EMPTY_PLACE);
         }
         while self.sentinels.len() < self.desired.sentinels().count() {
             self.sentinels.push(SentinelSim { pod: None, memory: None, away: 0 });
@@ -359,6 +376,7 @@ impl World {
             };
         }
         for index in 0..self.servers.len() {
+            self.servers[index].crashes = self.servers[index].crashes.saturating_sub(1);
             if index >= self.scale.0 {
                 self.delete_pod(index);
             }
