@@ -164,6 +164,8 @@ pub struct Heard {
     pub observed: Observed,
     /// The newest generation of users that every desired server has proved.
     pub proved_users: Option<u64>,
+    /// What each server's agent told that answered.
+    pub reports: BTreeMap<ServerId, StateReport>,
 }
 
 /// Asks every server and sentinel.
@@ -183,16 +185,19 @@ pub async fn hear(context: &Context, watches: &Watches, question: Question<'_>) 
             (None, false) => ServerState::Absent,
         };
         let server = Server { address: SocketAddr::new(*ip, SERVER_PORT), bus_port: 0, state };
-        (*id, server, report.and_then(|report| report.proved.users))
+        (*id, server, report)
     });
     // Sentinels first: a promotion that they tell of has happened by the time that the servers are asked.
     let sentinels: BTreeMap<SentinelId, Sentinel> = join_all(sentinels).await.into_iter().collect();
-    let servers = join_all(servers).await;
-    let proved = |wanted: ServerId| servers.iter().find(|(id, ..)| *id == wanted).and_then(|(.., proved)| *proved);
+    let (mut seen, mut reports) = (BTreeMap::new(), BTreeMap::new());
+    for (id, server, report) in join_all(servers).await {
+        seen.insert(id, server);
+        reports.extend(report.map(|report| (id, report)));
+    }
+    let proved = |id: ServerId| reports.get(&id).and_then(|report| report.proved.users);
     // None of a missing one is less than any number: one that has proved nothing keeps all from being proved.
     let proved_users = wanted.servers().map(proved).min().flatten();
-    let servers = servers.into_iter().map(|(id, server, _)| (id, server)).collect();
-    Heard { observed: Observed { servers, sentinels, pods, scale, ..Observed::default() }, proved_users }
+    Heard { observed: Observed { servers: seen, sentinels, pods, scale, ..Observed::default() }, proved_users, reports }
 }
 
 async fn sentinel(address: SocketAddr, login: &Login) -> Sentinel {

@@ -8,6 +8,7 @@ use k8s_openapi::api::core::v1::{ContainerStatus, PersistentVolumeClaim, Pod as 
 use super::plan::{Action, Desired, Link, Member, Observed, Role, Sentinel, ServerId, ServerState, Waiting};
 use super::report::{Verdict, Verdicts};
 use super::validate::Wanted;
+use crate::policy::agent::StateReport;
 
 /// What keeps a container from starting however often it is tried, as the kubelet gives it.
 const HOPELESS: [&str; 8] = [
@@ -34,12 +35,41 @@ pub struct Seen<'a> {
     pub actions: &'a [Action],
     /// What keeps pods from running.
     pub troubles: &'a [String],
+    /// The servers whose settings or users are not proved yet.
+    pub lags: &'a [Lag],
     /// What the API server refused, with what to do.
     pub refusal: Option<String>,
     /// What is wrong with the clients' password, with what to do, while an earlier one is in force.
     pub stale_password: Option<String>,
     /// Whether it ever served.
     pub initialized: bool,
+}
+
+/// A server that was told settings or users, and has not proved them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lag {
+    /// Which.
+    pub server: ServerId,
+    /// What it does not take, as its agent says. Empty: it has not heard of them, or is about to.
+    pub problems: Vec<String>,
+}
+
+/// The servers that have not proved what is wanted of them: settings of these generations, and at least these users.
+pub fn lags<'a>(
+    generations: impl Iterator<Item = (&'a ServerId, &'a u64)>,
+    users: u64,
+    reports: &BTreeMap<ServerId, StateReport>,
+) -> Vec<Lag> {
+    let lag = |(server, generation): (&ServerId, &u64)| {
+        let Some(StateReport { generation: acts_under, proved, .. }) = reports.get(server) else {
+            return Some(Lag { server: *server, problems: Vec::new() });
+        };
+        let is_proved = proved.settings == Some(*generation) && proved.users.is_some_and(|proved| proved >= users);
+        // What it says of an earlier generation may be what this one mends.
+        let problems = if acts_under == generation { proved.problems.clone() } else { Vec::new() };
+        (!is_proved).then_some(Lag { server: *server, problems })
+    };
+    generations.filter_map(lag).collect()
 }
 
 /// A server that acts as primary, as most sentinels say.
@@ -104,6 +134,10 @@ impl Seen<'_> {
             let pod = names.server_pod(server);
             return Verdict::yes("Serving", format!("{pod} at {address} is the primary"));
         }
+            // Until it served for the first time, nobody misses it: then it is ready once it is as it is written.
+            if let Some(lag) = self.lags.first().filter(|_| !self.initialized) {
+                return Verdict::no("Forming", self.tell_of(lag));
+            }
         if !self.initialized {
             return Verdict::no("Forming", self.waits());
         }
@@ -147,7 +181,13 @@ impl Seen<'_> {
         }
         let reason = self.movement();
         if self.actions.is_empty() && reason != "Rolling" {
-            return Verdict::no("Settled", "everything is as it is written");
+            // One that is refused waits for a person, and the others are told of once it is mended.
+            let refused = self.lags.iter().find(|lag| !lag.problems.is_empty());
+            return match refused.or(self.lags.first()) {
+                Some(lag) if lag.problems.is_empty() => Verdict::yes("Configuring", self.tell_of(lag)),
+                Some(lag) => Verdict::no("Blocked", self.tell_of(lag)),
+                None => Verdict::no("Settled", "everything is as it is written"),
+            };
         }
         let message = match reason {
             "Rolling" => {
@@ -164,6 +204,18 @@ impl Seen<'_> {
 
     /// What kind of work is under way.
     fn movement(&self) -> &'static str {
+    /// What a server has not proved yet, in words.
+    fn tell_of(&self, lag: &Lag) -> String {
+        let pod = self.wanted.names.server_pod(lag.server);
+        if lag.problems.is_empty() {
+            let others = self.lags.len().saturating_sub(1);
+            let others = if others > 0 { format!(", nor have {others} others") } else { String::new() };
+            format!("{pod} has not proved the settings and users that are written{others}; its files change within two minutes")
+        } else {
+            format!("{pod} does not take what is written: {}; correct spec.parameters", lag.problems.join("; "))
+        }
+    }
+
         let any = |is: fn(&Action) -> bool| self.actions.iter().any(is);
         if !self.initialized {
             "Forming"
@@ -227,8 +279,10 @@ impl Seen<'_> {
 
     /// Whether something is to be looked at again soon.
     pub fn is_in_motion(&self) -> bool {
-        let waits_for_a_person = |action: &Action| matches!(action, Action::Wait(Waiting::Choice | Waiting::Node { .. }));
-        self.refusal.is_none() && !self.wanted.paused && self.actions.iter().any(|action| !waits_for_a_person(action))
+        let waits_for_a_person = |action: &Action| matches!(action, Action::Wait(Waiting::Choice | Waiting::BestCopy(_) | Waiting::Node { .. }));
+        let moves = self.actions.iter().any(|action| !waits_for_a_person(action));
+        let lags = self.lags.iter().any(|lag| lag.problems.is_empty());
+        self.refusal.is_none() && !self.wanted.paused && (moves || lags)
     }
 }
 
@@ -284,7 +338,100 @@ mod tests {
 
     fn pod(status: serde_json::Value) -> KubePod {
         serde_json::from_value(serde_json::json!({"metadata": {"name": "shop-0-1", "namespace": "store"}, "status": status}))
+    use std::time::Duration;
+
+    use serde_json::json;
+
+    use super::super::plan::{Facts, Layout, Server, Watch};
+    use super::super::validate::{tests::cluster, validate};
             .unwrap()
+    use crate::policy::agent::{DataState, Proved, ServerPhase};
+
+    /// Server 0 leads, server 1 follows, three sentinels say so, and nothing is to be done.
+    fn check_at_rest<T>(initialized: bool, lags: &[Lag], check: impl FnOnce(&Seen<'_>) -> T) -> T {
+        let wanted = validate(&cluster(&json!({}))).unwrap();
+        let at = |index: u8| SocketAddr::from(([10, 96, 0, index], 6379));
+        let server = |index: u8, role| {
+            let facts = Facts { role, holds_data: true, offset: 1, lineage: None, promotable: true, cluster: None };
+            let server = Server { address: at(index), bus_port: 0, state: ServerState::Running(facts) };
+            (ServerId { shard: 0, index: u16::from(index) }, server)
+        };
+        let replica = Role::Replica { of: at(0), link: Link::Up };
+        let watch = Watch { primary: at(0), replicas: 1, sentinels: 2, quorum: 2, alarmed: false };
+        let observed = Observed {
+            servers: [server(0, Role::Primary), server(1, replica)].into(),
+            sentinels: wanted.sentinel_ids().map(|id| (id, Sentinel::Running { watch: Some(watch) })).collect(),
+            ..Observed::default()
+        };
+        let desired = Desired::on_one_machine(Layout::Sentinel { sentinels: 3 }, 1, Duration::ZERO);
+        check(&Seen {
+            wanted: &wanted,
+            desired: &desired,
+            observed: &observed,
+            actions: &[],
+            troubles: &[],
+            lags,
+            refusal: None,
+            stale_password: None,
+            initialized,
+        })
+    }
+
+    fn second_lags(problems: &[&str]) -> [Lag; 1] {
+        let server = ServerId { shard: 0, index: 1 };
+        [Lag { server, problems: problems.iter().map(|problem| (*problem).to_owned()).collect() }]
+    }
+
+    #[test]
+    fn settings_that_are_not_proved_are_under_way() {
+        check_at_rest(true, &[], |seen| {
+            assert_eq!((seen.ready().reason, seen.progressing().reason, seen.is_in_motion()), ("Serving", "Settled", false));
+        });
+        check_at_rest(true, &second_lags(&[]), |seen| {
+            let progressing = seen.progressing();
+            assert!(progressing.holds && progressing.reason == "Configuring", "{progressing:?}");
+            assert!(progressing.message.starts_with("shop-0-1 has not proved"), "{progressing:?}");
+            assert!(seen.ready().holds && seen.is_in_motion() && seen.verdicts().summary() == "Configuring");
+        });
+        check_at_rest(false, &second_lags(&[]), |seen| {
+            let ready = seen.ready();
+            assert!(!ready.holds && ready.reason == "Forming" && ready.message.contains("shop-0-1"), "{ready:?}");
+        });
+    }
+
+    #[test]
+    fn settings_that_a_server_does_not_take_wait_for_a_person() {
+        check_at_rest(true, &second_lags(&["hz: the server has no such setting"]), |seen| {
+            let progressing = seen.progressing();
+            assert!(!progressing.holds && progressing.reason == "Blocked", "{progressing:?}");
+            assert!(progressing.message.starts_with("shop-0-1 does not take what is written: hz: "), "{progressing:?}");
+            assert!(!seen.is_in_motion());
+        });
+    }
+
+    #[test]
+    fn who_lags_is_told_by_the_generations_that_come_back() {
+        let ids = [0, 1].map(|index| ServerId { shard: 0, index });
+        let wanted = BTreeMap::from(ids.map(|id| (id, 7)));
+        let report = |generation, settings, users| StateReport {
+            version: 1,
+            ordinal: 0,
+            generation,
+            data: DataState::Empty,
+            server: ServerPhase::Primary,
+            proved: Proved { settings, users, problems: vec!["why".to_owned()], ..Proved::default() },
+        };
+        let lags = |second: Option<StateReport>| {
+            let mut reports = BTreeMap::from([(ids[0], report(7, Some(7), Some(3)))]);
+            reports.extend(second.map(|report| (ids[1], report)));
+            lags(wanted.iter(), 3, &reports).into_iter().map(|lag| (lag.server, lag.problems.len())).collect::<Vec<_>>()
+        };
+        assert_eq!(lags(Some(report(7, Some(7), Some(4)))), []);
+        assert_eq!(lags(None), [(ids[1], 0)]);
+        assert_eq!(lags(Some(report(6, Some(6), Some(3)))), [(ids[1], 0)], "what it says is of an earlier generation");
+        assert_eq!(lags(Some(report(7, None, Some(3)))), [(ids[1], 1)]);
+        assert_eq!(lags(Some(report(7, Some(7), Some(2)))), [(ids[1], 1)]);
+    }
     }
 
     #[test]

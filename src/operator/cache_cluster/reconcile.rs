@@ -325,7 +325,7 @@ impl Look<'_> {
         };
         let question =
             Question { wanted: self.wanted, addresses: &built.addresses, login: &credentials.system, scale: built.scale };
-        let Heard { mut observed, proved_users } = fetch::hear(self.context, self.watches, question).await;
+        let Heard { mut observed, proved_users, reports } = fetch::hear(self.context, self.watches, question).await;
         observed.steady = memory.steady.note(&observed);
         observed.handover_failed = memory.handover_failed.map(|at| at.elapsed());
         let desired = self.desired(&built);
@@ -338,12 +338,15 @@ impl Look<'_> {
             actions: &actions,
             troubles: &self.troubles(&built),
             refusal,
+        let generations = built.agent_generations.iter().filter(|(id, _)| id.index <= self.wanted.replicas);
+        let lags = judge::lags(generations, credentials.users.generation, &reports);
             stale_password,
             initialized: self.status(memory).is_some_and(|status| status.initialized),
         };
         self.report(&seen, credentials, proved_users, memory).await?;
         self.point_at_primary(writer, &seen).await?;
         self.tell_users(writer, &built, credentials, &observed, memory).await;
+            lags: &lags,
         self.act(writer, &built, credentials, &actions, memory).await?;
         Ok(if seen.is_in_motion() { IN_MOTION } else { EVERY.mul_f64(0.9 + fastrand::f64() * 0.2) })
     }

@@ -23,6 +23,8 @@ pub struct Built {
     pub scale: Option<Scale>,
     /// What pods are to be made of; `None` until their addresses are known.
     pub pods: Option<DesiredPods>,
+    /// The generation of each agent's configuration, as it is to be proved.
+    pub agent_generations: BTreeMap<ServerId, u64>,
     /// The StatefulSets as they were written.
     sets: Vec<StatefulSet>,
 }
@@ -126,7 +128,7 @@ impl Writer<'_, '_> {
             disruption_budgets,
             stateful_sets,
             revisions,
-            agent_generations: _,
+            agent_generations,
         } = objects;
         let Self { watches, applier } = self;
         applier.apply(&watches.accounts, service_account).await?;
@@ -156,7 +158,7 @@ impl Writer<'_, '_> {
             applier.apply(&watches.stateful_sets, set.clone()).await?;
             built.sets.push(set);
         }
-        built.pods = Some(pods);
+        (built.pods, built.agent_generations) = (Some(pods), agent_generations);
         Ok(())
     }
 
