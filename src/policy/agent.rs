@@ -221,8 +221,9 @@ impl AgentConfig {
                 "this agent understands `sentinel` alone; a Cluster's servers run without an agent".into(),
             );
         };
-        if sentinels.len() > MAX_SENTINELS || sentinels.len() % 2 == 0 {
-            return invalid("failover", format!("name an odd number of sentinels, {MAX_SENTINELS} at most"));
+        // An even number is one too many, or one too few, on the way between two odd ones.
+        if sentinels.is_empty() || sentinels.len() > MAX_SENTINELS {
+            return invalid("failover", format!("name from 1 to {MAX_SENTINELS} sentinels"));
         }
         if self.peers.is_empty() || self.peers.len() > MAX_PEERS {
             return invalid("peers", format!("name from 1 to {MAX_PEERS}: a single server is no cache tier"));

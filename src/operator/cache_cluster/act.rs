@@ -11,6 +11,7 @@ use tracing::{debug, info};
 use super::apply::{Applier, ApplyError};
 use super::handover::HandoverError;
 use super::monitor;
+use super::observe;
 use super::names::{SENTINEL_PORT, SERVER_PORT};
 use super::objects::Addresses;
 use super::plan::{Action, Member, SentinelId, ServerId};
@@ -29,6 +30,12 @@ pub enum ActError {
     /// A primary was not handed over.
     #[error(transparent)]
     Handover(#[from] HandoverError),
+    /// A sentinel was to forget its ghosts, and has other cares by now.
+    #[error("the sentinel takes the primary for down, or replaces it, and forgets no ghosts now")]
+    Alarmed,
+    /// Too little of the time that a look may take was left.
+    #[error("no time is left in this look for a handover; the next one begins it")]
+    NoTime,
     /// A server or a sentinel took too long.
     #[error("{what}: no answer within {} s", STEP_WITHIN.as_secs())]
     Late {
@@ -64,8 +71,7 @@ impl Actor<'_, '_> {
                 self.tell_sentinel(*sentinel, "SENTINEL SET", &[master, "quorum", &quorum.to_string()]).await?;
             }
             Action::Forget { sentinel } => self.tell_sentinel(*sentinel, "SENTINEL REMOVE", &[master]).await?,
-            // It forgets all that it knows of others, and finds them anew.
-            Action::PruneGhosts { sentinel } => self.tell_sentinel(*sentinel, "SENTINEL RESET", &[master]).await?,
+            Action::PruneGhosts { sentinel } => self.prune(*sentinel).await?,
             Action::ReplicateFrom { server, primary } => {
                 let (host, port) = (primary.ip().to_string(), primary.port().to_string());
                 self.tell_server(*server, "REPLICAOF", &[&host, &port]).await?;
@@ -110,6 +116,21 @@ impl Actor<'_, '_> {
         within(command, async {
             let Some(mut admin) = self.sentinel(id).await? else { return Ok(()) };
             Ok(admin.ask(command, arguments).await?)
+        })
+        .await
+    }
+
+    /// A sentinel forgets all that it knows of others, and finds them anew; also a failover that it has begun. So it is asked right
+    /// before whether all is well with the primary, and whether enough of the others answer it.
+    async fn prune(&self, id: SentinelId) -> Result<(), ActError> {
+        within("SENTINEL RESET", async {
+            let Some(mut admin) = self.sentinel(id).await? else { return Ok(()) };
+            let master = self.applier.wanted.master_name();
+            if observe::sentinel(&mut admin).await?.is_none_or(|watch| watch.alarmed) {
+                return Err(ActError::Alarmed);
+            }
+            let _: String = admin.ask("SENTINEL CKQUORUM", &[master]).await?;
+            Ok(admin.ask("SENTINEL RESET", &[master]).await?)
         })
         .await
     }

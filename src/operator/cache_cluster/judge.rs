@@ -85,7 +85,9 @@ impl Seen<'_> {
     /// The server that acts as primary and that most sentinels name.
     pub fn acting(&self) -> Option<Acting> {
         let primaries = self.observed.servers.iter().filter(|(_, server)| is_primary(&server.state));
-        let named = |address| self.watching(address) > usize::from(self.wanted.sentinels / 2);
+        // Those that are still to go count.
+        let sentinels = self.observed.sentinels.len().max(usize::from(self.wanted.sentinels));
+        let named = |address| self.watching(address) > sentinels / 2;
         let mut named = primaries.filter(|(_, server)| named(server.address));
         named.next().map(|(id, server)| Acting { server: *id, address: server.address })
     }
@@ -132,12 +134,12 @@ impl Seen<'_> {
         let names = &self.wanted.names;
         if let Some(Acting { server, address }) = self.acting() {
             let pod = names.server_pod(server);
-            return Verdict::yes("Serving", format!("{pod} at {address} is the primary"));
-        }
             // Until it served for the first time, nobody misses it: then it is ready once it is as it is written.
             if let Some(lag) = self.lags.first().filter(|_| !self.initialized) {
                 return Verdict::no("Forming", self.tell_of(lag));
             }
+            return Verdict::yes("Serving", format!("{pod} at {address} is the primary"));
+        }
         if !self.initialized {
             return Verdict::no("Forming", self.waits());
         }
@@ -202,8 +204,6 @@ impl Seen<'_> {
         Verdict::yes(reason, message)
     }
 
-    /// What kind of work is under way.
-    fn movement(&self) -> &'static str {
     /// What a server has not proved yet, in words.
     fn tell_of(&self, lag: &Lag) -> String {
         let pod = self.wanted.names.server_pod(lag.server);
@@ -216,11 +216,15 @@ impl Seen<'_> {
         }
     }
 
+    /// What kind of work is under way.
+    fn movement(&self) -> &'static str {
         let any = |is: fn(&Action) -> bool| self.actions.iter().any(is);
         if !self.initialized {
             "Forming"
         } else if any(|action| matches!(action, Action::SetReplicas { .. } | Action::Forget { .. } | Action::PruneGhosts { .. }))
-            || self.observed.scale.is_some_and(|scale| scale.servers != self.wanted.replicas + 1)
+            || self.observed.scale.is_some_and(|scale| {
+                (scale.servers, scale.sentinels) != (self.wanted.replicas + 1, self.wanted.sentinels)
+            })
         {
             "Scaling"
         } else if any(|action| matches!(action, Action::ReplacePod { .. } | Action::Handover { .. })) || self.has_stale_pods() {
@@ -334,17 +338,13 @@ fn hopeless(container: &ContainerStatus) -> Option<(&str, &str, Option<&str>)> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-
-    fn pod(status: serde_json::Value) -> KubePod {
-        serde_json::from_value(serde_json::json!({"metadata": {"name": "shop-0-1", "namespace": "store"}, "status": status}))
     use std::time::Duration;
 
     use serde_json::json;
 
     use super::super::plan::{Facts, Layout, Server, Watch};
     use super::super::validate::{tests::cluster, validate};
-            .unwrap()
+    use super::*;
     use crate::policy::agent::{DataState, Proved, ServerPhase};
 
     /// Server 0 leads, server 1 follows, three sentinels say so, and nothing is to be done.
@@ -432,6 +432,10 @@ mod tests {
         assert_eq!(lags(Some(report(7, None, Some(3)))), [(ids[1], 1)]);
         assert_eq!(lags(Some(report(7, Some(7), Some(2)))), [(ids[1], 1)]);
     }
+
+    fn pod(status: serde_json::Value) -> KubePod {
+        serde_json::from_value(serde_json::json!({"metadata": {"name": "shop-0-1", "namespace": "store"}, "status": status}))
+            .unwrap()
     }
 
     #[test]

@@ -59,14 +59,14 @@ impl Writer<'_, '_> {
         let sentinel_ids = self.applier.wanted.sentinel_ids();
         built.addresses.sentinels = sentinel_ids.filter_map(|id| Some((id, address(names.sentinel_pod(id))?))).collect();
         let all = usize::from(servers) + usize::from(self.applier.wanted.sentinels);
-        let configured = built.addresses.clone();
-        self.add_leaving_sentinels(&mut built, &mut service_names);
         // A server that is not told of all its peers could take itself for the only one with data.
-        if configured.servers.len() + configured.sentinels.len() < all {
+        let complete = built.addresses.servers.len() + built.addresses.sentinels.len() == all;
+        self.add_leaving_sentinels(&mut built, &mut service_names);
+        if !complete {
             return (built, error);
         }
         let kept = self.kept(built.scale);
-        let objects = objects(self.applier.wanted, &self.applier.context.installation, &configured, credentials, &kept);
+        let objects = objects(self.applier.wanted, &self.applier.context.installation, &built.addresses, credentials, &kept);
         if let Err(refused) = self.write_objects(objects, &mut built).await {
             error = error.or(Some(refused));
         }
@@ -86,7 +86,8 @@ impl Writer<'_, '_> {
         Some(Scale { servers: replicas(&names.shard_set(0))?, sentinels: replicas(&names.sentinel_set())? })
     }
 
-    /// Sentinels that are to go keep their Services as long as their set asks for them.
+    /// Sentinels that are to go keep their Services as long as their set asks for them. Until then they count: they are configured, and
+    /// agents hear them for a majority.
     fn add_leaving_sentinels(&self, built: &mut Built, service_names: &mut Vec<String>) {
         let wanted = self.applier.wanted;
         let Some(scale) = built.scale else { return };

@@ -47,7 +47,7 @@ pub struct Installation {
 pub struct Addresses {
     /// Of each desired server, and of each that is still to be removed.
     pub servers: BTreeMap<ServerId, IpAddr>,
-    /// Of each desired sentinel.
+    /// Of each desired sentinel, and of each that is still to be removed.
     pub sentinels: BTreeMap<SentinelId, IpAddr>,
 }
 

@@ -267,6 +267,7 @@ fn watch<'a>(desired: &'a Desired, observed: &'a Observed, primary: SocketAddr) 
     let patience_over = observed.steady >= desired.takeover_after;
     let others = desired.sentinels().count().saturating_sub(1);
     let replicas = observed.running().filter(|(_, _, facts)| is_followed(facts, primary, Link::Up)).count();
+    let all_watch = watches(observed).count() == observed.sentinels.len();
     observed.sentinels.iter().filter_map(move |(sentinel, state)| {
         let Sentinel::Running { watch } = state else { return None };
         let sentinel = *sentinel;
@@ -275,7 +276,9 @@ fn watch<'a>(desired: &'a Desired, observed: &'a Observed, primary: SocketAddr) 
         if watch.primary != primary {
             return Some(if patience_over { monitor } else { Action::Wait(Waiting::Agreement) });
         }
-        if watch.quorum != desired.quorum() && holds(Rule::KeepQuorum) {
+        // A greater number waits until there are as many who could agree.
+        let settable = watch.quorum > desired.quorum() || all_watch || !holds(Rule::RaiseQuorumLate);
+        if watch.quorum != desired.quorum() && settable && holds(Rule::KeepQuorum) {
             return Some(Action::SetQuorum { sentinel, quorum: desired.quorum() });
         }
         if watch.alarmed {

@@ -56,7 +56,7 @@ fn fault(rng: &mut fastrand::Rng) -> Fault {
         30 => Fault::Roll(Image::Crashing),
         31 => Fault::RollSentinels,
         32..34 => Fault::Replicas(rng.u16(1..4)),
-        34 => Fault::Sentinels(pick(rng, &[3, 5])),
+        34 => Fault::Sentinels(pick(rng, &[3, 5, 7])),
         35 => Fault::Pause,
         36..38 => Fault::Unpause,
         _ => Fault::Nothing,
@@ -181,7 +181,7 @@ fn check_are_caught(rules: &[Rule], runs: u64) {
 fn each_rule_is_needed() {
     use Rule::*;
     let roll = [OneAtATime, HealFirst, HandOverFirst, KeepLastCopy, ReplaceBroken, PauseHandovers, KeepPrimary, Pause];
-    let heal = [RespectMajority, TellUnaware, KeepQuorum, Prune, PruneSlowly];
+    let heal = [RespectMajority, TellUnaware, KeepQuorum, RaiseQuorumLate, Prune, PruneSlowly, PruneBeforeLess];
     check_are_caught(&[&roll[..], &heal[..]].concat(), 1_500);
 }
 

@@ -6,7 +6,7 @@
 use super::agents::{self, Acting};
 use super::{
     Action, Desired, Facts, Link, Member, Observed, Pod, Role, Rule, Scale, Sentinel, SentinelId, ServerId, ServerState, Set,
-    Waiting, Why, holds, is_followed,
+    Waiting, Watch, Why, holds, is_followed,
 };
 
 use std::time::Duration;
@@ -44,7 +44,9 @@ pub(super) fn next(desired: &Desired, observed: &Observed, healing: &[Action]) -
     if let Some(waiting) = round.unsound(primary) {
         return Some(Action::Wait(waiting));
     }
-    round.roll(primary).or_else(|| round.prune()).or_else(|| round.scale_down(primary))
+    let in_order = || round.prune().or_else(|| round.scale_down(primary));
+    let out_of_order = || round.scale_down(primary).or_else(|| round.prune());
+    round.roll(primary).or_else(|| if holds(Rule::PruneBeforeLess) { in_order() } else { out_of_order() })
 }
 
 /// A pod that is on its way out, where its node lives to see it through.
@@ -221,18 +223,24 @@ impl Round<'_> {
     /// One sentinel that knows more than there are forgets them all, and finds again those that there are.
     fn prune(&self) -> Option<Action> {
         let scale = self.observed.scale?;
-        let haunted = self.observed.sentinels.iter().find(|(_, sentinel)| {
-            let Sentinel::Running { watch: Some(watch) } = sentinel else { return false };
-            watch.replicas >= scale.servers || watch.sentinels >= scale.sentinels
-        });
+        let haunted = self.staying_sentinels().find(|(_, watch)| watch.replicas >= scale.servers || watch.sentinels >= scale.sentinels);
         let (sentinel, _) = haunted.filter(|_| holds(Rule::Prune))?;
         if self.observed.steady < PRUNE_AFTER && holds(Rule::PruneSlowly) {
-            return Some(Action::Wait(Waiting::Ghosts(*sentinel)));
+            return Some(Action::Wait(Waiting::Ghosts(sentinel)));
         }
-        Some(Action::PruneGhosts { sentinel: *sentinel })
+        Some(Action::PruneGhosts { sentinel })
     }
 
-    /// One member less. A primary that is to go hands over first.
+    /// What the sentinels watch that are not to go.
+    fn staying_sentinels(&self) -> impl Iterator<Item = (SentinelId, Watch)> {
+        self.observed.sentinels.iter().filter_map(|(id, sentinel)| match sentinel {
+            Sentinel::Running { watch: Some(watch) } if !self.is_leaving(Member::Sentinel(*id)) => Some((*id, *watch)),
+            _ => None,
+        })
+    }
+
+    /// One member less. A primary that is to go hands over first; before a sentinel goes, the others have forgotten the one that went
+    /// before it, so that they are a majority of all that they know.
     fn scale_down(&self, primary: Acting<'_>) -> Option<Action> {
         let scale = self.observed.scale?;
         let wanted = wanted_scale(self.desired);
@@ -242,7 +250,14 @@ impl Round<'_> {
             }
             return Some(Action::SetReplicas { of: Set::Servers { shard: 0 }, count: scale.servers - 1 });
         }
-        let too_many = scale.sentinels > wanted.sentinels;
-        too_many.then(|| Action::SetReplicas { of: Set::Sentinels, count: scale.sentinels - 1 })
+        if scale.sentinels <= wanted.sentinels {
+            return None;
+        }
+        // Who stays knows everybody: what it hears no more afterwards is the one that left, and nobody else.
+        let unaware = self.staying_sentinels().find(|(_, watch)| watch.sentinels + 1 < scale.sentinels);
+        Some(match unaware {
+            Some((sentinel, _)) => Action::Wait(Waiting::Discovery(sentinel)),
+            None => Action::SetReplicas { of: Set::Sentinels, count: scale.sentinels - 1 },
+        })
     }
 }

@@ -29,6 +29,10 @@ pub(super) enum Rule {
     Prune,
     /// One sentinel at a time forgets its ghosts.
     PruneSlowly,
+    /// A sentinel that left is forgotten before the next leaves.
+    PruneBeforeLess,
+    /// More sentinels must agree only once there are as many.
+    RaiseQuorumLate,
     /// A while passes between handovers that fail.
     PauseHandovers,
     /// A primary that is to go hands over first.

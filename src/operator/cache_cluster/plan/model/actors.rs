@@ -295,7 +295,8 @@ impl World {
 
     /// Which primary each sentinel names, if it answers: `None`, or `Some(None)` where it watches nothing.
     fn ask_sentinels(&self, index: usize) -> Vec<Option<Option<usize>>> {
-        let count = self.desired.sentinels().count();
+        // Those that are still to go count.
+        let count = self.desired.sentinels().count().max(self.scale.1);
         let ask = |sentinel: usize| {
             let (here, there) = (self.agent_node(index)?, self.sentinel_node(sentinel)?);
             self.reach(here, there).then(|| self.sentinels[sentinel].memory.map(|memory| memory.primary))

@@ -292,9 +292,35 @@ fn check_disruption(world: &World, action: &Action) -> Verdict {
             let serves = world.named() == Some(leaving) && world.acts(leaving);
             if serves { Err(format!("server {leaving} is removed, the primary")) } else { Ok(()) }
         }
+        Action::SetReplicas { of: Set::Sentinels, count } if usize::from(*count) < world.scale.1 => check_fewer(world, usize::from(*count)),
+        Action::SetQuorum { quorum, .. } => check_quorum(world, usize::from(*quorum)),
         Action::PruneGhosts { .. } => check_others(world, None),
         _ => Ok(()),
     }
+}
+
+/// Those sentinels that stay all serve, know each other, and are a majority of all that they know. With one that does not serve,
+/// nothing is taken from them.
+fn check_fewer(world: &World, count: usize) -> Verdict {
+    if !reaches_sentinel(world, count) {
+        return Ok(());
+    }
+    let all: u8 = (0..count).map(|index| 1 << index).sum();
+    for index in 0..count {
+        let memory = world.sentinels[index].memory.filter(|_| reaches_sentinel(world, index));
+        let Some(memory) = memory else { return Err(format!("a sentinel is removed while sentinel {index} does not serve")) };
+        let known = memory.peers | 1 << index;
+        if known & all != all || 2 * count <= known.count_ones() as usize {
+            return Err(format!("a sentinel is removed, and with {count} sentinel {index}, which knows {known:b}, cannot fail over"));
+        }
+    }
+    Ok(())
+}
+
+/// As many watch as must agree.
+fn check_quorum(world: &World, quorum: usize) -> Verdict {
+    let watching = (0..world.sentinels.len()).filter(|index| world.sentinels[*index].memory.is_some()).count();
+    if watching < quorum { Err(format!("{quorum} sentinels must agree, and {watching} watch")) } else { Ok(()) }
 }
 
 fn check_replaced(world: &World, member: Member) -> Verdict {
