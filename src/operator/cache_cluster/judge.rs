@@ -134,8 +134,9 @@ impl Seen<'_> {
         let names = &self.wanted.names;
         if let Some(Acting { server, address }) = self.acting() {
             let pod = names.server_pod(server);
-            // Until it served for the first time, nobody misses it: then it is ready once it is as it is written.
-            if let Some(lag) = self.lags.first().filter(|_| !self.initialized) {
+            // Until it served for the first time, nobody misses it: then it is ready once it is as it is written. What replicas lack,
+            // keeps nobody from being served.
+            if let Some(lag) = self.lags.iter().find(|lag| lag.server == server && !self.initialized) {
                 return Verdict::no("Forming", self.tell_of(lag));
             }
             return Verdict::yes("Serving", format!("{pod} at {address} is the primary"));
@@ -222,9 +223,10 @@ impl Seen<'_> {
         if !self.initialized {
             "Forming"
         } else if any(|action| matches!(action, Action::SetReplicas { .. } | Action::Forget { .. } | Action::PruneGhosts { .. }))
-            || self.observed.scale.is_some_and(|scale| {
-                (scale.servers, scale.sentinels) != (self.wanted.replicas + 1, self.wanted.sentinels)
-            })
+            || self
+                .observed
+                .scale
+                .is_some_and(|scale| (scale.servers, scale.sentinels) != (self.wanted.replicas + 1, self.wanted.sentinels))
         {
             "Scaling"
         } else if any(|action| matches!(action, Action::ReplacePod { .. } | Action::Handover { .. })) || self.has_stale_pods() {
@@ -283,7 +285,8 @@ impl Seen<'_> {
 
     /// Whether something is to be looked at again soon.
     pub fn is_in_motion(&self) -> bool {
-        let waits_for_a_person = |action: &Action| matches!(action, Action::Wait(Waiting::Choice | Waiting::BestCopy(_) | Waiting::Node { .. }));
+        let waits_for_a_person =
+            |action: &Action| matches!(action, Action::Wait(Waiting::Choice | Waiting::BestCopy(_) | Waiting::Node { .. }));
         let moves = self.actions.iter().any(|action| !waits_for_a_person(action));
         let lags = self.lags.iter().any(|lag| lag.problems.is_empty());
         self.refusal.is_none() && !self.wanted.paused && (moves || lags)
@@ -393,9 +396,12 @@ mod tests {
             assert!(progressing.message.starts_with("shop-0-1 has not proved"), "{progressing:?}");
             assert!(seen.ready().holds && seen.is_in_motion() && seen.verdicts().summary() == "Configuring");
         });
-        check_at_rest(false, &second_lags(&[]), |seen| {
+        check_at_rest(false, &second_lags(&[]), |seen| assert!(seen.ready().holds));
+        let [mut first] = second_lags(&[]);
+        first.server.index = 0;
+        check_at_rest(false, &[first], |seen| {
             let ready = seen.ready();
-            assert!(!ready.holds && ready.reason == "Forming" && ready.message.contains("shop-0-1"), "{ready:?}");
+            assert!(!ready.holds && ready.reason == "Forming" && ready.message.contains("shop-0-0"), "{ready:?}");
         });
     }
 

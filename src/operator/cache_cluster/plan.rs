@@ -28,13 +28,13 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use crate::policy::agent::DataState;
 pub use action::{Action, Set, Start, Waiting, Why};
 pub use desired::{Desired, DesiredPods, Layout, SLOTS, SentinelId, ServerId, Starter};
 pub use observed::{
     ClusterFacts, Facts, Held, Link, Member, Node, NodeId, Observed, Peer, Pod, Revision, Role, Scale, Sentinel, Server,
     ServerState, SlotRange, Watch,
 };
-use crate::policy::agent::DataState;
 use rules::{Rule, holds};
 pub use spread::{Crowded, crowded};
 

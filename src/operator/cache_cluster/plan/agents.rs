@@ -225,7 +225,8 @@ fn best_replica(desired: &Desired, observed: &Observed) -> Best {
     let idle: Vec<(&DataState, Best)> = idle.collect();
     let Some(lineage) = &best.lineage else {
         // Copies that are all incomplete, or empty. Empty ones do only where nobody may hold more.
-        let all_empty = replicas.iter().all(|(_, facts)| !facts.holds_data) && idle.iter().all(|(data, _)| **data == DataState::Empty);
+        let all_empty =
+            replicas.iter().all(|(_, facts)| !facts.holds_data) && idle.iter().all(|(data, _)| **data == DataState::Empty);
         let may_hold = |state: &ServerState| match state {
             ServerState::Silent | ServerState::Stopped { .. } => true,
             ServerState::Starting(data) => *data != DataState::Empty || !holds(Rule::HeedStarting),

@@ -223,7 +223,8 @@ impl Round<'_> {
     /// One sentinel that knows more than there are forgets them all, and finds again those that there are.
     fn prune(&self) -> Option<Action> {
         let scale = self.observed.scale?;
-        let haunted = self.staying_sentinels().find(|(_, watch)| watch.replicas >= scale.servers || watch.sentinels >= scale.sentinels);
+        let haunted =
+            self.staying_sentinels().find(|(_, watch)| watch.replicas >= scale.servers || watch.sentinels >= scale.sentinels);
         let (sentinel, _) = haunted.filter(|_| holds(Rule::Prune))?;
         if self.observed.steady < PRUNE_AFTER && holds(Rule::PruneSlowly) {
             return Some(Action::Wait(Waiting::Ghosts(sentinel)));

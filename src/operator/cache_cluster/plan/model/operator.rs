@@ -292,8 +292,10 @@ fn check_disruption(world: &World, action: &Action) -> Verdict {
             let serves = world.named() == Some(leaving) && world.acts(leaving);
             if serves { Err(format!("server {leaving} is removed, the primary")) } else { Ok(()) }
         }
-        Action::SetReplicas { of: Set::Sentinels, count } if usize::from(*count) < world.scale.1 => check_fewer(world, usize::from(*count)),
-        Action::SetQuorum { quorum, .. } => check_quorum(world, usize::from(*quorum)),
+        Action::SetReplicas { of: Set::Sentinels, count } if usize::from(*count) < world.scale.1 => {
+            check_fewer(world, usize::from(*count))
+        }
+        Action::SetQuorum { sentinel, quorum } => check_quorum(world, usize::from(sentinel.0), *quorum),
         Action::PruneGhosts { .. } => check_others(world, None),
         _ => Ok(()),
     }
@@ -311,16 +313,23 @@ fn check_fewer(world: &World, count: usize) -> Verdict {
         let Some(memory) = memory else { return Err(format!("a sentinel is removed while sentinel {index} does not serve")) };
         let known = memory.peers | 1 << index;
         if known & all != all || 2 * count <= known.count_ones() as usize {
-            return Err(format!("a sentinel is removed, and with {count} sentinel {index}, which knows {known:b}, cannot fail over"));
+            return Err(format!(
+                "a sentinel is removed, and with {count} sentinel {index}, which knows {known:b}, cannot fail over"
+            ));
         }
     }
     Ok(())
 }
 
-/// As many watch as must agree.
-fn check_quorum(world: &World, quorum: usize) -> Verdict {
-    let watching = (0..world.sentinels.len()).filter(|index| world.sentinels[*index].memory.is_some()).count();
-    if watching < quorum { Err(format!("{quorum} sentinels must agree, and {watching} watch")) } else { Ok(()) }
+/// Where more must agree than before, as many watch.
+fn check_quorum(world: &World, index: usize, quorum: u16) -> Verdict {
+    let rises = world.sentinels[index].memory.is_some_and(|memory| memory.quorum < quorum);
+    let watching = world.sentinels.iter().filter(|sentinel| sentinel.memory.is_some()).count();
+    if rises && watching < usize::from(quorum) {
+        Err(format!("{quorum} sentinels must agree, and {watching} watch"))
+    } else {
+        Ok(())
+    }
 }
 
 fn check_replaced(world: &World, member: Member) -> Verdict {
