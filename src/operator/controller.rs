@@ -26,8 +26,6 @@ use super::watches::{Watches, nodes};
 
 /// How many CacheClusters are worked on at the same time.
 const CONCURRENCY: usize = 4;
-/// How long one look at a CacheCluster may take; a handover is the longest part of any.
-const RECONCILE_WITHIN: Duration = Duration::from_secs(90);
 /// How long work under way may go on after the signal to stop.
 const FINISH_WITHIN: Duration = Duration::from_secs(20);
 /// The Lease that the operators of one installation compete for.
@@ -267,7 +265,7 @@ async fn look_at(context: Arc<Context>, key: Key) {
     let mut memory = context.memories().remove(&key).unwrap_or_default();
     let start = Instant::now();
     context.metrics.begun();
-    let outcome = timeout(RECONCILE_WITHIN, reconcile::reconcile(&context, watches, &cluster, &mut memory)).await;
+    let outcome = timeout(reconcile::WITHIN, reconcile::reconcile(&context, watches, &cluster, &mut memory)).await;
     let (word, next) = match outcome {
         Ok(Ok(next)) => {
             memory.failures = 0;
@@ -281,7 +279,7 @@ async fn look_at(context: Arc<Context>, key: Key) {
         }
         Err(_) => {
             memory.failures = memory.failures.saturating_add(1);
-            warn!(%key, "a look at a CacheCluster took more than {} s", RECONCILE_WITHIN.as_secs());
+            warn!(%key, "a look at a CacheCluster took more than {} s", reconcile::WITHIN.as_secs());
             ("late", back_off(memory.failures))
         }
     };

@@ -159,3 +159,37 @@ fn a_planned_handover_without_a_majority_of_sentinels_is_given_up_and_writes_go_
     assert!(matches!(outcomes[..], [Err(HandoverError::NotBegun { .. })]), "{outcomes:?}");
     assert_eq!(cluster.servers[0].client().line("SET after x"), Value::Simple("OK".to_owned()), "writes are paused no longer");
 }
+
+/// As when the operator's look at a tier is over, or its work is taken from it.
+#[test]
+fn a_planned_handover_that_is_dropped_in_the_middle_leaves_no_pause() {
+    let cluster = SentinelCluster::start(Engine::Redis7, 1);
+    let mut client = cluster.servers[0].client();
+    // The replica hangs, and writes are paused while it is waited for.
+    cluster.servers[1].pause();
+    assert_eq!(client.line("SET before x"), Value::Simple("OK".to_owned()));
+    let sentinels: Vec<SocketAddr> = cluster.addresses().iter().map(|address| address.parse().expect("an address")).collect();
+    let (from, to) = (at(cluster.servers[0].port()), at(cluster.servers[1].port()));
+    let handover = Handover { master: PRIMARY_NAME, from, to, sentinels: &sentinels, login: None, limit: LIMIT };
+    let was_told = |client: &mut Client, command: &str| client.line("INFO commandstats").text().contains(command);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(async {
+        let paused = async {
+            while !was_told(&mut client, "cmdstat_client|pause:") {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::select! {
+            outcome = handover.run() => panic!("it waits for the replica: {outcome:?}"),
+            () = paused => {}
+        }
+        let unpaused = async {
+            while !was_told(&mut client, "cmdstat_client|unpause:") {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(LIMIT / 2, unpaused).await.expect("writes are unpaused before the server does it by itself");
+    });
+    assert_eq!(client.line("SET after x"), Value::Simple("OK".to_owned()));
+    cluster.servers[1].resume();
+}

@@ -3,7 +3,8 @@
 //! Where the engine has a coordinated failover, the primary itself hands over. Elsewhere writes are paused until every replica that
 //! follows has everything, Sentinel fails over, and the old primary is told to follow as soon as a majority names another. Writes
 //! stay paused until its role has changed, so that none is acknowledged that the new primary lacks. A deadline gives up and
-//! unpauses; the pause itself is bounded by the server, so that it ends even where nobody is left to end it.
+//! unpauses, and so does whoever drops a handover in the middle; the pause itself is bounded by the server, so that it ends even where
+//! nobody is left to end it.
 //!
 //! The agent beside the primary may do the same at the same moment, because its pod ends: each takes a failover that is under way
 //! for its own, and neither lets writes go on while sentinels may still promote.
@@ -13,7 +14,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tracing::{debug, info, warn};
 
 use crate::operator::admin::{Admin, AdminError, Login};
@@ -32,6 +33,14 @@ const QUIET_LIMIT: Duration = Duration::from_secs(3);
 const PREFERENCE_LIMIT: Duration = Duration::from_secs(12);
 /// The `replica-priority` of the replica that is preferred: the lowest that may be promoted at all.
 const PREFERRED: &str = "1";
+
+/// How long the questions before and after may take in all, each of which has a deadline of its own.
+const AROUND: Duration = Duration::from_secs(20);
+
+/// The longest that a handover with this limit takes, with all that comes before and after.
+pub const fn longest(limit: Duration) -> Duration {
+    limit.saturating_add(PREFERENCE_LIMIT).saturating_add(BEGUN_LIMIT).saturating_add(AROUND)
+}
 
 /// What is handed over, and by whom.
 #[derive(Debug, Clone)]
@@ -134,15 +143,28 @@ impl Handover<'_> {
         if coordinated && let Some(outcome) = self.coordinate(server, deadline).await {
             return outcome;
         }
-        let outcome = self.pause_and_fail_over(server, deadline).await;
-        // An agent's handover may be under way, and what it pauses it unpauses.
-        let opinions = self.opinions().await;
-        if outcome.is_err() && opinions.iter().any(|opinion| self.is_acting(opinion)) {
-            info!(primary = %self.from, "sentinels act by themselves; writes stay paused until the server ends the pause");
-        } else if let Err(error) = server.ask::<()>("CLIENT UNPAUSE", &[]).await {
-            warn!(%error, "writes cannot be unpaused; the server does it by itself in a moment");
-        }
+        let mut pause = Pause::of(self);
+        let outcome = timeout_at(deadline + BEGUN_LIMIT, self.pause_and_fail_over(server, deadline)).await;
+        let outcome = outcome.unwrap_or(Err(HandoverError::NotDone(self.from)));
+        self.end_pause(outcome.is_err()).await;
+        pause.is_ended = true;
         outcome
+    }
+
+    /// Lets writes go on, unless the handover `failed` and sentinels may still promote.
+    async fn end_pause(&self, failed: bool) {
+        // An agent's handover may be under way, and what it pauses it unpauses.
+        if failed && self.opinions().await.iter().any(|opinion| self.is_acting(opinion)) {
+            info!(primary = %self.from, "sentinels act by themselves; writes stay paused until the server ends the pause");
+            return;
+        }
+        for _ in 0..2 {
+            let unpaused = async { self.connect(self.from).await?.ask::<()>("CLIENT UNPAUSE", &[]).await }.await;
+            match unpaused {
+                Ok(()) => return,
+                Err(error) => warn!(%error, "writes are not unpaused; the server does it by itself in a moment"),
+            }
+        }
     }
 
     /// Makes the sentinels prefer the wanted replica, and waits until they know. The priority that it had; `None` where it stays as
@@ -154,10 +176,13 @@ impl Handover<'_> {
         if !self.set_priority(PREFERRED).await {
             return None;
         }
-        let deadline = Instant::now() + PREFERENCE_LIMIT;
-        while Instant::now() < deadline && !self.is_preferred_everywhere().await {
-            sleep(ASK_EVERY).await;
-        }
+        let known = async {
+            while !self.is_preferred_everywhere().await {
+                sleep(ASK_EVERY).await;
+            }
+        };
+        // A sentinel that has not heard of it may choose another; nothing is lost.
+        let _ = timeout(PREFERENCE_LIMIT, known).await;
         // One that was left behind by a handover that was cut short is put right by this one.
         Some(if before == PREFERRED { "100".to_owned() } else { before })
     }
@@ -328,6 +353,40 @@ impl Handover<'_> {
     /// Whether a sentinel is replacing the server, or has.
     fn is_acting(&self, opinion: &Opinion) -> bool {
         opinion.failing_over || opinion.primary != self.from
+    }
+}
+
+/// Writes that are paused. Where nobody comes to end that, because whoever waited for the handover has gone, this does.
+struct Pause {
+    master: String,
+    from: SocketAddr,
+    to: SocketAddr,
+    sentinels: Vec<SocketAddr>,
+    login: Option<Login>,
+    is_ended: bool,
+}
+
+impl Pause {
+    fn of(handover: &Handover<'_>) -> Self {
+        let Handover { master, from, to, sentinels, login, limit: _ } = handover;
+        let (master, sentinels, login) = ((*master).to_owned(), sentinels.to_vec(), login.cloned());
+        Self { master, from: *from, to: *to, sentinels, login, is_ended: false }
+    }
+}
+
+impl Drop for Pause {
+    fn drop(&mut self) {
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        if self.is_ended {
+            return;
+        }
+        let (master, sentinels, login) =
+            (std::mem::take(&mut self.master), std::mem::take(&mut self.sentinels), self.login.take());
+        let (from, to) = (self.from, self.to);
+        runtime.spawn(async move {
+            let (sentinels, login) = (&sentinels[..], login.as_ref());
+            Handover { master: &master, from, to, sentinels, login, limit: Duration::ZERO }.end_pause(true).await;
+        });
     }
 }
 

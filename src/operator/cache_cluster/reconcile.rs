@@ -16,7 +16,7 @@ use super::act::{self, ActError, Actor};
 use super::apply::{Applied, Applier, ApplyError};
 use super::build::TAKEOVER_AFTER;
 use super::fetch::{self, CachedPassword, Heard, PasswordError, Question, Steady};
-use super::handover::Handover;
+use super::handover::{self, Handover};
 use super::judge::{self, Seen};
 use super::names::{Component, MANAGER, SERVER_PORT};
 use super::objects::{self, Credentials};
@@ -44,6 +44,11 @@ const REFUSED: Duration = Duration::from_secs(300);
 const PASSWORD_BYTES: usize = 32;
 /// How long a handover may take until the sentinels act.
 const HANDOVER_LIMIT: Duration = Duration::from_secs(15);
+
+/// How long one look at a CacheCluster may take; a handover is the longest part of any.
+pub const WITHIN: Duration = Duration::from_secs(90);
+// Objects are written and servers are asked before it.
+const _: () = assert!(handover::longest(HANDOVER_LIMIT).as_secs() + 15 <= WITHIN.as_secs());
 
 /// How a CacheCluster was found.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -133,7 +138,7 @@ pub async fn reconcile(
             return refuse(context, &place, reason, Problems(problems).to_string(), memory).await;
         }
     };
-    let look = Look { context, watches, cluster, wanted: &wanted, place };
+    let look = Look { context, watches, cluster, wanted: &wanted, place, until: Instant::now() + WITHIN };
     match look.credentials(memory).await {
         Ok((credentials, stale_password)) => look.bring_forward(credentials, stale_password, memory).await,
         Err(error @ PasswordError::Missing { .. }) => {
@@ -257,6 +262,8 @@ struct Look<'a> {
     cluster: &'a CacheCluster,
     wanted: &'a Wanted,
     place: Place,
+    /// When it is given up.
+    until: Instant,
 }
 
 impl Look<'_> {
@@ -331,22 +338,22 @@ impl Look<'_> {
         let desired = self.desired(&built);
         let actions = if built.is_complete() || built.scale.is_some() { plan(&desired, &observed) } else { Vec::new() };
         self.listen(&built, credentials, memory);
+        let generations = built.agent_generations.iter().filter(|(id, _)| id.index <= self.wanted.replicas);
+        let lags = judge::lags(generations, credentials.users.generation, &reports);
         let seen = Seen {
             wanted: self.wanted,
             desired: &desired,
             observed: &observed,
             actions: &actions,
             troubles: &self.troubles(&built),
+            lags: &lags,
             refusal,
-        let generations = built.agent_generations.iter().filter(|(id, _)| id.index <= self.wanted.replicas);
-        let lags = judge::lags(generations, credentials.users.generation, &reports);
             stale_password,
             initialized: self.status(memory).is_some_and(|status| status.initialized),
         };
         self.report(&seen, credentials, proved_users, memory).await?;
         self.point_at_primary(writer, &seen).await?;
         self.tell_users(writer, &built, credentials, &observed, memory).await;
-            lags: &lags,
         self.act(writer, &built, credentials, &actions, memory).await?;
         Ok(if seen.is_in_motion() { IN_MOTION } else { EVERY.mul_f64(0.9 + fastrand::f64() * 0.2) })
     }
@@ -521,6 +528,10 @@ impl Look<'_> {
     ) -> Result<(), ActError> {
         if !self.context.leadership.holds() {
             return Err(ApplyError::NotLeading.into());
+        }
+        // One that is cut short leaves writes paused for a while.
+        if self.until.saturating_duration_since(Instant::now()) < handover::longest(HANDOVER_LIMIT) {
+            return Err(ActError::NoTime);
         }
         let address = |id| built.addresses.servers.get(&id).map(|ip| SocketAddr::new(*ip, SERVER_PORT));
         let (Some(from), Some(to)) = (address(from), address(to)) else { return Ok(()) };
