@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Node;
-use kube::Client;
+use kube::{Client, Resource as _};
 use kube::runtime::events::{Recorder, Reporter};
 use kube::runtime::reflector::Store;
 use tokio::sync::watch;
@@ -22,7 +22,7 @@ use super::election::{Election, Leadership};
 use super::metrics::Metrics;
 use super::queue::{Key, Queue, back_off};
 use super::serve::{self, ListenError};
-use super::watches::{Watches, nodes};
+use super::watches::{Cluster, Watches, nodes};
 
 /// How many CacheClusters are worked on at the same time.
 const CONCURRENCY: usize = 4;
@@ -222,6 +222,7 @@ async fn follow_leadership(context: Arc<Context>) {
         context.metrics.set_leads(false);
         // What was learned is as old as the last look; another may have changed everything since.
         context.memories().clear();
+        context.queue.forget_failures();
     }
 }
 
@@ -260,6 +261,7 @@ async fn look_at(context: Arc<Context>, key: Key) {
     let Some(watches) = context.watches_of(&key.namespace) else { return };
     let Some(cluster) = watches.cluster(&key) else {
         debug!(%key, "the CacheCluster is gone");
+        context.queue.succeed(&key);
         return context.remember(key, None);
     };
     let mut memory = context.memories().remove(&key).unwrap_or_default();
@@ -285,5 +287,14 @@ async fn look_at(context: Arc<Context>, key: Key) {
     };
     context.metrics.ended(word, start.elapsed());
     context.remember(key.clone(), Some(memory));
-    context.queue.add_after(key, next);
+    let generation = |cluster: &Cluster| cluster.meta().generation;
+    if word == "ok" {
+        context.queue.succeed(&key);
+        context.queue.add_after(key, next);
+    } else if watches.cluster(&key).is_some_and(|now| generation(&now) != generation(&cluster)) {
+        // It was corrected in the meantime.
+        context.queue.add_urgent(key);
+    } else {
+        context.queue.fail(key, generation(&cluster), next);
+    }
 }

@@ -10,6 +10,8 @@ use tokio::time::{Instant, sleep_until};
 
 /// How long changes of one object are gathered before it is looked at: one change seldom comes alone.
 const GATHER: Duration = Duration::from_millis(50);
+/// How long a change of what belongs to an object that failed waits for its back-off, at the most.
+const LONGEST_HOLD: Duration = Duration::from_secs(30);
 
 /// A namespaced object.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -41,7 +43,17 @@ struct Shared {
 #[derive(Debug, Default)]
 struct State {
     due: HashMap<Key, Instant>,
+    /// Objects that failed: they are not looked at before, whatever changes, unless they themselves are written anew.
+    held: HashMap<Key, Hold>,
     running: HashSet<Key>,
+}
+
+/// An object that failed.
+#[derive(Debug, Clone, Copy)]
+struct Hold {
+    until: Instant,
+    /// Its `metadata.generation` when it did.
+    generation: Option<i64>,
 }
 
 /// The right to work on an object; until it is dropped nobody else gets it.
@@ -72,14 +84,59 @@ impl Shared {
 }
 
 impl Queue {
-    /// The object changed: it is looked at soon.
+    /// Something about the object changed: it is looked at soon, or where it failed, when its back-off is over.
     pub fn add(&self, key: Key) {
+        let at = Instant::now() + GATHER;
+        let held = self.shared.lock().held.get(&key).map(|hold| hold.until);
+        self.add_at(key, held.map_or(at, |until| at.max(until)));
+    }
+
+    /// The object itself changed, to this generation: with a new one its back-off is over.
+    pub fn add_changed(&self, key: Key, generation: Option<i64>) {
+        {
+            let mut state = self.shared.lock();
+            if state.held.get(&key).is_some_and(|hold| hold.generation != generation) {
+                state.held.remove(&key);
+            }
+        }
+        self.add(key);
+    }
+
+    /// The object is looked at soon, whether it failed or not: others wait for what changed.
+    pub fn add_urgent(&self, key: Key) {
         self.add_after(key, GATHER);
+    }
+
+    /// The object, of this generation, failed, and is tried again after `delay`.
+    pub fn fail(&self, key: Key, generation: Option<i64>, delay: Duration) {
+        let now = Instant::now();
+        let (at, until) = (now + delay, now + delay.min(LONGEST_HOLD));
+        {
+            let mut state = self.shared.lock();
+            state.held.insert(key.clone(), Hold { until, generation });
+            // What changed while it was looked at waits as well.
+            let due = state.due.entry(key).or_insert(at);
+            *due = (*due).clamp(until, at);
+        }
+        self.shared.changed.notify_waiters();
+    }
+
+    /// Nothing is known any more of who failed.
+    pub fn forget_failures(&self) {
+        self.shared.lock().held.clear();
+    }
+
+    /// The object did not fail, or is gone.
+    pub fn succeed(&self, key: &Key) {
+        self.shared.lock().held.remove(key);
     }
 
     /// The object is looked at after `delay`, or earlier where that was asked for already.
     pub fn add_after(&self, key: Key, delay: Duration) {
-        let at = Instant::now() + delay;
+        self.add_at(key, Instant::now() + delay);
+    }
+
+    fn add_at(&self, key: Key, at: Instant) {
         {
             let mut state = self.shared.lock();
             let due = state.due.entry(key).or_insert(at);
@@ -96,7 +153,7 @@ impl Queue {
             changed.as_mut().enable();
             let next = {
                 let mut state = self.shared.lock();
-                let State { due, running } = &*state;
+                let State { due, running, held: _ } = &*state;
                 let next = due.iter().filter(|(key, _)| !running.contains(*key)).min_by_key(|(_, at)| **at);
                 let next = next.map(|(key, at)| (key.clone(), *at));
                 if let Some((key, _)) = next.as_ref().filter(|(_, at)| *at <= Instant::now()) {
@@ -145,6 +202,41 @@ mod tests {
         drop(turn);
         assert_eq!(queue.next().await.key(), &key("a"));
         assert!(tokio::time::timeout(GATHER * 3, queue.next()).await.is_err());
+    }
+
+    #[test]
+    fn what_failed_waits_although_something_changes() {
+        let queue = Queue::default();
+        let due = || queue.shared.lock().due[&key("a")];
+        let until = || queue.shared.lock().held[&key("a")].until;
+        queue.add(key("a"));
+        queue.fail(key("a"), Some(3), Duration::from_secs(8));
+        queue.add(key("a"));
+        // A status that is written, or what makes no generation.
+        queue.add_changed(key("a"), Some(3));
+        assert_eq!(due(), until());
+        queue.shared.lock().due.clear();
+        queue.fail(key("a"), Some(3), Duration::from_secs(100));
+        assert_eq!(due() - until(), Duration::from_secs(100) - LONGEST_HOLD);
+        queue.add(key("a"));
+        assert_eq!(due(), until(), "a change waits, and not for long");
+        queue.add_urgent(key("a"));
+        assert!(due() < until());
+    }
+
+    #[test]
+    fn what_is_corrected_waits_no_more() {
+        let queue = Queue::default();
+        let due_soon = || queue.shared.lock().due[&key("a")] <= Instant::now() + GATHER;
+        queue.fail(key("a"), Some(3), LONGEST_HOLD);
+        queue.add_changed(key("a"), Some(4));
+        assert!(due_soon());
+        queue.shared.lock().due.clear();
+        queue.fail(key("a"), Some(4), LONGEST_HOLD);
+        queue.shared.lock().due.clear();
+        queue.succeed(&key("a"));
+        queue.add(key("a"));
+        assert!(due_soon());
     }
 
     #[tokio::test]

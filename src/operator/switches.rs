@@ -81,7 +81,7 @@ async fn listen_to(
     while let Ok(Some(_)) = timeout(QUIET, messages.next()).await {
         debug!(%key, %sentinel, "the primary has changed");
         metrics.heard_switch();
-        queue.add(key.clone());
+        queue.add_urgent(key.clone());
     }
     Ok(())
 }

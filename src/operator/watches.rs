@@ -169,7 +169,7 @@ impl Starter<'_> {
         let events = events.modify(|cluster| strip(cluster.meta_mut())).reflect(writer);
         let clusters = self.clusters.clone();
         self.follow("CacheClusters", events, move |cluster: Option<&Cluster>| match cluster {
-            Some(cluster) => key_of(cluster).into_iter().for_each(|key| queue.add(key)),
+            Some(cluster) => key_of(cluster).into_iter().for_each(|key| queue.add_changed(key, cluster.meta().generation)),
             None => keys_of(&clusters).into_iter().for_each(|key| queue.add(key)),
         });
     }
