@@ -13,6 +13,7 @@ use tokio::time::timeout;
 
 use super::{Failure, Outcome};
 use crate::api::{CacheCluster, CachePolicy};
+use crate::operator::api_error;
 
 /// How long the whole may take: less than the chart's hook is given.
 const LIMIT: Duration = Duration::from_secs(90);
@@ -147,7 +148,7 @@ async fn release(client: &Client, object: &Found) -> Result<(), Failure> {
 }
 
 fn unanswered(request: &str, error: &kube::Error) -> Failure {
-    Failure::new(format!("{request} failed: {error}"), "see that the account may list and patch custom resources of larder.dev")
+    Failure::new(format!("{request} failed: {}", api_error::describe(error)), api_error::remedy(error))
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 //! [`controller`] decides when a CacheCluster is looked at, [`cache_cluster`] what is done then; [`watches`] is what the API server holds.
 
 pub mod admin;
+pub mod api_error;
 pub mod cache_cluster;
 pub mod controller;
 pub mod election;

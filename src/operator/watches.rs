@@ -24,8 +24,9 @@ use kube::runtime::watcher::{self, Event};
 use kube::{Api, Client, Resource};
 use serde::de::DeserializeOwned;
 use tokio::task::JoinSet;
-use tracing::warn;
+use tracing::{debug, warn};
 
+use super::api_error;
 use super::queue::{Key, Queue};
 use crate::api::CacheCluster;
 
@@ -33,9 +34,6 @@ use crate::api::CacheCluster;
 pub const CLUSTER_LABEL: &str = "larder.dev/cluster";
 /// The annotation of what was last applied. Every other annotation of an object may be set by anybody.
 const OWN_PREFIX: &str = "larder.dev/";
-
-const WATCH_FAILED: &str = "a watch failed and begins again: see that Larder's resource definitions are installed, and that the \
-                            operator's Role allows to list and watch";
 
 /// A CacheCluster, or what is known of one that cannot be read.
 pub type Cluster = DeserializeGuard<CacheCluster>;
@@ -229,7 +227,10 @@ impl Starter<'_> {
                     // Until the list is complete the store still holds what it held before.
                     Ok(Event::Init | Event::InitApply(_)) => {}
                     Ok(Event::InitDone) => changed(None),
-                    Err(error) => warn!(kind, place, %error, "{WATCH_FAILED}"),
+                    Err(error) => match api_error::of_watch(&error) {
+                        Some((error, remedy)) => warn!(kind, place, error, "a watch failed and begins again: {remedy}"),
+                        None => debug!(kind, place, %error, "a watch begins again"),
+                    },
                 }
             }
         });
@@ -253,8 +254,10 @@ pub fn nodes(client: &Client, tasks: &mut JoinSet<()>) -> Store<Node> {
     tasks.spawn(async move {
         let mut events = std::pin::pin!(events);
         while let Some(event) = events.next().await {
-            if let Err(error) = event {
-                warn!(%error, "nodes are not watched: faults of a whole node are told less precisely");
+            if let Err(error) = event
+                && let Some((error, remedy)) = api_error::of_watch(&error)
+            {
+                warn!(error, "nodes are not watched, and faults of a whole node are told less precisely: {remedy}");
             }
         }
     });

@@ -27,11 +27,19 @@ pub enum LogError {
 /// What [`init`] was called with first.
 static CHOSEN: OnceLock<(LogFormat, String)> = OnceLock::new();
 
+/// Events of libraries that only repeat what this program tells of itself, with what to do: each failed request to an API server.
+const REPEATED: &str = "kube_client::client::builder=off,kube_runtime::watcher=error";
+
+/// The filter with what others only repeat left out, unless it speaks of them.
+fn without_repetition(filter: &str) -> String {
+    if filter.contains("kube_") { filter.to_owned() } else { format!("{filter},{REPEATED}") }
+}
+
 /// Sends events that pass `filter` (such as `info`, or `info,larder::sidecar=debug`) to standard error from now on. A second call in
 /// one process changes nothing.
 pub fn init(format: LogFormat, filter: &str, colours: bool) -> Result<(), LogError> {
     let _ = CHOSEN.set((format, filter.to_owned()));
-    let filter = EnvFilter::try_new(filter).map_err(|_| LogError::Filter(filter.to_owned()))?;
+    let filter = EnvFilter::try_new(without_repetition(filter)).map_err(|_| LogError::Filter(filter.to_owned()))?;
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(BoxMakeWriter::new(io::stderr));
     // An error here means that a subscriber is set already.
     let _ = match format {

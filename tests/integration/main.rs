@@ -44,5 +44,6 @@ mod support;
 mod tidy;
 mod ttl;
 mod ttl_sweep;
+mod uninstall_check;
 mod wire;
 mod wire_fuzz;
