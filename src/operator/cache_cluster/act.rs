@@ -9,14 +9,16 @@ use tokio::time::timeout;
 use tracing::{debug, info};
 
 use super::apply::{Applier, ApplyError};
+use super::fetch;
 use super::handover::HandoverError;
 use super::monitor;
-use super::observe;
-use super::names::{SENTINEL_PORT, SERVER_PORT};
+use super::names::{AGENT_PORT, SENTINEL_PORT, SERVER_PORT};
 use super::objects::Addresses;
-use super::plan::{Action, Member, SentinelId, ServerId};
+use super::observe;
+use super::plan::{Action, Member, SentinelId, ServerId, Why};
 use super::users::UserRules;
 use crate::operator::admin::{Admin, AdminError, Login};
+use crate::policy::agent::ServerPhase;
 
 /// How long one step on a server or a sentinel may take; handovers have a deadline of their own.
 const STEP_WITHIN: Duration = Duration::from_secs(5);
@@ -77,6 +79,11 @@ impl Actor<'_, '_> {
                 self.tell_server(*server, "REPLICAOF", &[&host, &port]).await?;
             }
             Action::Promote { server } => self.tell_server(*server, "REPLICAOF", &["NO", "ONE"]).await?,
+            Action::ReplacePod { member: Member::Server(server), why: Why::StaleAndUnready, .. }
+                if self.leads_by_now(*server).await =>
+            {
+                info!(%server, cluster = master, "a pod that was to be replaced has begun to serve as primary, and stays");
+            }
             Action::ReplacePod { member, uid, why } => {
                 info!(%member, ?why, cluster = master, "replaces a pod");
                 self.applier.delete::<Pod>(&self.pod_name(*member), uid).await?;
@@ -85,6 +92,13 @@ impl Actor<'_, '_> {
         }
         debug!(?action, cluster = master, "done");
         Ok(())
+    }
+
+    /// Whether a server that did not serve when it was looked at has become primary since.
+    async fn leads_by_now(&self, id: ServerId) -> bool {
+        let Some(ip) = self.addresses.servers.get(&id) else { return false };
+        let report = fetch::state_report(self.applier.context, SocketAddr::new(*ip, AGENT_PORT)).await;
+        report.is_some_and(|report| report.server == ServerPhase::Primary)
     }
 
     fn pod_name(&self, member: Member) -> String {

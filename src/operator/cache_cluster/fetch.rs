@@ -216,7 +216,7 @@ async fn sentinel(address: SocketAddr, login: &Login) -> Sentinel {
 }
 
 /// What an agent tells of its server; `None` where it does not answer.
-async fn state_report(context: &Context, agent: SocketAddr) -> Option<StateReport> {
+pub(super) async fn state_report(context: &Context, agent: SocketAddr) -> Option<StateReport> {
     let ask = async {
         let response = context.http.get(format!("http://{agent}/state")).send().await?.error_for_status()?;
         if response.content_length().is_some_and(|length| length > MAX_BYTES as u64) {

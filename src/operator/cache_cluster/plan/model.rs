@@ -3,7 +3,8 @@
 //! Agents and Sentinel are modelled by what they promise; Kubernetes by what it does with pods. A run is a seed: what happens, and
 //! when, follows from it. In each run, nothing that the planner does may take the last copy of what was acknowledged, contradict
 //! sentinels that could fail over, or disrupt two things at once; when the faults end, the cluster must come to rest as it is
-//! desired, within a bounded number of steps. Each rule of the planner, switched off, must make some run fail.
+//! desired, within a bounded number of steps. Each rule of the planner, switched off, must make some run fail. A run that fails is shown
+//! step by step with `RUN=n cargo test one_run -- --nocapture`.
 
 mod actors;
 mod operator;
@@ -67,16 +68,27 @@ struct Run {
     world: World,
     operator: Operator,
     two_primaries: u32,
+    shown: bool,
 }
 
 impl Run {
     fn tick(&mut self, part: usize, struck: bool) -> Verdict {
         self.operator.turn(&mut self.world, part, struck)?;
         self.world.step()?;
+        self.show(struck);
         let primaries = (0..self.world.servers.len()).filter(|index| self.world.acts(*index)).count();
         let cut = self.world.nodes.iter().any(|node| *node != world::Node::Up);
         self.two_primaries = if primaries > 1 && !cut && self.world.operator_away == 0 { self.two_primaries + 1 } else { 0 };
         Ok(())
+    }
+
+    fn show(&self, struck: bool) {
+        if self.shown {
+            let World { servers, sentinels, truth, .. } = &self.world;
+            println!("--{} {truth} writes; {}", if struck { " fault;" } else { "" }, self.operator.waits_for());
+            servers.iter().for_each(|server| println!("   {server:?}"));
+            sentinels.iter().for_each(|sentinel| println!("   {:?}", sentinel.memory));
+        }
     }
 
     /// Faults, each after some ticks; then rest.
@@ -88,6 +100,9 @@ impl Run {
             let fault = fault(&mut self.world.rng);
             let part = if self.world.rng.u32(0..4) == 0 { self.world.rng.usize(0..3) } else { usize::MAX };
             let gap = if self.world.rng.bool() { self.world.rng.u32(0..6) } else { self.world.rng.u32(6..90) };
+            if self.shown {
+                println!("{fault:?}");
+            }
             self.world.fail(fault);
             self.tick(part, true)?;
             for _ in 0..gap {
@@ -154,9 +169,13 @@ impl Run {
 }
 
 fn run(seed: u64) -> Verdict {
+    run_shown(seed, false)
+}
+
+fn run_shown(seed: u64, shown: bool) -> Verdict {
     let mut rng = fastrand::Rng::with_seed(seed);
     let desired = desired(&mut rng);
-    let mut run = Run { world: World::new(rng.u64(..), desired), operator: Operator::new(), two_primaries: 0 };
+    let mut run = Run { world: World::new(rng.u64(..), desired), operator: Operator::new(), two_primaries: 0, shown };
     run.go().map_err(|what| format!("run {seed}: {what}"))
 }
 
@@ -164,6 +183,13 @@ fn run(seed: u64) -> Verdict {
 fn every_cluster_keeps_its_data_and_comes_to_rest() {
     for seed in 0..RUNS {
         run(seed).unwrap();
+    }
+}
+
+#[test]
+fn one_run() {
+    if let Some(seed) = std::env::var("RUN").ok().and_then(|seed| seed.parse().ok()) {
+        run_shown(seed, true).unwrap();
     }
 }
 

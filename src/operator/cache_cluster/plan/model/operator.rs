@@ -148,9 +148,11 @@ impl Operator {
             }
             Action::ReplicateFrom { .. } | Action::Promote { .. } => {}
             Action::Handover { from, to } => self.hand_over(world, usize::from(from.index), usize::from(to.index)),
-            Action::ReplacePod { member: Member::Server(server), uid, .. } => {
+            Action::ReplacePod { member: Member::Server(server), uid, why } => {
                 let index = usize::from(server.index);
-                if world.servers[index].pod.is_some_and(|pod| pod.uid.to_string() == *uid) {
+                // One that did not serve is asked again right before.
+                let serves_by_now = *why == Why::StaleAndUnready && world.acts(index);
+                if !serves_by_now && world.servers[index].pod.is_some_and(|pod| pod.uid.to_string() == *uid) {
                     world.delete_pod(index);
                 }
             }
