@@ -133,6 +133,67 @@ fn servers_that_are_still_to_go_keep_their_place() {
 }
 
 #[test]
+fn what_is_written_of_pods_is_in_both_templates() {
+    let spec = json!({"pod": {
+        "labels": {"team": "shop"},
+        "annotations": {"example.com/scrape": "yes"},
+        "cpu": {"request": "500m", "limit": "2"},
+        "nodeSelector": {"disk": "ssd"},
+        "tolerations": [{"key": "cache", "operator": "Equal", "value": "only", "effect": "NoExecute", "tolerationSeconds": 60}],
+        "spread": "Require",
+        "priorityClassName": "important",
+        "imagePullSecrets": [{"name": "registry"}],
+    }});
+    let (plain, built) = (build(&json!({}), &Kept::default()), build(&spec, &Kept::default()));
+    for set in [0, 1] {
+        let PodTemplateSpec { metadata, spec } = template(&built, set).clone();
+        let (metadata, pod) = (metadata.unwrap(), json!(spec.unwrap()));
+        assert_eq!(metadata.labels.unwrap()["team"], "shop");
+        assert_eq!(metadata.annotations.unwrap()["example.com/scrape"], "yes");
+        assert_eq!(pod["nodeSelector"], json!({"disk": "ssd"}));
+        let toleration =
+            json!({"key": "cache", "operator": "Equal", "value": "only", "effect": "NoExecute", "tolerationSeconds": 60});
+        assert_eq!(pod["tolerations"], json!([toleration]));
+        assert_eq!((&pod["priorityClassName"], &pod["imagePullSecrets"]), (&json!("important"), &json!([{"name": "registry"}])));
+        let apart = |pod: &Value, how: &str| pod["affinity"]["podAntiAffinity"][how].is_array();
+        let (required, preferred) =
+            ("requiredDuringSchedulingIgnoredDuringExecution", "preferredDuringSchedulingIgnoredDuringExecution");
+        assert!(apart(&pod, required) && !apart(&pod, preferred));
+        let default = json!(template(&plain, set).spec);
+        assert!(!apart(&default, required) && apart(&default, preferred));
+    }
+    let resources = json!(container(&built, 0).resources);
+    assert_eq!((&resources["requests"]["cpu"], &resources["limits"]["cpu"]), (&json!("500m"), &json!("2")));
+    // A label that the user chose never hides one by which pods are selected.
+    let taken = build(&json!({"pod": {"labels": {"larder.dev/cluster": "other"}}}), &Kept::default());
+    assert_eq!(template(&taken, 0).metadata.as_ref().unwrap().labels.as_ref().unwrap()["larder.dev/cluster"], "shop");
+}
+
+#[test]
+fn volumes_stay_unless_they_are_to_go() {
+    let volumes = |storage: Value| {
+        let built = build(&json!({"storage": storage}), &Kept::default());
+        [0, 1].map(|set| {
+            let spec = built.stateful_sets[set].spec.as_ref().unwrap();
+            (json!(spec.persistent_volume_claim_retention_policy), json!(spec.volume_claim_templates.as_ref().unwrap()[0].spec))
+        })
+    };
+    for (storage, when_deleted) in
+        [(json!({"size": "10Gi"}), "Retain"), (json!({"size": "10Gi", "class": "fast", "whenDeleted": "Delete"}), "Delete")]
+    {
+        let [servers, sentinels] = volumes(storage.clone());
+        // Fewer servers never take volumes along: a server that comes back finds its own.
+        let policy = json!({"whenDeleted": when_deleted, "whenScaled": "Retain"});
+        assert_eq!((&servers.0, &sentinels.0), (&policy, &policy));
+        assert_eq!(servers.1["resources"]["requests"]["storage"], "10Gi");
+        assert_eq!(servers.1.get("storageClassName"), storage.get("class"));
+        assert_eq!(sentinels.1.get("storageClassName"), storage.get("class"));
+    }
+    let ephemeral = build(&json!({}), &Kept::default());
+    assert!(ephemeral.stateful_sets.iter().all(|set| set.spec.as_ref().unwrap().volume_claim_templates.is_none()));
+}
+
+#[test]
 fn who_may_connect_is_what_is_written() {
     let policy = |spec| build(&spec, &Kept::default()).network_policy;
     assert!(policy(json!({"networkPolicy": {"enabled": false}})).is_none());
