@@ -4,3 +4,4 @@ mod configuration;
 mod handover;
 mod places;
 mod tier;
+mod writes;
