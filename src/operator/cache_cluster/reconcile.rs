@@ -353,7 +353,9 @@ impl Look<'_> {
         };
         self.report(&seen, credentials, proved_users, memory).await?;
         self.point_at_primary(writer, &seen).await?;
-        self.tell_users(writer, &built, credentials, &observed, memory).await;
+        if !self.wanted.paused {
+            self.tell_users(writer, &built, credentials, &observed, memory).await;
+        }
         self.act(writer, &built, credentials, &actions, memory).await?;
         Ok(if seen.is_in_motion() { IN_MOTION } else { EVERY.mul_f64(0.9 + fastrand::f64() * 0.2) })
     }
