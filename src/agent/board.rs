@@ -59,6 +59,7 @@ impl Board {
         let report = StateReport {
             version: VERSION,
             ordinal,
+            address: None,
             generation: 0,
             // Until the disk has been looked at, there may be anything.
             data: DataState::Partial,

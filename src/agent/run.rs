@@ -85,7 +85,10 @@ async fn run_on(config: Config) -> Result<(), AgentError> {
     let http = reqwest::Client::builder().no_proxy().tls_certs_only([]).pool_max_idle_per_host(1).build();
     let http = http.map_err(|error| AgentError::Io(io::Error::other(error)))?;
     let board = Arc::new(Board::new(server.ordinal));
-    board.update(|known| known.report.data = brought);
+    board.update(|known| {
+        known.report.data = brought;
+        known.report.address = Some(first.address.to_string());
+    });
     let (charges, charge) = watch::channel(first.clone());
     let upkeep = Upkeep::open(charge.clone(), access.servers.clone()).await.map_err(at)?;
     let handovers = Handovers { charge: charge.clone(), access: access.clone(), one: tokio::sync::Mutex::default() };

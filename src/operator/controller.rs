@@ -8,9 +8,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Node;
-use kube::{Client, Resource as _};
 use kube::runtime::events::{Recorder, Reporter};
 use kube::runtime::reflector::Store;
+use kube::{Client, Resource as _};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
@@ -296,5 +296,33 @@ async fn look_at(context: Arc<Context>, key: Key) {
         context.queue.add_urgent(key);
     } else {
         context.queue.fail(key, generation(&cluster), next);
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use crate::api::CacheCluster;
+
+    /// One look at a CacheCluster, by an operator that leads.
+    pub async fn look_once(client: Client, cluster: CacheCluster, memory: &mut Memory) {
+        let config = Config {
+            namespaces: vec!["store".to_owned()],
+            listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            lease_namespace: "larder-system".to_owned(),
+            identity: "test".to_owned(),
+            installation: Installation {
+                larder_image: "larder:1".to_owned(),
+                image_pull_policy: None,
+                operator_namespace: "larder-system".to_owned(),
+            },
+        };
+        // An error means that another test was first.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let mut tasks = JoinSet::new();
+        let context = Context::new(client, &config, Leadership::for_good(), Arc::default(), &mut tasks).unwrap();
+        let watches = context.watches_of("store").unwrap();
+        watches.ready(|_| ()).await;
+        reconcile::reconcile(&context, watches, &kube::core::DeserializeGuard(Ok(cluster)), memory).await.unwrap();
     }
 }

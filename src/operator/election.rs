@@ -32,6 +32,13 @@ pub struct Leadership {
 }
 
 impl Leadership {
+    /// One that nobody takes away.
+    #[cfg(test)]
+    pub fn for_good() -> Self {
+        let (_, until) = watch::channel(Some(Instant::now() + Duration::from_secs(3600)));
+        Self { until }
+    }
+
     /// Whether it may act now.
     pub fn holds(&self) -> bool {
         self.until.borrow().is_some_and(|until| Instant::now() < until)

@@ -7,6 +7,8 @@ pub mod api_error;
 pub mod cache_cluster;
 pub mod controller;
 pub mod election;
+#[cfg(test)]
+mod fake_api;
 pub mod metrics;
 pub mod queue;
 pub mod serve;

@@ -251,6 +251,9 @@ pub struct StateReport {
     pub version: u32,
     /// The server's place.
     pub ordinal: u16,
+    /// The address that the server announces as long as its agent runs. Absent: an agent of an earlier build.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<String>,
     /// The generation of the configuration that the agent acts under.
     pub generation: u64,
     /// The data that the server holds or, where it does not run, would start with.

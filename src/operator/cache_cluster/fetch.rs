@@ -24,7 +24,7 @@ use super::plan::{
 };
 use super::validate::Wanted;
 use crate::api::sensitive::{SecretKeyRef, SensitiveSource};
-use crate::operator::admin::{Admin, Login};
+use crate::operator::admin::{Admin, AdminError, Login};
 use crate::operator::controller::Context;
 use crate::operator::watches::Watches;
 use crate::policy::agent::{MAX_BYTES, StateReport};
@@ -171,10 +171,12 @@ pub struct Heard {
 /// Asks every server and sentinel.
 pub async fn hear(context: &Context, watches: &Watches, question: Question<'_>) -> Heard {
     let Question { wanted, addresses, login, scale } = question;
-    let pods = pods(context, watches, wanted, addresses);
+    let mut pods = pods(context, watches, wanted, addresses);
     let sentinels = addresses.sentinels.iter().map(async |(id, ip)| {
         let exists = pods.contains_key(&Member::Sentinel(*id));
-        (*id, if exists { sentinel(SocketAddr::new(*ip, SENTINEL_PORT), login).await } else { Sentinel::Stopped })
+        let (state, moved) =
+            if exists { sentinel(SocketAddr::new(*ip, SENTINEL_PORT), login).await } else { (Sentinel::Stopped, false) };
+        (*id, state, moved)
     });
     let servers = addresses.servers.iter().map(async |(id, ip)| {
         let exists = pods.contains_key(&Member::Server(*id));
@@ -188,11 +190,20 @@ pub async fn hear(context: &Context, watches: &Watches, question: Question<'_>) 
         (*id, server, report)
     });
     // Sentinels first: a promotion that they tell of has happened by the time that the servers are asked.
-    let sentinels: BTreeMap<SentinelId, Sentinel> = join_all(sentinels).await.into_iter().collect();
+    let asked = join_all(sentinels).await;
+    let moved: Vec<Member> = asked.iter().filter(|(.., moved)| *moved).map(|(id, ..)| Member::Sentinel(*id)).collect();
+    let sentinels: BTreeMap<SentinelId, Sentinel> = asked.into_iter().map(|(id, sentinel, _)| (id, sentinel)).collect();
     let (mut seen, mut reports) = (BTreeMap::new(), BTreeMap::new());
     for (id, server, report) in join_all(servers).await {
         seen.insert(id, server);
         reports.extend(report.map(|report| (id, report)));
+    }
+    let moved = moved
+        .into_iter()
+        .chain(reports.iter().filter(|(id, report)| has_moved(&seen, id, report)).map(|(id, _)| Member::Server(*id)));
+    // Their processes announce an address of an earlier Service as long as they run.
+    for member in moved {
+        pods.entry(member).and_modify(|pod| pod.revision = None);
     }
     let proved = |id: ServerId| reports.get(&id).and_then(|report| report.proved.users);
     // None of a missing one is less than any number: one that has proved nothing keeps all from being proved.
@@ -200,18 +211,27 @@ pub async fn hear(context: &Context, watches: &Watches, question: Question<'_>) 
     Heard { observed: Observed { servers: seen, sentinels, pods, scale, ..Observed::default() }, proved_users, reports }
 }
 
-async fn sentinel(address: SocketAddr, login: &Login) -> Sentinel {
+/// Whether a server announces another address than its Service has.
+fn has_moved(seen: &BTreeMap<ServerId, Server>, id: &ServerId, report: &StateReport) -> bool {
+    let announced = report.address.as_ref().and_then(|address| address.parse::<SocketAddr>().ok());
+    announced.zip(seen.get(id)).is_some_and(|(announced, server)| announced != server.address)
+}
+
+/// What a sentinel says of itself, and whether it announces another address than the one at which it was asked.
+async fn sentinel(address: SocketAddr, login: &Login) -> (Sentinel, bool) {
     let ask = async {
         let mut admin = Admin::connect(address, Some(login)).await?;
-        observe::sentinel(&mut admin).await
+        let watch = observe::sentinel(&mut admin).await?;
+        let announced = observe::announced_by_sentinel(&mut admin).await;
+        Ok::<_, AdminError>((watch, announced.is_some_and(|announced| announced != address.ip())))
     };
     match timeout(ASK_WITHIN, ask).await {
-        Ok(Ok(watch)) => Sentinel::Running { watch },
+        Ok(Ok((watch, moved))) => (Sentinel::Running { watch }, moved),
         Ok(Err(error)) => {
             debug!(%error, "a sentinel does not answer");
-            Sentinel::Silent
+            (Sentinel::Silent, false)
         }
-        Err(_) => Sentinel::Silent,
+        Err(_) => (Sentinel::Silent, false),
     }
 }
 

@@ -422,6 +422,7 @@ mod tests {
         let report = |generation, settings, users| StateReport {
             version: 1,
             ordinal: 0,
+            address: None,
             generation,
             data: DataState::Empty,
             server: ServerPhase::Primary,

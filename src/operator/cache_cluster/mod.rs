@@ -9,6 +9,8 @@ pub mod build;
 pub mod fetch;
 pub mod handover;
 pub mod judge;
+#[cfg(test)]
+mod look_tests;
 pub mod monitor;
 pub mod names;
 pub mod objects;

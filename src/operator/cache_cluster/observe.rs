@@ -1,7 +1,7 @@
 //! What servers and sentinels say of themselves, as the planner's facts.
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use super::plan::{ClusterFacts, Facts, Link, NodeId, Peer, Role, SlotRange, Watch};
 use crate::operator::admin::{Admin, AdminError};
@@ -25,6 +25,12 @@ pub async fn server(admin: &mut Admin, in_cluster: bool) -> Result<Option<Facts>
 pub async fn sentinel(admin: &mut Admin) -> Result<Option<Watch>, AdminError> {
     let masters: Vec<HashMap<String, String>> = admin.ask("SENTINEL MASTERS", &[]).await?;
     Ok(masters.first().and_then(parse_master))
+}
+
+/// The address that a sentinel announces; `None` where it does not tell.
+pub async fn announced_by_sentinel(admin: &mut Admin) -> Option<IpAddr> {
+    let answer: Result<HashMap<String, String>, _> = admin.ask("SENTINEL CONFIG", &["GET", "announce-ip"]).await;
+    answer.ok()?.get("announce-ip")?.parse().ok()
 }
 
 fn parse_info(info: &str) -> Option<Facts> {

@@ -2,16 +2,20 @@
 //! given stand in all the rest.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use k8s_openapi::api::apps::v1::StatefulSet;
+use k8s_openapi::api::core::v1::Service;
 use kube::ResourceExt as _;
+use tracing::info;
 
 use super::apply::{Applier, ApplyError};
 use super::fetch::{cluster_ip, find};
 use super::names::SENTINEL_PORT;
-use super::objects::{Addresses, Credentials, Kept, Objects, memory_limit, objects, services};
+use super::objects::{Addresses, Credentials, Kept, Objects, announced_address, memory_limit, objects, services};
 use super::plan::{DesiredPods, Revision, Scale, SentinelId, ServerId, Set};
+use super::validate::Wanted;
 use crate::operator::watches::Watches;
 
 /// What came of writing.
@@ -48,7 +52,7 @@ impl Writer<'_, '_> {
         let wanted_services = services(self.applier.wanted, servers);
         let mut service_names: Vec<String> = wanted_services.iter().map(kube::ResourceExt::name_any).collect();
         for service in wanted_services {
-            match self.applier.apply(&self.watches.services, service).await {
+            match self.write_service(service).await {
                 Ok(service) => drop(by_name.insert(service.name_any(), cluster_ip(&service))),
                 Err(refused) => error = error.or(Some(refused)),
             }
@@ -74,6 +78,34 @@ impl Writer<'_, '_> {
             error = error.or(Some(refused));
         }
         (built, error)
+    }
+
+    /// Writes a Service. One that is gone comes back at the address that was announced for its pod, if nobody else has that by now: a
+    /// pod that runs knows no other.
+    async fn write_service(&mut self, service: Service) -> Result<Arc<Service>, ApplyError> {
+        let (name, namespace) = (service.name_any(), &self.applier.wanted.namespace);
+        let stands = find(&self.watches.services, namespace, &name).is_some();
+        if let Some(address) = self.announced(&name).filter(|_| !stands) {
+            let mut restored = service.clone();
+            restored.spec.get_or_insert_default().cluster_ip = Some(address.to_string());
+            match self.applier.apply(&self.watches.services, restored).await {
+                Err(error) if error.is_refusal() => info!(name, namespace, %error, "a Service cannot have its address again"),
+                outcome => return outcome,
+            }
+        }
+        self.applier.apply(&self.watches.services, service).await
+    }
+
+    /// The address that was last announced for a pod.
+    fn announced(&self, pod: &str) -> Option<IpAddr> {
+        let Wanted { names, namespace, .. } = self.applier.wanted;
+        let (map, entry) = match (names.parse_server_pod(pod), names.parse_sentinel_pod(pod)) {
+            (Some(id), _) => (names.shard_set(id.shard), format!("server-{}.conf", id.index)),
+            (None, Some(id)) => (names.sentinel_set(), format!("sentinel-{}.conf", id.0)),
+            (None, None) => return None,
+        };
+        let map = find(&self.watches.config_maps, namespace, &map)?;
+        announced_address(map.data.as_ref()?.get(&entry)?)
     }
 
     /// How many pods the StatefulSets ask for, where both exist.

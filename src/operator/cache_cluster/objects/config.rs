@@ -113,6 +113,12 @@ fn place_conf(address: IpAddr, max_memory: ByteSize) -> String {
     lines.into_text()
 }
 
+/// The address that a server's or a sentinel's own file, as it is written here, announces.
+pub fn announced_address(text: &str) -> Option<IpAddr> {
+    let words = ["replica-announce-ip ", "sentinel announce-ip "];
+    text.lines().find_map(|line| words.iter().find_map(|word| line.strip_prefix(word))?.trim().trim_matches('"').parse().ok())
+}
+
 /// Larder's own settings that follow the object while servers run. Each is always written, so that one that is taken back is also
 /// taken up.
 fn live_settings(wanted: &Wanted) -> BTreeMap<String, String> {

@@ -61,7 +61,7 @@ pub struct Scale {
 pub struct Pod {
     /// Its uid: a pod that is replaced is another.
     pub uid: String,
-    /// What it is made of; `None` where it does not say.
+    /// What it is made of; `None` where it does not say, or announces an address that is its Service's no more.
     pub revision: Option<Revision>,
     /// Where it runs; `None` until it is scheduled.
     pub node: Option<Node>,

@@ -48,7 +48,15 @@ mod tests {
     use crate::policy::agent::{Position, Proved};
 
     fn state(data: DataState, server: ServerPhase) -> ServerState {
-        ServerState::from(&StateReport { version: 1, ordinal: 0, generation: 1, data, server, proved: Proved::default() })
+        ServerState::from(&StateReport {
+            version: 1,
+            ordinal: 0,
+            address: None,
+            generation: 1,
+            data,
+            server,
+            proved: Proved::default(),
+        })
     }
 
     fn position(offset: u64) -> DataState {

@@ -1,0 +1,250 @@
+//! Whole looks at a CacheCluster, before an API server that writes down what it is told.
+
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{IpAddr, TcpListener};
+use std::sync::{Arc, Mutex};
+use std::thread;
+
+use serde_json::{Value, json};
+
+use super::names::{AGENT_PORT, REVISION_ANNOTATION, SENTINEL_PORT};
+use super::objects::revisions;
+use super::reconcile::Memory;
+use super::validate::{tests::cluster, validate};
+use crate::operator::controller::tests::look_once;
+use crate::operator::fake_api::FakeApi;
+use crate::policy::agent::{AgentConfig, DataState, Failover, Position, Proved, ServerPhase, StateReport};
+
+/// What stands of a tier `shop` with one replica.
+struct Standing {
+    spec: Value,
+    sentinels: u8,
+    network: [u8; 3],
+    /// The Services that are gone.
+    missing: Vec<&'static str>,
+}
+
+impl Standing {
+    fn new(spec: Value) -> Self {
+        // Nobody else listens there.
+        let network = [127, fastrand::u8(1..200), fastrand::u8(..)];
+        Self { spec, sentinels: 3, network, missing: Vec::new() }
+    }
+
+    fn address(&self, last: u8) -> IpAddr {
+        let [a, b, c] = self.network;
+        IpAddr::from([a, b, c, last])
+    }
+
+    fn sentinel(&self, index: u8) -> IpAddr {
+        self.address(100 + index)
+    }
+
+    fn cluster(&self) -> crate::api::CacheCluster {
+        let mut cluster = cluster(&self.spec);
+        cluster.status = Some(serde_json::from_value(json!({"initialized": true})).unwrap());
+        cluster
+    }
+
+    fn api(&self) -> FakeApi {
+        let metadata = |name: &str| {
+            let owner = json!({"apiVersion": "larder.dev/v1alpha1", "kind": "CacheCluster", "name": "shop", "uid": self.cluster().metadata.uid, "controller": true});
+            json!({"name": name, "namespace": "store", "uid": name, "labels": {"larder.dev/cluster": "shop"}, "ownerReferences": [owner]})
+        };
+        let mut cluster = serde_json::to_value(self.cluster()).unwrap();
+        cluster["metadata"]["resourceVersion"] = json!("1");
+        let mut objects = vec![("cacheclusters", cluster)];
+        for (name, replicas) in [("shop-0", 2), ("shop-sentinel", self.sentinels)] {
+            let template = json!({"metadata": {}, "spec": {"containers": []}});
+            let spec = json!({"replicas": replicas, "serviceName": name, "selector": {}, "template": template});
+            objects.push(("statefulsets", json!({"metadata": metadata(name), "spec": spec})));
+        }
+        let revisions = revisions(&validate(&self.cluster()).unwrap());
+        let servers = (0..2).map(|index| (format!("shop-0-{index}"), self.address(index)));
+        let sentinels = (0..self.sentinels).map(|index| (format!("shop-sentinel-{index}"), self.sentinel(index)));
+        for (name, address) in servers.chain(sentinels) {
+            if !self.missing.contains(&name.as_str()) {
+                objects.push(("services", json!({"metadata": metadata(&name), "spec": {"clusterIP": address}})));
+            }
+            let mut metadata = metadata(&name);
+            let revision = if name.contains("sentinel") { &revisions.sentinels } else { &revisions.servers };
+            metadata["annotations"] = json!({REVISION_ANNOTATION: revision});
+            let status = json!({"conditions": [{"type": "Ready", "status": "True"}], "podIP": address});
+            objects.push(("pods", json!({"metadata": metadata, "spec": {"containers": []}, "status": status})));
+        }
+        let server = |index: u8| format!("replica-announce-ip {}\nreplica-announce-port 6379\n", self.address(index));
+        let data = json!({"server-0.conf": server(0), "server-1.conf": server(1)});
+        objects.push(("configmaps", json!({"metadata": metadata("shop-0"), "data": data})));
+        FakeApi::new(objects)
+    }
+}
+
+/// A sentinel that watches `primary`, or nothing, and the commands that it is told.
+fn listen_as_sentinel(address: IpAddr, primary: Option<IpAddr>) -> Arc<Mutex<Vec<String>>> {
+    let listener = TcpListener::bind((address, SENTINEL_PORT)).unwrap();
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let heard = told.clone();
+    let answer_to = move |line: &str| match (line, primary) {
+        ("SENTINEL MASTERS", None) => "*0\r\n".to_owned(),
+        ("SENTINEL MASTERS", Some(primary)) => {
+            let primary = primary.to_string();
+            let fields = [
+                ["ip", &primary],
+                ["port", "6379"],
+                ["flags", "master"],
+                ["num-slaves", "1"],
+                ["num-other-sentinels", "2"],
+                ["quorum", "2"],
+            ];
+            format!("*1\r\n{}", in_bulk(fields.as_flattened()))
+        }
+        ("SENTINEL CONFIG GET announce-ip", _) => in_bulk(&["announce-ip", &address.to_string()]),
+        _ => "+OK\r\n".to_owned(),
+    };
+    thread::spawn(move || {
+        for stream in listener.incoming().map_while(Result::ok) {
+            let (heard, answer_to) = (heard.clone(), answer_to.clone());
+            thread::spawn(move || {
+                let mut answers = stream.try_clone().unwrap();
+                let mut reader = BufReader::new(stream);
+                while let Some(words) = read_command(&mut reader) {
+                    let line = words.join(" ");
+                    let answer = answer_to(&line);
+                    heard.lock().unwrap().push(line);
+                    let _ = answers.write_all(answer.as_bytes());
+                }
+            });
+        }
+    });
+    told
+}
+
+fn in_bulk(texts: &[&str]) -> String {
+    let bulk = |text: &&str| format!("${}\r\n{text}\r\n", text.len());
+    format!("*{}\r\n{}", texts.len(), texts.iter().map(bulk).collect::<String>())
+}
+
+/// An agent that always tells the same.
+fn listen_as_agent(address: IpAddr, report: &StateReport) {
+    let listener = TcpListener::bind((address, AGENT_PORT)).unwrap();
+    let body = serde_json::to_string(report).unwrap();
+    thread::spawn(move || {
+        for mut stream in listener.incoming().map_while(Result::ok) {
+            BufReader::new(&stream).lines().map_while(Result::ok).take_while(|line| !line.is_empty()).for_each(drop);
+            let head = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nConnection: close\r\nContent-Length: ";
+            let _ = write!(stream, "{head}{}\r\n\r\n{body}", body.len());
+        }
+    });
+}
+
+fn read_command(reader: &mut BufReader<std::net::TcpStream>) -> Option<Vec<String>> {
+    let number = |reader: &mut BufReader<std::net::TcpStream>| {
+        let mut line = String::new();
+        reader.read_line(&mut line).ok()?;
+        line.trim().get(1..)?.parse::<usize>().ok()
+    };
+    let count = number(reader)?;
+    let mut words = Vec::new();
+    for _ in 0..count {
+        let mut bytes = vec![0; number(reader)? + 2];
+        reader.read_exact(&mut bytes).ok()?;
+        words.push(String::from_utf8_lossy(&bytes[..bytes.len() - 2]).into_owned());
+    }
+    Some(words)
+}
+
+async fn look(standing: &Standing, api: &FakeApi) {
+    look_once(api.client(), standing.cluster(), &mut Memory::default()).await;
+}
+
+#[tokio::test]
+async fn a_pause_stops_everything_but_the_status() {
+    let spec =
+        |paused: bool| json!({"paused": paused, "replicas": 3, "sentinels": 5, "memory": "512Mi", "parameters": {"hz": "20"}});
+    let mut standing = Standing::new(spec(true));
+    let told = listen_as_sentinel(standing.sentinel(0), None);
+    let was_told = |command: &str| told.lock().unwrap().iter().any(|line| line.starts_with(command));
+    let api = standing.api();
+    look(&standing, &api).await;
+    let changes: Vec<String> = api.changes().into_iter().map(|change| change.what).collect();
+    assert_eq!(changes, ["cacheclusters/shop/status"]);
+    let status = api.last("cacheclusters/shop/status").unwrap()["status"].clone();
+    assert_eq!(status["summary"], "Paused", "{status}");
+    assert!(was_told("SENTINEL MASTERS") && !was_told("ACL SETUSER"), "{told:?}");
+    // The same without the pause changes all of it.
+    standing.spec = spec(false);
+    let api = standing.api();
+    look(&standing, &api).await;
+    for what in ["services/shop-0-0", "configmaps/shop-0", "secrets/shop-users", "statefulsets/shop-0"] {
+        assert!(api.last(what).is_some(), "{what} is not written: {:?}", api.changes());
+    }
+    assert!(was_told("ACL SETUSER"), "{told:?}");
+}
+
+#[tokio::test]
+async fn sentinels_that_are_to_go_count_until_they_are_gone() {
+    let mut standing = Standing::new(json!({}));
+    standing.sentinels = 4;
+    let api = standing.api();
+    look(&standing, &api).await;
+    let configured = |api: &FakeApi| {
+        let agent = api.last("configmaps/shop-0").unwrap()["data"]["agent-0.json"].as_str().unwrap().to_owned();
+        let agent = AgentConfig::parse(agent.as_bytes()).unwrap();
+        let Failover::Sentinel { sentinels, .. } = agent.failover else { panic!("under Sentinel") };
+        let last = api.last("configmaps/shop-sentinel").unwrap()["data"]["sentinel-3.conf"].is_string();
+        let removed = api.changes().iter().any(|change| change.method == "DELETE" && change.what == "services/shop-sentinel-3");
+        (sentinels.len(), last, removed)
+    };
+    assert_eq!(configured(&api), (4, true, false));
+    assert_eq!(api.last("statefulsets/shop-sentinel").unwrap()["spec"]["replicas"], 4, "nobody may go while nobody leads");
+}
+
+#[tokio::test]
+async fn a_service_that_is_gone_comes_back_at_its_address() {
+    let mut standing = Standing::new(json!({}));
+    standing.missing = vec!["shop-0-1"];
+    let (address, api) = (standing.address(1).to_string(), standing.api());
+    look(&standing, &api).await;
+    assert_eq!(api.last("services/shop-0-1").unwrap()["spec"]["clusterIP"], address);
+    assert!(api.last("services/shop-0-0").unwrap()["spec"].get("clusterIP").is_none(), "what stands keeps its own");
+    // Where another has it by now, any other does.
+    let api = standing.api().refusing(&[&address]);
+    look(&standing, &api).await;
+    assert!(api.last("services/shop-0-1").unwrap()["spec"].get("clusterIP").is_none());
+    let config = api.last("configmaps/shop-0").unwrap()["data"]["server-1.conf"].as_str().unwrap().to_owned();
+    assert!(!config.contains(&address), "{config}");
+}
+
+/// Its agent has the address for as long as it runs; the pod that follows takes the new one up.
+#[tokio::test]
+async fn a_pod_that_announces_an_address_of_the_past_is_replaced() {
+    for moved in [false, true] {
+        let standing = Standing::new(json!({}));
+        let primary = standing.address(0);
+        for index in 0..3 {
+            listen_as_sentinel(standing.sentinel(index), Some(primary));
+        }
+        let servers = [ServerPhase::Primary, ServerPhase::Replica { of: format!("{primary}:6379"), link_up: true }];
+        for (index, server) in (0..).zip(servers) {
+            let announced = standing.address(if moved && index == 1 { 99 } else { index });
+            let position = Position { lineage: "aa".to_owned(), offset: 1, led: false, exact: true };
+            let report = StateReport {
+                version: 1,
+                ordinal: u16::from(index),
+                address: Some(format!("{announced}:6379")),
+                generation: 1,
+                data: DataState::Complete(position),
+                server,
+                proved: Proved::default(),
+            };
+            listen_as_agent(standing.address(index), &report);
+        }
+        let api = standing.api();
+        look(&standing, &api).await;
+        let removed = api.changes().into_iter().filter(|change| change.method == "DELETE").map(|change| change.what);
+        let expected = if moved { vec!["pods/shop-0-1"] } else { Vec::new() };
+        assert_eq!(removed.collect::<Vec<_>>(), expected);
+        let status = api.last("cacheclusters/shop/status").unwrap()["status"].clone();
+        assert_eq!(status["summary"], if moved { "Rolling" } else { "Configuring" }, "{status}");
+    }
+}
