@@ -8,6 +8,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use tokio::time::{Instant, sleep};
 use tracing::{info, warn};
 
@@ -17,6 +18,7 @@ use super::info::{Attached, Info, Role};
 use super::line::{Line, LineError};
 use super::questions::{ask_sentinels, majority};
 use crate::sidecar::upstream::access::ClusterAccess;
+use crate::sidecar::upstream::admin_client::Value;
 use crate::sidecar::upstream::node::NodeAddr;
 
 /// How often something is looked at while writes are paused.
@@ -25,6 +27,13 @@ const LOOK_EVERY: Duration = Duration::from_millis(20);
 const ASK_EVERY: Duration = Duration::from_millis(100);
 /// How much longer than the deadline the server itself keeps writes paused, should the agent die.
 const PAUSE_MARGIN: Duration = Duration::from_secs(1);
+/// How long writes may be paused until a sentinel has begun. Sentinels greet each other by `PUBLISH` at the primary, which such a pause
+/// holds up together with their next PING: after `down-after-milliseconds` they would take the primary for dead.
+const BEGIN_WITHIN: Duration = Duration::from_millis(1500);
+/// How long writes go on between two attempts.
+const TRY_AGAIN: Duration = Duration::from_millis(500);
+/// What is left of the time for the handover itself while the sentinels do not see the replica yet.
+const NEEDED: Duration = Duration::from_secs(5);
 /// How long a failover that the sentinels have begun is waited for beyond the deadline: it may still come about.
 const BEGUN_LIMIT: Duration = Duration::from_secs(20);
 /// How long no sentinel may have acted before it counts as having given up, or died.
@@ -86,6 +95,7 @@ impl Handovers {
         if info.attached().iter().all(|replica| !replica.online) {
             return Err(HandoverError::NoReplica);
         }
+        self.wait_until_seen(&charge, &info, deadline.checked_sub(NEEDED)).await;
         let (is_valkey, major, _) = info.version();
         if is_valkey
             && major >= 9
@@ -93,11 +103,35 @@ impl Handovers {
         {
             return outcome;
         }
-        let outcome = self.pause_and_fail_over(&charge, &mut server, deadline).await;
-        if let Err(error) = server.ask(&["CLIENT", "UNPAUSE"]).await {
-            warn!(%error, "writes cannot be unpaused; the server does it by itself in a moment");
+        loop {
+            let outcome = self.pause_and_fail_over(&charge, &mut server, deadline).await;
+            if let Err(error) = server.ask(&["CLIENT", "UNPAUSE"]).await {
+                warn!(%error, "writes cannot be unpaused; the server does it by itself in a moment");
+            }
+            match outcome {
+                Err(HandoverError::Behind | HandoverError::NotBegun(_)) if Instant::now() + TRY_AGAIN < deadline => {
+                    sleep(TRY_AGAIN).await;
+                }
+                outcome => return outcome,
+            }
         }
-        outcome
+    }
+
+    /// Until a sentinel sees one of the attached replicas as one that it would promote, or the time is over. Where a pod was replaced,
+    /// sentinels may take fifteen seconds to connect to the new one, and until then none begins; nothing is paused for that.
+    async fn wait_until_seen(&self, charge: &Charge, info: &Info, deadline: Option<Instant>) {
+        let attached = info.attached();
+        while deadline.is_some_and(|deadline| Instant::now() < deadline) {
+            let asked = charge.sentinels.iter().map(|sentinel| async {
+                let mut line = Line::new(sentinel.clone(), self.access.sentinels.clone());
+                line.ask(&["SENTINEL", "REPLICAS", &charge.master]).await
+            });
+            let answers = join_all(asked).await;
+            if answers.iter().flatten().any(|answer| names_promotable(answer, &attached)) {
+                return;
+            }
+            sleep(ASK_EVERY).await;
+        }
     }
 
     /// The primary itself hands over, asked by a sentinel; by another where the first dies. `None`: no sentinel can.
@@ -136,17 +170,18 @@ impl Handovers {
         server: &mut Line,
         deadline: Instant,
     ) -> Result<Handover, HandoverError> {
-        pause_until(server, deadline).await?;
-        self.wait_for_replicas(server, deadline).await?;
+        let mut begin_by = deadline.min(Instant::now() + BEGIN_WITHIN);
+        pause_until(server, begin_by).await?;
+        self.wait_for_replicas(server, begin_by).await?;
         let limit = deadline.max(Instant::now() + BEGUN_LIMIT);
         loop {
-            self.begin_failover(charge, deadline).await?;
+            self.begin_failover(charge, begin_by).await?;
             // From here on the sentinels may promote at any moment: writes stay paused until they have, or have given up.
             pause_until(server, limit).await?;
             match self.wait_for_demotion(charge, server, limit).await {
                 Some(done) => return Ok(done),
                 // The one that was asked may have died: another is.
-                None if Instant::now() < deadline => {}
+                None if Instant::now() < deadline => begin_by = deadline.min(Instant::now() + BEGIN_WITHIN),
                 None => return Err(HandoverError::NotDone),
             }
         }
@@ -225,6 +260,16 @@ fn is_acting(answer: &SentinelAnswer, address: &NodeAddr) -> bool {
         SentinelAnswer::Names { primary, failing_over } => *failing_over || primary != address,
         SentinelAnswer::Unreachable | SentinelAnswer::KnowsNone => false,
     }
+}
+
+/// Whether a sentinel's list of replicas has one of `attached` that it would promote.
+fn names_promotable(answer: &Value, attached: &[Attached]) -> bool {
+    answer.as_list().unwrap_or_default().iter().any(|replica| {
+        let text = |name: &str| replica.field(name).and_then(Value::as_str).unwrap_or_default();
+        let is_away = text("flags").split(',').any(|flag| matches!(flag, "s_down" | "o_down" | "disconnected"));
+        let is_attached = |at: &Attached| at.online && at.host == text("ip") && at.port.to_string() == text("port");
+        !is_away && text("slave-priority") != "0" && attached.iter().any(is_attached)
+    })
 }
 
 async fn read_info(line: &mut Line) -> Result<Info, LineError> {

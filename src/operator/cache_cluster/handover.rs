@@ -14,7 +14,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 use tracing::{debug, info, warn};
 
 use crate::operator::admin::{Admin, AdminError, Login};
@@ -29,6 +29,9 @@ const PAUSE_MARGIN: Duration = Duration::from_secs(1);
 const BEGUN_LIMIT: Duration = Duration::from_secs(20);
 /// How long no sentinel may have acted before it counts as having given up, or died.
 const QUIET_LIMIT: Duration = Duration::from_secs(3);
+/// How long writes may be paused until a sentinel has begun. Sentinels greet each other by `PUBLISH` at the primary, which such a pause
+/// holds up together with their next PING: after `down-after-milliseconds` they would take the primary for dead.
+const BEGIN_WITHIN: Duration = Duration::from_millis(1500);
 /// How long the sentinels may take to hear of the replica that is preferred: they ask replicas every ten seconds.
 const PREFERENCE_LIMIT: Duration = Duration::from_secs(12);
 /// The `replica-priority` of the replica that is preferred: the lowest that may be promoted at all.
@@ -39,7 +42,8 @@ const AROUND: Duration = Duration::from_secs(20);
 
 /// The longest that a handover with this limit takes, with all that comes before and after.
 pub const fn longest(limit: Duration) -> Duration {
-    limit.saturating_add(PREFERENCE_LIMIT).saturating_add(BEGUN_LIMIT).saturating_add(AROUND)
+    let heard_of = if limit.as_millis() > PREFERENCE_LIMIT.as_millis() { limit } else { PREFERENCE_LIMIT };
+    limit.saturating_add(heard_of).saturating_add(BEGUN_LIMIT).saturating_add(AROUND)
 }
 
 /// What is handed over, and by whom.
@@ -55,8 +59,8 @@ pub struct Handover<'a> {
     pub sentinels: &'a [SocketAddr],
     /// Who logs in, at servers and sentinels alike.
     pub login: Option<&'a Login>,
-    /// When to give up. The time in which the sentinels hear of the preference comes before, and what they have begun may take
-    /// longer.
+    /// When to give up. As long again may pass before, in which the sentinels come to see the replica and hear of the preference, and
+    /// what they have begun may take longer.
     pub limit: Duration,
 }
 
@@ -126,7 +130,10 @@ impl Handover<'_> {
         if info.online.is_empty() {
             return Err(HandoverError::NoReplica(self.from));
         }
-        let before = if info.online.len() > 1 { self.prefer().await } else { None };
+        let began = Instant::now();
+        self.wait_until_seen(&info.online, began + self.limit).await?;
+        let heard_by = began + self.limit.max(PREFERENCE_LIMIT);
+        let before = if info.online.len() > 1 { self.prefer(heard_by).await } else { None };
         let outcome = self.hand_over(&mut server, info.has_coordinated).await;
         if let Some(priority) = before {
             self.set_priority(&priority).await;
@@ -167,9 +174,31 @@ impl Handover<'_> {
         }
     }
 
+    /// Until a sentinel sees one of the `online` replicas as one that it would promote. Where a pod was replaced, sentinels may take
+    /// fifteen seconds to connect to the new one, and until then none begins; nothing is paused for that.
+    async fn wait_until_seen(&self, online: &[SocketAddr], deadline: Instant) -> Result<(), HandoverError> {
+        loop {
+            let asked = join_all(self.sentinels.iter().map(|sentinel| self.would_promote(*sentinel, online))).await;
+            if asked.into_iter().any(|answer| answer.unwrap_or(false)) {
+                return Ok(());
+            }
+            if Instant::now() >= deadline {
+                let why = "none of them sees a replica that it would promote".to_owned();
+                return Err(HandoverError::NotBegun { from: self.from, why });
+            }
+            sleep(ASK_EVERY).await;
+        }
+    }
+
+    async fn would_promote(&self, sentinel: SocketAddr, online: &[SocketAddr]) -> Result<bool, AdminError> {
+        let mut sentinel = self.connect(sentinel).await?;
+        let replicas: Vec<HashMap<String, String>> = sentinel.ask("SENTINEL REPLICAS", &[self.master]).await?;
+        Ok(replicas.iter().any(|fields| is_promotable(fields, online)))
+    }
+
     /// Makes the sentinels prefer the wanted replica, and waits until they know. The priority that it had; `None` where it stays as
     /// it was, because it may not be promoted or does not answer.
-    async fn prefer(&self) -> Option<String> {
+    async fn prefer(&self, deadline: Instant) -> Option<String> {
         let mut replica = self.connect(self.to).await.ok()?;
         let config: HashMap<String, String> = replica.ask("CONFIG GET", &["replica-priority"]).await.ok()?;
         let before = config.get("replica-priority").filter(|priority| *priority != "0")?.clone();
@@ -182,7 +211,7 @@ impl Handover<'_> {
             }
         };
         // A sentinel that has not heard of it may choose another; nothing is lost.
-        let _ = timeout(PREFERENCE_LIMIT, known).await;
+        let _ = timeout_at(deadline, known).await;
         // One that was left behind by a handover that was cut short is put right by this one.
         Some(if before == PREFERRED { "100".to_owned() } else { before })
     }
@@ -251,17 +280,18 @@ impl Handover<'_> {
     }
 
     async fn pause_and_fail_over(&self, server: &mut Admin, deadline: Instant) -> Result<Outcome, HandoverError> {
-        pause_until(server, deadline).await?;
-        self.wait_for_replicas(server, deadline).await?;
+        let mut begin_by = deadline.min(Instant::now() + BEGIN_WITHIN);
+        pause_until(server, begin_by).await?;
+        self.wait_for_replicas(server, begin_by).await?;
         let limit = deadline.max(Instant::now() + BEGUN_LIMIT);
         loop {
-            self.begin_failover(deadline).await?;
+            self.begin_failover(begin_by).await?;
             // From here on the sentinels may promote at any moment: writes stay paused until they have, or have given up.
             pause_until(server, limit).await?;
             match self.wait_for_demotion(server, limit).await {
                 Some(done) => return Ok(done),
                 // The one that was asked may have died: another is.
-                None if Instant::now() < deadline => {}
+                None if Instant::now() < deadline => begin_by = deadline.min(Instant::now() + BEGIN_WITHIN),
                 None => return Err(HandoverError::NotDone(self.from)),
             }
         }
@@ -429,6 +459,15 @@ fn address_in(fields: &HashMap<String, String>, host: &str, port: &str) -> Optio
     Some(SocketAddr::new(fields.get(host)?.parse().ok()?, fields.get(port)?.parse().ok()?))
 }
 
+/// Whether a sentinel's words on a replica are those of one that it would promote.
+fn is_promotable(fields: &HashMap<String, String>, online: &[SocketAddr]) -> bool {
+    let field = |name: &str| fields.get(name).map(String::as_str).unwrap_or_default();
+    let is_away = field("flags").split(',').any(|flag| matches!(flag, "s_down" | "o_down" | "disconnected"));
+    address_in(fields, "ip", "port").is_some_and(|address| online.contains(&address))
+        && !is_away
+        && field("slave-priority") != "0"
+}
+
 fn parse_master(fields: &HashMap<String, String>) -> Option<Opinion> {
     let flags = fields.get("flags").map(String::as_str).unwrap_or_default();
     let failing_over = flags.split(',').any(|flag| flag == "failover_in_progress");
@@ -460,6 +499,20 @@ mod tests {
              slave_repl_offset:41\r\nmaster_repl_offset:41\r\n",
         );
         assert_eq!(info, Info { follows: Some(at(7000)), offset: 41, online: vec![], has_coordinated: false });
+    }
+
+    #[test]
+    fn a_replica_that_a_sentinel_lost_sight_of_is_not_promoted() {
+        let replica = |port: &str, flags: &str, priority: &str| {
+            let fields = [("ip", "127.0.0.1"), ("port", port), ("flags", flags), ("slave-priority", priority)];
+            HashMap::from(fields.map(|(name, value)| (name.to_owned(), value.to_owned())))
+        };
+        let is_promotable = |port, flags, priority| is_promotable(&replica(port, flags, priority), &[at(7001)]);
+        assert!(is_promotable("7001", "slave", "100"));
+        assert!(!is_promotable("7001", "s_down,slave", "100"));
+        assert!(!is_promotable("7001", "slave,disconnected", "100"));
+        assert!(!is_promotable("7001", "slave", "0"));
+        assert!(!is_promotable("7002", "slave", "100"));
     }
 
     #[test]
