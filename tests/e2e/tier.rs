@@ -45,6 +45,11 @@ impl Engine {
         format!("{}-cli", self.kind.to_lowercase())
     }
 
+    /// Whether a primary hands over by itself when a sentinel is asked for it, and loses nothing.
+    pub fn has_coordinated_failover(self) -> bool {
+        self == VALKEY_9_1
+    }
+
     /// The newer one of the same kind that it can be upgraded to.
     pub fn newer(self) -> Option<Self> {
         match self {
@@ -195,10 +200,19 @@ impl Tier {
 
     /// How long a sentinel waits before it takes a server for dead.
     pub fn down_after(&self) -> Duration {
+        self.sentinels_setting("down-after-milliseconds")
+    }
+
+    /// How long a failover may take, and half of the time that sentinels keep between two of them.
+    pub fn failover_timeout(&self) -> Duration {
+        self.sentinels_setting("failover-timeout")
+    }
+
+    fn sentinels_setting(&self, field: &str) -> Duration {
         let sentinel = self.sentinels().first().map(name).expect("a sentinel");
         let said = self.ask(&sentinel, "26379", &["sentinel", "master", &self.name]).expect("an answer");
-        let mut lines = said.lines().skip_while(|line| *line != "down-after-milliseconds").skip(1);
-        Duration::from_millis(lines.next().and_then(|line| line.parse().ok()).expect("down-after-milliseconds"))
+        let mut lines = said.lines().skip_while(|line| *line != field).skip(1);
+        Duration::from_millis(lines.next().and_then(|line| line.parse().ok()).expect(field))
     }
 
     /// Deletes it, and waits until its pods are gone.

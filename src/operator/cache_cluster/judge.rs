@@ -262,7 +262,7 @@ impl Seen<'_> {
                 let of = self.wanted.sentinels;
                 let message = format!(
                     "node {node} holds {count} of {of} sentinels, and without it nobody can fail over: add nodes, or let pods of {} be \
-                     scheduled on more of them",
+                     scheduled on more of them; where another has room by now, delete one of those pods",
                     names.sentinel_set()
                 );
                 Verdict::yes("TooFewNodes", message)
