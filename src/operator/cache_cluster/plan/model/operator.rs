@@ -26,6 +26,8 @@ pub(super) struct Operator {
     now: u32,
     failed_handover: Option<u32>,
     pruned: Option<u32>,
+    /// For how many looks each server has been silent.
+    silent: Vec<u32>,
     /// Steps that change something, since they were last counted.
     pub(super) steps: u32,
     /// For how many ticks nothing has been planned.
@@ -53,6 +55,7 @@ impl Operator {
             now: 0,
             failed_handover: None,
             pruned: None,
+            silent: Vec::new(),
             steps: 0,
             idle: 0,
         }
@@ -183,8 +186,12 @@ impl Operator {
         if disruptions > 1 {
             return Err(format!("{disruptions} disruptions at once: {:?}", self.decided));
         }
+        self.silent.resize(world.servers.len(), 0);
+        for (index, looks) in self.silent.iter_mut().enumerate() {
+            *looks = if state_of(world, index) == ServerState::Silent { *looks + 1 } else { 0 };
+        }
         for action in &self.decided {
-            check_promotion(world, action)?;
+            check_promotion(world, action, &self.silent)?;
             check_topology(world, action)?;
             check_disruption(world, action)?;
             match action {
@@ -216,8 +223,8 @@ fn reaches_sentinel(world: &World, index: usize) -> bool {
     world.sentinel_node(index).is_some_and(|node| world.nodes[node] == Node::Up)
 }
 
-/// The copy that is promoted is the best that can be reached.
-fn check_promotion(world: &World, action: &Action) -> Verdict {
+/// The copy that is promoted is the best that can be reached, and those that cannot were waited for.
+fn check_promotion(world: &World, action: &Action, silent: &[u32]) -> Verdict {
     let Action::Promote { server } = action else { return Ok(()) };
     let reached = |other: &usize| world.agent_node(*other).is_some_and(|node| world.nodes[node] == Node::Up);
     let copies = (0..world.servers.len()).filter(reached).map(|other| world.servers[other].data).filter(|data| data.complete);
@@ -225,6 +232,12 @@ fn check_promotion(world: &World, action: &Action) -> Verdict {
     let own = world.servers[usize::from(server.index)].data;
     if own.version < best && !world.desired.accept_data_loss {
         return Err(format!("{server} is promoted with {} of {best} writes", own.version));
+    }
+    for (index, other) in world.servers.iter().enumerate() {
+        let fell_silent = (1..TAKEOVER_TICKS).contains(&silent[index]);
+        if fell_silent && other.data.complete && other.data.version > own.version && !world.desired.accept_data_loss {
+            return Err(format!("{server} is promoted, and server {index}, which holds more, fell silent a moment ago"));
+        }
     }
     Ok(())
 }
