@@ -41,7 +41,7 @@ fn rendered(writes: Json, replicas: usize) -> Json {
     let made = objects(&wanted, &installation, &addresses, &Credentials { system, users }, &Kept::default());
     let data = made.config_maps[0].data.as_ref().expect("entries");
     let config: Json = serde_json::from_str(&data["agent-0.json"]).expect("JSON");
-    assert_eq!(config["settings"]["min-replicas-to-write"].is_string(), true, "{config}");
+    assert!(config["settings"]["min-replicas-to-write"].is_string(), "{config}");
     json!({"settings": config["settings"]})
 }
 
