@@ -289,3 +289,57 @@ fn watch<'a>(desired: &'a Desired, observed: &'a Observed, primary: SocketAddr) 
         (!knows_all).then_some(Action::Wait(Waiting::Discovery(sentinel)))
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::super::rules::test::switch_off;
+    use super::super::{Layout, Starter, plan};
+    use super::*;
+    use crate::policy::agent::Position;
+
+    const PATIENCE: Duration = Duration::from_secs(20);
+
+    /// The sentinels remember nothing, server 1 follows a primary that is gone, and server 0 ends whenever it is started.
+    fn behind_one_that_crashes(offset: u64, accept_data_loss: bool) -> Vec<Action> {
+        let at = |index: u16| SocketAddr::from(([10, 96, 0, 0], 6379 + index));
+        let server = |index, state| (ServerId { shard: 0, index }, Server { address: at(index), bus_port: 0, state });
+        let position = Position { lineage: "aa".to_owned(), offset, led: true, exact: false };
+        let replica = Facts {
+            role: Role::Replica { of: at(0), link: Link::Down },
+            holds_data: true,
+            offset: 5,
+            lineage: Some("aa".to_owned()),
+            promotable: true,
+            cluster: None,
+        };
+        let observed = Observed {
+            servers: [server(0, ServerState::Starting(DataState::Complete(position))), server(1, ServerState::Running(replica))]
+                .into(),
+            sentinels: (0..3).map(|index| (SentinelId(index), Sentinel::Running { watch: None })).collect(),
+            steady: PATIENCE,
+            ..Observed::default()
+        };
+        let layout = Layout::Sentinel { sentinels: 3 };
+        let desired =
+            Desired { starter: Starter::Agent, durable: true, accept_data_loss, ..Desired::on_one_machine(layout, 1, PATIENCE) };
+        plan(&desired, &observed)
+    }
+
+    #[test]
+    fn a_server_that_crashes_again_and_again_and_holds_more_is_waited_for() {
+        let (first, second) = (ServerId { shard: 0, index: 0 }, ServerId { shard: 0, index: 1 });
+        let waits = Action::Wait(Waiting::BestCopy(first));
+        let promotes = Action::Promote { server: second };
+        let actions = behind_one_that_crashes(9, false);
+        assert!(actions.contains(&waits) && !actions.contains(&promotes), "{actions:?}");
+        // What it holds the other has, or a person does without it.
+        assert!(behind_one_that_crashes(5, false).contains(&promotes));
+        assert!(behind_one_that_crashes(9, true).contains(&promotes));
+        switch_off(Some(Rule::HeedStarting));
+        let hasty = behind_one_that_crashes(9, false);
+        switch_off(None);
+        assert!(hasty.contains(&promotes), "{hasty:?}");
+    }
+}
