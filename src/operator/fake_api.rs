@@ -120,6 +120,9 @@ fn reply(body: Value) -> Response {
 }
 
 fn refusal(code: u16, message: &str) -> Response {
-    let body = json!({"apiVersion": "v1", "kind": "Status", "status": "Failure", "message": message, "code": code});
+    let reason = if code == 404 { "NotFound" } else { "Invalid" };
+    let body = json!({
+        "apiVersion": "v1", "kind": "Status", "status": "Failure", "message": message, "reason": reason, "code": code,
+    });
     (StatusCode::from_u16(code).unwrap(), [("content-type", "application/json")], body.to_string()).into_response()
 }

@@ -103,7 +103,7 @@ fn listen_as_sentinel(address: IpAddr, primary: Option<IpAddr>) -> Arc<Mutex<Vec
     };
     thread::spawn(move || {
         for stream in listener.incoming().map_while(Result::ok) {
-            let (heard, answer_to) = (heard.clone(), answer_to.clone());
+            let heard = heard.clone();
             thread::spawn(move || {
                 let mut answers = stream.try_clone().unwrap();
                 let mut reader = BufReader::new(stream);
