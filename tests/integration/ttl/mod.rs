@@ -20,7 +20,7 @@ use larder::sidecar::commands::resolve;
 use larder::sidecar::engine::ttl::{Cover, Coverage, EXEC, MULTI, TtlPlan, plan};
 use larder::sidecar::slots::Companion;
 
-use self::templates::{Random, Words};
+use self::templates::{Keys, Random, Words};
 use crate::command_table::{Command, server_commands};
 use crate::support::resp::{Client, Value, encode, show};
 use crate::support::server::{Engine, Redis};
@@ -178,8 +178,8 @@ for i = 1, #KEYS, 2 do
 end
 return {found, wrong}";
 
-fn covered_keys() -> Vec<String> {
-    templates::all_keys().into_iter().filter(|key| Rules(None).cover(key.as_bytes()).is_some()).collect()
+fn covered_keys(keys: Keys) -> Vec<String> {
+    keys.all().into_iter().filter(|key| Rules(None).cover(key.as_bytes()).is_some()).collect()
 }
 
 /// How many stale copies there are, and those that are not right. `copied`: keys, each with its copy's name behind it.
@@ -192,8 +192,8 @@ fn copies(client: &mut Client, copied: &[Vec<u8>]) -> (i64, Vec<Value>) {
 }
 
 /// The keys that have stale copies, each with its copy's name behind it.
-fn copied_keys() -> Vec<Vec<u8>> {
-    let copied = templates::all_keys().into_iter().filter(|key| key.starts_with("s:"));
+fn copied_keys(keys: Keys) -> Vec<Vec<u8>> {
+    let copied = keys.all().into_iter().filter(|key| key.starts_with("s:"));
     copied.flat_map(|key| [key.clone().into_bytes(), Companion::Stale.name(key.as_bytes())]).collect()
 }
 
@@ -204,11 +204,11 @@ struct Observer {
 }
 
 impl Observer {
-    fn start(server: &Redis) -> Self {
+    fn start(server: &Redis, keys: Keys) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let (seen, mut client) = (stop.clone(), server.client());
         // What a blocking command moves has its TTL a moment later, by design.
-        let keys: Vec<String> = covered_keys().into_iter().filter(|key| !key.starts_with("b:")).collect();
+        let keys: Vec<String> = covered_keys(keys).into_iter().filter(|key| !key.starts_with("b:")).collect();
         let thread = std::thread::spawn(move || {
             let (mut looks, mut bad) = (0, Vec::new());
             while !seen.load(Ordering::Relaxed) {
@@ -238,6 +238,7 @@ impl Drop for Observer {
 }
 
 struct Pair<W> {
+    keys: Keys,
     bare: Client,
     guarded: W,
     /// On the guarded server, for questions.
@@ -252,13 +253,14 @@ struct Pair<W> {
 
 impl<W: Way> Pair<W> {
     /// `way` leads to the server `guarded`.
-    fn start(bare: &Redis, guarded: &Redis, resp3: bool, way: W) -> Self {
+    fn start(bare: &Redis, guarded: &Redis, keys: Keys, resp3: bool, way: W) -> Self {
         let mut pair = Self {
+            keys,
             bare: bare.client(),
             guarded: way,
             checker: guarded.client(),
-            covered: covered_keys(),
-            copied: copied_keys(),
+            covered: covered_keys(keys),
+            copied: copied_keys(keys),
             copies_seen: 0,
             successes: BTreeMap::new(),
         };
@@ -359,13 +361,13 @@ impl<W: Way> Pair<W> {
         needed.iter().filter(|name| self.successes.get(*name).copied().unwrap_or(0) < SUCCESSES).collect()
     }
 
-    /// All keys hold the same on both, in both databases; the covered ones have their TTLs in the other database too.
+    /// All keys hold the same on both, in all databases; the covered ones have their TTLs in the other database too.
     fn check_contents(&mut self) {
-        for database in ["1", "0"] {
+        for database in self.keys.databases() {
             for client in [&mut self.bare, &mut self.checker] {
                 client.call(&["SELECT", database]);
             }
-            for key in templates::all_keys() {
+            for key in self.keys.all() {
                 let (theirs, ours) = (content(&mut self.bare, &key), content(&mut self.checker, &key));
                 assert_eq!(ours, theirs, "{key} in database {database}");
             }
@@ -414,19 +416,18 @@ fn flatten(value: &Value, texts: &mut Vec<String>) {
 fn run(engine: Engine, resp3: bool, seed: u64, rules: Rules) {
     let guarded = Redis::start(engine);
     let way = Guarded { client: guarded.client(), rules, random: fastrand::Rng::with_seed(3) };
-    compare(&guarded, resp3, seed, way);
+    compare(&Redis::start(engine), &guarded, Keys::Plain, resp3, seed, way);
 }
 
 /// Plays until each write command has succeeded often enough on the server `guarded`, to which `way` leads, and on a bare one.
-fn compare(guarded: &Redis, resp3: bool, seed: u64, way: impl Way) {
+fn compare(bare: &Redis, guarded: &Redis, keys: Keys, resp3: bool, seed: u64, way: impl Way) {
     let engine = guarded.engine();
-    let bare = Redis::start(engine);
-    let observer = Observer::start(guarded);
-    let mut pair = Pair::start(&bare, guarded, resp3, way);
+    let observer = Observer::start(guarded, keys);
+    let mut pair = Pair::start(bare, guarded, keys, resp3, way);
     let names: Vec<String> = server_commands(&mut bare.client()).into_iter().map(|command| command.name).collect();
-    let needed = templates::write_commands(&mut bare.client());
-    assert!(needed.len() > 100, "{engine:?} has {} write commands", needed.len());
-    let mut random = Random::new(seed, &mut bare.client());
+    let needed = templates::write_commands(&mut bare.client(), keys);
+    assert!(needed.len() >= 100, "{engine:?} has {} write commands", needed.len());
+    let mut random = Random::new(seed, keys, &mut bare.client());
     let mut templates: Vec<&str> = templates::ALL.iter().copied().filter(|line| names.contains(&templates::name(line))).collect();
     for round in 0..MOST_ROUNDS {
         random.shuffle(&mut templates);

@@ -226,11 +226,31 @@ pub const ALL: &[&str] = &[
 
 const KINDS: [&str; 11] = ["str", "num", "flt", "bits", "hll", "list", "set", "zset", "geo", "hash", "stream"];
 
-/// Every key that a command may name.
-pub fn all_keys() -> Vec<String> {
-    let numbered = |key: String| [format!("{key}1"), format!("{key}2")];
-    let keys = ["c", "r", "s", "u"].iter().flat_map(|rule| KINDS.iter().map(move |kind| format!("{rule}:{kind}")));
-    keys.chain(["b:list".to_owned()]).flat_map(numbered).collect()
+/// How keys are called.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Keys {
+    /// `RULE:KIND` and a number.
+    Plain,
+    /// With a hash tag, so that all lie in one slot of a Cluster, which has one database.
+    Tagged,
+}
+
+impl Keys {
+    /// Every key that a command may name.
+    pub fn all(self) -> Vec<String> {
+        let both = |(rule, kind)| [1, 2].map(|number| self.name(rule, kind, number));
+        let kinds = ["c", "r", "s", "u"].into_iter().flat_map(|rule| KINDS.into_iter().map(move |kind| (rule, kind)));
+        kinds.chain([("b", "list")]).flat_map(both).collect()
+    }
+
+    fn name(self, rule: &str, kind: &str, number: u8) -> String {
+        format!("{rule}:{}{kind}{number}", if self == Keys::Tagged { "{t}" } else { "" })
+    }
+
+    /// The databases that commands may reach, the first last.
+    pub fn databases(self) -> &'static [&'static str] {
+        if self == Keys::Tagged { &["0"] } else { &["1", "0"] }
+    }
 }
 
 /// The name by which COMMAND knows a template's command.
@@ -246,19 +266,21 @@ pub fn name_of(words: &Words) -> String {
     name(&words.iter().take(2).map(text).collect::<Vec<_>>().join(" "))
 }
 
-/// The commands of a server that write to keys and that the sidecar passes on.
-pub fn write_commands(client: &mut Client) -> Vec<String> {
+/// The commands of a server that write to keys and that the sidecar passes on. A Cluster never moves a key to another database.
+pub fn write_commands(client: &mut Client, keys: Keys) -> Vec<String> {
     let writes = |command: &crate::command_table::ServerCommand| {
         let row = command.row()?;
         let names_keys = row.keys.iter().any(|part| part.effect != Effect::Route);
         let passed_on = !matches!(row.class, Class::Refused(_));
-        (row.access == Access::Write && names_keys && passed_on).then(|| command.name.clone())
+        let can_succeed = keys == Keys::Plain || command.name != "move";
+        (row.access == Access::Write && names_keys && passed_on && can_succeed).then(|| command.name.clone())
     };
     server_commands(client).iter().filter_map(writes).collect()
 }
 
 /// Fills templates.
 pub struct Random {
+    keys: Keys,
     random: fastrand::Rng,
     dump: Vec<u8>,
     next_id: u64,
@@ -266,12 +288,13 @@ pub struct Random {
 }
 
 impl Random {
-    pub fn new(seed: u64, client: &mut Client) -> Self {
-        client.line("SET dumped v");
-        let crate::support::resp::Value::Bulk(dump) = client.line("DUMP dumped") else { panic!("DUMP answers with bytes") };
-        client.line("DEL dumped");
+    pub fn new(seed: u64, keys: Keys, client: &mut Client) -> Self {
+        let name = keys.name("u", "dumped", 0);
+        client.call(&["SET", &name, "v"]);
+        let crate::support::resp::Value::Bulk(dump) = client.call(&["DUMP", &name]) else { panic!("DUMP answers with bytes") };
+        client.call(&["DEL", &name]);
         let now_secs = client.line("TIME").items()[0].text().parse().unwrap();
-        Self { random: fastrand::Rng::with_seed(seed), dump, next_id: 0, now_secs }
+        Self { keys, random: fastrand::Rng::with_seed(seed), dump, next_id: 0, now_secs }
     }
 
     pub fn shuffle(&mut self, templates: &mut [&str]) {
@@ -315,7 +338,7 @@ impl Random {
             "dump" => self.dump.clone(),
             "script" => SCRIPT.as_bytes().to_vec(),
             "sha" => SCRIPT_SHA.as_bytes().to_vec(),
-            "blist" => format!("b:list{}", self.random.u8(1..3)).into_bytes(),
+            "blist" => self.keys.name("b", "list", self.random.u8(1..3)).into_bytes(),
             "any" => {
                 let kind = KINDS[self.random.usize(0..KINDS.len())];
                 self.key(kind)
@@ -329,6 +352,6 @@ impl Random {
 
     fn key(&mut self, kind: &str) -> Vec<u8> {
         let rule = ["c", "r", "s", "u"][self.random.usize(0..4)];
-        format!("{rule}:{kind}{}", self.random.u8(1..3)).into_bytes()
+        self.keys.name(rule, kind, self.random.u8(1..3)).into_bytes()
     }
 }
