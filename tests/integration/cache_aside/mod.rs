@@ -6,6 +6,7 @@ mod fills;
 mod history;
 mod many;
 mod multiplexed;
+mod negative;
 mod scripts;
 mod stampede;
 mod succession;
