@@ -12,6 +12,7 @@ use larder::sidecar::slots::slot_of;
 use serde_json::{Value as Json, json};
 
 use crate::support::resp::Client;
+use crate::support::saboteur::Change;
 use crate::support::server::{Engine, RedisCluster, SentinelCluster};
 use crate::support::sidecar::{Sidecar, cluster_topology, sentinel_topology};
 use crate::support::web::Web;
@@ -26,6 +27,19 @@ impl Servers {
     /// One Valkey under three sentinels.
     pub fn sentinel() -> Self {
         Self::Sentinel(SentinelCluster::start(Engine::Valkey9, 0))
+    }
+
+    /// [`Servers::sentinel`], where what sidecars send is changed on its way.
+    pub fn sabotaged(changes: &'static [Change]) -> Self {
+        Self::Sentinel(SentinelCluster::start_sabotaged(Engine::Valkey9, 0, changes))
+    }
+
+    /// How often that was done.
+    pub fn changed(&self) -> u64 {
+        match self {
+            Self::Sentinel(servers) => servers.sabotaged(),
+            Self::Cluster(_) => 0,
+        }
     }
 
     /// Three shards of Redis.

@@ -7,6 +7,7 @@ pub mod dev;
 pub mod origin;
 pub mod postgres;
 pub mod resp;
+pub mod saboteur;
 pub mod server;
 pub mod sidecar;
 pub mod web;

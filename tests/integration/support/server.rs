@@ -11,6 +11,7 @@ use tempfile::TempDir;
 
 use super::certificates::tls_arguments;
 use super::resp::{Client, Value};
+use super::saboteur::{Change, Sabotage, Saboteur};
 use super::wait_for;
 
 /// How long a server may take to answer its first PING. Long: test machines are busy.
@@ -137,9 +138,10 @@ impl Redis {
         self.port
     }
 
-    /// Where clients that are not this test come: by TLS, if replication does.
+    /// Where clients that are not this test come: by TLS, if replication does, and past whoever stands before it.
     pub fn service_port(&self) -> u16 {
-        argument_after(&self.arguments, "--tls-port").map_or(self.port, |port| port.parse().expect("a port"))
+        let other = ["--replica-announce-port", "--tls-port"].into_iter().find_map(|name| argument_after(&self.arguments, name));
+        other.map_or(self.port, |port| port.parse().expect("a port"))
     }
 
     /// `127.0.0.1:port`.
@@ -215,6 +217,8 @@ pub struct SentinelCluster {
     /// The first primary is at 0.
     pub servers: Vec<Redis>,
     pub sentinels: Vec<Sentinel>,
+    /// Who stands before the servers.
+    sabotage: Vec<Sabotage>,
 }
 
 /// One sentinel process.
@@ -241,12 +245,31 @@ impl SentinelCluster {
         Self::start_with(engine, replicas, &arguments.iter().map(String::as_str).collect::<Vec<_>>())
     }
 
+    /// [`SentinelCluster::start`], where what everybody but this test sends to the servers is changed.
+    pub fn start_sabotaged(engine: Engine, replicas: usize, changes: &'static [Change]) -> Self {
+        let mut sabotage = Vec::new();
+        let mut cluster = Self::start_by(engine, replicas, &[], |own| {
+            let saboteur = Saboteur::open();
+            let port = saboteur.port().to_string();
+            let server = Redis::start_with(engine, &[own, &["--replica-announce-port", &port]].concat());
+            sabotage.push(saboteur.before(server.port(), changes));
+            server
+        });
+        cluster.sabotage = sabotage;
+        cluster
+    }
+
     fn start_with(engine: Engine, replicas: usize, arguments: &[&str]) -> Self {
-        let primary = Redis::start_with(engine, arguments);
+        Self::start_by(engine, replicas, arguments, |own| Redis::start_with(engine, own))
+    }
+
+    /// `start` starts one server with its arguments, which are `arguments` and whom it follows.
+    fn start_by(engine: Engine, replicas: usize, arguments: &[&str], mut start: impl FnMut(&[&str]) -> Redis) -> Self {
+        let primary = start(arguments);
         let primary_port = primary.service_port().to_string();
         let mut servers = vec![primary];
         for _ in 0..replicas {
-            servers.push(Redis::start_with(engine, &[arguments, &["--replicaof", "127.0.0.1", &primary_port]].concat()));
+            servers.push(start(&[arguments, &["--replicaof", "127.0.0.1", &primary_port]].concat()));
         }
         for replica in &servers[1..] {
             wait_for("a replica in sync", SETTLE_LIMIT, || is_in_sync(replica));
@@ -255,7 +278,12 @@ impl SentinelCluster {
         for sentinel in &sentinels {
             wait_for("the sentinels to agree", SETTLE_LIMIT, || sentinel.knows(replicas, 2));
         }
-        Self { servers, sentinels }
+        Self { servers, sentinels, sabotage: Vec::new() }
+    }
+
+    /// How often something was changed on its way to a server.
+    pub fn sabotaged(&self) -> u64 {
+        self.sabotage.iter().map(Sabotage::made).sum()
     }
 
     /// `127.0.0.1:port` of each sentinel.

@@ -6,7 +6,8 @@
 //! are slow, fill twice, not at all, or go away. Meanwhile keys and companions are evicted, connections are cut, sidecars hang and
 //! are killed.
 //!
-//! Ten seeds run with the other tests. `make soak` runs many more and writes down what came of them.
+//! Ten seeds run with the other tests. `make soak` runs many more and writes down what came of them. That the checker can catch is
+//! shown by breaking one mechanism at a time on the way between sidecars and servers.
 
 mod readers;
 mod run;
@@ -17,6 +18,7 @@ use serde_json::json;
 
 use super::rule;
 use crate::read_through::Servers;
+use crate::support::saboteur::Change;
 use run::{Run, Seen};
 
 /// Seeds of the usual run, over both topologies.
@@ -38,18 +40,37 @@ fn bare() -> serde_json::Value {
     json!({"name": "item", "keys": "item:{id}", "strategy": {"cacheAside": {"ttl": ttl}}})
 }
 
+/// [`protected`] without stale copies, so that nothing but what was loaded late can be outdated.
+fn without_copies() -> serde_json::Value {
+    let mut rule = protected();
+    rule["strategy"]["cacheAside"].as_object_mut().expect("a rule").remove("stale");
+    rule
+}
+
 /// Runs `seeds`, half of them in each topology.
 fn run(seeds: std::ops::Range<u64>, rule: &serde_json::Value) -> Vec<Seen> {
     let topologies = [Servers::sentinel(), Servers::cluster()];
     seeds.map(|seed| Run::new(&topologies[(seed % 2) as usize], seed, rule).finish()).collect()
 }
 
+/// What somebody between sidecars and servers breaks.
+const BROKEN: [(&str, &[Change]); 3] = [
+    (
+        "what was loaded late is stored",
+        &[Change { from: "(lease and lease.generation == given and string.sub(given, -8) == run)", to: "given ~= '-'" }],
+    ),
+    ("what is doubtful is stored", &[Change { from: "valid[i] = given == '*' or", to: "valid[i] = #given == 1 or" }]),
+    ("writes and deletions leave the lease", &[Change { from: "$6\r\nUNLINK\r\n", to: "$6\r\nEXISTS\r\n" }]),
+];
+
 #[test]
 fn nobody_reads_what_is_older_than_an_acknowledged_write() {
     let seen = Seen::sum(&run(0..SEEDS, &protected()));
     assert_eq!((seen.wrong, seen.disarmed), (Vec::new(), 0));
     // What was not exercised was not shown.
-    for (what, count) in [("hits", seen.hits), ("fills", seen.fills), ("writes", seen.writes), ("refused fills", seen.refused)] {
+    for (what, count) in
+        [("hits", seen.hits), ("fills", seen.fills), ("writes", seen.writes), ("refused fills", seen.refused)]
+    {
         assert!(count > SEEDS, "only {count} {what}");
     }
 }
@@ -58,6 +79,17 @@ fn nobody_reads_what_is_older_than_an_acknowledged_write() {
 fn the_checker_finds_what_plain_cache_aside_gets_wrong() {
     let wrong = (0..20).map(|round| run(round * 2..round * 2 + 2, &bare())).find(|seen| !Seen::sum(seen).wrong.is_empty());
     assert!(wrong.is_some(), "40 histories without leases showed nothing outdated");
+}
+
+#[test]
+fn the_checker_finds_each_mechanism_that_is_broken() {
+    for (what, changes) in BROKEN {
+        let servers = Servers::sabotaged(changes);
+        let found = (0..40).find(|seed| !Run::new(&servers, *seed, &without_copies()).finish().wrong.is_empty());
+        assert!(servers.changed() > 0, "{what}: the sidecars never sent what was to be changed");
+        println!("{what}: found in history {found:?}");
+        assert!(found.is_some(), "{what}, and 40 histories showed nothing outdated");
+    }
 }
 
 /// As many seeds as `LARDER_SOAK_SEEDS` says; the outcome goes to the file `LARDER_SOAK_REPORT`.
