@@ -4,6 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::engine::lease::Doubt;
 use super::policy::{ActivePolicy, RuleId};
 use super::upstream::node::NodeAddr;
 use crate::telemetry::metrics::{MetricsHub, NodeMeter, RuleCounters, WorkerMetrics};
@@ -121,8 +122,15 @@ impl Meter {
     }
 
     /// A value that could not be told from an outdated one was removed.
-    pub fn ambiguous_fill(&self, rule: RuleId) {
-        self.on_rule(rule, |counters| counters.ambiguous_fills.inc());
+    pub fn ambiguous_fill(&self, rule: RuleId, doubt: Doubt) {
+        self.on_rule(rule, |counters| {
+            counters.ambiguous_fills.inc();
+            match doubt {
+                Doubt::Mixed => {}
+                Doubt::Undated => counters.undated_fills.inc(),
+                Doubt::Forgotten => counters.forgotten_fills.inc(),
+            }
+        });
     }
 
     /// A value that was loaded before a write or deletion was removed.

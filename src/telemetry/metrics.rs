@@ -85,6 +85,10 @@ counters!(
         hit_for_miss,
         /// Values that could not be told from outdated ones and were removed
         ambiguous_fills,
+        /// Of those, values that may come of a load of which it is not known since when nothing was written
+        undated_fills,
+        /// Of those, values of keys that more clients were loading than are remembered
+        forgotten_fills,
         /// Values that were loaded before a later write or deletion, and were removed
         late_fills,
         /// Reads that were told of a miss before the key expired, to load it anew

@@ -115,7 +115,7 @@ impl Forecast {
         match verdict {
             Verdict::Update => Stored::Update,
             Verdict::Fill(generation) if Some(generation) == valid => Stored::Fill,
-            Verdict::Fill(_) | Verdict::Ambiguous => Stored::Ambiguous,
+            Verdict::Fill(_) | Verdict::Ambiguous(_) => Stored::Ambiguous,
         }
     }
 

@@ -2,9 +2,11 @@
 
 use serde_json::json;
 
-use super::{bulk, item, ok, rule, sidecars, total};
+use super::{LIMIT, bulk, item, ok, rule, sidecars, total};
 use crate::read_through::Servers;
+use crate::support::admin::rule_count;
 use crate::support::resp::{Value, encode};
+use crate::support::wait_for;
 
 #[test]
 fn an_update_behind_a_fill_is_never_lost() {
@@ -62,6 +64,26 @@ fn a_late_fill_never_undoes_what_another_pod_did() {
             assert!([bulk("as new"), Value::Nil].contains(&held), "{change}: {held:?}");
         }
         assert!(total(&sidecars, "late_fills") >= changes.len() as u64);
+    }
+}
+
+#[test]
+fn a_deletion_costs_the_loads_that_it_meets_and_the_next_one_is_stored() {
+    for servers in [Servers::sentinel(), Servers::cluster()] {
+        let sidecars = sidecars(&servers, 3, &[item(json!({}))]);
+        let (mut first, mut second, mut third) = (sidecars[0].client(), sidecars[1].client(), sidecars[2].client());
+        assert_eq!(first.line("GET item:1"), Value::Nil);
+        assert_eq!(second.line("DEL item:1"), Value::Int(0));
+        assert_eq!(second.line("GET item:1"), Value::Nil, "it loads anew");
+        third.send(&encode(&["GET", "item:1"])).unwrap();
+        wait_for("the third to wait", LIMIT, || rule_count(&sidecars[2], "item", "misses") == 1);
+        // What the first one loaded may be older than the deletion, or newer than what the second loads: neither is stored.
+        assert_eq!(first.line("SET item:1 first"), ok());
+        assert_eq!(second.line("SET item:1 second"), ok());
+        assert_eq!(third.read().unwrap(), Value::Nil, "it was not told to load beside them");
+        assert_eq!(third.line("SET item:1 third"), ok());
+        assert_eq!(first.line("GET item:1"), bulk("third"));
+        assert_eq!((total(&sidecars, "leases"), total(&sidecars, "late_fills")), (3, 2));
     }
 }
 

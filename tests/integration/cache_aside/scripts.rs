@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use larder::sidecar::engine::lease::{Begun, Generation, Mode, Rule, Token, Verdict, Written};
+use larder::sidecar::engine::lease::{Begun, Doubt, Generation, Mode, Rule, Token, Verdict, Written};
 use larder::sidecar::patterns::cache_aside::scripts::{Names, Part, begin, begun, fill, filled, release};
 use larder::sidecar::slots::{self, Companion};
 
@@ -10,6 +10,7 @@ use crate::support::resp::{Client, Value, encode, read_value};
 use crate::support::server::{Engine, Redis, RedisCluster};
 
 const LEASE_MS: u64 = 60_000;
+const AMBIGUOUS: Verdict = Verdict::Ambiguous(Doubt::Mixed);
 const RULE: Rule = Rule { stale: true, ..Rule::new(0, LEASE_MS, 1_000) };
 
 enum Server {
@@ -173,12 +174,12 @@ fn element(text: &str) -> Rc<[u8]> {
 fn one_is_leased_and_the_others_find_it_busy() {
     everywhere(|desk| {
         let (first, stale) = desk.leased_with_copy(1);
-        assert_eq!((first.taker, first.generation.random, stale), (1, 1, None));
+        assert_eq!((first.taker, stale), (1, None));
         assert_ne!(first.generation.run, 0, "the server told its run id");
         // Asked again, as after a lost connection.
         assert_eq!(desk.leased(1), first);
-        let Begun::Busy { generation, stale: None, remaining } = desk.begin(2, Mode::Miss) else { panic!("busy") };
-        assert_eq!(generation, first.generation);
+        let Begun::Busy { generation, taker, stale: None, remaining } = desk.begin(2, Mode::Miss) else { panic!("busy") };
+        assert_eq!((generation, taker), (first.generation, 1));
         assert!((1..=LEASE_MS).contains(&remaining));
         let Begun::Busy { .. } = desk.begin(2, Mode::Early { left: 3_600_000 }) else { panic!("busy") };
         let memory = desk.client.call(&[&b"PTTL"[..], &Companion::Lease.name(desk.key.as_bytes())]).int();
@@ -216,7 +217,7 @@ fn a_fill_is_stored_while_nothing_was_written_since_its_miss() {
         assert_eq!(desk.set(under(&token), "w"), Written::Stored);
         assert_eq!(desk.companion(Companion::Stale), Value::Nil);
         // Of a doubtful one no copy stays either.
-        assert_eq!(desk.fill(Verdict::Ambiguous, "v", with_copy), Ok((ok(), Written::Removed)));
+        assert_eq!(desk.fill(AMBIGUOUS, "v", with_copy), Ok((ok(), Written::Removed)));
         assert_eq!((desk.get(), desk.companion(Companion::Stale)), (Value::Nil, Value::Nil));
     });
 }
@@ -236,13 +237,21 @@ fn a_fill_from_before_a_write_or_without_a_generation_leaves_a_miss() {
         assert_eq!(desk.set(under(&late), "older"), Written::Removed);
         assert_eq!(desk.get(), Value::Nil);
         assert_eq!(desk.set(under(&other), "v"), Written::Removed);
+        desk.release(&other);
+        // Asked for again, it is not begun again under the generation that has ended.
+        let again = desk.leased(3);
+        assert_ne!(again.generation, other.generation);
+        desk.revoke();
+        assert_ne!(desk.leased(3).generation, again.generation);
+        desk.revoke();
         // Lost by eviction.
         let lost = desk.leased(4);
         desk.client.call(&[&b"DEL"[..], &Companion::Lease.name(desk.key.as_bytes())]);
         assert_eq!(desk.set(under(&lost), "v"), Written::Removed);
-        desk.leased(5);
-        assert_eq!(desk.set(Verdict::Ambiguous, "v"), Written::Removed);
-        assert_eq!((desk.get(), desk.companion(Companion::Lease)), (Value::Nil, Value::Nil));
+        let token = desk.leased(5);
+        assert_eq!(desk.set(AMBIGUOUS, "v"), Written::Removed);
+        assert_eq!(desk.get(), Value::Nil);
+        desk.release(&token);
         // A fill ends its generation: it may have been an update. What was there already may stay.
         let token = desk.leased(6);
         assert_eq!(desk.set(under(&token), "v"), Written::Stored);
@@ -252,6 +261,43 @@ fn a_fill_from_before_a_write_or_without_a_generation_leaves_a_miss() {
         let late = desk.leased(7);
         assert_eq!(desk.set(Verdict::Update, "v"), Written::Stored);
         assert_eq!(desk.set(under(&late), "w"), Written::Removed);
+    });
+}
+
+#[test]
+fn what_is_refused_ends_the_generation_and_not_the_lease() {
+    on_both(|desk| {
+        let late = desk.leased(1);
+        desk.revoke();
+        let mut held = desk.leased(2).generation;
+        let key = desk.key.clone();
+        let refused: [(Verdict, &[&str]); 4] = [
+            (under(&late), &["SET", &key, "v", "PX", "100000"]),
+            (AMBIGUOUS, &["SETEX", &key, "100", "v"]),
+            (AMBIGUOUS, &["SET", &key, "v", "XX"]),
+            (under(&late), &["SET", &key, "v", "EX", "0"]),
+        ];
+        for (verdict, command) in refused {
+            let filled = desk.fill(verdict, "v", &[command]);
+            assert!(!matches!(filled, Ok((_, Written::Stored))), "{command:?}: {filled:?}");
+            let Begun::Busy { generation, taker: 2, remaining, .. } = desk.begin(3, Mode::Miss) else {
+                panic!("{command:?}: busy")
+            };
+            assert_ne!(std::mem::replace(&mut held, generation), generation, "{command:?}");
+            assert!((1..=LEASE_MS).contains(&remaining));
+        }
+        assert_eq!(desk.set(Verdict::Fill(held), "v"), Written::Stored, "what is loaded since the last refusal is new");
+        // Its holder gives it back, whatever its generation has become, and the next goes on under that.
+        desk.remove();
+        let holder = desk.leased(4);
+        assert_eq!(desk.set(AMBIGUOUS, "v"), Written::Removed);
+        let held = desk.busy(5);
+        assert_eq!((desk.release(&holder), desk.leased(5).generation), (Value::Int(1), held));
+        // A lease that nobody holds any more goes.
+        let given_back = Token { generation: held, taker: 5 };
+        desk.release(&given_back);
+        assert_eq!(desk.set(AMBIGUOUS, "v"), Written::Removed);
+        assert_eq!(desk.companion(Companion::Lease), Value::Nil);
     });
 }
 
@@ -267,7 +313,8 @@ fn another_primary_or_a_restarted_one_ends_the_lease() {
         assert_eq!(desk.set(Verdict::Fill(foreign), "v"), Written::Removed);
         desk.client.call(&[&b"SET"[..], &name, text.as_bytes(), b"PX", b"100000"]);
         let next = desk.leased(2);
-        assert_eq!(next.generation, Generation { random: 2, run: token.generation.run });
+        assert_eq!((next.generation.run, next.taker), (token.generation.run, 2));
+        assert_ne!(next.generation.random, token.generation.random);
     });
 }
 
@@ -336,7 +383,7 @@ fn a_fill_gets_its_own_commands_reply() {
         assert_eq!((desk.get(), desk.companion(Companion::Lease)), (Value::Nil, Value::Nil));
         // A refused write is nobody's change, whatever it was made under.
         desk.write("h");
-        assert_eq!(desk.fill(Verdict::Ambiguous, "i", &[&["SET", &key, "i", "NX"]]), refused(Value::Nil));
+        assert_eq!(desk.fill(AMBIGUOUS, "i", &[&["SET", &key, "i", "NX"]]), refused(Value::Nil));
         assert_eq!(desk.get().text(), "h");
     });
 }

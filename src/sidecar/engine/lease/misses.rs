@@ -19,7 +19,7 @@
 
 use smallvec::SmallVec;
 
-use super::{Generation, Millis, Rule, Verdict};
+use super::{Doubt, Generation, Millis, Rule, Verdict};
 
 /// As many nils of one key are told apart; more become a crowd, which may be anybody's.
 const MOST_APART: usize = 256;
@@ -113,6 +113,12 @@ impl Misses {
             .unwrap_or(Verdict::Update)
     }
 
+    /// Whether a SET on `connection` is likely to be the fill of a nil that was given there.
+    pub fn is_loading(&self, connection: u64, rule: &Rule, now: Millis) -> bool {
+        let is_own = |miss: &Miss| miss.connection == connection && miss.state != State::Over;
+        self.0.iter().any(|miss| is_own(miss) && miss.age(now) < rule.lease)
+    }
+
     /// The generation of a connection's own nil.
     #[cfg(test)]
     pub(super) fn own(&self, connection: u64) -> Option<Generation> {
@@ -123,9 +129,15 @@ impl Misses {
     fn agree(&self, heard: impl Fn(&Miss) -> bool) -> Option<Verdict> {
         let mut heard = self.0.iter().filter(|miss| heard(miss)).map(|miss| miss.generation);
         let first = heard.next()?;
+        let (mut same, mut dated) = (true, first.is_some());
+        for other in heard {
+            same &= other == first;
+            dated &= other.is_some();
+        }
         Some(match first {
-            Some(generation) if heard.all(|other| other == first) => Verdict::Fill(generation),
-            _ => Verdict::Ambiguous,
+            Some(generation) if same => Verdict::Fill(generation),
+            _ if dated => Verdict::Ambiguous(Doubt::Mixed),
+            _ => Verdict::Ambiguous(Doubt::Undated),
         })
     }
 

@@ -22,6 +22,11 @@
 //! the first is as good as that of the second. A fill that is stored ends its generation too, since it may have been an update: what
 //! others loaded under it may be older. Losing `L` (eviction, a failover, a restart) loses a fill, never the truth.
 //!
+//! A SET that is refused may have been an update, too. So it ends the generation, but not the lease: where somebody holds it, `L` is
+//! held on under a new generation. What that holder loads will be refused in its turn, and only then does the next one load. If the
+//! next began at once, its load would be under way when the holder's SET is refused, and be refused for that, and so on: of a key
+//! that is read all the time, one deletion in the midst of a load would keep all loads from being stored, two at a time, for ever.
+//!
 //! # What is promised
 //!
 //! - No value older than an acknowledged write or invalidation is stored over it, except by an unplanned failover, which may lose
@@ -234,6 +239,8 @@ pub enum Begun<V> {
     Busy {
         /// That of the lease.
         generation: Generation,
+        /// Who has it: see [`Token::taker`].
+        taker: u64,
         /// The stale copy, where there is one.
         stale: Option<V>,
         /// When the lease ends.
@@ -355,7 +362,19 @@ pub enum Verdict {
     /// By FILL, under this generation.
     Fill(Generation),
     /// By FILL, with no generation: whatever it writes is removed.
-    Ambiguous,
+    Ambiguous(Doubt),
+}
+
+/// Why it cannot be known whether what a SET stores is new.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Doubt {
+    /// It may be the fill of any of several loads, and between their beginnings something was written.
+    Mixed,
+    /// Of a load whose fill it may be it is not known since when nothing was written: it began while the cache was away, in a
+    /// transaction, or behind a SET of which nobody knows whether it was carried out.
+    Undated,
+    /// There was no room to remember who loads the key.
+    Forgotten,
 }
 
 /// What became of a write that had a verdict.

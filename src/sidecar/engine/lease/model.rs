@@ -108,6 +108,12 @@ pub enum Filled {
     Unchanged,
 }
 
+/// Another random number: the scripts have a digest for it.
+const fn next(random: u64) -> u64 {
+    let mixed = (random ^ (random >> 30)).wrapping_add(1).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    mixed ^ (mixed >> 27)
+}
+
 impl<V: Clone + PartialEq> Slot<V> {
     /// Drops what has expired.
     pub fn expire(&mut self, now: Millis) {
@@ -136,7 +142,8 @@ impl<V: Clone + PartialEq> Slot<V> {
         let stale = self.stale.as_ref().map(|kept| kept.value.clone());
         let record_until = now + rule.memory;
         let Some(lease) = self.lease.as_mut().filter(|lease| lease.generation.run == run) else {
-            let generation = Generation { random: fresh, run };
+            // What was begun before, and ended, is not begun again where BEGIN is repeated.
+            let generation = Generation { random: next(fresh ^ now), run };
             self.lease = Some(Lease {
                 generation,
                 taker: fresh,
@@ -154,7 +161,7 @@ impl<V: Clone + PartialEq> Slot<V> {
         }
         if now < lease.until && lease.taker != fresh {
             lease.waited_for |= mode == Mode::Miss;
-            return Begun::Busy { generation, stale, remaining: lease.until - now };
+            return Begun::Busy { generation, taker: lease.taker, stale, remaining: lease.until - now };
         }
         if now >= lease.until {
             if lease.leads >= MOST_LEADS {
@@ -170,17 +177,19 @@ impl<V: Clone + PartialEq> Slot<V> {
     /// FILL. Under the generation that `L` has, the value is stored, and the generation ends: the SET may have been an update, and
     /// then what others loaded under it is older. Otherwise the key is removed, unless it had this very value before. A condition
     /// that fails leaves all as it is; but without a valid generation the command still ends whichever `L` has, so that the desk may
-    /// count it against any one nil.
+    /// count it against any one nil. Where a generation ends by what is not stored under it, `L` stays with its holder.
     pub fn fill(&mut self, now: Millis, run: u32, generation: Option<Generation>, set: &Set<V>) -> Filled {
         self.expire(now);
         let is_current = |lease: &Lease| lease.generation.run == run && Some(lease.generation) == generation;
         let is_valid = self.lease.as_ref().is_some_and(is_current);
         if !set.condition.is_met(self.value.is_some()) {
-            self.lease = self.lease.take().filter(|_| is_valid);
+            if !is_valid {
+                self.renew(now, run);
+            }
             return Filled::Unchanged;
         }
-        let waited_for = self.lease.take().is_some_and(|lease| lease.waited_for);
         let is_same = self.value.as_ref().is_some_and(|kept| kept.value == set.value);
+        let waited_for = if is_valid || is_same { self.end_lease() } else { self.renew(now, run) };
         self.value = Some(Kept { value: set.value.clone(), until: now + set.ttl });
         (self.stale, self.negative) = (None, false);
         if is_valid {
@@ -210,13 +219,28 @@ impl<V: Clone + PartialEq> Slot<V> {
         std::mem::take(self).value.is_some()
     }
 
-    /// RELEASE. The generation stays: the next taker goes on under it. Returns whether somebody waits.
+    /// RELEASE. The generation stays, whether it is still the holder's or a later one: the next taker goes on under it. Returns
+    /// whether somebody waits.
     pub fn release(&mut self, now: Millis, token: Token) -> bool {
         self.expire(now);
-        let is_holders = |lease: &&mut Lease| lease.generation == token.generation && lease.taker == token.taker;
+        let is_holders = |lease: &&mut Lease| lease.taker == token.taker;
         let Some(lease) = self.lease.as_mut().filter(is_holders) else { return false };
         lease.until = 0;
         lease.waited_for
+    }
+
+    /// `L` goes. Returns whether somebody waits for that.
+    fn end_lease(&mut self) -> bool {
+        self.lease.take().is_some_and(|lease| lease.waited_for)
+    }
+
+    /// The generation ends. Who holds the lease holds it on under the next; a lease that nobody holds goes. Returns whether somebody
+    /// waits for that.
+    fn renew(&mut self, now: Millis, run: u32) -> bool {
+        let is_held = |lease: &&mut Lease| !lease.hit_for_miss && now < lease.until && lease.generation.run == run;
+        let Some(lease) = self.lease.as_mut().filter(is_held) else { return self.end_lease() };
+        (lease.generation.random, lease.leads) = (next(lease.generation.random), 1);
+        false
     }
 
     fn keep_stale(&mut self, now: Millis, set: &Set<V>) {

@@ -26,12 +26,17 @@ local function read_lease(name)
   return {generation = generation, held = tonumber(held), leads = tonumber(leads), state = state, taker = taker,
     awaited = awaited}
 end
-local function write_lease(lease, ttl)
+local function write_lease(name, lease, ttl)
   local text = string.format('%s %.0f %.0f %s %s %s', lease.generation, lease.held, lease.leads, lease.state, lease.taker,
     lease.awaited)
-  if ttl then redis.call('SET', KEYS[2], text, 'PX', ttl) else redis.call('SET', KEYS[2], text, 'KEEPTTL') end
+  if ttl then redis.call('SET', name, text, 'PX', ttl) else redis.call('SET', name, text, 'KEEPTTL') end
 end
 local function announce(name) redis.pcall('SPUBLISH', name, '') end
+local function clock()
+  local time = redis.call('TIME')
+  return tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000), time[1] .. '.' .. time[2]
+end
+local function digest(text) return string.sub(redis.sha1hex(text), 1, 16) end
 "
     };
 }
@@ -46,8 +51,8 @@ local run = type(info) == 'string' and string.match(info, 'run_id:(%x%x%x%x%x%x%
 }
 
 /// ARGV: taker, lease in ms, its whole memory in ms, mode (`miss`, or the longest life in ms of a key that is refreshed), whether
-/// stale copies are served (`1`). What one has taken counts as granted, so that the script may be repeated. A key that three took
-/// since its last fill is everybody's for half a minute.
+/// stale copies are served (`1`). What one has taken counts as granted, so that the script may be repeated; but what has ended
+/// meanwhile is not begun again under the same generation. A key that three took since its last fill is everybody's for half a minute.
 const BEGIN: &str = concat!(
     common!(),
     "\
@@ -63,8 +68,7 @@ end
 ",
     run_id!(),
     "\
-local time = redis.call('TIME')
-local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+local now, time = clock()
 local stale = miss and ARGV[5] == '1' and redis.call('GET', KEYS[3])
 local lease = read_lease(KEYS[2])
 if lease and string.sub(lease.generation, -8) ~= run then lease = nil end
@@ -72,22 +76,22 @@ if lease and lease.state == 's' then return {'shared', lease.generation, 0, stal
 if lease and now < lease.held then
   local left = lease.held - now
   if lease.taker == ARGV[1] then return {'leased', lease.generation, left, stale} end
-  if miss and lease.awaited == '0' then lease.awaited = '1'; write_lease(lease) end
-  return {'busy', lease.generation, left, stale}
+  if miss and lease.awaited == '0' then lease.awaited = '1'; write_lease(KEYS[2], lease) end
+  return {'busy', lease.generation, left, stale, lease.taker}
 end
 local length, memory = tonumber(ARGV[2]), tonumber(ARGV[3])
 if not lease then
-  lease = {generation = ARGV[1] .. '@' .. run, leads = 0, awaited = '0'}
+  lease = {generation = digest(ARGV[1] .. time) .. '@' .. run, leads = 0, awaited = '0'}
 end
 lease.taker = ARGV[1]
 if miss and not stale and lease.leads >= 3 then
   if lease.awaited == '1' then announce(KEYS[2]) end
   lease.state, lease.held, lease.awaited = 's', 0, '0'
-  write_lease(lease, 30000)
+  write_lease(KEYS[2], lease, 30000)
   return {'shared', lease.generation, 0, stale}
 end
 lease.state, lease.held, lease.leads = 'l', now + length, lease.leads + 1
-write_lease(lease, memory)
+write_lease(KEYS[2], lease, memory)
 return {'leased', lease.generation, length, stale}"
 );
 
@@ -95,19 +99,30 @@ return {'leased', lease.generation, length, stale}"
 /// ms or 0, and its value; then each command, with the number of its arguments before it. The first is the client's, whose reply
 /// is given; the others see to TTLs. Under another generation than the lease's, what was written is deleted at once, unless it was
 /// there before: a miss, never a wrong value. Of a refused write (NX, XX, an error) nothing is done, but that without
-/// a valid generation it ends the lease's. A fill that is stored ends its generation.
+/// a valid generation it ends the lease's. A fill that is stored ends its generation. Where a generation ends otherwise, who holds the
+/// lease holds it on, under a new one: those who wait do not load beside it.
 const FILL: &str = concat!(
     common!(),
     run_id!(),
     "\
 local keys = #KEYS / 4
-local valid, same, awaited = {}, {}, {}
+local valid, same, leases = {}, {}, {}
 for i = 1, keys do
   local lease = read_lease(KEYS[4 * i - 2])
   local given = ARGV[3 * i - 2]
   valid[i] = given == '*' or (lease and lease.generation == given and string.sub(given, -8) == run)
   same[i] = not valid[i] and redis.pcall('GET', KEYS[4 * i - 3]) == ARGV[3 * i]
-  awaited[i] = lease and lease.awaited == '1'
+  leases[i] = lease
+end
+local function finish(i)
+  redis.call('UNLINK', KEYS[4 * i - 2])
+  if leases[i] and leases[i].awaited == '1' then announce(KEYS[4 * i - 2]) end
+end
+local function renew(i)
+  local lease = leases[i]
+  if not lease or lease.state ~= 'l' or string.sub(lease.generation, -8) ~= run or clock() >= lease.held then return finish(i) end
+  lease.generation, lease.leads = digest(lease.generation) .. '@' .. run, 1
+  write_lease(KEYS[4 * i - 2], lease)
 end
 local at = 3 * keys + 1
 local function run_next()
@@ -119,31 +134,33 @@ end
 local reply = run_next()
 if type(reply) == 'table' and reply.err then
   for i = 1, keys do
-    if not valid[i] then redis.call('UNLINK', KEYS[4 * i - 2]) end
+    if not valid[i] then renew(i) end
   end
   return reply
 end
 while at <= #ARGV do run_next() end
 local answer = {reply}
 for i = 1, keys do
-  local key, lease, copy, absence = KEYS[4 * i - 3], KEYS[4 * i - 2], KEYS[4 * i - 1], KEYS[4 * i]
+  local key, copy, absence = KEYS[4 * i - 3], KEYS[4 * i - 1], KEYS[4 * i]
   local value, lifetime = ARGV[3 * i], ARGV[3 * i - 1]
   local now = redis.pcall('GET', key)
   local stored = now == value
   if not stored and (now or not reply) then
-    if not valid[i] then redis.call('UNLINK', lease) end
+    if not valid[i] then renew(i) end
     answer[i + 1] = 'refused'
   else
-    if awaited[i] then announce(lease) end
     if stored and valid[i] then
-      redis.call('UNLINK', lease, absence)
+      finish(i)
+      redis.call('UNLINK', absence)
       if lifetime ~= '0' then redis.call('SET', copy, value, 'PX', lifetime) else redis.call('UNLINK', copy) end
       answer[i + 1] = 'stored'
     elseif stored and same[i] then
-      redis.call('UNLINK', lease, copy, absence)
+      finish(i)
+      redis.call('UNLINK', copy, absence)
       answer[i + 1] = 'stored'
     else
-      redis.call('UNLINK', key, lease, copy, absence)
+      if valid[i] then finish(i) else renew(i) end
+      redis.call('UNLINK', key, copy, absence)
       answer[i + 1] = stored and 'ambiguous' or 'deleted'
     end
   end
@@ -165,17 +182,17 @@ if lease.awaited == '1' then announce(KEYS[2]) end
 return redis.status_reply('OK')"
 );
 
-/// ARGV: generation, taker. Gives one's own lease back, for the next to take.
+/// ARGV: taker. Gives one's own lease back, for the next to take.
 const RELEASE: &str = concat!(
     common!(),
     "\
 local lease = read_lease(KEYS[2])
-if not lease or lease.state ~= 'l' or lease.held == 0 or lease.generation ~= ARGV[1] or lease.taker ~= ARGV[2] then
+if not lease or lease.state ~= 'l' or lease.held == 0 or lease.taker ~= ARGV[1] then
   return 0
 end
 local awaited = lease.awaited == '1'
 lease.held, lease.awaited = 0, '0'
-write_lease(lease)
+write_lease(KEYS[2], lease)
 if awaited then announce(KEYS[2]) end
 return 1"
 );
@@ -229,22 +246,31 @@ pub fn begun(answer: &[u8], taker: u64) -> Result<Begun<Rc<[u8]>>, String> {
         (b"value", [_, value]) => Some(Begun::Value(Rc::from(*value))),
         (b"other", _) => Some(Begun::Other),
         (b"fresh", _) => Some(Begun::Fresh),
-        (word, [_, generation, left, stale]) => lease_of(word, taker, generation, left, stale),
+        (b"busy", [_, generation, left, stale, taker]) => busy(generation, left, stale, taker),
+        (word, [_, generation, _, stale]) => lease_of(word, taker, generation, stale),
         _ => None,
     };
     begun.ok_or_else(|| unexpected(answer))
 }
 
-fn lease_of(word: &[u8], taker: u64, generation: &[u8], left: &[u8], stale: &[u8]) -> Option<Begun<Rc<[u8]>>> {
+fn busy(generation: &[u8], left: &[u8], stale: &[u8], taker: &[u8]) -> Option<Begun<Rc<[u8]>>> {
     let generation = Generation::parse(reply::text(generation)?)?;
     let remaining = u64::try_from(reply::integer(left)?).ok()?;
-    let stale = (!reply::is_null(stale)).then(|| Rc::from(stale));
+    let taker = u64::from_str_radix(std::str::from_utf8(reply::text(taker)?).ok()?, 16).ok()?;
+    Some(Begun::Busy { generation, taker, stale: copy_of(stale), remaining })
+}
+
+fn lease_of(word: &[u8], taker: u64, generation: &[u8], stale: &[u8]) -> Option<Begun<Rc<[u8]>>> {
+    let generation = Generation::parse(reply::text(generation)?)?;
     match word {
-        b"leased" => Some(Begun::Leased { token: Token { generation, taker }, stale }),
+        b"leased" => Some(Begun::Leased { token: Token { generation, taker }, stale: copy_of(stale) }),
         b"shared" => Some(Begun::Shared { generation }),
-        b"busy" => Some(Begun::Busy { generation, stale, remaining }),
         _ => None,
     }
+}
+
+fn copy_of(stale: &[u8]) -> Option<Rc<[u8]>> {
+    (!reply::is_null(stale)).then(|| Rc::from(stale))
 }
 
 /// One key that a fill writes.
@@ -292,7 +318,7 @@ pub fn fill(parts: &[Part<'_>], queued: &[u8], out: &mut Vec<u8>) -> Option<()> 
         match part.verdict {
             Verdict::Update => encode::bulk(out, b"*"),
             Verdict::Fill(generation) => encode::bulk(out, generation.to_string().as_bytes()),
-            Verdict::Ambiguous => encode::bulk(out, b"-"),
+            Verdict::Ambiguous(_) => encode::bulk(out, b"-"),
         }
         encode::bulk(out, lifetime);
         encode::bulk(out, part.value);
@@ -327,8 +353,7 @@ pub fn fill_if(names: &Names, generation: Generation, value: &[u8], ttl_ms: u64,
 
 /// Appends what gives a lease back.
 pub fn release(names: &Names, token: &Token, out: &mut Vec<u8>) {
-    write_head(RELEASE, &[names], 2, out);
-    encode::bulk(out, token.generation.to_string().as_bytes());
+    write_head(RELEASE, &[names], 1, out);
     encode::bulk(out, format!("{:016x}", token.taker).as_bytes());
 }
 

@@ -167,7 +167,10 @@ impl Fill {
             }
             if written == Written::Removed {
                 let (rule, metrics) = (policy.find(key), worker.metrics());
-                if *verdict == Verdict::Ambiguous { metrics.ambiguous_fill(rule) } else { metrics.late_fill(rule) }
+                match verdict {
+                    Verdict::Ambiguous(doubt) => metrics.ambiguous_fill(rule, *doubt),
+                    _ => metrics.late_fill(rule),
+                }
             }
             worker.aside().run(worker, |desk, now, effects| {
                 desk.wrote(now, self.connection, self.database, key, written, effects);

@@ -41,7 +41,7 @@ pub struct Seen {
     /// Reads that were told to try again, and commands lost with a connection.
     pub errors: u64,
     /// Fills that the sidecars did not store.
-    pub refused: u64,
+    pub refused: Refused,
     /// Reads that waited for another client's load and were given its value.
     pub woken: u64,
     /// Values past their TTL, and values loaded anew before it.
@@ -50,6 +50,35 @@ pub struct Seen {
     pub disarmed: u64,
     /// What must never happen.
     pub wrong: Vec<String>,
+}
+
+/// Fills that were not stored, by reason.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct Refused {
+    /// What they were loaded under had ended: the key was written, deleted, evicted, or filled by another.
+    pub late: u64,
+    /// They may have come of a load that began before something was written, or of one that began after.
+    pub mixed: u64,
+    /// They may have come of a load of which it is not known since when nothing was written.
+    pub undated: u64,
+}
+
+impl Refused {
+    fn by(sidecars: &[Sidecar]) -> Self {
+        // The part before the whole, which goes on growing.
+        let undated = total(sidecars, "undated_fills");
+        Self { late: total(sidecars, "late_fills"), mixed: total(sidecars, "ambiguous_fills") - undated, undated }
+    }
+
+    fn add(&mut self, other: &Self) {
+        self.late += other.late;
+        self.mixed += other.mixed;
+        self.undated += other.undated;
+    }
+
+    pub fn total(&self) -> u64 {
+        self.late + self.mixed + self.undated
+    }
 }
 
 /// What all threads of a history share.
@@ -85,6 +114,18 @@ impl World {
 
     pub fn note(&self, note: impl FnOnce(&mut Seen)) {
         note(&mut self.seen.lock().unwrap());
+    }
+
+    /// Adds what sidecars have counted that are about to go.
+    fn take_counts(&self, sidecars: &[Sidecar]) {
+        let (refused, woken, disarmed) = (Refused::by(sidecars), total(sidecars, "woken"), total(sidecars, "disarmed"));
+        let early_or_stale = total(sidecars, "early_refreshes") + total(sidecars, "stale");
+        self.note(|seen| {
+            seen.refused.add(&refused);
+            seen.woken += woken;
+            seen.disarmed += disarmed;
+            seen.early_or_stale += early_or_stale;
+        });
     }
 
     /// Judges a value that was read by a command sent when `least` had been acknowledged.
@@ -165,12 +206,8 @@ impl<'a> Run<'a> {
             writers.into_iter().for_each(|writer| writer.join().unwrap());
         });
         self.read_once_more();
-        let mut seen = self.world.seen.lock().unwrap().clone();
-        seen.refused = total(&self.sidecars, "late_fills") + total(&self.sidecars, "ambiguous_fills");
-        seen.woken = total(&self.sidecars, "woken");
-        seen.disarmed = total(&self.sidecars, "disarmed");
-        seen.early_or_stale = total(&self.sidecars, "early_refreshes") + total(&self.sidecars, "stale");
-        seen
+        self.world.take_counts(&self.sidecars);
+        self.world.seen.lock().unwrap().clone()
     }
 
     /// When all is quiet, everybody sees the last version, or nothing.
@@ -232,6 +269,7 @@ fn befall(servers: &Servers, sidecars: &mut [Sidecar], rule: &Json, world: &Worl
         match random.u8(0..10) {
             0 => {
                 // Its clients are gone, and so is what it knew of them.
+                world.take_counts(&sidecars[victim..=victim]);
                 sidecars[victim] = servers.sidecar(&[], std::slice::from_ref(rule));
                 world.ports.lock().unwrap()[victim] = sidecars[victim].port();
             }
@@ -267,7 +305,7 @@ impl Seen {
             sum.fills += seen.fills;
             sum.writes += seen.writes;
             sum.errors += seen.errors;
-            sum.refused += seen.refused;
+            sum.refused.add(&seen.refused);
             sum.woken += seen.woken;
             sum.early_or_stale += seen.early_or_stale;
             sum.disarmed += seen.disarmed;
@@ -287,7 +325,12 @@ impl Seen {
             ("values read", self.hits),
             ("reads that were told of a miss", self.misses),
             ("fills sent", self.fills),
-            ("of them not stored: late, or doubtful", self.refused),
+            (
+                "of them not stored: late, since the key was written, deleted, evicted or filled behind the load's beginning",
+                self.refused.late,
+            ),
+            ("of them not stored: doubtful, since loads from before and after a change were under way", self.refused.mixed),
+            ("of them not stored: doubtful, since of a load it was not known what had been written since", self.refused.undated),
             ("reads that waited and were given another client's load", self.woken),
             ("stale values served, and values loaded anew before their TTL", self.early_or_stale),
             ("changes of the database, each acknowledged by the cache", self.writes),
@@ -296,6 +339,9 @@ impl Seen {
         ] {
             let _ = writeln!(text, "| {what} | {count} |");
         }
+        text += "\nThat most fills are not stored is the load's nature. Each key changes a dozen times a second. One load in ten never ends in \
+                 a SET, and it is heard for a lease, which is a second here: a SET that meets loads from before and after a change is not \
+                 stored, since connections may be shared, and it may be any of theirs.\n";
         for wrong in &self.wrong {
             let _ = writeln!(
                 text,

@@ -114,7 +114,7 @@ impl<V: Clone> Desk<V> {
         let entry = &mut self.keys[key];
         entry.known = Some(token.generation);
         entry.taken_until = now + entry.rule.lease;
-        entry.held = Some(Held { connection, token, since: now, until: entry.taken_until });
+        entry.held = Some(Held { connection, token, since: now, until: entry.taken_until, ended: false });
         let tenant = entry.tenant;
         self.hold(connection, key, tenant);
         self.remember(now, key, connection, Some(token.generation));
@@ -124,20 +124,21 @@ impl<V: Clone> Desk<V> {
         self.others(now, key, stale, effects);
     }
 
-    /// The lease is somebody else's.
+    /// The lease is somebody else's, or of another client of this pod.
     pub(super) fn busy(
         &mut self,
         now: Millis,
         key: usize,
-        generation: Generation,
+        lease: Token,
         stale: Option<V>,
         remaining: Millis,
         effects: &mut Vec<Effect<V>>,
     ) {
         let entry = &mut self.keys[key];
-        entry.known = Some(generation);
+        entry.known = Some(lease.generation);
         entry.taken_until = now + remaining.min(entry.rule.lease);
-        if entry.held.is_some_and(|held| held.token.generation != generation) {
+        // Under another generation than it was taken, the lease may still be this pod's.
+        if entry.held.is_some_and(|held| held.token.taker != lease.taker) {
             entry.held = None;
         }
         self.others(now, key, stale, effects);

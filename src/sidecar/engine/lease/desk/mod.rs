@@ -20,8 +20,8 @@ use super::misses::Misses;
 use super::rates::Rates;
 use super::timers::{Due, Timers};
 use super::{
-    Asker, Begun, Command, Effect, Generation, Millis, Missing, Mode, Name, Reader, Reply, Rule, Token, Verdict, Why, Written,
-    key_hash,
+    Asker, Begun, Command, Doubt, Effect, Generation, Millis, Missing, Mode, Name, Reader, Reply, Rule, Token, Verdict, Why,
+    Written, key_hash,
 };
 
 /// As many outstanding misses are kept with their keys.
@@ -104,6 +104,8 @@ struct Held {
     token: Token,
     since: Millis,
     until: Millis,
+    /// A SET that may be its load's has been sent.
+    ended: bool,
 }
 
 #[derive(Debug)]
@@ -308,7 +310,9 @@ impl<V: Clone> Desk<V> {
             Begun::Other => self.all_nil(now, key, None, effects),
             Begun::Shared { generation } => self.all_nil(now, key, Some(generation), effects),
             Begun::Leased { token, stale } => self.leased(now, key, token, stale, effects),
-            Begun::Busy { generation, stale, remaining } => self.busy(now, key, generation, stale, remaining, effects),
+            Begun::Busy { generation, taker, stale, remaining } => {
+                self.busy(now, key, Token { generation, taker }, stale, remaining, effects);
+            }
             Begun::Failed => self.grant_locally(now, key, effects),
         }
         let entry = &mut self.keys[key];
@@ -369,6 +373,11 @@ impl<V: Clone> Desk<V> {
         }
         let (found, verdict) = self.judge(now, connection, database, key);
         let Some(key) = found else { return verdict };
+        let entry = &mut self.keys[key];
+        if let Some(held) = &mut entry.held {
+            // Who loads sends its SET over the connection of its nil, or over one that has none: a pool's.
+            held.ended |= held.connection == connection || !entry.misses.is_loading(connection, &entry.rule, now);
+        }
         self.end_misses(key, |misses, rule| misses.end_one(connection, rule, now));
         if verdict == Verdict::Update {
             if self.keys[key].waiting > 0 {
@@ -383,7 +392,7 @@ impl<V: Clone> Desk<V> {
         let is_forgotten = !self.forgotten.is_empty() && self.forgotten.contains(key_hash(database, key), now);
         let found = self.find(database, key);
         let verdict = match found.map(|key| &self.keys[key]) {
-            _ if is_forgotten => Verdict::Ambiguous,
+            _ if is_forgotten => Verdict::Ambiguous(Doubt::Forgotten),
             None => Verdict::Update,
             #[cfg(test)]
             Some(entry) if self.broken == Some(super::tests::Switch::OwnMissWins) && entry.misses.own(connection).is_some() => {
@@ -420,8 +429,9 @@ impl<V: Clone> Desk<V> {
         let entry = &mut self.keys[found];
         if entry.held.is_some_and(|held| held.token.generation == generation) {
             self.rates.entry(entry.rule.id).or_default().filled(None);
-            (entry.held, entry.taken_until) = (None, 0);
-            if entry.waiting > 0 {
+            // The lease may stand yet, under a later generation.
+            self.give_back(found, effects);
+            if self.keys[found].waiting > 0 {
                 self.look(found, effects);
             }
         }
@@ -442,11 +452,19 @@ impl<V: Clone> Desk<V> {
         let Some(key) = self.find(database, key) else { return };
         let entry = &mut self.keys[key];
         match written {
-            Written::Stored | Written::Removed => {
+            Written::Stored => {
                 entry.known = None;
                 if let Some(held) = entry.held.take() {
-                    let took = (written == Written::Stored).then(|| now.saturating_sub(held.since));
-                    self.rates.entry(entry.rule.id).or_default().filled(took);
+                    let took = now.saturating_sub(held.since);
+                    self.rates.entry(entry.rule.id).or_default().filled(Some(took));
+                }
+            }
+            Written::Removed => {
+                entry.known = None;
+                // Else the lease stands, though not its generation: those who wait, wait for its holder.
+                if entry.held.is_some_and(|held| held.ended) {
+                    self.rates.entry(entry.rule.id).or_default().filled(None);
+                    self.give_back(key, effects);
                 }
             }
             Written::Unchanged | Written::Failed => {

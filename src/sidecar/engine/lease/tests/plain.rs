@@ -3,6 +3,8 @@
 use super::super::model::{Condition, Filled, Kept, Set, Slot};
 use super::super::*;
 
+/// Who waits looks again within this.
+const FIRST_LOOK_MS: Millis = 100;
 const RULE: Rule = Rule::new(1, 3_000, 1_000);
 const RUN: u32 = 7;
 const KEYS: [&[u8]; 2] = [b"k", b"m"];
@@ -67,7 +69,7 @@ impl Bench {
                 return verdict;
             }
             Verdict::Fill(generation) => self.slots[0].fill(self.now, RUN, Some(generation), &set(value)),
-            Verdict::Ambiguous => self.slots[0].fill(self.now, RUN, None, &set(value)),
+            Verdict::Ambiguous(_) => self.slots[0].fill(self.now, RUN, None, &set(value)),
         };
         let (written, waited_for) = match filled {
             Filled::Stored { waited_for } => (Written::Stored, waited_for),
@@ -332,7 +334,7 @@ fn while_the_cache_is_away_a_pod_loads_once_a_lease() {
         assert_eq!(bench.answered().len(), 9);
     }
     bench.away = false;
-    assert_eq!(bench.write(1, 1), Verdict::Ambiguous, "nothing proves that it is new");
+    assert_eq!(bench.write(1, 1), Verdict::Ambiguous(Doubt::Undated), "nothing proves that it is new");
 }
 
 #[test]
@@ -358,6 +360,45 @@ fn a_value_loaded_before_a_deletion_is_not_stored_after_it() {
     bench.slots[0].delete(bench.now);
     bench.write(1, 1);
     assert_eq!(bench.slots[0].get(bench.now), None);
+}
+
+#[test]
+fn a_deletion_in_the_midst_of_a_load_costs_that_load_and_the_next_and_no_more() {
+    for pods in [1, 2, 5] {
+        let mut bench = Bench::new(pods);
+        bench.get(1);
+        assert_eq!(bench.leads(), [1]);
+        bench.slots[0].delete(bench.now);
+        bench.get(2);
+        bench.pass(FIRST_LOOK_MS);
+        assert_eq!(bench.leads(), [2]);
+        bench.get(3);
+        bench.pass(FIRST_LOOK_MS);
+        // The first one's is refused. The third does not begin beside the second, whose load is as good as refused, too.
+        bench.write(1, 1);
+        bench.pass(FIRST_LOOK_MS);
+        assert_eq!(bench.leads(), Vec::<u64>::new());
+        bench.write(2, 2);
+        assert_eq!(bench.slots[0].get(bench.now), None);
+        assert_eq!(bench.leads(), [3]);
+        bench.write(3, 3);
+        assert_eq!(bench.slots[0].get(bench.now), Some(3), "{pods} pods");
+    }
+}
+
+#[test]
+fn a_holder_whose_generation_has_ended_is_succeeded_when_it_goes() {
+    let mut bench = Bench::new(2);
+    bench.get(1);
+    bench.slots[0].delete(bench.now);
+    bench.get(2);
+    assert_eq!(bench.leads(), [1, 2]);
+    bench.get(3);
+    bench.write(1, 1);
+    assert_eq!(bench.leads(), Vec::<u64>::new());
+    bench.close(2);
+    bench.pass(FIRST_LOOK_MS);
+    assert_eq!(bench.leads(), [3]);
 }
 
 #[test]

@@ -38,7 +38,7 @@ impl World {
         let generation = match verdict {
             Verdict::Update => None,
             Verdict::Fill(generation) => Some(generation),
-            Verdict::Ambiguous => None,
+            Verdict::Ambiguous(_) => None,
         };
         let before = self.cache.get(self.now, key);
         let rep = if verdict == Verdict::Update {
