@@ -139,6 +139,12 @@ text_schemas! {
         rule: "self.matches('^[a-zA-Z0-9][-._a-zA-Z0-9]*$')",
         message: "write a user of letters, digits, dashes, dots and underscores",
     }
+    /// What tells one request from the next.
+    RequestText {
+        max: 64,
+        rule: "self.matches('^[-+._:a-zA-Z0-9]+$')",
+        message: "write letters, digits, dashes, dots, colons or underscores, such as a date",
+    }
     /// A URL or a password.
     SensitiveText {
         max: 2048,

@@ -130,6 +130,7 @@ fn fields_without_effect(spec: &CacheClusterSpec) -> Vec<(&'static str, &'static
         eviction: _,
         parameters: _,
         auth: _,
+        tls,
         storage,
         writes: _,
         pod,
@@ -139,6 +140,7 @@ fn fields_without_effect(spec: &CacheClusterSpec) -> Vec<(&'static str, &'static
     } = spec;
     let written = [
         (engine.image.is_some(), "engine.image", ": the programs that are installed are used"),
+        (tls.is_some(), "tls", ": servers listen on loopback, and speak plain TCP"),
         (storage.is_some(), "storage", ": --data says where data is kept"),
         (pod.is_some(), "pod", ""),
         (network_policy.is_some(), "networkPolicy", ": servers listen on loopback"),

@@ -1,14 +1,23 @@
 //! Commands to servers and sentinels: few, small, and each with a deadline.
 
 use std::fmt;
+use std::io;
 use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 
-use redis::aio::MultiplexedConnection;
-use redis::{
-    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ConnectionInfo, FromRedisValue, IntoConnectionInfo as _,
-    RedisConnectionInfo,
-};
+use redis::aio::{AsyncStream, MultiplexedConnection};
+use redis::{AsyncConnectionConfig, Cmd, FromRedisValue, RedisConnectionInfo};
+use rustls::client::Resumption;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{ClientConfig, RootCertStore};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+
+use crate::policy::digest::sha256;
 
 /// How long a connection may take to come about, and a command to be answered. Nothing that is asked here takes a server long.
 const DEADLINE: Duration = Duration::from_secs(1);
@@ -28,6 +37,84 @@ impl fmt::Debug for Login {
     }
 }
 
+/// The authorities whose certificates servers and sentinels show.
+#[derive(Clone)]
+pub struct Trust {
+    bundle: String,
+    config: Arc<ClientConfig>,
+}
+
+impl fmt::Debug for Trust {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Trust").finish_non_exhaustive()
+    }
+}
+
+impl PartialEq for Trust {
+    fn eq(&self, other: &Self) -> bool {
+        self.bundle == other.bundle
+    }
+}
+
+/// A bundle of authorities that cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[error("the certificates of the authorities cannot be used")]
+pub struct TrustError;
+
+impl Trust {
+    /// Reads a bundle of certificates, PEM.
+    pub fn parse(bundle: &str) -> Result<Self, TrustError> {
+        let mut roots = RootCertStore::empty();
+        for authority in CertificateDer::pem_slice_iter(bundle.as_bytes()) {
+            roots.add(authority.map_err(|_| TrustError)?).map_err(|_| TrustError)?;
+        }
+        if roots.is_empty() {
+            return Err(TrustError);
+        }
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+        let mut config = builder.map_err(|_| TrustError)?.with_root_certificates(roots).with_no_client_auth();
+        // A session that is taken up again shows no certificate, and what is served now is to be seen.
+        config.resumption = Resumption::disabled();
+        Ok(Self { bundle: bundle.to_owned(), config: Arc::new(config) })
+    }
+}
+
+/// How servers and sentinels let Larder in.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Entry<'a> {
+    /// Whom to log in as. `None`: nobody.
+    pub login: Option<&'a Login>,
+    /// Whom to trust. `None`: plain TCP.
+    pub trust: Option<&'a Trust>,
+}
+
+impl<'a> From<Option<&'a Login>> for Entry<'a> {
+    fn from(login: Option<&'a Login>) -> Self {
+        Self { login, trust: None }
+    }
+}
+
+/// An [`Entry`] of one's own.
+#[derive(Debug, Clone)]
+pub struct Keys {
+    login: Option<Login>,
+    trust: Option<Trust>,
+}
+
+impl From<Entry<'_>> for Keys {
+    fn from(Entry { login, trust }: Entry<'_>) -> Self {
+        Self { login: login.cloned(), trust: trust.cloned() }
+    }
+}
+
+impl Keys {
+    /// To be let in with.
+    pub fn entry(&self) -> Entry<'_> {
+        Entry { login: self.login.as_ref(), trust: self.trust.as_ref() }
+    }
+}
+
 /// Why a command brought nothing.
 #[derive(Debug, thiserror::Error)]
 #[error("{address}: {command}: {source}")]
@@ -39,14 +126,26 @@ pub struct AdminError {
     source: redis::RedisError,
 }
 
-/// Where to connect, and as whom.
-pub(super) fn connection_info(address: SocketAddr, login: Option<&Login>) -> redis::RedisResult<ConnectionInfo> {
-    let mut settings = RedisConnectionInfo::default().set_skip_set_lib_name();
-    if let Some(Login { user, password }) = login {
-        settings = settings.set_username(user).set_password(password);
+/// As whom to connect.
+pub(super) fn settings(login: Option<&Login>) -> RedisConnectionInfo {
+    let settings = RedisConnectionInfo::default().set_skip_set_lib_name();
+    match login {
+        Some(Login { user, password }) => settings.set_username(user).set_password(password),
+        None => settings,
     }
-    let target = ConnectionAddr::Tcp(address.ip().to_string(), address.port());
-    Ok(target.into_connection_info()?.set_redis_settings(settings))
+}
+
+/// A stream to a server or a sentinel.
+pub(super) type Stream = Pin<Box<dyn AsyncStream + Send + Sync>>;
+
+/// Opens a stream, encrypted where somebody is to be trusted, and tells the fingerprint of the certificate that was shown.
+pub(super) async fn open(address: SocketAddr, trust: Option<&Trust>) -> io::Result<(Stream, Option<String>)> {
+    let tcp = TcpStream::connect(address).await?;
+    tcp.set_nodelay(true)?;
+    let Some(trust) = trust else { return Ok((Box::pin(tcp), None)) };
+    let stream = TlsConnector::from(trust.config.clone()).connect(ServerName::from(address.ip()), tcp).await?;
+    let shown = stream.get_ref().1.peer_certificates().and_then(<[_]>::first).map(|certificate| sha256(certificate));
+    Ok((Box::pin(stream), shown))
 }
 
 impl AdminError {
@@ -61,17 +160,29 @@ impl AdminError {
 pub struct Admin {
     address: SocketAddr,
     connection: MultiplexedConnection,
+    shown: Option<String>,
 }
 
 impl Admin {
     /// Connects, and logs in where there is a login.
-    pub async fn connect(address: SocketAddr, login: Option<&Login>) -> Result<Self, AdminError> {
-        let fail = |source| AdminError { address, command: "connect", source };
-        let info = connection_info(address, login).map_err(fail)?;
-        let config = AsyncConnectionConfig::new().set_connection_timeout(Some(DEADLINE)).set_response_timeout(Some(DEADLINE));
-        let client = Client::open(info).map_err(fail)?;
-        let connection = client.get_multiplexed_async_connection_with_config(&config).await.map_err(fail)?;
-        Ok(Self { address, connection })
+    pub async fn connect<'a>(address: SocketAddr, entry: impl Into<Entry<'a>>) -> Result<Self, AdminError> {
+        let Entry { login, trust } = entry.into();
+        let connect = async {
+            let (stream, shown) = open(address, trust).await?;
+            let config = AsyncConnectionConfig::new().set_response_timeout(Some(DEADLINE));
+            let (connection, driver) = MultiplexedConnection::new_with_config(&settings(login), stream, config).await?;
+            // It ends with the last handle of the connection.
+            tokio::spawn(driver);
+            Ok(Self { address, connection, shown })
+        };
+        let late = || io::Error::from(io::ErrorKind::TimedOut).into();
+        let connected: Result<Self, redis::RedisError> = timeout(DEADLINE, connect).await.unwrap_or_else(|_| Err(late()));
+        connected.map_err(|source| AdminError { address, command: "connect", source })
+    }
+
+    /// The SHA-256 of the certificate (DER, in hexadecimal) that was shown when this connection was made; `None` over plain TCP.
+    pub fn shown_certificate(&self) -> Option<&str> {
+        self.shown.as_deref()
     }
 
     /// Sends a command of one word with its arguments.

@@ -8,12 +8,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
-use redis::Client;
+use redis::aio::PubSub;
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 use tracing::debug;
 
-use super::admin::{Login, connection_info};
+use super::admin::{self, Entry, Keys};
 use super::metrics::Metrics;
 use super::queue::{Key, Queue};
 
@@ -30,20 +30,21 @@ const PAUSES_MS: std::ops::Range<u64> = 1000..5000;
 #[derive(Debug)]
 pub struct Listener {
     sentinels: Vec<SocketAddr>,
-    login: Option<Login>,
+    keys: Keys,
     task: JoinHandle<()>,
 }
 
 impl Listener {
     /// Listens to one of the sentinels, whichever can be reached, and has `key` looked at when it tells of another primary.
-    pub fn start(sentinels: Vec<SocketAddr>, login: Option<Login>, key: Key, queue: Queue, metrics: Arc<Metrics>) -> Self {
-        let task = tokio::spawn(listen(sentinels.clone(), login.clone(), key, queue, metrics));
-        Self { sentinels, login, task }
+    pub fn start(sentinels: Vec<SocketAddr>, entry: Entry<'_>, key: Key, queue: Queue, metrics: Arc<Metrics>) -> Self {
+        let keys = Keys::from(entry);
+        let task = tokio::spawn(listen(sentinels.clone(), keys.clone(), key, queue, metrics));
+        Self { sentinels, keys, task }
     }
 
-    /// Whether it listens to these sentinels, with this login.
-    pub fn is_for(&self, sentinels: &[SocketAddr], login: Option<&Login>) -> bool {
-        self.sentinels == sentinels && self.login.as_ref() == login
+    /// Whether it listens to these sentinels, and is let in so.
+    pub fn is_for(&self, sentinels: &[SocketAddr], entry: Entry<'_>) -> bool {
+        self.sentinels == sentinels && self.keys.entry() == entry
     }
 }
 
@@ -53,10 +54,10 @@ impl Drop for Listener {
     }
 }
 
-async fn listen(sentinels: Vec<SocketAddr>, login: Option<Login>, key: Key, queue: Queue, metrics: Arc<Metrics>) {
+async fn listen(sentinels: Vec<SocketAddr>, keys: Keys, key: Key, queue: Queue, metrics: Arc<Metrics>) {
     let start = fastrand::usize(..sentinels.len().max(1));
     for sentinel in sentinels.iter().cycle().skip(start) {
-        if let Err(error) = listen_to(*sentinel, login.as_ref(), &key, &queue, &metrics).await {
+        if let Err(error) = listen_to(*sentinel, &keys, &key, &queue, &metrics).await {
             debug!(%key, %sentinel, %error, "a sentinel is not heard");
         }
         sleep(Duration::from_millis(fastrand::u64(PAUSES_MS))).await;
@@ -66,13 +67,14 @@ async fn listen(sentinels: Vec<SocketAddr>, login: Option<Login>, key: Key, queu
 /// Returns when nothing more is heard.
 async fn listen_to(
     sentinel: SocketAddr,
-    login: Option<&Login>,
+    keys: &Keys,
     key: &Key,
     queue: &Queue,
     metrics: &Metrics,
 ) -> Result<(), redis::RedisError> {
     let subscribe = async {
-        let mut messages = Client::open(connection_info(sentinel, login)?)?.get_async_pubsub().await?;
+        let (stream, _) = admin::open(sentinel, keys.entry().trust).await?;
+        let mut messages = PubSub::new(&admin::settings(keys.entry().login), stream).await?;
         messages.subscribe(CHANNEL).await?;
         Ok::<_, redis::RedisError>(messages)
     };

@@ -16,6 +16,7 @@
 
 mod cluster;
 mod disruptions;
+mod encrypted;
 mod install;
 mod refusals;
 mod report;

@@ -8,7 +8,7 @@ use super::tier::{Tier, VALKEY_8_1};
 
 /// A manifest that is good but for one change at a path.
 fn with(change: &Value) -> Value {
-    let tier = Tier { name: "refused".to_owned(), engine: VALKEY_8_1, durable: false };
+    let tier = Tier { name: "refused".to_owned(), engine: VALKEY_8_1, durable: false, tls: false };
     let mut manifest = tier.manifest();
     merge(&mut manifest, change);
     manifest
@@ -53,6 +53,7 @@ fn the_api_server_refuses_and_says_what_to_write() {
             "spec.auth.password",
         ),
         (json!({"spec": {"writes": {"minReplicas": 2}}}), "writes.minReplicas is more than there are replicas"),
+        (json!({"spec": {"tls": {"enabled": false, "rotation": "now"}}}), "rotation has a meaning with enabled: true only"),
         (json!({"metadata": {"name": "a-name-that-is-longer-than-forty-characters"}}), "at most 40"),
     ] {
         let said = refused(&with(&change));

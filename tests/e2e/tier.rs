@@ -65,12 +65,18 @@ pub struct Tier {
     pub name: String,
     pub engine: Engine,
     pub durable: bool,
+    pub tls: bool,
 }
 
 impl Tier {
     /// Creates it, with a login whose password is in a Secret, and waits until it serves. Says how long that took.
     pub fn create(name: &str, engine: Engine, durable: bool) -> (Self, Duration) {
-        let tier = Self { name: name.to_owned(), engine, durable };
+        Self { name: name.to_owned(), engine, durable, tls: false }.make()
+    }
+
+    /// The same for one that is described already.
+    pub fn make(self) -> (Self, Duration) {
+        let tier = self;
         tier.set_password("first").expect("a Secret");
         let began = Instant::now();
         apply(&tier.manifest()).expect("applied");
@@ -89,6 +95,9 @@ impl Tier {
         });
         if self.durable {
             spec["storage"] = json!({"size": "256Mi", "whenDeleted": "Delete"});
+        }
+        if self.tls {
+            spec["tls"] = json!({"enabled": true});
         }
         json!({
             "apiVersion": "larder.dev/v1alpha1", "kind": "CacheCluster",
@@ -192,10 +201,17 @@ impl Tier {
 
     /// The same as another user.
     pub fn ask_as(&self, user: &str, password: &str, pod: &str, port: &str, command: &[&str]) -> Result<String, String> {
+        let line = self.client_line(user, password, pod, port);
+        let arguments: Vec<&str> = line.iter().map(String::as_str).chain(command.iter().copied()).collect();
+        kubectl(&arguments)
+    }
+
+    /// What starts the engine's client in a pod, as a user, before its command.
+    pub fn client_line(&self, user: &str, password: &str, pod: &str, port: &str) -> Vec<String> {
         let cli = self.engine.cli();
         let line = ["-n", PLACE, "exec", pod, "--", &cli, "-p", port, "--user", user, "--pass", password, "--no-auth-warning"];
-        let arguments: Vec<&str> = line.into_iter().chain(command.iter().copied()).collect();
-        kubectl(&arguments)
+        let tls = ["--tls", "--cacert", "/etc/larder/tls/ca.crt"].into_iter().filter(|_| self.tls);
+        line.into_iter().chain(tls).map(str::to_owned).collect()
     }
 
     /// How long a sentinel waits before it takes a server for dead.

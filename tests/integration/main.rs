@@ -4,6 +4,7 @@
 mod agent;
 mod cache_aside;
 mod cache_cluster_files;
+mod cache_cluster_tls;
 mod chart;
 mod check;
 mod clients;

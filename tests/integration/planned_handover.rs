@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use larder::operator::admin::Entry;
 use larder::operator::cache_cluster::handover::{Handover, HandoverError, Outcome};
 
 use crate::support::resp::{Client, Value};
@@ -88,7 +89,7 @@ fn at(port: u16) -> SocketAddr {
 fn hand_over(cluster: &SentinelCluster, to: usize, limit: Duration, times: usize) -> Vec<Result<Outcome, HandoverError>> {
     let sentinels: Vec<SocketAddr> = cluster.addresses().iter().map(|address| address.parse().expect("an address")).collect();
     let (from, to) = (at(cluster.servers[0].port()), at(cluster.servers[to].port()));
-    let handover = Handover { master: PRIMARY_NAME, from, to, sentinels: &sentinels, login: None, limit };
+    let handover = Handover { master: PRIMARY_NAME, from, to, sentinels: &sentinels, entry: Entry::default(), limit };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     runtime.block_on(futures_util::future::join_all((0..times).map(|_| handover.run())))
 }
@@ -170,7 +171,7 @@ fn a_planned_handover_that_is_dropped_in_the_middle_leaves_no_pause() {
     assert_eq!(client.line("SET before x"), Value::Simple("OK".to_owned()));
     let sentinels: Vec<SocketAddr> = cluster.addresses().iter().map(|address| address.parse().expect("an address")).collect();
     let (from, to) = (at(cluster.servers[0].port()), at(cluster.servers[1].port()));
-    let handover = Handover { master: PRIMARY_NAME, from, to, sentinels: &sentinels, login: None, limit: LIMIT };
+    let handover = Handover { master: PRIMARY_NAME, from, to, sentinels: &sentinels, entry: Entry::default(), limit: LIMIT };
     let was_told = |client: &mut Client, command: &str| client.line("INFO commandstats").text().contains(command);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     runtime.block_on(async {

@@ -6,6 +6,7 @@
 mod network;
 mod pods;
 mod status;
+mod tls;
 
 use std::collections::BTreeMap;
 
@@ -19,7 +20,8 @@ use crate::policy::{ByteSize, Span};
 
 pub use network::{NetworkPolicyOptions, PeerSpec, SelectorSpec};
 pub use pods::{CpuOptions, NameRef, PodOptions, Spread, TaintEffect, TolerationOperator, TolerationSpec};
-pub use status::{CacheClusterStatus, ConditionType, SentinelsStatus, ServersStatus, UsersStatus};
+pub use status::{CacheClusterStatus, CertificatesStatus, ConditionType, SentinelsStatus, ServersStatus, UsersStatus};
+pub use tls::TlsSpec;
 
 /// The longest name of a CacheCluster on Kubernetes: the names of its objects and their labels are made from it.
 pub const MAX_NAME_CHARS: usize = 40;
@@ -63,6 +65,8 @@ pub const MAX_NAME_CHARS: usize = 40;
     .message("mode cannot be changed: create another CacheCluster, and move its users"))]
 #[x_kube(validation = Rule::new("has(self.storage) == has(oldSelf.storage)")
     .message("storage cannot be added or removed later: create another CacheCluster, and move its users"))]
+#[x_kube(validation = Rule::new("(has(self.tls) && self.tls.enabled) == (has(oldSelf.tls) && oldSelf.tls.enabled)")
+    .message("TLS cannot be switched on or off later, since clients would be cut off: create another CacheCluster, and move its users"))]
 pub struct CacheClusterSpec {
     /// The server program.
     pub engine: Engine,
@@ -98,6 +102,9 @@ pub struct CacheClusterSpec {
     /// The ACL user that servers ask for. Absent: none, for a network that only the workloads can reach.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub auth: Option<AuthSpec>,
+    /// Whether servers and sentinels speak TLS. Absent: plain TCP. One machine ignores it: its servers listen on loopback.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<TlsSpec>,
     /// Where data is kept, so that it survives the servers. Absent: in memory only, and replicas keep it through a server's death.
     /// One machine ignores it: `larder dev --data` says there whether data survives.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -60,6 +60,9 @@ pub struct CacheClusterStatus {
     /// The users and their passwords.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub users: Option<UsersStatus>,
+    /// The certificates, under TLS.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificates: Option<CertificatesStatus>,
     /// Labels that select the pods of the servers, as `kubectl get pods -l` takes them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub selector: Option<String>,
@@ -102,4 +105,21 @@ pub struct UsersStatus {
     /// What is going on: `Settled`, `Adding` (a new password is on its way to the servers), `Both` (it works everywhere, and so does
     /// the earlier one, until it is dropped), or `Dropping`.
     pub phase: String,
+}
+
+/// The certificates of servers and sentinels.
+#[derive(JsonSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CertificatesStatus {
+    /// The spec.tls.rotation that they were made for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rotation: Option<String>,
+    /// The SHA-256 of the servers' newest certificate.
+    pub fingerprint: String,
+    /// When the first of the newest certificates ends. They are renewed a month before.
+    pub expires: String,
+    /// How many servers have shown the newest in a handshake, of how many: `2/2`.
+    pub servers: String,
+    /// How many sentinels have, of how many: `3/3`.
+    pub sentinels: String,
 }

@@ -3,13 +3,10 @@
 use super::Kind;
 use crate::api::path::FieldPath;
 
-const CLUSTER_FIELDS: &[(&str, &str)] = &[
-    ("spec.tls", "remove it: servers speak plain TCP"),
-    (
-        "spec.monitoring",
-        "remove it: scrape port 9121, named metrics, of pods labelled app.kubernetes.io/name: larder-cache, and let spec.networkPolicy.metricsFrom name who may",
-    ),
-];
+const CLUSTER_FIELDS: &[(&str, &str)] = &[(
+    "spec.monitoring",
+    "remove it: scrape port 9121, named metrics, of pods labelled app.kubernetes.io/name: larder-cache, and let spec.networkPolicy.metricsFrom name who may",
+)];
 
 const POLICY_FIELDS: &[(&str, &str)] = &[
     ("spec.workloads.matchExpressions", "remove it, and select workloads by matchLabels"),

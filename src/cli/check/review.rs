@@ -163,6 +163,7 @@ fn stand_in(namespace: &str, name: &str) -> CacheCluster {
         eviction: None,
         parameters: BTreeMap::new(),
         auth: None,
+        tls: None,
         storage: None,
         writes: None,
         pod: None,

@@ -17,7 +17,7 @@ use super::objects::Addresses;
 use super::observe;
 use super::plan::{Action, Member, SentinelId, ServerId, Why};
 use super::users::UserRules;
-use crate::operator::admin::{Admin, AdminError, Login};
+use crate::operator::admin::{Admin, AdminError, Entry};
 use crate::policy::agent::ServerPhase;
 
 /// How long one step on a server or a sentinel may take; handovers have a deadline of their own.
@@ -56,7 +56,7 @@ pub struct Actor<'a, 'b> {
     /// Where servers and sentinels are.
     pub addresses: &'a Addresses,
     /// How they let Larder in.
-    pub login: &'a Login,
+    pub entry: Entry<'a>,
 }
 
 impl Actor<'_, '_> {
@@ -110,12 +110,12 @@ impl Actor<'_, '_> {
 
     async fn server(&self, id: ServerId) -> Result<Option<Admin>, ActError> {
         let Some(ip) = self.addresses.servers.get(&id) else { return Ok(None) };
-        Ok(Some(Admin::connect(SocketAddr::new(*ip, SERVER_PORT), Some(self.login)).await?))
+        Ok(Some(Admin::connect(SocketAddr::new(*ip, SERVER_PORT), self.entry).await?))
     }
 
     async fn sentinel(&self, id: SentinelId) -> Result<Option<Admin>, ActError> {
         let Some(ip) = self.addresses.sentinels.get(&id) else { return Ok(None) };
-        Ok(Some(Admin::connect(SocketAddr::new(*ip, SENTINEL_PORT), Some(self.login)).await?))
+        Ok(Some(Admin::connect(SocketAddr::new(*ip, SENTINEL_PORT), self.entry).await?))
     }
 
     async fn tell_server(&self, id: ServerId, command: &'static str, arguments: &[&str]) -> Result<(), ActError> {
@@ -153,7 +153,7 @@ impl Actor<'_, '_> {
         within("SENTINEL MONITOR", async {
             let Some(mut admin) = self.sentinel(id).await? else { return Ok(()) };
             let master = self.applier.wanted.master_name();
-            Ok(monitor::monitor(&mut admin, master, primary, quorum, Some(self.login)).await?)
+            Ok(monitor::monitor(&mut admin, master, primary, quorum, self.entry.login).await?)
         })
         .await
     }

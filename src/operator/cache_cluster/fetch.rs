@@ -16,15 +16,14 @@ use serde::de::DeserializeOwned;
 use tokio::time::{Instant, timeout};
 use tracing::debug;
 
+use super::certify::Shown;
 use super::names::{AGENT_PORT, REVISION_ANNOTATION, SENTINEL_PORT, SERVER_PORT};
 use super::objects::Addresses;
 use super::observe;
-use super::plan::{
-    Member, Node as PlanNode, Observed, Pod, Revision, Scale, Sentinel, SentinelId, Server, ServerId, ServerState,
-};
+use super::plan::{Member, Node as PlanNode, Observed, Pod, Revision, Scale, Sentinel, Server, ServerId, ServerState};
 use super::validate::Wanted;
 use crate::api::sensitive::{SecretKeyRef, SensitiveSource};
-use crate::operator::admin::{Admin, AdminError, Login};
+use crate::operator::admin::{Admin, AdminError, Entry};
 use crate::operator::controller::Context;
 use crate::operator::watches::Watches;
 use crate::policy::agent::{MAX_BYTES, StateReport};
@@ -152,7 +151,7 @@ pub struct Question<'a> {
     /// Where servers and sentinels are.
     pub addresses: &'a Addresses,
     /// How they let Larder in.
-    pub login: &'a Login,
+    pub entry: Entry<'a>,
     /// How many pods the StatefulSets ask for, where they exist.
     pub scale: Option<Scale>,
 }
@@ -166,17 +165,18 @@ pub struct Heard {
     pub proved_users: Option<u64>,
     /// What each server's agent told that answered.
     pub reports: BTreeMap<ServerId, StateReport>,
+    /// The certificates that were seen, by fingerprint.
+    pub certificates: Shown,
 }
 
 /// Asks every server and sentinel.
 pub async fn hear(context: &Context, watches: &Watches, question: Question<'_>) -> Heard {
-    let Question { wanted, addresses, login, scale } = question;
+    let Question { wanted, addresses, entry, scale } = question;
     let mut pods = pods(context, watches, wanted, addresses);
     let sentinels = addresses.sentinels.iter().map(async |(id, ip)| {
         let exists = pods.contains_key(&Member::Sentinel(*id));
-        let (state, moved) =
-            if exists { sentinel(SocketAddr::new(*ip, SENTINEL_PORT), login).await } else { (Sentinel::Stopped, false) };
-        (*id, state, moved)
+        let asked = if exists { Some(sentinel(SocketAddr::new(*ip, SENTINEL_PORT), entry).await) } else { None };
+        (*id, asked.unwrap_or(SentinelAnswer { state: Sentinel::Stopped, moved: false, shown: None }))
     });
     let servers = addresses.servers.iter().map(async |(id, ip)| {
         let exists = pods.contains_key(&Member::Server(*id));
@@ -190,14 +190,19 @@ pub async fn hear(context: &Context, watches: &Watches, question: Question<'_>) 
         (*id, server, report)
     });
     // Sentinels first: a promotion that they tell of has happened by the time that the servers are asked.
-    let asked = join_all(sentinels).await;
-    let moved: Vec<Member> = asked.iter().filter(|(.., moved)| *moved).map(|(id, ..)| Member::Sentinel(*id)).collect();
-    let sentinels: BTreeMap<SentinelId, Sentinel> = asked.into_iter().map(|(id, sentinel, _)| (id, sentinel)).collect();
+    let (mut sentinels_seen, mut moved, mut certificates) = (BTreeMap::new(), Vec::new(), Shown::default());
+    for (id, SentinelAnswer { state, moved: has_moved, shown }) in join_all(sentinels).await {
+        sentinels_seen.insert(id, state);
+        moved.extend(has_moved.then_some(Member::Sentinel(id)));
+        certificates.sentinels.extend(shown.map(|shown| (id, shown)));
+    }
     let (mut seen, mut reports) = (BTreeMap::new(), BTreeMap::new());
     for (id, server, report) in join_all(servers).await {
         seen.insert(id, server);
         reports.extend(report.map(|report| (id, report)));
     }
+    let shown = reports.iter().filter_map(|(id, report)| Some((*id, report.proved.certificate.clone()?)));
+    certificates.servers.extend(shown);
     let moved = moved
         .into_iter()
         .chain(reports.iter().filter(|(id, report)| has_moved(&seen, id, report)).map(|(id, _)| Member::Server(*id)));
@@ -208,7 +213,8 @@ pub async fn hear(context: &Context, watches: &Watches, question: Question<'_>) 
     let proved = |id: ServerId| reports.get(&id).and_then(|report| report.proved.users);
     // None of a missing one is less than any number: one that has proved nothing keeps all from being proved.
     let proved_users = wanted.servers().map(proved).min().flatten();
-    Heard { observed: Observed { servers: seen, sentinels, pods, scale, ..Observed::default() }, proved_users, reports }
+    let observed = Observed { servers: seen, sentinels: sentinels_seen, pods, scale, ..Observed::default() };
+    Heard { observed, proved_users, reports, certificates }
 }
 
 /// Whether a server announces another address than its Service has.
@@ -217,21 +223,33 @@ fn has_moved(seen: &BTreeMap<ServerId, Server>, id: &ServerId, report: &StateRep
     announced.zip(seen.get(id)).is_some_and(|(announced, server)| announced != server.address)
 }
 
-/// What a sentinel says of itself, and whether it announces another address than the one at which it was asked.
-async fn sentinel(address: SocketAddr, login: &Login) -> (Sentinel, bool) {
+/// What was learned of a sentinel.
+struct SentinelAnswer {
+    /// What it says of itself.
+    state: Sentinel,
+    /// Whether it announces another address than the one at which it was asked.
+    moved: bool,
+    /// The fingerprint of the certificate that it shows.
+    shown: Option<String>,
+}
+
+async fn sentinel(address: SocketAddr, entry: Entry<'_>) -> SentinelAnswer {
     let ask = async {
-        let mut admin = Admin::connect(address, Some(login)).await?;
+        let mut admin = Admin::connect(address, entry).await?;
+        let shown = admin.shown_certificate().map(str::to_owned);
         let watch = observe::sentinel(&mut admin).await?;
         let announced = observe::announced_by_sentinel(&mut admin).await;
-        Ok::<_, AdminError>((watch, announced.is_some_and(|announced| announced != address.ip())))
+        let moved = announced.is_some_and(|announced| announced != address.ip());
+        Ok::<_, AdminError>(SentinelAnswer { state: Sentinel::Running { watch }, moved, shown })
     };
+    let silent = SentinelAnswer { state: Sentinel::Silent, moved: false, shown: None };
     match timeout(ASK_WITHIN, ask).await {
-        Ok(Ok((watch, moved))) => (Sentinel::Running { watch }, moved),
+        Ok(Ok(answer)) => answer,
         Ok(Err(error)) => {
             debug!(%error, "a sentinel does not answer");
-            (Sentinel::Silent, false)
+            silent
         }
-        Err(_) => (Sentinel::Silent, false),
+        Err(_) => silent,
     }
 }
 

@@ -17,7 +17,7 @@ use futures_util::future::join_all;
 use tokio::time::{Instant, sleep, timeout_at};
 use tracing::{debug, info, warn};
 
-use crate::operator::admin::{Admin, AdminError, Login};
+use crate::operator::admin::{Admin, AdminError, Entry, Keys};
 
 /// How often something is looked at while writes are paused.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
@@ -57,8 +57,8 @@ pub struct Handover<'a> {
     pub to: SocketAddr,
     /// Every sentinel.
     pub sentinels: &'a [SocketAddr],
-    /// Who logs in, at servers and sentinels alike.
-    pub login: Option<&'a Login>,
+    /// How servers and sentinels alike let Larder in.
+    pub entry: Entry<'a>,
     /// When to give up. As long again may pass before, in which the sentinels come to see the replica and hear of the preference, and
     /// what they have begun may take longer.
     pub limit: Duration,
@@ -142,7 +142,7 @@ impl Handover<'_> {
     }
 
     async fn connect(&self, address: SocketAddr) -> Result<Admin, AdminError> {
-        Admin::connect(address, self.login).await
+        Admin::connect(address, self.entry).await
     }
 
     async fn hand_over(&self, server: &mut Admin, coordinated: bool) -> Result<Outcome, HandoverError> {
@@ -392,15 +392,15 @@ struct Pause {
     from: SocketAddr,
     to: SocketAddr,
     sentinels: Vec<SocketAddr>,
-    login: Option<Login>,
+    keys: Option<Keys>,
     is_ended: bool,
 }
 
 impl Pause {
     fn of(handover: &Handover<'_>) -> Self {
-        let Handover { master, from, to, sentinels, login, limit: _ } = handover;
-        let (master, sentinels, login) = ((*master).to_owned(), sentinels.to_vec(), login.cloned());
-        Self { master, from: *from, to: *to, sentinels, login, is_ended: false }
+        let Handover { master, from, to, sentinels, entry, limit: _ } = handover;
+        let (master, sentinels, keys) = ((*master).to_owned(), sentinels.to_vec(), Some(Keys::from(*entry)));
+        Self { master, from: *from, to: *to, sentinels, keys, is_ended: false }
     }
 }
 
@@ -410,12 +410,12 @@ impl Drop for Pause {
         if self.is_ended {
             return;
         }
-        let (master, sentinels, login) =
-            (std::mem::take(&mut self.master), std::mem::take(&mut self.sentinels), self.login.take());
+        let (master, sentinels, keys) =
+            (std::mem::take(&mut self.master), std::mem::take(&mut self.sentinels), self.keys.take());
         let (from, to) = (self.from, self.to);
         runtime.spawn(async move {
-            let (sentinels, login) = (&sentinels[..], login.as_ref());
-            Handover { master: &master, from, to, sentinels, login, limit: Duration::ZERO }.end_pause(true).await;
+            let (sentinels, entry) = (&sentinels[..], keys.as_ref().map(Keys::entry).unwrap_or_default());
+            Handover { master: &master, from, to, sentinels, entry, limit: Duration::ZERO }.end_pause(true).await;
         });
     }
 }
@@ -519,7 +519,7 @@ mod tests {
     fn only_a_majority_of_all_names_a_successor() {
         let sentinels = [at(1), at(2), at(3)];
         let (from, to, limit) = (at(7000), at(7001), Duration::from_secs(1));
-        let handover = Handover { master: "main", from, to, sentinels: &sentinels, login: None, limit };
+        let handover = Handover { master: "main", from, to, sentinels: &sentinels, entry: Entry::default(), limit };
         let opinion = |primary| Opinion { primary, failing_over: false };
         assert_eq!(handover.successor(&[opinion(to)]), None);
         assert_eq!(handover.successor(&[opinion(to), opinion(from), opinion(from)]), None);

@@ -6,6 +6,7 @@
 pub mod act;
 pub mod apply;
 pub mod build;
+pub mod certify;
 pub mod fetch;
 pub mod handover;
 pub mod judge;
@@ -15,6 +16,7 @@ pub mod monitor;
 pub mod names;
 pub mod objects;
 pub mod observe;
+pub mod pki;
 pub mod plan;
 pub mod reconcile;
 pub mod report;

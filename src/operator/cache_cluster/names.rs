@@ -93,6 +93,14 @@ impl Names {
         system_secret = "-system";
         /// The Secret with the users of servers and sentinels.
         users_secret = "-users";
+        /// The Secret with the authority's key and all that is remembered of certificates.
+        pki_secret = "-pki";
+        /// The Secret with the servers' certificate and its key.
+        server_tls_secret = "-server-tls";
+        /// The Secret with the sentinels' certificate and its key.
+        sentinel_tls_secret = "-sentinel-tls";
+        /// The ConfigMap with the authorities that clients trust.
+        authority_map = "-ca";
     }
 
     /// A shard's StatefulSet, ConfigMap and PodDisruptionBudget.

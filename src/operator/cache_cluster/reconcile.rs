@@ -15,20 +15,22 @@ use tracing::{debug, info, warn};
 use super::act::{self, ActError, Actor};
 use super::apply::{Applied, Applier, ApplyError};
 use super::build::TAKEOVER_AFTER;
+use super::certify::{self, Shown};
 use super::fetch::{self, CachedPassword, Heard, PasswordError, Question, Steady};
 use super::handover::{self, Handover};
 use super::judge::{self, Seen};
 use super::names::{Component, MANAGER, SERVER_PORT};
 use super::objects::{self, Credentials};
+use super::pki::{IssueError, Pki};
 use super::plan::{Action, Desired, Layout, Member, Observed, Sentinel, SentinelId, ServerId, Starter, plan};
 use super::report::{self, Verdict, Verdicts};
 use super::users::{Access, SYSTEM_USER, Users};
 use super::validate::{Wanted, refusal_reason, validate};
 use super::written::{Built, Writer};
 use crate::api::CacheCluster;
-use crate::api::cache_cluster::{CacheClusterStatus, SentinelsStatus, ServersStatus, UsersStatus};
+use crate::api::cache_cluster::{CacheClusterStatus, CertificatesStatus, SentinelsStatus, ServersStatus, UsersStatus};
 use crate::api::problem::Problems;
-use crate::operator::admin::Login;
+use crate::operator::admin::{Entry, Login, Trust, TrustError};
 use crate::operator::controller::Context;
 use crate::operator::queue::Key;
 use crate::operator::switches::Listener;
@@ -78,6 +80,10 @@ pub struct Memory {
     handover_failed: Option<Instant>,
     /// Which generation of users each sentinel was told, by the uid of its pod.
     told_users: BTreeMap<SentinelId, (String, u64)>,
+    /// Certificates as they were last made: the watch may still show earlier ones, and none is made twice.
+    pki: Option<Pki>,
+    /// Whether every server and sentinel has shown those.
+    certificates_shown: bool,
 }
 
 /// Why a look broke off. The next one begins anew.
@@ -89,6 +95,15 @@ pub enum ReconcileError {
     /// The password could not be read.
     #[error(transparent)]
     Password(#[from] PasswordError),
+    /// What is remembered of certificates cannot be read.
+    #[error("Secret {0} is not as Larder wrote it: restore it, or delete it for a new authority, which clients must then trust")]
+    Pki(String),
+    /// A certificate could not be made.
+    #[error(transparent)]
+    Issue(#[from] IssueError),
+    /// The authorities' certificates cannot be used.
+    #[error(transparent)]
+    Trust(#[from] TrustError),
     /// A server or a sentinel did not do as it was told.
     #[error(transparent)]
     Act(#[from] ActError),
@@ -105,6 +120,7 @@ impl ReconcileError {
             Self::Apply(error) if error.is_refusal() => "refused",
             Self::Apply(_) => "apply",
             Self::Password(_) => "password",
+            Self::Pki(_) | Self::Issue(_) | Self::Trust(_) => "certificates",
             Self::Act(_) => "act",
             Self::Status(_) => "status",
         }
@@ -255,6 +271,13 @@ async fn publish(context: &Context, place: &Place, happening: report::Happening)
     }
 }
 
+/// What servers and sentinels have proved.
+struct Proved {
+    /// The newest generation of users that every desired server has.
+    users: Option<u64>,
+    certificates: Shown,
+}
+
 /// One look at a CacheCluster that can be carried out.
 struct Look<'a> {
     context: &'a Context,
@@ -270,6 +293,7 @@ impl Look<'_> {
     /// The passwords in force from now on, and what is wrong with the clients' new one where an earlier one stays in force.
     async fn credentials(&self, memory: &mut Memory) -> Result<(Credentials, Option<String>), PasswordError> {
         let names = &self.wanted.names;
+        let pki = None;
         let password = self.own_entry(&names.system_secret(), objects::PASSWORD).await?;
         let password = password.and_then(|bytes| String::from_utf8(bytes).ok()).filter(|password| !password.is_empty());
         let password = password.map_or_else(random_password, Ok)?;
@@ -284,7 +308,7 @@ impl Look<'_> {
                 match (text, &previous) {
                     (Ok(text), _) => Access::user(auth.user(), &text),
                     (Err(error @ (PasswordError::Missing { .. } | PasswordError::Malformed { .. })), Some(previous)) => {
-                        return Ok((Credentials { system, users: previous.clone() }, Some(error.to_string())));
+                        return Ok((Credentials { system, users: previous.clone(), pki }, Some(error.to_string())));
                     }
                     (Err(error), _) => return Err(error),
                 }
@@ -293,7 +317,27 @@ impl Look<'_> {
         let users = self.cluster.status.as_ref().and_then(|status| status.users.as_ref());
         let proved = memory.status.as_ref().and_then(|status| status.users.as_ref()).or(users).map(|users| users.proved);
         let users = Users::next(previous.as_ref(), &access, &system.password, proved, SystemTime::now());
-        Ok((Credentials { system, users }, None))
+        Ok((Credentials { system, users, pki }, None))
+    }
+
+    /// The certificates in force from now on. They are made anew only where they can be written.
+    async fn certify(&self, built: &Built, memory: &mut Memory) -> Result<Option<Pki>, ReconcileError> {
+        let Some(tls) = &self.wanted.tls else { return Ok(None) };
+        let name = self.wanted.names.pki_secret();
+        let json = self.own_entry(&name, objects::PKI_STATE).await.map_err(PasswordError::from)?;
+        let stored = json.map(|json| Pki::parse(&json)).transpose().map_err(|_| ReconcileError::Pki(name))?;
+        // What the API server has no more is not brought back; what it has may be shown late.
+        let known = memory.pki.take().filter(|_| stored.is_some());
+        let before = known.into_iter().chain(stored).max_by_key(Pki::generation).unwrap_or_default();
+        let pki = match &built.configured {
+            Some(addresses) if !self.wanted.paused => {
+                let subjects = certify::subjects(self.wanted, tls, addresses);
+                before.next(&subjects, memory.certificates_shown, SystemTime::now())?
+            }
+            _ => before,
+        };
+        memory.pki = Some(pki.clone());
+        Ok(Some(pki))
     }
 
     /// An entry of one of Larder's own Secrets.
@@ -312,7 +356,7 @@ impl Look<'_> {
         let mut applied = std::mem::take(&mut memory.applied);
         let mut applier = Applier { context: self.context, wanted: self.wanted, applied: &mut applied };
         let mut writer = Writer { watches: self.watches, applier: &mut applier };
-        let outcome = self.steps(&mut writer, &credentials, stale_password, memory).await;
+        let outcome = self.steps(&mut writer, credentials, stale_password, memory).await;
         memory.applied = applied;
         outcome
     }
@@ -320,24 +364,31 @@ impl Look<'_> {
     async fn steps(
         &self,
         writer: &mut Writer<'_, '_>,
-        credentials: &Credentials,
+        mut credentials: Credentials,
         stale_password: Option<String>,
         memory: &mut Memory,
     ) -> Result<Duration, ReconcileError> {
         // Nothing at all is changed while a person holds everything as it is; but there is something to look at.
-        let (built, refusal) = writer.write(credentials).await;
+        let (built, refusal) = self.write(writer, &mut credentials, memory).await?;
         let refusal = match refusal {
             Some(error) if !error.is_refusal() => return Err(error.into()),
             refusal => refusal.map(|error| error.to_string()),
         };
-        let question =
-            Question { wanted: self.wanted, addresses: &built.addresses, login: &credentials.system, scale: built.scale };
-        let Heard { mut observed, proved_users, reports } = fetch::hear(self.context, self.watches, question).await;
+        let credentials = &credentials;
+        let trust = credentials.pki.as_ref().map(Pki::bundle).filter(|bundle| !bundle.is_empty());
+        let trust = trust.map(|bundle| Trust::parse(&bundle)).transpose()?;
+        let entry = Entry { login: Some(&credentials.system), trust: trust.as_ref() };
+        let question = Question { wanted: self.wanted, addresses: &built.addresses, entry, scale: built.scale };
+        let Heard { mut observed, proved_users, reports, certificates } = fetch::hear(self.context, self.watches, question).await;
+        if let Some(pki) = &credentials.pki {
+            certify::age_sentinels(&mut observed, pki, &certificates);
+            memory.certificates_shown = certify::is_settled(self.wanted, pki, &certificates);
+        }
         observed.steady = memory.steady.note(&observed);
         observed.handover_failed = memory.handover_failed.map(|at| at.elapsed());
         let desired = self.desired(&built);
         let actions = if built.is_complete() || built.scale.is_some() { plan(&desired, &observed) } else { Vec::new() };
-        self.listen(&built, credentials, memory);
+        self.listen(&built, entry, memory);
         let generations = built.agent_generations.iter().filter(|(id, _)| id.index <= self.wanted.replicas);
         let lags = judge::lags(generations, credentials.users.generation, &reports);
         let seen = Seen {
@@ -351,13 +402,26 @@ impl Look<'_> {
             stale_password,
             initialized: self.status(memory).is_some_and(|status| status.initialized),
         };
-        self.report(&seen, credentials, proved_users, memory).await?;
+        self.report(&seen, credentials, Proved { users: proved_users, certificates }, memory).await?;
         self.point_at_primary(writer, &seen).await?;
         if !self.wanted.paused {
-            self.tell_users(writer, &built, credentials, &observed, memory).await;
+            self.tell_users(writer, &built, (credentials, entry), &observed, memory).await;
         }
-        self.act(writer, &built, credentials, &actions, memory).await?;
+        self.act(writer, &built, entry, &actions, memory).await?;
         Ok(if seen.is_in_motion() { IN_MOTION } else { EVERY.mul_f64(0.9 + fastrand::f64() * 0.2) })
+    }
+
+    /// Writes all objects, the certificates among them once everybody has an address. What came of it, and what could not be written.
+    async fn write(
+        &self,
+        writer: &mut Writer<'_, '_>,
+        credentials: &mut Credentials,
+        memory: &mut Memory,
+    ) -> Result<(Built, Option<ApplyError>), ReconcileError> {
+        let (mut built, first) = writer.write_services().await;
+        credentials.pki = self.certify(&built, memory).await?;
+        let second = writer.write_rest(&mut built, credentials).await.err();
+        Ok((built, first.or(second)))
     }
 
     /// The status as it stands.
@@ -385,12 +449,12 @@ impl Look<'_> {
     }
 
     /// Keeps an ear on the sentinels.
-    fn listen(&self, built: &Built, credentials: &Credentials, memory: &mut Memory) {
-        let (sentinels, login) = (built.sentinels(), Some(&credentials.system));
-        let listens = memory.listener.as_ref().is_some_and(|listener| listener.is_for(&sentinels, login));
+    fn listen(&self, built: &Built, entry: Entry<'_>, memory: &mut Memory) {
+        let sentinels = built.sentinels();
+        let listens = memory.listener.as_ref().is_some_and(|listener| listener.is_for(&sentinels, entry));
         if !listens && !sentinels.is_empty() {
             let (queue, metrics) = (self.context.queue.clone(), self.context.metrics.clone());
-            memory.listener = Some(Listener::start(sentinels, login.cloned(), self.place.key.clone(), queue, metrics));
+            memory.listener = Some(Listener::start(sentinels, entry, self.place.key.clone(), queue, metrics));
         }
     }
 
@@ -411,7 +475,7 @@ impl Look<'_> {
         &self,
         seen: &Seen<'_>,
         credentials: &Credentials,
-        proved_users: Option<u64>,
+        Proved { users: proved_users, certificates }: Proved,
         memory: &mut Memory,
     ) -> Result<(), ReconcileError> {
         let verdicts = seen.verdicts();
@@ -440,10 +504,24 @@ impl Look<'_> {
                 proved: proved_users.unwrap_or_default(),
                 phase: credentials.users.phase(proved_users).as_str().to_owned(),
             }),
+            certificates: credentials.pki.as_ref().and_then(|pki| self.certificates_status(pki, &certificates)),
             selector: Some(selector.join(",")),
             ..before
         };
         write_status(self.context, &self.place, &verdicts, status, memory).await
+    }
+
+    fn certificates_status(&self, pki: &Pki, shown: &Shown) -> Option<CertificatesStatus> {
+        let (servers, sentinels) = (pki.servers()?, pki.sentinels()?);
+        let (current_servers, current_sentinels) = certify::current(self.wanted, pki, shown);
+        let expires = Timestamp::try_from(servers.expires().min(sentinels.expires())).ok()?;
+        Some(CertificatesStatus {
+            rotation: servers.rotation().map(str::to_owned),
+            fingerprint: servers.fingerprint().to_owned(),
+            expires: expires.to_string(),
+            servers: format!("{current_servers}/{}", self.wanted.replicas + 1),
+            sentinels: format!("{current_sentinels}/{}", self.wanted.sentinels),
+        })
     }
 
     /// Has the Service of the primary point at its pod. It trails a failover; clients that cannot wait ask the sentinels.
@@ -465,7 +543,7 @@ impl Look<'_> {
         &self,
         writer: &Writer<'_, '_>,
         built: &Built,
-        credentials: &Credentials,
+        (credentials, entry): (&Credentials, Entry<'_>),
         observed: &Observed,
         memory: &mut Memory,
     ) {
@@ -476,7 +554,7 @@ impl Look<'_> {
             let Some(pod) = observed.pods.get(&Member::Sentinel(*id)) else { continue };
             let now = (pod.uid.clone(), generation);
             if memory.told_users.get(id) != Some(&now) {
-                let actor = actor(writer, built, credentials);
+                let actor = actor(writer, built, entry);
                 if let Err(error) = actor.set_users(*id, &credentials.users.on_sentinels()).await {
                     debug!(key = %self.place.key, %error, "a sentinel was not told of users, and is told again");
                     continue;
@@ -492,7 +570,7 @@ impl Look<'_> {
         &self,
         writer: &mut Writer<'_, '_>,
         built: &Built,
-        credentials: &Credentials,
+        entry: Entry<'_>,
         actions: &[Action],
         memory: &mut Memory,
     ) -> Result<(), ReconcileError> {
@@ -501,8 +579,8 @@ impl Look<'_> {
             debug!(key = %self.place.key, ?action, "is due");
             let done = match action {
                 Action::SetReplicas { of, count } => writer.scale_to(built, *of, *count).await.map_err(ActError::from),
-                Action::Handover { from, to } => self.hand_over(built, credentials, *from, *to, memory).await,
-                _ => actor(writer, built, credentials).take(action).await,
+                Action::Handover { from, to } => self.hand_over(built, entry, *from, *to, memory).await,
+                _ => actor(writer, built, entry).take(action).await,
             };
             self.context.metrics.acted(act::word(action));
             if let Err(error) = done {
@@ -523,7 +601,7 @@ impl Look<'_> {
     async fn hand_over(
         &self,
         built: &Built,
-        credentials: &Credentials,
+        entry: Entry<'_>,
         from: ServerId,
         to: ServerId,
         memory: &mut Memory,
@@ -539,22 +617,16 @@ impl Look<'_> {
         let (Some(from), Some(to)) = (address(from), address(to)) else { return Ok(()) };
         info!(key = %self.place.key, %from, %to, "hands the primary over");
         let sentinels = built.sentinels();
-        let handover = Handover {
-            master: self.wanted.master_name(),
-            from,
-            to,
-            sentinels: &sentinels,
-            login: Some(&credentials.system),
-            limit: HANDOVER_LIMIT,
-        };
+        let handover =
+            Handover { master: self.wanted.master_name(), from, to, sentinels: &sentinels, entry, limit: HANDOVER_LIMIT };
         let outcome = handover.run().await;
         memory.handover_failed = outcome.is_err().then(Instant::now);
         outcome.map(drop).map_err(ActError::from)
     }
 }
 
-fn actor<'a, 'b>(writer: &'a Writer<'_, 'b>, built: &'a Built, credentials: &'a Credentials) -> Actor<'a, 'b> {
-    Actor { applier: writer.applier, addresses: &built.addresses, login: &credentials.system }
+fn actor<'a, 'b>(writer: &'a Writer<'_, 'b>, built: &'a Built, entry: Entry<'a>) -> Actor<'a, 'b> {
+    Actor { applier: writer.applier, addresses: &built.addresses, entry }
 }
 
 /// A password from the system's own generator, by way of the TLS provider: fastrand is no source of secrets.

@@ -11,7 +11,8 @@ use super::names::Names;
 use super::plan::{SentinelId, ServerId};
 use super::users::SYSTEM_USER;
 use crate::api::cache_cluster::{
-    AuthSpec, EngineKind, Eviction, MAX_NAME_CHARS, Mode, NetworkPolicyOptions, PeerSpec, PodOptions, StorageSpec, WritesSpec,
+    AuthSpec, EngineKind, Eviction, MAX_NAME_CHARS, Mode, NetworkPolicyOptions, PeerSpec, PodOptions, StorageSpec, TlsSpec,
+    WritesSpec,
 };
 use crate::api::path::at;
 use crate::api::{CacheCluster, CacheClusterSpec, FieldPath, ObjectRef, Problem};
@@ -47,6 +48,8 @@ pub struct Wanted {
     pub parameters: BTreeMap<String, String>,
     /// The user that servers ask for. `None`: nobody is asked.
     pub auth: Option<AuthSpec>,
+    /// How servers and sentinels speak TLS. `None`: they do not.
+    pub tls: Option<Tls>,
     /// Where data is kept. `None`: in memory only.
     pub storage: Option<StorageSpec>,
     /// When a primary refuses writes. `None`: never.
@@ -59,6 +62,13 @@ pub struct Wanted {
     pub accept_data_loss: bool,
     /// Whether everything is left as it is.
     pub paused: bool,
+}
+
+/// How servers and sentinels speak TLS.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tls {
+    /// A text whose change asks for new certificates.
+    pub rotation: Option<String>,
 }
 
 /// Who may open connections, besides the servers, the sentinels and the operator.
@@ -111,6 +121,7 @@ pub fn validate(cluster: &CacheCluster) -> Result<Wanted, Vec<Problem>> {
         eviction: _,
         parameters,
         auth,
+        tls,
         storage,
         writes,
         pod,
@@ -157,6 +168,7 @@ pub fn validate(cluster: &CacheCluster) -> Result<Wanted, Vec<Problem>> {
         eviction: spec.eviction(),
         parameters: parameters.clone(),
         auth: auth.clone(),
+        tls: tls.clone().filter(|tls| tls.enabled).map(|TlsSpec { enabled: _, rotation }| Tls { rotation }),
         storage: storage.clone(),
         writes: *writes,
         pod,

@@ -29,6 +29,10 @@ pub struct Built {
     pub pods: Option<DesiredPods>,
     /// The generation of each agent's configuration, as it is to be proved.
     pub agent_generations: BTreeMap<ServerId, u64>,
+    /// The addresses of all that are configured; `None` until each has one.
+    pub configured: Option<Addresses>,
+    /// The Services that are to be.
+    service_names: Vec<String>,
     /// The StatefulSets as they were written.
     sets: Vec<StatefulSet>,
 }
@@ -42,15 +46,15 @@ pub struct Writer<'a, 'b> {
 }
 
 impl Writer<'_, '_> {
-    /// Writes everything. What came of it, and the first error: what does not need what failed is written all the same.
-    pub async fn write(&mut self, credentials: &Credentials) -> (Built, Option<ApplyError>) {
+    /// Writes the Services. What came of it, and the first error: the others are written all the same.
+    pub async fn write_services(&mut self) -> (Built, Option<ApplyError>) {
         let mut built = Built { scale: self.scale(), ..Built::default() };
         let names = self.applier.wanted.names.clone();
         let servers = built.scale.map_or(0, |scale| scale.servers).max(self.applier.wanted.replicas + 1);
         let mut by_name = BTreeMap::new();
         let mut error = None;
         let wanted_services = services(self.applier.wanted, servers);
-        let mut service_names: Vec<String> = wanted_services.iter().map(kube::ResourceExt::name_any).collect();
+        built.service_names = wanted_services.iter().map(kube::ResourceExt::name_any).collect();
         for service in wanted_services {
             match self.write_service(service).await {
                 Ok(service) => drop(by_name.insert(service.name_any(), cluster_ip(&service))),
@@ -65,19 +69,19 @@ impl Writer<'_, '_> {
         let all = usize::from(servers) + usize::from(self.applier.wanted.sentinels);
         // A server that is not told of all its peers could take itself for the only one with data.
         let complete = built.addresses.servers.len() + built.addresses.sentinels.len() == all;
-        self.add_leaving_sentinels(&mut built, &mut service_names);
-        if !complete {
-            return (built, error);
-        }
-        let kept = self.kept(built.scale);
-        let objects = objects(self.applier.wanted, &self.applier.context.installation, &built.addresses, credentials, &kept);
-        if let Err(refused) = self.write_objects(objects, &mut built).await {
-            error = error.or(Some(refused));
-        }
-        if let Err(refused) = self.applier.keep_only(&self.watches.services, &service_names).await {
-            error = error.or(Some(refused));
-        }
+        self.add_leaving_sentinels(&mut built);
+        built.configured = complete.then(|| built.addresses.clone());
         (built, error)
+    }
+
+    /// Writes all the rest, where everybody has an address. The first error: what does not need what failed is written all the same.
+    pub async fn write_rest(&mut self, built: &mut Built, credentials: &Credentials) -> Result<(), ApplyError> {
+        let Some(configured) = built.configured.clone() else { return Ok(()) };
+        let kept = self.kept(built.scale);
+        let objects = objects(self.applier.wanted, &self.applier.context.installation, &configured, credentials, &kept);
+        let written = self.write_objects(objects, built).await;
+        let kept = self.applier.keep_only(&self.watches.services, &built.service_names).await;
+        written.and(kept)
     }
 
     /// Writes a Service. One that is gone comes back at the address that was announced for its pod, if nobody else has that by now: a
@@ -120,7 +124,7 @@ impl Writer<'_, '_> {
 
     /// Sentinels that are to go keep their Services as long as their set asks for them. Until then they count: they are configured, and
     /// agents hear them for a majority.
-    fn add_leaving_sentinels(&self, built: &mut Built, service_names: &mut Vec<String>) {
+    fn add_leaving_sentinels(&self, built: &mut Built) {
         let wanted = self.applier.wanted;
         let Some(scale) = built.scale else { return };
         for id in (wanted.sentinels..scale.sentinels).map(SentinelId) {
@@ -129,7 +133,7 @@ impl Writer<'_, '_> {
             if let Some(address) = service.as_deref().and_then(cluster_ip) {
                 built.addresses.sentinels.insert(id, address);
             }
-            service_names.push(name);
+            built.service_names.push(name);
         }
     }
 

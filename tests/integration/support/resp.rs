@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io::{self, BufRead, BufReader, Write};
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
 /// A reply of RESP2 or RESP3.
@@ -87,7 +87,12 @@ pub struct Client {
 impl Client {
     /// Connects to `127.0.0.1:port`. Each reply is waited for up to 20 seconds.
     pub fn connect(port: u16) -> io::Result<Self> {
-        let stream = TcpStream::connect(("127.0.0.1", port))?;
+        Self::connect_to(SocketAddr::from(([127, 0, 0, 1], port)))
+    }
+
+    /// The same at another address.
+    pub fn connect_to(address: SocketAddr) -> io::Result<Self> {
+        let stream = TcpStream::connect(address)?;
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(Duration::from_secs(20)))?;
         Ok(Self { reader: BufReader::new(stream) })

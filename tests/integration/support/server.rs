@@ -42,6 +42,16 @@ impl Engine {
     }
 }
 
+impl Engine {
+    /// Whether the executable was built with TLS.
+    pub fn has_tls(self) -> bool {
+        // A configuration that only a build with TLS knows; without a certificate neither starts.
+        let tried = Command::new(self.binary()).args(["--port", "0", "--tls-port", "1", "--tls-cert-file", ""]).output();
+        let text = tried.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
+        !text.contains("Failed finding TLS support") && !text.contains("Bad directive")
+    }
+}
+
 fn find_valkey() -> PathBuf {
     if let Some(path) = std::env::var_os("LARDER_VALKEY_SERVER") {
         return path.into();

@@ -10,12 +10,13 @@ use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use super::{Addresses, Credentials, Kept, metadata};
 use crate::operator::cache_cluster::build::add_parameters;
 use crate::operator::cache_cluster::names::{AGENT_PORT, Component, SENTINEL_PORT, SERVER_PORT};
+use crate::operator::cache_cluster::pki::{Certified, Pki};
 use crate::operator::cache_cluster::plan::{SentinelId, ServerId};
 use crate::operator::cache_cluster::validate::Wanted;
-use crate::policy::agent::{AgentConfig, Failover, Peer, Recovery, ServerPlace, Users as UsersFile, VERSION};
+use crate::policy::agent::{AgentConfig, Failover, Peer, Recovery, ServedTls, ServerPlace, Users as UsersFile, VERSION};
 use crate::policy::config_file::Lines;
 use crate::policy::digest::sha256;
-use crate::policy::snapshot::Auth;
+use crate::policy::snapshot::{Auth, Tls};
 use crate::policy::{ByteSize, Span};
 
 /// Where the ConfigMap is mounted.
@@ -24,6 +25,8 @@ pub const CONFIG_DIR: &str = "/etc/larder/config";
 pub const SYSTEM_DIR: &str = "/etc/larder/system";
 /// Where the users are mounted.
 pub const USERS_DIR: &str = "/etc/larder/users";
+/// Where the certificate, its key and the trusted authorities are mounted.
+pub const TLS_DIR: &str = "/etc/larder/tls";
 /// Where data is, of servers and of sentinels.
 pub const DATA_DIR: &str = "/data";
 /// The entry with the servers' users.
@@ -36,6 +39,14 @@ pub const USERS_STATE: &str = "state.json";
 pub const USERNAME: &str = "username";
 /// Beside [`USERNAME`].
 pub const PASSWORD: &str = "password";
+/// The entry that only the operator reads: [`Pki::to_json`].
+pub const PKI_STATE: &str = "state.json";
+/// The entries of a certificate, of its key, and of the authorities that are trusted, as Kubernetes calls them.
+const CERTIFICATE: &str = "tls.crt";
+/// Beside [`CERTIFICATE`].
+const KEY: &str = "tls.key";
+/// Beside [`CERTIFICATE`], and in the ConfigMap for clients.
+const AUTHORITIES: &str = "ca.crt";
 /// The lines with which a server follows its primary.
 const REPLICATION_FILE: &str = "replication.conf";
 
@@ -87,7 +98,7 @@ fn server_conf(wanted: &Wanted) -> String {
     let mut lines = Lines::default();
     lines.add("bind", &["*", "-::*"]);
     lines.add("protected-mode", &["no"]);
-    lines.add("port", &[&SERVER_PORT.to_string()]);
+    add_port(&mut lines, wanted, SERVER_PORT);
     lines.add("dir", &[DATA_DIR]);
     lines.add("daemonize", &["no"]);
     lines.add("save", &[""]);
@@ -101,6 +112,22 @@ fn server_conf(wanted: &Wanted) -> String {
     lines.add("include", &[&format!("{USERS_DIR}/{USERS_FILE}")]);
     lines.add("include", &[&format!("{SYSTEM_DIR}/{REPLICATION_FILE}")]);
     lines.into_text()
+}
+
+/// Where a server or a sentinel listens: with TLS, or without.
+fn add_port(lines: &mut Lines, wanted: &Wanted, port: u16) {
+    if wanted.tls.is_none() {
+        return lines.add("port", &[&port.to_string()]);
+    }
+    lines.add("port", &["0"]);
+    lines.add("tls-port", &[&port.to_string()]);
+    // Of a sentinel it says how it reaches servers and the other sentinels.
+    lines.add("tls-replication", &["yes"]);
+    // Whoever comes logs in; nobody needs a certificate of the own.
+    lines.add("tls-auth-clients", &["no"]);
+    for (keyword, file) in [("tls-cert-file", CERTIFICATE), ("tls-key-file", KEY), ("tls-ca-cert-file", AUTHORITIES)] {
+        lines.add(keyword, &[&format!("{TLS_DIR}/{file}")]);
+    }
 }
 
 /// What one server has of its own.
@@ -141,6 +168,7 @@ fn agent_config(wanted: &Wanted, id: ServerId, address: IpAddr, addresses: &Addr
         password_file: PathBuf::from(format!("{SYSTEM_DIR}/{PASSWORD}")),
     };
     let peers = addresses.servers.iter().filter(|(peer, _)| **peer != id);
+    let tls_file = |name: &str| PathBuf::from(format!("{TLS_DIR}/{name}"));
     let mut settings = live_settings(wanted);
     settings.insert("maxmemory".to_owned(), max_memory.as_bytes().to_string());
     settings.extend(wanted.parameters.clone().into_iter().filter(|(name, _)| !is_read_at_start(name)));
@@ -156,9 +184,18 @@ fn agent_config(wanted: &Wanted, id: ServerId, address: IpAddr, addresses: &Addr
             durable: wanted.storage.is_some(),
             priority: 100,
             auth: Some(auth.clone()),
-            tls: None,
+            tls: wanted.tls.as_ref().map(|_| Tls {
+                ca_file: tls_file(AUTHORITIES),
+                cert_file: None,
+                key_file: None,
+                server_name: None,
+            }),
             replication: Some(auth.clone()),
-            serves: None,
+            serves: wanted.tls.as_ref().map(|_| ServedTls {
+                cert_file: tls_file(CERTIFICATE),
+                key_file: tls_file(KEY),
+                ca_file: tls_file(AUTHORITIES),
+            }),
         },
         peers: peers
             .map(|(peer, address)| Peer {
@@ -202,7 +239,7 @@ fn sentinel_conf(wanted: &Wanted, id: SentinelId, address: IpAddr) -> String {
     let mut lines = Lines::default();
     lines.add("bind", &["*", "-::*"]);
     lines.add("protected-mode", &["no"]);
-    lines.add("port", &[&SENTINEL_PORT.to_string()]);
+    add_port(&mut lines, wanted, SENTINEL_PORT);
     lines.add("dir", &[DATA_DIR]);
     lines.add("daemonize", &["no"]);
     lines.add("sentinel", &["myid", &sentinel_id(&wanted.uid, id)]);
@@ -218,20 +255,15 @@ pub fn sentinel_id(cluster_uid: &str, id: SentinelId) -> String {
     hash
 }
 
-/// Larder's own login, as servers, agents and sentinels read it; and everybody's, as hashes.
+/// Larder's own login, as servers, agents and sentinels read it; everybody's, as hashes; and certificates.
 pub fn secrets(wanted: &Wanted, credentials: &Credentials) -> Vec<Secret> {
-    let Credentials { system, users } = credentials;
+    let Credentials { system, users, pki } = credentials;
     let mut replication = Lines::default();
     replication.add("masteruser", &[&system.user]);
     replication.add("masterauth", &[&system.password]);
-    let secret = |name: String, entries: Vec<(&str, String)>| Secret {
-        metadata: metadata(wanted, name, wanted.names.labels()),
-        data: Some(entries.into_iter().map(|(key, text)| (key.to_owned(), ByteString(text.into_bytes()))).collect()),
-        type_: Some("Opaque".to_owned()),
-        ..Secret::default()
-    };
-    vec![
+    let mut secrets = vec![
         secret(
+            wanted,
             wanted.names.system_secret(),
             vec![
                 (USERNAME, system.user.clone()),
@@ -240,8 +272,41 @@ pub fn secrets(wanted: &Wanted, credentials: &Credentials) -> Vec<Secret> {
             ],
         ),
         secret(
+            wanted,
             wanted.names.users_secret(),
             vec![(USERS_FILE, users.server_file()), (SENTINEL_USERS_FILE, users.sentinel_file()), (USERS_STATE, users.to_json())],
         ),
-    ]
+    ];
+    secrets.extend(pki.iter().flat_map(|pki| tls_secrets(wanted, pki)));
+    secrets
+}
+
+fn secret(wanted: &Wanted, name: String, entries: Vec<(&str, String)>) -> Secret {
+    Secret {
+        metadata: metadata(wanted, name, wanted.names.labels()),
+        data: Some(entries.into_iter().map(|(key, text)| (key.to_owned(), ByteString(text.into_bytes()))).collect()),
+        type_: Some("Opaque".to_owned()),
+        ..Secret::default()
+    }
+}
+
+/// What is remembered of certificates first: what is not remembered must not be presented.
+fn tls_secrets(wanted: &Wanted, pki: &Pki) -> Vec<Secret> {
+    let names = &wanted.names;
+    let certificate = |name: String, certified: &Certified| {
+        let (certificate, key) = (certified.certificate().to_owned(), certified.key().to_owned());
+        let entries = vec![(CERTIFICATE, certificate), (KEY, key), (AUTHORITIES, pki.bundle())];
+        Secret { type_: Some("kubernetes.io/tls".to_owned()), ..secret(wanted, name, entries) }
+    };
+    let mut secrets = vec![secret(wanted, names.pki_secret(), vec![(PKI_STATE, pki.to_json())])];
+    secrets.extend(pki.servers().map(|certified| certificate(names.server_tls_secret(), certified)));
+    secrets.extend(pki.sentinels().map(|certified| certificate(names.sentinel_tls_secret(), certified)));
+    secrets
+}
+
+/// The authorities that clients trust, where there are any.
+pub fn of_clients(wanted: &Wanted, credentials: &Credentials) -> Option<ConfigMap> {
+    let data = BTreeMap::from([(AUTHORITIES.to_owned(), credentials.pki.as_ref()?.bundle())]);
+    let metadata = metadata(wanted, wanted.names.authority_map(), wanted.names.labels());
+    Some(ConfigMap { metadata, data: Some(data), ..ConfigMap::default() })
 }

@@ -20,13 +20,14 @@ use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::core::ObjectMeta;
 
+use super::pki::Pki;
 use super::plan::{SentinelId, ServerId};
 use super::users::Users;
 use super::validate::Wanted;
 use crate::operator::admin::Login;
 use crate::policy::ByteSize;
 
-pub use config::{PASSWORD, USERNAME, USERS_STATE, announced_address, max_memory};
+pub use config::{PASSWORD, PKI_STATE, USERNAME, USERS_STATE, announced_address, max_memory};
 pub use pods::{DATA_VOLUME, MAIN_CONTAINER};
 pub use revision::{Revisions, revisions};
 pub use services::{primary_endpoints, services};
@@ -51,13 +52,15 @@ pub struct Addresses {
     pub sentinels: BTreeMap<SentinelId, IpAddr>,
 }
 
-/// The passwords of a CacheCluster.
+/// The passwords and certificates of a CacheCluster.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Credentials {
     /// Larder's own login at servers and sentinels.
     pub system: Login,
     /// Everybody's, as hashes.
     pub users: Users,
+    /// Certificates, and who signs them. `None`: plain TCP.
+    pub pki: Option<Pki>,
 }
 
 /// What stands in the cluster already, and decides together with what is wanted.
@@ -78,9 +81,9 @@ pub struct Kept {
 pub struct Objects {
     /// The account of all pods, without a token.
     pub service_account: ServiceAccount,
-    /// Larder's own login, and everybody's as hashes.
+    /// Larder's own login, everybody's as hashes, and certificates.
     pub secrets: Vec<Secret>,
-    /// What servers, agents and sentinels are told.
+    /// What servers, agents and sentinels are told, and whom clients trust.
     pub config_maps: Vec<ConfigMap>,
     /// Who may open connections. `None`: everybody; one that stands is to be deleted.
     pub network_policy: Option<NetworkPolicy>,
@@ -104,6 +107,8 @@ pub fn objects(
 ) -> Objects {
     let revisions = revisions(wanted);
     let (servers, agent_generations) = config::of_servers(wanted, addresses, kept);
+    let mut config_maps = vec![servers, config::of_sentinels(wanted, addresses)];
+    config_maps.extend(config::of_clients(wanted, credentials));
     Objects {
         service_account: ServiceAccount {
             metadata: metadata(wanted, wanted.names.cluster(), wanted.names.labels()),
@@ -111,7 +116,7 @@ pub fn objects(
             ..ServiceAccount::default()
         },
         secrets: config::secrets(wanted, credentials),
-        config_maps: vec![servers, config::of_sentinels(wanted, addresses)],
+        config_maps,
         network_policy: network::network_policy(wanted, installation),
         disruption_budgets: sets::disruption_budgets(wanted),
         stateful_sets: sets::stateful_sets(wanted, installation, kept, &revisions),

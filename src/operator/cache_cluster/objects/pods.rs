@@ -13,7 +13,7 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::core::ObjectMeta;
 
-use super::config::{CONFIG_DIR, DATA_DIR, PASSWORD, SENTINEL_USERS_FILE, SYSTEM_DIR, USERNAME, USERS_DIR, USERS_FILE};
+use super::config::{CONFIG_DIR, DATA_DIR, PASSWORD, SENTINEL_USERS_FILE, SYSTEM_DIR, TLS_DIR, USERNAME, USERS_DIR, USERS_FILE};
 use super::{Installation, Revisions};
 use crate::api::cache_cluster::{CpuOptions, PodOptions, Spread};
 use crate::operator::cache_cluster::names::{
@@ -95,6 +95,13 @@ fn pod_spec(wanted: &Wanted, installation: &Installation, component: Component, 
     } = &wanted.pod;
     if wanted.storage.is_none() {
         volumes.push(empty_dir(DATA_VOLUME));
+    }
+    if wanted.tls.is_some() {
+        let secret = match component {
+            Component::Server => wanted.names.server_tls_secret(),
+            Component::Sentinel => wanted.names.sentinel_tls_secret(),
+        };
+        volumes.push(secret_volume("tls", secret, None));
     }
     let tolerations = tolerations.iter().map(|toleration| Toleration {
         key: toleration.key.clone(),
@@ -223,15 +230,7 @@ fn server_container(wanted: &Wanted) -> Container {
             }),
             ..Lifecycle::default()
         }),
-        volume_mounts: Some(vec![
-            mount("larder", "/larder", true),
-            mount("run", "/run/larder", false),
-            mount("tmp", "/tmp", false),
-            mount("config", CONFIG_DIR, true),
-            mount("system", SYSTEM_DIR, true),
-            mount("users", USERS_DIR, true),
-            mount(DATA_VOLUME, DATA_DIR, false),
-        ]),
+        volume_mounts: Some(mounts(wanted, Some(mount("run", "/run/larder", false)))),
         ..Container::default()
     }
 }
@@ -269,14 +268,7 @@ fn sentinel_container(wanted: &Wanted) -> Container {
         security_context: Some(restricted()),
         liveness_probe: Some(probe(10, 6)),
         readiness_probe: Some(probe(2, 2)),
-        volume_mounts: Some(vec![
-            mount("larder", "/larder", true),
-            mount("tmp", "/tmp", false),
-            mount("config", CONFIG_DIR, true),
-            mount("system", SYSTEM_DIR, true),
-            mount("users", USERS_DIR, true),
-            mount(DATA_VOLUME, DATA_DIR, false),
-        ]),
+        volume_mounts: Some(mounts(wanted, None)),
         ..Container::default()
     }
 }
@@ -333,6 +325,21 @@ fn mount(volume: &str, path: &str, read_only: bool) -> VolumeMount {
         read_only: read_only.then_some(true),
         ..VolumeMount::default()
     }
+}
+
+/// What containers of servers and sentinels see, `own` besides.
+fn mounts(wanted: &Wanted, own: Option<VolumeMount>) -> Vec<VolumeMount> {
+    let mut mounts = vec![mount("larder", "/larder", true)];
+    mounts.extend(own);
+    mounts.extend([
+        mount("tmp", "/tmp", false),
+        mount("config", CONFIG_DIR, true),
+        mount("system", SYSTEM_DIR, true),
+        mount("users", USERS_DIR, true),
+        mount(DATA_VOLUME, DATA_DIR, false),
+    ]);
+    mounts.extend(wanted.tls.as_ref().map(|_| mount("tls", TLS_DIR, true)));
+    mounts
 }
 
 fn empty_dir(name: &str) -> Volume {

@@ -29,6 +29,8 @@ struct ServerInputs<'a> {
     parameters: BTreeMap<&'a str, &'a str>,
     durable: bool,
     pod: &'a PodOptions,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    tls: bool,
 }
 
 #[derive(Serialize)]
@@ -36,6 +38,8 @@ struct SentinelInputs<'a> {
     image: &'a str,
     durable: bool,
     pod: &'a PodOptions,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    tls: bool,
 }
 
 /// The revisions of what is wanted. Every field is named here, and with it how its change takes effect.
@@ -52,6 +56,9 @@ pub fn revisions(wanted: &Wanted) -> Revisions {
         memory,
         storage,
         pod,
+        // Restarts where it is switched on or off. Certificates are the agents' to take up, and the planner sees which of them
+        // sentinels present.
+        tls,
         // Restarts for those that are read at the start; the others are set live.
         parameters,
         // Pods come and go; the files of those that stay follow.
@@ -67,7 +74,7 @@ pub fn revisions(wanted: &Wanted) -> Revisions {
         paused: _,
     } = wanted;
     let read_at_start = parameters.iter().filter(|(name, _)| is_read_at_start(name));
-    let durable = storage.is_some();
+    let (durable, tls) = (storage.is_some(), tls.is_some());
     // What concerns the servers' processor alone leaves sentinels alone.
     let sentinel_pod = PodOptions { cpu: None, ..pod.clone() };
     Revisions {
@@ -77,8 +84,9 @@ pub fn revisions(wanted: &Wanted) -> Revisions {
             parameters: read_at_start.map(|(name, value)| (name.as_str(), value.as_str())).collect(),
             durable,
             pod,
+            tls,
         }),
-        sentinels: fingerprint(&SentinelInputs { image, durable, pod: &sentinel_pod }),
+        sentinels: fingerprint(&SentinelInputs { image, durable, pod: &sentinel_pod, tls }),
     }
 }
 
@@ -116,6 +124,15 @@ mod tests {
         for (spec, servers, sentinels) in [(json!({}), "86d50e9c3c", "2a9d8216b1"), (full, "91a8573d6e", "510a747abb")] {
             assert_eq!(of(&spec), (servers.to_owned(), sentinels.to_owned()));
         }
+    }
+
+    #[test]
+    fn a_new_certificate_replaces_no_pod() {
+        let rotated = |rotation: &str| of(&json!({"tls": {"enabled": true, "rotation": rotation}}));
+        assert_eq!((rotated("one"), rotated("one")), (rotated("two"), of(&json!({"tls": {"enabled": true}}))));
+        assert_eq!(of(&json!({"tls": {"enabled": false}})), of(&json!({})));
+        let (servers, sentinels) = rotated("one");
+        assert!(servers != of(&json!({})).0 && sentinels != of(&json!({})).1);
     }
 
     #[test]

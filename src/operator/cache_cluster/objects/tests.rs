@@ -25,7 +25,7 @@ fn addresses(wanted: &Wanted, servers: u16) -> Addresses {
 fn credentials(access: &Access) -> Credentials {
     let system = Login { user: SYSTEM_USER.to_owned(), password: "system password".to_owned() };
     let users = Users::next(None, access, &system.password, None, std::time::SystemTime::UNIX_EPOCH);
-    Credentials { system, users }
+    Credentials { system, users, pki: None }
 }
 
 fn build(spec: &Value, kept: &Kept) -> Objects {
