@@ -7,6 +7,7 @@ use crate::policy::agent::{AgentConfig, AgentConfigError, Failover};
 use crate::policy::snapshot::{Cluster, DEFAULT_IDLE_TRANSACTION, Topology};
 use crate::sidecar::access_files::AccessError;
 use crate::sidecar::files::FileError;
+use crate::sidecar::served_tls::ServedTlsError;
 use crate::sidecar::upstream::node::{NodeAddr, NodeAddrError};
 
 /// Why a configuration cannot come into force.
@@ -24,6 +25,9 @@ pub enum ChargeError {
     /// A password or a certificate cannot be used.
     #[error(transparent)]
     Access(#[from] AccessError),
+    /// The certificate that it serves cannot be used.
+    #[error(transparent)]
+    Served(#[from] ServedTlsError),
     /// It changes what an agent is bound to as long as it runs.
     #[error("the agent's configuration changes `{0}`, which stands as long as the agent runs: restart the pod")]
     Bound(&'static str),

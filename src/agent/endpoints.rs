@@ -18,6 +18,7 @@ use super::board::Board;
 use super::handover::{Handover, Handovers};
 use super::metrics;
 use crate::sidecar::admin::{AdminListeners, OPENMETRICS, serve_routers};
+use crate::sidecar::served_tls::Served;
 
 /// How long a handover may take where the caller does not say.
 pub const HANDOVER_LIMIT: Duration = Duration::from_secs(15);
@@ -29,11 +30,12 @@ struct Shared {
     handovers: Handovers,
 }
 
-/// Serves until `stop` holds true.
+/// Serves until `stop` holds true; the port with TLS where something is `served`.
 pub async fn serve(
     listeners: AdminListeners,
     board: Arc<Board>,
     handovers: Handovers,
+    served: Option<Served>,
     stop: watch::Receiver<bool>,
 ) -> io::Result<()> {
     let shared = Arc::new(Shared { board, handovers });
@@ -47,7 +49,7 @@ pub async fn serve(
     };
     let public = known().with_state(shared.clone());
     let private = known().route("/handover", post(handover)).with_state(shared);
-    serve_routers(listeners, public, private, stop).await
+    serve_routers(listeners, public, private, served, stop).await
 }
 
 fn verdict(verdict: Result<(), String>) -> Response {

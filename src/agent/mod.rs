@@ -14,6 +14,7 @@ pub mod handover;
 pub mod info;
 pub mod line;
 pub mod metrics;
+pub mod peers;
 pub mod place;
 pub mod questions;
 pub mod run;

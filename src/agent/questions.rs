@@ -6,6 +6,7 @@ use tracing::debug;
 use super::boot::{PeerAnswer, PeerView, SentinelAnswer, Situation};
 use super::charge::{Charge, PeerPlace};
 use super::line::{DEADLINE, Line, LineError};
+use super::peers::PeerClient;
 use crate::policy::agent::{DataState, ServerPhase, StateReport, VERSION};
 use crate::sidecar::upstream::access::Access;
 use crate::sidecar::upstream::admin_client::Value;
@@ -15,7 +16,7 @@ use crate::sidecar::upstream::node::NodeAddr;
 const MAX_REPORT_BYTES: usize = 64 * 1024;
 
 /// Asks everybody.
-pub async fn situation(charge: &Charge, sentinels: &Access, http: &reqwest::Client, own: &DataState) -> Situation {
+pub async fn situation(charge: &Charge, sentinels: &Access, http: &PeerClient, own: &DataState) -> Situation {
     let peers = join_all(charge.peers.iter().map(|peer| ask_peer(http, peer)));
     let (peers, sentinels) = tokio::join!(peers, ask_sentinels(charge, sentinels));
     Situation {
@@ -61,7 +62,7 @@ fn parse_master(answer: &Value) -> SentinelAnswer {
     SentinelAnswer::Names { primary: NodeAddr::new(host, port), failing_over }
 }
 
-async fn ask_peer(http: &reqwest::Client, peer: &PeerPlace) -> PeerView {
+async fn ask_peer(http: &PeerClient, peer: &PeerPlace) -> PeerView {
     let answer = match fetch(http, peer).await {
         Ok(report) => PeerAnswer::State { acts_as_primary: acts_as_primary(&report.server), data: report.data },
         Err(error) => {
@@ -98,8 +99,9 @@ enum FetchError {
     TooNew(u32),
 }
 
-async fn fetch(http: &reqwest::Client, peer: &PeerPlace) -> Result<StateReport, FetchError> {
-    let request = http.get(format!("http://{}/state", peer.agent)).timeout(DEADLINE);
+async fn fetch(http: &PeerClient, peer: &PeerPlace) -> Result<StateReport, FetchError> {
+    let (scheme, client) = http.current()?;
+    let request = client.get(format!("{scheme}://{}/state", peer.agent)).timeout(DEADLINE);
     let mut response = request.send().await?.error_for_status()?;
     let mut body = Vec::new();
     while let Some(chunk) = response.chunk().await? {

@@ -17,12 +17,14 @@ use super::disk::Disk;
 use super::endpoints;
 use super::handover::Handovers;
 use super::line::Line;
+use super::peers::PeerClient;
 use super::supervisor::Supervisor;
 use super::upkeep::Upkeep;
-use crate::policy::agent::MAX_BYTES;
+use crate::policy::agent::{MAX_BYTES, ServedTls};
 use crate::sidecar::access_files::open_access;
 use crate::sidecar::admin::{AdminError, AdminListeners};
 use crate::sidecar::files::WatchedFiles;
+use crate::sidecar::served_tls::open_served;
 use crate::telemetry::background::Background;
 
 /// How long requests under way are waited for at the end.
@@ -81,9 +83,14 @@ async fn run_on(config: Config) -> Result<(), AgentError> {
     let mut disk = Disk::new(Path::new(&server.directory), server.durable);
     let brought = disk.inspect().map_err(AgentError::Server)?;
     let listeners = AdminListeners::open(Some(listen), Some(&socket))?;
-    // Peers are asked in plain HTTP, and the server's image may have no certificates, without which the usual verifier does not start.
-    let http = reqwest::Client::builder().no_proxy().tls_certs_only([]).pool_max_idle_per_host(1).build();
-    let http = http.map_err(|error| AgentError::Io(io::Error::other(error)))?;
+    let secured = server.agent_tls.then(|| access.servers.clone());
+    let http = PeerClient::new(secured).map_err(|error| AgentError::Io(io::Error::other(error)))?;
+    let served = match server.serves.as_ref().filter(|_| server.agent_tls) {
+        Some(ServedTls { cert_file, key_file, .. }) => {
+            Some(open_served(cert_file.clone(), key_file.clone()).await.map_err(|error| at(error.into()))?)
+        }
+        None => None,
+    };
     let board = Arc::new(Board::new(server.ordinal));
     board.update(|known| {
         known.report.data = brought;
@@ -93,7 +100,7 @@ async fn run_on(config: Config) -> Result<(), AgentError> {
     let upkeep = Upkeep::open(charge.clone(), access.servers.clone()).await.map_err(at)?;
     let handovers = Handovers { charge: charge.clone(), access: access.clone(), one: tokio::sync::Mutex::default() };
     let (end, ended) = watch::channel(false);
-    let serving = tokio::spawn(endpoints::serve(listeners, board.clone(), handovers, ended));
+    let serving = tokio::spawn(endpoints::serve(listeners, board.clone(), handovers, served, ended));
     let following = tokio::spawn(follow(files, charges, board.clone()));
     info!(%listen, server = %first.address, ordinal = server.ordinal, "the agent serves");
     let supervisor = Supervisor {

@@ -15,6 +15,7 @@ use super::child::{Children, Program, Server};
 use super::disk::Disk;
 use super::info::{Info, Role};
 use super::line::{Line, LineError};
+use super::peers::PeerClient;
 use super::questions;
 use super::upkeep::Upkeep;
 use crate::policy::agent::{DataState, ServerPhase};
@@ -41,7 +42,7 @@ pub struct Supervisor {
     /// How to log in.
     pub access: ClusterAccess,
     /// Asks peers.
-    pub http: reqwest::Client,
+    pub http: PeerClient,
     /// Where everything is told.
     pub board: Arc<Board>,
     /// The data.

@@ -9,7 +9,7 @@ use super::ports::Reservation;
 use super::process::{Process, Watchdog, bound_log, last_lines};
 use super::restart::Restarts;
 use super::servers::Ended;
-use crate::operator::admin::Admin;
+use crate::operator::admin::{Admin, Entry};
 
 /// Where one sidecar is reached.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -122,7 +122,7 @@ impl Sidecars {
     pub async fn first_unready(&mut self) -> Option<&Endpoint> {
         for sidecar in &mut self.sidecars {
             let answers = async {
-                let mut admin = Admin::connect(sidecar.endpoint.listen, None).await.ok()?;
+                let mut admin = Admin::connect(sidecar.endpoint.listen, Entry::default()).await.ok()?;
                 let _: String = admin.ask("PING", &[]).await.ok()?;
                 admin.ask::<u64>("DBSIZE", &[]).await.ok()
             };

@@ -42,6 +42,7 @@ impl fmt::Debug for Login {
 pub struct Trust {
     bundle: String,
     config: Arc<ClientConfig>,
+    http: reqwest::Client,
 }
 
 impl fmt::Debug for Trust {
@@ -76,7 +77,14 @@ impl Trust {
         let mut config = builder.map_err(|_| TrustError)?.with_root_certificates(roots).with_no_client_auth();
         // A session that is taken up again shows no certificate, and what is served now is to be seen.
         config.resumption = Resumption::disabled();
-        Ok(Self { bundle: bundle.to_owned(), config: Arc::new(config) })
+        let http = reqwest::Client::builder().connect_timeout(DEADLINE).timeout(DEADLINE).no_proxy();
+        let http = http.tls_backend_preconfigured(config.clone()).build().map_err(|_| TrustError)?;
+        Ok(Self { bundle: bundle.to_owned(), config: Arc::new(config), http })
+    }
+
+    /// Asks agents.
+    pub fn http(&self) -> &reqwest::Client {
+        &self.http
     }
 }
 

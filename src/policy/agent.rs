@@ -107,6 +107,9 @@ pub struct ServerPlace {
     /// The files that this server itself serves TLS with, reloaded when they change. Absent: not watched.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub serves: Option<ServedTls>,
+    /// Whether agents serve their ports, and ask each other, over TLS: with what `serves` and `tls` name.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub agent_tls: bool,
 }
 
 fn default_priority() -> u16 {
@@ -232,6 +235,9 @@ impl AgentConfig {
         ordinals.sort_unstable();
         if ordinals.windows(2).any(|pair| pair[0] == pair[1]) {
             return invalid("peers", "each server has an ordinal of its own".into());
+        }
+        if self.server.agent_tls && (self.server.serves.is_none() || self.server.tls.is_none()) {
+            return invalid("server", "`agentTls` takes `serves` and `tls` with it: name the files".into());
         }
         if self.settings.len() > MAX_SETTINGS {
             return invalid("settings", format!("there are more than {MAX_SETTINGS}"));

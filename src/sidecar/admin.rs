@@ -27,6 +27,7 @@ use tokio::time::{Instant, Sleep, timeout};
 use crate::origin::{BreakerState, OriginStats};
 use crate::policy::Snapshot;
 use crate::policy::snapshot::{OriginKind, Sensitive};
+use crate::sidecar::served_tls::{SecuredListener, Served};
 use crate::telemetry::metrics::MetricsHub;
 use crate::telemetry::readings::{Reading, ReadingKind};
 
@@ -146,20 +147,30 @@ pub async fn serve(
         .route("/metrics", get(show_metrics))
         .with_state(shared.clone());
     let private = Router::new().route("/policy", get(show_policy)).route("/explain", get(explain)).with_state(shared);
-    serve_routers(listeners, public, private, stop).await
+    serve_routers(listeners, public, private, None, stop).await
 }
 
-/// Serves `public` on the port and `private` on the socket, as [`serve`] does.
+/// Serves `public` on the port and `private` on the socket, as [`serve`] does. The port is encrypted where something is `served`.
 pub async fn serve_routers(
     mut listeners: AdminListeners,
     public: Router,
     private: Router,
+    served: Option<Served>,
     stop: watch::Receiver<bool>,
 ) -> io::Result<()> {
     let tcp = listeners.tcp.take().map(TcpListener::from_std).transpose()?;
     let unix = listeners.unix.as_ref().map(|(listener, _)| listener.try_clone()).transpose()?;
     let unix = unix.map(UnixListener::from_std).transpose()?;
-    let (on_tcp, on_unix) = tokio::join!(serve_on(tcp, public, stop.clone()), serve_on(unix, private, stop));
+    let on_tcp = async {
+        match served {
+            None => serve_on(tcp, public, stop.clone()).await,
+            Some(served) => {
+                let secured = tcp.map(|listener| SecuredListener { listener, served });
+                serve_on(secured, public, stop.clone()).await
+            }
+        }
+    };
+    let (on_tcp, on_unix) = tokio::join!(on_tcp, serve_on(unix, private, stop.clone()));
     on_tcp.and(on_unix)
 }
 

@@ -12,6 +12,7 @@ pub mod patterns;
 pub mod policy;
 pub mod reload;
 pub mod resp;
+pub mod served_tls;
 pub mod server;
 pub mod session;
 pub mod slots;

@@ -85,7 +85,7 @@ fn check(title: &str, engine: Engine) {
     let primary = tier.primary();
     // Nobody is served without TLS.
     let plain = Tier { name: tier.name.clone(), engine, durable: false, tls: false };
-    assert!(plain.ask(&primary, "6379", &["ping"]).is_err_and(|said| !said.contains("NOAUTH")));
+    assert_ne!(plain.ask(&primary, "6379", &["ping"]).as_deref(), Ok("PONG"));
     published(&tier);
 
     let (servers, sentinels) = (tier.server_uids(), tier.sentinels().iter().map(uid).collect::<Vec<_>>());

@@ -97,7 +97,7 @@ impl Actor<'_, '_> {
     /// Whether a server that did not serve when it was looked at has become primary since.
     async fn leads_by_now(&self, id: ServerId) -> bool {
         let Some(ip) = self.addresses.servers.get(&id) else { return false };
-        let report = fetch::state_report(self.applier.context, SocketAddr::new(*ip, AGENT_PORT)).await;
+        let report = fetch::state_report(self.applier.context, SocketAddr::new(*ip, AGENT_PORT), self.entry.trust).await;
         report.is_some_and(|report| report.server == ServerPhase::Primary)
     }
 

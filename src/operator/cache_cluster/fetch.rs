@@ -23,7 +23,7 @@ use super::observe;
 use super::plan::{Member, Node as PlanNode, Observed, Pod, Revision, Scale, Sentinel, Server, ServerId, ServerState};
 use super::validate::Wanted;
 use crate::api::sensitive::{SecretKeyRef, SensitiveSource};
-use crate::operator::admin::{Admin, AdminError, Entry};
+use crate::operator::admin::{Admin, AdminError, Entry, Trust};
 use crate::operator::controller::Context;
 use crate::operator::watches::Watches;
 use crate::policy::agent::{MAX_BYTES, StateReport};
@@ -180,7 +180,7 @@ pub async fn hear(context: &Context, watches: &Watches, question: Question<'_>) 
     });
     let servers = addresses.servers.iter().map(async |(id, ip)| {
         let exists = pods.contains_key(&Member::Server(*id));
-        let report = if exists { state_report(context, SocketAddr::new(*ip, AGENT_PORT)).await } else { None };
+        let report = if exists { state_report(context, SocketAddr::new(*ip, AGENT_PORT), entry.trust).await } else { None };
         let state = match (&report, exists) {
             (Some(report), _) => ServerState::from(report),
             (None, true) => ServerState::Silent,
@@ -254,9 +254,10 @@ async fn sentinel(address: SocketAddr, entry: Entry<'_>) -> SentinelAnswer {
 }
 
 /// What an agent tells of its server; `None` where it does not answer.
-pub(super) async fn state_report(context: &Context, agent: SocketAddr) -> Option<StateReport> {
+pub(super) async fn state_report(context: &Context, agent: SocketAddr, trust: Option<&Trust>) -> Option<StateReport> {
+    let (scheme, http) = trust.map_or(("http", &context.http), |trust| ("https", trust.http()));
     let ask = async {
-        let response = context.http.get(format!("http://{agent}/state")).send().await?.error_for_status()?;
+        let response = http.get(format!("{scheme}://{agent}/state")).send().await?.error_for_status()?;
         if response.content_length().is_some_and(|length| length > MAX_BYTES as u64) {
             return Ok(None);
         }

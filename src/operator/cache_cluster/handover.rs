@@ -410,8 +410,7 @@ impl Drop for Pause {
         if self.is_ended {
             return;
         }
-        let (master, sentinels, keys) =
-            (std::mem::take(&mut self.master), std::mem::take(&mut self.sentinels), self.keys.take());
+        let (master, sentinels, keys) = (std::mem::take(&mut self.master), std::mem::take(&mut self.sentinels), self.keys.take());
         let (from, to) = (self.from, self.to);
         runtime.spawn(async move {
             let (sentinels, entry) = (&sentinels[..], keys.as_ref().map(Keys::entry).unwrap_or_default());

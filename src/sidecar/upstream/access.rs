@@ -101,6 +101,11 @@ impl fmt::Debug for ClientTls {
 }
 
 impl ClientTls {
+    /// What others than [`super::dial`] encrypt with.
+    pub fn client_config(&self) -> ClientConfig {
+        (*self.config).clone()
+    }
+
     /// Reads PEM files: the authorities to trust, and a certificate with its key where the servers want one. `server_name` is the
     /// name to expect in the servers' certificates; without it, the host that is dialled.
     pub fn parse(ca: &[u8], pair: Option<(&[u8], &[u8])>, server_name: Option<&str>) -> Result<Self, KeysError> {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{self, BufReader, Read as _, Write as _};
+use std::io::{self, BufReader, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
@@ -258,15 +258,9 @@ impl Pods {
 
     /// What an agent tells; null where it does not.
     fn state(&self, index: usize) -> Json {
-        let ask = || {
-            let mut stream = TcpStream::connect(self.agent_address(index)).ok()?;
-            stream.set_read_timeout(Some(Duration::from_secs(20))).ok()?;
-            stream.write_all(b"GET /state HTTP/1.1\r\nHost: agent\r\nConnection: close\r\n\r\n").ok()?;
-            let mut text = String::new();
-            stream.read_to_string(&mut text).ok()?;
-            serde_json::from_str(text.split_once("\r\n\r\n")?.1).ok()
-        };
-        ask().unwrap_or(Json::Null)
+        let url = format!("https://{}/state", self.agent_address(index));
+        let ask = async { self.trust.http().get(url).send().await?.bytes().await };
+        self.run(ask).ok().and_then(|body| serde_json::from_slice(&body).ok()).unwrap_or(Json::Null)
     }
 
     /// The certificate that the agent has seen in a handshake.

@@ -196,6 +196,7 @@ fn agent_config(wanted: &Wanted, id: ServerId, address: IpAddr, addresses: &Addr
                 key_file: tls_file(KEY),
                 ca_file: tls_file(AUTHORITIES),
             }),
+            agent_tls: wanted.tls.is_some(),
         },
         peers: peers
             .map(|(peer, address)| Peer {

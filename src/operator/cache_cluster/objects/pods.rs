@@ -203,6 +203,7 @@ fn server_container(wanted: &Wanted) -> Container {
     let probe = |path: &str, period, failures| Probe {
         http_get: Some(HTTPGetAction {
             path: Some(path.to_owned()),
+            scheme: wanted.tls.as_ref().map(|_| "HTTPS".to_owned()),
             port: IntOrString::String("agent".to_owned()),
             ..HTTPGetAction::default()
         }),

@@ -2,6 +2,7 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::operator::cache_cluster::certify;
 use crate::operator::cache_cluster::users::{Access, SYSTEM_USER};
 use crate::operator::cache_cluster::validate::{tests::cluster, validate};
 use crate::policy::agent::AgentConfig;
@@ -74,8 +75,42 @@ fn secrets_alone_hold_passwords_and_hashes() {
 }
 
 #[test]
+fn under_tls_nothing_listens_in_the_clear_and_keys_stay_in_secrets() {
+    let wanted = wanted(&json!({"tls": {"enabled": true}}));
+    let addresses = addresses(&wanted, 2);
+    let subjects = certify::subjects(&wanted, wanted.tls.as_ref().unwrap(), &addresses);
+    let pki = Pki::default().next(&subjects, false, std::time::SystemTime::UNIX_EPOCH).unwrap();
+    let credentials = Credentials { pki: Some(pki.clone()), ..credentials(&Access::Open) };
+    let objects = objects(&wanted, &installation("larder:1"), &addresses, &credentials, &Kept::default());
+    for (map, entry, port) in [(0, "server.conf", 6379), (1, "sentinel-0.conf", 26379)] {
+        let lines = format!(
+            "port 0\ntls-port {port}\ntls-replication yes\ntls-auth-clients no\ntls-cert-file /etc/larder/tls/tls.crt\n\
+             tls-key-file /etc/larder/tls/tls.key\ntls-ca-cert-file /etc/larder/tls/ca.crt\n"
+        );
+        assert!(text(&objects, map, entry).contains(&lines), "{}", text(&objects, map, entry));
+    }
+    let config = AgentConfig::parse(text(&objects, 0, "agent-0.json").as_bytes()).unwrap();
+    assert!(config.server.agent_tls && config.server.serves.is_some() && config.server.tls.is_some());
+    let probe = container(&objects, 0).readiness_probe.as_ref().unwrap().http_get.as_ref().unwrap();
+    assert_eq!(probe.scheme.as_deref(), Some("HTTPS"));
+    for (set, secret) in [(0, "shop-server-tls"), (1, "shop-sentinel-tls")] {
+        let volumes = template(&objects, set).spec.as_ref().unwrap().volumes.as_ref().unwrap();
+        let mounted = volumes.iter().filter_map(|volume| volume.secret.as_ref()?.secret_name.as_deref());
+        let mounted: Vec<&str> = mounted.collect();
+        assert!(mounted.contains(&secret) && !mounted.contains(&"shop-pki"), "{mounted:?}");
+    }
+    let names = objects.secrets.iter().filter_map(|secret| secret.metadata.name.as_deref());
+    let expected = ["shop-system", "shop-users", "shop-pki", "shop-server-tls", "shop-sentinel-tls"];
+    assert_eq!(names.collect::<Vec<_>>(), expected, "what is remembered is written before it is presented");
+    assert_eq!(text(&objects, 2, "ca.crt"), pki.bundle());
+    let Objects { service_account, secrets: _, config_maps, network_policy, disruption_budgets, stateful_sets, .. } = objects;
+    let open = json!([service_account, config_maps, network_policy, disruption_budgets, stateful_sets]).to_string();
+    assert!(!open.contains("PRIVATE"), "{open}");
+}
+
+#[test]
 fn pods_are_restricted() {
-    for spec in [json!({}), json!({"storage": {"size": "1Gi"}})] {
+    for spec in [json!({}), json!({"storage": {"size": "1Gi"}}), json!({"tls": {"enabled": true}})] {
         let objects = build(&spec, &Kept::default());
         for set in [0, 1] {
             let pod = template(&objects, set).spec.as_ref().unwrap();
