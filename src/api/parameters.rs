@@ -59,6 +59,12 @@ const OWNED: &[Owned] = &[
     Owned { keys: &["databases"], instead: "remove it: it cannot be changed while a server runs" },
 ];
 
+/// What to do instead of setting a key that Larder sets itself; `None` where the key is the user's.
+pub fn instead_of(key: &str) -> Option<&'static str> {
+    let is_own = |own: &&str| if own.ends_with('-') { key.starts_with(*own) } else { key == *own };
+    OWNED.iter().find(|group| group.keys.iter().any(|own| is_own(own))).map(|group| group.instead)
+}
+
 /// The schema of `spec.parameters`; never built.
 pub enum ParametersSchema {}
 
@@ -122,5 +128,6 @@ mod tests {
     fn owned_keys_are_matched_whole_or_by_their_beginning() {
         assert_eq!(owned_regex(&["port", "tls-"]), "^(port|tls-.*)$");
         assert_eq!(names(&["port", "tls-"]), "port, tls-*");
+        assert!(instead_of("tls-port").is_some() && instead_of("port").is_some() && instead_of("port-x").is_none());
     }
 }

@@ -14,6 +14,7 @@ use crate::api::cache_cluster::{
     AuthSpec, EngineKind, Eviction, MAX_NAME_CHARS, Mode, NetworkPolicyOptions, PeerSpec, PodOptions, StorageSpec, TlsSpec,
     WritesSpec,
 };
+use crate::api::parameters::instead_of;
 use crate::api::path::at;
 use crate::api::{CacheCluster, CacheClusterSpec, FieldPath, ObjectRef, Problem};
 use crate::policy::ByteSize;
@@ -151,6 +152,7 @@ pub fn validate(cluster: &CacheCluster) -> Result<Wanted, Vec<Problem>> {
     }
     let pod = pod.clone().unwrap_or_default();
     problems.check_cpu(&pod);
+    problems.check_parameters(parameters);
     if !problems.found.is_empty() {
         return Err(problems.found);
     }
@@ -221,6 +223,12 @@ impl Problems {
         }
     }
 
+    fn check_parameters(&mut self, parameters: &BTreeMap<String, String>) {
+        for (name, instead) in parameters.keys().filter_map(|name| Some((name, instead_of(name)?))) {
+            self.add(at!("spec", "parameters").key(name), "Larder sets it itself", instead);
+        }
+    }
+
     fn check_cpu(&mut self, pod: &PodOptions) {
         let Some(cpu) = &pod.cpu else { return };
         let path = at!("spec", "pod", "cpu");
@@ -273,6 +281,7 @@ pub(super) mod tests {
             (serde_json::json!({"auth": {"user": "larder-system", "password": {"value": "x"}}}), "spec.auth.user"),
             (serde_json::json!({"pod": {"cpu": {"request": "2", "limit": "1500m"}}}), "spec.pod.cpu"),
             (serde_json::json!({"pod": {"cpu": {"limit": "50m"}}}), "spec.pod.cpu"),
+            (serde_json::json!({"parameters": {"hz": "20", "port": "6380"}}), "spec.parameters.port"),
         ] {
             let text = refused(&spec);
             assert!(text.lines().count() == 1 && text.contains(&format!(": {path}: ")), "{text}");
