@@ -139,7 +139,7 @@ pub async fn reconcile(
         Err(invalid) => {
             let message = format!("the object cannot be read: {}: correct it, or delete it", invalid.error);
             let place = Place::of(&invalid.metadata, None);
-            return refuse(context, &place, "Unreadable", message, memory).await;
+            return refuse_unreadable(context, &place, message, memory).await;
         }
     };
     if cluster.metadata.deletion_timestamp.is_some() {
@@ -206,6 +206,25 @@ async fn refuse(
     let before = memory.status.clone().or_else(|| place.status.clone()).unwrap_or_default();
     write_status(context, place, &verdicts, before, memory).await?;
     Ok(REFUSED)
+}
+
+/// Says that an object cannot be read. The API server takes no status for one whose fields are of another kind than its definition says:
+/// then an event has to do, and no haste brings more.
+async fn refuse_unreadable(
+    context: &Context,
+    place: &Place,
+    message: String,
+    memory: &mut Memory,
+) -> Result<Duration, ReconcileError> {
+    match refuse(context, place, "Unreadable", message.clone(), memory).await {
+        Err(ReconcileError::Status(error)) if matches!(*error, kube::Error::Api(_)) => {
+            debug!(key = %place.key, %error, "the status of an object that cannot be read cannot be written");
+            let happening = report::Happening { warning: true, reason: "Unreadable".to_owned(), note: message };
+            publish(context, place, happening).await;
+            Ok(REFUSED)
+        }
+        outcome => outcome,
+    }
 }
 
 /// Completes a status by its conditions, and writes it if it differs from the one before.
