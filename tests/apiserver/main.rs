@@ -1,0 +1,23 @@
+//! `larder operator` against a real API server that has nothing behind it: etcd and kube-apiserver as plain processes, no controllers and
+//! no nodes. [`stage`] plays the StatefulSet controller, the kubelets, and the servers, sentinels and agents in the pods.
+//!
+//! `make apiserver-tests` builds what is missing and runs them. Each test has an API server of its own, so that what is counted there is
+//! its own.
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr)]
+
+mod audit;
+mod bad_objects;
+#[allow(dead_code)]
+#[path = "../integration/support/certificates.rs"]
+mod certificates;
+mod chart;
+mod control_plane;
+mod explained;
+mod forming;
+mod many;
+mod operator;
+mod process;
+mod refusals;
+mod rights;
+mod scene;
+mod stage;
