@@ -15,7 +15,7 @@ struct Owned {
 }
 
 const OWNED: &[Owned] = &[
-    Owned { keys: &["maxmemory"], instead: "write spec.memory, of which Larder gives three quarters to data" },
+    Owned { keys: &["maxmemory"], instead: "write spec.memory, from which Larder derives it" },
     Owned { keys: &["maxmemory-policy"], instead: "write spec.eviction" },
     Owned { keys: &["requirepass", "masterauth", "masteruser", "user", "aclfile", "acl-"], instead: "write spec.auth" },
     Owned {

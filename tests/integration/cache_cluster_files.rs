@@ -126,7 +126,7 @@ fn a_server_reads_its_files_and_lets_everybody_do_what_is_theirs() {
         let mut system = pod.login("larder-system", "system \"secret\"").expect("Larder's own login");
         let mut setting = |name: &str| system.call(&["CONFIG", "GET", name]).items()[1].text();
         for (name, value) in [
-            ("maxmemory", "50331648"),
+            ("maxmemory", "27962026"),
             ("maxmemory-policy", "volatile-lfu"),
             ("appendonly", "yes"),
             ("appendfsync", "everysec"),

@@ -85,8 +85,8 @@ pub struct CacheClusterSpec {
     #[schemars(range(min = 3, max = 9))]
     #[x_kube(validation = Rule::new("self % 2 == 1").message("write an odd number of sentinels, such as 3 or 5: an even one tolerates no more failures"))]
     pub sentinels: Option<u32>,
-    /// The memory of each server, such as 512Mi. At least 16Mi, and on Kubernetes 64Mi. Three quarters of it hold data (maxmemory);
-    /// the rest is for buffers and copies.
+    /// The memory of each server, such as 512Mi. At least 16Mi, and on Kubernetes 64Mi. Two thirds of what is beyond 24Mi hold data
+    /// there (maxmemory), three quarters of all on one machine; the rest is for the programs, buffers and copies.
     #[schemars(with = "MemoryText")]
     pub memory: ByteSize,
     /// What a full server drops. Default volatile-lfu: the least used keys that have a TTL.
@@ -347,7 +347,7 @@ impl CacheClusterSpec {
         self.eviction.unwrap_or(Eviction::VolatileLfu)
     }
 
-    /// How much of a server's memory may hold data: three quarters. The rest is for client and replication buffers,
+    /// How much of a server's memory may hold data where it is no container's: three quarters. The rest is for client and replication buffers,
     /// fragmentation, and the pages that a fork copies.
     pub fn max_memory(&self) -> ByteSize {
         ByteSize::from_bytes(self.memory.as_bytes() / 4 * 3)

@@ -71,9 +71,13 @@ pub fn is_read_at_start(parameter: &str) -> bool {
     READ_AT_START.contains(&parameter)
 }
 
-/// How much of a server's memory may hold data: three quarters.
+/// What a server and its agent take of a container's memory before there is any data.
+const WITHOUT_DATA: u64 = 24 << 20;
+
+/// How much of a container's memory may hold data: two thirds of what the programs leave. The rest is for buffers, fragmentation, and the
+/// pages that a fork copies: a server that is killed while its only replica takes its copy takes the data along.
 pub fn max_memory(limit: ByteSize) -> ByteSize {
-    ByteSize::from_bytes(limit.as_bytes() / 4 * 3)
+    ByteSize::from_bytes(limit.as_bytes().saturating_sub(WITHOUT_DATA) / 3 * 2)
 }
 
 /// The ConfigMap of the servers, with the generation of each agent's configuration.
