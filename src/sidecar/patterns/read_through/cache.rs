@@ -1,5 +1,6 @@
 //! What read-through asks of the cache: three scripts over a key and its companions, which share its slot.
 
+use std::cell::Cell;
 use std::rc::Rc;
 
 use tokio::sync::oneshot;
@@ -84,21 +85,23 @@ pub struct Entry {
     slot: u16,
     names: [Vec<u8>; 4],
     token: String,
+    /// Becomes true at the moment in which the answer to [`Entry::begin`] or a fill is read, which is before anybody heeds it.
+    is_answered: Rc<Cell<bool>>,
 }
 
 impl Entry {
-    /// The entry of `key` under a fresh token.
-    pub fn new(worker: &Worker, key: &FlightKey) -> Self {
+    /// The entry of `key` under a fresh token, which tells `is_answered` when its key's state has been read.
+    pub fn new(worker: &Worker, key: &FlightKey, is_answered: Rc<Cell<bool>>) -> Self {
         let (lane, key) = key;
         let slot = if worker.is_cluster() { slots::slot_of(key) } else { ANY_SLOT };
         let names = [key.clone(), Companion::Lease.name(key), Companion::Negative.name(key), Companion::Stale.name(key)];
         let token = format!("{:08x}{:08x}{:08x}", worker.random(), worker.random(), worker.random());
-        Self { lane: *lane, slot, names, token }
+        Self { lane: *lane, slot, names, token, is_answered }
     }
 
     /// Looks again, and asks for the lease for `lease_ms` milliseconds.
     pub async fn begin(&self, worker: &Rc<Worker>, lease_ms: u64) -> Result<Begun, String> {
-        let answer = match self.run(worker, BEGIN, &[lease_ms.to_string().as_bytes()]).await {
+        let answer = match self.decide(worker, BEGIN, &[lease_ms.to_string().as_bytes()]).await {
             Err(text) if REFUSALS.iter().any(|code| text.starts_with(code)) => return Ok(Begun::Refused),
             answer => answer?,
         };
@@ -121,17 +124,17 @@ impl Entry {
     /// Stores a loaded value. `false`: the lease was gone, nothing is stored.
     pub async fn fill(&self, worker: &Rc<Worker>, value: &[u8], ttl_ms: u64, stale_ms: u64) -> Result<bool, String> {
         let (ttl, stale) = (ttl_ms.to_string(), stale_ms.to_string());
-        self.run_flag(worker, FILL, &[value, ttl.as_bytes(), stale.as_bytes()]).await
+        self.decide(worker, FILL, &[value, ttl.as_bytes(), stale.as_bytes()]).await.and_then(|answer| flag(&answer))
     }
 
     /// Remembers that the origin does not know the key. `false`: the lease was gone, nothing is stored.
     pub async fn fill_nothing(&self, worker: &Rc<Worker>, negative_ms: u64) -> Result<bool, String> {
-        self.run_flag(worker, NOTHING, &[negative_ms.to_string().as_bytes()]).await
+        self.decide(worker, NOTHING, &[negative_ms.to_string().as_bytes()]).await.and_then(|answer| flag(&answer))
     }
 
     /// Keeps the lease for another `lease_ms` milliseconds. `false`: it was gone.
     pub async fn renew(&self, worker: &Rc<Worker>, lease_ms: u64) -> Result<bool, String> {
-        self.run_flag(worker, HOLD, &[lease_ms.to_string().as_bytes()]).await
+        self.run(worker, HOLD, &[lease_ms.to_string().as_bytes()], None).await.and_then(|answer| flag(&answer))
     }
 
     /// Gives the lease back, for somebody else to load. Nobody waits for the answer.
@@ -139,14 +142,24 @@ impl Entry {
         self.send(worker, HOLD, &[b"0"], Sink::Drop);
     }
 
-    async fn run_flag(&self, worker: &Rc<Worker>, script: &str, args: &[&[u8]]) -> Result<bool, String> {
-        let answer = self.run(worker, script, args).await?;
-        reply::integer(&answer).map(|flag| flag == 1).ok_or_else(|| unexpected(&answer))
+    /// Runs a script whose answer decides over the flight.
+    async fn decide(&self, worker: &Rc<Worker>, script: &str, args: &[&[u8]]) -> Result<Vec<u8>, String> {
+        self.is_answered.set(false);
+        self.run(worker, script, args, Some(self.is_answered.clone())).await
     }
 
-    async fn run(&self, worker: &Rc<Worker>, script: &str, args: &[&[u8]]) -> Result<Vec<u8>, String> {
+    async fn run(
+        &self,
+        worker: &Rc<Worker>,
+        script: &str,
+        args: &[&[u8]],
+        is_answered: Option<Rc<Cell<bool>>>,
+    ) -> Result<Vec<u8>, String> {
         let (sender, receiver) = oneshot::channel();
         let sink = Sink::Call(Box::new(move |_, answer| {
+            if let Some(is_answered) = is_answered {
+                is_answered.set(true);
+            }
             let answer = match answer {
                 Answer::Reply(bytes) if bytes.first() == Some(&b'-') => Err(unexpected(bytes)),
                 Answer::Reply(bytes) => Ok(bytes.to_vec()),
@@ -170,6 +183,11 @@ impl Entry {
         args.iter().for_each(|arg| encode::bulk(&mut wire, arg));
         worker.submit(&[&wire], Pending::new(sink, self.slot, Retry::Safe, self.lane, worker.now()));
     }
+}
+
+/// Whether a script did what it was to do.
+fn flag(answer: &[u8]) -> Result<bool, String> {
+    reply::integer(answer).map(|flag| flag == 1).ok_or_else(|| unexpected(answer))
 }
 
 /// The text of an error reply, its code first.

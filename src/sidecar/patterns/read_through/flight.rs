@@ -39,9 +39,11 @@ pub enum Outcome {
 pub struct Flight {
     rule: RuleId,
     key: FlightKey,
-    /// Rises when a load begins.
+    /// Rises when a load begins, and when the cache's answer is heeded.
     attempt: Cell<u32>,
-    /// With the attempt that was under way when each joined.
+    /// Whether the cache has answered and nobody has heeded it yet: what it said may be older than what readers ask from here on.
+    is_answered: Rc<Cell<bool>>,
+    /// With the attempt that was under way when each joined, or is the first to be of use to it.
     waiting: RefCell<Vec<(u32, Deliver)>>,
 }
 
@@ -54,17 +56,23 @@ impl std::fmt::Debug for Flight {
 impl Flight {
     /// A flight with its first passenger.
     pub fn new(rule: RuleId, key: FlightKey, deliver: Deliver) -> Rc<Self> {
-        Rc::new(Self { rule, key, attempt: Cell::new(0), waiting: RefCell::new(vec![(0, deliver)]) })
+        let waiting = RefCell::new(vec![(0, deliver)]);
+        Rc::new(Self { rule, key, attempt: Cell::new(0), is_answered: Rc::default(), waiting })
     }
 
     /// Another passenger.
     pub fn join(&self, deliver: Deliver) {
-        self.waiting.borrow_mut().push((self.attempt.get(), deliver));
+        self.waiting.borrow_mut().push((self.attempt.get() + u32::from(self.is_answered.get()), deliver));
     }
 
-    /// A load begins: those who are here asked before it.
+    /// A load begins, or an answer is heeded: those who are here asked before it, but for those who came after the answer.
     fn begin_attempt(&self) {
         self.attempt.set(self.attempt.get() + 1);
+        self.is_answered.set(false);
+    }
+
+    fn entry(&self, worker: &Worker) -> Entry {
+        Entry::new(worker, &self.key, self.is_answered.clone())
     }
 
     /// Gives the outcome to everybody; the flight is over.
@@ -118,7 +126,7 @@ pub fn launch(worker: &Rc<Worker>, flights: Vec<Rc<Flight>>) {
 }
 
 async fn lead(worker: Rc<Worker>, plan: Rc<Plan>, flights: Vec<Rc<Flight>>) {
-    let entries: Vec<Entry> = flights.iter().map(|flight| Entry::new(&worker, &flight.key)).collect();
+    let entries: Vec<Entry> = flights.iter().map(|flight| flight.entry(&worker)).collect();
     let begun = join_all(entries.iter().map(|entry| entry.begin(&worker, plan.lease_ms()))).await;
     let (mut leased, mut alone) = (Vec::new(), Vec::new());
     for ((flight, entry), begun) in flights.into_iter().zip(entries).zip(begun) {
@@ -148,42 +156,38 @@ enum Next {
 }
 
 fn react(worker: &Rc<Worker>, flight: &Rc<Flight>, begun: Result<Begun, String>) -> Next {
-    match begun {
+    flight.begin_attempt();
+    let outcome = match begun {
         Ok(Begun::Value(value)) => {
             worker.metrics().coalesced(flight.rule);
-            flight.settle(worker, &Outcome::Cached(value));
-            Next::Over
+            Outcome::Cached(value)
         }
-        Ok(Begun::Other) => {
-            flight.settle(worker, &Outcome::NotFound);
-            Next::Over
-        }
+        Ok(Begun::Other) => Outcome::NotFound,
         Ok(Begun::Nothing) => {
             worker.metrics().negative(flight.rule);
-            flight.settle(worker, &Outcome::NotFound);
-            Next::Over
+            Outcome::NotFound
         }
         Ok(Begun::Leased(stale)) => {
             if let Some(stale) = stale {
                 // The policy allows it: nobody waits for the refresh.
-                flight.begin_attempt();
                 worker.metrics().stale(flight.rule);
                 flight.settle_early(worker, &Outcome::Cached(stale));
             }
-            Next::Load
+            return Next::Load;
         }
         Ok(Begun::Busy { stale: Some(stale), .. }) => {
             worker.metrics().stale(flight.rule);
-            flight.settle(worker, &Outcome::Cached(stale));
-            Next::Over
+            Outcome::Cached(stale)
         }
-        Ok(Begun::Busy { stale: None, holder, left_ms }) => Next::LookAgain(holder, left_ms),
-        Ok(Begun::Refused) => Next::LoadAlone,
+        Ok(Begun::Busy { stale: None, holder, left_ms }) => return Next::LookAgain(holder, left_ms),
+        Ok(Begun::Refused) => return Next::LoadAlone,
         Err(text) => {
             flight.settle(worker, &Outcome::Failed(text));
-            Next::Over
+            return Next::Over;
         }
-    }
+    };
+    // Whoever asked after the cache had answered, of a deletion in between perhaps, is told of nothing older.
+    if flight.settle_early(worker, &outcome) { Next::Over } else { Next::LookAgain(Vec::new(), 0) }
 }
 
 /// Somebody else loads: looks until the value is there, the lease is free, or patience ends.
@@ -194,7 +198,7 @@ async fn follow(worker: Rc<Worker>, plan: Rc<Plan>, flight: Rc<Flight>) {
     loop {
         tokio::time::sleep(Duration::from_millis(fastrand::u64(pause / 2..=pause))).await;
         pause = (pause * 2).min(LAST_LOOK_MS);
-        let entry = Entry::new(&worker, &flight.key);
+        let entry = flight.entry(&worker);
         let begun = entry.begin(&worker, plan.lease_ms()).await;
         match react(&worker, &flight, begun) {
             Next::Over => return,
@@ -294,9 +298,10 @@ async fn conclude(
     };
     let outcome = outcome_of(result);
     match stored {
+        // What was stored may be deleted by now, and asked for again: who came after the answer waits on.
         Ok(true) => {
-            flight.settle(worker, &outcome);
-            true
+            flight.begin_attempt();
+            flight.settle_early(worker, &outcome)
         }
         // Revoked, or not known: the cache may be away, which keeps nobody from the value.
         Ok(false) | Err(_) => flight.settle_early(worker, &outcome),
