@@ -90,6 +90,16 @@ impl KeyPattern {
         if self.deterministic { self.walk(key, |_| {}) } else { self.search(key).is_some() }
     }
 
+    /// The same for a key that is known to begin with the pattern's [`literal_prefix`](Self::literal_prefix), whose length is `prefix`.
+    #[inline]
+    pub(super) fn matches_behind(&self, key: &[u8], prefix: usize) -> bool {
+        if !self.deterministic {
+            return self.search(key).is_some();
+        }
+        let begun = usize::from(prefix > 0);
+        Self::walk_from(&self.segments[begun..], key, prefix, |_| {})
+    }
+
     /// The named parts of `key`, or `None` where the pattern does not cover it.
     pub fn captures(&self, key: &[u8]) -> Option<Captures> {
         if !self.deterministic {
@@ -100,9 +110,13 @@ impl KeyPattern {
     }
 
     /// One pass over a deterministic pattern.
-    fn walk(&self, key: &[u8], mut on_part: impl FnMut(Range<usize>)) -> bool {
-        let mut at = 0;
-        for segment in &self.segments {
+    fn walk(&self, key: &[u8], on_part: impl FnMut(Range<usize>)) -> bool {
+        Self::walk_from(&self.segments, key, 0, on_part)
+    }
+
+    #[inline]
+    fn walk_from(segments: &[Segment], key: &[u8], mut at: usize, mut on_part: impl FnMut(Range<usize>)) -> bool {
+        for segment in segments {
             match segment {
                 Segment::Literal(bytes) => {
                     if !key[at..].starts_with(bytes) {

@@ -3,7 +3,7 @@
 use super::pattern::{KeyPattern, MAX_PATTERN_BYTES};
 use super::pattern_scan::PatternScan;
 
-/// A trie over the literal prefixes of patterns. A look-up walks the key's first bytes once and tries only the patterns whose
+/// A radix tree over the literal prefixes of patterns. A look-up walks the key's first bytes once and tries only the patterns whose
 /// prefix it passed.
 #[derive(Debug, Clone, Default)]
 pub struct RuleIndex {
@@ -13,9 +13,11 @@ pub struct RuleIndex {
 
 #[derive(Debug, Clone, Default)]
 struct Node {
+    /// What stands between the parent's prefix and this one's. Empty at the root alone.
+    label: Box<[u8]>,
     /// Rules whose literal prefix ends here, in order.
     rules: Vec<u32>,
-    /// Sorted by byte.
+    /// By the first byte of their labels, in order.
     children: Vec<(u8, u32)>,
 }
 
@@ -24,38 +26,57 @@ impl RuleIndex {
     pub fn new(patterns: impl IntoIterator<Item = KeyPattern>) -> Self {
         let mut index = Self { patterns: Vec::new(), nodes: vec![Node::default()] };
         for pattern in patterns {
-            index.insert(pattern);
+            let at = index.node_of(pattern.literal_prefix());
+            index.nodes[at].rules.push(index.patterns.len() as u32);
+            index.patterns.push(pattern);
         }
         index
     }
 
-    fn insert(&mut self, pattern: KeyPattern) {
-        let rule = self.patterns.len() as u32;
-        let mut at = 0usize;
-        for byte in pattern.literal_prefix() {
-            at = match self.nodes[at].children.binary_search_by_key(byte, |child| child.0) {
-                Ok(found) => self.nodes[at].children[found].1 as usize,
+    /// The node of a prefix, which is made where there is none.
+    fn node_of(&mut self, prefix: &[u8]) -> usize {
+        let (mut at, mut rest) = (0, prefix);
+        while let Some(first) = rest.first() {
+            let place = match self.nodes[at].children.binary_search_by_key(first, |child| child.0) {
+                Ok(place) => place,
                 Err(place) => {
-                    let fresh = self.nodes.len();
-                    self.nodes.push(Node::default());
-                    self.nodes[at].children.insert(place, (*byte, fresh as u32));
-                    fresh
+                    let leaf = self.add(Node { label: rest.into(), ..Node::default() });
+                    self.nodes[at].children.insert(place, (*first, leaf as u32));
+                    return leaf;
                 }
             };
+            let child = self.nodes[at].children[place].1 as usize;
+            let shared = self.nodes[child].label.iter().zip(rest).take_while(|(own, other)| own == other).count();
+            if shared < self.nodes[child].label.len() {
+                self.split(child, shared);
+            }
+            (at, rest) = (child, &rest[shared..]);
         }
-        self.nodes[at].rules.push(rule);
-        self.patterns.push(pattern);
+        at
+    }
+
+    fn add(&mut self, node: Node) -> usize {
+        self.nodes.push(node);
+        self.nodes.len() - 1
+    }
+
+    /// Cuts a node's label after `kept` bytes: a child of its own takes the rest, and all that hung from it.
+    fn split(&mut self, node: usize, kept: usize) {
+        let Node { label, rules, children } = std::mem::take(&mut self.nodes[node]);
+        let lower = self.add(Node { label: label[kept..].into(), rules, children });
+        self.nodes[node] = Node { label: label[..kept].into(), rules: Vec::new(), children: vec![(label[kept], lower as u32)] };
     }
 
     /// The position of the first pattern that covers `key`.
+    #[inline]
     pub fn find(&self, key: &[u8]) -> Option<usize> {
         let mut best: Option<u32> = None;
-        self.walk(key, |rules| {
+        self.walk(key, |rules, passed| {
             for rule in rules {
                 if best.is_some_and(|found| found <= *rule) {
                     break;
                 }
-                if self.patterns[*rule as usize].matches(key) {
+                if self.patterns[*rule as usize].matches_behind(key, passed) {
                     best = Some(*rule);
                     break;
                 }
@@ -64,25 +85,29 @@ impl RuleIndex {
         best.map(|rule| rule as usize)
     }
 
-    /// Visits the rules whose literal prefix `key` begins with, those of one prefix at a time, in order.
+    /// Visits the rules whose literal prefix `key` begins with, those of one prefix at a time, in order, with the prefix's length.
     #[inline]
-    fn walk(&self, key: &[u8], mut visit: impl FnMut(&[u32])) {
+    fn walk(&self, key: &[u8], mut visit: impl FnMut(&[u32], usize)) {
         let Some(mut node) = self.nodes.first() else { return };
-        let mut rest = key.iter();
+        let mut passed = 0;
         loop {
-            visit(&node.rules);
-            let Some(byte) = rest.next() else { break };
+            visit(&node.rules, passed);
+            let Some(first) = key.get(passed) else { break };
             // Most nodes have one child.
             let next = match node.children.as_slice() {
                 [] => break,
-                [(only, child)] if only == byte => *child,
+                [(only, child)] if only == first => *child,
                 [_] => break,
-                children => match children.binary_search_by_key(byte, |child| child.0) {
+                children => match children.binary_search_by_key(first, |child| child.0) {
                     Ok(found) => children[found].1,
                     Err(_) => break,
                 },
             };
             node = &self.nodes[next as usize];
+            if !key[passed..].starts_with(&node.label) {
+                break;
+            }
+            passed += node.label.len();
         }
     }
 }
@@ -112,7 +137,7 @@ impl RuleScan {
         self.head.extend_from_slice(head);
         if self.head.len() > MAX_PATTERN_BYTES {
             let mut rules = Vec::new();
-            index.walk(&self.head, |found| rules.extend_from_slice(found));
+            index.walk(&self.head, |found, _| rules.extend_from_slice(found));
             rules.sort_unstable();
             let scan = |rule: u32| (rule, PatternScan::new(&index.patterns[rule as usize]));
             self.candidates = Some(rules.into_iter().map(scan).collect());
@@ -136,7 +161,8 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const POOL: [&str; 9] = ["a:{x}", "a:b", "a:{x}:{y}", "ab:{x}", "{x}", "{x…}", "b{x}", "a{x…}", "ab:{x…}"];
+    const POOL: [&str; 12] =
+        ["a:{x}", "a:b", "a:{x}:{y}", "ab:{x}", "{x}", "{x…}", "b{x}", "a{x…}", "ab:{x…}", "abab{x}", "ab:b:{x}-{y}", "aba"];
 
     proptest! {
         #[test]

@@ -23,6 +23,8 @@ pub struct ActivePolicy {
     loaders: Vec<Option<Loader>>,
     /// For each rule, whether a miss takes a lease.
     leases: Vec<bool>,
+    /// For each rule, how eagerly its values are loaded anew before they expire.
+    early_expiry: Vec<Option<f64>>,
     has_leases: bool,
     has_early_expiry: bool,
     /// Whether any rule only observes.
@@ -48,15 +50,18 @@ impl ActivePolicy {
         };
         let leases: Vec<bool> = snapshot.rules.iter().map(leases).collect();
         let has_leases = leases.contains(&true);
-        let has_early_expiry = has_leases
-            && snapshot.rules.iter().any(|rule| match &rule.strategy {
-                Strategy::CacheAside(cache_aside) => cache_aside.stampede.as_ref().is_some_and(|it| it.early_expiry.is_some()),
-                Strategy::Bypass {} | Strategy::ReadThrough(_) => false,
-            });
+        let early_expiry = |rule: &Rule| match &rule.strategy {
+            Strategy::CacheAside(cache_aside) if rule.mode == Mode::Enforce => {
+                cache_aside.stampede.as_ref().and_then(|stampede| stampede.early_expiry).map(|beta| beta.get())
+            }
+            Strategy::CacheAside(_) | Strategy::Bypass {} | Strategy::ReadThrough(_) => None,
+        };
+        let early_expiry: Vec<Option<f64>> = snapshot.rules.iter().map(early_expiry).collect();
+        let has_early_expiry = early_expiry.iter().any(Option::is_some);
         let observes = snapshot.rules.iter().any(|rule| rule.mode == Mode::Observe);
         let index = RuleIndex::new(snapshot.patterns().cloned());
         let transparent = snapshot.rules.is_empty() && snapshot.unmatched == Unmatched::Bypass {};
-        Ok(Self { snapshot, index, loaders, leases, has_leases, has_early_expiry, observes, transparent })
+        Ok(Self { snapshot, index, loaders, leases, early_expiry, has_leases, has_early_expiry, observes, transparent })
     }
 
     /// The snapshot that it was made from.
@@ -152,9 +157,9 @@ impl ActivePolicy {
     }
 
     /// How eagerly values of the rule are loaded anew before they expire, where they are.
+    #[inline]
     pub fn early_expiry(&self, id: RuleId) -> Option<f64> {
-        let beta = self.cache_aside(id)?.stampede.as_ref()?.early_expiry?;
-        Some(beta.get())
+        self.early_expiry.get(usize::from(id)).copied().flatten()
     }
 
     /// Whether values of any rule are loaded anew before they expire.

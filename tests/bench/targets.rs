@@ -109,10 +109,11 @@ impl Upstream {
         Ok(upstream)
     }
 
-    /// Stores every key, without a TTL.
+    /// Stores every key, with a day to live: under a rule no key is without a TTL.
     fn fill(&self) -> Result<(), String> {
         for numbers in (0..KEYS).collect::<Vec<_>>().chunks(500) {
-            let request: Vec<u8> = numbers.iter().flat_map(|number| encode(&["SET", &key(*number), &value(*number)])).collect();
+            let request: Vec<u8> =
+                numbers.iter().flat_map(|number| encode(&["SET", &key(*number), &value(*number), "EX", "86400"])).collect();
             let reply = ask(self.address, &request, numbers.len() * 5).map_err(|error| format!("filling: {error}"))?;
             if reply != "+OK\r\n".repeat(numbers.len()) {
                 return Err(format!("filling: {reply}"));

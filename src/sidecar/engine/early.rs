@@ -19,6 +19,8 @@ pub const READS_PER_PROBE: u32 = 25;
 const MOST_PROBES: u32 = 8;
 /// A key whose life is not known is worth a PTTL if it is read twice within this.
 const WARM_MS: Millis = 1_000;
+/// A key without a TTL, which none of its rule's writes made so, is asked about no sooner than after this.
+const ENDLESS_MS: Millis = 10_000;
 /// A place that another key has is given away to one of so many reads, so that yesterday's hot keys do not keep it.
 const GIVEN_AWAY_IN: u32 = 64;
 /// `-ln(U)` is never more for a `U` of 32 bits.
@@ -36,6 +38,28 @@ pub enum Advice {
         /// Milliseconds.
         left: Millis,
     },
+}
+
+/// What PTTL says of a key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Life {
+    /// It has so many milliseconds left.
+    Ends(Millis),
+    /// It has no TTL.
+    Endless,
+    /// It does not exist, or the server did not say.
+    Over,
+}
+
+impl Life {
+    /// From the number that PTTL answers with.
+    pub fn from_pttl(answer: Option<i64>) -> Self {
+        match answer {
+            Some(-1) => Self::Endless,
+            Some(left) => Millis::try_from(left).map_or(Self::Over, Self::Ends),
+            None => Self::Over,
+        }
+    }
 }
 
 /// What is known of a key.
@@ -64,20 +88,33 @@ const KIND_BITS: u32 = 2;
 const TIME_MASK: u64 = (1 << TIME_BITS) - 1;
 
 impl Early {
-    /// A read of a key is about to be sent. `beta` scales how early refreshes begin; `load_ms` is how long a load takes; `random` is
-    /// uniform over all of `u32`.
-    pub fn advise(&mut self, hash: u64, now: Millis, beta: f64, load_ms: f64, random: u32) -> Advice {
+    /// A read of a key is about to be sent. `reach` is how long a load takes in milliseconds, times `beta`, which scales how early
+    /// refreshes begin; `random` is uniform over all of `u32`. Each is asked for only where it decides something.
+    #[inline]
+    pub fn advise(&mut self, hash: u64, now: Millis, reach: impl FnOnce() -> f64, random: impl FnOnce() -> u32) -> Advice {
         self.saved = (self.saved + 1).min(READS_PER_PROBE * MOST_PROBES);
         let (hint, is_own) = self.at(hash);
+        match hint {
+            Hint::Expires(at) if is_own && now < at => roll(at - now, reach(), random),
+            Hint::Silent(until) if is_own && now < until => Advice::Pass,
+            _ => self.advise_unknown(hash, now, (hint, is_own), random),
+        }
+    }
+
+    /// The same for a key whose life is not known.
+    fn advise_unknown(&mut self, hash: u64, now: Millis, (hint, is_own): (Hint, bool), random: impl FnOnce() -> u32) -> Advice {
         let advice = match hint {
-            Hint::Expires(at) if is_own && now < at => return roll(at - now, beta, load_ms, random),
-            Hint::Silent(until) if is_own && now < until => return Advice::Pass,
             Hint::Read(at) if is_own && now < at + WARM_MS && self.saved >= READS_PER_PROBE => {
                 self.saved -= READS_PER_PROBE;
                 Advice::Probe
             }
-            Hint::Expires(at) | Hint::Silent(at) if now < at && !random.is_multiple_of(GIVEN_AWAY_IN) => return Advice::Pass,
-            _ => Advice::Pass,
+            Hint::Expires(at) | Hint::Silent(at) => {
+                if now < at && !random().is_multiple_of(GIVEN_AWAY_IN) {
+                    return Advice::Pass;
+                }
+                Advice::Pass
+            }
+            Hint::Nothing | Hint::Read(_) => Advice::Pass,
         };
         self.put(hash, Hint::Read(now));
         advice
@@ -100,9 +137,14 @@ impl Early {
         }
     }
 
-    /// PTTL said how long a key lives. `None`: it is gone, or has no end.
-    pub fn probed(&mut self, hash: u64, now: Millis, ttl_ms: Option<Millis>) {
-        self.put(hash, ttl_ms.map_or(Hint::Nothing, |ttl| Hint::Expires(now + ttl)));
+    /// PTTL said how long a key lives.
+    pub fn probed(&mut self, hash: u64, now: Millis, life: Life) {
+        let hint = match life {
+            Life::Ends(left) => Hint::Expires(now + left),
+            Life::Endless => Hint::Silent(now + ENDLESS_MS),
+            Life::Over => Hint::Nothing,
+        };
+        self.put(hash, hint);
     }
 
     /// Somebody refreshes a key, or its life is longer than was known: no dice until then.
@@ -118,6 +160,7 @@ impl Early {
     }
 
     /// What is in a key's place, and whether it is the key's own.
+    #[inline]
     fn at(&self, hash: u64) -> (Hint, bool) {
         let place = self.places.get(hash as usize % PLACES).copied().unwrap_or(0);
         let time = place & TIME_MASK;
@@ -148,13 +191,13 @@ fn fingerprint(hash: u64) -> u64 {
     hash >> (TIME_BITS + KIND_BITS)
 }
 
-fn roll(left: Millis, beta: f64, load_ms: f64, random: u32) -> Advice {
-    let reach = beta * load_ms;
+#[inline]
+fn roll(left: Millis, reach: f64, random: impl FnOnce() -> u32) -> Advice {
     let needed = left as f64;
     if needed > reach * MOST_LUCK {
         return Advice::Pass;
     }
-    let luck = -((f64::from(random) + 1.0) / 4_294_967_296.0).ln();
+    let luck = -((f64::from(random()) + 1.0) / 4_294_967_296.0).ln();
     if reach * luck >= needed { Advice::Refresh { left } } else { Advice::Pass }
 }
 

@@ -84,7 +84,7 @@ impl Bench {
         let asker = Asker { connection: self.next, place: 0 };
         let (desk, early) = &mut self.pods[pod];
         let hash = key_hash(0, KEY);
-        let advice = early.advise(hash, self.now, 1.0, desk.load_ms(1), self.random.u32(..));
+        let advice = early.advise(hash, self.now, || desk.load_ms(1), || self.random.u32(..));
         let missing = Missing { key: KEY, rule: RULE };
         let mut effects = Vec::new();
         match (self.slot.get(self.now), advice) {
@@ -93,8 +93,8 @@ impl Bench {
             }
             (Some(_), Advice::Probe) => {
                 self.cost.extra += 1;
-                let until = self.slot.value.as_ref().map(|kept| kept.until - self.now);
-                early.probed(hash, self.now, until);
+                let life = self.slot.value.as_ref().map_or(Life::Over, |kept| Life::Ends(kept.until - self.now));
+                early.probed(hash, self.now, life);
             }
             (Some(_), Advice::Pass) => {}
             (None, _) => {
@@ -200,10 +200,10 @@ fn hints_cost_one_command_in_twenty_five_whatever_is_read() {
         let (mut probes, reads) = (0, 200_000u64);
         for read in 0..reads {
             let key = random.u64(..keys).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-            match early.advise(key, read / 10, 1.0, 200.0, random.u32(..)) {
+            match early.advise(key, read / 10, || 200.0, || random.u32(..)) {
                 Advice::Probe => {
                     probes += 1;
-                    early.probed(key, read / 10, Some(500));
+                    early.probed(key, read / 10, Life::Ends(500));
                 }
                 Advice::Pass | Advice::Refresh { .. } => {}
             }
@@ -218,25 +218,25 @@ fn the_dice_fall_as_xfetch_says() {
     let mut random = fastrand::Rng::with_seed(1);
     // At one load's time before the expiry 37 reads of a hundred refresh, at twice that time 14.
     for (left, expected) in [(200, 0.368), (400, 0.135), (100, 0.607)] {
-        let count = (0..100_000).filter(|_| matches!(roll(left, 1.0, 200.0, random.u32(..)), Advice::Refresh { .. })).count();
+        let count = (0..100_000).filter(|_| matches!(roll(left, 200.0, || random.u32(..)), Advice::Refresh { .. })).count();
         let share = count as f64 / 100_000.0;
         assert!((share - expected).abs() < 0.01, "{share} at {left} ms");
     }
-    assert_eq!(roll(60_000, 1.0, 200.0, 0), Advice::Pass, "no luck reaches that far");
-    assert!(matches!(roll(1, 1.0, 200.0, u32::MAX / 2), Advice::Refresh { left: 1 }));
+    assert_eq!(roll(60_000, 200.0, || 0), Advice::Pass, "no luck reaches that far");
+    assert!(matches!(roll(1, 200.0, || u32::MAX / 2), Advice::Refresh { left: 1 }));
 }
 
 #[test]
 fn a_silenced_key_is_left_alone_and_a_deleted_one_forgotten() {
     let mut early = Early::default();
     early.stored(5, 0, 100);
-    assert!(matches!(early.advise(5, 50, 1.0, 200.0, 0), Advice::Refresh { left: 50 }));
+    assert!(matches!(early.advise(5, 50, || 200.0, || 0), Advice::Refresh { left: 50 }));
     early.silence(5, 3_050);
-    assert_eq!(early.advise(5, 90, 1.0, 200.0, 0), Advice::Pass);
+    assert_eq!(early.advise(5, 90, || 200.0, || 0), Advice::Pass);
     early.stored(5, 200, 10_000);
-    assert!(matches!(early.advise(5, 10_190, 1.0, 200.0, 0), Advice::Refresh { left: 10 }));
+    assert!(matches!(early.advise(5, 10_190, || 200.0, || 0), Advice::Refresh { left: 10 }));
     early.deleted(5);
-    assert_eq!(early.advise(5, 10_190, 1.0, 200.0, 0), Advice::Pass);
+    assert_eq!(early.advise(5, 10_190, || 200.0, || 0), Advice::Pass);
 }
 
 #[test]
@@ -245,7 +245,26 @@ fn another_keys_hint_is_kept_while_it_is_good() {
     let mut early = Early::default();
     early.stored(mine, 0, 1_000);
     early.stored(yours, 0, 1_000);
-    assert!(matches!(early.advise(mine, 999, 1.0, 200.0, 0), Advice::Refresh { left: 1 }));
+    assert!(matches!(early.advise(mine, 999, || 200.0, || 0), Advice::Refresh { left: 1 }));
     early.stored(yours, 1_000, 1_000);
-    assert!(matches!(early.advise(yours, 1_999, 1.0, 200.0, 0), Advice::Refresh { left: 1 }), "it expired");
+    assert!(matches!(early.advise(yours, 1_999, || 200.0, || 0), Advice::Refresh { left: 1 }), "it expired");
+}
+
+#[test]
+fn a_key_without_a_ttl_is_not_asked_about_again_and_again() {
+    let (mut early, mut probes) = (Early::default(), 0);
+    for read in 0..100_000u64 {
+        if early.advise(7, read / 10, || 200.0, || 1) == Advice::Probe {
+            probes += 1;
+            early.probed(7, read / 10, Life::from_pttl(Some(-1)));
+        }
+    }
+    assert!((1..=2).contains(&probes), "{probes} PTTLs within ten seconds");
+    early.stored(7, 10_000, 1_000);
+    assert!(
+        matches!(early.advise(7, 10_990, || 200.0, || 0), Advice::Refresh { left: 10 }),
+        "a write that gives it a life counts"
+    );
+    assert_eq!(Life::from_pttl(Some(-2)), Life::Over);
+    assert_eq!(Life::from_pttl(Some(0)), Life::Ends(0));
 }

@@ -44,6 +44,7 @@ impl Rates {
     }
 
     /// The mean time from the holder's nil to its fill, in milliseconds.
+    #[inline]
     pub fn load_ms(&self) -> f64 {
         self.load_ms
     }
@@ -94,6 +95,32 @@ impl Rates {
     fn count(&mut self, filled: bool) {
         self.filled = self.filled << 1 | u64::from(filled);
         self.leads = (self.leads + 1).min(LEADS);
+    }
+}
+
+/// The figures of each rule that has any, by the rule's position.
+#[derive(Debug, Clone, Default)]
+pub struct RatesByRule(Vec<Rates>);
+
+impl RatesByRule {
+    /// Those of a rule, if it is known or comes before one that is.
+    #[inline]
+    pub fn get(&self, rule: u16) -> Option<&Rates> {
+        self.0.get(usize::from(rule))
+    }
+
+    /// Those of a rule, which begin here.
+    pub fn of(&mut self, rule: u16) -> &mut Rates {
+        let at = usize::from(rule);
+        if at >= self.0.len() {
+            self.0.resize_with(at + 1, Rates::default);
+        }
+        &mut self.0[at]
+    }
+
+    /// Forgets all.
+    pub fn clear(&mut self) {
+        self.0.clear();
     }
 }
 

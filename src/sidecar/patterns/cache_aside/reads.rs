@@ -7,13 +7,13 @@ use smallvec::SmallVec;
 use super::super::read_through::Table;
 use super::tokens::{self, Fetch};
 use super::{Aside, Element, rule_of};
-use crate::sidecar::engine::early::Advice;
+use crate::sidecar::engine::early::{Advice, Life};
 use crate::sidecar::engine::lease::{Answer, Asker, Millis, Missing, Name, Reader, Reply, Rule, Why, key_hash};
 use crate::sidecar::policy::{ActivePolicy, RuleId};
 use crate::sidecar::resp::{CommandArgs, CommandScan, CommandScanner, encode, reply};
 use crate::sidecar::session::Session;
 use crate::sidecar::upstream::queue::{Pending, Recovered, Retry};
-use crate::sidecar::upstream::sink::{OnReply, Sink};
+use crate::sidecar::upstream::sink::{self, OnReply, Sink};
 use crate::sidecar::worker::Worker;
 
 /// A read that the desk keeps.
@@ -131,27 +131,34 @@ pub fn before_get(session: &Rc<Session>, policy: &ActivePolicy, id: RuleId, key:
     }
 }
 
+#[inline]
 fn roll(session: &Rc<Session>, beta: f64, id: RuleId, key: &[u8], slot: u16) -> OnReply {
     let worker = session.worker();
     let hash = key_hash(u32::from(session.lane().database), key);
-    let load_ms = worker.aside().desk.borrow().load_ms(id);
-    let advice = worker.aside().early.borrow_mut().advise(hash, worker.now(), beta, load_ms, worker.random());
+    let reach = || beta * worker.aside().desk.borrow().load_ms(id);
+    let advice = worker.aside().early.borrow_mut().advise(hash, worker.now(), reach, || worker.random());
     match advice {
-        Advice::Pass => {}
-        Advice::Refresh { .. } => return OnReply::Early(id),
+        Advice::Pass => OnReply::Lease(id),
+        Advice::Refresh { .. } => OnReply::Early(id),
         Advice::Probe => {
-            let mut wire = Vec::new();
-            encode::command(&mut wire, &[b"PTTL", key]);
-            let sink = Sink::Call(Box::new(move |worker, answer| {
-                if let crate::sidecar::upstream::sink::Answer::Reply(bytes) = answer {
-                    let left = reply::integer(bytes).and_then(|left| Millis::try_from(left).ok());
-                    worker.aside().early.borrow_mut().probed(hash, worker.now(), left);
-                }
-            }));
-            worker.submit(&[&wire], Pending::new(sink, slot, Retry::Safe, session.lane(), worker.now()));
+            probe(session, hash, key, slot);
+            OnReply::Lease(id)
         }
     }
-    OnReply::Lease(id)
+}
+
+/// Asks how long a key has to live.
+fn probe(session: &Session, hash: u64, key: &[u8], slot: u16) {
+    let worker = session.worker();
+    let mut wire = Vec::new();
+    encode::command(&mut wire, &[b"PTTL", key]);
+    let sink = Sink::Call(Box::new(move |worker, answer| {
+        if let sink::Answer::Reply(bytes) = answer {
+            let life = Life::from_pttl(reply::integer(bytes));
+            worker.aside().early.borrow_mut().probed(hash, worker.now(), life);
+        }
+    }));
+    worker.submit(&[&wire], Pending::new(sink, slot, Retry::Safe, session.lane(), worker.now()));
 }
 
 /// A GET found a value which may soon be gone, or found by then that it is gone already.

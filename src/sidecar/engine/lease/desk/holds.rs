@@ -38,7 +38,7 @@ impl<V: Clone> Desk<V> {
     /// A lead ended without a SET.
     pub(super) fn count_unfilled(&mut self, now: Millis, key: usize, effects: &mut Vec<Effect<V>>) {
         let rule = self.keys[key].rule.id;
-        if let Some(until) = self.rates.entry(rule).or_default().unfilled(now) {
+        if let Some(until) = self.rates.of(rule).unfilled(now) {
             effects.push(Effect::Disarmed { rule, until });
         }
     }

@@ -17,7 +17,7 @@ use smallvec::SmallVec;
 
 use super::forgotten::Forgotten;
 use super::misses::Misses;
-use super::rates::Rates;
+use super::rates::{FIRST_LOAD_MS, Rates, RatesByRule};
 use super::timers::{Due, Timers};
 use super::{
     Asker, Begun, Command, Doubt, Effect, Generation, Millis, Missing, Mode, Name, Reader, Reply, Rule, Token, Verdict, Why,
@@ -48,7 +48,7 @@ pub struct Desk<V> {
     waiting: usize,
     /// Keys for which nobody waits any more, to be looked after at the end of an event.
     touched: Vec<usize>,
-    rates: FxHashMap<u16, Rates>,
+    rates: RatesByRule,
     /// Tells the tenants of a slot of `keys` or `requests` apart.
     tenants: u32,
     #[cfg(test)]
@@ -163,7 +163,7 @@ impl<V: Clone> Desk<V> {
             misses: 0,
             waiting: 0,
             touched: Vec::new(),
-            rates: FxHashMap::default(),
+            rates: RatesByRule::default(),
             tenants: 0,
             #[cfg(test)]
             broken: None,
@@ -172,12 +172,13 @@ impl<V: Clone> Desk<V> {
 
     /// Whether misses of a rule are tracked at the moment.
     pub fn is_armed(&self, rule: u16, now: Millis) -> bool {
-        self.rates.get(&rule).is_none_or(|rates| rates.is_armed(now))
+        self.rates.get(rule).is_none_or(|rates| rates.is_armed(now))
     }
 
     /// The mean time from a holder's nil to its fill, in milliseconds.
+    #[inline]
     pub fn load_ms(&self, rule: u16) -> f64 {
-        self.rates.get(&rule).map_or_else(|| Rates::default().load_ms(), Rates::load_ms)
+        self.rates.get(rule).map_or(FIRST_LOAD_MS, Rates::load_ms)
     }
 
     /// How many reads of keys wait.
@@ -428,7 +429,7 @@ impl<V: Clone> Desk<V> {
         }
         let entry = &mut self.keys[found];
         if entry.held.is_some_and(|held| held.token.generation == generation) {
-            self.rates.entry(entry.rule.id).or_default().filled(None);
+            self.rates.of(entry.rule.id).filled(None);
             // The lease may stand yet, under a later generation.
             self.give_back(found, effects);
             if self.keys[found].waiting > 0 {
@@ -456,14 +457,14 @@ impl<V: Clone> Desk<V> {
                 entry.known = None;
                 if let Some(held) = entry.held.take() {
                     let took = now.saturating_sub(held.since);
-                    self.rates.entry(entry.rule.id).or_default().filled(Some(took));
+                    self.rates.of(entry.rule.id).filled(Some(took));
                 }
             }
             Written::Removed => {
                 entry.known = None;
                 // Else the lease stands, though not its generation: those who wait, wait for its holder.
                 if entry.held.is_some_and(|held| held.ended) {
-                    self.rates.entry(entry.rule.id).or_default().filled(None);
+                    self.rates.of(entry.rule.id).filled(None);
                     self.give_back(key, effects);
                 }
             }
@@ -473,7 +474,7 @@ impl<V: Clone> Desk<V> {
                 }
                 let entry = &mut self.keys[key];
                 if entry.held.is_some_and(|held| held.connection == connection) {
-                    self.rates.entry(entry.rule.id).or_default().filled(None);
+                    self.rates.of(entry.rule.id).filled(None);
                     self.give_back(key, effects);
                 }
             }

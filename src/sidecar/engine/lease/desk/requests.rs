@@ -25,7 +25,7 @@ impl<V: Clone> Desk<V> {
         let leads = self.leads(now, key, reader.asker.connection);
         #[cfg(test)]
         let leads = leads && self.broken != Some(super::super::tests::Switch::OwnReadsPass);
-        leads.then(|| self.rates.entry(rule.id).or_default().own_wait(rule.wait, now)).flatten()
+        leads.then(|| self.rates.of(rule.id).own_wait(rule.wait, now)).flatten()
     }
 
     fn leads(&self, now: Millis, key: usize, connection: u64) -> bool {
@@ -138,7 +138,7 @@ impl<V: Clone> Desk<V> {
         if let ([Part { key, state: PartState::Done(Reply::Value(_)) }], true) = (&done.parts[..], done.own)
             && let Some(rule) = self.keys.get(*key).map(|key| key.rule.id)
         {
-            self.rates.entry(rule).or_default().own_wait_served();
+            self.rates.of(rule).own_wait_served();
         }
         if done.early {
             effects.push(Effect::Early { asker: done.asker, refresh: done.won });
@@ -160,7 +160,7 @@ impl<V: Clone> Desk<V> {
         let leads = undecided.and_then(|key| key.held).is_some_and(|held| held.connection == open.asker.connection);
         if open.own && leads {
             if let Some(rule) = undecided.map(|key| key.rule.id) {
-                self.rates.entry(rule).or_default().own_wait_in_vain(now);
+                self.rates.of(rule).own_wait_in_vain(now);
             }
             self.pass(now, request, Why::Again);
             return self.answer(request, effects);
