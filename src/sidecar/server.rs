@@ -19,6 +19,7 @@ use super::admin::{self, AdminError, AdminListeners, Explanation, Introspect};
 use super::meter::Meter;
 use super::policy::ActivePolicy;
 use super::reload::{InForce, Policies, PolicyError, Told};
+use super::roster::{Inbox, Roster, run_errands};
 use super::session::{ClientReader, ClientWriter, Ending, Reader, Session, split_tcp, split_unix};
 use super::sweep::sweep_forever;
 use super::upstream::discovery::Refresh;
@@ -94,6 +95,7 @@ struct Feeds {
     told: Told,
     stage: watch::Receiver<Stage>,
     origins: Handle,
+    roster: Arc<Roster>,
     metrics: Arc<MetricsHub>,
 }
 
@@ -116,13 +118,13 @@ async fn supervise(config: &Config) -> Result<(), StartError> {
     let listeners = (0..config.workers).map(|index| Listeners::open(config, index)).collect::<Result<Vec<_>, _>>()?;
     let admin = AdminListeners::open(config.admin, config.admin_socket.as_deref())?;
     let (stages, stage) = watch::channel(Stage::Serving);
-    let feeds = Feeds { told: told.clone(), stage: stage.clone(), origins: Handle::current(), metrics: metrics.clone() };
+    let (roster, inboxes) = Roster::new(config.workers);
+    let feeds = Feeds { told: told.clone(), stage: stage.clone(), origins: Handle::current(), roster, metrics: metrics.clone() };
     let mut threads = Vec::new();
-    for (index, listeners) in listeners.into_iter().enumerate() {
+    for (index, (listeners, inbox)) in listeners.into_iter().zip(inboxes).enumerate() {
         let feeds = feeds.clone();
-        threads.push(
-            std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || serve(feeds, listeners, index == 0))?,
-        );
+        let thread = std::thread::Builder::new().name(format!("worker-{index}"));
+        threads.push(thread.spawn(move || serve(feeds, inbox, listeners, index == 0))?);
     }
     let (_stop_admin, admin_stop) = watch::channel(false);
     let serving_admin = tokio::spawn(admin::serve(admin, Arc::new(Insight { told, stage }), metrics, admin_stop));
@@ -220,13 +222,13 @@ fn listen_unix(path: &Path) -> io::Result<std::os::unix::net::UnixListener> {
 }
 
 /// A worker's thread.
-fn serve(feeds: Feeds, listeners: Listeners, first: bool) {
+fn serve(feeds: Feeds, inbox: Inbox, listeners: Listeners, first: bool) {
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return tracing::error!(%error, "cannot start a worker"),
     };
     let local = LocalSet::new();
-    runtime.block_on(local.run_until(work(feeds, listeners, first)));
+    runtime.block_on(local.run_until(work(feeds, inbox, listeners, first)));
 }
 
 struct FromBackground(Refresh);
@@ -241,13 +243,14 @@ impl Outside for FromBackground {
     }
 }
 
-async fn work(feeds: Feeds, listeners: Listeners, first: bool) {
-    let Feeds { told: Told { mut in_force, mut view, refresh }, mut stage, origins, metrics } = feeds;
+async fn work(feeds: Feeds, inbox: Inbox, listeners: Listeners, first: bool) {
+    let Feeds { told: Told { mut in_force, mut view, refresh }, mut stage, origins, roster, metrics } = feeds;
     let InForce { policy, access, .. } = in_force.borrow_and_update().clone();
     let policy = Rc::new(ActivePolicy::clone(&policy));
-    let worker = Worker::new(policy, access, Arc::new(FromBackground(refresh)), origins, Meter::new(&metrics));
+    let worker = Worker::new(policy, access, Arc::new(FromBackground(refresh)), origins, roster, Meter::new(&metrics));
     worker.router().adopt(&worker, &View::clone(&view.borrow_and_update()));
     tokio::task::spawn_local(worker.clone().tick_forever());
+    tokio::task::spawn_local(run_errands(worker.clone(), inbox));
     if first {
         tokio::task::spawn_local(sweep_forever(worker.clone()));
     }

@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep};
 
 use super::resp::{Protocol, encode, reply};
 use super::slots;
-use super::upstream::mux::Lane;
+use super::upstream::lane::Lane;
 use super::upstream::queue::{ANY_SLOT, Pending, Retry};
 use super::upstream::router::Node;
 use super::upstream::sink::{Answer, Sink};
@@ -145,7 +145,7 @@ async fn ask(worker: &Rc<Worker>, node: &Rc<Node>, database: u8, command: &[&[u8
     }));
     let mut wire = Vec::new();
     encode::command(&mut wire, command);
-    let lane = Lane { protocol: Protocol::Resp2, database, ..Lane::default() };
+    let lane = Lane::of(Protocol::Resp2, database);
     node.mux(worker, lane).push(&[&wire], Pending::new(sink, ANY_SLOT, Retry::Never, lane, worker.now()));
     receiver.await.ok().filter(|bytes| bytes.first() != Some(&b'-'))
 }

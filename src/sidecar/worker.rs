@@ -13,7 +13,9 @@ use super::patterns::observe;
 use super::patterns::read_through::{self, Flights};
 use super::policy::ActivePolicy;
 use super::resp::{encode, reply};
+use super::roster::Roster;
 use super::session::{Ending, Session};
+use super::tracking::Tracking;
 use super::upstream::access::Access;
 use super::upstream::bulk::BulkLanes;
 use super::upstream::node::NodeAddr;
@@ -65,6 +67,8 @@ pub struct Worker {
     origins: Handle,
     random: RefCell<fastrand::Rng>,
     bulk_lanes: BulkLanes,
+    roster: Arc<Roster>,
+    tracking: Tracking,
     meter: Meter,
 }
 
@@ -90,6 +94,7 @@ impl Worker {
         access: Access,
         outside: Arc<dyn Outside + Send + Sync>,
         origins: Handle,
+        roster: Arc<Roster>,
         meter: Meter,
     ) -> Rc<Self> {
         meter.adopt(&policy);
@@ -110,6 +115,8 @@ impl Worker {
             origins,
             random: RefCell::new(fastrand::Rng::new()),
             bulk_lanes: BulkLanes::default(),
+            roster,
+            tracking: Tracking::default(),
             meter,
         })
     }
@@ -424,6 +431,7 @@ impl Worker {
             }
             self.router.tick(&self, self.now().saturating_sub(self.patience()));
             self.aside.tick(&self);
+            self.tracking.tick();
             if self.now() >= look_at {
                 look_at = self.now() + LOOK_MS;
                 self.expire_watches();
@@ -459,6 +467,21 @@ impl Worker {
     /// How many clients there are.
     pub fn clients(&self) -> usize {
         self.sessions.borrow().len()
+    }
+
+    /// What is known of clients that track what they have read.
+    pub fn tracking(&self) -> &Tracking {
+        &self.tracking
+    }
+
+    /// All workers, this one included.
+    pub fn roster(&self) -> &Arc<Roster> {
+        &self.roster
+    }
+
+    /// Shows every session.
+    pub fn each_session(&self, mut look: impl FnMut(&Rc<Session>)) {
+        self.sessions.borrow().iter().for_each(|(_, session)| look(session));
     }
 
     /// Has every session end, once its commands are answered or at once.

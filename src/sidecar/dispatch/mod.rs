@@ -6,6 +6,7 @@ mod local;
 mod names;
 pub mod own_keys;
 mod shards;
+mod slot_stats;
 mod split;
 
 use std::rc::Rc;

@@ -4,12 +4,11 @@
 use std::rc::Rc;
 
 use super::Flow;
+use super::shards::slots_of_all;
 use crate::sidecar::resp::{encode, reply};
 use crate::sidecar::session::Session;
 use crate::sidecar::slots::is_larder_key;
 use crate::sidecar::upstream::ask::ask;
-use crate::sidecar::upstream::queue::ANY_SLOT;
-use crate::sidecar::worker::Worker;
 
 /// How often chance is tried before the keys are walked.
 const MOST_DRAWS: usize = 16;
@@ -60,7 +59,7 @@ pub fn in_slot(session: &Rc<Session>, slot: u16, count: u64) -> Flow {
 }
 
 /// Answers the command in its place, with a reply or the text of an error.
-fn answer_later(session: &Rc<Session>, work: impl Future<Output = Result<Vec<u8>, String>> + 'static) -> Flow {
+pub fn answer_later(session: &Rc<Session>, work: impl Future<Output = Result<Vec<u8>, String>> + 'static) -> Flow {
     let (session, place) = (session.clone(), session.take_place());
     session.hold();
     tokio::task::spawn_local(async move {
@@ -74,15 +73,9 @@ fn answer_later(session: &Rc<Session>, work: impl Future<Output = Result<Vec<u8>
     Flow::Wait
 }
 
-/// A slot of each shard that may hold keys.
-fn shards(worker: &Worker) -> Vec<u16> {
-    let shards: Vec<u16> = worker.router().shards().into_iter().map(|(_, slot)| slot).collect();
-    if shards.is_empty() { vec![ANY_SLOT] } else { shards }
-}
-
 async fn draw(session: &Rc<Session>) -> Result<Option<Vec<u8>>, String> {
     let (worker, lane) = (session.worker(), session.lane());
-    let mut shards = shards(worker);
+    let mut shards = slots_of_all(worker);
     for _ in 0..MOST_DRAWS {
         let Some(at) = (worker.random() as usize).checked_rem(shards.len()) else { return Ok(None) };
         let drawn = ask(worker, shards[at], lane, &[b"RANDOMKEY"]).await?;

@@ -8,8 +8,10 @@ use crate::sidecar::commands::{Access, Gather};
 use crate::sidecar::resp::{encode, reply};
 use crate::sidecar::session::Session;
 use crate::sidecar::upstream::gather::{Assembly, Meeting};
+use crate::sidecar::upstream::lane::Lane;
 use crate::sidecar::upstream::queue::{ANY_SLOT, Pending, Retry};
 use crate::sidecar::upstream::sink::{Answer, OnReply, Sink};
+use crate::sidecar::worker::Worker;
 
 /// The low bits of a cursor that say which shard it belongs to. Redis Cluster has at most a thousand nodes or so.
 const SHARD_BITS: u32 = 12;
@@ -39,6 +41,34 @@ pub fn all(session: &Rc<Session>, request: &Request<'_>, gather: Gather) -> Flow
         room &= worker.submit(&[request.raw], Pending::new(sink, slot, retry, session.lane(), worker.now()));
     }
     if room { Flow::Continue } else { Flow::Wait }
+}
+
+/// Has every shard set a mode on the connections of the client's lane, which is new; where one refuses, the client goes back to the
+/// `old` one. Until then no more is read from it.
+pub fn enter_mode(session: &Rc<Session>, request: &Request<'_>, old: Lane) -> Flow {
+    let (worker, place, entering) = (session.worker(), session.take_place(), session.clone());
+    session.hold();
+    let compose = move |parts: &[Vec<u8>], out: &mut Vec<u8>| {
+        let refused = parts.iter().find(|part| part.first() == Some(&b'-'));
+        if refused.is_some() {
+            entering.set_lane(old);
+        }
+        out.extend_from_slice(refused.or(parts.first()).map_or(&[][..], Vec::as_slice));
+        entering.release();
+    };
+    let slots = slots_of_all(worker);
+    let meeting = Meeting::new(session.clone(), place, Assembly::By(Box::new(compose)), false, slots.len());
+    for (index, slot) in slots.into_iter().enumerate() {
+        let sink = Sink::Part { meeting: meeting.clone(), index: index as u32 };
+        worker.submit(&[request.raw], Pending::new(sink, slot, Retry::Safe, session.lane(), worker.now()));
+    }
+    Flow::Wait
+}
+
+/// A slot of each shard; [`ANY_SLOT`] where there are no slots, or nobody is known to have any.
+pub fn slots_of_all(worker: &Worker) -> Vec<u16> {
+    let slots: Vec<u16> = worker.router().shards().into_iter().map(|(_, slot)| slot).collect();
+    if slots.is_empty() { vec![ANY_SLOT] } else { slots }
 }
 
 /// As [`all`], where the policy allows it.

@@ -61,7 +61,10 @@ impl Call {
                 Err(text) => return session.answer(self.place, |out| encode::error(out, &text)),
             };
             let mark = self.send(&mut connection, follow.asking);
-            match self.sit_out(reader, &mut connection).await {
+            session.begin_wait(connection.waits());
+            let outcome = self.sit_out(reader, &mut connection).await;
+            session.end_waits();
+            match outcome {
                 Outcome::Answered => {
                     if let Some(rule) = self.queued.given_ttl {
                         session.worker().metrics().ttl_added(rule);

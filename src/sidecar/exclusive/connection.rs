@@ -1,5 +1,6 @@
 //! A connection that serves one client at a time: bytes to send, replies that are owed, in order.
 
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -9,6 +10,7 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::OwnedSemaphorePermit;
 
+use super::Waits;
 use super::exec_filter::{ExecFilter, Queued};
 use super::pool::is_quiet;
 use crate::sidecar::meter::Meter;
@@ -18,7 +20,7 @@ use crate::sidecar::session::Session;
 use crate::sidecar::upstream::access::Keys;
 use crate::sidecar::upstream::broken::{Broken, SILENCE_MS};
 use crate::sidecar::upstream::dial::Link;
-use crate::sidecar::upstream::mux::Lane;
+use crate::sidecar::upstream::lane::Lane;
 use crate::sidecar::upstream::node::NodeAddr;
 use crate::sidecar::upstream::queue::ANY_SLOT;
 use crate::sidecar::upstream::router::Node;
@@ -61,6 +63,10 @@ pub struct Dedicated {
     counters: Arc<NodeMeter>,
     lane: Lane,
     link: Link,
+    /// What the server calls it.
+    number: i64,
+    /// Whether it must serve nobody else.
+    spoiled: Rc<Cell<bool>>,
     /// With which it was made.
     keys: Arc<Keys>,
     _permit: Option<OwnedSemaphorePermit>,
@@ -89,7 +95,7 @@ impl Dedicated {
         worker: &Rc<Worker>,
         node: Rc<Node>,
         lane: Lane,
-        (link, keys): (Link, Arc<Keys>),
+        ((link, number), keys): ((Link, i64), Arc<Keys>),
         permit: Option<OwnedSemaphorePermit>,
     ) -> Self {
         Self {
@@ -98,6 +104,8 @@ impl Dedicated {
             node,
             lane,
             link,
+            number,
+            spoiled: Rc::default(),
             keys,
             _permit: permit,
             out: Vec::new(),
@@ -118,6 +126,11 @@ impl Dedicated {
     /// Where it leads.
     pub fn address(&self) -> &NodeAddr {
         self.node.address()
+    }
+
+    /// What is to be known of it while a command blocks on it.
+    pub fn waits(&self) -> Waits {
+        Waits { node: self.node.address().clone(), number: self.number, spoiled: self.spoiled.clone() }
     }
 
     /// The lane it is for.
@@ -188,8 +201,13 @@ impl Dedicated {
     /// Gives the connection back. Nothing of the client may be left on it. With another login than is in use now it is closed.
     pub fn give_back(self) {
         let is_current = Arc::ptr_eq(&self.keys, &self.worker.access().current());
-        if is_current && self.is_settled() && self.residue.is_empty() && self.worker.router().serves(&self.node) {
-            self.node.pool().put(self.link, self.lane, self.keys, self.worker.now());
+        if is_current
+            && !self.spoiled.get()
+            && self.is_settled()
+            && self.residue.is_empty()
+            && self.worker.router().serves(&self.node)
+        {
+            self.node.pool().put((self.link, self.number), self.lane, self.keys, self.worker.now());
         }
     }
 

@@ -15,6 +15,7 @@ use crate::sidecar::resp::{CommandArgs, encode};
 use crate::sidecar::session::Session;
 use crate::sidecar::session::reader::Taken;
 use crate::sidecar::slots;
+use crate::sidecar::tracking;
 use crate::sidecar::upstream::queue::ANY_SLOT;
 
 /// The slot of a command's keys; [`ANY_SLOT`] where there are no slots, or no keys.
@@ -51,6 +52,9 @@ pub fn admit(session: &Rc<Session>, args: &CommandArgs<'_>, spec: &CommandSpec) 
 
 /// Appends what is sent for a command that is queued in the client's own transaction, or that blocks.
 pub fn write_queued(session: &Rc<Session>, command: &Taken, spec: &CommandSpec, out: &mut Vec<u8>) -> Queued {
+    if session.is_tracking() {
+        tracking::reads_apart(session, spec, &command.args());
+    }
     let worker = session.worker();
     let policy = worker.policy();
     if policy.is_transparent() {
@@ -82,6 +86,12 @@ fn read_rule(policy: &ActivePolicy, args: &CommandArgs<'_>, spec: &CommandSpec) 
 
 /// The commands that guard a command which is passed on as it comes, of which `args` are the arguments known so far.
 pub fn write_guards(session: &Rc<Session>, args: &CommandArgs<'_>, spec: &CommandSpec, out: &mut Vec<u8>) -> Queued {
+    if session.is_tracking() {
+        tracking::reads_apart(session, spec, args);
+        if spec.only_key(args).is_none() {
+            tracking::reads_unnamed(session, spec);
+        }
+    }
     let worker = session.worker();
     let policy = worker.policy();
     if policy.is_transparent() {

@@ -28,6 +28,7 @@ mod transaction;
 mod turn;
 pub mod wait;
 
+use std::cell::Cell;
 use std::rc::Rc;
 
 use connection::Dedicated;
@@ -35,6 +36,8 @@ use subscribe::Subscription;
 
 use crate::sidecar::resp::encode;
 use crate::sidecar::session::{Reader, Session};
+use crate::sidecar::tracking;
+use crate::sidecar::upstream::node::NodeAddr;
 
 /// Why a client needs a connection of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,10 +76,26 @@ impl Held {
         }
     }
 
+    /// How many channels, patterns and shard channels the client is subscribed to.
+    pub fn subscriptions(&self) -> [usize; 3] {
+        self.subscription.as_ref().map_or([0; 3], |subscription| subscription.counts())
+    }
+
     /// Whether there is a subscription.
     pub fn is_subscribed(&self) -> bool {
         self.subscription.is_some()
     }
+}
+
+/// Where a command blocks.
+#[derive(Debug, Clone)]
+pub struct Waits {
+    /// The server.
+    pub node: NodeAddr,
+    /// What the server calls the connection.
+    pub number: i64,
+    /// Set where the connection must serve nobody after this command.
+    pub spoiled: Rc<Cell<bool>>,
 }
 
 /// Watched keys.
@@ -102,6 +121,9 @@ pub async fn run(reader: &mut Reader, wish: Exclusive) {
         Exclusive::Transaction => transaction::run(reader).await,
         Exclusive::Blocking => blocking::run(reader).await,
         Exclusive::Subscribe => subscribe::run(reader).await,
+    }
+    if reader.session().is_tracking() {
+        tracking::comes_back(reader.session());
     }
 }
 

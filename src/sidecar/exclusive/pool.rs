@@ -15,9 +15,9 @@ use tokio::time::{Instant, sleep, timeout_at};
 use super::connection::Dedicated;
 use crate::sidecar::upstream::access::Keys;
 use crate::sidecar::upstream::dial::{DialError, Link};
-use crate::sidecar::upstream::mux::Lane;
+use crate::sidecar::upstream::lane::Lane;
 use crate::sidecar::upstream::node::NodeAddr;
-use crate::sidecar::upstream::open::open;
+use crate::sidecar::upstream::open::open_numbered;
 use crate::sidecar::upstream::router::Node;
 use crate::sidecar::worker::Worker;
 
@@ -61,7 +61,7 @@ pub struct Pool {
 
 #[derive(Debug)]
 struct Idle {
-    link: Link,
+    link: (Link, i64),
     lane: Lane,
     /// With which it was made.
     keys: Arc<Keys>,
@@ -80,7 +80,7 @@ impl Default for Pool {
 
 impl Pool {
     /// Takes back a connection that is as new.
-    pub(super) fn put(&self, link: Link, lane: Lane, keys: Arc<Keys>, now: u64) {
+    pub(super) fn put(&self, link: (Link, i64), lane: Lane, keys: Arc<Keys>, now: u64) {
         let mut idle = self.idle.borrow_mut();
         if idle.len() < MOST_IDLE {
             idle.push(Idle { link, lane, keys, since: now });
@@ -96,14 +96,14 @@ impl Pool {
     }
 
     /// An unused connection, made with `keys`, that the server has not closed meanwhile.
-    async fn take_idle(&self, lane: Lane, keys: &Arc<Keys>) -> Option<Link> {
+    async fn take_idle(&self, lane: Lane, keys: &Arc<Keys>) -> Option<(Link, i64)> {
         loop {
             let mut link = {
                 let mut idle = self.idle.borrow_mut();
                 let at = idle.iter().rposition(|idle| idle.lane == lane && Arc::ptr_eq(&idle.keys, keys))?;
                 idle.swap_remove(at).link
             };
-            if is_quiet(&mut link).await {
+            if is_quiet(&mut link.0).await {
                 return Some(link);
             }
         }
@@ -180,7 +180,7 @@ async fn connect(worker: &Rc<Worker>, node: &Rc<Node>, lane: Lane, hold: Hold) -
     let keys = worker.access().current();
     let link = match node.pool().take_idle(lane, &keys).await {
         Some(link) => link,
-        None => open(worker, node.address(), lane).await?,
+        None => open_numbered(worker, node.address(), lane).await?,
     };
     Ok(Dedicated::new(worker, node.clone(), lane, (link, keys), permit))
 }

@@ -25,6 +25,7 @@ use crate::sidecar::engine::ttl::{EXEC, MULTI};
 use crate::sidecar::patterns::cache_aside::writes;
 use crate::sidecar::resp::{CommandArgs, CommandTail, encode};
 use crate::sidecar::session::{Ending, Reader, Session};
+use crate::sidecar::tracking;
 use crate::sidecar::upstream::broken::Broken;
 use crate::sidecar::upstream::queue::{ANY_SLOT, ASKING};
 
@@ -55,7 +56,10 @@ pub async fn run(reader: &mut Reader) {
         None | Some(Decision::Whole) => {}
         Some(Decision::Refuse(text)) => refuse_long(reader, &text).await,
         Some(Decision::Pass(spec, slot)) => pass(reader, &session, spec, slot).await,
-        Some(Decision::Keep(spec, announced)) => long_pass::run(reader, &session, spec, announced).await,
+        Some(Decision::Keep(spec, announced)) => {
+            tracking::reads_unnamed(&session, spec);
+            long_pass::run(reader, &session, spec, announced).await;
+        }
     }
 }
 
@@ -65,7 +69,10 @@ pub async fn within(reader: &mut Reader, transaction: &mut Transaction) {
     let decision = decide(reader, &session).await;
     let (spec, slot) = match decision {
         None | Some(Decision::Whole) => return,
-        Some(Decision::Keep(spec, announced)) => return long_pass::within(reader, transaction, spec, announced).await,
+        Some(Decision::Keep(spec, announced)) => {
+            tracking::reads_unnamed(&session, spec);
+            return long_pass::within(reader, transaction, spec, announced).await;
+        }
         Some(Decision::Pass(spec, _)) => (spec, transaction.admit(&reader.unfinished().0, spec)),
         Some(Decision::Refuse(text)) => (&UNKNOWN, Err(text)),
     };

@@ -106,6 +106,10 @@ async fn change(reader: &mut Reader, session: &Rc<Session>, command: &Taken, spe
         Ok(slot) => slot,
         Err(text) => return refuse(session, &text),
     };
+    if session.is_skipping() {
+        // Confirmations are pushes, which come in any case.
+        session.unmute();
+    }
     let subscription = session.held().borrow_mut().subscription.get_or_insert_default().clone();
     let all = Kind::ALL.into_iter().flat_map(|kind| [(kind, true), (kind, false)]);
     let Some((kind, subscribe)) = all.into_iter().find(|(kind, subscribe)| kind.command(*subscribe) == spec.name) else { return };
@@ -152,6 +156,11 @@ async fn wait_for(reader: &mut Reader, session: &Rc<Session>, feeds: &[Rc<Feed>]
 }
 
 impl Subscription {
+    /// How many subscriptions of each kind there are.
+    pub fn counts(&self) -> [usize; 3] {
+        Kind::ALL.map(|kind| self.feeds.borrow().iter().map(|feed| feed.channels(kind).len()).sum())
+    }
+
     /// The feed of a slot's server, made where there is none.
     fn feed(&self, session: &Rc<Session>, slot: u16) -> Result<Rc<Feed>, String> {
         let mut feeds = self.feeds.borrow_mut();

@@ -25,7 +25,7 @@ use crate::sidecar::session::{Ending, Reader, Session};
 use crate::sidecar::slots;
 use crate::sidecar::upstream::broken::Broken;
 use crate::sidecar::upstream::gather::{Assembly, Meeting};
-use crate::sidecar::upstream::mux::Lane;
+use crate::sidecar::upstream::lane::Lane;
 use crate::sidecar::upstream::queue::ANY_SLOT;
 use crate::sidecar::upstream::sink::Answer;
 use crate::sidecar::worker::Worker;
@@ -54,6 +54,7 @@ pub async fn run(reader: &mut Reader, command: &Taken, gather: Gather) {
             }
         }
     };
+    session.end_waits();
     for (index, answer) in answers.iter().enumerate() {
         let answer = match answer {
             Ok(reply) => Answer::Reply(reply),
@@ -140,6 +141,7 @@ async fn ask(session: &Rc<Session>, target: &Target, slot: u16, command: &[u8]) 
     (0..MARK_COMMANDS).for_each(|_| connection.owe(Owed::Kept));
     connection.queue(command);
     connection.owe(Owed::Kept);
+    session.begin_wait(connection.waits());
     if let Err(broken) = settle(&mut connection, false).await {
         let node = connection.address();
         tracing::warn!(%node, error = %broken, "lost a client's own server connection");

@@ -6,7 +6,7 @@
 pub mod reader;
 mod stream;
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, Ref, RefCell};
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -15,10 +15,12 @@ use std::task::{Context, Poll, Waker};
 pub use reader::Reader;
 pub use stream::{ClientReader, ClientWriter, split_tcp, split_unix};
 
-use super::exclusive::Held;
+use super::exclusive::{Held, Waits};
 use super::resp::Protocol;
+use super::tracking::Tracks;
 use super::upstream::bulk::{LARGE_REPLY_BYTES, Sizing};
-use super::upstream::mux::{Lane, Mux, remember_waker};
+use super::upstream::lane::Lane;
+use super::upstream::mux::{Mux, remember_waker};
 use super::worker::Worker;
 
 /// A client may have this many commands without an answer before more are read.
@@ -80,6 +82,10 @@ pub struct Session {
     hopeless: Cell<bool>,
     ending: Cell<Ending>,
     lane: Cell<Lane>,
+    /// Set while something must be looked at before its next command is handed on.
+    alert: Cell<bool>,
+    /// Set until the next reply, which the client does not want.
+    skipping: Cell<bool>,
     /// Which replies it has got lately; decides about its lane.
     sizing: Cell<Sizing>,
     /// How much of the reply that is leaving in parts has been passed on.
@@ -90,6 +96,10 @@ pub struct Session {
     pushes: RefCell<Vec<u8>>,
     /// What it holds of its own at the servers.
     held: RefCell<Held>,
+    /// Where a command of it blocks.
+    waits: RefCell<Vec<Waits>>,
+    /// Set while it tracks what it has read.
+    tracks: RefCell<Option<Box<Tracks>>>,
     /// What the client told of itself.
     pub about: RefCell<About>,
 }
@@ -138,11 +148,15 @@ impl Session {
             hopeless: Cell::new(false),
             ending: Cell::new(Ending::No),
             lane: Cell::default(),
+            alert: Cell::new(false),
+            skipping: Cell::new(false),
             sizing: Cell::default(),
             passed: Cell::new(0),
             slowed: RefCell::default(),
             pushes: RefCell::default(),
             held: RefCell::default(),
+            waits: RefCell::default(),
+            tracks: RefCell::default(),
             about: RefCell::default(),
         })
     }
@@ -189,14 +203,21 @@ impl Session {
         self.lane.set(lane);
     }
 
-    /// Whether the next command may be handed on, on the lane that the size of the last replies calls for. `false`: commands are
-    /// still on the old lane, where they could be overtaken.
+    /// Whether something must be looked at before its next command is handed on: see [`Session::is_lane_settled`], and
+    /// [`tracking::before`](super::tracking::before).
     #[inline]
-    pub fn is_lane_settled(&self) -> bool {
-        self.sizing.get() == Sizing::Small || self.settle_lane()
+    pub fn is_alert(&self) -> bool {
+        self.alert.get()
     }
 
-    #[cold]
+    /// Whether the next command may be handed on, on the lane that the size of the last replies calls for. `false`: commands are
+    /// still on the old lane, where they could be overtaken.
+    pub fn is_lane_settled(&self) -> bool {
+        let settled = self.sizing.get() == Sizing::Small || self.settle_lane();
+        self.alert.set(self.sizing.get() != Sizing::Small || self.is_tracking());
+        settled
+    }
+
     fn settle_lane(&self) -> bool {
         let (lanes, lane) = (self.worker.bulk_lanes(), self.lane.get());
         let (sizing, bulk) = match self.sizing.get() {
@@ -208,15 +229,16 @@ impl Session {
             Sizing::Grown => (Sizing::on_large_lane(), lanes.enter()),
             Sizing::Large { .. } | Sizing::Small => (Sizing::Small, 0),
         };
-        lanes.leave(lane.bulk);
+        lanes.leave(lane.bulk());
         self.sizing.set(sizing);
-        self.lane.set(Lane { bulk, ..lane });
+        self.lane.set(lane.with_bulk(bulk));
         true
     }
 
     /// A large reply has come for this client on a shared connection.
     pub fn note_large_reply(&self) {
         self.sizing.set(self.sizing.get().after_large());
+        self.alert.set(true);
     }
 
     /// A part of a reply was passed on from a shared connection.
@@ -240,6 +262,21 @@ impl Session {
     #[inline]
     pub fn outstanding(&self) -> u32 {
         self.next.get().wrapping_sub(self.head.get())
+    }
+
+    /// The place that the next command gets.
+    pub fn next_place(&self) -> u32 {
+        self.next.get()
+    }
+
+    /// The place of the last command that was handed on.
+    pub fn last_place(&self) -> u32 {
+        self.next.get().wrapping_sub(1)
+    }
+
+    /// Whether the command at `place` was handed on, and its reply has not left.
+    pub fn is_unanswered(&self, place: u32) -> bool {
+        place.wrapping_sub(self.head.get()) < self.outstanding()
     }
 
     /// How many commands have come after the one at `place`.
@@ -323,7 +360,7 @@ impl Session {
 
     /// Delivers a reply that `write` writes.
     pub fn answer(self: &Rc<Self>, place: u32, write: impl FnOnce(&mut Vec<u8>)) {
-        if self.streaming.get() == Some(place) {
+        if self.is_streaming(place) {
             // Half a reply has left: there is no honest end to it.
             return self.end(Ending::Now);
         }
@@ -356,31 +393,80 @@ impl Session {
 
     /// Whether the reply at `place` has begun to leave.
     pub fn is_streaming(&self, place: u32) -> bool {
-        self.streaming.get() == Some(place)
+        self.streaming.get() == Some(place) && !self.skipping.get()
+    }
+
+    /// Drops the replies to later commands, all earlier ones being answered: `CLIENT REPLY OFF`.
+    pub fn mute(&self) {
+        self.skipping.set(false);
+        self.streaming.set(None);
+        self.writer.borrow_mut().mute(self.output_bytes());
+    }
+
+    /// Drops the reply to the next command alone, all earlier ones being answered: `CLIENT REPLY SKIP`.
+    pub fn skip_next(&self) {
+        if !self.writer.borrow().is_muted() {
+            self.mute();
+            self.skipping.set(true);
+            // As if that reply had begun to leave: so its end is noticed where the end of a long one is.
+            self.streaming.set(Some(self.next.get()));
+        }
+    }
+
+    /// Delivers replies again.
+    pub fn unmute(&self) {
+        if self.skipping.take() {
+            self.streaming.set(None);
+        }
+        self.writer.borrow_mut().unmute(self.output_bytes());
+    }
+
+    /// Whether replies are dropped, or the next one is.
+    pub fn is_muted(&self) -> bool {
+        self.writer.borrow().is_muted()
+    }
+
+    /// Whether only the next reply is dropped.
+    pub fn is_skipping(&self) -> bool {
+        self.skipping.get()
     }
 
     /// Appends a frame that belongs to no command's answer: a push of a subscription. It never lands within a reply.
     pub fn deliver_push(self: &Rc<Self>, bytes: &[u8]) {
-        if self.streaming.get().is_some() {
+        if self.streaming.get().is_some() && !self.skipping.get() {
             self.pushes.borrow_mut().extend_from_slice(bytes);
         } else {
-            self.output.borrow_mut().bytes.extend_from_slice(bytes);
+            self.append_push(bytes);
         }
         self.touch();
+    }
+
+    fn append_push(&self, bytes: &[u8]) {
+        if !bytes.is_empty() {
+            self.writer.borrow().note_push(self.output_bytes(), bytes.len());
+            self.output.borrow_mut().bytes.extend_from_slice(bytes);
+        }
     }
 
     #[inline]
     fn advance(self: &Rc<Self>) {
         self.head.set(self.head.get().wrapping_add(1));
         if self.streaming.get().is_some() {
-            self.streaming.set(None);
-            self.passed.set(0);
-            self.output.borrow_mut().bytes.append(&mut self.pushes.borrow_mut());
+            self.end_streaming();
         }
         if !self.stash.borrow().is_empty() {
             self.unstash();
         }
         self.touch();
+    }
+
+    fn end_streaming(&self) {
+        self.streaming.set(None);
+        self.passed.set(0);
+        if self.skipping.take() {
+            self.unmute();
+        }
+        self.append_push(&self.pushes.take());
     }
 
     fn stash(self: &Rc<Self>, place: u32, bytes: Vec<u8>) {
@@ -552,6 +638,37 @@ impl Session {
         &self.held
     }
 
+    /// What it has asked to be told of.
+    pub fn tracks(&self) -> &RefCell<Option<Box<Tracks>>> {
+        &self.tracks
+    }
+
+    /// It asks to be told of changes, or no more.
+    pub fn set_tracks(&self, tracks: Option<Box<Tracks>>) {
+        self.tracks.replace(tracks);
+        self.alert.set(true);
+    }
+
+    /// Whether it is told of changes of what it has read.
+    pub fn is_tracking(&self) -> bool {
+        self.tracks.borrow().is_some()
+    }
+
+    /// Where a command of it blocks, if one does.
+    pub fn waits(&self) -> Ref<'_, [Waits]> {
+        Ref::map(self.waits.borrow(), Vec::as_slice)
+    }
+
+    /// A command of it blocks at a server.
+    pub fn begin_wait(&self, wait: Waits) {
+        self.waits.borrow_mut().push(wait);
+    }
+
+    /// None does any more.
+    pub fn end_waits(&self) {
+        self.waits.borrow_mut().clear();
+    }
+
     /// Lets go of watched keys and subscriptions, as RESET does and the end of the session.
     pub fn let_go(&self) {
         drop(self.held.take());
@@ -560,7 +677,7 @@ impl Session {
 
     /// Leaves its lane for large replies, at the session's end.
     pub fn leave_lane(&self) {
-        self.worker.bulk_lanes().leave(self.lane.replace(Lane::default()).bulk);
+        self.worker.bulk_lanes().leave(self.lane.replace(Lane::default()).bulk());
     }
 
     /// Brings the session nearer to its end.

@@ -13,6 +13,7 @@ use crate::sidecar::exclusive::{self, Exclusive};
 use crate::sidecar::patterns::cache_aside;
 use crate::sidecar::resp::command::split_inline;
 use crate::sidecar::resp::{CommandArgs, CommandScan, CommandScanner, CommandTail, ProtocolError, encode};
+use crate::sidecar::tracking;
 use crate::sidecar::worker::SCRATCH_BYTES;
 
 /// An unfinished command is held up to this size; a longer one is passed on as it comes.
@@ -198,6 +199,7 @@ impl Reader {
         }
         self.session.end(Ending::Now);
         self.session.worker().aside().on_end(&self.session);
+        self.session.worker().tracking().end(&self.session);
         self.session.let_go();
         self.session.leave_lane();
     }
@@ -301,11 +303,11 @@ fn hand_on(session: &Rc<Session>, scanner: &mut CommandScanner, bytes: &[u8]) ->
         if taken == bytes.len() {
             break Flow::Continue;
         }
-        if !session.is_lane_settled() {
+        let rest = &bytes[taken..];
+        if session.is_alert() && !may_hand_on(session, scanner, rest) {
             cache_aside::leaves(session);
             break Flow::Quiet;
         }
-        let rest = &bytes[taken..];
         let (length, flow) = match scanner.scan(rest) {
             Ok(CommandScan::Complete { length }) if scanner.ranges().is_empty() => (length, Flow::Continue),
             Ok(CommandScan::Complete { length }) => {
@@ -338,23 +340,48 @@ fn hand_on(session: &Rc<Session>, scanner: &mut CommandScanner, bytes: &[u8]) ->
     Progress { taken, flow }
 }
 
+/// Whether the command at the front of `bytes` may be handed on by a session that has something to see to before.
+#[cold]
+fn may_hand_on(session: &Rc<Session>, scanner: &mut CommandScanner, bytes: &[u8]) -> bool {
+    if !session.is_lane_settled() {
+        return false;
+    }
+    if !session.is_tracking() {
+        return true;
+    }
+    match scanner.scan(bytes) {
+        Ok(CommandScan::Complete { .. }) if !scanner.ranges().is_empty() => {
+            tracking::before(session, &CommandArgs::new(bytes, scanner.ranges()))
+        }
+        Ok(CommandScan::Inline { length }) => {
+            with_inline(&bytes[..length], |_, args| tracking::before(session, &args)).ok().flatten().unwrap_or(true)
+        }
+        _ => true,
+    }
+}
+
 fn inline(session: &Rc<Session>, line: &[u8]) -> Flow {
-    let words = match split_inline(line) {
-        Ok(words) if words.is_empty() => return Flow::Continue,
-        Ok(words) => words,
+    match with_inline(line, |raw, args| dispatch::command(session, raw, args)) {
+        Ok(flow) => flow.unwrap_or(Flow::Continue),
         Err(error) => {
             refuse(session, &error);
-            return Flow::Wait;
+            Flow::Wait
         }
-    };
+    }
+}
+
+/// Has `run` see an inline command as an array of bulk strings. `None`: there is none on the line.
+fn with_inline<T>(line: &[u8], run: impl FnOnce(&[u8], CommandArgs<'_>) -> T) -> Result<Option<T>, ProtocolError> {
+    let words = split_inline(line)?;
+    if words.is_empty() {
+        return Ok(None);
+    }
     let mut wire = Vec::new();
     encode::command(&mut wire, &words);
     let mut scanner = CommandScanner::default();
     match scanner.scan(&wire) {
-        Ok(CommandScan::Complete { length }) => {
-            dispatch::command(session, &wire[..length], CommandArgs::new(&wire, scanner.ranges()))
-        }
-        _ => Flow::Continue,
+        Ok(CommandScan::Complete { length }) => Ok(Some(run(&wire[..length], CommandArgs::new(&wire, scanner.ranges())))),
+        _ => Ok(None),
     }
 }
 

@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use tokio::sync::oneshot;
 
-use super::mux::Lane;
+use super::lane::Lane;
 use super::queue::{Pending, Retry};
 use super::sink::{Answer, Sink};
 use crate::sidecar::resp::encode;

@@ -39,6 +39,14 @@ pub enum Role {
     Other,
 }
 
+/// What a server says when a connection begins.
+#[derive(Debug, Clone, Copy)]
+struct Greeting {
+    role: Role,
+    /// What it calls the connection. Zero where it does not say.
+    number: i64,
+}
+
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
 pub enum DialError {
@@ -208,22 +216,27 @@ impl AsyncWrite for Link {
 }
 
 /// Connects to `node`, encrypts and logs in with the newest keys of `access`, and asks whether the server can serve (it refuses
-/// while it loads or lacks its primary). Nothing else is sent: the connection is as new.
-pub async fn dial(node: &NodeAddr, access: &Access, protocol: Protocol, deadline: Instant) -> Result<Link, DialError> {
-    dial_with(node, access, protocol, Probe::Ping, deadline).await.map(|(link, _)| link)
+/// while it loads or lacks its primary). Nothing else is sent: the connection is as new. With what the server calls it.
+pub async fn dial(node: &NodeAddr, access: &Access, protocol: Protocol, deadline: Instant) -> Result<(Link, i64), DialError> {
+    dial_with(node, access, protocol, Probe::Ping, deadline).await.map(|(link, greeting)| (link, greeting.number))
 }
 
 /// As [`dial`], and the server has said that it is a primary. For topologies in which an address may outlive a role.
-pub async fn dial_primary(node: &NodeAddr, access: &Access, protocol: Protocol, deadline: Instant) -> Result<Link, DialError> {
+pub async fn dial_primary(
+    node: &NodeAddr,
+    access: &Access,
+    protocol: Protocol,
+    deadline: Instant,
+) -> Result<(Link, i64), DialError> {
     match dial_with(node, access, protocol, Probe::Ping, deadline).await? {
-        (link, Role::Primary) => Ok(link),
+        (link, Greeting { role: Role::Primary, number }) => Ok((link, number)),
         _ => Err(DialError::NotPrimary { node: node.clone() }),
     }
 }
 
 /// Connects to a server or a sentinel only to ask it about the topology: it may be loading, and have any role.
 pub async fn dial_any(node: &NodeAddr, access: &Access, deadline: Instant) -> Result<(Link, Role), DialError> {
-    dial_with(node, access, Protocol::Resp2, Probe::None, deadline).await
+    dial_with(node, access, Protocol::Resp2, Probe::None, deadline).await.map(|(link, greeting)| (link, greeting.role))
 }
 
 async fn dial_with(
@@ -232,7 +245,7 @@ async fn dial_with(
     protocol: Protocol,
     probe: Probe,
     deadline: Instant,
-) -> Result<(Link, Role), DialError> {
+) -> Result<(Link, Greeting), DialError> {
     let keys = access.current();
     let link = connect(node, &keys, deadline).await?;
     within(deadline, node, "logging in", log_in(link, node, &keys, protocol, probe)).await
@@ -300,7 +313,13 @@ enum Probe {
 }
 
 /// HELLO does it all in one round trip: protocol, login, and the server's own word on its role.
-async fn log_in(link: Link, node: &NodeAddr, keys: &Keys, protocol: Protocol, probe: Probe) -> Result<(Link, Role), DialError> {
+async fn log_in(
+    link: Link,
+    node: &NodeAddr,
+    keys: &Keys,
+    protocol: Protocol,
+    probe: Probe,
+) -> Result<(Link, Greeting), DialError> {
     let mut hello: Vec<&[u8]> = vec![b"HELLO", version(protocol)];
     if let Some(credentials) = &keys.credentials {
         hello.extend_from_slice(&[b"AUTH", credentials.user().as_bytes(), credentials.password()]);
@@ -308,10 +327,10 @@ async fn log_in(link: Link, node: &NodeAddr, keys: &Keys, protocol: Protocol, pr
     let commands: &[&[&[u8]]] = if probe == Probe::Ping { &[&hello, &[b"PING"]] } else { &[&hello] };
     let mut stream = BufReader::with_capacity(1024, link);
     let replies = ask(&mut stream, commands).await.map_err(|error| from_reply_error(node, error))?;
-    let role = match replies.first() {
+    let greeting = match replies.first() {
         Some(Value::Error(text)) => return Err(from_error_line(node, text)),
-        Some(hello) => read_role(hello),
-        None => Role::Other,
+        Some(hello) => Greeting { role: read_role(hello), number: read_number(hello) },
+        None => Greeting { role: Role::Other, number: 0 },
     };
     match replies.get(1) {
         // A user who may not PING has logged in, and the server serves.
@@ -321,7 +340,7 @@ async fn log_in(link: Link, node: &NodeAddr, keys: &Keys, protocol: Protocol, pr
     if !stream.buffer().is_empty() {
         return Err(DialError::Protocol { node: node.clone(), source: ReplyError::NotResp });
     }
-    Ok((stream.into_inner(), role))
+    Ok((stream.into_inner(), greeting))
 }
 
 const fn version(protocol: Protocol) -> &'static [u8] {
@@ -337,6 +356,10 @@ fn read_role(hello: &Value) -> Role {
         Some("replica" | "slave") => Role::Replica,
         _ => Role::Other,
     }
+}
+
+fn read_number(hello: &Value) -> i64 {
+    hello.field("id").and_then(Value::as_int).unwrap_or_default()
 }
 
 fn from_reply_error(node: &NodeAddr, error: ReplyError) -> DialError {
@@ -382,7 +405,7 @@ mod tests {
         let credentials = Credentials::parse(Some(b"shop"), b"pw").unwrap();
         let access = Access::fixed(Keys { credentials: Some(credentials), tls: None });
         let result = dial_primary(&node, &access, protocol, Instant::now() + Duration::from_secs(5)).await;
-        (result, server.await.unwrap().0)
+        (result.map(|(link, _)| link), server.await.unwrap().0)
     }
 
     #[tokio::test]

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use std::fmt;
 use std::rc::Rc;
 
-use super::mux::Lane;
+use super::lane::Lane;
 use super::sink::Answer;
 use crate::sidecar::commands::{Gather, Join};
 use crate::sidecar::dispatch::own_keys;

@@ -17,13 +17,14 @@ use super::access::Keys;
 use super::broken::{Broken, SILENCE_MS};
 use super::bulk::LARGE_REPLY_BYTES;
 use super::dial::{DialError, Link};
+use super::lane::Lane;
 use super::node::NodeAddr;
 use super::open::open;
 use super::queue::{ANY_SLOT, Pending, Queue, Recovered, Retry};
 use super::sink::{Answer, OnReply, Sink};
 use crate::sidecar::engine::ttl::MULTI;
 use crate::sidecar::meter::{SLOW_MS, Sampler};
-use crate::sidecar::resp::{Protocol, ReplyScanner, reply};
+use crate::sidecar::resp::{ReplyScanner, reply};
 use crate::sidecar::session::Session;
 use crate::sidecar::worker::{SCRATCH_BYTES, Worker};
 use crate::telemetry::metrics::NodeMeter;
@@ -45,24 +46,6 @@ const READS_PER_TURN: usize = 16;
 const LOGIN_AGAIN_MS: u64 = 5_000;
 const FIRST_BACKOFF_MS: u64 = 10;
 const MAX_BACKOFF_MS: u64 = 1_000;
-
-/// Which of a node's connections a command needs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-pub struct Lane {
-    /// The version of the protocol that its client speaks.
-    pub protocol: Protocol,
-    /// The database that its client selected.
-    pub database: u8,
-    /// Zero for the connection that all clients share, else which of those for large replies; see [`bulk`](super::bulk).
-    pub bulk: u8,
-}
-
-impl Lane {
-    /// The same without a connection for large replies: for what is not a command of one client alone.
-    pub fn shared(self) -> Self {
-        Self { bulk: 0, ..self }
-    }
-}
 
 /// A shared, pipelined connection and the commands that wait on it.
 #[derive(Debug)]
@@ -217,7 +200,7 @@ impl Mux {
 
     /// Whether it is for large replies, and no client uses it any more.
     pub fn is_left(&self, worker: &Worker) -> bool {
-        self.lane.bulk > 0 && worker.bulk_lanes().clients(self.lane.bulk) == 0 && self.is_idle()
+        self.lane.bulk() > 0 && worker.bulk_lanes().clients(self.lane.bulk()) == 0 && self.is_idle()
     }
 
     /// Has the connection go on after a slow client has read.
@@ -478,7 +461,7 @@ impl<'a> Connection<'a> {
 
     /// Whether waiting for a slow client keeps others waiting: those on the same connection, or on slots that change hands.
     fn holds_others_up(&self) -> bool {
-        self.worker.bulk_lanes().clients(self.mux.lane.bulk) != 1 || self.worker.router().needs_attention()
+        self.worker.bulk_lanes().clients(self.mux.lane.bulk()) != 1 || self.worker.router().needs_attention()
     }
 
     fn take(&mut self, chunk: &[u8]) -> Result<(), Broken> {

@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 use std::rc::Rc;
 
-use super::mux::Lane;
+use super::lane::Lane;
 use super::sink::Sink;
 use crate::sidecar::session::Session;
 

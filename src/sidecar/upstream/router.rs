@@ -10,7 +10,8 @@ use std::rc::Rc;
 use rustc_hash::FxHashMap;
 use smallvec::SmallVec;
 
-use super::mux::{Lane, Mux};
+use super::lane::Lane;
+use super::mux::Mux;
 use super::node::NodeAddr;
 use super::queue::{ANY_SLOT, Pending, Queue, Recovered, Retry};
 use super::sink::{Answer, Sink};
@@ -208,6 +209,7 @@ impl Router {
         let old = self.map.replace(fresh);
         if self.begin_handover(worker, &old) {
             worker.aside().on_topology_change(worker);
+            worker.tracking().on_topology_change(worker);
         }
         self.forget_old_nodes();
         if self.is_usable() {

@@ -2,10 +2,13 @@
 
 import asyncio
 import sys
+import time
 
 import redis
 import redis.asyncio
+from redis.cache import CacheConfig
 from redis.cluster import RedisCluster
+from redis.connection import CacheProxyConnection
 from redis.sentinel import Sentinel
 
 PORT, TOPOLOGY = int(sys.argv[1]), sys.argv[2]
@@ -71,6 +74,25 @@ def subscribe(client):
     subscription.close()
 
 
+def keep():
+    """The client's own cache. It asks for a server's name and version, and uses nothing that older ones, or Valkey, have not."""
+    with redis.Redis(*ADDRESS, protocol=3) as plain:
+        CacheProxyConnection.DEFAULT_SERVER_NAME = plain.execute_command("HELLO", 3)[b"server"].decode()
+    CacheProxyConnection.MIN_ALLOWED_VERSION = "7.0.0"
+    with redis.Redis(*ADDRESS, protocol=3, cache_config=CacheConfig()) as keeping, redis.Redis(*ADDRESS) as writer:
+        for number in range(30):
+            writer.set("smoke:kept", number)
+            deadline = time.monotonic() + 10
+            while keeping.get("smoke:kept") != str(number).encode():
+                assert time.monotonic() < deadline, "an old value is kept"
+        same(keeping.get_cache().size, 1)
+        assert keeping.mget("smoke:kept", "smoke:none") == [b"29", None]
+        writer.delete("smoke:kept")
+        deadline = time.monotonic() + 10
+        while keeping.get("smoke:kept") is not None:
+            assert time.monotonic() < deadline, "a deleted value is kept"
+
+
 async def run_async():
     client = redis.asyncio.Redis(host=ADDRESS[0], port=PORT)
     same(await client.set("smoke:async", "value"), True)
@@ -91,5 +113,6 @@ for each in clients():
     each.close()
 with redis.Redis(*ADDRESS) as plain:
     subscribe(plain)
+keep()
 asyncio.run(run_async())
 print("ok")

@@ -14,26 +14,49 @@ pub enum Setup {
     Cluster,
 }
 
-/// The commands that the table lists for a set-up, in lower case, subcommands as `client|id`.
-pub fn listed(setup: Setup) -> BTreeSet<String> {
-    let text = std::fs::read_to_string(PATH).expect("docs/differences.md can be read");
-    let mut found = BTreeSet::new();
-    for line in text.lines().filter(|line| line.starts_with("| `")) {
+/// A row of the table.
+#[derive(Debug)]
+pub struct Row {
+    /// In lower case, subcommands as `client|id`.
+    pub commands: Vec<String>,
+    topologies: String,
+    /// What differs.
+    pub what: String,
+}
+
+/// The document.
+pub fn text() -> String {
+    std::fs::read_to_string(PATH).expect("docs/differences.md can be read")
+}
+
+/// The table's rows.
+pub fn rows() -> Vec<Row> {
+    let read = |line: &str| {
         let cells: Vec<&str> = line.trim_matches('|').split(" | ").map(str::trim).collect();
         let [commands, topologies, what, why] = cells[..] else { panic!("four cells are expected in: {line}") };
         assert!(!what.is_empty() && !why.is_empty(), "a row says what differs, and why: {line}");
-        let applies = match topologies {
+        let commands = commands.split(',').map(|command| command.trim().trim_matches('`').to_lowercase().replace(' ', "|"));
+        Row { commands: commands.collect(), topologies: topologies.to_owned(), what: what.to_owned() }
+    };
+    let rows: Vec<Row> = text().lines().filter(|line| line.starts_with("| `")).map(read).collect();
+    assert!(!rows.is_empty(), "docs/differences.md has no rows");
+    rows
+}
+
+/// The commands that the table lists for a set-up.
+pub fn listed(setup: Setup) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    for row in rows() {
+        let applies = match row.topologies.as_str() {
             "both" => true,
             "Sentinel" => setup == Setup::Sentinel,
             "Cluster" => setup == Setup::Cluster,
-            other => panic!("`{other}` is no topology: {line}"),
+            other => panic!("`{other}` is no topology: {row:?}"),
         };
-        for command in commands.split(',').filter(|_| applies) {
-            let name = command.trim().trim_matches('`').to_lowercase().replace(' ', "|");
+        for name in row.commands.iter().filter(|_| applies) {
             assert!(found.insert(name.clone()), "{name} is listed twice for {setup:?}");
         }
     }
-    assert!(!found.is_empty(), "docs/differences.md has no rows");
     found
 }
 

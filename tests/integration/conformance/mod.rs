@@ -2,6 +2,7 @@
 //! in docs/differences.md. A listed difference that is none any more fails, too.
 
 mod differences;
+mod refusals;
 mod script;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -10,7 +11,7 @@ use larder::sidecar::commands::{Class, lookup};
 
 use self::differences::{Setup, comparable, listed};
 use self::script::{CONVERSATIONS, Described, Script, Words, described};
-use crate::support::resp::{Client, Value, show};
+use crate::support::resp::{Client, Value, encode, show};
 use crate::support::server::{Engine, Redis, RedisCluster, SentinelCluster};
 use crate::support::sidecar::{Sidecar, bypass, cluster_topology, sentinel_topology};
 use crate::support::wait_for;
@@ -184,8 +185,14 @@ impl Pair<'_> {
     fn talk(&mut self, bare: &Redis, sidecar: &Sidecar, name: &str, script: &Script, lines: &[&str]) {
         let mut other = Pair { bare: bare.client(), through: sidecar.client(), found: &mut *self.found, resp3: self.resp3 };
         other.greet();
-        for line in lines {
-            other.run(name, &script.words(line));
+        for lines in lines {
+            let mut words: Vec<Words> = lines.lines().map(|line| script.words(line)).collect();
+            let Some(last) = words.pop() else { continue };
+            for silent in words {
+                other.bare.send(&encode(&silent)).expect("the server reads");
+                other.through.send(&encode(&silent)).expect("the sidecar reads");
+            }
+            other.run(name, &last);
         }
     }
 

@@ -54,10 +54,35 @@ const INSTEAD: &[(&str, &[&str])] = &[
     ),
     ("xsetid", &["Kstream1 200-1", "Kstream1 1-1", "Knone 1-1"]),
     ("migrate", &[]),
+    (
+        "client|tracking",
+        &[
+            "ON",
+            "OFF",
+            "x",
+            "OFF x",
+            "ON x",
+            "ON REDIRECT x",
+            "ON REDIRECT 999999",
+            "ON PREFIX a",
+            "ON OPTIN OPTOUT",
+            "ON BCAST OPTIN",
+            "ON BCAST PREFIX a PREFIX ab",
+            "ON BCAST PREFIX a PREFIX a",
+            "ON OPTIN NOLOOP",
+        ],
+    ),
+    ("client|caching", &["YES", "NO", "x"]),
+    // What follows OFF and SKIP is in the conversations.
     ("client|reply", &["ON", "x"]),
+    ("client|no-touch", &["ON", "OFF", "x"]),
+    ("client|import-source", &["ON", "OFF", "x"]),
     ("client|list", &["", "TYPE normal", "TYPE x", "ID x", "x"]),
-    ("client|kill", &["ID 999999"]),
-    ("client|unblock", &["999999"]),
+    (
+        "client|kill",
+        &["ID 999999", "ID x", "1.2.3.4:5", "TYPE x", "TYPE replica", "USER x", "SKIPME x", "nonsense x", "ID 999999 ADDR"],
+    ),
+    ("client|unblock", &["999999", "999999 ERROR", "999999 nonsense", "x"]),
     ("restore", &["Knone 0 nonsense", "Kstring1 0 nonsense", "Kstring1 -1 x REPLACE", "Kstring1 x x"]),
     (
         "eval",
@@ -141,7 +166,20 @@ const INSTEAD: &[(&str, &[&str])] = &[
     ("cluster|replicas", &["nonsense"]),
     ("cluster|slaves", &["nonsense"]),
     ("cluster|count-failure-reports", &["nonsense"]),
-    ("cluster|slot-stats", &["SLOTSRANGE 0 0"]),
+    (
+        "cluster|slot-stats",
+        &[
+            "SLOTSRANGE 0 0",
+            "SLOTSRANGE 0 16383",
+            "SLOTSRANGE 15490 15500",
+            "SLOTSRANGE x 1",
+            "SLOTSRANGE 5 1",
+            "ORDERBY KEY-COUNT LIMIT 2 ASC",
+            "ORDERBY cpu-usec",
+            "ORDERBY key-count LIMIT 0",
+            "nonsense 1",
+        ],
+    ),
     ("latency|graph", &["none"]),
     // Nothing may wait for ever.
     ("blpop", &["Klist1 0.01", "Knone Klist2 0.01", "Knone 0.01", "Kstring1 0.01", "Klist1 x", "Klist1 -1"]),
@@ -205,7 +243,8 @@ const INSTEAD: &[(&str, &[&str])] = &[
     ("touch", &["Kstring1 Knone", "{a}string1 {b}string1"]),
 ];
 
-/// Commands that follow one another on one connection, by the command that they are about. Each brings one reply.
+/// Commands that follow one another on one connection, by the command that they are about. Each brings one reply; of several in one
+/// string, which are sent at once, the last does.
 pub const CONVERSATIONS: &[(&str, &[&str])] = &[
     ("multi", &["MULTI", "SET {a}x 1", "INCR {a}x", "LPUSH {a}x y", "GET {a}x", "EXEC", "GET {a}x"]),
     ("multi", &["MULTI", "MULTI", "SET {a}x", "EXEC", "PING"]),
@@ -223,6 +262,47 @@ pub const CONVERSATIONS: &[(&str, &[&str])] = &[
     ("ssubscribe", &["SSUBSCRIBE {a}news", "SSUBSCRIBE {a}other", "SUNSUBSCRIBE {a}news", "SUNSUBSCRIBE {a}other", "GET {a}x"]),
     ("unsubscribe", &["UNSUBSCRIBE", "UNSUBSCRIBE none", "PUNSUBSCRIBE", "SUNSUBSCRIBE"]),
     ("reset", &["MULTI", "RESET", "EXEC", "CLIENT SETNAME me", "RESET", "CLIENT GETNAME"]),
+    (
+        "client|tracking",
+        &[
+            "CLIENT TRACKING ON",
+            "CLIENT TRACKINGINFO",
+            "GET {a}x",
+            "CLIENT TRACKING ON BCAST",
+            "CLIENT CACHING YES",
+            "CLIENT TRACKING ON OPTIN",
+            "CLIENT CACHING NO",
+            "CLIENT CACHING x",
+            "CLIENT CACHING YES",
+            "CLIENT TRACKINGINFO",
+            "GET {a}x",
+            "CLIENT TRACKINGINFO",
+            "CLIENT TRACKING ON OPTOUT",
+            "CLIENT GETREDIR",
+            "CLIENT TRACKING OFF",
+            "CLIENT TRACKINGINFO",
+        ],
+    ),
+    (
+        "client|tracking",
+        &[
+            "CLIENT TRACKING ON BCAST PREFIX a PREFIX b",
+            "CLIENT TRACKING ON BCAST PREFIX ab",
+            "CLIENT TRACKING ON BCAST PREFIX a",
+            "CLIENT TRACKING ON BCAST PREFIX c NOLOOP",
+            "CLIENT TRACKINGINFO",
+            "RESET",
+            "CLIENT TRACKING ON BCAST",
+            "CLIENT TRACKINGINFO",
+            "CLIENT TRACKING ON BCAST PREFIX a",
+        ],
+    ),
+    (
+        "client|reply",
+        &["CLIENT REPLY SKIP\nPING", "ECHO x", "CLIENT REPLY OFF\nSET {a}x 1\nGET {a}x\nCLIENT REPLY ON", "GET {a}x"],
+    ),
+    ("client|reply", &["CLIENT REPLY SKIP\nMULTI", "SET {a}x 1", "EXEC", "CLIENT REPLY SKIP\nEXEC", "ECHO x"]),
+    ("client|no-touch", &["CLIENT NO-TOUCH ON", "GET {a}string1", "CLIENT NO-TOUCH ON", "CLIENT NO-TOUCH OFF", "GET {a}string1"]),
     ("client|setname", &["CLIENT SETNAME me", "CLIENT GETNAME", "HELLO 2 SETNAME other", "CLIENT GETNAME"]),
     ("hello", &["HELLO 3", "HGETALL {a}hash1", "HELLO 2", "HGETALL {a}hash1", "HELLO 3", "SMEMBERS {a}none1"]),
 ];

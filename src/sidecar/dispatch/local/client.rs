@@ -1,20 +1,20 @@
-//! CLIENT: what the client tells of itself stays here; what would reach into other clients, or into the shared connections, is
-//! refused.
+//! CLIENT: what the client tells of itself stays here, and decides which connections its commands take.
 
-use std::fmt::Write as _;
 use std::rc::Rc;
 
+use super::super::names::answer_later;
 use super::super::{Flow, Request, refuse, shards};
-use super::{ok, quoted};
-use crate::sidecar::commands::parse_i64;
-use crate::sidecar::resp::{Protocol, encode};
+use super::connection::change_lane;
+use super::{clients, ok, quoted};
+use crate::sidecar::resp::encode;
 use crate::sidecar::session::Session;
+use crate::sidecar::tracking::Tracks;
+use crate::sidecar::tracking::mode::{self, Wish};
+use crate::sidecar::upstream::lane::Mode;
 
 /// The longest name or version that is kept for a client.
 const LONGEST_TEXT_BYTES: usize = 1024;
 const SYNTAX: &str = "ERR syntax error";
-const NO_TRACKING: &str =
-    "ERR CLIENT CACHING can be called only when the client is in tracking mode with OPTIN or OPTOUT mode enabled";
 
 /// Answers a subcommand.
 pub fn run(session: &Rc<Session>, request: &Request<'_>) -> Flow {
@@ -26,25 +26,19 @@ pub fn run(session: &Rc<Session>, request: &Request<'_>) -> Flow {
             Err(text) => refuse(session, text),
         },
         "setinfo" => set_info(session, request),
-        "info" => lines(session, 1),
-        "list" => list(session, request),
-        "no-evict" => on_off(session, request, None),
-        "no-touch" => on_off(session, request, Some("CLIENT NO-TOUCH ON")),
+        "info" => info(session),
+        "list" => clients::list(session, request),
+        "no-evict" => on_off(session, request),
+        "no-touch" => lane_mode(session, request, Mode::NoTouch),
+        "import-source" => lane_mode(session, request, Mode::ImportSource),
         "reply" => reply_mode(session, request),
         "tracking" => tracking(session, request),
         "trackinginfo" => tracking_info(session),
-        "caching" => refuse(session, NO_TRACKING),
-        "getredir" => integer(session, -1),
+        "caching" => caching(session, request),
+        "getredir" => get_redirection(session),
         "capa" => ok(session),
-        "kill" => {
-            refuse(session, "NOPERM CLIENT KILL is not passed on by Larder: close your own connections in your application")
-        }
-        "unblock" => {
-            refuse(session, "NOPERM CLIENT UNBLOCK is not passed on by Larder: give the blocking command a timeout instead")
-        }
-        "import-source" => {
-            refuse(session, "NOPERM CLIENT IMPORT-SOURCE is not passed on by Larder: import through a connection to the server")
-        }
+        "kill" => clients::kill(session, request),
+        "unblock" => clients::unblock(session, request),
         _ => shards::any(session, request),
     }
 }
@@ -96,107 +90,103 @@ fn set_info(session: &Rc<Session>, request: &Request<'_>) -> Flow {
     ok(session)
 }
 
-/// The client's own line, `count` times (0 or 1): of the others, who may belong to anybody, it learns nothing.
-fn lines(session: &Rc<Session>, count: usize) -> Flow {
-    let text = if count == 0 { String::new() } else { describe(session) };
+/// The client's own line of CLIENT LIST.
+fn info(session: &Rc<Session>) -> Flow {
+    let text = clients::describe(session);
     session.answer_now(|out| encode::verbatim(out, session.protocol(), text.as_bytes()));
     Flow::Continue
 }
 
-fn describe(session: &Session) -> String {
-    let address = |address: Option<std::net::SocketAddr>| address.map_or_else(|| ":0".to_owned(), |address| address.to_string());
-    let about = session.about.borrow();
-    let mut line = String::new();
-    let _ = write!(
-        line,
-        "id={} addr={} laddr={} fd=-1 name={} age={} idle=0 flags=N db={} sub=0 psub=0 ssub=0 multi=-1 cmd=client user=default \
-         redir=-1 resp={} lib-name={} lib-ver={}",
-        session.id(),
-        address(session.peer_addr()),
-        address(session.local_addr()),
-        String::from_utf8_lossy(&about.name),
-        session.age_seconds(),
-        session.lane().database,
-        if session.protocol() == Protocol::Resp3 { 3 } else { 2 },
-        String::from_utf8_lossy(&about.library),
-        String::from_utf8_lossy(&about.library_version),
-    );
-    line.push('\n');
-    line
-}
-
-fn list(session: &Rc<Session>, request: &Request<'_>) -> Flow {
-    let args = &request.args;
-    let option = args.get(2).unwrap_or_default();
-    if args.len() == 2 {
-        return lines(session, 1);
-    }
-    if option.eq_ignore_ascii_case(b"type") && args.len() == 4 {
-        let kind = args.get(3).unwrap_or_default();
-        return match kind.to_ascii_lowercase().as_slice() {
-            b"normal" => lines(session, 1),
-            b"master" | b"slave" | b"replica" | b"pubsub" => lines(session, 0),
-            _ => refuse(session, &format!("ERR Unknown client type '{}'", quoted(kind))),
-        };
-    }
-    if option.eq_ignore_ascii_case(b"id") && args.len() > 3 {
-        let ids: Option<Vec<i64>> = args.iter().skip(3).map(|id| parse_i64(id).filter(|id| *id > 0)).collect();
-        return match ids {
-            Some(ids) => lines(session, usize::from(ids.contains(&(session.id() as i64)))),
-            None => refuse(session, "ERR Invalid client ID"),
-        };
-    }
-    refuse(session, SYNTAX)
-}
-
-/// ON or OFF, where OFF changes nothing. `unsupported` names what ON would ask of a connection that others share.
-fn on_off(session: &Rc<Session>, request: &Request<'_>, unsupported: Option<&str>) -> Flow {
+/// ON or OFF, where neither changes anything: who is evicted at a server are its own clients.
+fn on_off(session: &Rc<Session>, request: &Request<'_>) -> Flow {
     let word = request.args.get(2).unwrap_or_default();
-    match (word.eq_ignore_ascii_case(b"on"), word.eq_ignore_ascii_case(b"off"), unsupported) {
-        (true, _, Some(what)) => {
-            refuse(session, &format!("ERR {what} is not passed on by Larder: clients share the connections to the servers"))
-        }
-        (true, _, None) | (_, true, _) => ok(session),
-        _ => refuse(session, SYNTAX),
-    }
+    if word.eq_ignore_ascii_case(b"on") || word.eq_ignore_ascii_case(b"off") { ok(session) } else { refuse(session, SYNTAX) }
 }
 
+/// Has the client share its connections only with those that are in the same mode.
+fn lane_mode(session: &Rc<Session>, request: &Request<'_>, mode: Mode) -> Flow {
+    let (word, old) = (request.args.get(2).unwrap_or_default(), session.lane());
+    let enters = word.eq_ignore_ascii_case(b"on");
+    let lane = if enters || word.eq_ignore_ascii_case(b"off") { old.with(mode, enters) } else { old };
+    if !change_lane(session, lane) {
+        return Flow::Quiet;
+    }
+    // The servers say OK, or what is wrong: some know no such mode.
+    if enters { shards::enter_mode(session, request, old) } else { shards::any(session, request) }
+}
+
+/// Whether the client gets replies. All earlier ones are on their way to it before that changes.
 fn reply_mode(session: &Rc<Session>, request: &Request<'_>) -> Flow {
     let mode = request.args.get(2).unwrap_or_default().to_ascii_lowercase();
+    let known = matches!(mode.as_slice(), b"on" | b"off" | b"skip");
+    if known && session.outstanding() > 0 {
+        return Flow::Quiet;
+    }
     match mode.as_slice() {
-        b"on" => ok(session),
-        b"off" | b"skip" => {
-            refuse(session, "ERR CLIENT REPLY OFF and SKIP are not passed on by Larder: read the replies, or pipeline")
+        b"on" => {
+            session.unmute();
+            return ok(session);
         }
-        _ => refuse(session, SYNTAX),
+        b"off" => session.mute(),
+        b"skip" => session.skip_next(),
+        _ => return refuse(session, SYNTAX),
+    }
+    Flow::Continue
+}
+
+/// Whether the client hears of changes of what it has read.
+fn tracking(session: &Rc<Session>, request: &Request<'_>) -> Flow {
+    let words: Vec<&[u8]> = request.args.iter().skip(2).collect();
+    let wish = Wish::parse(&words, session.tracks().borrow().as_deref().map(Tracks::mode));
+    match wish {
+        Err(text) => refuse(session, &text),
+        Ok(Wish::Off) => {
+            session.worker().tracking().end(session);
+            ok(session)
+        }
+        Ok(Wish::On(mode)) => {
+            let asking = session.clone();
+            answer_later(session, async move {
+                let worker = asking.worker().clone();
+                if let Some(target) = mode.redirect
+                    && !clients::exists(&worker, target).await
+                {
+                    return Err("ERR The client ID you want redirect to does not exist".to_owned());
+                }
+                worker.tracking().begin(&worker, &asking, mode).await.map(|()| b"+OK\r\n".to_vec())
+            })
+        }
     }
 }
 
-fn tracking(session: &Rc<Session>, request: &Request<'_>) -> Flow {
-    let word = request.args.get(2).unwrap_or_default();
-    if word.eq_ignore_ascii_case(b"off") {
-        return ok(session);
+fn caching(session: &Rc<Session>, request: &Request<'_>) -> Flow {
+    let told = {
+        let mut tracks = session.tracks().borrow_mut();
+        let told = mode::caching(request.args.get(2).unwrap_or_default(), tracks.as_deref().map(Tracks::mode));
+        if let (Ok(caching), Some(tracks)) = (&told, tracks.as_deref_mut()) {
+            tracks.set_caching(*caching);
+        }
+        told
+    };
+    match told {
+        Ok(_) => ok(session),
+        Err(text) => refuse(session, &text),
     }
-    if word.eq_ignore_ascii_case(b"on") {
-        return refuse(
-            session,
-            "ERR CLIENT TRACKING is not passed on by Larder: read every value through the sidecar, which is on the same host",
-        );
-    }
-    refuse(session, SYNTAX)
 }
 
 fn tracking_info(session: &Rc<Session>) -> Flow {
-    let protocol = session.protocol();
-    session.answer_now(|out| {
-        encode::map(out, protocol, 3);
-        encode::bulk(out, b"flags");
-        encode::set(out, protocol, 1);
-        encode::bulk(out, b"off");
-        encode::bulk(out, b"redirect");
-        encode::integer(out, -1);
-        encode::bulk(out, b"prefixes");
-        encode::array(out, 0);
-    });
+    let mut info = Vec::new();
+    {
+        let tracks = session.tracks().borrow();
+        let tracks = tracks.as_deref();
+        let (caching, broken) = (tracks.and_then(Tracks::caching), tracks.is_some_and(Tracks::is_broken));
+        mode::info(tracks.map(Tracks::mode), caching, broken, session.protocol(), &mut info);
+    }
+    session.answer_now(|out| out.extend_from_slice(&info));
     Flow::Continue
+}
+
+fn get_redirection(session: &Rc<Session>) -> Flow {
+    let target = mode::redirection(session.tracks().borrow().as_deref().map(Tracks::mode));
+    integer(session, target)
 }

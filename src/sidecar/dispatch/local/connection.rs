@@ -7,7 +7,7 @@ use super::{client, hello, ok};
 use crate::sidecar::commands::parse_i64;
 use crate::sidecar::resp::{Protocol, encode};
 use crate::sidecar::session::{About, Ending, Session};
-use crate::sidecar::upstream::mux::Lane;
+use crate::sidecar::upstream::lane::Lane;
 
 /// The databases that a client may select under Sentinel: as many as servers have unless they are told otherwise.
 const DATABASES: i64 = 16;
@@ -69,9 +69,13 @@ fn select(session: &Rc<Session>, request: &Request<'_>) -> Flow {
 }
 
 fn reset(session: &Rc<Session>) -> Flow {
-    if !change_lane(session, Lane { protocol: Protocol::Resp2, database: 0, ..session.lane() }) {
+    if !change_lane(session, Lane { protocol: Protocol::Resp2, database: 0, ..session.lane().plain() }) {
         return Flow::Quiet;
     }
+    if session.is_muted() && !session.is_skipping() {
+        session.unmute();
+    }
+    session.worker().tracking().end(session);
     session.let_go();
     session.about.replace(About::default());
     session.answer_now(|out| encode::status(out, "RESET"));

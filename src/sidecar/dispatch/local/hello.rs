@@ -12,7 +12,7 @@ use super::quoted;
 use crate::sidecar::commands::parse_i64;
 use crate::sidecar::resp::{Protocol, encode, reply};
 use crate::sidecar::session::Session;
-use crate::sidecar::upstream::mux::Lane;
+use crate::sidecar::upstream::lane::Lane;
 use crate::sidecar::upstream::queue::{ANY_SLOT, Pending, Retry};
 use crate::sidecar::upstream::sink::{Answer, Sink};
 

@@ -1,6 +1,7 @@
 //! Commands that the sidecar answers by itself. Nothing here is forwarded unless its function says so.
 
 mod client;
+mod clients;
 mod connection;
 mod hello;
 mod inspect;

@@ -11,7 +11,7 @@ use std::rc::Rc;
 use rustc_hash::FxHasher;
 
 use super::super::data::send;
-use super::super::{Flow, Request, names, refuse, shards};
+use super::super::{Flow, Request, names, refuse, shards, slot_stats};
 use super::quoted;
 use crate::policy::snapshot::Topology;
 use crate::sidecar::commands::parse_i64;
@@ -90,9 +90,7 @@ fn cluster(session: &Rc<Session>, request: &Request<'_>) -> Flow {
         "replicas" | "slaves" => session.answer_now(|out| encode::array(out, 0)),
         "count-failure-reports" => session.answer_now(|out| encode::integer(out, 0)),
         "countkeysinslot" | "getkeysinslot" => return in_slot(session, request, argument),
-        "slot-stats" => {
-            return refuse(session, "NOPERM CLUSTER SLOT-STATS is not passed on by Larder: read the servers' metrics instead");
-        }
+        "slot-stats" => return slot_stats::run(session, request),
         _ => return shards::any(session, request),
     }
     Flow::Continue

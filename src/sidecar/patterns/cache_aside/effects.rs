@@ -5,7 +5,7 @@ use std::rc::Rc;
 use super::{Aside, Element, scripts};
 use crate::sidecar::engine::lease::{Begun, Effect, Mode, Name, Rule};
 use crate::sidecar::slots;
-use crate::sidecar::upstream::mux::Lane;
+use crate::sidecar::upstream::lane::Lane;
 use crate::sidecar::upstream::queue::{ANY_SLOT, Pending, Retry};
 use crate::sidecar::upstream::sink::{Answer, Sink};
 use crate::sidecar::worker::Worker;
@@ -49,7 +49,7 @@ impl Aside {
 
     fn send(&self, worker: &Rc<Worker>, name: &Name, wire: &[u8], sink: Sink) {
         let slot = if worker.is_cluster() { slots::slot_of(&name.key) } else { ANY_SLOT };
-        let lane = Lane { protocol: self.protocol.get(), database: name.database as u8, bulk: 0 };
+        let lane = Lane::of(self.protocol.get(), name.database as u8);
         worker.submit(&[wire], Pending::new(sink, slot, Retry::Safe, lane, worker.now()));
     }
 }

@@ -19,7 +19,7 @@ use crate::sidecar::engine::lease::Name;
 use crate::sidecar::resp::{ReplyScanner, encode, reply};
 use crate::sidecar::slots::{self, Companion};
 use crate::sidecar::upstream::dial::Link;
-use crate::sidecar::upstream::mux::Lane;
+use crate::sidecar::upstream::lane::Lane;
 use crate::sidecar::upstream::node::NodeAddr;
 use crate::sidecar::upstream::open::open;
 use crate::sidecar::upstream::queue::ANY_SLOT;

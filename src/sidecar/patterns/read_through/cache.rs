@@ -8,7 +8,7 @@ use tokio::sync::oneshot;
 use super::FlightKey;
 use crate::sidecar::resp::{encode, reply};
 use crate::sidecar::slots::{self, Companion};
-use crate::sidecar::upstream::mux::Lane;
+use crate::sidecar::upstream::lane::Lane;
 use crate::sidecar::upstream::queue::{ANY_SLOT, Pending, Retry};
 use crate::sidecar::upstream::sink::{Answer, Sink};
 use crate::sidecar::worker::Worker;

@@ -9,7 +9,7 @@ use smallvec::SmallVec;
 use super::super::super::policy::RuleId;
 use super::super::super::resp::{CommandArgs, CommandScan, CommandScanner, encode, reply};
 use super::super::super::session::Session;
-use super::super::super::upstream::mux::Lane;
+use super::super::super::upstream::lane::Lane;
 use super::super::super::worker::Worker;
 use super::super::cache_aside::{self, Wanted};
 use super::{Deliver, Flight, Outcome, flight, want};

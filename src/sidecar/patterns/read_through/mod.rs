@@ -27,7 +27,7 @@ pub use many::{Place, Table, complete_exists, complete_mget};
 use super::super::policy::RuleId;
 use super::super::resp::{CommandArgs, CommandScan, CommandScanner, encode};
 use super::super::session::Session;
-use super::super::upstream::mux::Lane;
+use super::super::upstream::lane::Lane;
 use super::super::upstream::queue::Recovered;
 use super::super::upstream::sink::Sink;
 use super::super::worker::Worker;
