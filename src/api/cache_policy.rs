@@ -208,6 +208,8 @@ pub struct OriginAccess {
     .message("earlyExpiry is supported on CacheAside rules only, so far: remove it; one sidecar loads an expired key while the others wait"))]
 #[x_kube(validation = Rule::new("self.strategy != 'ReadThrough' || !has(self.stampede) || !has(self.stampede.atWaitEnd)")
     .message("at the end of its wait a ReadThrough rule loads by itself: remove atWaitEnd, or write strategy: CacheAside"))]
+#[x_kube(validation = Rule::new("self.strategy != 'CacheAside' || !has(self.stampede) || !has(self.stampede.wait) || has(self.stampede.lease) || duration(self.stampede.wait) < duration('3s')")
+    .message("wait is not shorter than the 3s that a lease lasts where none is given: write a longer lease as well, or a shorter wait"))]
 #[x_kube(validation = Rule::new("self.strategy != 'CacheAside' || !has(self.stale) || duration(self.stale) == duration('0s') || !has(self.stampede) || !has(self.stampede.mode) || self.stampede.mode != 'Disabled'")
     .message("stale values are served while one caller loads, which needs a lease: remove stale, or write stampede.mode: Lease"))]
 #[x_kube(validation = Rule::new("!has(self.ttl) || !has(self.maxTtl) || duration(self.ttl) <= duration(self.maxTtl)")
@@ -267,8 +269,8 @@ pub enum StrategyKind {
 /// How many callers of one missing key become one load.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-#[x_kube(validation = Rule::new("!has(self.wait) || duration(self.wait) < (has(self.lease) ? duration(self.lease) : duration('3s'))")
-    .message("wait is not shorter than lease (3s where none is given): when the lease ends, the next caller loads, and need not wait"))]
+#[x_kube(validation = Rule::new("!has(self.wait) || !has(self.lease) || duration(self.wait) < duration(self.lease)")
+    .message("wait is not shorter than lease: when the lease ends, the next caller loads, and need not wait"))]
 #[x_kube(validation = Rule::new("!has(self.lease) || duration(self.lease) <= duration('5m')")
     .message("lease is longer than 5m: a caller that dies while it loads would keep the others waiting that long; write the longest time that a load takes"))]
 #[x_kube(validation = Rule::new("!has(self.mode) || self.mode != 'Disabled' || (!has(self.lease) && !has(self.wait) && !has(self.earlyExpiry) && !has(self.atWaitEnd))")
@@ -278,11 +280,13 @@ pub struct Stampede {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "StampedeMode")]
     pub mode: Option<StampedeMode>,
-    /// How long one load may hold the lease before another caller may load. Default 3s.
+    /// How long one load may hold the lease before another caller may load. Default 3s; on a ReadThrough rule 500ms more than wait,
+    /// and never less than the origin's timeout and 1s.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<PositiveDurationText>")]
     pub lease: Option<Span>,
-    /// How long a read waits for a load that another caller makes. Default: half the lease, at most 1s.
+    /// How long a read waits for a load that another caller makes. Default: half the lease, at most 1s; on a ReadThrough rule the
+    /// origin's timeout and 500ms, so that all who ask wait for one load.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<DurationText>")]
     pub wait: Option<Span>,

@@ -20,10 +20,14 @@ pub const DEFAULT_TTL: Span = Span::from_secs(5 * 60);
 pub const DEFAULT_MAX_TTL: Span = Span::from_secs(24 * 3600);
 /// How much of a TTL chance may take away.
 pub const DEFAULT_JITTER: Percent = Percent::new(10);
-/// How long one load may hold the lease.
+/// How long one load by the application may hold the lease.
 pub const DEFAULT_LEASE: Span = Span::from_secs(3);
-/// The longest default wait for another's load; half the lease where that is shorter.
+/// The longest default wait for another application's load; half the lease where that is shorter.
 pub const DEFAULT_WAIT: Span = Span::from_secs(1);
+/// How much longer than the origin's timeout others wait for a load by the sidecar: what it loads is then stored, and seen.
+pub const WAIT_BEYOND_TIMEOUT: Span = Span::from_millis(500);
+/// How much longer than they wait such a load may hold the lease: while it stands, nobody else loads.
+pub const LEASE_BEYOND_WAIT: Span = Span::from_millis(500);
 /// How eagerly values are loaded anew before they expire.
 pub const DEFAULT_EARLY_EXPIRY: Beta = Beta::ONE;
 /// The shortest TTL for which that is the default: of a shorter one, the time that loads take is too great a part.
@@ -379,7 +383,7 @@ fn compile_strategy(
         return Some(Strategy::CacheAside(CacheAside { ttl, stale, stampede }));
     }
     let load = compile_load(source, spec, place, keys, origin_names)?;
-    let (lease, wait) = lease_and_wait(&stampede);
+    let (lease, wait) = lease_and_wait_of_loads(&stampede, timeout_of(source, spec));
     Some(Strategy::ReadThrough(Box::new(ReadThrough {
         ttl,
         stale,
@@ -390,7 +394,24 @@ fn compile_strategy(
     })))
 }
 
-/// How long a lease lasts, and how long others wait for its holder.
+/// How long the sidecar may hold a lease while it loads from an origin of this timeout, and how long other sidecars wait for it. A
+/// load takes no longer than the timeout: so with the defaults, of all who ask one loads, as long as it lives.
+fn lease_and_wait_of_loads(spec: &cache_policy::Stampede, timeout: Span) -> (Span, Span) {
+    let sum = |one: Span, other: Span| Span::from_millis(one.as_millis() + other.as_millis());
+    let usual = sum(timeout, WAIT_BEYOND_TIMEOUT);
+    let wait = spec.wait.unwrap_or(usual);
+    (spec.lease.unwrap_or(sum(wait.max(usual), LEASE_BEYOND_WAIT)), wait)
+}
+
+/// How long a load of the rule's origin may take.
+fn timeout_of(source: &Source<'_>, spec: &RuleSpec) -> Span {
+    let named = spec.origin.as_ref().map(|origin| &origin.name);
+    let origin = source.policy.spec.origins.iter().find(|origin| Some(&origin.name) == named);
+    let access = origin.and_then(|origin| origin.sql.as_ref().or(origin.http.as_ref()));
+    access.and_then(|access| access.timeout).unwrap_or(DEFAULT_TIMEOUT)
+}
+
+/// How long an application may hold a lease, and how long others wait for it.
 fn lease_and_wait(spec: &cache_policy::Stampede) -> (Span, Span) {
     let lease = spec.lease.unwrap_or(DEFAULT_LEASE);
     (lease, spec.wait.unwrap_or_else(|| DEFAULT_WAIT.min(Span::from_millis(lease.as_millis() / 2))))
@@ -513,10 +534,37 @@ spec: {engine: {kind: Redis, version: "7.0"}, mode: Sentinel, memory: 256Mi}
         let rule = snapshot.rules.first().expect("one rule");
         let Strategy::ReadThrough(read_through) = &rule.strategy else { panic!("not read-through") };
         assert_eq!(read_through.ttl.max, Span::from_secs(48 * 3600));
-        assert_eq!((read_through.lease, read_through.wait), (Span::from_secs(3), Span::from_secs(1)));
+        assert_eq!((read_through.lease, read_through.wait), (Span::from_secs(3), Span::from_millis(2500)));
         assert_eq!((read_through.negative_ttl, read_through.stale), (Span::from_secs(10), Span::default()));
         let json = serde_json::to_vec(&snapshot).expect("serialises");
         assert_eq!(Snapshot::parse(&json).expect("a sidecar reads it"), snapshot);
+    }
+
+    /// The lease and the wait of a ReadThrough rule with this `stampede`, whose origin gives up after `timeout`.
+    fn of_loads(timeout: &str, stampede: &str) -> (String, String) {
+        let text = READ_THROUGH.replacen("key: url}}}}", &format!("key: url}}}}, timeout: {timeout}}}}}"), 1).replacen(
+            "ttl: 48h",
+            &format!("ttl: 48h, stampede: {{{stampede}}}"),
+            1,
+        );
+        let snapshot = compile_all(&[policy("shop", &text)]).expect("valid");
+        let (lease, wait) = snapshot.rules.first().and_then(Rule::lease).expect("a lease");
+        (lease.to_string(), wait.to_string())
+    }
+
+    #[test]
+    fn a_load_by_the_sidecar_is_waited_for_as_long_as_its_origin_may_take() {
+        for (timeout, stampede, lease, wait) in [
+            ("2s", "", "3s", "2s500ms"),
+            ("30s", "", "31s", "30s500ms"),
+            ("100ms", "", "1s100ms", "600ms"),
+            ("2s", "wait: 1s", "3s", "1s"),
+            ("2s", "wait: 10s", "10s500ms", "10s"),
+            ("30s", "lease: 5s", "5s", "30s500ms"),
+            ("30s", "lease: 5s, wait: 1s", "5s", "1s"),
+        ] {
+            assert_eq!(of_loads(timeout, stampede), (lease.to_owned(), wait.to_owned()), "{timeout} {stampede}");
+        }
     }
 
     #[track_caller]

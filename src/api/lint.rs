@@ -2,7 +2,7 @@
 
 use super::cache_cluster::Eviction;
 use super::cache_policy::{CachePolicySpec, Defaults, OriginAccess, RuleSpec, Stampede, StampedeMode, StrategyKind};
-use super::compile::{DEFAULT_NEGATIVE_TTL, DEFAULT_TTL, DEFAULT_WAIT};
+use super::compile::{DEFAULT_NEGATIVE_TTL, DEFAULT_TTL};
 use super::finding::{Finding, Severity};
 use super::manifest::{Document, Located, Manifests};
 use super::path::{FieldPath, at};
@@ -251,14 +251,14 @@ fn lint_loads(linter: &mut Linter<'_>, path: &FieldPath, rule: &RuleSpec, defaul
             }
         }
         StrategyKind::ReadThrough => {
-            let wait = rule.stampede.as_ref().and_then(|stampede| stampede.wait).unwrap_or(DEFAULT_WAIT);
-            if wait.is_zero() {
+            let wait = rule.stampede.as_ref().and_then(|stampede| stampede.wait);
+            if wait.is_some_and(|wait| wait.is_zero()) {
                 linter.warn(
                     "no-stampede-protection",
                     path.key("stampede").key("wait"),
                     "no sidecar waits for another's load",
                     "when a popular key expires, each sidecar asks the origin at once",
-                    "write 1s, or remove wait",
+                    "remove wait: then they wait for as long as a load may take",
                 );
             }
             if rule.negative_ttl.unwrap_or(DEFAULT_NEGATIVE_TTL).is_zero() {

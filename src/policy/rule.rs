@@ -120,7 +120,7 @@ pub struct ReadThrough {
     pub stale: Span,
     /// How long a key that the origin does not know is remembered as missing. Zero: not at all.
     pub negative_ttl: Span,
-    /// How long one load may hold the lease before another sidecar may load.
+    /// How long one load may hold the lease before another sidecar may load, as long as its sidecar lives.
     pub lease: Span,
     /// How long a read waits for a load that another sidecar makes, before it loads by itself.
     pub wait: Span,

@@ -134,6 +134,7 @@ fn of_policies() -> Vec<(&'static str, Change)> {
         ("write either read (for an sql origin)", Gets(json!({"read": "SELECT 1", "path": "/a"}))),
         ("readMany answers MGET beside read", Gets(json!({"read": null, "path": "/a", "readMany": "SELECT 1"}))),
         ("wait is not shorter than lease", Gets(json!({"lease": "1s", "wait": "2s"}))),
+        ("wait is not shorter than the 3s", Gets(json!({"strategy": "CacheAside", "stampede": {"wait": "3s"}}))),
         ("lease is longer than 5m", Gets(json!({"lease": "6m"}))),
         ("mode: Disabled protects from nothing", Gets(json!({"mode": "Disabled", "lease": "1s"}))),
     ]

@@ -15,9 +15,11 @@ use crate::policy::ReadThrough;
 use crate::sidecar::policy::RuleId;
 use crate::sidecar::worker::Worker;
 
-/// A lease is held in steps of this length at least, renewed while its load goes on: short, so that the death of a holder
-/// is noticed soon, and long against a pause of the process.
-const SHORTEST_LEASE_MS: u64 = 200;
+/// A lease is held in steps of this length, renewed while its load goes on: short, so that the death of a holder is noticed
+/// soon, and long against a pause of the process.
+const LEASE_STEP_MS: u64 = 500;
+/// How often it is renewed within a step.
+const RENEWALS: u64 = 5;
 /// Those who wait for another's load look again after a pause between these, which doubles.
 const FIRST_LOOK_MS: u64 = 4;
 const LAST_LOOK_MS: u64 = 50;
@@ -111,7 +113,7 @@ impl Plan {
     }
 
     fn lease_ms(&self) -> u64 {
-        (self.rule.wait.as_millis() / 2).max(SHORTEST_LEASE_MS).min(self.rule.lease.as_millis())
+        LEASE_STEP_MS.min(self.rule.lease.as_millis())
     }
 }
 
@@ -259,7 +261,7 @@ async fn keep_leases(worker: &Rc<Worker>, plan: &Plan, entries: &[Entry]) {
     let lease = plan.lease_ms();
     let until = Instant::now() + plan.rule.lease.as_duration();
     loop {
-        tokio::time::sleep(Duration::from_millis(lease / 3)).await;
+        tokio::time::sleep(Duration::from_millis(lease / RENEWALS)).await;
         if Instant::now() >= until {
             // The policy lets nobody hold a lease for longer: the next one may load.
             std::future::pending::<()>().await;

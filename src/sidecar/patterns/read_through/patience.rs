@@ -1,7 +1,7 @@
 //! How long one who waits for another's load goes on waiting.
 //!
 //! Where the policy's `wait` is over, a holder of the lease that lives is slow, and whoever waits loads alone; but one that has died
-//! is to have one successor, not as many as wait. A holder that lives renews its lease every third of it. So who has waited long
+//! is to have one successor, not as many as wait. A holder that lives renews its lease all the time. So who has waited long
 //! enough asks on until it has seen a renewal, or got the lease itself.
 
 use std::time::Duration;
