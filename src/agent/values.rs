@@ -5,7 +5,8 @@ pub fn same_setting(wanted: &str, found: &str) -> bool {
     let words = |text: &str| text.split_ascii_whitespace().map(canonical).collect::<Vec<_>>();
     let (wanted, found) = (words(wanted.trim_matches('"')), words(found));
     // Of a setting for several classes of clients, those that were not named keep theirs.
-    wanted == found || (wanted.len() == 4 && found.len() > 4 && found.windows(4).any(|four| four == wanted))
+    let by_class = !wanted.is_empty() && wanted.len() % 4 == 0 && found.len() % 4 == 0;
+    wanted == found || (by_class && wanted.chunks(4).all(|class| found.chunks(4).any(|told| told == class)))
 }
 
 fn canonical(word: &str) -> String {
@@ -46,10 +47,17 @@ mod tests {
             ("3600 1  300 100", "3600 1 300 100"),
             ("\"\"", ""),
             ("replica 256mb 64mb 60", "normal 0 0 0 slave 268435456 67108864 60 pubsub 33554432 8388608 60"),
+            ("pubsub 32mb 8mb 60 replica 1mb 1kb 9", "normal 0 0 0 slave 1048576 1024 9 pubsub 33554432 8388608 60"),
         ] {
             assert!(same_setting(wanted, found), "{wanted} {found}");
         }
-        for (wanted, found) in [("100mb", "100000000"), ("yes", "no"), ("", "3600 1"), ("a b c d", "a b c e d f g h")] {
+        for (wanted, found) in [
+            ("100mb", "100000000"),
+            ("yes", "no"),
+            ("", "3600 1"),
+            ("a b c d", "a b c e d f g h"),
+            ("a b c d e f g h", "a b c d x f g h i j k l"),
+        ] {
             assert!(!same_setting(wanted, found), "{wanted} {found}");
         }
     }

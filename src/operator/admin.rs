@@ -82,6 +82,11 @@ impl Trust {
         Ok(Self { bundle: bundle.to_owned(), config: Arc::new(config), http })
     }
 
+    /// Whether it is of this bundle.
+    pub fn is_of(&self, bundle: &str) -> bool {
+        self.bundle == bundle
+    }
+
     /// Asks agents.
     pub fn http(&self) -> &reqwest::Client {
         &self.http

@@ -87,7 +87,16 @@ pub struct Context {
     /// The nodes, where this operator may see them.
     pub nodes: Store<Node>,
     watches: Vec<Watches>,
-    memories: Mutex<HashMap<Key, Memory>>,
+    known: Mutex<Known>,
+}
+
+/// What is known of CacheClusters.
+#[derive(Default)]
+struct Known {
+    /// What was learned of each; of one that is being looked at, whoever looks has it.
+    memories: HashMap<Key, Memory>,
+    /// How each was found the last time.
+    standings: HashMap<Key, Standing>,
 }
 
 /// Runs until `stopped` is complete, then finishes what is under way and lets another lead.
@@ -176,7 +185,7 @@ impl Context {
             queue,
             installation: config.installation.clone(),
             watches,
-            memories: Mutex::default(),
+            known: Mutex::default(),
         })
     }
 
@@ -184,19 +193,32 @@ impl Context {
         self.watches.iter().find(|watches| watches.covers(namespace))
     }
 
-    fn memories(&self) -> MutexGuard<'_, HashMap<Key, Memory>> {
-        self.memories.lock().unwrap_or_else(PoisonError::into_inner)
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Keeps what was learned about a CacheCluster, and counts them all.
     fn remember(&self, key: Key, memory: Option<Memory>) {
-        let mut memories = self.memories();
-        match memory {
-            Some(memory) => drop(memories.insert(key, memory)),
-            None => drop(memories.remove(&key)),
+        let mut known = self.known();
+        // A look may end after others lead.
+        match memory.filter(|_| self.leadership.holds()) {
+            Some(memory) => {
+                known.standings.insert(key.clone(), memory.standing);
+                known.memories.insert(key, memory);
+            }
+            None => {
+                known.standings.remove(&key);
+                known.memories.remove(&key);
+            }
         }
-        let count = |standing| memories.values().filter(|memory| memory.standing == standing).count();
-        self.metrics.set_clusters(memories.len(), count(Standing::Ready), count(Standing::Refused));
+        let count = |standing| known.standings.values().filter(|found| **found == standing).count();
+        self.metrics.set_clusters(known.standings.len(), count(Standing::Ready), count(Standing::Refused));
+    }
+
+    /// Forgets everything: another may have changed it since.
+    fn forget(&self) {
+        *self.known() = Known::default();
+        self.metrics.set_clusters(0, 0, 0);
     }
 }
 
@@ -221,7 +243,7 @@ async fn follow_leadership(context: Arc<Context>) {
         leadership.lost().await;
         context.metrics.set_leads(false);
         // What was learned is as old as the last look; another may have changed everything since.
-        context.memories().clear();
+        context.forget();
         context.queue.forget_failures();
     }
 }
@@ -264,7 +286,7 @@ async fn look_at(context: Arc<Context>, key: Key) {
         context.queue.succeed(&key);
         return context.remember(key, None);
     };
-    let mut memory = context.memories().remove(&key).unwrap_or_default();
+    let mut memory = context.known().memories.remove(&key).unwrap_or_default();
     let start = Instant::now();
     context.metrics.begun();
     let outcome = timeout(reconcile::WITHIN, reconcile::reconcile(&context, watches, &cluster, &mut memory)).await;

@@ -9,7 +9,7 @@ use futures_util::StreamExt as _;
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{
-    ConfigMap, Container, Node, NodeStatus, PersistentVolumeClaim, Pod, PodSpec, ResourceRequirements, Secret, Service,
+    ConfigMap, Container, Node, NodeSpec, NodeStatus, PersistentVolumeClaim, Pod, PodSpec, ResourceRequirements, Secret, Service,
     ServiceAccount,
 };
 use k8s_openapi::api::discovery::v1::EndpointSlice;
@@ -243,7 +243,11 @@ pub fn nodes(client: &Client, tasks: &mut JoinSet<()>) -> Store<Node> {
     let slim = |node: &mut Node| {
         strip(&mut node.metadata);
         node.metadata.labels = None;
-        node.spec = None;
+        node.spec = node.spec.take().map(|NodeSpec { unschedulable, taints, .. }| NodeSpec {
+            unschedulable,
+            taints,
+            ..NodeSpec::default()
+        });
         node.status = node.status.take().map(|status| NodeStatus {
             conditions: status.conditions.map(|all| all.into_iter().filter(|condition| condition.type_ == "Ready").collect()),
             ..NodeStatus::default()

@@ -16,8 +16,12 @@ use super::scene::{Scene, cache_cluster, eventually};
 use super::stage::NO_SUCH_IMAGE;
 
 const SHOP: &str = "shop";
-/// A namespace with a quota.
+/// A namespace that may hold one StatefulSet, and one that may hold three pods.
 const TIGHT: &str = "tight";
+const NARROW: &str = "narrow";
+const QUOTAS: [(&str, &str, u32); 2] = [(TIGHT, "count/statefulsets.apps", 1), (NARROW, "pods", 3)];
+/// A class of volumes that does not exist at first.
+const NO_SUCH_CLASS: &str = "fast-disks";
 const PASSWORD: &str = "a-password-that-no-log-shows";
 
 /// One that asks for a password in an entry of a Secret.
@@ -34,6 +38,35 @@ fn secret(name: &str, entries: Value) -> Value {
 fn condition<'a>(status: &'a CacheClusterStatus, kind: &str) -> Option<&'a Condition> {
     status.conditions.iter().find(|condition| condition.type_ == kind)
 }
+
+/// A CacheCluster, a condition with its reason, and words of its message: what it is about, and what to do.
+type Said = ((&'static str, &'static str), (&'static str, &'static str), &'static [&'static str]);
+
+const SAID: &[Said] = &[
+    ((SHOP, "forbidden"), ("Accepted", "InvalidSpec"), &["spec.parameters.port", "Larder decides where servers listen"]),
+    ((SHOP, "no-secret"), ("Accepted", "SecretMissing"), &["no Secret nowhere", "kubectl create secret generic nowhere -n shop"]),
+    ((SHOP, "no-entry"), ("Accepted", "SecretMalformed"), &["the entry password of Secret empty does not exist"]),
+    ((SHOP, "line-feed"), ("Accepted", "SecretMalformed"), &["control character, such as the line feed"]),
+    ((SHOP, "no-image"), ("Progressing", "Blocked"), &["ImagePullBackOff", "correct spec.engine.version or spec.engine.image"]),
+    ((SHOP, "cluster-mode"), ("Accepted", "ModeNotSupported"), &["write Sentinel"]),
+    ((SHOP, "taken"), ("Progressing", "Blocked"), &["Service taken-primary exists and does not belong", "rename or delete it"]),
+    (
+        (SHOP, "homeless"),
+        ("Progressing", "Blocked"),
+        &["cannot be scheduled", "didn't match Pod's node affinity/selector", "add nodes, or lower spec.memory or spec.pod"],
+    ),
+    (
+        (SHOP, "no-volume"),
+        ("Progressing", "Blocked"),
+        &["kubectl describe pvc data-no-volume-", "whether spec.storage.class exists"],
+    ),
+    ((TIGHT, "main"), ("Progressing", "Blocked"), &["exceeded quota: small", "raise the ResourceQuota"]),
+    (
+        (NARROW, "main"),
+        ("Progressing", "Blocked"),
+        &["is not made", "kubectl describe statefulset main-", "where a quota is used up, raise the ResourceQuota"],
+    ),
+];
 
 /// Waits until a condition has this reason, and its message these words.
 async fn says(scene: &Scene, operator: &Operator, place: (&str, &str), (kind, reason): (&str, &str), words: &[&str]) {
@@ -57,12 +90,10 @@ async fn make_trouble(scene: &Scene) {
         "metadata": {"namespace": SHOP, "name": "taken-primary"},
         "spec": {"ports": [{"port": 80}]},
     });
-    let quota = json!({
-        "apiVersion": "v1",
-        "kind": "ResourceQuota",
-        "metadata": {"namespace": TIGHT, "name": "small"},
-        "spec": {"hard": {"count/statefulsets.apps": "1"}},
-    });
+    let mut homeless = cache_cluster(SHOP, "homeless");
+    homeless["spec"]["pod"] = json!({"nodeSelector": {"disk": "none"}});
+    let mut no_volume = cache_cluster(SHOP, "no-volume");
+    no_volume["spec"]["storage"] = json!({"size": "1Gi", "class": NO_SUCH_CLASS});
     for manifest in [
         with_login("no-secret", "nowhere"),
         secret("empty", json!({"user": "app"})),
@@ -73,24 +104,32 @@ async fn make_trouble(scene: &Scene) {
         cluster_mode,
         taken,
         cache_cluster(SHOP, "taken"),
-        quota,
+        homeless,
+        no_volume,
     ] {
         scene.apply(&manifest).await.unwrap_or_else(|error| panic!("{manifest}: {error}"));
     }
-    set_quota(scene, 1).await;
-    scene.apply(&cache_cluster(TIGHT, "main")).await.expect("applied");
+    for (namespace, resource, most) in QUOTAS {
+        set_quota(scene, (namespace, resource), most).await;
+        scene.apply(&cache_cluster(namespace, "main")).await.expect("applied");
+    }
 }
 
 /// What the quota controller would do: the API server's admission goes by the status.
-async fn set_quota(scene: &Scene, sets: u32) {
-    let path = format!("/api/v1/namespaces/{TIGHT}/resourcequotas/small");
+async fn set_quota(scene: &Scene, (namespace, resource): (&str, &str), most: u32) {
+    let path = format!("/api/v1/namespaces/{namespace}/resourcequotas/small");
     let merge = [("content-type", "application/merge-patch+json")];
-    let hard = json!({"count/statefulsets.apps": sets.to_string()});
-    let (status, text) = scene.plane.request(Method::PATCH, &path, &merge, Some(&json!({"spec": {"hard": hard}}))).await;
-    assert_eq!(status, 200, "{text}");
+    let hard = json!({resource: most.to_string()});
+    let quota = json!({
+        "apiVersion": "v1",
+        "kind": "ResourceQuota",
+        "metadata": {"namespace": namespace, "name": "small"},
+        "spec": {"hard": hard},
+    });
+    scene.apply(&quota).await.expect("a quota");
     let quota = scene.plane.get(&path).await;
-    let used = quota["status"]["used"]["count/statefulsets.apps"].as_str().unwrap_or("0");
-    let told = json!({"status": {"hard": hard, "used": {"count/statefulsets.apps": used}}});
+    let used = quota["status"]["used"][resource].as_str().unwrap_or("0");
+    let told = json!({"status": {"hard": hard, "used": {resource: used}}});
     let (status, text) = scene.plane.request(Method::PATCH, &format!("{path}/status"), &merge, Some(&told)).await;
     assert_eq!(status, 200, "{text}");
 }
@@ -115,7 +154,7 @@ async fn make_outdated(scene: &Scene) {
         })
         .await;
     }
-    for object in chart::render(&[SHOP, TIGHT]).iter().filter(|object| object["kind"] == "CustomResourceDefinition") {
+    for object in chart::render(&[SHOP, TIGHT, NARROW]).iter().filter(|object| object["kind"] == "CustomResourceDefinition") {
         scene.apply(object).await.expect("a definition");
     }
 }
@@ -145,41 +184,31 @@ async fn mend(scene: &Scene) {
     scene.api::<CacheCluster>(SHOP).patch("no-image", &PatchParams::default(), &image).await.expect("changed");
     let services = scene.api::<k8s_openapi::api::core::v1::Service>(SHOP);
     services.delete("taken-primary", &DeleteParams::default()).await.expect("deleted");
-    set_quota(scene, 10).await;
+    let anywhere = Patch::Merge(json!({"spec": {"pod": null}}));
+    scene.api::<CacheCluster>(SHOP).patch("homeless", &PatchParams::default(), &anywhere).await.expect("changed");
+    let class = json!({
+        "apiVersion": "storage.k8s.io/v1",
+        "kind": "StorageClass",
+        "metadata": {"name": NO_SUCH_CLASS},
+        "provisioner": "example.com/none",
+    });
+    scene.apply(&class).await.expect("a class");
+    for (namespace, resource, _) in QUOTAS {
+        set_quota(scene, (namespace, resource), 10).await;
+    }
 }
 
 #[tokio::test]
 async fn bad_objects_say_what_to_do_and_hurt_only_themselves() {
-    let scene = Scene::start(&[SHOP, TIGHT]).await;
+    let scene = Scene::start(&[SHOP, TIGHT, NARROW]).await;
     let operator = scene.operator();
     scene.apply(&cache_cluster(SHOP, "good")).await.expect("applied");
     scene.await_ready(&operator, SHOP, "good").await;
     make_outdated(&scene).await;
     make_trouble(&scene).await;
 
-    for (place, (kind, reason), words) in [
-        ((SHOP, "forbidden"), ("Accepted", "InvalidSpec"), &["spec.parameters.port", "Larder decides where servers listen"][..]),
-        (
-            (SHOP, "no-secret"),
-            ("Accepted", "SecretMissing"),
-            &["no Secret nowhere", "kubectl create secret generic nowhere -n shop"],
-        ),
-        ((SHOP, "no-entry"), ("Accepted", "SecretMalformed"), &["the entry password of Secret empty does not exist"]),
-        ((SHOP, "line-feed"), ("Accepted", "SecretMalformed"), &["control character, such as the line feed"]),
-        (
-            (SHOP, "no-image"),
-            ("Progressing", "Blocked"),
-            &["ImagePullBackOff", "correct spec.engine.version or spec.engine.image"],
-        ),
-        ((SHOP, "cluster-mode"), ("Accepted", "ModeNotSupported"), &["write Sentinel"]),
-        (
-            (SHOP, "taken"),
-            ("Progressing", "Blocked"),
-            &["Service taken-primary exists and does not belong", "rename or delete it"],
-        ),
-        ((TIGHT, "main"), ("Progressing", "Blocked"), &["exceeded quota: small", "raise the ResourceQuota"]),
-    ] {
-        says(&scene, &operator, place, (kind, reason), words).await;
+    for (place, condition, words) in SAID {
+        says(&scene, &operator, *place, *condition, words).await;
     }
 
     unreadable_is_told(&scene, &operator).await;
@@ -198,10 +227,11 @@ async fn bad_objects_say_what_to_do_and_hurt_only_themselves() {
     scene.await_ready(&operator, SHOP, "late").await;
 
     mend(&scene).await;
-    for (namespace, name) in
-        [(SHOP, "no-secret"), (SHOP, "no-entry"), (SHOP, "line-feed"), (SHOP, "no-image"), (SHOP, "taken"), (TIGHT, "main")]
-    {
-        scene.await_ready(&operator, namespace, name).await;
+    for name in ["no-secret", "no-entry", "line-feed", "no-image", "taken", "homeless", "no-volume"] {
+        scene.await_ready(&operator, SHOP, name).await;
+    }
+    for (namespace, ..) in QUOTAS {
+        scene.await_ready(&operator, namespace, "main").await;
     }
     let log = std::fs::read_to_string(scene.plane.directory().join("operator.log")).expect("a log");
     assert!(!log.contains(PASSWORD), "the operator logs a password");

@@ -6,6 +6,7 @@ use reqwest::Method;
 use serde_json::Value;
 
 use super::control_plane::User;
+use super::operator::Operator;
 use super::scene::{KINDS, Scene, cache_cluster};
 
 const SHOP: &str = "shop";
@@ -99,13 +100,19 @@ async fn a_tier_forms_and_is_then_left_alone() {
     let told = scene.stage.with(SHOP, "main", |tier| tier.users_on_sentinels());
     assert!(told.len() == 3 && told.iter().all(|users| users.contains("larder-system")), "{told:?}");
 
-    // What the end of the forming brings has been written by now: the operator has looked again.
-    scene.await_looks(&operator, 1).await;
-    let (before, counted, asked) = (versions(&scene).await, scene.plane.requests().await, scene.plane.audit().len());
+    is_left_alone(&scene, &operator).await;
+    operator.stop();
+}
+
+/// Nothing changes, and so nothing is written or read but the Lease.
+pub async fn is_left_alone(scene: &Scene, operator: &Operator) {
+    // What the end of a change brings has been written by now: the operator has looked again.
+    scene.await_looks(operator, 1).await;
+    let (before, counted, asked) = (versions(scene).await, scene.plane.requests().await, scene.plane.audit().len());
     assert!(before.len() > 20, "{before:?}");
-    scene.await_looks(&operator, 1).await;
+    scene.await_looks(operator, 1).await;
     let requests = scene.plane.requests().await.since(&counted);
-    assert_eq!(versions(&scene).await, before, "an object was written although nothing had changed");
+    assert_eq!(versions(scene).await, before, "an object was written although nothing had changed");
     assert_eq!(requests.writes_of(&RESOURCES), BTreeMap::new(), "the API server counts writes although nothing had changed");
     let audit = scene.plane.audit().split_off(asked);
     let beyond: Vec<String> = audit
@@ -117,5 +124,4 @@ async fn a_tier_forms_and_is_then_left_alone() {
     assert!(beyond.is_empty(), "the operator asks although nothing had changed: {beyond:?}");
     assert!(audit.iter().any(|entry| entry.object_ref.resource == "leases"), "the Lease is kept, and seen here");
     assert_eq!(scene.stage.unknown_commands(), Vec::<String>::new());
-    operator.stop();
 }

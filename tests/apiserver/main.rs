@@ -12,6 +12,8 @@ mod bad_objects;
 mod certificates;
 mod chart;
 mod control_plane;
+mod drained;
+mod encrypted;
 mod explained;
 mod forming;
 mod many;

@@ -6,6 +6,7 @@
 use std::env;
 use std::fmt::Write as _;
 use std::fs;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::audit::Entry;
@@ -111,18 +112,30 @@ async fn measure(scene: &Scene, mut operator: Operator, size: usize, from: usize
     let restarted_in = start.elapsed();
     scene.await_looks(&operator, size).await;
     let restart = Asked::count(&scene.plane.audit()[asked..]);
+    let peak_kib = peak_kib.max(operator.memory().1);
     let row = Row { size, formed_in, memory_kib, peak_kib, window, cpu, steady, counted, restart, restarted_in };
     println!("{row:?}");
     (operator, row)
 }
 
+/// The profile by which the operator is built.
+fn profile() -> String {
+    let directory = Path::new(env!("CARGO_BIN_EXE_larder")).parent().and_then(Path::file_name);
+    directory.map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+}
+
 fn table(rows: &[Row]) -> String {
-    let mut text = "# The operator with many CacheClusters\n\n\
-        `make apiserver-tests` writes this. A release-like build of `larder operator` keeps CacheClusters of two servers and three sentinels\n\
-        each, which are played (`tests/apiserver/stage`), on a real API server that runs beside it on a machine of two processors.\n\n\
+    let processors = std::thread::available_parallelism().map_or(0, usize::from);
+    let mut text = format!(
+        "# The operator with many CacheClusters\n\n\
+         `make apiserver-tests` writes this. `larder operator`, built by Cargo's profile `{}`, keeps CacheClusters of two servers and three\n\
+         sentinels each, which are played (`tests/apiserver/stage`), on a real API server. That, its etcd, and those who play run beside it on\n\
+         a machine of {processors} processors: times are of all of them together.\n\n",
+        profile()
+    );
+    text += "\
         | CacheClusters | the last of them formed within | memory | at most | processor | requests a minute, nothing changing | of them for the Lease | writes | counted by the API server | requests of a restart | a CacheCluster | until all were seen again |\n\
-        |---|---|---|---|---|---|---|---|---|---|---|---|\n"
-        .to_owned();
+        |---|---|---|---|---|---|---|---|---|---|---|---|\n";
     for row in rows {
         let minute = |count: f64| count * 60.0 / row.window.as_secs_f64();
         let mib = |kib: u64| kib as f64 / 1024.0;

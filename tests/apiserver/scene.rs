@@ -146,6 +146,9 @@ async fn make_node(client: &Client, name: &str) {
     api.create(&PostParams::default(), &Node { metadata, ..Node::default() }).await.expect("a node");
     let ready = json!({"status": {"conditions": [{"type": "Ready", "status": "True"}]}});
     api.patch_status(name, &PatchParams::default(), &Patch::Merge(ready)).await.expect("a node's status");
+    // The API server itself taints new nodes as not ready; a controller would take that back.
+    let untainted = json!({"spec": {"taints": null}});
+    api.patch(name, &PatchParams::default(), &Patch::Merge(untainted)).await.expect("a node");
 }
 
 /// A small ephemeral tier.

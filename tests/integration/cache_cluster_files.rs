@@ -15,6 +15,7 @@ use larder::operator::cache_cluster::objects::{Addresses, Credentials, Installat
 use larder::operator::cache_cluster::plan::{SentinelId, ServerId};
 use larder::operator::cache_cluster::users::{Access, SYSTEM_USER, Users};
 use larder::operator::cache_cluster::validate::validate;
+use larder::policy::agent::AgentConfig;
 use tempfile::TempDir;
 
 use crate::support::resp::{Client, Value};
@@ -135,12 +136,19 @@ fn a_server_reads_its_files_and_lets_everybody_do_what_is_theirs() {
             ("hz", "17"),
             ("notify-keyspace-events", ""),
             ("replica-announce-ip", "127.0.0.1"),
+            // Half of what its memory leaves beside data, and the user's own words.
+            ("client-output-buffer-limit", "normal 0 0 0 slave 6990507 3495253 60 pubsub 33554432 8388608 60"),
             ("masteruser", "larder-system"),
             ("masterauth", "system \"secret\""),
         ] {
             assert_eq!(setting(name), value, "{engine:?} {name}");
         }
         assert_eq!(system.line("CONFIG SET min-replicas-to-write 0"), Value::Simple("OK".to_owned()));
+        // As the agent does while it runs.
+        let config = fs::read(pod.path("/etc/larder/config/agent-0.json")).expect("readable");
+        let config = AgentConfig::parse(&config).expect("a configuration");
+        let set = ["CONFIG", "SET", "client-output-buffer-limit", &config.settings["client-output-buffer-limit"]];
+        assert_eq!(system.call(&set), Value::Simple("OK".to_owned()), "{engine:?}");
         assert!(pod.login("shop", "wrong").is_none());
         assert!(is_error(&Client::connect(pod.port).expect("it accepts").line("GET key"), "NOAUTH"));
         let mut client = pod.login("shop", "client").expect("the client's login");

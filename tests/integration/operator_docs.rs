@@ -1,4 +1,4 @@
-//! docs/operator.md names every reason that a condition can have: who meets one looks there.
+//! docs/operator.md names every reason that a condition can have: who meets one looks there. docs/operators-pitfalls.md names tests that exist.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -29,4 +29,20 @@ fn every_reason_of_a_condition_is_explained() {
     let docs = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/operator.md")).expect("docs/operator.md");
     let missing: Vec<&String> = reasons.iter().filter(|reason| !docs.contains(&format!("`{reason}`"))).collect();
     assert!(missing.is_empty(), "docs/operator.md does not explain {missing:?}");
+}
+
+#[test]
+fn every_test_that_is_named_against_a_pitfall_exists() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let docs = fs::read_to_string(root.join("docs/operators-pitfalls.md")).expect("docs/operators-pitfalls.md");
+    let rows: Vec<&str> = docs.lines().filter(|line| line.starts_with("| ")).skip(1).collect();
+    assert!(rows.len() > 20, "the table is not read");
+    for row in rows {
+        let named: Vec<(&str, &str)> = row.split('`').filter_map(|word| word.split_once(".rs::")).collect();
+        assert!(!named.is_empty(), "no test is named: {row}");
+        for (file, test) in named {
+            let text = fs::read_to_string(root.join(format!("{file}.rs"))).unwrap_or_else(|error| panic!("{file}.rs: {error}"));
+            assert!(text.contains(&format!("fn {test}(")), "{file}.rs has no {test}");
+        }
+    }
 }

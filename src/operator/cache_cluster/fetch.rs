@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use k8s_openapi::api::core::v1::{Node, Pod as KubePod, PodStatus, Secret, Service};
+use k8s_openapi::api::core::v1::{Pod as KubePod, PodStatus, Secret, Service};
 use kube::Api;
 use kube::runtime::reflector::{Lookup, ObjectRef, Store};
 use serde::de::DeserializeOwned;
@@ -18,6 +18,7 @@ use tracing::debug;
 
 use super::certify::Shown;
 use super::names::{AGENT_PORT, REVISION_ANNOTATION, SENTINEL_PORT, SERVER_PORT};
+use super::nodes;
 use super::objects::Addresses;
 use super::observe;
 use super::plan::{Member, Node as PlanNode, Observed, Pod, Revision, Scale, Sentinel, Server, ServerId, ServerState};
@@ -159,7 +160,7 @@ pub struct Question<'a> {
 /// What was heard.
 #[derive(Debug)]
 pub struct Heard {
-    /// What servers, sentinels and pods do. `steady` and `handover_failed` are left at their defaults.
+    /// What servers, sentinels and pods do. `steady`, `handover_failed` and `moved` are left at their defaults.
     pub observed: Observed,
     /// The newest generation of users that every desired server has proved.
     pub proved_users: Option<u64>,
@@ -213,7 +214,8 @@ pub async fn hear(context: &Context, watches: &Watches, question: Question<'_>) 
     let proved = |id: ServerId| reports.get(&id).and_then(|report| report.proved.users);
     // None of a missing one is less than any number: one that has proved nothing keeps all from being proved.
     let proved_users = wanted.servers().map(proved).min().flatten();
-    let observed = Observed { servers: seen, sentinels: sentinels_seen, pods, scale, ..Observed::default() };
+    let open_nodes = nodes::open(&context.nodes.state(), &wanted.pod);
+    let observed = Observed { servers: seen, sentinels: sentinels_seen, pods, open_nodes, scale, ..Observed::default() };
     Heard { observed, proved_users, reports, certificates }
 }
 
@@ -320,11 +322,7 @@ fn is_ready_node(context: &Context, name: &str) -> bool {
     if context.nodes.is_empty() {
         return true;
     }
-    let ready = |node: &Node| {
-        let conditions = node.status.as_ref().and_then(|status| status.conditions.as_ref());
-        conditions.into_iter().flatten().any(|condition| condition.type_ == "Ready" && condition.status == "True")
-    };
-    context.nodes.get(&ObjectRef::new(name)).is_some_and(|node| ready(&node))
+    context.nodes.get(&ObjectRef::new(name)).is_some_and(|node| nodes::is_ready(&node))
 }
 
 /// For how long what is seen has been the same: kept by whoever observes.

@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
+use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{ContainerStatus, PersistentVolumeClaim, Pod as KubePod, PodCondition};
 
-use super::plan::{Action, Desired, Link, Member, Observed, Role, Sentinel, ServerId, ServerState, Waiting};
+use super::plan::{self, Action, Crowded, Desired, Link, Member, Observed, Role, Sentinel, ServerId, ServerState, Waiting};
 use super::report::{Verdict, Verdicts};
 use super::validate::Wanted;
 use crate::policy::agent::StateReport;
@@ -112,9 +113,8 @@ impl Seen<'_> {
     /// How many pods of servers, and of sentinels, are of the wanted revision.
     pub fn updated(&self) -> (usize, usize) {
         let Some(pods) = &self.desired.pods else { return (0, 0) };
-        let current = |(member, pod): &(&Member, &super::plan::Pod)| {
-            pod.revision.as_ref() == Some(pods.revision(**member)) && !pod.deleting
-        };
+        let current =
+            |(member, pod): &(&Member, &plan::Pod)| pod.revision.as_ref() == Some(pods.revision(**member)) && !pod.deleting;
         let current: Vec<&Member> = self.observed.pods.iter().filter(current).map(|(member, _)| member).collect();
         let servers = current.iter().filter(|member| matches!(member, Member::Server(_))).count();
         (servers, current.len() - servers)
@@ -242,7 +242,6 @@ impl Seen<'_> {
     }
 
     fn degraded(&self) -> Verdict {
-        let names = &self.wanted.names;
         if let Some(problem) = &self.stale_password {
             return Verdict::yes("PasswordNotChanged", format!("the earlier password stays in force: {problem}"));
         }
@@ -257,30 +256,26 @@ impl Seen<'_> {
             let message = format!("{watching} of {} sentinels watch; {}", self.wanted.sentinels, self.waits());
             return Verdict::yes("SentinelsMissing", message);
         }
-        match self.crowded() {
-            Some((node, count)) => {
-                let of = self.wanted.sentinels;
-                let message = format!(
-                    "node {node} holds {count} of {of} sentinels, and without it nobody can fail over: add nodes, or let pods of {} be \
-                     scheduled on more of them; where another has room by now, delete one of those pods",
-                    names.sentinel_set()
-                );
-                Verdict::yes("TooFewNodes", message)
-            }
+        match plan::crowded(self.observed) {
+            Some(crowded) => Verdict::yes("TooFewNodes", self.tell_of_crowded(&crowded)),
             None => Verdict::no("Healthy", "the loss of any one node is survived"),
         }
     }
 
-    /// A node whose loss takes the majority of the sentinels with it.
-    fn crowded(&self) -> Option<(&str, usize)> {
-        let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
-        for (member, pod) in &self.observed.pods {
-            if let (Member::Sentinel(_), Some(node)) = (member, &pod.node) {
-                *counts.entry(&node.name).or_default() += 1;
-            }
-        }
-        let tolerated = usize::from(self.wanted.sentinels) - usize::from(self.wanted.sentinels / 2 + 1);
-        counts.into_iter().find(|(_, count)| *count > tolerated)
+    /// One node carries too many sentinels, in words.
+    fn tell_of_crowded(&self, Crowded { node, sentinels, of }: &Crowded) -> String {
+        let set = self.wanted.names.sentinel_set();
+        let remedy = if plan::has_room(self.observed) {
+            "another has room, and one of them is made anew to move there; where that does not help within minutes, see whether the \
+             scheduler finds room for it"
+                .to_owned()
+        } else {
+            format!(
+                "add nodes, or let pods of {set} be scheduled on more of them; where another has room that Larder does not see, delete \
+                 one of those pods"
+            )
+        };
+        format!("node {node} holds {sentinels} of {of} sentinels, and without it nobody can fail over: {remedy}")
     }
 
     /// Whether something is to be looked at again soon.
@@ -295,6 +290,18 @@ impl Seen<'_> {
 
 fn is_primary(state: &ServerState) -> bool {
     matches!(state, ServerState::Running(facts) if facts.role == Role::Primary)
+}
+
+/// Why there is no pod of a set that asks for one, as far as can be told from outside, with what to do.
+pub fn missing(pod: &str, ordinal: u16, set: &StatefulSet) -> Option<String> {
+    let (name, namespace) = (set.metadata.name.as_deref()?, set.metadata.namespace.as_deref()?);
+    let asks = set.spec.as_ref()?.replicas.is_some_and(|replicas| replicas > i32::from(ordinal));
+    asks.then(|| {
+        format!(
+            "pod {pod} is not made: see `kubectl describe statefulset {name} -n {namespace}` for who refuses it; where a quota is used up, \
+             raise the ResourceQuota, or lower spec.replicas, spec.memory or spec.pod.cpu"
+        )
+    })
 }
 
 /// What keeps a pod from running, with what to do; `None` where time is all that it needs.
@@ -438,6 +445,45 @@ mod tests {
         assert_eq!(lags(Some(report(6, Some(6), Some(3)))), [(ids[1], 0)], "what it says is of an earlier generation");
         assert_eq!(lags(Some(report(7, None, Some(3)))), [(ids[1], 1)]);
         assert_eq!(lags(Some(report(7, Some(7), Some(2)))), [(ids[1], 1)]);
+    }
+
+    #[test]
+    fn a_pod_that_nobody_makes_is_told_of_where_a_set_asks_for_it() {
+        let set = serde_json::json!({
+            "metadata": {"name": "shop-0", "namespace": "store"},
+            "spec": {"replicas": 2, "selector": {}, "serviceName": "", "template": {}},
+        });
+        let set: StatefulSet = serde_json::from_value(set).unwrap();
+        let text = missing("shop-0-1", 1, &set).unwrap();
+        assert!(text.contains("pod shop-0-1") && text.contains("kubectl describe statefulset shop-0 -n store"), "{text}");
+        assert_eq!(missing("shop-0-2", 2, &set), None, "it is on its way out");
+    }
+
+    #[test]
+    fn who_is_crowded_is_told_what_happens_next() {
+        let carried = |open: &[&str]| {
+            check_at_rest(true, &[], |seen| {
+                let node = plan::Node { name: "a".to_owned(), ready: true };
+                let pod = plan::Pod {
+                    uid: String::new(),
+                    revision: None,
+                    node: Some(node),
+                    started: true,
+                    ready: true,
+                    deleting: false,
+                };
+                let sentinels = seen.wanted.sentinel_ids().take(2).map(|id| (Member::Sentinel(id), pod.clone()));
+                let open_nodes = open.iter().map(|node| (*node).to_owned()).collect();
+                let observed = Observed { pods: sentinels.collect(), open_nodes, ..seen.observed.clone() };
+                let degraded = Seen { observed: &observed, refusal: None, stale_password: None, ..*seen }.degraded();
+                assert!(degraded.holds && degraded.reason == "TooFewNodes", "{degraded:?}");
+                degraded.message
+            })
+        };
+        let full = carried(&["a"]);
+        assert!(full.contains("node a holds 2 of 3 sentinels") && full.contains("add nodes") && full.contains("shop-sentinel"));
+        let room = carried(&["a", "b"]);
+        assert!(room.contains("one of them is made anew") && !room.contains("add nodes"), "{room}");
     }
 
     fn pod(status: serde_json::Value) -> KubePod {

@@ -14,6 +14,7 @@ pub mod judge;
 mod look_tests;
 pub mod monitor;
 pub mod names;
+pub mod nodes;
 pub mod objects;
 pub mod observe;
 pub mod pki;

@@ -24,7 +24,7 @@ mod sentinel;
 mod simulation;
 mod spread;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -36,7 +36,7 @@ pub use observed::{
     ServerState, SlotRange, Watch,
 };
 use rules::{Rule, holds};
-pub use spread::{Crowded, crowded};
+pub use spread::{Crowded, Moved, Tries, crowded, has_room};
 
 /// What to do next, in order. Empty: everything is as desired.
 pub fn plan(desired: &Desired, observed: &Observed) -> Vec<Action> {
@@ -98,9 +98,11 @@ impl Observed {
             servers: self.servers.iter().map(server).collect(),
             sentinels: self.sentinels.clone(),
             pods: BTreeMap::new(),
+            open_nodes: BTreeSet::new(),
             scale: None,
             steady: Duration::ZERO,
             handover_failed: None,
+            moved: None,
         }
     }
 

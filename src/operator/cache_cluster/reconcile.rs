@@ -22,7 +22,7 @@ use super::judge::{self, Seen};
 use super::names::{Component, MANAGER, SERVER_PORT};
 use super::objects::{self, Credentials};
 use super::pki::{IssueError, Pki};
-use super::plan::{Action, Desired, Layout, Member, Observed, Sentinel, SentinelId, ServerId, Starter, plan};
+use super::plan::{Action, Desired, Layout, Member, Moved, Observed, Sentinel, SentinelId, ServerId, Starter, Tries, Why, plan};
 use super::report::{self, Verdict, Verdicts};
 use super::users::{Access, SYSTEM_USER, Users};
 use super::validate::{Wanted, refusal_reason, validate};
@@ -78,10 +78,15 @@ pub struct Memory {
     /// The status as it was last written: the watch may still show an earlier one.
     status: Option<CacheClusterStatus>,
     handover_failed: Option<Instant>,
+    /// When a sentinel was last moved from a crowded node, and how that went.
+    moved: Option<Instant>,
+    tries: Tries,
     /// Which generation of users each sentinel was told, by the uid of its pod.
     told_users: BTreeMap<SentinelId, (String, u64)>,
     /// Certificates as they were last made: the watch may still show earlier ones, and none is made twice.
     pki: Option<Pki>,
+    /// Who is trusted, with connections that stand.
+    trust: Option<Trust>,
     /// Whether every server and sentinel has shown those.
     certificates_shown: bool,
 }
@@ -156,7 +161,13 @@ pub async fn reconcile(
     };
     let look = Look { context, watches, cluster, wanted: &wanted, place, until: Instant::now() + WITHIN };
     match look.credentials(memory).await {
-        Ok((credentials, stale_password)) => look.bring_forward(credentials, stale_password, memory).await,
+        Ok((credentials, stale_password)) => match look.bring_forward(credentials, stale_password, memory).await {
+            // Nobody can be asked without it.
+            Err(error @ ReconcileError::Pki(_)) => {
+                refuse(context, &look.place, "SecretMalformed", error.to_string(), memory).await
+            }
+            outcome => outcome,
+        },
         Err(error @ PasswordError::Missing { .. }) => {
             refuse(context, &look.place, "SecretMissing", error.to_string(), memory).await
         }
@@ -395,7 +406,10 @@ impl Look<'_> {
         };
         let credentials = &credentials;
         let trust = credentials.pki.as_ref().map(Pki::bundle).filter(|bundle| !bundle.is_empty());
-        let trust = trust.map(|bundle| Trust::parse(&bundle)).transpose()?;
+        let known = memory.trust.take();
+        let known = |bundle: &str| known.filter(|trust| trust.is_of(bundle));
+        let trust = trust.map(|bundle| known(&bundle).map_or_else(|| Trust::parse(&bundle), Ok)).transpose()?;
+        memory.trust.clone_from(&trust);
         let entry = Entry { login: Some(&credentials.system), trust: trust.as_ref() };
         let question = Question { wanted: self.wanted, addresses: &built.addresses, entry, scale: built.scale };
         let Heard { mut observed, proved_users, reports, certificates } = fetch::hear(self.context, self.watches, question).await;
@@ -405,6 +419,8 @@ impl Look<'_> {
         }
         observed.steady = memory.steady.note(&observed);
         observed.handover_failed = memory.handover_failed.map(|at| at.elapsed());
+        let in_vain = memory.tries.note(&observed);
+        observed.moved = memory.moved.map(|at| Moved { ago: at.elapsed(), in_vain });
         let desired = self.desired(&built);
         let actions = if built.is_complete() || built.scale.is_some() { plan(&desired, &observed) } else { Vec::new() };
         self.listen(&built, entry, memory);
@@ -415,7 +431,7 @@ impl Look<'_> {
             desired: &desired,
             observed: &observed,
             actions: &actions,
-            troubles: &self.troubles(&built),
+            troubles: &self.troubles(&built, &observed),
             lags: &lags,
             refusal,
             stale_password,
@@ -478,13 +494,20 @@ impl Look<'_> {
     }
 
     /// What keeps pods from running.
-    fn troubles(&self, built: &Built) -> Vec<String> {
+    fn troubles(&self, built: &Built, observed: &Observed) -> Vec<String> {
         let (names, namespace) = (&self.wanted.names, &self.wanted.namespace);
-        let servers = built.addresses.servers.keys().map(|id| names.server_pod(*id));
-        let sentinels = built.addresses.sentinels.keys().map(|id| names.sentinel_pod(*id));
-        let trouble = |pod: String| {
-            let claim = fetch::find(&self.watches.claims, namespace, &format!("{}-{pod}", objects::DATA_VOLUME));
-            judge::trouble(&*fetch::find(&self.watches.pods, namespace, &pod)?, claim.as_deref())
+        let servers = built.addresses.servers.keys().map(|id| (names.shard_set(id.shard), id.index, names.server_pod(*id)));
+        let sentinels = built.addresses.sentinels.keys().map(|id| (names.sentinel_set(), id.0, names.sentinel_pod(*id)));
+        let trouble = |(set, ordinal, name): (String, u16, String)| match fetch::find(&self.watches.pods, namespace, &name) {
+            Some(pod) => {
+                let claim = fetch::find(&self.watches.claims, namespace, &format!("{}-{name}", objects::DATA_VOLUME));
+                judge::trouble(&pod, claim.as_deref())
+            }
+            // A pod that is replaced is missing for a moment.
+            None if observed.steady >= TAKEOVER_AFTER => {
+                judge::missing(&name, ordinal, &*fetch::find(&self.watches.stateful_sets, namespace, &set)?)
+            }
+            None => None,
         };
         servers.chain(sentinels).filter_map(trouble).collect()
     }
@@ -601,6 +624,10 @@ impl Look<'_> {
                 Action::Handover { from, to } => self.hand_over(built, entry, *from, *to, memory).await,
                 _ => actor(writer, built, entry).take(action).await,
             };
+            if matches!(action, Action::ReplacePod { why: Why::Crowded, .. }) && done.is_ok() {
+                memory.moved = Some(Instant::now());
+                memory.tries.begin();
+            }
             self.context.metrics.acted(act::word(action));
             if let Err(error) = done {
                 warn!(key = %self.place.key, ?action, %error, "a step failed; it is taken again where it is still called for");

@@ -1,37 +1,48 @@
 //! The agents' port, of which the operator reads `/state` alone.
 
-use axum::Router;
-use axum::extract::State;
-use axum::http::StatusCode;
-use axum::http::header::CONTENT_TYPE;
-use axum::response::{IntoResponse as _, Response};
-use axum::routing::get;
+use std::io;
+
 use larder::operator::queue::Key;
-use tokio::net::TcpListener;
+use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
 
-use super::Tiers;
+use super::tier::Member;
+use super::{Tiers, tls};
 
-#[derive(Clone)]
-struct Place {
-    tiers: Tiers,
-    key: Key,
-    ordinal: u16,
-}
-
-/// Serves for one server's agent.
+/// Serves for one server's agent, until it is dropped with all its connections.
 pub async fn serve(listener: TcpListener, tiers: Tiers, key: Key, ordinal: u16) {
-    let routes = Router::new().route("/state", get(state)).with_state(Place { tiers, key, ordinal });
-    axum::serve(listener, routes).await.expect("a listener serves");
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => {
+                let Ok((stream, _)) = accepted else { continue };
+                let (tiers, key) = (tiers.clone(), key.clone());
+                connections.spawn(async move { converse(stream, &tiers, &key, ordinal).await });
+            }
+            Some(_) = connections.join_next() => {}
+        }
+    }
 }
 
-async fn state(State(place): State<Place>) -> Response {
-    let report = place.tiers.with(&place.key, |tier| tier.report(place.ordinal));
-    match report {
-        Some(report) => {
-            let text = serde_json::to_string(&report).expect("a report serialises");
-            ([(CONTENT_TYPE, "application/json")], text).into_response()
+async fn converse(stream: TcpStream, tiers: &Tiers, key: &Key, ordinal: u16) -> io::Result<()> {
+    let presented = tiers.with(key, |tier| tier.presented(Member::Server(ordinal)));
+    let mut stream = BufReader::new(tls::accept(stream, presented).await?);
+    loop {
+        let mut request = String::new();
+        while !request.ends_with("\r\n\r\n") {
+            if stream.read_line(&mut request).await? == 0 {
+                return Ok(());
+            }
         }
-        // A connection that has outlived its pod.
-        None => StatusCode::SERVICE_UNAVAILABLE.into_response(),
+        let report = tiers.with(key, |tier| tier.report(ordinal)).filter(|_| request.starts_with("GET /state "));
+        let (status, body) = match report {
+            Some(report) => ("200 OK", serde_json::to_string(&report).expect("a report serialises")),
+            // A connection that has outlived its pod.
+            None => ("503 Service Unavailable", String::new()),
+        };
+        let head = format!("HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n", body.len());
+        stream.write_all((head + &body).as_bytes()).await?;
+        stream.flush().await?;
     }
 }

@@ -12,7 +12,8 @@ use futures_util::StreamExt as _;
 use futures_util::future::join_all;
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::apps::v1::StatefulSet;
-use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Pod, PodStatus, Secret, Service};
+use k8s_openapi::api::core::v1::{ConfigMap, Node, PersistentVolumeClaim, Pod, PodSpec, PodStatus, Secret, Service};
+use k8s_openapi::api::storage::v1::StorageClass;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::runtime::WatchStreamExt as _;
@@ -27,6 +28,7 @@ use serde_json::{Value, json};
 use tokio::task::AbortHandle;
 
 use super::tier::{Member, Mounted, sentinel_address};
+use super::tls::Pair;
 use super::{NO_SUCH_IMAGE, Tiers, agent, wire};
 use crate::control_plane::client;
 
@@ -34,6 +36,8 @@ use crate::control_plane::client;
 const CONCURRENCY: usize = 8;
 /// How soon something is tried again that could not be done yet.
 const AGAIN: Duration = Duration::from_millis(200);
+/// What a scheduler says of a pod whose volume is not there yet.
+const UNBOUND: &str = "0/3 nodes are available: pod has unbound immediate PersistentVolumeClaims.";
 /// The nodes that pods are spread over.
 pub const NODES: [&str; 3] = ["node-a", "node-b", "node-c"];
 
@@ -204,24 +208,81 @@ impl Kubelet {
                 self.create(key, set, &name, ordinal).await
             }
             Some(pod) if pod.metadata.deletion_timestamp.is_some() => self.end(key, &pod).await,
+            Some(pod) if pod.spec.as_ref().is_none_or(|spec| spec.node_name.is_none()) => {
+                self.schedule(key, set, &pod, ordinal).await
+            }
             Some(pod) if pod.status.as_ref().is_none_or(|status| status.pod_ip.is_none()) => self.begin(key, &pod).await,
             Some(_) => Ok(()),
         }
     }
 
-    /// Makes the claims of a pod's volumes, which are bound at once.
-    async fn claim(&self, key: &Key, set: &StatefulSet, pod: &str) -> Result<(), NotYet> {
+    /// Makes the claims of a pod's volumes, which are bound at once where their class exists. Whether all are.
+    async fn claim(&self, key: &Key, set: &StatefulSet, pod: &str) -> Result<bool, NotYet> {
         let templates = set.spec.as_ref().and_then(|spec| spec.volume_claim_templates.clone()).unwrap_or_default();
+        let (api, classes) = (self.api::<PersistentVolumeClaim>(key), Api::<StorageClass>::all(self.client.clone()));
+        let mut all_bound = true;
         for mut claim in templates {
             let name = format!("{}-{pod}", claim.name_any());
             claim.metadata.name = Some(name.clone());
-            let api = self.api::<PersistentVolumeClaim>(key);
-            if unless_there(api.create(&PostParams::default(), &claim).await)? {
+            let class = claim.spec.as_ref().and_then(|spec| spec.storage_class_name.clone());
+            let is_new = unless_there(api.create(&PostParams::default(), &claim).await)?;
+            let exists = match &class {
+                Some(class) => classes.get_opt(class).await?.is_some(),
+                None => true,
+            };
+            if exists && (is_new || class.is_some()) {
                 let bound = json!({"status": {"phase": "Bound"}});
                 api.patch_status(&name, &PatchParams::default(), &Patch::Merge(bound)).await?;
             }
+            all_bound &= exists;
         }
-        Ok(())
+        Ok(all_bound)
+    }
+
+    /// The node for a pod, as a scheduler would choose it: of those that it may go to, the one with the fewest of its set. Else why there
+    /// is none.
+    async fn place(&self, set: &StatefulSet, spec: &PodSpec, ordinal: u16) -> Result<Result<String, &'static str>, NotYet> {
+        if spec.node_selector.as_ref().is_some_and(|labels| !labels.is_empty()) {
+            return Ok(Err("0/3 nodes are available: 3 node(s) didn't match Pod's node affinity/selector."));
+        }
+        let nodes = Api::<Node>::all(self.client.clone()).list(&Default::default()).await?;
+        let is_open = |node: &Node| node.spec.as_ref().is_none_or(|spec| spec.unschedulable != Some(true));
+        let open: Vec<String> = nodes.items.iter().filter(|node| is_open(node)).map(|node| node.name_any()).collect();
+        let (uid, turn) = (set.uid(), usize::from(ordinal) % open.len().max(1));
+        let of_set = self.pods.state_filter(|pod| pod.owner_references().iter().any(|owner| Some(&owner.uid) == uid.as_ref()));
+        let carried = |node: &&String| {
+            let on = |pod: &Arc<Pod>| pod.spec.as_ref().is_some_and(|spec| spec.node_name.as_ref() == Some(*node));
+            of_set.iter().filter(|pod| on(pod)).count()
+        };
+        let best = open.iter().cycle().skip(turn).take(open.len()).min_by_key(carried);
+        Ok(best.cloned().ok_or("0/3 nodes are available: 3 node(s) were unschedulable."))
+    }
+
+    /// Gives a pod its node, or says why there is none.
+    async fn schedule(&self, key: &Key, set: &StatefulSet, pod: &Pod, ordinal: u16) -> Result<(), NotYet> {
+        let name = pod.name_any();
+        let bound = self.claim(key, set, &name).await?;
+        let spec = pod.spec.clone().unwrap_or_default();
+        let place = if bound { self.place(set, &spec, ordinal).await? } else { Err(UNBOUND) };
+        match place {
+            Ok(node) => {
+                let binding = json!({
+                    "apiVersion": "v1",
+                    "kind": "Binding",
+                    "metadata": {"name": name, "namespace": key.namespace},
+                    "target": {"apiVersion": "v1", "kind": "Node", "name": node},
+                });
+                let bound = self.api::<Pod>(key).create_subresource("binding", &name, &PostParams::default(), &binding).await;
+                bound.map(|_: Value| ()).map_err(NotYet::from)
+            }
+            Err(why) => {
+                let told = pod.status.as_ref().and_then(|status| status.conditions.as_ref()).is_some_and(|told| !told.is_empty());
+                if !told {
+                    self.tell(key, &name, &unschedulable(why)).await?;
+                }
+                Err(NotYet::Waits)
+            }
+        }
     }
 
     async fn create(&self, key: &Key, set: &StatefulSet, name: &str, ordinal: u16) -> Result<(), NotYet> {
@@ -235,8 +296,10 @@ impl Kubelet {
         labels.insert(POD_NAME_LABEL.to_owned(), name.to_owned());
         labels.insert(POD_INDEX_LABEL.to_owned(), ordinal.to_string());
         pod.metadata.labels = Some(labels);
+        let bound = spec.volume_claim_templates.as_ref().is_none_or(Vec::is_empty);
         let pod_spec = pod.spec.as_mut().expect("a template has a specification");
-        pod_spec.node_name = Some(NODES[usize::from(ordinal) % NODES.len()].to_owned());
+        // A pod without claims has its node at once where there is one, which saves requests; others are looked at again.
+        pod_spec.node_name = if bound { self.place(set, pod_spec, ordinal).await?.ok() } else { None };
         for claim in spec.volume_claim_templates.unwrap_or_default() {
             let volume =
                 json!({"name": claim.name_any(), "persistentVolumeClaim": {"claimName": format!("{}-{name}", claim.name_any())}});
@@ -259,7 +322,9 @@ impl Kubelet {
         let member = server.or_else(|| names.parse_sentinel_pod(&name).map(|id| Member::Sentinel(id.0))).expect("a name of ours");
         let service = find(&self.services, &key.namespace, &name);
         let address = service.and_then(|service| service.spec.as_ref()?.cluster_ip.as_ref()?.parse::<IpAddr>().ok());
-        let (Some(address), true) = (address, self.tiers.with(key, |tier| tier.is_mounted(member))) else {
+        let volumes = pod.spec.as_ref().and_then(|spec| spec.volumes.as_ref());
+        let tls = volumes.is_some_and(|volumes| volumes.iter().any(|volume| volume.name == "tls"));
+        let (Some(address), true) = (address, self.tiers.with(key, |tier| tier.is_mounted(member, tls))) else {
             return Err(NotYet::Waits);
         };
         match self.is_told(&uid) {
@@ -363,7 +428,9 @@ impl Kubelet {
             let config = AgentConfig::parse(file.as_bytes()).unwrap_or_else(|error| panic!("{key}: {name}: {error}"));
             (config.server.ordinal, config.generation)
         });
-        let mounted = Mounted { login, users, agents: agents.collect() };
+        let pair = |name: String| secret(name).as_deref().and_then(Pair::of);
+        let certificates = pair(names.server_tls_secret()).zip(pair(names.sentinel_tls_secret()));
+        let mounted = Mounted { login, users, agents: agents.collect(), certificates };
         self.tiers.with(key, |tier| tier.mount(mounted));
     }
 }
@@ -396,6 +463,11 @@ fn running_status(ip: Ipv4Addr) -> Value {
         "conditions": conditions,
         "containerStatuses": [container(&json!({"running": {"startedAt": now}}), true)],
     })
+}
+
+fn unschedulable(why: &str) -> Value {
+    let condition = json!({"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": why});
+    json!({"phase": "Pending", "conditions": [condition]})
 }
 
 fn without_image() -> Value {

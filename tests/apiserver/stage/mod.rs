@@ -6,6 +6,7 @@
 mod agent;
 mod kubelet;
 mod tier;
+mod tls;
 mod wire;
 
 use std::collections::BTreeMap;

@@ -7,6 +7,7 @@ use larder::operator::cache_cluster::names::{SENTINEL_PORT, SERVER_PORT};
 use larder::policy::agent::{DataState, Position, Proved, ServerPhase, StateReport, VERSION};
 use tokio::sync::broadcast;
 
+use super::tls::{Pair, Presented};
 use super::wire::Reply;
 
 /// The history that all copies of a tier count in.
@@ -30,6 +31,8 @@ pub struct Mounted {
     pub users: Option<u64>,
     /// The generation of each agent's configuration, by ordinal: every server that is wanted has one.
     pub agents: BTreeMap<u16, u64>,
+    /// The servers' certificate, and the sentinels'. `None`: plain TCP.
+    pub certificates: Option<(Pair, Pair)>,
 }
 
 /// What a server is.
@@ -54,6 +57,8 @@ struct Sentinel {
     watch: Option<Watch>,
     /// What it has been told of users.
     users: BTreeSet<String>,
+    /// What it read when it started.
+    presented: Option<Presented>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -68,11 +73,15 @@ pub struct Tier {
     servers: BTreeMap<u16, Server>,
     sentinels: BTreeMap<u16, Sentinel>,
     mounted: Mounted,
+    /// What servers show: they take up what is mounted while they run.
+    presented: Option<Presented>,
     switches: broadcast::Sender<String>,
     /// Commands that nobody here knows.
     pub unknown: Vec<String>,
     /// How often one server took over from another.
     pub failovers: u32,
+    /// The fewest sentinels that ran at the same time since this was last raised.
+    pub fewest_sentinels: usize,
 }
 
 impl Default for Tier {
@@ -81,9 +90,11 @@ impl Default for Tier {
             servers: BTreeMap::new(),
             sentinels: BTreeMap::new(),
             mounted: Mounted::default(),
+            presented: None,
             switches: broadcast::Sender::new(16),
             unknown: Vec::new(),
             failovers: 0,
+            fewest_sentinels: usize::MAX,
         }
     }
 }
@@ -97,7 +108,8 @@ impl Tier {
                 self.servers.insert(ordinal, Server { address, role: Role::Undecided, priority: "100".to_owned() });
             }
             Member::Sentinel(ordinal) => {
-                self.sentinels.insert(ordinal, Sentinel { address, watch: None, users: BTreeSet::new() });
+                let presented = self.mounted.certificates.as_ref().map(|(_, pair)| pair.present());
+                self.sentinels.insert(ordinal, Sentinel { address, watch: None, users: BTreeSet::new(), presented });
             }
         }
         self.settle();
@@ -107,7 +119,10 @@ impl Tier {
     pub fn stop(&mut self, member: Member) {
         match member {
             Member::Server(ordinal) => drop(self.servers.remove(&ordinal)),
-            Member::Sentinel(ordinal) => drop(self.sentinels.remove(&ordinal)),
+            Member::Sentinel(ordinal) => {
+                self.sentinels.remove(&ordinal);
+                self.fewest_sentinels = self.fewest_sentinels.min(self.sentinels.len());
+            }
         }
         self.settle();
     }
@@ -115,19 +130,30 @@ impl Tier {
     /// The volumes hold this now.
     pub fn mount(&mut self, mounted: Mounted) {
         if self.mounted != mounted {
+            if self.mounted.certificates != mounted.certificates {
+                self.presented = mounted.certificates.as_ref().map(|(pair, _)| pair.present());
+            }
             self.mounted = mounted;
             self.settle();
         }
     }
 
-    /// Whether pods find what they mount.
-    pub fn is_mounted(&self, member: Member) -> bool {
-        let Mounted { login, users, agents } = &self.mounted;
+    /// Whether pods find what they mount, certificates among it where they ask for them.
+    pub fn is_mounted(&self, member: Member, tls: bool) -> bool {
+        let Mounted { login, users, agents, certificates } = &self.mounted;
         let configured = match member {
             Member::Server(ordinal) => agents.contains_key(&ordinal),
             Member::Sentinel(_) => true,
         };
-        login.is_some() && users.is_some() && configured
+        login.is_some() && users.is_some() && configured && (certificates.is_some() || !tls)
+    }
+
+    /// What a member shows to whoever connects; `None` where it speaks in the clear.
+    pub fn presented(&self, member: Member) -> Option<Presented> {
+        match member {
+            Member::Server(_) => self.presented.clone(),
+            Member::Sentinel(ordinal) => self.sentinels.get(&ordinal)?.presented.clone(),
+        }
     }
 
     /// Larder's own login.
@@ -215,6 +241,7 @@ impl Tier {
         let proved = Proved {
             settings: runs.then_some(generation),
             users: self.mounted.users.filter(|_| runs),
+            certificate: self.presented.as_ref().filter(|_| runs).map(|presented| presented.fingerprint.clone()),
             replication: runs.then(|| self.mounted.login.as_ref().map(|(user, _)| user.clone())).flatten(),
             ..Proved::default()
         };

@@ -8,8 +8,12 @@ use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, Buf
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
-use super::Tiers;
 use super::tier::Member;
+use super::tls::Duplex;
+use super::{Tiers, tls};
+
+/// A connection that is read command by command.
+type Stream = BufReader<Box<dyn Duplex>>;
 
 /// The longest command: everything that is asked here is short.
 const MAX_WORDS: usize = 256;
@@ -73,7 +77,8 @@ pub async fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 }
 
 async fn converse(stream: TcpStream, tiers: &Tiers, key: &Key, member: Member) -> io::Result<()> {
-    let mut stream = BufReader::new(stream);
+    let presented = tiers.with(key, |tier| tier.presented(member));
+    let mut stream = BufReader::new(tls::accept(stream, presented).await?);
     let mut logged_in = false;
     while let Some(words) = read_command(&mut stream).await? {
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
@@ -94,7 +99,7 @@ async fn converse(stream: TcpStream, tiers: &Tiers, key: &Key, member: Member) -
 }
 
 /// A connection that is subscribed hears of each switch until it ends.
-async fn tell_of_switches(mut stream: BufReader<TcpStream>, tiers: &Tiers, key: &Key, channel: &str) -> io::Result<()> {
+async fn tell_of_switches(mut stream: Stream, tiers: &Tiers, key: &Key, channel: &str) -> io::Result<()> {
     let mut switches = tiers.with(key, |tier| tier.subscribe());
     let subscribed = Reply::Array(vec![Reply::bulk("subscribe"), Reply::bulk(channel), Reply::Integer(1)]);
     send(&mut stream, &subscribed).await?;
@@ -109,14 +114,15 @@ async fn tell_of_switches(mut stream: BufReader<TcpStream>, tiers: &Tiers, key: 
     }
 }
 
-async fn send(stream: &mut BufReader<TcpStream>, reply: &Reply) -> io::Result<()> {
+async fn send(stream: &mut Stream, reply: &Reply) -> io::Result<()> {
     let mut text = String::new();
     reply.write(&mut text);
-    stream.get_mut().write_all(text.as_bytes()).await
+    stream.write_all(text.as_bytes()).await?;
+    stream.flush().await
 }
 
 /// The next command; `None` at the end of the connection.
-async fn read_command(stream: &mut BufReader<TcpStream>) -> io::Result<Option<Vec<String>>> {
+async fn read_command(stream: &mut Stream) -> io::Result<Option<Vec<String>>> {
     let Some(count) = read_head(stream, '*').await? else { return Ok(None) };
     let mut words = Vec::new();
     for _ in 0..count.min(MAX_WORDS) {
@@ -129,7 +135,7 @@ async fn read_command(stream: &mut BufReader<TcpStream>) -> io::Result<Option<Ve
     Ok(Some(words))
 }
 
-async fn read_head(stream: &mut BufReader<TcpStream>, kind: char) -> io::Result<Option<usize>> {
+async fn read_head(stream: &mut Stream, kind: char) -> io::Result<Option<usize>> {
     let mut line = String::new();
     if stream.read_line(&mut line).await? == 0 {
         return Ok(None);

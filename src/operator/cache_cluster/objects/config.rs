@@ -80,15 +80,34 @@ pub fn max_memory(limit: ByteSize) -> ByteSize {
     ByteSize::from_bytes(limit.as_bytes().saturating_sub(WITHOUT_DATA) / 3 * 2)
 }
 
+/// The setting that bounds what a server holds back for clients that read slowly, replicas among them.
+const OUTPUT_LIMITS: &str = "client-output-buffer-limit";
+/// For how long a replica may be behind by the half of the bound.
+const BEHIND_SECS: u32 = 60;
+
+/// How much a server holds back for its replicas until it drops them: half of what its memory leaves beside data, since the pages that a
+/// fork copies, which a replica's copy begins with, take theirs at the same time. `None` where the user says it.
+fn replicas_limit(wanted: &Wanted, limit: ByteSize) -> Option<String> {
+    let said = wanted.parameters.get(OUTPUT_LIMITS);
+    let of_replicas =
+        |text: &String| text.split_ascii_whitespace().any(|word| ["replica", "slave"].contains(&&*word.to_ascii_lowercase()));
+    if said.is_some_and(of_replicas) {
+        return None;
+    }
+    let beside_data = limit.as_bytes().saturating_sub(WITHOUT_DATA).saturating_sub(max_memory(limit).as_bytes());
+    let bound = beside_data / 2;
+    Some(format!("replica {bound} {} {BEHIND_SECS}", bound / 2))
+}
+
 /// The ConfigMap of the servers, with the generation of each agent's configuration.
 pub fn of_servers(wanted: &Wanted, addresses: &Addresses, kept: &Kept) -> (ConfigMap, BTreeMap<ServerId, u64>) {
     let mut data = BTreeMap::from([("server.conf".to_owned(), server_conf(wanted))]);
     let mut generations = BTreeMap::new();
     for (id, address) in &addresses.servers {
         let limit = kept.memory.get(id).copied().unwrap_or(wanted.memory).min(wanted.memory);
-        let config = agent_config(wanted, *id, *address, addresses, max_memory(limit));
+        let config = agent_config(wanted, *id, *address, addresses, limit);
         generations.insert(*id, config.generation);
-        data.insert(format!("server-{}.conf", id.index), place_conf(*address, max_memory(limit)));
+        data.insert(format!("server-{}.conf", id.index), place_conf(wanted, *address, limit));
         data.insert(format!("agent-{}.json", id.index), serde_json::to_string_pretty(&config).unwrap_or_default());
     }
     let labels = wanted.names.component_labels(Component::Server, Some(0));
@@ -135,12 +154,15 @@ fn add_port(lines: &mut Lines, wanted: &Wanted, port: u16) {
 }
 
 /// What one server has of its own.
-fn place_conf(address: IpAddr, max_memory: ByteSize) -> String {
+fn place_conf(wanted: &Wanted, address: IpAddr, limit: ByteSize) -> String {
     let mut lines = Lines::default();
     lines.add("include", &[&format!("{CONFIG_DIR}/server.conf")]);
     lines.add("replica-announce-ip", &[&address.to_string()]);
     lines.add("replica-announce-port", &[&SERVER_PORT.to_string()]);
-    lines.add("maxmemory", &[&max_memory.as_bytes().to_string()]);
+    lines.add("maxmemory", &[&max_memory(limit).as_bytes().to_string()]);
+    if let Some(value) = replicas_limit(wanted, limit) {
+        lines.add(OUTPUT_LIMITS, &value.split_ascii_whitespace().collect::<Vec<_>>());
+    }
     lines.into_text()
 }
 
@@ -165,7 +187,7 @@ fn live_settings(wanted: &Wanted) -> BTreeMap<String, String> {
     settings
 }
 
-fn agent_config(wanted: &Wanted, id: ServerId, address: IpAddr, addresses: &Addresses, max_memory: ByteSize) -> AgentConfig {
+fn agent_config(wanted: &Wanted, id: ServerId, address: IpAddr, addresses: &Addresses, limit: ByteSize) -> AgentConfig {
     let at = |address: IpAddr, port| SocketAddr::new(address, port).to_string();
     let auth = Auth {
         username_file: Some(PathBuf::from(format!("{SYSTEM_DIR}/{USERNAME}"))),
@@ -174,8 +196,12 @@ fn agent_config(wanted: &Wanted, id: ServerId, address: IpAddr, addresses: &Addr
     let peers = addresses.servers.iter().filter(|(peer, _)| **peer != id);
     let tls_file = |name: &str| PathBuf::from(format!("{TLS_DIR}/{name}"));
     let mut settings = live_settings(wanted);
-    settings.insert("maxmemory".to_owned(), max_memory.as_bytes().to_string());
+    settings.insert("maxmemory".to_owned(), max_memory(limit).as_bytes().to_string());
     settings.extend(wanted.parameters.clone().into_iter().filter(|(name, _)| !is_read_at_start(name)));
+    if let Some(ours) = replicas_limit(wanted, limit) {
+        let said = settings.entry(OUTPUT_LIMITS.to_owned()).or_default();
+        *said = format!("{ours} {said}").trim_end().to_owned();
+    }
     let mut config = AgentConfig {
         version: VERSION,
         requires: VERSION,

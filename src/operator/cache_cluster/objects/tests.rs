@@ -60,6 +60,36 @@ fn a_server_never_holds_more_than_its_pod_has_room_for() {
     assert_eq!(shrunk.agent_generations[&first], config.generation);
 }
 
+/// What a server is told of replicas' buffers, in its file and by its agent.
+fn told_of_buffers(spec: &Value) -> (Option<String>, String) {
+    let objects = build(spec, &Kept::default());
+    let file = text(&objects, 0, "server-0.conf");
+    let line = file.lines().find_map(|line| line.strip_prefix("client-output-buffer-limit "));
+    let config = AgentConfig::parse(text(&objects, 0, "agent-0.json").as_bytes()).unwrap();
+    (line.map(str::to_owned), config.settings["client-output-buffer-limit"].clone())
+}
+
+#[test]
+fn what_replicas_have_not_read_fits_beside_the_data() {
+    let limit = |mib: u64| {
+        let (line, set) = told_of_buffers(&json!({"memory": format!("{mib}Mi")}));
+        assert_eq!(line.as_deref(), Some(set.as_str()));
+        let hard = set.split(' ').nth(1).unwrap().parse::<u64>().unwrap();
+        let data = max_memory(ByteSize::from_bytes(mib << 20)).as_bytes();
+        assert!(data + hard + (24 << 20) < mib << 20, "{mib} MiB hold {data} of data and {hard} for replicas");
+        hard
+    };
+    assert!(limit(64) < limit(256) && limit(256) < 64 << 20 && limit(16 << 10) > 256 << 20);
+}
+
+#[test]
+fn what_users_say_of_buffers_counts() {
+    let said = |value: &str| told_of_buffers(&json!({"memory": "256Mi", "parameters": {"client-output-buffer-limit": value}}));
+    assert_eq!(said("slave 1mb 1mb 1"), (None, "slave 1mb 1mb 1".to_owned()));
+    let (line, set) = said("pubsub 32mb 8mb 60");
+    assert_eq!(set, format!("{} pubsub 32mb 8mb 60", line.unwrap()), "of other classes alone");
+}
+
 #[test]
 fn secrets_alone_hold_passwords_and_hashes() {
     let wanted = wanted(&json!({"auth": {"password": {"secretKeyRef": {"name": "shop", "key": "password"}}}}));

@@ -131,6 +131,8 @@ pub enum Why {
     Stale,
     /// It is of an earlier revision and not ready: nothing is gained by waiting for it.
     StaleAndUnready,
+    /// Its node carries too many sentinels, and another has room.
+    Crowded,
 }
 
 /// A set of pods.

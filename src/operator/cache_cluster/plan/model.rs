@@ -3,7 +3,7 @@
 //! Agents and Sentinel are modelled by what they promise; Kubernetes by what it does with pods. A run is a seed: what happens, and
 //! when, follows from it. In each run, nothing that the planner does may take the last copy of what was acknowledged, contradict
 //! sentinels that could fail over, or disrupt two things at once; when the faults end, the cluster must come to rest as it is
-//! desired, within a bounded number of steps. Each rule of the planner, switched off, must make some run fail. A run that fails is shown
+//! desired, its sentinels spread over the nodes, within a bounded number of steps. Each rule of the planner, switched off, must make some run fail. A run that fails is shown
 //! step by step with `RUN=n cargo test one_run -- --nocapture`.
 
 mod actors;
@@ -39,7 +39,7 @@ fn desired(rng: &mut fastrand::Rng) -> Desired {
 
 fn fault(rng: &mut fastrand::Rng) -> Fault {
     let (index, ticks) = (rng.usize(0..16), rng.u32(1..40));
-    match rng.u32(0..40) {
+    match rng.u32(0..42) {
         0..5 => Fault::KillServer(index),
         5 => Fault::Crash(index, 3 * ticks),
         6..8 => Fault::DeletePod(index),
@@ -60,6 +60,7 @@ fn fault(rng: &mut fastrand::Rng) -> Fault {
         34 => Fault::Sentinels(pick(rng, &[3, 5, 7])),
         35 => Fault::Pause,
         36..38 => Fault::Unpause,
+        38..41 => Fault::Drain(index, 6 * ticks),
         _ => Fault::Nothing,
     }
 }
@@ -132,7 +133,7 @@ impl Run {
             if self.operator.steps > MAX_STEPS {
                 return Err(format!("it oscillates: {}", self.operator.waits_for()));
             }
-            if self.operator.idle >= REST_TICKS {
+            if self.operator.idle >= REST_TICKS && self.world.crowded().is_none() {
                 return self.is_as_desired();
             }
         }
@@ -208,7 +209,8 @@ fn each_rule_is_needed() {
     use Rule::*;
     let roll = [OneAtATime, HealFirst, HandOverFirst, KeepLastCopy, ReplaceBroken, PauseHandovers, KeepPrimary, Pause];
     let heal = [RespectMajority, TellUnaware, KeepQuorum, RaiseQuorumLate, Prune, PruneSlowly, PruneBeforeLess];
-    check_are_caught(&[&roll[..], &heal[..]].concat(), 1_500);
+    let spread = [MoveSentinels, MoveWhereRoom, MoveSlowly];
+    check_are_caught(&[&roll[..], &heal[..], &spread[..]].concat(), 1_500);
 }
 
 /// They matter where several things fail at once.

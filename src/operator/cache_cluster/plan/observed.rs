@@ -1,11 +1,12 @@
 //! What is seen: of servers, sentinels and their pods.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::desired::{SentinelId, ServerId};
+use super::spread::Moved;
 use crate::policy::agent::DataState;
 
 /// What is seen.
@@ -17,12 +18,16 @@ pub struct Observed {
     pub sentinels: BTreeMap<SentinelId, Sentinel>,
     /// The pods that exist, of the same; empty on one machine.
     pub pods: BTreeMap<Member, Pod>,
+    /// The nodes that a sentinel's pod could be scheduled on, as far as nodes tell; empty where they may not be seen.
+    pub open_nodes: BTreeSet<String>,
     /// How many pods the cluster's sets ask for now; `None` on one machine, and before the sets exist.
     pub scale: Option<Scale>,
     /// For how long no process, role or opinion has changed: see [`Observed::shape`].
     pub steady: Duration,
     /// How long ago the last [`Handover`](super::Action::Handover) failed; `None` where the last one succeeded, or there was none.
     pub handover_failed: Option<Duration>,
+    /// The last time that a sentinel was moved from a crowded node; `None` where none was, or nobody remembers.
+    pub moved: Option<Moved>,
 }
 
 /// A server or a sentinel.

@@ -6,7 +6,7 @@
 use super::agents::{self, Acting};
 use super::{
     Action, Desired, Facts, Link, Member, Observed, Pod, Role, Rule, Scale, Sentinel, SentinelId, ServerId, ServerState, Set,
-    Waiting, Watch, Why, holds, is_followed,
+    Waiting, Watch, Why, holds, is_followed, spread,
 };
 
 use std::time::Duration;
@@ -46,7 +46,9 @@ pub(super) fn next(desired: &Desired, observed: &Observed, healing: &[Action]) -
     }
     let in_order = || round.prune().or_else(|| round.scale_down(primary));
     let out_of_order = || round.scale_down(primary).or_else(|| round.prune());
-    round.roll(primary).or_else(|| if holds(Rule::PruneBeforeLess) { in_order() } else { out_of_order() })
+    let step = round.roll(primary).or_else(|| if holds(Rule::PruneBeforeLess) { in_order() } else { out_of_order() });
+    // Whatever else is to be done may place a sentinel better.
+    step.or_else(|| spread::relieve(observed))
 }
 
 /// A pod that is on its way out, where its node lives to see it through.

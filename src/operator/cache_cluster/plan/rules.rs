@@ -41,6 +41,12 @@ pub(super) enum Rule {
     KeepMemory,
     /// Sentinels whose memory keeps the agents waiting lose it.
     ForgetStale,
+    /// A sentinel of a node that carries too many is made anew.
+    MoveSentinels,
+    /// Only where another node has room.
+    MoveWhereRoom,
+    /// A while passes between moves.
+    MoveSlowly,
     /// Nothing is done while paused.
     Pause,
 }

@@ -1,8 +1,21 @@
-//! Whether the members are spread over enough nodes.
+//! Whether the sentinels are spread over enough nodes, and which one moves where they are not.
+//!
+//! After the drain of a node, pods stay where they found room, and with them maybe a majority of the sentinels. Kubernetes moves no pod
+//! that runs; so the planner has one made anew, for the scheduler to place it better. It knows less than the scheduler: where a move
+//! was in vain, the next one waits longer.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
-use super::{Member, Observed};
+use super::rules::{Rule, holds};
+use super::{Action, Member, Observed, Why};
+
+/// For how long nothing may have changed before a sentinel is moved: a drain that goes on would bring it back.
+const MOVE_AFTER: Duration = Duration::from_secs(30);
+/// The least time between two moves, which doubles with each that was in vain.
+pub(super) const MOVE_PAUSE: Duration = Duration::from_secs(180);
+/// The most.
+const MOST_MOVE_PAUSE: Duration = Duration::from_secs(6 * 3600);
 
 /// One node carries a majority of the sentinels: with it, nobody could fail over.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -15,17 +28,95 @@ pub struct Crowded {
     pub of: usize,
 }
 
-/// The node that carries a majority of the sentinels, if one does.
+/// The last time that a sentinel was moved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Moved {
+    /// How long ago.
+    pub ago: Duration,
+    /// How many moves in a row left a node with too many.
+    pub in_vain: u32,
+}
+
+impl Moved {
+    /// How long to wait before the next one.
+    fn pause(&self) -> Duration {
+        MOVE_PAUSE.saturating_mul(1 << self.in_vain.min(16)).min(MOST_MOVE_PAUSE)
+    }
+}
+
+/// How often sentinels have been moved in vain: kept by whoever carries moves out.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Tries {
+    in_vain: u32,
+    /// Whether a move is not known to have helped yet.
+    open: bool,
+}
+
+impl Tries {
+    /// A sentinel is moved now.
+    pub fn begin(&mut self) {
+        self.in_vain = if self.open { self.in_vain.saturating_add(1) } else { 0 };
+        self.open = true;
+    }
+
+    /// How many moves before the last one were in vain, given what is seen now.
+    pub fn note(&mut self, observed: &Observed) -> u32 {
+        if all_placed(observed) && crowded(observed).is_none() {
+            *self = Self::default();
+        }
+        self.in_vain
+    }
+}
+
+/// The node without which the other sentinels are no majority, if there is one.
 pub fn crowded(observed: &Observed) -> Option<Crowded> {
     let of = observed.sentinels.len();
+    let found = by_node(observed).into_iter().find(|(_, sentinels)| *sentinels > tolerated(observed));
+    found.map(|(node, sentinels)| Crowded { node: node.to_owned(), sentinels, of })
+}
+
+/// Whether there is a node that could take a sentinel more without being crowded itself. Only where nodes may be seen.
+pub fn has_room(observed: &Observed) -> bool {
+    let carried = by_node(observed);
+    let room = |node: &String| carried.get(node.as_str()).copied().unwrap_or_default() < tolerated(observed);
+    observed.open_nodes.iter().any(room) || !holds(Rule::MoveWhereRoom)
+}
+
+/// Whether every sentinel has a place: who counts before that, miscounts.
+fn all_placed(observed: &Observed) -> bool {
+    let placed = |member| observed.pods.get(&member).is_some_and(|pod| pod.node.is_some() && !pod.deleting);
+    observed.sentinels.keys().all(|id| placed(Member::Sentinel(*id)))
+}
+
+/// One sentinel of a crowded node is made anew, where another node has room. Nothing else is under way, and all others are well: that is
+/// for the caller to see.
+pub(super) fn relieve(observed: &Observed) -> Option<Action> {
+    let Crowded { node, .. } = crowded(observed).filter(|_| holds(Rule::MoveSentinels))?;
+    let rests = observed.steady >= MOVE_AFTER && observed.moved.is_none_or(|moved| moved.ago >= moved.pause());
+    if !has_room(observed) || (!rests && holds(Rule::MoveSlowly)) {
+        return None;
+    }
+    let on_it =
+        observed.pods.iter().rev().find(|(member, pod)| {
+            matches!(member, Member::Sentinel(_)) && pod.node.as_ref().is_some_and(|found| found.name == node)
+        });
+    on_it.map(|(member, pod)| Action::ReplacePod { member: *member, uid: pod.uid.clone(), why: Why::Crowded })
+}
+
+/// How many sentinels the others can do without.
+fn tolerated(observed: &Observed) -> usize {
+    let of = observed.sentinels.len();
+    of.saturating_sub(of / 2 + 1)
+}
+
+fn by_node(observed: &Observed) -> BTreeMap<&str, usize> {
     let mut nodes: BTreeMap<&str, usize> = BTreeMap::new();
     for (member, pod) in &observed.pods {
         if let (Member::Sentinel(_), Some(node)) = (member, &pod.node) {
             *nodes.entry(&node.name).or_default() += 1;
         }
     }
-    let crowded = nodes.into_iter().find(|(_, sentinels)| *sentinels > of / 2);
-    crowded.map(|(node, sentinels)| Crowded { node: node.to_owned(), sentinels, of })
+    nodes
 }
 
 #[cfg(test)]
@@ -34,14 +125,15 @@ mod tests {
     use crate::operator::cache_cluster::plan::{Node, Pod, Sentinel, SentinelId};
 
     fn on(nodes: &[Option<&str>]) -> Observed {
-        let mut observed = Observed::default();
+        let mut observed = Observed { steady: MOVE_AFTER, ..Observed::default() };
         for (index, node) in nodes.iter().enumerate() {
             let id = SentinelId(index as u16);
             let node = node.map(|name| Node { name: name.to_owned(), ready: true });
-            let pod = Pod { uid: String::new(), revision: None, node, started: true, ready: true, deleting: false };
+            let pod = Pod { uid: index.to_string(), revision: None, node, started: true, ready: true, deleting: false };
             observed.sentinels.insert(id, Sentinel::Running { watch: None });
             observed.pods.insert(Member::Sentinel(id), pod);
         }
+        observed.open_nodes = ["a", "b", "c"].map(str::to_owned).into();
         observed
     }
 
@@ -52,5 +144,47 @@ mod tests {
         assert_eq!(crowded(&on(&[Some("a"), Some("b"), Some("b")])), Some(two_of_three));
         assert_eq!(crowded(&on(&[Some("a"), Some("b"), Some("b"), Some("c"), Some("c")])), None);
         assert_eq!(crowded(&on(&[Some("a"), None, None])), None);
+        // Of four, two are no majority, and without two there is none.
+        assert!(crowded(&on(&[Some("a"), Some("a"), Some("b"), Some("c")])).is_some());
+    }
+
+    #[test]
+    fn the_last_of_a_crowded_node_moves_where_another_has_room() {
+        let moves = |observed: &Observed| match relieve(observed) {
+            Some(Action::ReplacePod { member: Member::Sentinel(id), why: Why::Crowded, .. }) => Some(id.0),
+            None => None,
+            other => panic!("{other:?}"),
+        };
+        let crowded = on(&[Some("a"), Some("b"), Some("b")]);
+        assert_eq!(moves(&crowded), Some(2));
+        assert_eq!(moves(&on(&[Some("a"), Some("a"), Some("a"), Some("b"), Some("c")])), Some(2), "one more has room beside one");
+        let full = Observed { open_nodes: ["a", "b"].map(str::to_owned).into(), ..crowded.clone() };
+        assert_eq!(moves(&full), None, "both nodes that are open carry one");
+        assert_eq!(moves(&Observed { open_nodes: Default::default(), ..crowded.clone() }), None, "nodes may not be seen");
+        assert_eq!(moves(&Observed { steady: Duration::ZERO, ..crowded }), None);
+        assert_eq!(moves(&on(&[Some("a"), Some("b"), Some("c")])), None);
+    }
+
+    #[test]
+    fn moves_that_do_not_help_are_counted() {
+        let (crowded, spread) = (on(&[Some("a"), Some("b"), Some("b")]), on(&[Some("a"), Some("b"), Some("c")]));
+        let mut tries = Tries::default();
+        let mut moved = |seen: &Observed| {
+            tries.begin();
+            tries.note(seen)
+        };
+        // While the pod is made anew nobody knows whether it will have helped.
+        assert_eq!((moved(&crowded), moved(&on(&[Some("a"), Some("b"), None])), moved(&crowded)), (0, 1, 2));
+        assert_eq!((moved(&spread), moved(&crowded), moved(&crowded)), (0, 0, 1));
+    }
+
+    #[test]
+    fn who_moved_in_vain_waits_longer_each_time() {
+        let crowded = on(&[Some("a"), Some("b"), Some("b")]);
+        let moves = |minutes: u64, in_vain| {
+            let moved = Some(Moved { ago: Duration::from_secs(minutes * 60), in_vain });
+            relieve(&Observed { moved, ..crowded.clone() }).is_some()
+        };
+        assert!(!moves(2, 0) && moves(3, 0) && !moves(5, 1) && moves(6, 1) && !moves(300, 30) && moves(360, 30));
     }
 }

@@ -4,17 +4,19 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use super::super::{
-    Action, Desired, DesiredPods, Facts, Held, Link, Member, Observed, Pod, Revision, Role, Scale, Sentinel, Server, ServerState,
-    Set, Waiting, Watch, Why, plan,
+    Action, Desired, DesiredPods, Facts, Held, Link, Member, Moved, Observed, Pod, Revision, Role, Scale, Sentinel, Server,
+    ServerState, Set, Tries, Waiting, Watch, Why, plan,
 };
 use super::actors::DOWN_TICKS;
-use super::world::{Data, Image, Memory, Node, PodSim, Process, Verdict, World, sentinel, server};
+use super::world::{Data, Image, Memory, NODES, Node, PodSim, Process, Verdict, World, sentinel, server};
 use crate::policy::agent::{DataState, Position};
 
 pub(super) const TICK: Duration = Duration::from_millis(500);
 pub(super) const TAKEOVER_TICKS: u32 = 16;
 /// No sentinel may forget its ghosts this soon after another did.
 const PRUNE_TICKS: u32 = 58;
+/// No sentinel may be moved this soon after another was.
+const MOVE_TICKS: u32 = 358;
 /// No handover may follow one that failed this soon.
 const HANDOVER_TICKS: u32 = 100;
 
@@ -26,6 +28,8 @@ pub(super) struct Operator {
     now: u32,
     failed_handover: Option<u32>,
     pruned: Option<u32>,
+    moved: Option<u32>,
+    tries: Tries,
     /// For how many looks each server has been silent.
     silent: Vec<u32>,
     /// Steps that change something, since they were last counted.
@@ -55,6 +59,8 @@ impl Operator {
             now: 0,
             failed_handover: None,
             pruned: None,
+            moved: None,
+            tries: Tries::default(),
             silent: Vec::new(),
             steps: 0,
             idle: 0,
@@ -105,10 +111,14 @@ impl Operator {
             servers: (0..world.servers.len()).map(|index| (server(index), see_server(world, index))).collect(),
             sentinels: (0..world.sentinels.len()).map(|index| (sentinel(index), see_sentinel(world, index))).collect(),
             pods: see_pods(world),
+            open_nodes: (0..NODES).filter(|node| world.is_open(*node)).map(|node| node.to_string()).collect(),
             scale: Some(Scale { servers: world.scale.0 as u16, sentinels: world.scale.1 as u16 }),
             steady: Duration::ZERO,
             handover_failed: self.failed_handover.map(|then| TICK * (self.now - then)),
+            moved: None,
         };
+        let in_vain = self.tries.note(&observed);
+        observed.moved = self.moved.map(|then| Moved { ago: TICK * (self.now - then), in_vain });
         let shape = observed.shape();
         self.steady = if self.shape.as_ref() == Some(&shape) { self.steady + TICK } else { Duration::ZERO };
         self.shape = Some(shape);
@@ -159,8 +169,12 @@ impl Operator {
                     world.delete_pod(index);
                 }
             }
-            Action::ReplacePod { member: Member::Sentinel(sentinel), uid, .. } => {
+            Action::ReplacePod { member: Member::Sentinel(sentinel), uid, why } => {
                 let index = usize::from(sentinel.0);
+                if *why == Why::Crowded {
+                    self.moved = Some(self.now);
+                    self.tries.begin();
+                }
                 if world.sentinels[index].pod.is_some_and(|pod| pod.uid.to_string() == *uid) {
                     world.delete_sentinel_pod(index);
                 }
@@ -203,6 +217,9 @@ impl Operator {
                         return Err("two sentinels forget their peers at once".to_owned());
                     }
                     self.pruned = Some(self.now);
+                }
+                Action::ReplacePod { why: Why::Crowded, .. } if self.moved.is_some_and(|then| self.now - then < MOVE_TICKS) => {
+                    return Err("sentinels are moved one right after the other".to_owned());
                 }
                 _ => {}
             }
@@ -281,6 +298,7 @@ fn check_forget(world: &World, action: &Action) -> Verdict {
 fn check_disruption(world: &World, action: &Action) -> Verdict {
     match action {
         Action::ReplacePod { member, why: Why::Stale, .. } => check_replaced(world, *member),
+        Action::ReplacePod { member, why: Why::Crowded, .. } => check_moved(world, *member),
         Action::ReplacePod { member: Member::Server(id), why: Why::StaleAndUnready, .. } => {
             let index = usize::from(id.index);
             let serves = world.named() == Some(index) && world.acts(index);
@@ -345,6 +363,17 @@ fn check_quorum(world: &World, index: usize, quorum: u16) -> Verdict {
     } else {
         Ok(())
     }
+}
+
+/// A sentinel is moved only off a node that carries too many, towards one that has room, and while all others serve.
+fn check_moved(world: &World, member: Member) -> Verdict {
+    let Member::Sentinel(id) = member else { return Err(format!("{member} is moved, which is no sentinel")) };
+    let on = world.sentinels[usize::from(id.0)].pod.map(|pod| pod.node);
+    let room = (0..NODES).any(|node| world.is_open(node) && world.sentinels_on(node) < world.tolerated());
+    if on.is_none() || on != world.crowded() || !room {
+        return Err(format!("{member} is moved, and nothing is gained"));
+    }
+    check_others(world, Some(member))
 }
 
 fn check_replaced(world: &World, member: Member) -> Verdict {

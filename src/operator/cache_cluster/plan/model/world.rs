@@ -134,6 +134,8 @@ pub(super) enum Fault {
     Freeze(usize, u32),
     Cut(usize, u32),
     LoseNode(usize),
+    /// Nothing is scheduled there any more, for so many ticks, and what runs there is to go.
+    Drain(usize, u32),
     OperatorAway(u32),
     Roll(Image),
     RollSentinels,
@@ -151,6 +153,10 @@ pub(super) struct World {
     pub(super) template: Template,
     pub(super) sentinel_template: Template,
     pub(super) nodes: [Node; NODES],
+    /// For how many ticks nothing is scheduled on each.
+    cordoned: [u32; NODES],
+    /// Whether the scheduler always places pods as well as it can.
+    schedules_well: bool,
     pub(super) servers: Vec<ServerSim>,
     pub(super) sentinels: Vec<SentinelSim>,
     /// The writes that were acknowledged and that no fault has destroyed.
@@ -175,6 +181,8 @@ impl World {
             template,
             sentinel_template: template,
             nodes: [Node::Up; NODES],
+            cordoned: [0; NODES],
+            schedules_well: false,
             servers: vec![EMPTY_PLACE; scale.0],
             sentinels: vec![SentinelSim { pod: None, memory: None, away: 0 }; scale.1],
             truth: 0,
@@ -301,6 +309,7 @@ impl World {
             Fault::Freeze(node, ticks) => self.nodes[node % NODES] = Node::Frozen(ticks),
             Fault::Cut(node, ticks) => self.nodes[node % NODES] = Node::Cut(ticks),
             Fault::LoseNode(node) => self.lose_node(node % NODES),
+            Fault::Drain(node, ticks) => self.drain(node % NODES, ticks),
             Fault::OperatorAway(ticks) => self.operator_away = ticks,
             Fault::Roll(image) => self.template = Template { revision: self.template.revision + 1, image },
             Fault::RollSentinels => self.sentinel_template.revision += 1,
@@ -340,6 +349,57 @@ impl World {
         self.nodes[node] = Node::Up;
     }
 
+    fn drain(&mut self, node: usize, ticks: u32) {
+        self.cordoned[node] = ticks;
+        let on = |pod: &Option<PodSim>| pod.is_some_and(|pod| pod.node == node);
+        for index in 0..self.servers.len() {
+            if on(&self.servers[index].pod) {
+                self.delete_pod(index);
+            }
+        }
+        for index in 0..self.sentinels.len() {
+            if on(&self.sentinels[index].pod) {
+                self.delete_sentinel_pod(index);
+            }
+        }
+    }
+
+    /// Whether something can be scheduled on a node.
+    pub(super) fn is_open(&self, node: usize) -> bool {
+        self.nodes[node] == Node::Up && self.cordoned[node] == 0
+    }
+
+    /// How many sentinels a node carries.
+    pub(super) fn sentinels_on(&self, node: usize) -> usize {
+        self.sentinels.iter().filter(|sentinel| sentinel.pod.is_some_and(|pod| pod.node == node)).count()
+    }
+
+    fn servers_on(&self, node: usize) -> usize {
+        self.servers.iter().filter(|server| server.pod.is_some_and(|pod| pod.node == node)).count()
+    }
+
+    /// How many sentinels the others can do without.
+    pub(super) fn tolerated(&self) -> usize {
+        self.sentinels.len() - (self.sentinels.len() / 2 + 1)
+    }
+
+    /// The node without which the other sentinels are no majority.
+    pub(super) fn crowded(&self) -> Option<usize> {
+        (0..NODES).find(|node| self.sentinels_on(*node) > self.tolerated())
+    }
+
+    /// Where a pod goes: mostly, and always once faults have ended, where the fewest of its kind are.
+    fn schedule(&mut self, place: usize, kind: Kind) -> Option<usize> {
+        let open: Vec<usize> = (0..NODES).map(|turn| (place + turn) % NODES).filter(|node| self.is_open(*node)).collect();
+        if !self.schedules_well && self.rng.u32(0..4) == 0 {
+            return (!open.is_empty()).then(|| open[self.rng.usize(0..open.len())]);
+        }
+        open.into_iter().min_by_key(|node| match kind {
+            Kind::Server => self.servers_on(*node),
+            Kind::Sentinel => self.sentinels_on(*node),
+        })
+    }
+
     /// A graceful deletion: a primary hands over first, where it can.
     pub(super) fn delete_pod(&mut self, index: usize) {
         let Some(pod) = &mut self.servers[index].pod else { return };
@@ -375,12 +435,13 @@ impl World {
                 Node::Cut(ticks) => Node::Cut(ticks - 1),
             };
         }
+        self.cordoned.iter_mut().for_each(|ticks| *ticks = ticks.saturating_sub(1));
         for index in 0..self.servers.len() {
             self.servers[index].crashes = self.servers[index].crashes.saturating_sub(1);
             if index >= self.scale.0 {
                 self.delete_pod(index);
             }
-            let due = self.age_pod(self.servers[index].pod, index < self.scale.0, index, self.template);
+            let due = self.age_pod(self.servers[index].pod, index < self.scale.0, (index, Kind::Server), self.template);
             match due {
                 Aged::Pod(pod) => self.servers[index].pod = pod,
                 Aged::Ended => self.end_pod(index, true),
@@ -391,7 +452,8 @@ impl World {
                 self.delete_sentinel_pod(index);
             }
             self.sentinels[index].away = self.sentinels[index].away.saturating_sub(1);
-            match self.age_pod(self.sentinels[index].pod, index < self.scale.1, index + 1, self.sentinel_template) {
+            let place = (index + 1, Kind::Sentinel);
+            match self.age_pod(self.sentinels[index].pod, index < self.scale.1, place, self.sentinel_template) {
                 Aged::Pod(pod) => self.sentinels[index].pod = pod,
                 Aged::Ended => self.end_sentinel_pod(index),
             }
@@ -412,12 +474,9 @@ impl World {
         }
     }
 
-    fn age_pod(&mut self, pod: Option<PodSim>, wanted: bool, place: usize, made_of: Template) -> Aged {
+    fn age_pod(&mut self, pod: Option<PodSim>, wanted: bool, (place, kind): (usize, Kind), made_of: Template) -> Aged {
         let Some(mut pod) = pod else {
-            let node = (place + self.rng.usize(0..2)) % NODES;
-            if !wanted || self.nodes[node] != Node::Up {
-                return Aged::Pod(None);
-            }
+            let Some(node) = wanted.then(|| self.schedule(place, kind)).flatten() else { return Aged::Pod(None) };
             self.uids += 1;
             return Aged::Pod(Some(PodSim { uid: self.uids, made_of, node, age: 0, deleting: None }));
         };
@@ -438,12 +497,21 @@ impl World {
     /// Everybody's fault ends.
     pub(super) fn heal_faults(&mut self) {
         self.nodes = [Node::Up; NODES];
+        self.cordoned = [0; NODES];
+        self.schedules_well = true;
         self.operator_away = 0;
         self.desired.paused = false;
         if self.template.image != Image::Good {
             self.template = Template { revision: self.template.revision + 1, image: Image::Good };
         }
     }
+}
+
+/// What a pod is for.
+#[derive(Debug, Clone, Copy)]
+enum Kind {
+    Server,
+    Sentinel,
 }
 
 enum Aged {
