@@ -11,8 +11,10 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use k8s_openapi::api::core::v1::{Pod as KubePod, PodStatus, Secret, Service};
 use kube::Api;
+use kube::api::{ApiResource, DynamicObject, ListParams};
 use kube::runtime::reflector::{Lookup, ObjectRef, Store};
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 use tokio::time::{Instant, timeout};
 use tracing::debug;
 
@@ -23,9 +25,12 @@ use super::objects::Addresses;
 use super::observe;
 use super::plan::{Member, Node as PlanNode, Observed, Pod, Revision, Scale, Sentinel, Server, ServerId, ServerState};
 use super::validate::Wanted;
+use crate::api::CacheCluster;
+use crate::api::cache_cluster::CacheClusterSpec;
 use crate::api::sensitive::{SecretKeyRef, SensitiveSource};
 use crate::operator::admin::{Admin, AdminError, Entry, Trust};
 use crate::operator::controller::Context;
+use crate::operator::queue::Key;
 use crate::operator::watches::Watches;
 use crate::policy::agent::{MAX_BYTES, StateReport};
 
@@ -342,5 +347,43 @@ impl Steady {
                 Duration::ZERO
             }
         }
+    }
+}
+
+/// The field of a CacheCluster's specification that cannot be read; `None` where that cannot be told.
+pub async fn unreadable_field(context: &Context, key: &Key) -> Option<String> {
+    let resource = ApiResource::erase::<CacheCluster>(&());
+    let api = Api::<DynamicObject>::namespaced_with(context.client.clone(), &key.namespace, &resource);
+    // Who may list need not have the right to get.
+    let listed = api.list(&ListParams::default().fields(&format!("metadata.name={}", key.name))).await.ok()?;
+    field_that_breaks(listed.items.first()?.data.get("spec")?).map(|field| format!("spec.{field}"))
+}
+
+/// The field without which a specification breaks at another place, or at none.
+fn field_that_breaks(spec: &Value) -> Option<String> {
+    let read = |spec: Value| serde_json::from_value::<CacheClusterSpec>(spec).map(drop).map_err(|error| error.to_string());
+    let whole = read(spec.clone()).err()?;
+    let breaks = |field: &&String| {
+        let mut less = spec.clone();
+        less.as_object_mut().is_some_and(|fields| fields.remove(*field).is_some()) && read(less).err().as_ref() != Some(&whole)
+    };
+    spec.as_object()?.keys().find(breaks).cloned()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn the_field_that_breaks_is_found() {
+        let mut spec = json!({"engine": {"kind": "Valkey"}, "mode": "Sentinel", "memory": "1Gi", "replicas": 1});
+        assert_eq!(field_that_breaks(&spec), None);
+        spec["memory"] = json!({"much": true});
+        assert_eq!(field_that_breaks(&spec).as_deref(), Some("memory"));
+        spec["memory"] = json!("1Gi");
+        spec["engine"] = json!([]);
+        assert_eq!(field_that_breaks(&spec).as_deref(), Some("engine"));
     }
 }

@@ -78,6 +78,8 @@ pub struct Memory {
     /// The status as it was last written: the watch may still show an earlier one.
     status: Option<CacheClusterStatus>,
     handover_failed: Option<Instant>,
+    /// Since when each pod that does not exist has been missed.
+    missing: BTreeMap<String, Instant>,
     /// When a sentinel was last moved from a crowded node, and how that went.
     moved: Option<Instant>,
     tries: Tries,
@@ -142,8 +144,9 @@ pub async fn reconcile(
     let cluster = match &cluster.0 {
         Ok(cluster) => cluster,
         Err(invalid) => {
-            let message = format!("the object cannot be read: {}: correct it, or delete it", invalid.error);
             let place = Place::of(&invalid.metadata, None);
+            let field = fetch::unreadable_field(context, &place.key).await.unwrap_or_else(|| "the object".to_owned());
+            let message = format!("{field} cannot be read: {}: correct it, or delete it", invalid.error);
             return refuse_unreadable(context, &place, message, memory).await;
         }
     };
@@ -431,7 +434,7 @@ impl Look<'_> {
             desired: &desired,
             observed: &observed,
             actions: &actions,
-            troubles: &self.troubles(&built, &observed),
+            troubles: &self.troubles(&built, &mut memory.missing),
             lags: &lags,
             refusal,
             stale_password,
@@ -494,20 +497,24 @@ impl Look<'_> {
     }
 
     /// What keeps pods from running.
-    fn troubles(&self, built: &Built, observed: &Observed) -> Vec<String> {
+    fn troubles(&self, built: &Built, missing: &mut BTreeMap<String, Instant>) -> Vec<String> {
         let (names, namespace) = (&self.wanted.names, &self.wanted.namespace);
         let servers = built.addresses.servers.keys().map(|id| (names.shard_set(id.shard), id.index, names.server_pod(*id)));
         let sentinels = built.addresses.sentinels.keys().map(|id| (names.sentinel_set(), id.0, names.sentinel_pod(*id)));
+        let before = std::mem::take(missing);
         let trouble = |(set, ordinal, name): (String, u16, String)| match fetch::find(&self.watches.pods, namespace, &name) {
             Some(pod) => {
                 let claim = fetch::find(&self.watches.claims, namespace, &format!("{}-{name}", objects::DATA_VOLUME));
                 judge::trouble(&pod, claim.as_deref())
             }
-            // A pod that is replaced is missing for a moment.
-            None if observed.steady >= TAKEOVER_AFTER => {
-                judge::missing(&name, ordinal, &*fetch::find(&self.watches.stateful_sets, namespace, &set)?)
+            None => {
+                let since = *before.get(&name).unwrap_or(&Instant::now());
+                missing.insert(name.clone(), since);
+                // A pod that is replaced is missing for a moment.
+                let set =
+                    fetch::find(&self.watches.stateful_sets, namespace, &set).filter(|_| since.elapsed() >= TAKEOVER_AFTER)?;
+                judge::missing(&name, ordinal, &set)
             }
-            None => None,
         };
         servers.chain(sentinels).filter_map(trouble).collect()
     }
