@@ -378,7 +378,8 @@ mod tests {
 
     #[test]
     fn the_field_that_breaks_is_found() {
-        let mut spec = json!({"engine": {"kind": "Valkey"}, "mode": "Sentinel", "memory": "1Gi", "replicas": 1});
+        let mut spec =
+            json!({"engine": {"kind": "Valkey", "version": "8.1"}, "mode": "Sentinel", "memory": "1Gi", "replicas": 1});
         assert_eq!(field_that_breaks(&spec), None);
         spec["memory"] = json!({"much": true});
         assert_eq!(field_that_breaks(&spec).as_deref(), Some("memory"));

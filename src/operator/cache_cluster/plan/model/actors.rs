@@ -113,7 +113,10 @@ impl World {
                     Process::None | Process::Intending => false,
                 };
                 if reached && misplaced {
-                    if self.servers[server].process == Process::Primary {
+                    // One that was cut off, and alone remembers anything afterwards, remembers an earlier time. What the operator
+                    // told it (then there was no election) is the operator's to answer for.
+                    let own_memory = memory.epoch > 0 && self.named().is_none();
+                    if self.servers[server].process == Process::Primary || own_memory {
                         // The sentinel's choice, which may be of an earlier time.
                         self.truth = self.truth.min(self.servers[memory.primary].data.version);
                     }
