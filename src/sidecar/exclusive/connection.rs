@@ -11,11 +11,12 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::Waits;
+use super::elsewhere::{Elsewhere, instead_of};
 use super::exec_filter::{ExecFilter, Queued};
 use super::pool::is_quiet;
 use crate::sidecar::meter::Meter;
 use crate::sidecar::patterns::cache_aside;
-use crate::sidecar::resp::{ReplyScanner, reply};
+use crate::sidecar::resp::{ReplyScanner, encode, reply};
 use crate::sidecar::session::Session;
 use crate::sidecar::upstream::access::Keys;
 use crate::sidecar::upstream::broken::{Broken, SILENCE_MS};
@@ -84,6 +85,8 @@ pub struct Dedicated {
     begun: bool,
     kept: Vec<Vec<u8>>,
     judged: Option<Vec<u8>>,
+    /// Why a command of the client's transaction was not queued.
+    elsewhere: Option<Elsewhere>,
     heard: u64,
     /// When the node was seen to have lost its slot.
     displaced: Option<u64>,
@@ -118,6 +121,7 @@ impl Dedicated {
             begun: false,
             kept: Vec::new(),
             judged: None,
+            elsewhere: None,
             heard: worker.now(),
             displaced: None,
         }
@@ -274,12 +278,7 @@ impl Dedicated {
 
     /// Whether the server must be given up: it is silent (where it `answers_soon`), or `slot` has had another server for a while.
     pub fn overdue(&mut self, slot: u16, answers_soon: bool) -> Option<Broken> {
-        let now = self.worker.now();
-        let router = self.worker.router();
-        let displaced = match slot {
-            ANY_SLOT => router.is_usable() && !router.serves(&self.node),
-            slot => router.node_of(slot).is_some_and(|node| !Rc::ptr_eq(&node, &self.node)),
-        };
+        let (now, displaced) = (self.worker.now(), self.is_displaced(slot));
         match self.displaced {
             Some(since) if displaced && now.saturating_sub(since) > DISPLACED_MS => return Some(Broken::Displaced),
             Some(_) if displaced => {}
@@ -287,6 +286,15 @@ impl Dedicated {
         }
         let silent = answers_soon && !self.is_settled() && now.saturating_sub(self.heard) > SILENCE_MS;
         silent.then_some(Broken::Silent)
+    }
+
+    /// Whether `slot` has another server.
+    pub fn is_displaced(&self, slot: u16) -> bool {
+        let router = self.worker.router();
+        match slot {
+            ANY_SLOT => router.is_usable() && !router.serves(&self.node),
+            slot => router.node_of(slot).is_some_and(|node| !Rc::ptr_eq(&node, &self.node)),
+        }
     }
 
     fn take(&mut self, session: Option<&Rc<Session>>, chunk: &[u8]) -> Result<(), Broken> {
@@ -351,7 +359,12 @@ impl Dedicated {
 
     /// Passes on the start of a long reply.
     fn pass_part(&mut self, session: Option<&Rc<Session>>, part: &[u8]) -> bool {
-        let (Some(session), Some(Owed::Client(place) | Owed::Judged(place))) = (session, self.owed.front()) else { return false };
+        let place = match self.owed.front() {
+            Some(Owed::Client(place) | Owed::Judged(place)) => place,
+            Some(Owed::Exec(place, filter)) if filter.is_as_it_is() => place,
+            _ => return false,
+        };
+        let Some(session) = session else { return false };
         let worth = self.begun || (part.len() >= WORTH_PASSING && !matches!(part[0], b'>' | b'-'));
         let passed = worth && session.deliver_part(*place, part);
         self.begun |= passed;
@@ -373,10 +386,16 @@ impl Dedicated {
             (Owed::Kept, _) => self.kept.push(reply.to_vec()),
             (Owed::Judged(_), _) if failed => self.judged = Some(reply.to_vec()),
             (Owed::Nobody, _) if failed => self.kept.push(reply.to_vec()),
+            (Owed::Exec(place, filter), Some(session)) if filter.is_as_it_is() && !failed => session.deliver(place, reply),
             (Owed::Exec(place, filter), Some(session)) => self.settle_exec(session, place, &filter, reply),
-            (Owed::Client(place) | Owed::Judged(place) | Owed::Queued(place), Some(session)) => {
-                self.note_redirect(reply);
-                session.deliver(place, reply);
+            (Owed::Queued(place), Some(session)) => {
+                let elsewhere = Elsewhere::of(reply);
+                self.elsewhere = self.elsewhere.or(elsewhere);
+                self.tell(session, place, reply, elsewhere.map(Elsewhere::of_queued));
+            }
+            (Owed::Client(place) | Owed::Judged(place), Some(session)) => {
+                let text = if failed { instead_of(reply) } else { None };
+                self.tell(session, place, reply, text);
             }
             (Owed::Nobody, _) | (_, None) => {}
         }
@@ -385,10 +404,22 @@ impl Dedicated {
 
     /// An EXEC that carried nothing out. Of ours, what was refused before is the client's answer.
     fn settle_exec(&mut self, session: &Rc<Session>, place: u32, filter: &ExecFilter, reply: &[u8]) {
-        let earlier = std::mem::take(&mut self.kept).into_iter().next().filter(|_| filter.is_ours());
-        let reply = earlier.as_deref().unwrap_or(reply);
+        let (kept, queued) = (std::mem::take(&mut self.kept), self.elsewhere.take());
+        if filter.is_ours() {
+            let reply = kept.first().map_or(reply, Vec::as_slice);
+            return self.tell(session, place, reply, instead_of(reply));
+        }
+        let elsewhere = queued.or_else(|| Elsewhere::of(reply)).filter(|_| reply.first() == Some(&b'-'));
+        self.tell(session, place, reply, elsewhere.map(Elsewhere::of_exec));
+    }
+
+    /// Gives the client a reply, or the error that stands for it.
+    fn tell(&self, session: &Rc<Session>, place: u32, reply: &[u8], instead: Option<String>) {
         self.note_redirect(reply);
-        session.deliver(place, reply);
+        match instead {
+            Some(text) => session.answer(place, |out| encode::error(out, &text)),
+            None => session.deliver(place, reply),
+        }
     }
 
     fn note_redirect(&self, reply: &[u8]) {

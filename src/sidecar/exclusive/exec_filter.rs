@@ -32,6 +32,8 @@ pub struct ExecFilter {
     commands: Vec<Queued>,
     /// Whether the client gets the array's header: not where the whole transaction was Larder's.
     header: bool,
+    /// Nothing is dropped or judged: the reply is passed on as it is.
+    as_it_is: bool,
     place: Option<Place>,
     scanner: ReplyScanner,
 }
@@ -50,12 +52,13 @@ struct Place {
 impl ExecFilter {
     /// For a transaction of the client's own.
     pub fn of_client(commands: Vec<Queued>) -> Self {
-        Self { commands, header: true, place: None, scanner: ReplyScanner::default() }
+        let as_it_is = commands.iter().all(Queued::is_plain);
+        Self { commands, header: true, as_it_is, place: None, scanner: ReplyScanner::default() }
     }
 
     /// For one command of the client's in a transaction of ours: the first element is its reply.
     pub fn of_ours(command: Queued) -> Self {
-        Self { commands: vec![command], header: false, place: None, scanner: ReplyScanner::default() }
+        Self { commands: vec![command], header: false, as_it_is: false, place: None, scanner: ReplyScanner::default() }
     }
 
     /// Whether the whole transaction was Larder's.
@@ -63,9 +66,14 @@ impl ExecFilter {
         !self.header
     }
 
+    /// Whether the reply is passed on as it is, without [`ExecFilter::feed`].
+    pub fn is_as_it_is(&self) -> bool {
+        self.as_it_is
+    }
+
     /// Whether it has begun, or begins with `bytes`: errors and nil, which are no array, are not its business.
     pub fn takes(&self, bytes: &[u8]) -> bool {
-        self.place.is_some() || (bytes.first() == Some(&b'*') && bytes.get(1) != Some(&b'-'))
+        !self.as_it_is && (self.place.is_some() || (bytes.first() == Some(&b'*') && bytes.get(1) != Some(&b'-')))
     }
 
     /// Takes bytes of the reply and hands on what the client gets. `judge` is called once for each of the client's commands, with
@@ -170,6 +178,8 @@ mod tests {
         check(three, nulls, "*3\r\n$-1\r\n_\r\n$1\r\n$\r\n", &[true, true, false]);
         check(|| ExecFilter::of_ours(extra(1)), "*2\r\n$5\r\nhello\r\n:1\r\n", "$5\r\nhello\r\n", &[false]);
         check(|| ExecFilter::of_client(vec![]), "*0\r\n", "*0\r\n", &[]);
+        assert!(two().takes(b"*5\r\n") && !two().takes(b"-EXECABORT"));
+        assert!(!ExecFilter::of_client(vec![extra(0)]).takes(b"*1\r\n"), "nothing is to be dropped");
     }
 
     #[test]

@@ -12,6 +12,7 @@
 
 mod blocking;
 mod connection;
+mod elsewhere;
 mod exec_filter;
 mod feed;
 mod follow;

@@ -133,7 +133,8 @@ impl Transaction {
             None => {}
             Some(Watch::Lost) => transaction.watch_lost = true,
             Some(Watch::Kept { mut connection, slot, .. }) => {
-                if connection.lane() == session.lane().shared() && connection.is_alive().await {
+                let serves = connection.lane() == session.lane().shared() && !connection.is_displaced(slot);
+                if serves && connection.is_alive().await {
                     transaction.connection = Some(*connection);
                     transaction.slot = slot;
                 } else {
@@ -232,6 +233,7 @@ impl Transaction {
     }
 
     async fn watch(&mut self, command: &Taken, spec: &CommandSpec) {
+        self.leave_the_displaced();
         let slot = match self.slot_for(guard::admit(&self.session, &command.args(), spec)) {
             Ok(slot) => slot,
             Err(text) => return refuse(&self.session, &text),
@@ -247,6 +249,14 @@ impl Transaction {
             connection.queue(command.raw());
             connection.owe(Owed::Client(self.session.take_place()));
             self.watching = true;
+        }
+    }
+
+    /// Another server has the slot now: whatever is watched at this one counts as changed.
+    fn leave_the_displaced(&mut self) {
+        if self.connection.as_ref().is_some_and(|connection| connection.is_displaced(self.slot)) {
+            self.connection = None;
+            self.watch_lost |= self.watching;
         }
     }
 
@@ -407,8 +417,7 @@ impl Transaction {
         if let Some(connection) = &mut self.connection {
             self.exec_mark = Some(connection.mark());
             connection.queue(EXEC);
-            let plain = queued.iter().all(Queued::is_plain);
-            connection.owe(if plain { Owed::Client(place) } else { Owed::Exec(place, ExecFilter::of_client(queued)) });
+            connection.owe(Owed::Exec(place, ExecFilter::of_client(queued)));
         }
         self.watching = false;
     }

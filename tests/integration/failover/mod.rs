@@ -2,6 +2,7 @@
 //! is said precisely.
 
 mod load;
+mod moved;
 mod reshard;
 mod secured;
 

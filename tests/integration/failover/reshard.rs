@@ -14,17 +14,17 @@ use crate::support::sidecar::{Sidecar, bypass, cluster_topology};
 const SLOTS: std::ops::Range<u16> = 0..12;
 const CLIENTS: usize = 6;
 
-fn ok(reply: &Value) {
+pub fn ok(reply: &Value) {
     assert_eq!(*reply, Value::Simple("OK".to_owned()));
 }
 
 /// A key of `slot`.
-fn key_of(slot: u16, name: &str) -> String {
+pub fn key_of(slot: u16, name: &str) -> String {
     format!("{{{}}}{name}", String::from_utf8_lossy(&tag_of(slot)))
 }
 
 /// Moves one slot as `redis-cli --cluster reshard` does, a few keys at a time.
-fn move_slot(cluster: &RedisCluster, slot: u16, from: &Redis, to: &Redis) {
+pub fn move_slot(cluster: &RedisCluster, slot: u16, from: &Redis, to: &Redis) {
     let (mut source, mut target) = (from.client(), to.client());
     let (source_id, target_id) = (source.line("CLUSTER MYID").text(), target.line("CLUSTER MYID").text());
     ok(&target.line(&format!("CLUSTER SETSLOT {slot} IMPORTING {source_id}")));
