@@ -21,8 +21,8 @@ use super::error::{Failure, OriginError};
 use crate::policy::snapshot::{Origin, Sensitive};
 use crate::policy::{KeyPattern, ReplyForm};
 
-/// The longest part of a key that is asked for, in bytes. No index holds keys of such a length.
-const MAX_PART_BYTES: usize = 64 * 1024;
+/// The longest part of a key that is asked for, in bytes. Longer keys are never loaded: no read of one is held.
+const MAX_PART_BYTES: usize = 1024 * 1024;
 /// A connection that was idle for longer is closed instead of used: firewalls forget such ones silently.
 const MAX_IDLE: Duration = Duration::from_secs(5 * 60);
 /// An older connection is closed instead of used, so that what changed behind a name comes into force.

@@ -85,6 +85,8 @@ pub struct Dedicated {
     begun: bool,
     kept: Vec<Vec<u8>>,
     judged: Option<Vec<u8>>,
+    /// What the client hears instead of a null.
+    instead_of_null: Option<String>,
     /// Why a command of the client's transaction was not queued.
     elsewhere: Option<Elsewhere>,
     heard: u64,
@@ -121,6 +123,7 @@ impl Dedicated {
             begun: false,
             kept: Vec::new(),
             judged: None,
+            instead_of_null: None,
             elsewhere: None,
             heard: worker.now(),
             displaced: None,
@@ -195,6 +198,11 @@ impl Dedicated {
     /// The error that answered [`Owed::Judged`].
     pub fn take_judged(&mut self) -> Option<Vec<u8>> {
         self.judged.take()
+    }
+
+    /// A null that answers the client becomes this error.
+    pub fn refuse_null(&mut self, text: String) {
+        self.instead_of_null = Some(text);
     }
 
     /// What was owed when the connection was lost.
@@ -394,7 +402,11 @@ impl Dedicated {
                 self.tell(session, place, reply, elsewhere.map(Elsewhere::of_queued));
             }
             (Owed::Client(place) | Owed::Judged(place), Some(session)) => {
-                let text = if failed { instead_of(reply) } else { None };
+                let text = match begun {
+                    false if failed => instead_of(reply),
+                    false if reply::is_null(reply) => self.instead_of_null.take(),
+                    _ => None,
+                };
                 self.tell(session, place, reply, text);
             }
             (Owed::Nobody, _) | (_, None) => {}

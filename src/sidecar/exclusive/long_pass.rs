@@ -7,15 +7,15 @@ use std::rc::Rc;
 
 use super::connection::{Dedicated, Owed};
 use super::exec_filter::{ExecFilter, Queued};
-use super::long_command::{LongCommand, Stopped};
+use super::long_command::{LongCommand, LongKey, Stopped};
 use super::outlet::{Failure, Outlet, needs_guards};
-use super::stream::{Passed, Probe, pass_tail, reach, swallow_tail};
+use super::stream::{Passed, Probe, ask, pass_tail, reach, swallow_tail};
 use super::transaction::Transaction;
-use super::{guard, long_split, refuse};
+use super::{guard, long_fill, long_split, refuse};
 use crate::sidecar::commands::{Access, Class, CommandSpec, Effect};
 use crate::sidecar::dispatch::CROSS_SLOT;
 use crate::sidecar::engine::ttl::{EXEC, MULTI};
-use crate::sidecar::resp::{CommandTail, encode};
+use crate::sidecar::resp::{CommandTail, encode, reply};
 use crate::sidecar::session::{Ending, Reader, Session};
 
 /// Serves a client whose next command is a `spec` of `announced` arguments that cannot be held.
@@ -25,6 +25,7 @@ pub async fn run(reader: &mut Reader, session: &Rc<Session>, spec: &'static Comm
         Err(stopped) => return stop(reader, stopped).await,
     };
     match (command.slot(), spec.class) {
+        (_, Class::Split(join)) if long_fill::may_load(&command) => long_split::run(reader, session, command, join).await,
         (Some(slot), _) => pass(reader, session, &command, slot).await,
         (None, Class::Split(join)) => long_split::run(reader, session, command, join).await,
         (None, _) => refuse_tail(reader, command.tail(), CROSS_SLOT).await,
@@ -53,11 +54,39 @@ async fn pass(reader: &mut Reader, session: &Rc<Session>, command: &LongCommand,
         Ok(connection) => connection,
         Err(text) => return refuse_tail(reader, command.tail(), &text).await,
     };
+    if let Some(key) = long_fill::only_loaded_key(command, command.spec) {
+        connection.refuse_null(long_fill::too_long(key));
+        // Of these a missing key's reply is that of an empty one.
+        if command.spec.name != "get" {
+            match is_there(reader, &mut connection, command, key, slot).await {
+                Ok(true) => {}
+                Ok(false) => {
+                    connection.give_back();
+                    return refuse_tail(reader, command.tail(), &long_fill::too_long(key)).await;
+                }
+                Err(text) => return refuse_tail(reader, command.tail(), &text).await,
+            }
+        }
+    }
     let mut passage = Passage { place: session.take_place(), promised: false };
     match passage.send(reader, session, &mut connection, command, slot).await {
         Ok(()) => connection.give_back(),
         Err(Failure::Gone) => session.end(Ending::Now),
         Err(failure) => passage.fail(session, connection, failure),
+    }
+}
+
+/// Whether the server has the key.
+async fn is_there(
+    reader: &mut Reader,
+    connection: &mut Dedicated,
+    command: &LongCommand,
+    key: &LongKey,
+    slot: u16,
+) -> Result<bool, String> {
+    match ask(reader, connection, slot, Probe::Kept(command, *key)).await? {
+        Passed::Whole => Ok(connection.take_kept().pop().is_none_or(|reply| reply::integer(&reply) != Some(0))),
+        Passed::Gone | Passed::Lost(_) => Err(guard::lost_text(connection.address(), false)),
     }
 }
 

@@ -2,7 +2,8 @@
 //!
 //! The whole command is kept in a file. Its parts, one for each slot, are read from there one after the other: a part of ordinary
 //! size takes the shared connection, a larger one a connection of its own. No more than [`MOST_UNANSWERED_BYTES`] of parts, and
-//! one part, wait for answers at a time. Keys that are missing in the reply are not loaded.
+//! one part, wait for answers at a time. Keys that are missing in the reply are loaded at the end, where a rule does that
+//! ([`long_fill`]); then the command comes here also where one server has all its keys.
 
 use std::future::poll_fn;
 use std::ops::Range;
@@ -10,16 +11,18 @@ use std::rc::Rc;
 use std::task::Poll;
 
 use super::connection::{Dedicated, Owed};
+use super::elsewhere::instead_of;
 use super::long_command::{LongCommand, LongKey};
 use super::outlet::{Failure, Outlet, needs_guards};
 use super::stream::{MOST_WHOLE_BYTES, Probe, reach};
-use super::{guard, long_pass, refuse};
+use super::{guard, long_fill, long_pass, refuse};
 use crate::sidecar::commands::{Access, Join};
 use crate::sidecar::dispatch::submit_part;
 use crate::sidecar::engine::ttl::{EXEC, MULTI};
 use crate::sidecar::resp::{CommandScanner, encode, reply};
 use crate::sidecar::session::{Ending, Reader, Session};
 use crate::sidecar::upstream::gather::{Assembly, Meeting};
+use crate::sidecar::upstream::queue::ANY_SLOT;
 use crate::sidecar::upstream::sink::{Answer, Sink};
 
 /// How much of the parts may be on its way.
@@ -34,14 +37,23 @@ pub async fn run(reader: &mut Reader, session: &Rc<Session>, mut command: LongCo
     if !(command.announced() - 1).is_multiple_of(step) {
         return refuse(session, &format!("ERR wrong number of arguments for '{}' command", command.spec.name));
     }
-    let parts = parts(&command);
+    let fills = long_fill::may_load(&command);
+    // A count does not tell which keys are missing.
+    let parts = parts(&command, session.worker().is_cluster(), fills && join == Join::Sum);
     let places = parts.iter().map(|part| part.keys.clone()).collect();
     let writes = command.spec.access == Access::Write;
-    let meeting = Meeting::new(session.clone(), session.take_place(), Assembly::Keys(join, places), writes, parts.len());
+    let place = session.take_place();
+    let meeting = Meeting::new(session.clone(), place, Assembly::Keys(join, places), writes, parts.len());
     meeting.watch();
+    let gathered = fills.then(|| meeting.divert());
     let split = Split { session: session.clone(), command, meeting, parts };
     if !split.send(reader).await {
-        session.end(Ending::Now);
+        return session.end(Ending::Now);
+    }
+    if let Some(gathered) = gathered
+        && let Ok(gathered) = gathered.await
+    {
+        long_fill::complete(session, place, &split.command, join, gathered).await;
     }
 }
 
@@ -52,10 +64,14 @@ struct Part {
     keys: Vec<u32>,
 }
 
-/// One part for each slot, in the order of the slots; the keys of each keep theirs.
-fn parts(command: &LongCommand) -> Vec<Part> {
+/// One part for each slot, in the order of the slots, or `by_key` one for each key; the keys of each keep their order. One server
+/// without a Cluster has no slots.
+fn parts(command: &LongCommand, cluster: bool, by_key: bool) -> Vec<Part> {
     let mut order: Vec<u32> = (0..command.keys.len() as u32).collect();
-    let slot = |place: &u32| command.keys[*place as usize].slot;
+    let slot = |place: &u32| if cluster { command.keys[*place as usize].slot } else { ANY_SLOT };
+    if by_key {
+        return order.iter().map(|place| Part { slot: slot(place), keys: vec![*place] }).collect();
+    }
     order.sort_by_key(slot);
     order.chunk_by(|one, other| slot(one) == slot(other)).map(|keys| Part { slot: slot(&keys[0]), keys: keys.to_vec() }).collect()
 }
@@ -139,7 +155,14 @@ impl Split {
             Ok(()) => {
                 let kept = connection.take_kept();
                 connection.give_back();
-                Ok(own_reply(kept, guarded))
+                let reply = own_reply(kept, guarded);
+                match instead_of(&reply) {
+                    Some(text) => {
+                        self.session.worker().refresh_topology();
+                        Err(Some(text))
+                    }
+                    None => Ok(reply),
+                }
             }
             Err(Failure::Gone) => Err(None),
             Err(Failure::Spool(error)) => Err(Some(error.to_string())),

@@ -18,6 +18,7 @@ mod feed;
 mod follow;
 mod guard;
 mod long_command;
+mod long_fill;
 mod long_pass;
 mod long_split;
 mod outlet;

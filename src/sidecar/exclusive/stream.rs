@@ -293,8 +293,11 @@ pub async fn reach(reader: &mut Reader, session: &Rc<Session>, slot: u16, probe:
     }
 }
 
-/// Sends EXISTS, and waits for the answer.
-async fn ask(reader: &mut Reader, connection: &mut Dedicated, slot: u16, probe: Probe<'_>) -> Result<Passed, String> {
+/// Sends EXISTS, and waits for the answer, which is kept.
+///
+/// # Errors
+/// The text of an error reply, where the key cannot be read.
+pub async fn ask(reader: &mut Reader, connection: &mut Dedicated, slot: u16, probe: Probe<'_>) -> Result<Passed, String> {
     let mut command = Vec::new();
     encode::array(&mut command, 2);
     encode::bulk(&mut command, b"EXISTS");

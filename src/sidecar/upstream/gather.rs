@@ -5,6 +5,8 @@ use std::collections::HashSet;
 use std::fmt;
 use std::rc::Rc;
 
+use tokio::sync::oneshot;
+
 use super::lane::Lane;
 use super::sink::Answer;
 use crate::sidecar::commands::{Gather, Join};
@@ -37,6 +39,15 @@ impl fmt::Debug for Assembly {
     }
 }
 
+/// What came of a command's parts.
+#[derive(Debug, Clone)]
+pub struct Gathered {
+    /// The one reply.
+    pub whole: Vec<u8>,
+    /// The parts' own.
+    pub parts: Vec<Vec<u8>>,
+}
+
 /// The place where the parts of one client's command meet.
 #[derive(Debug)]
 pub struct Meeting {
@@ -47,6 +58,8 @@ pub struct Meeting {
     writes: bool,
     /// The client's command and where it was sent, where missing keys of its answer are loaded.
     fill: Option<(Lane, Vec<u8>)>,
+    /// Who gets the reply, where that is not the client.
+    receiver: RefCell<Option<oneshot::Sender<Gathered>>>,
     /// The slots whose replicas must have what was done before it is told.
     confirm: Option<(Lane, Vec<u16>)>,
     parts: RefCell<Vec<Option<Vec<u8>>>>,
@@ -92,11 +105,19 @@ impl Meeting {
             assembly,
             writes,
             fill,
+            receiver: RefCell::new(None),
             confirm: None,
             parts: RefCell::new(empty),
             left: Cell::new(parts),
             watched: Cell::new(false),
         }
+    }
+
+    /// The reply goes to who waits here, who answers the client.
+    pub fn divert(&self) -> oneshot::Receiver<Gathered> {
+        let (sender, receiver) = oneshot::channel();
+        self.receiver.replace(Some(sender));
+        receiver
     }
 
     /// How many parts have no answer.
@@ -133,6 +154,12 @@ impl Meeting {
         }
         if self.left.get() == 0 {
             let parts: Vec<Vec<u8>> = self.parts.take().into_iter().flatten().collect();
+            if let Some(receiver) = self.receiver.take() {
+                let mut whole = Vec::new();
+                self.compose(&parts, &mut whole);
+                // The session may be over.
+                return drop(receiver.send(Gathered { whole, parts }));
+            }
             match (&self.fill, &self.confirm) {
                 (None, None) => self.session.answer(self.sequence, |out| self.compose(&parts, out)),
                 (None, Some((lane, slots))) => self.compose_and_confirm(&parts, *lane, slots.clone()),

@@ -5,6 +5,7 @@ mod forms;
 mod full;
 mod hanging;
 mod hostile;
+mod long;
 mod races;
 mod stampede;
 

@@ -3,8 +3,10 @@
 use std::cell::{RefCell, RefMut};
 use std::rc::Rc;
 
+use futures_util::future::join_all;
 use rustc_hash::FxHashMap;
 use smallvec::SmallVec;
+use tokio::sync::oneshot;
 
 use super::super::super::policy::RuleId;
 use super::super::super::resp::{CommandArgs, CommandScan, CommandScanner, encode, reply};
@@ -96,6 +98,24 @@ fn load(worker: &Rc<Worker>, place: Place, collected: Collected, missing: Vec<Mi
     if !leased.is_empty() {
         ask_for_leases(worker, table, leased);
     }
+}
+
+/// Loads keys that were missing on `lane`, each rule's together, for a client that sends nothing meanwhile. What came of each, in
+/// their order.
+pub async fn load_keys(worker: &Rc<Worker>, lane: Lane, missing: Vec<(RuleId, Vec<u8>)>) -> Vec<Outcome> {
+    let mut by_rule: FxHashMap<RuleId, Vec<Rc<Flight>>> = FxHashMap::default();
+    let mut outcomes = Vec::with_capacity(missing.len());
+    for (rule, key) in missing {
+        let (sender, receiver) = oneshot::channel();
+        outcomes.push(receiver);
+        let deliver: Deliver = Box::new(move |_, outcome| drop(sender.send(outcome.clone())));
+        if let Some(flight) = want(worker, rule, (lane.shared(), key), deliver) {
+            by_rule.entry(rule).or_default().push(flight);
+        }
+    }
+    by_rule.into_values().for_each(|flights| flight::launch(worker, flights));
+    let stopping = |_| Outcome::Failed("TRYAGAIN the sidecar is stopping".to_owned());
+    join_all(outcomes).await.into_iter().map(|outcome| outcome.unwrap_or_else(stopping)).collect()
 }
 
 /// Keys that the application loads: a key that is named twice is asked for once.

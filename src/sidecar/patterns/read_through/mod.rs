@@ -22,7 +22,7 @@ use std::rc::Rc;
 use rustc_hash::FxHashMap;
 
 pub use flight::{Flight, Outcome};
-pub use many::{Place, Table, complete_exists, complete_mget};
+pub use many::{Place, Table, complete_exists, complete_mget, load_keys};
 
 use super::super::policy::RuleId;
 use super::super::resp::{CommandArgs, CommandScan, CommandScanner, encode};
