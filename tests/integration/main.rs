@@ -36,6 +36,7 @@ mod origin_postgres;
 mod origin_postgres_tls;
 mod origin_query_log;
 mod origin_sqlite;
+mod partial_writes;
 mod planned_handover;
 mod read_through;
 mod readme;
