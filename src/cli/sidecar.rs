@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use super::{Failure, Outcome};
+use crate::origin::OriginError;
 use crate::policy::Span;
 use crate::sidecar::reload::PolicyError;
 use crate::sidecar::server::{self, Config, StartError};
@@ -55,6 +56,9 @@ fn next_step(error: &StartError) -> &'static str {
         StartError::Policy { source: PolicyError::File(_), .. } => "name the file that the control plane writes with --snapshot",
         StartError::Policy { source: PolicyError::Access(_), .. } => {
             "correct the file; a sidecar starts only with keys that it can use"
+        }
+        StartError::Policy { source: PolicyError::Origin(OriginError::Secret { .. }), .. } => {
+            "correct the file, which holds the origin's url, or have it mounted; a sidecar starts only with origins that it can ask"
         }
         StartError::Policy { .. } => "correct the policy it was made from, and have it written again",
         StartError::Listen { .. } | StartError::Admin(_) => "choose another address, or stop what listens there",

@@ -1,5 +1,6 @@
 //! What can go wrong with an origin. No text here holds a password, a URL or a part of a key.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::policy::Span;
@@ -19,6 +20,16 @@ pub enum OriginError {
         /// The origin's name.
         origin: String,
         /// What is wrong with it and what to write instead; never the URL itself.
+        why: String,
+    },
+    /// The URL stands in a file, and cannot be used.
+    #[error("origin `{origin}` has no usable url in the file {}: {why}", path.display())]
+    Secret {
+        /// The origin's name.
+        origin: String,
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it; never what it says.
         why: String,
     },
     /// A statement or a path is malformed or contradicts the rule's pattern.

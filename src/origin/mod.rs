@@ -1,7 +1,7 @@
 //! Where the data really lives: SQL databases and HTTP services.
 //!
 //! [`Origins`] holds what the snapshot's origins need (connections, caps, breakers); a [`Loader`] asks one of them on behalf of
-//! one rule. Nothing here does I/O before the first load, and everything is safe to share between threads, but connections
+//! one rule. Nothing of them does I/O before the first load, and everything is safe to share between threads, but connections
 //! belong to the tokio runtime that made them: load from one runtime only, and keep it running.
 //!
 //! Key parts reach a database as bound parameters and a service percent-encoded, never as text of a statement or a path.
@@ -14,6 +14,7 @@ pub mod query_log;
 mod sql;
 
 use std::collections::HashMap;
+use std::path::Path;
 use std::sync::Arc;
 
 use futures_util::StreamExt as _;
@@ -130,6 +131,22 @@ pub fn check_load(origin: &Origin, keys: &KeyPattern, load: &Load) -> Result<(),
     Question::new(origin, keys, load).map(|_| ())
 }
 
+/// The same as [`check_load`], where the origin's URL may stand in a file, which is read: it may say something else later.
+pub async fn check_load_and_file(origin: &Origin, keys: &KeyPattern, load: &Load) -> Result<(), OriginError> {
+    let (OriginKind::Sql { url } | OriginKind::Http { url }) = &origin.kind;
+    let Sensitive::File(path) = url else { return check_load(origin, keys, load) };
+    let unusable = |why| OriginError::Secret { origin: origin.name.clone(), path: path.clone(), why };
+    let url = read_url(path).await.map(Sensitive::Value).map_err(unusable)?;
+    let kind = match &origin.kind {
+        OriginKind::Sql { .. } => OriginKind::Sql { url },
+        OriginKind::Http { .. } => OriginKind::Http { url },
+    };
+    match check_load(&Origin { kind, ..origin.clone() }, keys, load) {
+        Err(OriginError::Url { why, .. }) => Err(unusable(why)),
+        checked => checked,
+    }
+}
+
 impl Source {
     fn new(origin: &Origin, counters: Option<Arc<Counters>>) -> Result<Self, OriginError> {
         let backend = match &origin.kind {
@@ -244,12 +261,17 @@ async fn reveal(text: &Sensitive) -> Result<String, Failure> {
         Sensitive::File(path) => {
             let trouble =
                 |why: String| Failure::Failed { why: format!("{}: {why}", path.display()), retry: true, retry_after: None };
-            let size = tokio::fs::metadata(path).await.map_err(|error| trouble(error.to_string()))?.len();
-            if size > MAX_URL_BYTES {
-                return Err(trouble(format!("the file has {size} bytes, more than {MAX_URL_BYTES}")));
-            }
-            let text = tokio::fs::read_to_string(path).await.map_err(|error| trouble(error.to_string()))?;
-            Ok(text.trim().to_owned())
+            read_url(path).await.map_err(trouble)
         }
     }
+}
+
+/// The error says why there is none.
+async fn read_url(path: &Path) -> Result<String, String> {
+    let size = tokio::fs::metadata(path).await.map_err(|error| error.to_string())?.len();
+    if size > MAX_URL_BYTES {
+        return Err(format!("the file has {size} bytes, more than {MAX_URL_BYTES}"));
+    }
+    let text = tokio::fs::read_to_string(path).await.map_err(|error| error.to_string())?;
+    Ok(text.trim().to_owned())
 }

@@ -12,8 +12,9 @@ use super::upstream::access::{Access, ClusterAccess};
 use super::upstream::discovery::{Discovery, Refresh};
 use super::upstream::node::NodeAddrError;
 use super::upstream::view::View;
-use crate::origin::{OriginError, Origins};
+use crate::origin::{OriginError, Origins, check_load_and_file};
 use crate::policy::snapshot::{MAX_BYTES, Snapshot, SnapshotError};
+use crate::policy::{Mode, Strategy};
 use crate::telemetry::background::Background;
 
 /// Why a snapshot cannot come into force.
@@ -74,6 +75,7 @@ impl Policies {
         let snapshot = Arc::new(Snapshot::parse(&json_of(&files))?);
         let origins = Origins::new(&snapshot.origins)?;
         let policy = Arc::new(ActivePolicy::new(snapshot.clone(), &origins)?);
+        check_origins(&snapshot).await?;
         let access = open_access(&snapshot.cluster, counters.clone()).await?;
         let servers = access.servers.clone();
         let (discovery, view, refresh) = Discovery::start(&snapshot.cluster, access, counters.clone())?;
@@ -122,6 +124,18 @@ impl Policies {
         self.discovery.replace(&snapshot.cluster, access)?;
         Ok(servers)
     }
+}
+
+/// Checks the origins that are asked, also where their URLs stand in files. Only at the start: what is wrong with a file of a later
+/// policy fails the loads from that origin, and nothing else.
+async fn check_origins(snapshot: &Snapshot) -> Result<(), OriginError> {
+    for rule in snapshot.rules.iter().filter(|rule| rule.mode == Mode::Enforce) {
+        let Strategy::ReadThrough(read_through) = &rule.strategy else { continue };
+        if let Some(origin) = snapshot.origins.iter().find(|origin| origin.name == read_through.load.origin) {
+            check_load_and_file(origin, &rule.keys, &read_through.load).await?;
+        }
+    }
+    Ok(())
 }
 
 fn json_of(files: &WatchedFiles) -> Arc<[u8]> {

@@ -97,6 +97,15 @@ fn everything_is_checked_before_a_port_opens() {
         change(&mut snapshot);
         snapshot.to_string()
     };
+    let directory = TempDir::new().expect("a temporary directory");
+    // The URL of the rule's origin stands in a file of its own.
+    let in_file = |url: &str, directory: &TempDir| {
+        let path = directory.path().join(format!("url.{}", url.len()));
+        fs::write(&path, url).expect("the directory is writable");
+        let mut snapshot: Json = serde_json::from_str(&of(|_| {})).expect("it was just written");
+        snapshot["origins"][0]["kind"] = json!({"sql": {"url": {"file": path}}});
+        snapshot.to_string()
+    };
     for (snapshot, word) in [
         ("{".to_owned(), "snapshot.json"),
         (of(|snapshot| snapshot["surprise"] = json!(1)), "surprise"),
@@ -104,6 +113,9 @@ fn everything_is_checked_before_a_port_opens() {
         (of(|snapshot| snapshot["cluster"]["topology"]["cluster"]["seeds"][0] = json!("nowhere")), "nowhere"),
         (of(|snapshot| snapshot["cluster"]["auth"] = json!({"passwordFile": "/nowhere/password"})), "/nowhere/password"),
         (of(|snapshot| snapshot["cluster"]["tls"] = json!({"caFile": "/nowhere/ca.pem"})), "/nowhere/ca.pem"),
+        (of(|snapshot| snapshot["origins"][0]["kind"] = json!({"sql": {"url": {"file": "/nowhere/url"}}})), "/nowhere/url"),
+        (in_file("mysql://h/d", &directory), "url.11: write postgres://"),
+        (in_file("", &directory), "url.0: write postgres://"),
         (of(|snapshot| snapshot["rules"][0]["keys"] = json!("row:{id")), "row:{id"),
         (of(|snapshot| snapshot["rules"][0]["strategy"]["readThrough"]["load"]["origin"] = json!("gone")), "gone"),
         (
@@ -116,6 +128,30 @@ fn everything_is_checked_before_a_port_opens() {
         let said = refusal(&snapshot);
         assert!(said.starts_with("error: ") && said.contains(word) && said.contains("next: "), "{snapshot}: {said}");
     }
+}
+
+/// What is missing or wrong there later fails that origin's loads, until it is corrected.
+#[test]
+fn an_origin_whose_file_a_later_policy_names_in_vain_fails_alone() {
+    let (servers, web) = (Servers::sentinel(), Web::start());
+    web.put("/item/1", "one");
+    let other = crate::read_through::rule("row", "db", json!({"sql": {"read": "SELECT x FROM t WHERE id = $id"}}), json!({}));
+    let mut origins = vec![http_origin("web", &web, "20s")];
+    let sidecar = Sidecar::start(&policy(servers.topology(), 1, &origins, &[web_rule("item", json!({}))]));
+    let mut client = sidecar.client();
+    origins.push(sql_origin("db", "sqlite:///nowhere.db"));
+    origins[1]["kind"] = json!({"sql": {"url": {"file": "/nowhere/url"}}});
+    let later = policy(servers.topology(), 2, &origins, &[web_rule("item", json!({})), other]);
+    sidecar.replace_snapshot(&later.to_string());
+    wait_for(
+        "the other rule to be in force",
+        LIMIT,
+        || matches!(client.line("GET row:1"), Value::Error(text) if text.starts_with("ORIGIN origin `db` ") && text.contains("/nowhere/url")),
+    );
+    assert_eq!(client.line("GET item:1").text(), "one");
+    // An origin that no rule asks need not be known.
+    let unasked = policy(servers.topology(), 1, &origins, &[web_rule("item", json!({}))]);
+    assert_eq!(Sidecar::start(&unasked).client().line("GET item:1").text(), "one");
 }
 
 #[test]
@@ -155,4 +191,5 @@ fn logs_are_text_or_json_and_name_slow_commands_but_few_and_no_keys() {
     let slow = json_logs.log().lines().find(|line| line.contains("a slow command")).expect("found before").to_owned();
     assert!(slow.contains("\"command\":\"SET\"") || slow.contains("\"command\":\"set\""), "{slow}");
     assert!(serde_json::from_str::<Json>(text_logs.log().lines().next().unwrap_or_default()).is_err(), "text is no JSON");
+    assert!(!text_logs.log().contains('\x1b'), "a file is no terminal: {}", text_logs.log());
 }
