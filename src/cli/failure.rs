@@ -6,7 +6,10 @@ use std::process::ExitCode;
 
 use crate::telemetry::logs;
 
-/// How a command ends: with an exit code of its own, or with a failure (exit code 1).
+/// The exit code where the command line is wrong.
+pub const WRONG_LINE: u8 = 2;
+
+/// How a command ends: with an exit code of its own, or with a failure (exit code 1, where it names no other).
 pub type Outcome = Result<ExitCode, Failure>;
 
 /// Why a command failed, for a person.
@@ -14,12 +17,23 @@ pub type Outcome = Result<ExitCode, Failure>;
 pub struct Failure {
     what: String,
     next: String,
+    code: u8,
 }
 
 impl Failure {
     /// What went wrong, without a full stop, and the next step to take.
     pub fn new(what: impl Display, next: impl Display) -> Self {
-        Self { what: what.to_string(), next: next.to_string() }
+        Self { what: what.to_string(), next: next.to_string(), code: 1 }
+    }
+
+    /// The same, with this exit code.
+    pub fn with_code(self, code: u8) -> Self {
+        Self { code, ..self }
+    }
+
+    /// How the process ends.
+    pub fn code(&self) -> ExitCode {
+        ExitCode::from(self.code)
     }
 
     /// Writes it to standard error, in colour on a terminal.

@@ -26,7 +26,7 @@ use std::process::ExitCode;
 use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-pub use failure::{Failure, Outcome};
+pub use failure::{Failure, Outcome, WRONG_LINE};
 
 use crate::telemetry::logs::{self, LogFormat};
 
@@ -123,7 +123,7 @@ fn main<C: Subcommand>(name: &'static str, about: &'static str, run: fn(C) -> Ou
             return if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
                 ExitCode::SUCCESS
             } else {
-                ExitCode::from(2)
+                ExitCode::from(WRONG_LINE)
             };
         }
     };
@@ -137,11 +137,11 @@ fn main<C: Subcommand>(name: &'static str, about: &'static str, run: fn(C) -> Ou
             let _ = rustls::crypto::ring::default_provider().install_default();
             run(line.command)
         }
-        Err(error) => Err(Failure::new(error.to_string(), "correct --log")),
+        Err(error) => Err(Failure::new(error.to_string(), "correct --log").with_code(WRONG_LINE)),
     };
     outcome.unwrap_or_else(|failure| {
         failure.print();
-        ExitCode::FAILURE
+        failure.code()
     })
 }
 

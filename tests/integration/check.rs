@@ -126,8 +126,12 @@ fn a_wrong_command_line_and_a_missing_file_are_errors() {
     let output = larder(&["check", "no-such-file.yaml"]);
     assert_eq!(output.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&output.stdout).starts_with("no-such-file.yaml: error: it cannot be read"));
+    let output = larder(&["check", "--log", "larder=loud", "examples/first-policy"]);
+    assert_eq!(output.status.code(), Some(2));
+    let error = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(error.ends_with("  next: correct --log\n"), "{error}");
     let output = larder(&["check", "--allow", "everything", "examples/first-policy"]);
-    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(output.status.code(), Some(2));
     let error = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(error.starts_with("error: there is no warning with the code `everything`\n  next: write one of"), "{error}");
 }

@@ -48,6 +48,11 @@ enum Output {
 
 /// Checks the files and says what was found.
 pub fn run(args: Args) -> Outcome {
+    // A code of 1 would say that there are only warnings.
+    judge(&args).map_err(|failure| failure.with_code(2))
+}
+
+fn judge(args: &Args) -> Outcome {
     let mut review = review::review(&args.files);
     review.allow(&args.allow)?;
     match args.output {
