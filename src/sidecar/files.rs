@@ -274,6 +274,35 @@ mod tests {
         assert_eq!(texts(&timeout(LONG, files.changed()).await.expect("the change is seen")), ["two"]);
     }
 
+    /// What a second takes on a busy machine: so much sleep, with reads in between, as the watching needs them.
+    async fn a_second_with_reads(paths: Arc<[PathBuf]>) {
+        for _ in 0..4 {
+            for pause in [Duration::from_millis(200), Duration::from_millis(50)] {
+                tokio::time::sleep(pause).await;
+                let at = paths.clone();
+                blocking(move || read_all(&at, LIMIT)).await.unwrap();
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_change_is_seen_within_a_second() {
+        let dir = TempDir::new().unwrap();
+        let [path, next] = ["snapshot", "next"].map(|name| dir.path().join(name));
+        fs::write(&path, "0").unwrap();
+        let mut files = open(std::slice::from_ref(&path)).await;
+        for round in 1..=5 {
+            fs::write(&next, round.to_string()).unwrap();
+            fs::rename(&next, &path).unwrap();
+            let second = tokio::spawn(a_second_with_reads([path.clone()].into()));
+            tokio::select! {
+                biased;
+                contents = files.changed() => assert_eq!(texts(&contents), [round.to_string()]),
+                _ = second => panic!("the change was not seen"),
+            }
+        }
+    }
+
     #[test]
     fn a_file_that_changes_between_two_looks_has_not_settled() {
         let dir = TempDir::new().unwrap();

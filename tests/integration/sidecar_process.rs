@@ -1,7 +1,7 @@
 //! The sidecar as a process: its policy's changes, its end, its admin port.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::{Value as Json, json};
 
@@ -14,8 +14,6 @@ use crate::support::wait_for;
 use crate::support::web::Web;
 
 const LIMIT: Duration = Duration::from_secs(30);
-/// How often a sidecar looks at its snapshot.
-const LOOK_EVERY: Duration = Duration::from_millis(200);
 
 fn aside(name: &str, ttl: &str) -> Json {
     let ttl = json!({"default": ttl, "max": "10h", "jitter": "0%"});
@@ -80,9 +78,8 @@ fn a_policy_changes_under_load_without_an_error() {
         for generation in 2..=6 {
             let ttl = i64::try_from(generation * 1000).unwrap();
             sidecar.replace_snapshot(&of(generation, &format!("{ttl}s")).to_string());
-            let replaced = Instant::now();
+            // How soon it is seen is a matter of the watched files; nothing else waits.
             wait_for("the new TTL", LIMIT, || writes_live_for(ttl, &servers, &sidecar));
-            assert!(replaced.elapsed() < LOOK_EVERY * 25, "the policy was in force after {:?}", replaced.elapsed());
         }
         for (count, bad) in ["{", "{\"version\": 1}", &of(7, "0s").to_string()].iter().enumerate() {
             sidecar.replace_snapshot(bad);
@@ -216,7 +213,9 @@ fn the_admin_port_tells_what_happened() {
     for path in ["/livez", "/readyz"] {
         assert_eq!(get(&sidecar, path).0, 200, "{path}");
     }
-    assert_eq!(get(&sidecar, "/policy").0, 404, "policy and keys are for the Unix socket");
+    for private in ["/policy", "/explain?key=item:1"] {
+        assert_eq!(get(&sidecar, private).0, 404, "policy and keys are for the Unix socket");
+    }
     web.put("/item/1", "one");
     let mut client = sidecar.client();
     for _ in 0..10 {
