@@ -170,7 +170,7 @@ impl Gate {
                 Ok(value) => return Ok(value),
                 Err(failure) => failure,
             };
-            let again = Instant::now() + RETRY_PAUSE.mul_f64(0.5 + fastrand::f64() / 2.0);
+            let again = Instant::now() + retry_pause();
             if tried == ATTEMPTS || !failure.is_retriable() || again >= deadline {
                 return Err(failure);
             }
@@ -200,6 +200,11 @@ impl Gate {
     }
 }
 
+/// By chance, so that sidecars that failed together do not ask together again.
+fn retry_pause() -> Duration {
+    RETRY_PAUSE.mul_f64(0.5 + fastrand::f64() / 2.0)
+}
+
 /// Counts itself for as long as it lives.
 struct Counted<'a> {
     counter: &'a AtomicU64,
@@ -215,5 +220,19 @@ impl<'a> Counted<'a> {
 impl Drop for Counted<'_> {
     fn drop(&mut self) {
         self.counter.fetch_sub(1, Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn pauses_before_a_retry_differ() {
+        let pauses: HashSet<Duration> = (0..100).map(|_| retry_pause()).collect();
+        assert!(pauses.iter().all(|pause| (RETRY_PAUSE / 2..=RETRY_PAUSE).contains(pause)), "{pauses:?}");
+        assert!(pauses.len() > 50, "{pauses:?}");
     }
 }

@@ -400,6 +400,7 @@ mod tests {
         assert!(metrics.contains("openmetrics-text") && metrics.contains("larder_policy_generation 0"), "{metrics}");
         assert!(metrics.contains(r#"larder_origin_queries_total{origin="db"} 0"#) && metrics.ends_with("# EOF\n"), "{metrics}");
         assert!(tcp("/policy").await.starts_with("HTTP/1.1 404"));
+        assert!(tcp("/explain?key=k").await.starts_with("HTTP/1.1 404"));
 
         let unix = |line: &'static str| {
             let path = path.clone();

@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::{Servers, http_origin, web_rule};
 use crate::support::admin::rule_count;
-use crate::support::resp::{Value, encode};
+use crate::support::resp::{Client, Value, encode};
 use crate::support::wait_for;
 use crate::support::web::Web;
 
@@ -44,6 +44,36 @@ fn a_hanging_origin_holds_nobody_elses_keys() {
     web.release("/item/1");
     assert_eq!(hung.line("GET item:1").text(), "late");
     assert_eq!(rule_count(&sidecar, "item", "load_errors"), 1);
+}
+
+#[test]
+fn an_origin_that_hangs_with_all_its_connections_holds_nobody_elses_keys() {
+    const CONNECTIONS: usize = 4;
+    let (servers, web, other) = (Servers::cluster(), Web::start(), Web::start());
+    let mut rules = vec![web_rule("item", json!({})), web_rule("other", json!({}))];
+    rules[1]["strategy"]["readThrough"]["load"]["origin"] = json!("other");
+    let sidecar = servers.sidecar(&[http_origin("web", &web, "30s"), http_origin("other", &other, "30s")], &rules);
+    // More are asked for than the origin has connections.
+    let paths: Vec<String> = (0..CONNECTIONS * 3).map(|id| format!("/item/{id}")).collect();
+    paths.iter().for_each(|path| {
+        web.put(path, "late");
+        web.hold(path);
+    });
+    let mut hung: Vec<Client> = paths.iter().map(|_| sidecar.client()).collect();
+    hung.iter_mut().enumerate().for_each(|(id, client)| client.send(&encode(&["GET", &format!("item:{id}")])).unwrap());
+    let under_way = || paths.iter().map(|path| web.under_way(path)).sum::<usize>();
+    wait_for("all connections to hang", LIMIT, || under_way() == CONNECTIONS);
+    wait_for("the others to wait", LIMIT, || rule_count(&sidecar, "item", "misses") == paths.len() as u64);
+    let mut client = sidecar.client();
+    for id in 0..40 {
+        other.put(&format!("/other/{id}"), "of another");
+        assert_eq!(client.line(&format!("GET other:{id}")).text(), "of another");
+        assert_eq!(client.line(&format!("MGET other:{id} plain")).items().len(), 2);
+        assert_eq!(client.line(&format!("SET plain:{id} x")), Value::Simple("OK".to_owned()));
+    }
+    assert_eq!(under_way(), CONNECTIONS, "all that while the origin has hung");
+    paths.iter().for_each(|path| web.release(path));
+    hung.iter_mut().for_each(|client| assert_eq!(client.read().unwrap().text(), "late"));
 }
 
 #[test]
