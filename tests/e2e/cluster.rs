@@ -78,21 +78,6 @@ pub fn eventually<T>(what: &str, within: Duration, mut probe: impl FnMut() -> Re
     }
 }
 
-/// Kills a process of a pod with SIGKILL, from its node, which must be a container of kind: process 1 of a container ignores the
-/// signal when it comes from inside.
-pub fn kill_in_pod(namespace: &str, pod: &str, program: &str) -> Result<(), String> {
-    let pod = get(namespace, &format!("pod/{pod}")).ok_or(format!("no pod {pod}"))?;
-    let node = pod["spec"]["nodeName"].as_str().ok_or("on no node")?;
-    let uid = uid(&pod);
-    let script = format!(
-        "for dir in $(grep -lE '{uid}|{}' /proc/[0-9]*/cgroup 2>/dev/null); do dir=${{dir%/cgroup}}; \
-         if [ \"$(cat $dir/comm 2>/dev/null)\" = {program} ]; then kill -9 ${{dir#/proc/}}; echo killed; fi; done",
-        uid.replace('-', "_")
-    );
-    let said = run("docker", &["exec", node, "sh", "-c", &script], "")?;
-    if said.contains("killed") { Ok(()) } else { Err(format!("{program} does not run in the pod {}", name(&pod))) }
-}
-
 /// What a person would look at first, for the log of a failed test.
 pub fn describe(namespace: &str) -> String {
     let ask = |arguments: &[&str]| {

@@ -1,13 +1,16 @@
 //! What is done to a tier while the writers write, and what must hold.
 
+use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use serde_json::{Value, json};
-
-use super::cluster::{condition, eventually, get, kill_in_pod, kubectl, list, name, uid};
-use super::install::{PLACE, SYSTEM};
+use super::cluster::{eventually, get, name};
+use super::faults;
+use super::install::{self, PLACE};
+use super::operator::Quiet;
+use super::planned;
 use super::report::{self, Line};
 use super::tier::{SETTLES_WITHIN, Tier};
 use super::writers::Writers;
@@ -19,6 +22,8 @@ pub enum Promise {
     Planned,
     /// A fault that Sentinel must notice first: replication is asynchronous, so what was acknowledged within a second may be lost.
     Fault,
+    /// The same where nobody can repair it for a while: the case itself says how soon afterwards.
+    Outage,
     /// Nothing that clients notice: no loss, no failed command.
     Unnoticed,
     /// Nothing acknowledged is lost, but for a while there is nobody to serve.
@@ -27,43 +32,98 @@ pub enum Promise {
     Emptied,
 }
 
-/// A case: its name, what it promises, and what it does. It returns when the tier is as it is meant to be afterwards.
+/// What a case needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Needs {
+    /// Only its own tier is touched.
+    Nothing,
+    /// The same, from the tier's nodes, which must be containers.
+    Nodes,
+    /// A node is touched, or the operator taken away: no other tier may be measured meanwhile.
+    Alone,
+    /// Both.
+    NodesAlone,
+}
+
+/// A case: its name, what it promises, what it needs, and what it does. It returns when the tier is as it is meant to be afterwards.
 pub struct Case {
     pub name: &'static str,
     pub promise: Promise,
-    pub act: fn(&Tier),
+    pub needs: Needs,
+    /// Whether it is a change by the operator, which may be restarted in its midst.
+    pub changes: bool,
+    pub act: fn(&Scene),
 }
 
-/// The cases, in order of worth.
+/// What a case acts on.
+pub struct Scene<'a> {
+    pub tier: &'a Tier,
+    pub writers: &'a Writers,
+    pub floor: Duration,
+    pub down_after: Duration,
+    notes: RefCell<Vec<String>>,
+}
+
+impl Scene<'_> {
+    /// Has something stand in the report.
+    pub fn note(&self, text: String) {
+        self.notes.borrow_mut().push(text);
+    }
+
+    /// How soon a fault that Sentinel must notice first is over.
+    pub fn bound_of_faults(&self) -> Duration {
+        3 * (self.floor + self.down_after) + Duration::from_secs(1)
+    }
+
+    fn bound(&self, promise: Promise) -> Option<Duration> {
+        match promise {
+            Promise::Planned => Some(3 * self.floor + Duration::from_secs(1)),
+            Promise::Fault => Some(self.bound_of_faults()),
+            Promise::Unnoticed => Some(self.floor + Duration::from_secs(1)),
+            Promise::Kept | Promise::Emptied | Promise::Outage => None,
+        }
+    }
+}
+
+/// The cases. Faults stand apart from one another: sentinels keep a distance between two failovers, which other cases fill.
 pub fn cases(tier: &Tier) -> Vec<Case> {
-    use Promise::{Emptied, Fault, Kept, Planned, Unnoticed};
-    let case = |name, promise, act| Case { name, promise, act };
+    use Needs::{Alone, Nodes, NodesAlone, Nothing};
+    use Promise::{Emptied, Fault, Kept, Outage, Planned, Unnoticed};
+    let case = |name, promise, needs, act| Case { name, promise, needs, changes: false, act };
+    let change = |name, promise, needs, act| Case { name, promise, needs, changes: true, act };
     let mut cases = vec![
-        case("primary pod deleted", Planned, delete_primary as fn(&Tier)),
-        case("server process killed", Fault, kill_server),
-        case("agent killed", Fault, kill_agent),
-        case("live parameter", Unnoticed, change_live_parameter),
-        case("parameter that restarts", Planned, change_start_parameter),
-        case("bad image, reverted", Planned, name_a_bad_image),
-        case("operator restarted in a roll", Planned, restart_operator_in_a_roll),
-        case("replicas up and down", Planned, change_replicas),
-        case("password rotated", Unnoticed, rotate_password),
-        case("majority of sentinels lost", Planned, delete_sentinels),
-        case("node drained", Planned, drain_node),
-        case("all pods deleted", if tier.durable { Kept } else { Emptied }, delete_all_pods),
+        case("primary pod deleted", Planned, Nothing, planned::delete_primary as fn(&Scene)),
+        change("live parameter", Unnoticed, Nothing, planned::change_live_parameter),
+        case("server process killed", Fault, Nodes, faults::kill_server),
+        change("password rotated", Unnoticed, Nothing, planned::rotate_password),
+        case("agent killed", Fault, Nodes, faults::kill_agent),
+        change("bad image, reverted", Planned, Nothing, planned::name_a_bad_image),
+        case("pod killed", Fault, Nodes, faults::kill_whole_pod),
+        change("parameter that restarts", Planned, Nothing, planned::change_start_parameter),
+        change("replica added", Planned, Nothing, planned::add_replica),
+        case("primary cut off", Fault, Nodes, faults::cut_primary_off),
+        change("replica removed", Planned, Nothing, planned::remove_replica),
+        case("majority of sentinels lost", Planned, Nothing, planned::delete_sentinels),
+        case("pod lost, operator away", Fault, Alone, faults::kill_while_operator_is_away),
+        case("node paused and back", Fault, NodesAlone, faults::pause_node),
+        change("node drained, cache full", Planned, Alone, planned::drain_node),
+        case("majority and primary lost", Outage, NodesAlone, faults::lose_majority_and_primary),
+        case("all pods deleted", if tier.durable { Kept } else { Emptied }, Nothing, faults::delete_all_pods),
     ];
     if std::env::var_os("LARDER_E2E_NODES").is_none() {
-        eprintln!("left out: processes are killed from their nodes, which must be containers of kind");
-        cases.retain(|case| case.promise != Fault);
+        eprintln!("left out: what is done from nodes, which must be containers of kind");
+        cases.retain(|case| !matches!(case.needs, Nodes | NodesAlone));
     }
     if tier.engine.newer().is_some() {
-        cases.push(case("upgraded to the next version", Planned, upgrade));
+        cases.push(change("upgraded to the next version", Planned, Nothing, planned::upgrade));
     }
     cases
 }
 
 /// The floor that bounds are relative to: the longest gap when a sentinel is told to fail over, with nothing else around it.
 pub fn floor(tier: &Tier, writers: &Writers) -> Duration {
+    let _others = install::beside_others();
+    let began = Instant::now();
     let sentinel = name(tier.sentinels().first().expect("a sentinel"));
     let before = tier.primary();
     writers.begin();
@@ -75,10 +135,9 @@ pub fn floor(tier: &Tier, writers: &Writers) -> Duration {
     let report = writers.finish();
     tier.settle("after the engine's own failover");
     report::add(Line {
-        tier: tier.name.clone(),
-        case: "floor: the engine's own failover".to_owned(),
         report: Some(report.clone()),
-        problem: None,
+        took: Some(began.elapsed()),
+        ..Line::of(tier, "floor: the engine's own failover")
     });
     report.longest_gap
 }
@@ -101,22 +160,21 @@ pub fn run_all(tier: &mut Tier, writers: &Writers) -> Vec<String> {
     let floor = floor(tier, writers);
     let down_after = tier.down_after();
     let mut failed = Vec::new();
-    for case in cases(tier) {
+    let mut failed_over = Instant::now();
+    for (number, case) in cases(tier).iter().enumerate() {
         if only.as_ref().is_some_and(|only| !only.split(',').any(|part| case.name.contains(part))) {
             continue;
         }
-        eprintln!("{}: {}", tier.name, case.name);
-        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| run_case(tier, writers, &case, floor, down_after))) {
+        let restarts = case.changes && tier.restarts_operator(number);
+        let title = format!("{}{}", case.name, if restarts { ", operator restarted" } else { "" });
+        let scene = Scene { tier, writers, floor, down_after, notes: RefCell::default() };
+        let outcome = catch_unwind(AssertUnwindSafe(|| run_case(&scene, case, &title, restarts, &mut failed_over)));
+        if let Err(panic) = outcome {
             let text =
                 panic.downcast_ref::<String>().cloned().or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
-            let problem = format!("{}: {}: {}", tier.name, case.name, text.unwrap_or_default());
+            let problem = format!("{}: {title}: {}", tier.name, text.unwrap_or_default());
             eprintln!("{problem}\n{}", super::cluster::describe(PLACE));
-            report::add(Line {
-                tier: tier.name.clone(),
-                case: case.name.to_owned(),
-                report: None,
-                problem: Some(problem.clone()),
-            });
+            report::add(Line { problem: Some(problem.clone()), ..Line::of(tier, &title) });
             failed.push(problem);
             if catch_unwind(AssertUnwindSafe(|| tier.settle("after a case that failed"))).is_err() {
                 failed.push(format!("{}: the cases after it were not run: the tier does not settle", tier.name));
@@ -130,22 +188,32 @@ pub fn run_all(tier: &mut Tier, writers: &Writers) -> Vec<String> {
     failed
 }
 
-fn run_case(tier: &Tier, writers: &Writers, case: &Case, floor: Duration, down_after: Duration) {
-    if case.promise == Promise::Fault {
+fn run_case(scene: &Scene, case: &Case, title: &str, restarts: bool, failed_over: &mut Instant) {
+    let (tier, writers) = (scene.tier, scene.writers);
+    if matches!(case.promise, Promise::Fault | Promise::Outage) {
         // Sentinels begin no failover by themselves within this time of the last one: the case would measure that.
-        thread::sleep(2 * tier.failover_timeout());
+        thread::sleep((2 * tier.failover_timeout()).saturating_sub(failed_over.elapsed()));
     }
+    let _alone = matches!(case.needs, Needs::Alone | Needs::NodesAlone).then(install::without_others);
+    let _others = _alone.is_none().then(install::beside_others);
+    eprintln!("{}: {title}", tier.name);
+    let (began, epoch) = (Instant::now(), tier.epoch());
     writers.begin();
-    (case.act)(tier);
+    let quiet = restarts.then(|| Quiet::of(tier));
+    thread::scope(|scope| {
+        let restart = quiet.map(|quiet| scope.spawn(move || quiet.restart_once_begun(tier)));
+        (case.act)(scene);
+        if let Some(restart) = restart {
+            restart.join().expect("the operator was restarted");
+        }
+    });
     let report = writers.finish();
-    report::add(Line { tier: tier.name.clone(), case: case.name.to_owned(), report: Some(report.clone()), problem: None });
-    let bound = match case.promise {
-        Promise::Planned => Some(3 * floor + Duration::from_secs(1)),
-        Promise::Fault => Some(3 * (floor + down_after) + Duration::from_secs(1)),
-        Promise::Unnoticed => Some(floor + Duration::from_secs(1)),
-        Promise::Kept | Promise::Emptied => None,
-    };
-    if let Some(bound) = bound {
+    if tier.epoch() != epoch {
+        *failed_over = Instant::now();
+    }
+    let problem = (!scene.notes.borrow().is_empty()).then(|| scene.notes.borrow().join("; "));
+    report::add(Line { report: Some(report.clone()), took: Some(began.elapsed()), problem, ..Line::of(tier, title) });
+    if let Some(bound) = scene.bound(case.promise) {
         assert!(
             report.longest_gap <= bound,
             "nothing was acknowledged for {:?}, more than {bound:?}: {report:?}",
@@ -156,12 +224,15 @@ fn run_case(tier: &Tier, writers: &Writers, case: &Case, floor: Duration, down_a
         Promise::Planned | Promise::Kept => assert_eq!(report.lost, 0, "acknowledged and lost: {report:?}"),
         Promise::Unnoticed => assert_eq!((report.lost, report.failed), (0, 0), "clients noticed: {report:?}"),
         // Four writers at 250 a second.
-        Promise::Fault => assert!(report.lost <= 1_000, "more than a second of what was acknowledged is lost: {report:?}"),
+        Promise::Fault | Promise::Outage => {
+            assert!(report.lost <= 1_000, "more than a second of what was acknowledged is lost: {report:?}");
+        }
         Promise::Emptied => {}
     }
 }
 
-fn changed(tier: &Tier, before: &str) {
+/// Waits until another is primary.
+pub fn changed(tier: &Tier, before: &str) {
     eventually("another primary", Duration::from_secs(90), || {
         let now = tier.primary();
         if now == before { Err(format!("{now} still is")) } else { Ok(()) }
@@ -169,160 +240,11 @@ fn changed(tier: &Tier, before: &str) {
     tier.settle("with another primary");
 }
 
-fn delete_primary(tier: &Tier) {
-    let primary = tier.primary();
-    kubectl(&["-n", PLACE, "delete", "pod", &primary, "--wait=false"]).expect("deleted");
-    changed(tier, &primary);
-}
-
-fn kill_server(tier: &Tier) {
-    let primary = tier.primary();
-    kill_in_pod(PLACE, &primary, &tier.engine.server()).expect("killed");
-    changed(tier, &primary);
-}
-
-fn kill_agent(tier: &Tier) {
-    let primary = tier.primary();
-    kill_in_pod(PLACE, &primary, "larderd").expect("killed");
-    changed(tier, &primary);
-}
-
-/// What every server says of one of its settings.
-fn setting(tier: &Tier, key: &str) -> Vec<String> {
-    let servers = tier.servers();
-    servers.iter().map(|pod| tier.ask(&name(pod), "6379", &["config", "get", key]).unwrap_or_else(|error| error)).collect()
-}
-
-fn change_live_parameter(tier: &Tier) {
-    let before = tier.server_uids();
-    tier.patch(&json!({"parameters": {"slowlog-max-len": "77"}}));
-    eventually("every server has the setting", Duration::from_secs(120), || {
-        let said = setting(tier, "slowlog-max-len");
-        if said.iter().all(|said| said.ends_with("77")) { Ok(()) } else { Err(format!("{said:?}")) }
-    });
-    tier.settle("with the setting");
-    assert_eq!(tier.server_uids(), before, "no pod is replaced for what the servers take up while they run");
-}
-
 /// Waits until none of the servers is one of those before.
-fn replaced(tier: &Tier, before: &std::collections::BTreeSet<String>) {
+pub fn replaced(tier: &Tier, before: &BTreeSet<String>) {
     eventually("every server is replaced", SETTLES_WITHIN, || {
         let left: Vec<String> = tier.server_uids().intersection(before).cloned().collect();
         if left.is_empty() { Ok(()) } else { Err(format!("{} are left", left.len())) }
     });
     tier.settle("after the roll");
-}
-
-fn change_start_parameter(tier: &Tier) {
-    let before = tier.server_uids();
-    tier.patch(&json!({"parameters": {"tcp-backlog": "100"}}));
-    replaced(tier, &before);
-    let said = setting(tier, "tcp-backlog");
-    assert!(said.iter().all(|said| said.ends_with("100")), "{said:?}");
-}
-
-fn name_a_bad_image(tier: &Tier) {
-    let good = tier.object()["spec"]["engine"]["image"].clone();
-    tier.patch(&json!({"engine": {"image": "larder-kind/none:of-that-name"}}));
-    eventually("the status tells of the image", Duration::from_secs(120), || {
-        let object = tier.object();
-        let told = ["Degraded", "Progressing"].iter().filter_map(|kind| condition(&object, kind));
-        let told: Vec<Value> = told.filter(|told| told["message"].as_str().is_some_and(|text| text.contains("image"))).collect();
-        if told.is_empty() { Err(object["status"].to_string()) } else { Ok(()) }
-    });
-    thread::sleep(Duration::from_secs(10));
-    let unready = tier.pods().iter().filter(|pod| !super::tier::is_ready(pod)).count();
-    assert!(unready <= 1, "the roll went on to {unready} pods although the first did not start");
-    tier.patch(&json!({"engine": {"image": good}}));
-    tier.settle("with the former image");
-}
-
-fn restart_operator_in_a_roll(tier: &Tier) {
-    let before = tier.server_uids();
-    tier.patch(&json!({"pod": {"annotations": {"e2e/roll": uid(&tier.servers()[0])}}}));
-    eventually("the roll is under way", Duration::from_secs(120), || {
-        let left = tier.pods().iter().filter(|pod| super::tier::is_ready(pod)).count();
-        if left < tier.pods().len() { Ok(()) } else { Err("every pod is as it was".to_owned()) }
-    });
-    kubectl(&["-n", SYSTEM, "delete", "pods", "-l", "app.kubernetes.io/component=operator", "--wait=false"]).expect("deleted");
-    replaced(tier, &before);
-}
-
-fn change_replicas(tier: &Tier) {
-    for count in [2, 1] {
-        tier.patch(&json!({"replicas": count}));
-        tier.settle(&format!("with {count} replicas"));
-        assert_eq!(tier.servers().len(), count + 1);
-    }
-}
-
-fn rotate_password(tier: &Tier) {
-    tier.set_password(&format!("next-{}", uid(&tier.object()))).expect("a Secret");
-    eventually("every server takes the new password", Duration::from_secs(120), || {
-        for pod in tier.servers() {
-            tier.ask(&name(&pod), "6379", &["ping"]).and_then(|said| if said == "PONG" { Ok(()) } else { Err(said) })?;
-        }
-        Ok(())
-    });
-    // Kubelets bring it to the writers within a minute or so; both passwords work meanwhile.
-    thread::sleep(Duration::from_secs(75));
-    tier.settle("with the new password");
-}
-
-fn delete_sentinels(tier: &Tier) {
-    let sentinels: Vec<String> = tier.sentinels().iter().map(name).collect();
-    for sentinel in sentinels.iter().take(sentinels.len() / 2 + 1) {
-        kubectl(&["-n", PLACE, "delete", "pod", sentinel, "--grace-period=0", "--force", "--wait=false"]).expect("deleted");
-    }
-    tier.settle("with all sentinels");
-    tier.primary();
-}
-
-fn drain_node(tier: &Tier) {
-    let primary = tier.primary();
-    let pod = get(PLACE, &format!("pod/{primary}")).expect("a pod");
-    let node = pod["spec"]["nodeName"].as_str().expect("a node").to_owned();
-    let selector = format!("--pod-selector=larder.dev/cluster={}", tier.name);
-    let drained = kubectl(&["drain", &node, "--ignore-daemonsets", "--delete-emptydir-data", "--timeout=180s", &selector]);
-    let moved = catch_unwind(AssertUnwindSafe(|| {
-        eventually("the primary is elsewhere", Duration::from_secs(90), || {
-            let now = tier.primary();
-            let pod = get(PLACE, &format!("pod/{now}")).unwrap_or_default();
-            if pod["spec"]["nodeName"] == *node { Err(format!("{now} is on {node}")) } else { Ok(()) }
-        });
-    }));
-    kubectl(&["uncordon", &node]).expect("uncordoned");
-    drained.expect("drained");
-    moved.expect("the primary moved");
-    spread_sentinels(tier);
-    tier.settle("after the drain");
-}
-
-/// Where a drain left a majority of the sentinels on one node, which the status tells, the operator moves one of them.
-fn spread_sentinels(tier: &Tier) {
-    let is_crowded = || condition(&tier.object(), "Degraded").is_some_and(|found| found["reason"] == "TooFewNodes");
-    eventually("it is known where the sentinels are", SETTLES_WITHIN, || if is_crowded() { Ok(()) } else { tier.settled() });
-    eventually("no node holds most of the sentinels", SETTLES_WITHIN, || {
-        let nodes = || tier.sentinels().iter().map(|pod| pod["spec"]["nodeName"].to_string()).collect::<Vec<_>>();
-        if is_crowded() { Err(format!("they are on {:?}", nodes())) } else { Ok(()) }
-    });
-}
-
-fn delete_all_pods(tier: &Tier) {
-    let before = tier.server_uids();
-    kubectl(&["-n", PLACE, "delete", "pods", "-l", &format!("larder.dev/cluster={}", tier.name), "--wait=false"])
-        .expect("deleted");
-    replaced(tier, &before);
-}
-
-fn upgrade(tier: &Tier) {
-    let before = tier.server_uids();
-    let newer = tier.engine.newer().expect("a newer version");
-    tier.patch(&json!({"engine": newer.spec()}));
-    replaced(tier, &before);
-    let wanted = newer.spec()["image"].clone();
-    for pod in list(PLACE, "pods", &format!("larder.dev/cluster={},app.kubernetes.io/component", tier.name)) {
-        let image = &pod["spec"]["containers"][0]["image"];
-        assert!(wanted.is_null() || *image == wanted, "{} runs {image}", name(&pod));
-    }
 }

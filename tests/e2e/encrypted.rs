@@ -1,66 +1,20 @@
 //! Tiers that speak TLS: made, given new certificates under a client that stays connected, and failed over.
 
-use std::env;
-use std::fs::{self, File};
-use std::path::PathBuf;
+use std::fs;
+use std::io::{BufRead as _, BufReader};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use super::cluster::{eventually, get, kubectl, name, run, uid};
+use super::counter::{Counter, number};
 use super::install::{self, PLACE};
 use super::report::{self, Line};
 use super::tier::{Engine, REDIS_7_0, Tier, VALKEY_9_1};
 
 /// Kubelets bring new files within a minute or two, and sentinels are replaced one after the other.
 const ROTATES_WITHIN: Duration = Duration::from_secs(420);
-
-/// A client with one connection, which counts up twenty times a second.
-struct Counter {
-    child: Child,
-    output: PathBuf,
-}
-
-impl Counter {
-    fn start(tier: &Tier, pod: &str) -> Self {
-        let output = env::temp_dir().join(format!("larder-e2e-{}-{}.counter", tier.name, std::process::id()));
-        let file = File::create(&output).expect("a file");
-        let mut line = tier.client_line("app", "first", pod, "6379");
-        line.extend(["-r", "100000", "-i", "0.05", "INCR", "counter"].map(str::to_owned));
-        let mut command = Command::new("kubectl");
-        command.args(line).stdin(Stdio::null()).stdout(file.try_clone().expect("a file")).stderr(file);
-        Self { child: command.spawn().expect("kubectl runs"), output }
-    }
-
-    fn said(&self) -> Vec<String> {
-        fs::read_to_string(&self.output).unwrap_or_default().lines().map(str::to_owned).collect()
-    }
-
-    fn await_more(&self) {
-        let before = self.said().len();
-        eventually("the counter goes on", Duration::from_secs(60), || match self.said().len() {
-            now if now >= before + 20 => Ok(()),
-            now => Err(format!("{now} lines: {:?}", self.said().last())),
-        });
-    }
-
-    /// Ends it. Each line must be the next number: an error, or a connection that was made anew and said so, is another line.
-    fn finish(mut self) -> usize {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-        let said = self.said();
-        let _ = fs::remove_file(&self.output);
-        let mut expected = 0_u64;
-        // The last line may have been cut off.
-        for line in said.iter().take(said.len().saturating_sub(1)) {
-            expected += 1;
-            let number = line.trim_start_matches("(integer) ").trim();
-            assert_eq!(number.parse(), Ok(expected), "the counter said {line:?}");
-        }
-        said.len()
-    }
-}
 
 /// How many of the pods have shown the newest certificates.
 fn certificates(tier: &Tier) -> Value {
@@ -76,33 +30,96 @@ fn await_certificates(tier: &Tier, rotation: &Value) -> Value {
     })
 }
 
+/// Ends a counter, each of whose lines must be the next number: an error, or a connection that was made anew and said so, is another line.
+fn unbroken(counter: Counter) -> usize {
+    let heard = counter.finish();
+    for (expected, (_, line)) in (1_u64..).zip(&heard) {
+        assert_eq!(number(line), Some(expected), "the counter said {line:?}");
+    }
+    heard.len()
+}
+
+/// A port of this machine that leads to one of a pod, as long as this lives.
+struct Forwarded {
+    child: Child,
+    address: String,
+}
+
+impl Forwarded {
+    fn to(pod: &str, port: &str) -> Self {
+        let mut command = Command::new("kubectl");
+        command.args(["-n", PLACE, "port-forward", &format!("pod/{pod}"), &format!(":{port}")]);
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("kubectl runs");
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().expect("a pipe")).read_line(&mut line).expect("a line");
+        let address = line.split_ascii_whitespace().nth(2).unwrap_or_else(|| panic!("{line:?}")).to_owned();
+        Self { child, address }
+    }
+}
+
+impl Drop for Forwarded {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The SHA-256 of the certificate that each server presents to whoever connects, also on its agent's port, once it has been verified by
+/// what clients are told to trust.
+fn shaken(tier: &Tier) -> Vec<String> {
+    let authorities = std::env::temp_dir().join(format!("larder-e2e-{}-{}.crt", tier.name, std::process::id()));
+    let map = get(PLACE, &format!("configmap/{}-ca", tier.name)).expect("a ConfigMap");
+    fs::write(&authorities, map["data"]["ca.crt"].as_str().expect("ca.crt")).expect("a file");
+    let file = authorities.to_string_lossy();
+    let print = |pod: &str, port: &str| {
+        let forwarded = Forwarded::to(pod, port);
+        let name = format!("{pod}.{PLACE}.svc");
+        let arguments = ["s_client", "-connect", &forwarded.address, "-CAfile", &file, "-verify_return_error"];
+        let arguments = [&arguments[..], &["-verify_hostname", &name, "-servername", &name]].concat();
+        let shown = run("openssl", &arguments, "").unwrap_or_else(|error| panic!("{pod}:{port}: {error}"));
+        let said = run("openssl", &["x509", "-noout", "-fingerprint", "-sha256"], &shown).expect("a certificate");
+        said.rsplit('=').next().expect("a fingerprint").replace(':', "").to_lowercase()
+    };
+    let servers: Vec<String> = tier.servers().iter().map(name).collect();
+    let prints = servers.iter().flat_map(|pod| [print(pod, "6379"), print(pod, "9121")]).collect();
+    let _ = fs::remove_file(&authorities);
+    prints
+}
+
+/// The same as the status has it.
+fn presented(tier: &Tier, certificates: &Value) -> Vec<String> {
+    let fingerprint = certificates["fingerprint"].as_str().expect("a fingerprint").to_owned();
+    vec![fingerprint; 2 * tier.servers().len()]
+}
+
 fn check(title: &str, engine: Engine) {
-    let _cluster = install::cluster();
+    let (_cluster, _others) = (install::cluster(), install::beside_others());
     let (tier, took) = Tier { name: title.to_owned(), engine, durable: false, tls: true }.make();
-    let made = format!("made and ready within {} s", took.as_secs());
-    report::add(Line { tier: tier.name.clone(), case: made, report: None, problem: None });
+    report::add(Line { took: Some(took), ..Line::of(&tier, "made and ready") });
     let before = await_certificates(&tier, &Value::Null);
     let primary = tier.primary();
     // Nobody is served without TLS.
     let plain = Tier { name: tier.name.clone(), engine, durable: false, tls: false };
     assert_ne!(plain.ask(&primary, "6379", &["ping"]).as_deref(), Ok("PONG"));
     published(&tier);
+    assert_eq!(shaken(&tier), presented(&tier, &before), "what is presented in a handshake");
 
     let (servers, sentinels) = (tier.server_uids(), tier.sentinels().iter().map(uid).collect::<Vec<_>>());
-    let counter = Counter::start(&tier, &primary);
+    let counter = Counter::start(&tier, &primary, 2 * ROTATES_WITHIN);
     counter.await_more();
     tier.patch(&json!({"tls": {"enabled": true, "rotation": "again"}}));
     let after = await_certificates(&tier, &json!("again"));
     tier.settle("with new certificates");
     counter.await_more();
-    let count = counter.finish();
+    let count = unbroken(counter);
     assert_ne!(after["fingerprint"], before["fingerprint"]);
+    assert_eq!(shaken(&tier), presented(&tier, &after), "what is presented in a handshake after the rotation");
     assert_eq!(tier.server_uids(), servers, "servers take certificates up while they run");
     let kept = tier.sentinels().iter().map(uid).filter(|uid| sentinels.contains(uid)).count();
     assert_eq!(kept, 0, "sentinels read theirs when they start");
     assert_eq!(tier.primary(), primary, "nothing was failed over");
     let case = format!("certificates rotated; {count} commands over one connection without an error");
-    report::add(Line { tier: tier.name.clone(), case, report: None, problem: None });
+    report::add(Line::of(&tier, &case));
 
     kubectl(&["-n", PLACE, "delete", "pod", &primary, "--wait=false"]).expect("deleted");
     eventually("another primary", Duration::from_secs(120), || {

@@ -1,7 +1,7 @@
 //! Larder on the cluster, by its chart, once for all tests.
 
 use std::env;
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use serde_json::json;
 
@@ -15,16 +15,38 @@ pub const PLACE: &str = "larder-e2e";
 pub const ELSEWHERE: &str = "larder-e2e-elsewhere";
 pub const RELEASE: &str = "larder-e2e";
 
-static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+static RELEASED: RwLock<()> = RwLock::new(());
+static DISTURBED: RwLock<()> = RwLock::new(());
 static INSTALLED: OnceLock<Result<(), String>> = OnceLock::new();
 
-/// Hands the cluster to one test at a time: what is measured beside another test would be of both.
-pub fn cluster() -> MutexGuard<'static, ()> {
-    let guard = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+/// Hands the cluster, with the release installed, to a test among others.
+pub fn cluster() -> RwLockReadGuard<'static, ()> {
+    let guard = RELEASED.read().unwrap_or_else(PoisonError::into_inner);
+    await_release();
+    guard
+}
+
+/// The same to one that takes the release away.
+pub fn cluster_alone() -> RwLockWriteGuard<'static, ()> {
+    let guard = RELEASED.write().unwrap_or_else(PoisonError::into_inner);
+    await_release();
+    guard
+}
+
+fn await_release() {
     if let Err(error) = INSTALLED.get_or_init(install) {
         panic!("Larder is not installed: {error}");
     }
-    guard
+}
+
+/// As long as this is held, no other test touches nodes, the operator or the namespace as a whole. None holds both of these at once.
+pub fn beside_others() -> RwLockReadGuard<'static, ()> {
+    DISTURBED.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// As long as this is held, no other test measures anything.
+pub fn without_others() -> RwLockWriteGuard<'static, ()> {
+    DISTURBED.write().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Installs the release, or brings it to the present image and chart.

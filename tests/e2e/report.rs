@@ -4,7 +4,9 @@ use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
+use super::tier::Tier;
 use super::writers::Report;
 
 /// One row.
@@ -12,7 +14,15 @@ pub struct Line {
     pub tier: String,
     pub case: String,
     pub report: Option<Report>,
+    /// From the first write to the reading back of the last.
+    pub took: Option<Duration>,
     pub problem: Option<String>,
+}
+
+impl Line {
+    pub fn of(tier: &Tier, case: &str) -> Self {
+        Self { tier: tier.name.clone(), case: case.to_owned(), report: None, took: None, problem: None }
+    }
 }
 
 static LINES: Mutex<Vec<Line>> = Mutex::new(Vec::new());
@@ -23,7 +33,8 @@ pub fn add(line: Line) {
     let mut lines = LINES.lock().unwrap_or_else(PoisonError::into_inner);
     lines.push(line);
     let mut text = String::from(
-        "| tier | case | acknowledged | failed attempts | lost | longest gap, ms | faults, problems |\n|---|---|---|---|---|---|---|\n",
+        "| tier | case | s | acknowledged | failed attempts | lost | longest gap, ms | faults, problems |\n\
+         |---|---|---|---|---|---|---|---|\n",
     );
     for line in lines.iter() {
         text.push_str(&row(line));
@@ -33,7 +44,8 @@ pub fn add(line: Line) {
 }
 
 fn row(line: &Line) -> String {
-    let mut text = format!("| {} | {} |", line.tier, line.case);
+    let took = line.took.map(|took| took.as_secs().to_string()).unwrap_or_default();
+    let mut text = format!("| {} | {} | {took} |", line.tier, line.case);
     match &line.report {
         Some(report) => {
             let gap = report.longest_gap.as_millis();

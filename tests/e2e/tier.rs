@@ -45,6 +45,15 @@ impl Engine {
         format!("{}-cli", self.kind.to_lowercase())
     }
 
+    fn benchmark(self) -> String {
+        format!("{}-benchmark", self.kind.to_lowercase())
+    }
+
+    /// Its place among the engines.
+    fn number(self) -> usize {
+        [REDIS_7_0, REDIS_8_0, VALKEY_8_1, VALKEY_9_1].iter().position(|engine| *engine == self).expect("one of them")
+    }
+
     /// Whether a primary hands over by itself when a sentinel is asked for it, and loses nothing.
     pub fn has_coordinated_failover(self) -> bool {
         self == VALKEY_9_1
@@ -103,6 +112,13 @@ impl Tier {
             "apiVersion": "larder.dev/v1alpha1", "kind": "CacheCluster",
             "metadata": {"name": self.name, "namespace": PLACE}, "spec": spec,
         })
+    }
+
+    /// Whether the operator is restarted in the midst of a case, by the case's number: see the matrix. An upgrade of it changes nothing
+    /// about that, since the last case is the upgrade.
+    pub fn restarts_operator(&self, case: usize) -> bool {
+        let by_engine = [0, 1, 0, 1][self.engine.number()];
+        (by_engine + usize::from(self.durable) + case).is_multiple_of(2)
     }
 
     /// The Secret with the login of clients.
@@ -166,37 +182,70 @@ impl Tier {
         list(PLACE, "pods", &format!("larder.dev/cluster={},app.kubernetes.io/component={component}", self.name))
     }
 
+    /// Where any sentinel is reached.
+    pub fn sentinels_address(&self) -> String {
+        let service = get(PLACE, &format!("service/{}-sentinels", self.name)).unwrap_or_default();
+        service["spec"]["clusterIP"].as_str().expect("an address").to_owned()
+    }
+
     pub fn server_uids(&self) -> BTreeSet<String> {
         self.servers().iter().map(uid).collect()
     }
 
+    /// How often the containers of each pod were restarted in place.
+    pub fn restarts(&self) -> BTreeMap<String, u64> {
+        let restarts = |pod: &Value| pod["status"]["containerStatuses"][0]["restartCount"].as_u64().unwrap_or(0);
+        self.pods().iter().map(|pod| (uid(pod), restarts(pod))).collect()
+    }
+
     /// The pod that most sentinels name, which also says of itself that it is the primary.
     pub fn primary(&self) -> String {
-        eventually(&format!("{} has a primary", self.name), Duration::from_secs(60), || {
-            let mut named: BTreeMap<String, usize> = BTreeMap::new();
-            let sentinels = self.sentinels();
-            for sentinel in &sentinels {
-                let said = self.ask(&name(sentinel), "26379", &["sentinel", "get-master-addr-by-name", &self.name]);
-                if let Some(address) = said.ok().and_then(|said| said.lines().next().map(str::to_owned)) {
-                    *named.entry(address).or_default() += 1;
-                }
+        eventually(&format!("{} has a primary", self.name), Duration::from_secs(60), || self.primary_seen(None))
+    }
+
+    /// The same at this moment, without asking anybody on a node that stands still.
+    pub fn primary_seen(&self, standing: Option<&str>) -> Result<String, String> {
+        let is_asked = |pod: &Value| standing.is_none_or(|node| pod["spec"]["nodeName"] != node);
+        let mut named: BTreeMap<String, usize> = BTreeMap::new();
+        let sentinels = self.sentinels();
+        for sentinel in sentinels.iter().filter(|sentinel| is_asked(sentinel)) {
+            let said = self.ask(&name(sentinel), "26379", &["sentinel", "get-master-addr-by-name", &self.name]);
+            if let Some(address) = said.ok().and_then(|said| said.lines().next().map(str::to_owned)) {
+                *named.entry(address).or_default() += 1;
             }
-            let (address, _) =
-                named.iter().find(|(_, count)| **count * 2 > sentinels.len()).ok_or(format!("the sentinels name {named:?}"))?;
-            let service = list(PLACE, "services", &format!("larder.dev/cluster={}", self.name))
-                .into_iter()
-                .find(|service| service["spec"]["clusterIP"] == **address)
-                .ok_or(format!("no Service has the address {address}"))?;
-            let role = self.ask(&name(&service), "6379", &["role"])?;
-            if role.starts_with("master") { Ok(name(&service)) } else { Err(format!("{} says {role}", name(&service))) }
-        })
+        }
+        let (address, _) =
+            named.iter().find(|(_, count)| **count * 2 > sentinels.len()).ok_or(format!("the sentinels name {named:?}"))?;
+        let service = list(PLACE, "services", &format!("larder.dev/cluster={}", self.name))
+            .into_iter()
+            .find(|service| service["spec"]["clusterIP"] == **address)
+            .ok_or(format!("no Service has the address {address}"))?;
+        let found = name(&service);
+        if !self.servers().iter().any(|pod| name(pod) == found && is_asked(pod)) {
+            return Err(format!("{found} is not to be asked"));
+        }
+        let role = self.ask(&found, "6379", &["role"])?;
+        if role.starts_with("master") { Ok(found) } else { Err(format!("{found} says {role}")) }
     }
 
     /// Asks a server or a sentinel in its own pod, by the engine's client, as the user of the tests.
     pub fn ask(&self, pod: &str, port: &str, command: &[&str]) -> Result<String, String> {
-        let login = get(PLACE, &format!("secret/{}", self.login())).ok_or("no login")?;
-        let password = decode(login["data"]["password"].as_str().unwrap_or_default());
-        self.ask_as("app", &password, pod, port, command)
+        self.ask_as("app", &self.password(), pod, port, command)
+    }
+
+    /// The password of clients, as it is by now.
+    pub fn password(&self) -> String {
+        let login = get(PLACE, &format!("secret/{}", self.login())).unwrap_or_default();
+        decode(login["data"]["password"].as_str().unwrap_or_default())
+    }
+
+    /// What starts the engine's benchmark at a server in its pod, with so many of the command that follows.
+    pub fn benchmark_line(&self, pod: &str, times: &str) -> Vec<String> {
+        let (program, password) = (self.engine.benchmark(), self.password());
+        let line = ["-n", PLACE, "exec", pod, "--", &program, "-p", "6379", "--user", "app", "-a", &password];
+        let tls = ["--tls", "--cacert", "/etc/larder/tls/ca.crt"].into_iter().filter(|_| self.tls);
+        let how = ["-q", "-n", times, "-r", "100000000", "-P", "32", "-c", "4"];
+        line.into_iter().chain(tls).chain(how).map(str::to_owned).collect()
     }
 
     /// The same as another user.
@@ -224,11 +273,20 @@ impl Tier {
         self.sentinels_setting("failover-timeout")
     }
 
+    /// Rises with each failover.
+    pub fn epoch(&self) -> u64 {
+        self.sentinels_number("config-epoch")
+    }
+
     fn sentinels_setting(&self, field: &str) -> Duration {
+        Duration::from_millis(self.sentinels_number(field))
+    }
+
+    fn sentinels_number(&self, field: &str) -> u64 {
         let sentinel = self.sentinels().first().map(name).expect("a sentinel");
         let said = self.ask(&sentinel, "26379", &["sentinel", "master", &self.name]).expect("an answer");
         let mut lines = said.lines().skip_while(|line| *line != field).skip(1);
-        Duration::from_millis(lines.next().and_then(|line| line.parse().ok()).expect(field))
+        lines.next().and_then(|line| line.parse().ok()).expect(field)
     }
 
     /// Deletes it, and waits until its pods are gone.

@@ -29,7 +29,7 @@ fn change(manifest: &mut Value, path: &str, value: Value) {
 
 #[test]
 fn a_missing_secret_is_named_and_its_arrival_noticed() {
-    let _cluster = install::cluster();
+    let (_cluster, _others) = (install::cluster(), install::beside_others());
     let tier = Tier { name: "no-secret".to_owned(), engine: VALKEY_9_1, durable: false, tls: false };
     tier.delete();
     apply(&tier.manifest()).expect("applied");
@@ -43,7 +43,7 @@ fn a_missing_secret_is_named_and_its_arrival_noticed() {
 
 #[test]
 fn an_image_that_cannot_be_pulled_is_named_and_the_spec_heals_it() {
-    let _cluster = install::cluster();
+    let (_cluster, _others) = (install::cluster(), install::beside_others());
     let tier = Tier { name: "no-image".to_owned(), engine: REDIS_7_0, durable: false, tls: false };
     tier.delete();
     tier.set_password("first").expect("a Secret");
@@ -58,7 +58,7 @@ fn an_image_that_cannot_be_pulled_is_named_and_the_spec_heals_it() {
 
 #[test]
 fn pods_that_fit_nowhere_are_named() {
-    let _cluster = install::cluster();
+    let (_cluster, _others) = (install::cluster(), install::beside_others());
     let tier = Tier { name: "no-room".to_owned(), engine: REDIS_7_0, durable: false, tls: false };
     tier.delete();
     tier.set_password("first").expect("a Secret");
@@ -73,7 +73,7 @@ fn pods_that_fit_nowhere_are_named() {
 
 #[test]
 fn a_volume_that_cannot_be_bound_is_named() {
-    let _cluster = install::cluster();
+    let (_cluster, _others) = (install::cluster(), install::beside_others());
     let tier = Tier { name: "no-volume".to_owned(), engine: VALKEY_9_1, durable: true, tls: false };
     tier.delete();
     tier.set_password("first").expect("a Secret");
@@ -86,7 +86,8 @@ fn a_volume_that_cannot_be_bound_is_named() {
 
 #[test]
 fn a_quota_that_refuses_is_told_and_hurts_nobody_else() {
-    let _cluster = install::cluster();
+    // Nobody else is to get no pods.
+    let (_cluster, _others) = (install::cluster(), install::without_others());
     let quota = json!({
         "apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "e2e", "namespace": PLACE},
         "spec": {"hard": {"pods": "0"}},
@@ -105,7 +106,7 @@ fn a_quota_that_refuses_is_told_and_hurts_nobody_else() {
 
 #[test]
 fn a_malformed_object_hurts_only_itself() {
-    let _cluster = install::cluster();
+    let (_cluster, _others) = (install::cluster(), install::beside_others());
     let broken = Tier { name: "cluster-mode".to_owned(), engine: VALKEY_9_1, durable: false, tls: false };
     broken.delete();
     broken.set_password("first").expect("a Secret");
@@ -121,7 +122,7 @@ fn a_malformed_object_hurts_only_itself() {
 
 #[test]
 fn other_namespaces_are_left_alone() {
-    let _cluster = install::cluster();
+    let (_cluster, _others) = (install::cluster(), install::beside_others());
     let mut manifest = Tier { name: "unwatched".to_owned(), engine: VALKEY_9_1, durable: false, tls: false }.manifest();
     change(&mut manifest, "/metadata/namespace", json!(ELSEWHERE));
     apply(&manifest).expect("applied");

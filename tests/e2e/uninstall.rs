@@ -10,7 +10,7 @@ fn uninstall() -> Result<String, String> {
 
 #[test]
 fn uninstalling_is_refused_while_a_cache_exists_and_can_be_forced() {
-    let _cluster = install::cluster();
+    let _cluster = install::cluster_alone();
     let (tier, _) = Tier::create("in-use", VALKEY_9_1, false);
     let servers = tier.server_uids();
     assert!(uninstall().is_err(), "the release is gone although a CacheCluster exists");

@@ -11,6 +11,11 @@ use super::tier::{Tier, is_ready};
 /// How many acknowledged values a disruption is judged by, at least.
 pub const ENOUGH: u64 = 10_000;
 
+/// How many write at once.
+const WRITERS: u64 = 4;
+/// After how many values each connects anew.
+const RECONNECT: u64 = 100;
+
 /// The pod that writes to a tier.
 pub struct Writers {
     pod: String,
@@ -43,10 +48,12 @@ impl Writers {
 
     fn manifest(&self, tier: &Tier) -> Value {
         let environment = json!([
-            {"name": "SENTINELS", "value": format!("{}-sentinels.{PLACE}.svc:26379", tier.name)},
+            // By address: no failover depends on names.
+            {"name": "SENTINELS", "value": format!("{}:26379", tier.sentinels_address())},
             {"name": "MASTER", "value": tier.name},
             {"name": "LOGIN", "value": "/login"},
-            {"name": "RECONNECT", "value": "100"},
+            {"name": "WRITERS", "value": WRITERS.to_string()},
+            {"name": "RECONNECT", "value": RECONNECT.to_string()},
         ]);
         let term = json!({"matchExpressions": [{"key": "node-role.kubernetes.io/control-plane", "operator": "Exists"}]});
         let affinity = json!({"preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 100, "preference": term}]});
@@ -97,6 +104,30 @@ impl Writers {
             let now = self.acknowledged();
             if now >= least { Ok(()) } else { Err(format!("{now}, {}", self.say("status"))) }
         });
+    }
+
+    /// Waits for as many as show that the run goes on.
+    pub fn await_more(&self) {
+        self.await_acknowledged(self.acknowledged() + ENOUGH / 10);
+    }
+
+    /// Waits for the first after so many.
+    pub fn await_acknowledged_beyond(&self, before: u64, within: Duration) {
+        eventually(&format!("{} is served again", self.pod), within, || match self.acknowledged() {
+            // One for each writer may have been counted late.
+            now if now > before + 4 => Ok(()),
+            now => Err(format!("{now} acknowledged values as before")),
+        });
+    }
+
+    /// Waits until each writer has connected anew, which it does every so many values.
+    pub fn await_reconnected(&self) {
+        self.await_acknowledged(self.acknowledged() + 2 * WRITERS * RECONNECT);
+    }
+
+    /// The password that the kubelet has brought to the pod.
+    pub fn password(&self) -> String {
+        kubectl(&["-n", PLACE, "exec", &self.pod, "--", "/e2e-client", "password"]).unwrap_or_else(|error| error)
     }
 
     /// Ends the run once it has enough to be judged by, and reads every value back.

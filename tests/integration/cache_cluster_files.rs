@@ -132,7 +132,7 @@ fn a_server_reads_its_files_and_lets_everybody_do_what_is_theirs() {
             ("appendonly", "yes"),
             ("appendfsync", "everysec"),
             ("min-replicas-to-write", "1"),
-            ("min-replicas-max-lag", "3"),
+            ("min-replicas-max-lag", "2"),
             ("hz", "17"),
             ("notify-keyspace-events", ""),
             ("replica-announce-ip", "127.0.0.1"),

@@ -297,16 +297,19 @@ pub struct WritesSpec {
     /// How many replicas must follow (`min-replicas-to-write`).
     #[schemars(range(min = 1, max = 5))]
     pub min_replicas: u32,
-    /// How long ago each of them may last have been heard of, in whole seconds (`min-replicas-max-lag`). Default 10s.
+    /// How long each of them may have been silent, in whole seconds: a primary that is cut off acknowledges nothing later than a second
+    /// after that. 3s or more: replicas are heard once a second. Default 10s.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<LagText>")]
     pub max_lag: Option<Span>,
 }
 
 impl WritesSpec {
-    /// How long ago a replica may last have been heard of, in whole seconds.
+    /// What `min-replicas-max-lag` has to be. Servers count whole seconds and look once a second: with N they acknowledge for almost
+    /// N + 2 seconds after they last heard of a replica. 0 would mean for ever.
     pub fn max_lag_secs(&self) -> u64 {
-        self.max_lag.map_or(10, |lag| lag.as_millis().div_ceil(1000))
+        let lag = self.max_lag.map_or(10, |lag| lag.as_millis().div_ceil(1000));
+        lag.saturating_sub(1).max(1)
     }
 }
 

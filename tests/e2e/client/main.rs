@@ -4,6 +4,8 @@
 //!     e2e-client serve                  waits for runs; configured by the environment, below
 //!     e2e-client start|status|stop      asks the one that serves, over loopback; `stop` reads back and prints the report
 //!
+//!     e2e-client password               prints the password that it would log in with
+//!
 //! It is a program of its own, without the library and without any crate: it shares no fault with what it tests, and the compiler makes
 //! it in a second.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr)]
@@ -59,7 +61,11 @@ fn main() -> ExitCode {
         serve(&Target::from_environment());
         return ExitCode::SUCCESS;
     }
-    match ask(&command) {
+    let answer = match command.as_str() {
+        "password" => password(&Target::from_environment()),
+        _ => ask(&command),
+    };
+    match answer {
         Ok(answer) => {
             println!("{answer}");
             ExitCode::SUCCESS
@@ -103,6 +109,11 @@ fn serve(target: &Target) {
         // Where nobody listens any more, the log has it.
         let _ = stream.write_all(answer.as_bytes());
     }
+}
+
+fn password(target: &Target) -> Result<String, String> {
+    let login = target.login.as_ref().ok_or("there is no login")?;
+    std::fs::read_to_string(login.join("password")).map(|text| text.trim().to_owned()).map_err(|error| error.to_string())
 }
 
 fn ask(command: &str) -> Result<String, String> {

@@ -128,7 +128,8 @@ fn write(target: &Target, name: &str, stop: &AtomicBool, acknowledged: &AtomicU3
     written
 }
 
-/// The keys that are gone, or hold something else than their own name.
+/// The keys that are gone, or hold something else than their own name. Those that are there are removed: what fills the cache would
+/// be evicted from a later run.
 fn read_back(target: &Target, keys: &[String]) -> Result<Vec<String>, Fault> {
     let deadline = Instant::now() + READ_BACK_WITHIN;
     let mut lost = Vec::new();
@@ -145,6 +146,11 @@ fn read_back(target: &Target, keys: &[String]) -> Result<Vec<String>, Fault> {
                 Err(_) => thread::sleep(ASK_AGAIN),
             }
         };
+        if let Some(mut open) = connection.take() {
+            let command: Vec<&str> = std::iter::once("UNLINK").chain(batch.iter().map(String::as_str)).collect();
+            // They go by themselves otherwise.
+            connection = open.call(&command).ok().map(|_| open);
+        }
         lost.extend(
             batch.iter().zip(values).filter(|(key, value)| *value != Reply::Text((*key).clone())).map(|(key, _)| key.clone()),
         );

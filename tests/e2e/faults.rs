@@ -1,0 +1,172 @@
+//! Faults: what nobody asked for, and what must come of it.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use super::cluster::{eventually, kubectl, list, name};
+use super::counter::{Counter, number};
+use super::disruptions::{Scene, changed, replaced};
+use super::install::PLACE;
+use super::nodes::{Cordoned, CutOff, Paused, kill_pod, kill_process, node_of};
+use super::operator::Away;
+use super::planned::{MAX_LAG, await_setting};
+use super::tier::{SETTLES_WITHIN, Tier, is_ready};
+
+pub fn kill_server(scene: &Scene) {
+    let primary = scene.tier.primary();
+    kill_process(&primary, &scene.tier.engine.server());
+    changed(scene.tier, &primary);
+}
+
+pub fn kill_agent(scene: &Scene) {
+    let primary = scene.tier.primary();
+    kill_process(&primary, "larderd");
+    changed(scene.tier, &primary);
+}
+
+pub fn kill_whole_pod(scene: &Scene) {
+    let primary = scene.tier.primary();
+    kill_pod(&primary);
+    changed(scene.tier, &primary);
+}
+
+pub fn delete_all_pods(scene: &Scene) {
+    let before = scene.tier.server_uids();
+    let labels = format!("larder.dev/cluster={}", scene.tier.name);
+    kubectl(&["-n", PLACE, "delete", "pods", "-l", &labels, "--wait=false"]).expect("deleted");
+    replaced(scene.tier, &before);
+}
+
+/// Waits until a server that was the primary follows another, and nobody else believes to be one.
+fn await_demotion(tier: &Tier, former: &str) {
+    eventually(&format!("{former} follows another, and there is one primary"), SETTLES_WITHIN, || {
+        let role = tier.ask(former, "6379", &["role"])?;
+        if !role.starts_with("slave") {
+            return Err(format!("{former} says {role}"));
+        }
+        let servers = tier.servers();
+        let is_primary = |pod: &String| tier.ask(pod, "6379", &["role"]).is_ok_and(|role| role.starts_with("master"));
+        let primaries: Vec<String> = servers.iter().map(name).filter(is_primary).collect();
+        if primaries.len() == 1 { Ok(()) } else { Err(format!("{primaries:?} are primaries")) }
+    });
+}
+
+/// Kubernetes has noticed it, too, where the tier is durable; otherwise it lasts only until another serves.
+pub fn pause_node(scene: &Scene) {
+    let tier = scene.tier;
+    let primary = tier.primary();
+    let node = node_of(&primary);
+    let paused = Paused::node(&node);
+    eventually("another serves as primary", Duration::from_secs(90), || match tier.primary_seen(Some(&node))? {
+        now if now == primary => Err(format!("{now} still is")),
+        _ => Ok(()),
+    });
+    scene.writers.await_more();
+    if tier.durable {
+        paused.await_noticed();
+    }
+    paused.resume();
+    await_demotion(tier, &primary);
+    tier.settle("with the node back");
+}
+
+/// A client on the primary's own side of the cut says what it still acknowledges there.
+pub fn cut_primary_off(scene: &Scene) {
+    let tier = scene.tier;
+    let writes = json!({"minReplicas": 1, "maxLag": format!("{}s", MAX_LAG.as_secs())});
+    tier.patch(&json!({"replicas": 2, "writes": writes}));
+    tier.settle("with two replicas");
+    await_setting(tier, "min-replicas-to-write", "1");
+    let primary = tier.primary();
+    let inside = Counter::start(tier, &primary, Duration::from_secs(120));
+    inside.await_more();
+
+    let cut = CutOff::pod(&primary);
+    let begun = Instant::now();
+    let ends = begun + MAX_LAG + Duration::from_secs(1);
+    eventually("another serves as primary", Duration::from_secs(90), || match tier.primary_seen(None)? {
+        now if now == primary => Err(format!("{now} still is")),
+        _ => Ok(()),
+    });
+    scene.writers.await_more();
+    // Long enough beyond it to see that it has ended.
+    thread::sleep((ends + Duration::from_secs(3)).saturating_duration_since(Instant::now()));
+    let heard = inside.finish();
+    cut.heal();
+    await_demotion(tier, &primary);
+    tier.settle("with the primary that was cut off back");
+
+    let last = heard.iter().rev().find(|(_, line)| number(line).is_some()).expect("it acknowledged something").0;
+    let refused = heard.iter().filter(|(at, line)| *at > last && line.contains("NOREPLICAS")).count();
+    assert!(refused >= 20, "its own side was not there to be refused: {:?}", heard.last());
+    let over = last.saturating_duration_since(begun);
+    assert!(last <= ends, "it acknowledged for {over:?} after it was cut off, with a maxLag of {MAX_LAG:?}");
+    let counted = |since: Option<Instant>| {
+        heard.iter().filter(|(at, line)| number(line).is_some() && since.is_none_or(|since| *at > since)).count()
+    };
+    let kept = tier.ask(&tier.primary(), "6379", &["get", "counter"]).expect("an answer").parse::<usize>().expect("a number");
+    let lost = counted(None).saturating_sub(kept);
+    // What was not yet replicated counts as of the window.
+    let window = counted(Some(begun - Duration::from_secs(1)));
+    assert!(lost <= window, "{lost} were lost, and {window} were acknowledged in the window");
+    scene.note(format!("on its own side acknowledged for {} ms more, {lost} lost", over.as_millis()));
+}
+
+/// The primary's pod is gone at once, and nobody but sentinels and agents is there to see to it.
+pub fn kill_while_operator_is_away(scene: &Scene) {
+    let tier = scene.tier;
+    let primary = tier.primary();
+    let away = Away::begin();
+    kubectl(&["-n", PLACE, "delete", "pod", &primary, "--grace-period=0", "--force", "--wait=false"]).expect("deleted");
+    eventually("another serves as primary", Duration::from_secs(90), || match tier.primary_seen(None)? {
+        now if now == primary => Err(format!("{now} still is")),
+        _ => Ok(()),
+    });
+    scene.writers.await_more();
+    // Its successor finds its place by its agent alone.
+    await_demotion(tier, &primary);
+    away.end();
+    tier.settle("with the operator back");
+    let now = tier.primary();
+    eventually("the Service of the primary points at it", SETTLES_WITHIN, || {
+        let slices = list(PLACE, "endpointslices", &format!("kubernetes.io/service-name={}-primary", tier.name));
+        let targets: Vec<_> = slices.iter().map(|slice| slice["endpoints"][0]["targetRef"]["name"].clone()).collect();
+        if targets.iter().any(|target| *target == *now) { Ok(()) } else { Err(format!("{targets:?} instead of {now}")) }
+    });
+}
+
+/// Nobody can fail over while the primary dies. With volumes, nobody serves until the sentinels are back; without, the dead server's copy is
+/// gone, so that the operator promotes the one that is left.
+pub fn lose_majority_and_primary(scene: &Scene) {
+    let tier = scene.tier;
+    let primary = tier.primary();
+    let sentinels: Vec<String> = tier.sentinels().iter().map(name).collect();
+    let majority = sentinels.len() / 2 + 1;
+    let cordon = Cordoned::all();
+    for sentinel in sentinels.iter().take(majority) {
+        kubectl(&["-n", PLACE, "delete", "pod", sentinel, "--grace-period=0", "--force", "--wait=false"]).expect("deleted");
+    }
+    let ready = || tier.sentinels().iter().filter(|pod| is_ready(pod)).count();
+    eventually("most sentinels are away", Duration::from_secs(30), || match ready() {
+        left if left < majority => Ok(()),
+        left => Err(format!("{left} are ready")),
+    });
+    kill_process(&primary, &tier.engine.server());
+    let acknowledged = scene.writers.acknowledged();
+    thread::sleep(3 * scene.down_after);
+    let now = scene.writers.acknowledged();
+    // One for each writer may have been on its way.
+    assert!(now <= acknowledged + 4, "{} acknowledged by nobody's leave", now - acknowledged);
+    if !tier.durable {
+        scene.writers.await_acknowledged_beyond(now, SETTLES_WITHIN);
+    }
+    cordon.lift();
+    eventually("most sentinels are back", Duration::from_secs(120), || match ready() {
+        now if now >= majority => Ok(()),
+        now => Err(format!("{now} are ready")),
+    });
+    scene.writers.await_acknowledged_beyond(now, scene.bound_of_faults());
+    tier.settle("with the sentinels back");
+}

@@ -1,0 +1,81 @@
+//! The matrix: which engine meets what, with which storage.
+
+use std::env;
+
+use super::disruptions;
+use super::install;
+use super::report::{self, Line};
+use super::tier::{Engine, REDIS_7_0, REDIS_8_0, Tier, VALKEY_8_1, VALKEY_9_1};
+use super::writers::Writers;
+
+/// The tier is made, and disturbed in every way.
+fn suite(name: &str, engine: Engine, durable: bool) {
+    let _cluster = install::cluster();
+    let (mut tier, writers) = make(name, engine, durable);
+    let failed = disruptions::run_all(&mut tier, &writers);
+    writers.remove();
+    if failed.is_empty() {
+        tier.delete();
+    }
+    assert!(failed.is_empty(), "{}", failed.join("\n"));
+}
+
+/// The tier is made, and fails over once by the engine's own command; all of it only with `LARDER_E2E_FULL`.
+fn made(name: &str, engine: Engine, durable: bool) {
+    if env::var_os("LARDER_E2E_FULL").is_some() {
+        return suite(name, engine, durable);
+    }
+    let _cluster = install::cluster();
+    let (tier, writers) = make(name, engine, durable);
+    disruptions::floor(&tier, &writers);
+    writers.remove();
+    tier.delete();
+}
+
+fn make(name: &str, engine: Engine, durable: bool) -> (Tier, Writers) {
+    let _others = install::beside_others();
+    let (tier, took) = Tier::create(name, engine, durable);
+    report::add(Line { took: Some(took), ..Line::of(&tier, "made and ready") });
+    let writers = Writers::start(&tier);
+    (tier, writers)
+}
+
+#[test]
+fn redis_7_0_ephemeral() {
+    suite("redis-7-0-e", REDIS_7_0, false);
+}
+
+#[test]
+fn redis_7_0_persistent() {
+    made("redis-7-0-p", REDIS_7_0, true);
+}
+
+#[test]
+fn redis_8_0_ephemeral() {
+    made("redis-8-0-e", REDIS_8_0, false);
+}
+
+#[test]
+fn redis_8_0_persistent() {
+    suite("redis-8-0-p", REDIS_8_0, true);
+}
+
+#[test]
+fn valkey_8_1_ephemeral() {
+    made("valkey-8-1-e", VALKEY_8_1, false);
+}
+
+#[test]
+fn valkey_8_1_persistent() {
+    suite("valkey-8-1-p", VALKEY_8_1, true);
+}
+
+#[test]
+fn valkey_9_1_ephemeral() {
+    suite("valkey-9-1-e", VALKEY_9_1, false);
+}
+
+#[test]
+fn valkey_9_1_persistent() {
+    made("valkey-9-1-p", VALKEY_9_1, true);
+}

@@ -1,0 +1,149 @@
+//! What is done to nodes, and to pods from their nodes, which must be containers of kind. Whatever is done that must end is ended when
+//! its guard is dropped, also by a test that fails.
+
+use std::time::Duration;
+
+use super::cluster::{eventually, get, kubectl, run, uid};
+use super::install::PLACE;
+
+/// The node that a pod is on.
+pub fn node_of(pod: &str) -> String {
+    let found = get(PLACE, &format!("pod/{pod}")).unwrap_or_default();
+    found["spec"]["nodeName"].as_str().unwrap_or_else(|| panic!("{pod} is on no node")).to_owned()
+}
+
+/// Runs a script on a pod's node, where `$pids` are the pod's processes.
+fn beside(pod: &str, script: &str) -> Result<String, String> {
+    let found = get(PLACE, &format!("pod/{pod}")).ok_or(format!("no pod {pod}"))?;
+    let node = found["spec"]["nodeName"].as_str().ok_or("on no node")?;
+    let uid = uid(&found);
+    let whole = format!(
+        "pids=; for file in $(grep -lE '{uid}|{}' /proc/[0-9]*/cgroup 2>/dev/null); do pid=${{file#/proc/}}; pid=${{pid%/cgroup}}; \
+         case $(cat /proc/$pid/comm 2>/dev/null) in ''|containerd-shim*) ;; *) pids=\"$pids $pid\" ;; esac; done\n{script}",
+        uid.replace('-', "_")
+    );
+    run("docker", &["exec", node, "sh", "-c", &whole], "")
+}
+
+/// Kills a process of a pod with SIGKILL: process 1 of a container ignores the signal when it comes from inside.
+pub fn kill_process(pod: &str, program: &str) {
+    let script = format!(
+        "for pid in $pids; do if [ \"$(cat /proc/$pid/comm 2>/dev/null)\" = {program} ]; then kill -9 $pid; echo killed; fi; done"
+    );
+    let said = beside(pod, &script).unwrap_or_else(|error| panic!("{error}"));
+    assert!(said.contains("killed"), "{program} does not run in the pod {pod}");
+}
+
+/// Kills everything of a pod at once: all its processes, and the sandbox that they live in.
+pub fn kill_pod(pod: &str) {
+    let said = beside(pod, "kill -9 $pids && echo \"killed$pids\"").unwrap_or_else(|error| panic!("{error}"));
+    assert!(said.split_ascii_whitespace().count() > 3, "a sandbox, an agent and a server were to be killed: {said}");
+}
+
+/// A pod that is cut off from everybody: nothing reaches it, and nothing leaves it, but over its own loopback interface. Its node can
+/// still run programs in it.
+pub struct CutOff {
+    pod: String,
+}
+
+impl CutOff {
+    pub fn pod(pod: &str) -> Self {
+        let cut = Self { pod: pod.to_owned() };
+        cut.rules("-I").unwrap_or_else(|error| panic!("{error}"));
+        cut
+    }
+
+    fn rules(&self, what: &str) -> Result<String, String> {
+        let inside = "nsenter -t ${pids##* } -n iptables -w";
+        beside(&self.pod, &format!("{inside} {what} INPUT ! -i lo -j DROP && {inside} {what} OUTPUT ! -o lo -j DROP"))
+    }
+
+    pub fn heal(self) {
+        drop(self);
+    }
+}
+
+impl Drop for CutOff {
+    fn drop(&mut self) {
+        if let Err(error) = self.rules("-D") {
+            eprintln!("{} is not let in again: {error}", self.pod);
+        }
+    }
+}
+
+/// A node that stands still with everything on it.
+pub struct Paused {
+    node: String,
+}
+
+impl Paused {
+    pub fn node(node: &str) -> Self {
+        let nodes = kubectl(&["get", "nodes", "-l", "node-role.kubernetes.io/control-plane", "-o", "name"]).expect("nodes");
+        assert!(!nodes.lines().any(|name| name == format!("node/{node}")), "{node} is of the control plane");
+        run("docker", &["pause", node], "").unwrap_or_else(|error| panic!("{error}"));
+        Self { node: node.to_owned() }
+    }
+
+    /// Waits until the control plane has noticed.
+    pub fn await_noticed(&self) {
+        await_readiness(&self.node, "Unknown");
+    }
+
+    pub fn resume(self) {
+        let node = self.node.clone();
+        drop(self);
+        await_readiness(&node, "True");
+    }
+}
+
+impl Drop for Paused {
+    fn drop(&mut self) {
+        if let Err(error) = run("docker", &["unpause", &self.node], "") {
+            eprintln!("{} still stands: {error}", self.node);
+        }
+    }
+}
+
+fn await_readiness(node: &str, wanted: &str) {
+    let path = "jsonpath={.status.conditions[?(@.type==\"Ready\")].status}";
+    eventually(&format!("the readiness of {node} is {wanted}"), Duration::from_secs(120), || {
+        let said = kubectl(&["get", "node", node, "-o", path])?;
+        if said == wanted { Ok(()) } else { Err(said) }
+    });
+}
+
+/// Nodes on which nothing new is started.
+pub struct Cordoned {
+    nodes: Vec<String>,
+}
+
+impl Cordoned {
+    pub fn all() -> Self {
+        let said = kubectl(&["get", "nodes", "-o", "jsonpath={.items[*].metadata.name}"]).expect("nodes");
+        let cordoned = Self { nodes: said.split_ascii_whitespace().map(str::to_owned).collect() };
+        cordoned.each("cordon").expect("cordoned");
+        cordoned
+    }
+
+    /// One that is about to be drained, which cordons it.
+    pub fn by_drain(node: &str) -> Self {
+        Self { nodes: vec![node.to_owned()] }
+    }
+
+    fn each(&self, verb: &str) -> Result<String, String> {
+        let arguments: Vec<&str> = [verb].into_iter().chain(self.nodes.iter().map(String::as_str)).collect();
+        kubectl(&arguments)
+    }
+
+    pub fn lift(self) {
+        drop(self);
+    }
+}
+
+impl Drop for Cordoned {
+    fn drop(&mut self) {
+        if let Err(error) = self.each("uncordon") {
+            eprintln!("{:?} take no pods: {error}", self.nodes);
+        }
+    }
+}

@@ -1,0 +1,183 @@
+//! Changes that are planned: nothing acknowledged is lost by any of them.
+
+use std::collections::BTreeSet;
+use std::thread;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::cluster::{condition, eventually, kubectl, list, name, uid};
+use super::disruptions::{Scene, changed, replaced};
+use super::install::PLACE;
+use super::nodes::{Cordoned, node_of};
+use super::tier::{SETTLES_WITHIN, Tier, is_ready};
+
+/// How long a primary that is cut off goes on, by `spec.writes`, while there are two replicas.
+pub const MAX_LAG: Duration = Duration::from_secs(3);
+/// How full a cache is before its node is drained, in hundredths of `maxmemory`: what is written meanwhile takes most of the rest, and
+/// nothing is evicted, which could not be told from a loss.
+const FULL: u64 = 86;
+
+pub fn delete_primary(scene: &Scene) {
+    let primary = scene.tier.primary();
+    kubectl(&["-n", PLACE, "delete", "pod", &primary, "--wait=false"]).expect("deleted");
+    changed(scene.tier, &primary);
+}
+
+/// Waits until every server says of one of its settings what is wanted.
+pub fn await_setting(tier: &Tier, key: &str, wanted: &str) {
+    eventually(&format!("every server has {key} {wanted}"), Duration::from_secs(120), || {
+        for pod in tier.servers() {
+            let said = tier.ask(&name(&pod), "6379", &["config", "get", key])?;
+            if said.lines().last() != Some(wanted) {
+                return Err(format!("{}: {said}", name(&pod)));
+            }
+        }
+        Ok(())
+    });
+}
+
+pub fn change_live_parameter(scene: &Scene) {
+    let tier = scene.tier;
+    let before = tier.server_uids();
+    tier.patch(&json!({"parameters": {"slowlog-max-len": "77"}}));
+    await_setting(tier, "slowlog-max-len", "77");
+    tier.settle("with the setting");
+    assert_eq!(tier.server_uids(), before, "no pod is replaced for what the servers take up while they run");
+}
+
+pub fn change_start_parameter(scene: &Scene) {
+    let tier = scene.tier;
+    let before = tier.server_uids();
+    tier.patch(&json!({"parameters": {"tcp-backlog": "100"}}));
+    replaced(tier, &before);
+    await_setting(tier, "tcp-backlog", "100");
+}
+
+pub fn name_a_bad_image(scene: &Scene) {
+    let tier = scene.tier;
+    let good = tier.object()["spec"]["engine"]["image"].clone();
+    tier.patch(&json!({"engine": {"image": "larder-kind/none:of-that-name"}}));
+    eventually("the status tells of the image", Duration::from_secs(120), || {
+        let object = tier.object();
+        let told = ["Degraded", "Progressing"].iter().filter_map(|kind| condition(&object, kind));
+        let told: Vec<Value> = told.filter(|told| told["message"].as_str().is_some_and(|text| text.contains("image"))).collect();
+        if told.is_empty() { Err(object["status"].to_string()) } else { Ok(()) }
+    });
+    thread::sleep(Duration::from_secs(10));
+    let unready = tier.pods().iter().filter(|pod| !is_ready(pod)).count();
+    assert!(unready <= 1, "the roll went on to {unready} pods although the first did not start");
+    tier.patch(&json!({"engine": {"image": good}}));
+    tier.settle("once the image is right again");
+}
+
+/// From here on a primary needs one of two replicas to acknowledge a write.
+pub fn add_replica(scene: &Scene) {
+    let writes = json!({"minReplicas": 1, "maxLag": format!("{}s", MAX_LAG.as_secs())});
+    scene.tier.patch(&json!({"replicas": 2, "writes": writes}));
+    scene.tier.settle("with 2 replicas");
+    assert_eq!(scene.tier.servers().len(), 3);
+    await_setting(scene.tier, "min-replicas-to-write", "1");
+}
+
+pub fn remove_replica(scene: &Scene) {
+    scene.tier.patch(&json!({"replicas": 1, "writes": null}));
+    scene.tier.settle("with 1 replica");
+    assert_eq!(scene.tier.servers().len(), 2);
+}
+
+pub fn rotate_password(scene: &Scene) {
+    let tier = scene.tier;
+    let password = format!("next-{}", uid(&tier.object()));
+    tier.set_password(&password).expect("a Secret");
+    eventually("every server takes the new password", Duration::from_secs(120), || {
+        for pod in tier.servers() {
+            tier.ask(&name(&pod), "6379", &["ping"]).and_then(|said| if said == "PONG" { Ok(()) } else { Err(said) })?;
+        }
+        Ok(())
+    });
+    // Both passwords work until the kubelet has brought it to the writers, and each of them has logged in anew.
+    eventually("the writers have the new password", Duration::from_secs(120), || match scene.writers.password() {
+        held if held == password => Ok(()),
+        held => Err(format!("{held:?}")),
+    });
+    scene.writers.await_reconnected();
+    tier.settle("with the new password");
+}
+
+pub fn delete_sentinels(scene: &Scene) {
+    let sentinels: Vec<String> = scene.tier.sentinels().iter().map(name).collect();
+    for sentinel in sentinels.iter().take(sentinels.len() / 2 + 1) {
+        kubectl(&["-n", PLACE, "delete", "pod", sentinel, "--grace-period=0", "--force", "--wait=false"]).expect("deleted");
+    }
+    scene.tier.settle("with all sentinels");
+    scene.tier.primary();
+}
+
+/// With a full cache: the copy for the evicted pod's successor costs the server that takes over the most memory.
+pub fn drain_node(scene: &Scene) {
+    let tier = scene.tier;
+    let primary = tier.primary();
+    fill(tier, &primary);
+    let node = node_of(&primary);
+    let selector = format!("--pod-selector=larder.dev/cluster={}", tier.name);
+    let restarts = tier.restarts();
+    let cordon = Cordoned::by_drain(&node);
+    kubectl(&["drain", &node, "--ignore-daemonsets", "--delete-emptydir-data", "--timeout=180s", &selector]).expect("drained");
+    eventually("the primary is elsewhere", Duration::from_secs(90), || {
+        let now = tier.primary();
+        if node_of(&now) == node { Err(format!("{now} is on {node}")) } else { Ok(()) }
+    });
+    cordon.lift();
+    spread_sentinels(tier);
+    tier.settle("after the drain");
+    // A pod that was replaced counts from none.
+    let now = tier.restarts();
+    let more: Vec<&String> =
+        now.iter().filter(|(pod, count)| restarts.get(*pod).is_some_and(|before| *count > before)).map(|(pod, _)| pod).collect();
+    assert!(more.is_empty(), "containers of {more:?} were killed");
+}
+
+/// Fills a primary with values that go by themselves after some minutes.
+fn fill(tier: &Tier, primary: &str) {
+    let number = |section: &str, field: &str| -> Result<u64, String> {
+        let said = tier.ask(primary, "6379", &["info", section])?;
+        let line = said.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':')).ok_or(format!("no {field}"))?;
+        line.trim().parse().map_err(|_| line.to_owned())
+    };
+    let most = number("memory", "maxmemory").expect("a number");
+    let (line, value) = (tier.benchmark_line(primary, "30000"), "x".repeat(64));
+    let command = ["set", "fill:__rand_int__", &value, "ex", "300"];
+    let line: Vec<&str> = line.iter().map(String::as_str).chain(command).collect();
+    eventually(&format!("{primary} is full"), Duration::from_secs(60), || {
+        let used = number("memory", "used_memory")?;
+        if used * 100 >= most * FULL {
+            return Ok(());
+        }
+        kubectl(&line)?;
+        Err(format!("{used} of {most} bytes are used"))
+    });
+}
+
+/// Where a drain left a majority of the sentinels on one node, which the status tells, the operator moves one of them.
+fn spread_sentinels(tier: &Tier) {
+    let is_crowded = || condition(&tier.object(), "Degraded").is_some_and(|found| found["reason"] == "TooFewNodes");
+    eventually("it is known where the sentinels are", SETTLES_WITHIN, || if is_crowded() { Ok(()) } else { tier.settled() });
+    eventually("no node holds most of the sentinels", SETTLES_WITHIN, || {
+        let nodes = || tier.sentinels().iter().map(|pod| pod["spec"]["nodeName"].to_string()).collect::<Vec<_>>();
+        if is_crowded() { Err(format!("they are on {:?}", nodes())) } else { Ok(()) }
+    });
+}
+
+pub fn upgrade(scene: &Scene) {
+    let tier = scene.tier;
+    let before: BTreeSet<String> = tier.server_uids();
+    let newer = tier.engine.newer().expect("a newer version");
+    tier.patch(&json!({"engine": newer.spec()}));
+    replaced(tier, &before);
+    let wanted = newer.spec()["image"].clone();
+    for pod in list(PLACE, "pods", &format!("larder.dev/cluster={},app.kubernetes.io/component", tier.name)) {
+        let image = &pod["spec"]["containers"][0]["image"];
+        assert!(wanted.is_null() || *image == wanted, "{} runs {image}", name(&pod));
+    }
+}
