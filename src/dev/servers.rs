@@ -293,7 +293,7 @@ impl Servers {
         let Tier { name, login, .. } = &*tier;
         let Some(place) = sentinels.get_mut(&sentinel) else { return Ok(()) };
         let login = login.as_ref();
-        place.exchange(login, async |admin| monitor::monitor(admin, name, primary, quorum, login).await).await
+        place.exchange(login, async |admin| monitor::monitor((sentinel, admin), name, primary, quorum, login).await).await
     }
 
     /// Applies those settings of `spec` that servers take while they run: memory, eviction and parameters. What came of it, in

@@ -9,9 +9,9 @@ use super::cluster::{eventually, kubectl, list, name};
 use super::counter::{Counter, number};
 use super::disruptions::{Scene, changed, replaced};
 use super::install::PLACE;
-use super::nodes::{Cordoned, CutOff, Paused, kill_pod, kill_process, node_of};
+use super::nodes::{Cordoned, CutOff, Paused, is_on_foreign_nodes, kill_pod, kill_process, node_of};
 use super::operator::Away;
-use super::planned::{MAX_LAG, await_setting};
+use super::planned::{MAX_LAG, await_setting, spread_sentinels};
 use super::tier::{SETTLES_WITHIN, Tier, is_ready};
 
 pub fn kill_server(scene: &Scene) {
@@ -119,6 +119,10 @@ pub fn kill_while_operator_is_away(scene: &Scene) {
     let tier = scene.tier;
     let primary = tier.primary();
     let away = Away::begin();
+    // Deleted alone, it would still be asked to hand over.
+    if !is_on_foreign_nodes() {
+        kill_pod(&primary);
+    }
     kubectl(&["-n", PLACE, "delete", "pod", &primary, "--grace-period=0", "--force", "--wait=false"]).expect("deleted");
     eventually("another serves as primary", Duration::from_secs(90), || match tier.primary_seen(None)? {
         now if now == primary => Err(format!("{now} still is")),
@@ -168,5 +172,6 @@ pub fn lose_majority_and_primary(scene: &Scene) {
         now => Err(format!("{now} are ready")),
     });
     scene.writers.await_acknowledged_beyond(now, scene.bound_of_faults());
+    spread_sentinels(tier);
     tier.settle("with the sentinels back");
 }

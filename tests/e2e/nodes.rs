@@ -6,6 +6,11 @@ use std::time::Duration;
 use super::cluster::{eventually, get, kubectl, run, uid};
 use super::install::PLACE;
 
+/// Whether nothing can be done from nodes, because they are not containers of kind.
+pub fn is_on_foreign_nodes() -> bool {
+    std::env::var_os("LARDER_E2E_NODES").is_none()
+}
+
 /// The node that a pod is on.
 pub fn node_of(pod: &str) -> String {
     let found = get(PLACE, &format!("pod/{pod}")).unwrap_or_default();

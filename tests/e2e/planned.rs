@@ -14,10 +14,6 @@ use super::tier::{SETTLES_WITHIN, Tier, is_ready};
 
 /// How long a primary that is cut off goes on, by `spec.writes`, while there are two replicas.
 pub const MAX_LAG: Duration = Duration::from_secs(3);
-/// How full a cache is before its node is drained, in hundredths of `maxmemory`: what is written meanwhile takes most of the rest, and
-/// nothing is evicted, which could not be told from a loss.
-const FULL: u64 = 86;
-
 pub fn delete_primary(scene: &Scene) {
     let primary = scene.tier.primary();
     kubectl(&["-n", PLACE, "delete", "pod", &primary, "--wait=false"]).expect("deleted");
@@ -118,7 +114,6 @@ pub fn delete_sentinels(scene: &Scene) {
 pub fn drain_node(scene: &Scene) {
     let tier = scene.tier;
     let primary = tier.primary();
-    fill(tier, &primary);
     let node = node_of(&primary);
     let selector = format!("--pod-selector=larder.dev/cluster={}", tier.name);
     let restarts = tier.restarts();
@@ -138,29 +133,26 @@ pub fn drain_node(scene: &Scene) {
     assert!(more.is_empty(), "containers of {more:?} were killed");
 }
 
-/// Fills a primary with values that go by themselves after some minutes.
-fn fill(tier: &Tier, primary: &str) {
-    let number = |section: &str, field: &str| -> Result<u64, String> {
-        let said = tier.ask(primary, "6379", &["info", section])?;
-        let line = said.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':')).ok_or(format!("no {field}"))?;
-        line.trim().parse().map_err(|_| line.to_owned())
-    };
-    let most = number("memory", "maxmemory").expect("a number");
-    let (line, value) = (tier.benchmark_line(primary, "30000"), "x".repeat(64));
+/// Fills a primary until it evicts, with values that go before any that the writers write: they live the shortest, see the manifest.
+pub fn fill(scene: &Scene) {
+    let tier = scene.tier;
+    let primary = &tier.primary();
+    let (line, value) = (tier.benchmark_line(primary, "50000"), "x".repeat(64));
     let command = ["set", "fill:__rand_int__", &value, "ex", "300"];
     let line: Vec<&str> = line.iter().map(String::as_str).chain(command).collect();
+    let evicted = || {
+        let said = tier.ask(primary, "6379", &["info", "stats"]).expect("an answer");
+        said.lines().find_map(|line| line.strip_prefix("evicted_keys:")).map(str::trim).map(str::to_owned).expect("a number")
+    };
+    let before = evicted();
     eventually(&format!("{primary} is full"), Duration::from_secs(60), || {
-        let used = number("memory", "used_memory")?;
-        if used * 100 >= most * FULL {
-            return Ok(());
-        }
         kubectl(&line)?;
-        Err(format!("{used} of {most} bytes are used"))
+        if evicted() == before { Err("nothing is evicted".to_owned()) } else { Ok(()) }
     });
 }
 
-/// Where a drain left a majority of the sentinels on one node, which the status tells, the operator moves one of them.
-fn spread_sentinels(tier: &Tier) {
+/// Where cordons left a majority of the sentinels on one node, which the status tells, the operator moves one of them.
+pub fn spread_sentinels(tier: &Tier) {
     let is_crowded = || condition(&tier.object(), "Degraded").is_some_and(|found| found["reason"] == "TooFewNodes");
     eventually("it is known where the sentinels are", SETTLES_WITHIN, || if is_crowded() { Ok(()) } else { tier.settled() });
     eventually("no node holds most of the sentinels", SETTLES_WITHIN, || {

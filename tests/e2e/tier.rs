@@ -99,6 +99,8 @@ impl Tier {
             "engine": self.engine.spec(),
             "mode": "Sentinel",
             "memory": "96Mi",
+            // What is evicted cannot be told from what is lost: others' values go first, which live shorter.
+            "eviction": "volatile-ttl",
             "auth": {"user": "app", "password": {"secretKeyRef": {"name": self.login(), "key": "password"}}},
             "pod": {"cpu": {"request": "20m"}},
         });

@@ -13,6 +13,8 @@ pub const ENOUGH: u64 = 10_000;
 
 /// How many write at once.
 const WRITERS: u64 = 4;
+/// How many values they write a second.
+pub const A_SECOND: u64 = 1000;
 /// After how many values each connects anew.
 const RECONNECT: u64 = 100;
 
@@ -53,6 +55,7 @@ impl Writers {
             {"name": "MASTER", "value": tier.name},
             {"name": "LOGIN", "value": "/login"},
             {"name": "WRITERS", "value": WRITERS.to_string()},
+            {"name": "RATE", "value": (A_SECOND / WRITERS).to_string()},
             {"name": "RECONNECT", "value": RECONNECT.to_string()},
         ]);
         let term = json!({"matchExpressions": [{"key": "node-role.kubernetes.io/control-plane", "operator": "Exists"}]});

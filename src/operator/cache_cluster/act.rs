@@ -153,7 +153,7 @@ impl Actor<'_, '_> {
         within("SENTINEL MONITOR", async {
             let Some(mut admin) = self.sentinel(id).await? else { return Ok(()) };
             let master = self.applier.wanted.master_name();
-            Ok(monitor::monitor(&mut admin, master, primary, quorum, self.entry.login).await?)
+            Ok(monitor::monitor((id, &mut admin), master, primary, quorum, self.entry.login).await?)
         })
         .await
     }

@@ -1,20 +1,31 @@
 //! How a sentinel is told which primary to watch, by either actuator.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use super::build::{DOWN_AFTER, FAILOVER_TIMEOUT};
+use super::plan::SentinelId;
 use crate::operator::admin::{Admin, AdminError, Login};
+
+/// How much later than the one before it a sentinel takes a primary for dead. Those that do so at the same moment vote for
+/// themselves each, and none of them tries again within twice [`FAILOVER_TIMEOUT`].
+const ONE_AFTER_ANOTHER: Duration = Duration::from_millis(250);
+
+/// How long a sentinel lets a server be silent before it takes it for dead.
+fn down_after(id: SentinelId) -> Duration {
+    DOWN_AFTER + ONE_AFTER_ANOTHER * u32::from(id.0)
+}
 
 /// Makes a sentinel watch `primary` under the name `master`, and nothing else under it. `login` is how the servers let sentinels in.
 pub async fn monitor(
-    sentinel: &mut Admin,
+    (id, sentinel): (SentinelId, &mut Admin),
     master: &str,
     primary: SocketAddr,
     quorum: u16,
     login: Option<&Login>,
 ) -> Result<(), AdminError> {
     let (host, port, quorum) = (primary.ip().to_string(), primary.port().to_string(), quorum.to_string());
-    let (down_after, failover) = (DOWN_AFTER.as_millis().to_string(), FAILOVER_TIMEOUT.as_millis().to_string());
+    let (down_after, failover) = (down_after(id).as_millis().to_string(), FAILOVER_TIMEOUT.as_millis().to_string());
     // It may watch nothing yet, which is an error that says so.
     let _: Result<(), _> = sentinel.ask("SENTINEL REMOVE", &[master]).await;
     let _: () = sentinel.ask("SENTINEL MONITOR", &[master, &host, &port, &quorum]).await?;
@@ -23,4 +34,21 @@ pub async fn monitor(
     }
     let settings = [master, "down-after-milliseconds", &down_after, "failover-timeout", &failover];
     sentinel.ask("SENTINEL SET", &settings).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_two_sentinels_take_a_primary_for_dead_at_the_same_moment() {
+        // They look ten times a second.
+        let looks = Duration::from_millis(100);
+        for id in 0..7 {
+            let (one, next) = (down_after(SentinelId(id)), down_after(SentinelId(id + 1)));
+            assert!(one >= DOWN_AFTER && next >= one + 2 * looks, "{one:?} {next:?}");
+        }
+        // The one that makes the majority of three still decides in time.
+        assert!(down_after(SentinelId(2)) <= DOWN_AFTER + Duration::from_millis(500));
+    }
 }
