@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -199,8 +199,10 @@ fn run_case(scene: &Scene, case: &Case, title: &str, restarts: bool, failed_over
         // Sentinels begin no failover by themselves within this time of the last one: the case would measure that.
         thread::sleep((2 * tier.failover_timeout()).saturating_sub(failed_over.elapsed()));
     }
-    let _alone = matches!(case.needs, Needs::Alone | Needs::NodesAlone).then(install::without_others);
-    let _others = _alone.is_none().then(install::beside_others);
+    let _guard = match case.needs {
+        Needs::Alone | Needs::NodesAlone => (Some(install::without_others()), None),
+        Needs::Nothing | Needs::Nodes => (None, Some(install::beside_others())),
+    };
     eprintln!("{}: {title}", tier.name);
     let (began, epoch) = (Instant::now(), tier.epoch());
     if let Some(before) = case.before {
@@ -212,7 +214,7 @@ fn run_case(scene: &Scene, case: &Case, title: &str, restarts: bool, failed_over
         let restart = quiet.map(|quiet| scope.spawn(move || quiet.restart_once_begun(tier)));
         (case.act)(scene);
         if let Some(restart) = restart {
-            restart.join().expect("the operator was restarted");
+            restart.join().unwrap_or_else(|panic| resume_unwind(panic));
         }
     });
     let report = writers.finish();

@@ -226,7 +226,8 @@ impl Pods {
             self.wait("the sentinel to be told", || {
                 self.run(async {
                     let mut admin = Admin::connect(self.sentinel_address(index), self.entry()).await?;
-                    monitor(&mut admin, "shop", self.server_address(0), 2, Some(&self.system)).await
+                    let id = SentinelId(u16::try_from(index).expect("one of three"));
+                    monitor((id, &mut admin), "shop", self.server_address(0), 2, Some(&self.system)).await
                 })
                 .is_ok()
             });
