@@ -1,7 +1,7 @@
 //! The main job in a minute: the same load on a slow database without a cache, with plain cache-aside, and with Larder.
 //!
 //! The data are the 336,776 flights that left New York in 2013. Live departure boards and the punctuality of each flight are
-//! aggregates over whole tables, for which there is no index: an honest 50 to 300 ms each, and more when they crowd. Five phases
+//! aggregates over whole tables, for which there is no index: what one takes by itself is measured first. Five phases
 //! meet the same requests at the same times, while rows change under them:
 //!
 //! | phase | a request |
@@ -18,6 +18,7 @@
 //! value was in [`truth`]. All cached phases begin with the history of all flights in the cache, as a nightly job would leave it,
 //! while the hot keys, the boards, are only ever loaded on a miss and expire all the time.
 
+pub mod alone;
 pub mod client;
 pub mod data;
 pub mod database;
@@ -38,6 +39,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use alone::Alone;
 use client::Ttls;
 use data::Dataset;
 use database::DatabaseError;
@@ -151,6 +153,8 @@ pub struct Setting {
     pub schedule: Schedule,
     /// The origin, running.
     pub origin: Origin,
+    /// What a query took before there was any load.
+    pub alone: Alone,
     live: Arc<Live>,
     stop: Arc<AtomicBool>,
     display: Display,
@@ -203,7 +207,12 @@ fn prepare(config: Config) -> Result<Setting, DemoError> {
         config.ttls.board,
         config.ttls.flight,
     ));
-    Ok(Setting { config, keyspace, keys, schedule, origin, live, stop, display, work })
+    let alone = Alone::measure(&keyspace, &keys, &schedule, &origin.asking)?;
+    display.say(&format!(
+        "a query by itself takes {:.0} ms (median of {}; eight in ten take {:.0} to {:.0} ms)",
+        alone.p50_ms, alone.queries, alone.p10_ms, alone.p90_ms
+    ));
+    Ok(Setting { config, keyspace, keys, schedule, origin, alone, live, stop, display, work })
 }
 
 /// A directory for this run alone, removed at its end.

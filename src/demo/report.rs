@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use super::alone::Alone;
 use super::keyspace::Family;
 use super::phases::{Kind, Phase, Run, millis};
 use super::process::Told;
@@ -66,6 +67,8 @@ pub struct SettingReport {
     pub flight_ttl_ms: u64,
     /// The most queries at once, in every phase.
     pub connections: u32,
+    /// What a query took before there was any load.
+    pub query_alone: Alone,
 }
 
 /// One phase.
@@ -228,6 +231,7 @@ impl Report {
                 board_ttl_ms: config.ttls.board.as_millis() as u64,
                 flight_ttl_ms: config.ttls.flight.as_millis() as u64,
                 connections: super::origin::CONNECTIONS,
+                query_alone: setting.alone,
             },
             phases,
             observed,

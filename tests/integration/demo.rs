@@ -73,6 +73,8 @@ fn the_demo_counts_every_query_and_finds_no_wrong_reply_and_no_stampede() {
         // What asks counts as well: sidecars in their metrics.
         assert_eq!(phase["counted_queries"], open.len() + closed.len(), "{phase}");
     }
+    let alone = |name: &str| json["setting"]["query_alone"][name].as_f64().unwrap();
+    assert!(0.0 < alone("p10_ms") && alone("p10_ms") <= alone("p50_ms") && alone("p50_ms") <= alone("p90_ms"), "{json}");
     let [none, aside, observe, through, larder] = phases.as_slice() else { panic!("five phases") };
     // Without a cache each answer is a query, to the last one.
     assert_eq!(none["origin_queries"], none["answered"], "{none}");
