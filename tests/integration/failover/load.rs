@@ -11,11 +11,23 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::support::resp::{Client, Value, encode};
+use crate::support::wait_for;
 
 /// Commands that one client sends before it reads.
 pub const DEPTH: usize = 64;
 /// What a write acknowledged this shortly before a fault may lose: replication is asynchronous, and test machines are busy.
 const MAY_BE_LOST: Duration = Duration::from_secs(1);
+/// How long a batch may take. Long: test machines are busy.
+const BATCH_LIMIT: Duration = Duration::from_secs(60);
+
+/// How keys are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Writes {
+    /// As they are sent to a server.
+    Plain,
+    /// By commands that a rule with a TTL turns into transactions: `SET … KEEPTTL`, and `SETRANGE`, which answers with a length.
+    Wrapped,
+}
 
 /// A key and the shard that it lived in at the start.
 #[derive(Debug, Clone)]
@@ -39,6 +51,8 @@ struct Control {
 struct Fault {
     shard: usize,
     at: Instant,
+    /// When it was made good. Batches that are sent later meet no error.
+    over: Option<Instant>,
 }
 
 /// What one client saw.
@@ -58,20 +72,23 @@ pub struct Seen {
 pub struct Load {
     control: Arc<Control>,
     clients: Vec<JoinHandle<Seen>>,
+    /// When each client began the last batch that it has finished.
+    finished: Vec<Arc<Mutex<Option<Instant>>>>,
 }
 
 impl Load {
     /// One client on `port` for each list of keys. The keys must exist nowhere; they exist when this returns.
-    pub fn start(port: u16, keys: Vec<Vec<Key>>) -> Self {
+    pub fn start(port: u16, keys: Vec<Vec<Key>>, writes: Writes) -> Self {
         let control = Arc::new(Control::default());
         let start = |keys: Vec<Key>| {
-            let mut client = Checked::new(port, keys, control.clone());
+            let mut client = Checked::new(port, keys, writes, control.clone());
             client.fill();
             client
         };
         let clients: Vec<Checked> = keys.into_iter().map(start).collect();
+        let finished = clients.iter().map(|client| client.finished.clone()).collect();
         let clients = clients.into_iter().map(|client| std::thread::spawn(move || client.run())).collect();
-        Self { control, clients }
+        Self { control, clients, finished }
     }
 
     /// Waits until `count` commands are in flight, has `fault` befall the primary of `shard`, and tells how many were.
@@ -81,13 +98,32 @@ impl Load {
         loop {
             let in_flight = self.control.in_flight.load(Ordering::Relaxed);
             if in_flight >= count {
-                *self.control.fault.lock().unwrap_or_else(PoisonError::into_inner) = Some(Fault { shard, at: Instant::now() });
+                *self.control.fault.lock().unwrap_or_else(PoisonError::into_inner) =
+                    Some(Fault { shard, at: Instant::now(), over: None });
                 fault();
                 self.control.busy.store(false, Ordering::Relaxed);
                 return in_flight;
             }
             assert!(Instant::now() < deadline, "never {count} commands in flight");
             std::thread::yield_now();
+        }
+    }
+
+    /// From now on the fault explains nothing more. Waits until each client has had a whole batch since.
+    pub fn calm(&self) {
+        let mut fault = self.control.fault.lock().unwrap_or_else(PoisonError::into_inner);
+        fault.as_mut().expect("there was a fault").over.get_or_insert_with(Instant::now);
+        drop(fault);
+        self.wait_for_a_batch_of_each();
+    }
+
+    /// Waits until each client has sent a batch and got every reply.
+    pub fn wait_for_a_batch_of_each(&self) {
+        let now = Instant::now();
+        for (client, finished) in self.finished.iter().enumerate() {
+            wait_for(&format!("a batch of client {client}"), BATCH_LIMIT, || {
+                finished.lock().unwrap_or_else(PoisonError::into_inner).is_some_and(|began| began > now)
+            });
         }
     }
 
@@ -127,17 +163,34 @@ impl Known {
 struct Checked {
     client: Client,
     keys: Vec<Known>,
+    writes: Writes,
     control: Arc<Control>,
+    /// When the batch under way was sent.
+    began: Instant,
+    finished: Arc<Mutex<Option<Instant>>>,
     seen: Seen,
 }
 
 enum Sent {
-    Set(usize, u64),
+    /// The key, the number, and the reply that says that it was written.
+    Write(usize, u64, Value),
     Get(usize),
 }
 
+/// A command that writes `number` to `key`, and its reply.
+fn write(writes: Writes, key: &str, number: u64) -> (Vec<u8>, Value) {
+    let value = format!("{key}={number}");
+    let ok = Value::Simple("OK".to_owned());
+    match writes {
+        Writes::Plain => (encode(&["SET", key, &value]), ok),
+        Writes::Wrapped if number.is_multiple_of(2) => (encode(&["SET", key, &value, "KEEPTTL"]), ok),
+        // Numbers only rise, so that nothing of the value before is left behind it.
+        Writes::Wrapped => (encode(&["SETRANGE", key, "0", &value]), Value::Int(value.len() as i64)),
+    }
+}
+
 impl Checked {
-    fn new(port: u16, keys: Vec<Key>, control: Arc<Control>) -> Self {
+    fn new(port: u16, keys: Vec<Key>, writes: Writes, control: Arc<Control>) -> Self {
         let known = |key| Known {
             key,
             issued: 0,
@@ -147,7 +200,15 @@ impl Checked {
             rewound: false,
         };
         let client = Client::connect(port).expect("the sidecar accepts");
-        Self { client, keys: keys.into_iter().map(known).collect(), control, seen: Seen::default() }
+        Self {
+            client,
+            keys: keys.into_iter().map(known).collect(),
+            writes,
+            control,
+            began: Instant::now(),
+            finished: Arc::default(),
+            seen: Seen::default(),
+        }
     }
 
     fn fill(&mut self) {
@@ -179,27 +240,29 @@ impl Checked {
             let known = &mut self.keys[index];
             if random.bool() {
                 known.issued += 1;
-                let value = format!("{}={}", known.key.name, known.issued);
-                bytes.extend(encode(&["SET", &known.key.name, &value]));
-                sent.push(Sent::Set(index, known.issued));
+                let (command, reply) = write(self.writes, &known.key.name, known.issued);
+                bytes.extend(command);
+                sent.push(Sent::Write(index, known.issued, reply));
             } else {
                 bytes.extend(encode(&["GET", &known.key.name]));
                 sent.push(Sent::Get(index));
             }
         }
         self.control.in_flight.fetch_add(sent.len() as i64, Ordering::Relaxed);
+        self.began = Instant::now();
         self.client.send(&bytes).expect("the sidecar reads");
         for command in sent {
             let reply = self.client.read().unwrap_or_else(|error| panic!("no reply: {error}; seen {:?}", self.seen));
             self.control.in_flight.fetch_sub(1, Ordering::Relaxed);
             let wrong = match command {
-                Sent::Set(index, number) => self.on_set(index, number, &reply),
+                Sent::Write(index, number, written) => self.on_write(index, number, &written, &reply),
                 Sent::Get(index) => self.on_get(index, &reply),
             };
             if let Err(why) = wrong {
                 self.seen.wrong.push(format!("{why}: {reply:?}"));
             }
         }
+        *self.finished.lock().unwrap_or_else(PoisonError::into_inner) = Some(self.began);
     }
 
     /// Checks that an error is one that a fault explains; the failed shard's only.
@@ -208,14 +271,15 @@ impl Checked {
         self.seen.refused += 1;
         let fault = *self.control.fault.lock().unwrap_or_else(PoisonError::into_inner);
         let key = &self.keys[index].key;
-        let explained = fault.is_some_and(|fault| fault.shard == key.shard) && allowed.iter().any(|code| text.starts_with(code));
+        let felt = |fault: Fault| fault.shard == key.shard && fault.over.is_none_or(|over| self.began < over);
+        let explained = fault.is_some_and(felt) && allowed.iter().any(|code| text.starts_with(code));
         if explained { Ok(()) } else { Err(format!("an error on {} of shard {}, with {fault:?}", key.name, key.shard)) }
     }
 
-    fn on_set(&mut self, index: usize, number: u64, reply: &Value) -> Result<(), String> {
+    fn on_write(&mut self, index: usize, number: u64, written: &Value, reply: &Value) -> Result<(), String> {
         let known = &mut self.keys[index];
         match reply {
-            Value::Simple(text) if text == "OK" => {
+            reply if reply == written => {
                 known.floor = (number, Instant::now());
                 known.acknowledged.push(known.floor);
                 self.seen.acknowledged += 1;
@@ -230,7 +294,7 @@ impl Checked {
                 known.never.insert(number);
                 self.on_error(index, text, &["TRYAGAIN ", "CLUSTERDOWN ", "READONLY "])
             }
-            _ => Err(format!("an answer to SET {} {number}", known.key.name)),
+            _ => Err(format!("an answer to the write of {} {number}", known.key.name)),
         }
     }
 

@@ -9,9 +9,9 @@ mod secured;
 use std::time::{Duration, Instant};
 
 use larder::sidecar::slots::slot_of;
-use serde_json::json;
+use serde_json::{Value as Json, json};
 
-use self::load::{Key, Load, Seen};
+use self::load::{Key, Load, Seen, Writes};
 use super::support::resp::{Client, Value};
 use super::support::server::{Engine, Redis, RedisCluster, SentinelCluster};
 use super::support::sidecar::{Sidecar, bypass, cluster_topology, sentinel_topology};
@@ -40,39 +40,76 @@ fn keys_of(client: usize, shard: Option<usize>) -> Vec<Key> {
     all.filter(|key| shard.is_none_or(|shard| shard == key.shard)).take(KEYS).collect()
 }
 
-/// Reads a key of a shard again and again, and remembers the longest time that it took. An error makes the test fail.
+/// Reads and writes a key of a shard again and again, and notes how long each took. An error makes the test fail.
 struct Probe {
     stop: std::sync::mpsc::Sender<()>,
-    thread: std::thread::JoinHandle<Duration>,
+    thread: std::thread::JoinHandle<Times>,
+}
+
+#[derive(Debug, Default)]
+struct Times {
+    get: Vec<Duration>,
+    set: Vec<Duration>,
+}
+
+impl Times {
+    fn longest(&self) -> Duration {
+        self.get.iter().chain(&self.set).max().copied().unwrap_or_default()
+    }
 }
 
 impl Probe {
+    /// Nobody else may write the key.
     fn start(port: u16, key: &Key) -> Self {
         let (stop, stopped) = std::sync::mpsc::channel();
         let name = key.name.clone();
         let thread = std::thread::spawn(move || {
             let mut client = Client::connect(port).expect("the sidecar accepts");
-            let mut longest = Duration::ZERO;
-            while stopped.try_recv() == Err(std::sync::mpsc::TryRecvError::Empty) {
+            let mut times = Times::default();
+            for round in 0.. {
+                if stopped.try_recv() != Err(std::sync::mpsc::TryRecvError::Empty) {
+                    break;
+                }
+                let value = round.to_string();
                 let began = Instant::now();
-                let reply = client.call(&["GET", &name]);
-                assert!(matches!(reply, Value::Nil | Value::Bulk(_)), "{reply:?}");
-                longest = longest.max(began.elapsed());
+                assert_eq!(client.call(&["SET", &name, &value]), Value::Simple("OK".to_owned()));
+                times.set.push(began.elapsed());
+                let began = Instant::now();
+                assert_eq!(client.call(&["GET", &name]), Value::Bulk(value.into_bytes()));
+                times.get.push(began.elapsed());
                 std::thread::sleep(Duration::from_millis(2));
             }
-            longest
+            times
         });
         Self { stop, thread }
     }
 
-    fn longest(self) -> Duration {
+    fn end(self) -> Times {
         let _ = self.stop.send(());
-        self.thread.join().expect("reads succeed")
+        self.thread.join().expect("reads and writes succeed")
     }
 }
 
-fn longest_of(probes: Vec<Probe>) -> Duration {
-    probes.into_iter().map(Probe::longest).max().unwrap_or_default()
+fn times_of(probes: Vec<Probe>) -> Times {
+    let mut all = Times::default();
+    for mut times in probes.into_iter().map(Probe::end) {
+        all.get.append(&mut times.get);
+        all.set.append(&mut times.set);
+    }
+    all
+}
+
+/// Panics where the other shards stood still for more than a small part of the time that the fault lasted. Standing still is
+/// what takes ten times as long as the longest call before the fault.
+fn check_others(before: &Times, during: &Times, away: Duration) {
+    for (name, before, during) in [("GET", &before.get, &during.get), ("SET", &before.set, &during.set)] {
+        let longest = |times: &[Duration]| times.iter().max().copied().unwrap_or_default();
+        let limit = longest(before) * 10;
+        let stood: Duration = during.iter().filter(|took| **took > limit).sum();
+        println!("{name} of the others: before {:?}, during {:?}, stood still {stood:?}", longest(before), longest(during));
+        assert!(during.len() > 100, "only {} calls of {name}: the test shows nothing", during.len());
+        assert!(stood < away / 20, "{name} of the other shards stood still for {stood:?} of {away:?}; a call took {limit:?}");
+    }
 }
 
 /// Waits until every key takes writes again through a new connection.
@@ -108,23 +145,60 @@ fn check_recovery(seen: &[Seen]) {
     assert!(sum(|seen| seen.uncertain + seen.refused) > 0, "the fault was not felt");
 }
 
-fn lose_a_shard(fault: Fault) {
-    let mut cluster = RedisCluster::start_with(Engine::Redis7, SHARDS, 1, &["--cluster-require-full-coverage", "no"]);
-    let sidecar = Sidecar::start(&bypass(cluster_topology(&cluster)));
-    let keys = (0..CLIENTS).map(|client| keys_of(client, (client % 4 < SHARDS).then_some(client % 4))).collect();
-    let load = Load::start(sidecar.port(), keys);
-    let others: Vec<Key> = (1..SHARDS).map(|shard| keys_of(shard, Some(shard)).remove(0)).collect();
+/// A policy for the load: that its keys have a TTL where writes are to be wrapped, else none.
+fn policy(topology: Json, writes: Writes) -> Json {
+    let mut snapshot = bypass(topology);
+    if writes == Writes::Wrapped {
+        let lifetime = json!({"default": "1h", "max": "2h", "jitter": "10%"});
+        snapshot["rules"] = json!([{"name": "load", "keys": "c{client}:{key}", "strategy": {"cacheAside": {"ttl": lifetime}}}]);
+    }
+    snapshot
+}
+
+/// Where the policy gives TTLs, every key of the load has one.
+fn check_ttls(sidecar: &Sidecar, keys: &[Vec<Key>], writes: Writes) {
+    let mut client = sidecar.client();
+    for key in keys.iter().flatten() {
+        let left = client.call(&["PTTL", &key.name]).int();
+        assert_eq!(left > 0, writes == Writes::Wrapped, "{} has a TTL of {left}", key.name);
+    }
+}
+
+/// What befalls a server.
+fn befall(server: &mut Redis, fault: Fault) {
+    match fault {
+        Fault::Kill => server.kill(),
+        Fault::Hang => server.pause(),
+    }
+}
+
+/// A server that hung goes on as if nothing had been, and believes that it is the primary until it is told. Nobody may notice.
+fn wake(server: &Redis, load: &Load, port: u16) {
+    server.resume();
+    let woken = Instant::now();
+    wait_for("the old primary to follow the new one", LONG, || {
+        let told = server.client().line("INFO replication").text();
+        told.contains("role:slave") && told.contains("master_link_status:up")
+    });
+    println!("the old primary follows after {:?}", woken.elapsed());
+    wait_until_writable(port);
+    load.wait_for_a_batch_of_each();
+}
+
+fn lose_a_shard(engine: Engine, fault: Fault, writes: Writes) {
+    let mut cluster = RedisCluster::start_with(engine, SHARDS, 1, &["--cluster-require-full-coverage", "no"]);
+    let sidecar = Sidecar::start(&policy(cluster_topology(&cluster), writes));
+    let keys: Vec<Vec<Key>> = (0..CLIENTS).map(|client| keys_of(client, (client % 4 < SHARDS).then_some(client % 4))).collect();
+    let load = Load::start(sidecar.port(), keys.clone(), writes);
+    let others: Vec<Key> = (1..SHARDS).map(|shard| keys_of(CLIENTS + shard, Some(shard)).remove(0)).collect();
     let watch = || others.iter().map(|key| Probe::start(sidecar.port(), key)).collect::<Vec<_>>();
     let before = watch();
     std::thread::sleep(Duration::from_secs(2));
-    let baseline = longest_of(before);
+    let before = times_of(before);
     let during = watch();
     let old = cluster.shard(0).port();
     let began = Instant::now();
-    let in_flight = load.strike(0, IN_FLIGHT, || match fault {
-        Fault::Kill => cluster.servers[0].kill(),
-        Fault::Hang => cluster.servers[0].pause(),
-    });
+    let in_flight = load.strike(0, IN_FLIGHT, || befall(&mut cluster.servers[0], fault));
     let witness = &cluster.servers[1];
     wait_for("a promotion", LONG, || {
         let slots = witness.client().line("CLUSTER SLOTS").items();
@@ -134,22 +208,29 @@ fn lose_a_shard(fault: Fault) {
     wait_for_first_write(sidecar.port(), began, promoted);
     wait_until_writable(sidecar.port());
     let away = began.elapsed();
-    let stall = longest_of(during);
-    std::thread::sleep(Duration::from_millis(1500));
-    let seen = load.stop();
-    println!("{fault:?}: in flight {in_flight} promoted {promoted:?} away {away:?} others {stall:?} baseline {baseline:?}");
-    check_recovery(&seen);
-    assert!(stall < (baseline * 10).max(away / 4), "the other shards stalled for {stall:?}; before, for {baseline:?}");
+    println!("{fault:?}: in flight {in_flight} promoted {promoted:?} away {away:?}");
+    check_others(&before, &times_of(during), away);
+    load.calm();
+    if fault == Fault::Hang {
+        wake(&cluster.servers[0], &load, sidecar.port());
+    }
+    check_recovery(&load.stop());
+    check_ttls(&sidecar, &keys, writes);
 }
 
 #[test]
 fn a_killed_primary_of_a_cluster_harms_its_shard_only() {
-    lose_a_shard(Fault::Kill);
+    lose_a_shard(Engine::Redis7, Fault::Kill, Writes::Plain);
 }
 
 #[test]
 fn a_hanging_primary_of_a_cluster_harms_its_shard_only() {
-    lose_a_shard(Fault::Hang);
+    lose_a_shard(Engine::Redis7, Fault::Hang, Writes::Plain);
+}
+
+#[test]
+fn a_hanging_primary_of_valkey_under_a_rule_harms_its_shard_only() {
+    lose_a_shard(Engine::Valkey9, Fault::Hang, Writes::Wrapped);
 }
 
 /// Where a Cluster serves nothing while slots are uncovered, as is its default, those who ask elsewhere are made to wait.
@@ -163,47 +244,59 @@ fn a_cluster_that_wants_all_slots_covered_is_waited_for() {
     let probes: Vec<Probe> = keys.iter().map(|key| Probe::start(sidecar.port(), key)).collect();
     cluster.servers[0].kill();
     wait_until_writable(sidecar.port());
-    println!("the longest read took {:?}", longest_of(probes));
+    println!("the longest call took {:?}", times_of(probes).longest());
     let refused = |server: &Redis| server.client().line("INFO errorstats").text().contains("CLUSTERDOWN");
     assert!(cluster.servers[1..SHARDS].iter().any(refused), "no server was ever down: the test shows nothing");
 }
 
-fn lose_the_primary(fault: Fault) {
-    let mut cluster = SentinelCluster::start(Engine::Redis7, 2);
-    let sidecar = Sidecar::start(&bypass(sentinel_topology(&cluster)));
-    lose_the_primary_of(&mut cluster, &sidecar, fault);
+fn lose_the_primary(engine: Engine, fault: Fault, writes: Writes) {
+    let mut cluster = SentinelCluster::start(engine, 2);
+    let sidecar = Sidecar::start(&policy(sentinel_topology(&cluster), writes));
+    lose_the_primary_of(&mut cluster, &sidecar, fault, writes);
 }
 
 /// A fault befalls the primary under load.
-fn lose_the_primary_of(cluster: &mut SentinelCluster, sidecar: &Sidecar, fault: Fault) {
+fn lose_the_primary_of(cluster: &mut SentinelCluster, sidecar: &Sidecar, fault: Fault, writes: Writes) {
     let one_shard = |key: Key| Key { shard: 0, ..key };
-    let keys = (0..CLIENTS).map(|client| keys_of(client, None).into_iter().map(one_shard).collect()).collect();
-    let load = Load::start(sidecar.port(), keys);
+    let keys: Vec<Vec<Key>> = (0..CLIENTS).map(|client| keys_of(client, None).into_iter().map(one_shard).collect()).collect();
+    let load = Load::start(sidecar.port(), keys.clone(), writes);
     std::thread::sleep(Duration::from_secs(2));
     let old = cluster.primary_port();
     let began = Instant::now();
-    let primary = cluster.servers.iter_mut().find(|server| server.service_port() == old).expect("one of ours");
-    let in_flight = load.strike(0, IN_FLIGHT, || match fault {
-        Fault::Kill => primary.kill(),
-        Fault::Hang => primary.pause(),
-    });
+    let at = cluster.servers.iter().position(|server| server.service_port() == old).expect("one of ours");
+    let in_flight = load.strike(0, IN_FLIGHT, || befall(&mut cluster.servers[at], fault));
     wait_for("a promotion", LONG, || cluster.primary_port() != old);
     let promoted = began.elapsed();
     wait_for_first_write(sidecar.port(), began, promoted);
     wait_until_writable(sidecar.port());
     println!("{fault:?}: in flight {in_flight} promoted {promoted:?} away {:?}", began.elapsed());
-    std::thread::sleep(Duration::from_millis(1500));
+    load.calm();
+    if fault == Fault::Hang {
+        wake(&cluster.servers[at], &load, sidecar.port());
+        assert_ne!(cluster.primary_port(), old, "the old primary is one again");
+    }
     check_recovery(&load.stop());
+    check_ttls(sidecar, &keys, writes);
 }
 
 #[test]
 fn a_killed_primary_is_followed() {
-    lose_the_primary(Fault::Kill);
+    lose_the_primary(Engine::Redis7, Fault::Kill, Writes::Plain);
 }
 
 #[test]
 fn a_hanging_primary_is_followed() {
-    lose_the_primary(Fault::Hang);
+    lose_the_primary(Engine::Redis7, Fault::Hang, Writes::Plain);
+}
+
+#[test]
+fn a_killed_primary_of_valkey_under_a_rule_is_followed() {
+    lose_the_primary(Engine::Valkey9, Fault::Kill, Writes::Wrapped);
+}
+
+#[test]
+fn a_hanging_primary_under_a_rule_is_followed() {
+    lose_the_primary(Engine::Redis7, Fault::Hang, Writes::Wrapped);
 }
 
 /// A reply that has begun to leave when its server dies has no honest end but the end of the connection.

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 
 use larder::sidecar::slots::tag_of;
 
-use super::load::{Key, Load};
+use super::load::{Key, Load, Writes};
 use super::{SHARDS, wait_until_writable};
 use crate::support::resp::{Client, Value, encode};
 use crate::support::server::{Engine, Redis, RedisCluster};
@@ -71,7 +71,7 @@ fn slots_move_under_load_without_an_error() {
     }
     let keys_of = |client: usize| SLOTS.flat_map(move |slot| (0..2).map(move |n| key_of(slot, &format!("c{client}k{n}"))));
     let keys = (0..CLIENTS).map(|client| keys_of(client).map(|name| Key { name, shard: 0 }).collect()).collect();
-    let load = Load::start(sidecar.port(), keys);
+    let load = Load::start(sidecar.port(), keys, Writes::Plain);
     let (moving, stop) = (AtomicU16::new(0), AtomicBool::new(false));
     std::thread::scope(|scope| {
         let pairs = scope.spawn(|| read_pairs(sidecar.port(), &moving, &stop));

@@ -6,7 +6,7 @@ use std::path::Path;
 use serde_json::{Value as Json, json};
 use tempfile::TempDir;
 
-use super::{Fault, LONG, lose_the_primary_of};
+use super::{Fault, LONG, Writes, lose_the_primary_of};
 use crate::support::admin::{get, metric};
 use crate::support::certificates::{swap_to, write_certificates};
 use crate::support::resp::Value;
@@ -107,7 +107,7 @@ fn certificates_change_and_a_primary_dies_under_tls() {
     assert_encrypted("app", &cluster.primary().client().line("CLIENT LIST").text(), cluster.primary().service_port());
 
     wait_for("the sentinels to agree again", LONG, || cluster.sentinels.iter().all(|sentinel| sentinel.knows(2, 2)));
-    lose_the_primary_of(&mut cluster, &sidecar, Fault::Kill);
+    lose_the_primary_of(&mut cluster, &sidecar, Fault::Kill, Writes::Plain);
     assert_eq!(client.line("GET key").text(), "after");
     assert_encrypted("app", &cluster.primary().client().line("CLIENT LIST").text(), cluster.primary().service_port());
     let log = sidecar.log();
