@@ -1,5 +1,7 @@
 //! The commands that the test makes up.
 
+use std::collections::{BTreeMap, VecDeque};
+
 use larder::sidecar::commands::{Access, Class, Effect};
 
 use crate::command_table::server_commands;
@@ -20,7 +22,9 @@ pub const LIBRARY: &str = "#!lua name=larder_test\n\
 ///
 /// - `<str>` and the other kinds: a key that mostly holds one; `<any>`: any of them. `<blist>`: a list that blocking commands fill.
 /// - `<n>`: a small number; `<secs>`, `<millis>`: a TTL, perhaps above the bound; `<at>`, `<at-millis>`: a moment to come.
-/// - `<id>`: the next ID of a stream; `<dump>`: a serialised string; `<script>`, `<sha>`: [`SCRIPT`].
+/// - `<id>`, `<above>`: the next ID of a stream, to be added or not; `<seen>`: one that was added to the stream before it, not long
+///   ago.
+/// - `<dump>`: a serialised string; `<script>`, `<sha>`: [`SCRIPT`].
 pub const ALL: &[&str] = &[
     // Strings.
     "APPEND <str> x",
@@ -54,11 +58,18 @@ pub const ALL: &[&str] = &[
     "GETEX <list> PERSIST",
     "MSET <str> a <str> b <num> <n>",
     "MSETNX <str> a <str> b",
+    "MSETNX <str> a",
+    "MSETNX <num> 1",
+    "MSETNX <flt> 1",
     "MSETEX 2 <str> a <str> b",
     "MSETEX 2 <str> a <str> b KEEPTTL",
     "MSETEX 2 <str> a <str> b XX EX <secs>",
     "SETRANGE <str> 2 x",
     "DELIFEQ <str> v<n>",
+    "SET <str> v1",
+    "DELIFEQ <str> v1",
+    "SET <str> v1",
+    "DELIFEQ <str> v1",
     "INCR <num>",
     "INCR <str>",
     "INCRBY <num> <n>",
@@ -105,6 +116,7 @@ pub const ALL: &[&str] = &[
     "COPY <str> <str> DB 99",
     "MOVE <str> 1",
     "MOVE <set> 1",
+    "MOVE <hash> 1",
     "RESTORE <str> 0 <dump> REPLACE",
     "RESTORE <str> <millis> <dump> REPLACE",
     "RESTORE <str> <at-millis> <dump> REPLACE ABSTTL",
@@ -146,6 +158,8 @@ pub const ALL: &[&str] = &[
     "LPOP <blist> 100",
     // Sets.
     "SADD <set> a<n> b<n>",
+    "SADD <set> a1 a2 a3 a4 a5 a6 a7 a8 a9",
+    "SADD <set> a1 a2 a3 a4 a5 a6 a7 a8 a9 b1",
     "SREM <set> a<n>",
     "SPOP <set> 1000",
     "SMOVE <set> <set> a<n>",
@@ -154,6 +168,8 @@ pub const ALL: &[&str] = &[
     "SUNIONSTORE <set> <set> <set>",
     // Sorted sets.
     "ZADD <zset> <n> a<n> <n> b<n>",
+    "ZADD <zset> 1 a1 2 a2 3 a3 4 a4 5 a5 6 a6 7 a7 8 a8 9 a9 9 a",
+    "ZADD <zset> 1 a1 2 a2 3 a3 4 a4 5 a5 6 a6 7 a7 8 a8 9 a9 9 b",
     "ZADD <zset> XX INCR 1 a<n>",
     "ZINCRBY <zset> <n> a<n>",
     "ZREM <zset> a<n>",
@@ -181,8 +197,10 @@ pub const ALL: &[&str] = &[
     "GEOSEARCHSTORE <geo> <geo> FROMLONLAT 13 38 BYRADIUS 500 km",
     // Hashes.
     "HSET <hash> a<n> v<n> b<n> v",
+    "HSET <hash> a1 v a2 v a3 v a4 v a5 v a6 v a7 v a8 v a9 v",
     "HMSET <hash> c v<n>",
     "HSETNX <hash> a<n> v",
+    "HSETNX <hash> d<n> v",
     "HDEL <hash> a<n>",
     "HINCRBY <hash> count <n>",
     "HINCRBYFLOAT <hash> float 0.5",
@@ -195,14 +213,21 @@ pub const ALL: &[&str] = &[
     "HPEXPIREAT <hash> <at-millis> FIELDS 1 a<n>",
     "HEXPIRE <hash> 0 FIELDS 1 b<n>",
     "HPERSIST <hash> FIELDS 1 a<n>",
+    "HEXPIRE <hash> 6000 FIELDS 3 a1 a2 a3",
+    "HPERSIST <hash> FIELDS 3 a1 a2 a3",
+    "HPERSIST <hash> FIELDS 4 a1 a2 a3 a4",
+    "HGETEX <hash> PERSIST FIELDS 3 a1 a2 a3",
     // Streams.
     "XADD <stream> <id> field v<n>",
     "XADD <stream> NOMKSTREAM <id> field v<n>",
     "XADD <stream> MAXLEN 5 <id> field v<n>",
+    "XADD <stream> <id> field v<n>",
     "XDEL <stream> 1-1",
+    "XDEL <stream> <seen>",
     "XTRIM <stream> MAXLEN 4",
-    "XSETID <stream> <id>",
-    "XSETID <stream> <id>",
+    "XTRIM <stream> MAXLEN 1",
+    "XSETID <stream> <above>",
+    "XSETID <stream> <above>",
     "XGROUP CREATE <stream> g<n> 0 MKSTREAM",
     "XGROUP CREATE <stream> g1 0 MKSTREAM",
     "XGROUP CREATE <stream> g1 0 MKSTREAM",
@@ -212,15 +237,18 @@ pub const ALL: &[&str] = &[
     "XGROUP DELCONSUMER <stream> g1 c<n>",
     "XGROUP SETID <stream> g1 0",
     "XGROUP DESTROY <stream> g<n>",
+    "XGROUP DESTROY <stream> g1",
     "XREADGROUP GROUP g1 c1 COUNT 2 STREAMS <stream> >",
     "XREADGROUP GROUP g1 c1 BLOCK 1 STREAMS <stream> >",
-    "XACK <stream> g1 1-1",
-    "XCLAIM <stream> g1 c1 0 2-1",
+    "XACK <stream> g1 <seen>",
+    "XACK <stream> g1 <seen> <seen>",
+    "XACK <stream> g1 <seen> <seen> 1-1",
+    "XCLAIM <stream> g1 c1 0 <seen>",
     "XAUTOCLAIM <stream> g1 c1 0 0 COUNT 1",
     "XGROUP CREATECONSUMER <stream> g1 d<n>",
     "XGROUP DELCONSUMER <stream> g1 d<n>",
     "XGROUP SETID <stream> g1 1-1",
-    "XCLAIM <stream> g1 c2 0 1-1",
+    "XCLAIM <stream> g1 c2 0 <seen> FORCE",
     "XAUTOCLAIM <stream> g1 c2 0 0",
 ];
 
@@ -284,8 +312,15 @@ pub struct Random {
     random: fastrand::Rng,
     dump: Vec<u8>,
     next_id: u64,
+    /// The last key that was chosen.
+    last: Vec<u8>,
+    /// The newest IDs that were to be added to each stream.
+    added: BTreeMap<Vec<u8>, VecDeque<Vec<u8>>>,
     now_secs: i64,
 }
+
+/// How many IDs of a stream are remembered.
+const REMEMBERED: usize = 3;
 
 impl Random {
     pub fn new(seed: u64, keys: Keys, client: &mut Client) -> Self {
@@ -294,7 +329,8 @@ impl Random {
         let crate::support::resp::Value::Bulk(dump) = client.call(&["DUMP", &name]) else { panic!("DUMP answers with bytes") };
         client.call(&["DEL", &name]);
         let now_secs = client.line("TIME").items()[0].text().parse().unwrap();
-        Self { keys, random: fastrand::Rng::with_seed(seed), dump, next_id: 0, now_secs }
+        let random = fastrand::Rng::with_seed(seed);
+        Self { keys, random, dump, next_id: 0, last: Vec::new(), added: BTreeMap::new(), now_secs }
     }
 
     pub fn shuffle(&mut self, templates: &mut [&str]) {
@@ -331,9 +367,19 @@ impl Random {
             "millis" => (secs * 1000).to_string().into_bytes(),
             "at" => (self.now_secs + secs).to_string().into_bytes(),
             "at-millis" => ((self.now_secs + secs) * 1000).to_string().into_bytes(),
+            "above" => self.above(),
             "id" => {
-                self.next_id += 1;
-                format!("{}-1", self.next_id).into_bytes()
+                let id = self.above();
+                let added = self.added.entry(self.last.clone()).or_default();
+                added.push_back(id.clone());
+                if added.len() > REMEMBERED {
+                    added.pop_front();
+                }
+                id
+            }
+            "seen" => {
+                let added = self.added.get(&self.last).filter(|added| !added.is_empty());
+                added.map_or_else(|| b"1-1".to_vec(), |added| added[self.random.usize(0..added.len())].clone())
             }
             "dump" => self.dump.clone(),
             "script" => SCRIPT.as_bytes().to_vec(),
@@ -350,8 +396,14 @@ impl Random {
         }
     }
 
+    fn above(&mut self) -> Vec<u8> {
+        self.next_id += 1;
+        format!("{}-1", self.next_id).into_bytes()
+    }
+
     fn key(&mut self, kind: &str) -> Vec<u8> {
         let rule = ["c", "r", "s", "u"][self.random.usize(0..4)];
-        self.keys.name(rule, kind, self.random.u8(1..3)).into_bytes()
+        self.last = self.keys.name(rule, kind, self.random.u8(1..3)).into_bytes();
+        self.last.clone()
     }
 }
