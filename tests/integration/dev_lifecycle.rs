@@ -1,7 +1,9 @@
 //! `larder dev`: what it refuses, what it applies, what survives it, and that it leaves nothing behind.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::net::TcpListener;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 
@@ -14,21 +16,29 @@ use crate::support::wait_for;
 
 const REDIS: Engine = Engine::Redis7;
 
-fn sentinel_files() -> [(&'static str, String); 2] {
-    [("cache.yaml", cluster(REDIS, "Sentinel", "")), ("policy.yaml", policy("user:{id}"))]
+fn files(mode: &str) -> [(&'static str, String); 2] {
+    [("cache.yaml", cluster(REDIS, mode, "")), ("policy.yaml", policy("user:{id}"))]
 }
+
+fn sentinel_files() -> [(&'static str, String); 2] {
+    files("Sentinel")
+}
+
+/// Each topology, and its number of processes with one sidecar, which counts, as does the watchdog.
+const PROCESSES: [(&str, usize); 2] = [("Sentinel", 2 + 3 + 2), ("Cluster", 3 * 2 + 2)];
 
 #[test]
 fn an_interrupt_leaves_nothing_behind() {
-    let mut dev = Dev::start(REDIS, &sentinel_files(), &["--sidecars", "1"]);
-    dev.ready(1);
-    let (children, directory) = (dev.children(), dev.directory());
-    // Two servers, three sentinels, a sidecar and the watchdog.
-    assert_eq!(children.len(), 7, "{children:?}");
-    assert!(directory.exists());
-    dev.stop();
-    assert!(!children.iter().any(|pid| runs(*pid)), "a process is left");
-    assert!(!directory.exists(), "files are left");
+    for (mode, processes) in PROCESSES {
+        let mut dev = Dev::start(REDIS, &files(mode), &["--sidecars", "1"]);
+        dev.ready(1);
+        let (children, directory) = (dev.children(), dev.directory());
+        assert_eq!(children.len(), processes, "{mode}: {children:?}");
+        assert!(directory.exists());
+        dev.stop();
+        assert!(!children.iter().any(|pid| runs(*pid)), "{mode}: a process is left");
+        assert!(!directory.exists(), "{mode}: files are left");
+    }
 }
 
 #[test]
@@ -45,27 +55,44 @@ fn an_interrupt_while_starting_leaves_nothing_behind() {
 
 #[test]
 fn a_kill_leaves_nothing_behind() {
-    let mut dev = Dev::start(REDIS, &sentinel_files(), &["--sidecars", "1"]);
-    dev.ready(1);
-    let (children, directory) = (dev.children(), dev.directory());
-    assert_eq!(children.len(), 7, "{children:?}");
-    dev.signal("KILL");
-    dev.wait();
-    assert_gone(&children, &directory);
+    for (mode, processes) in PROCESSES {
+        let mut dev = Dev::start(REDIS, &files(mode), &["--sidecars", "1"]);
+        dev.ready(1);
+        let (children, directory) = (dev.children(), dev.directory());
+        assert_eq!(children.len(), processes, "{mode}: {children:?}");
+        dev.signal("KILL");
+        dev.wait();
+        assert_gone(&children, &directory);
+    }
 }
 
 #[test]
 fn two_run_side_by_side() {
-    let mut one = Dev::start(REDIS, &sentinel_files(), &["--sidecars", "0"]);
-    let mut other = Dev::start(REDIS, &sentinel_files(), &["--sidecars", "0"]);
+    let mut one = Dev::start(REDIS, &sentinel_files(), &["--sidecars", "1"]);
+    let mut other = Dev::start(REDIS, &sentinel_files(), &["--sidecars", "1"]);
     let (one_ports, other_ports) = (one.ready(1), other.ready(1));
     assert!(!one_ports.iter().any(|port| other_ports.contains(port)));
     let mut client = Client::connect(one_ports[0]).unwrap();
     assert_eq!(client.call(&["SET", "a", "1"]), Value::Simple("OK".to_owned()));
+    assert_eq!(client.call(&["GET", "a"]).text(), "1");
     assert_eq!(Client::connect(other_ports[0]).unwrap().call(&["GET", "a"]), Value::Nil);
     one.stop();
     assert_eq!(Client::connect(other_ports[0]).unwrap().call(&["GET", "a"]), Value::Nil);
     other.stop();
+}
+
+/// Each file of servers and sentinels in `directory`, with the port that it names.
+fn server_ports(directory: &Path) -> BTreeMap<PathBuf, String> {
+    let mut found = BTreeMap::new();
+    for entry in fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path()) {
+        if entry.is_dir() {
+            found.extend(server_ports(&entry));
+        } else if entry.extension().is_some_and(|extension| extension == "conf") {
+            let text = fs::read_to_string(&entry).unwrap();
+            found.extend(text.lines().find_map(|line| line.strip_prefix("port ")).map(|port| (entry, port.to_owned())));
+        }
+    }
+    found
 }
 
 #[track_caller]
@@ -73,28 +100,33 @@ fn check_data_survives(mode: &str) {
     let manifests = Arc::new(TempDir::new().unwrap());
     fs::write(manifests.path().join("cache.yaml"), cluster(REDIS, mode, "")).unwrap();
     let data = TempDir::new().unwrap();
-    let arguments = ["--sidecars", "0", "--data", data.path().to_str().unwrap()];
+    let arguments = ["--sidecars", "1", "--data", data.path().to_str().unwrap()];
     let mut first = Dev::start_in(REDIS, &manifests, &arguments);
-    let ports = first.ready(1);
-    let mut client = Client::connect(ports[0]).unwrap();
-    let key = (0..).map(|n| format!("k{n}")).find(|key| !client.call(&["SET", key, "kept"]).is_error()).unwrap();
+    // Of all shards.
+    let keys: Vec<String> = (0..20).map(|n| format!("k{n}")).collect();
+    let mut client = Client::connect(first.ready(1)[0]).unwrap();
+    keys.iter().for_each(|key| assert_eq!(client.call(&["SET", key, "kept"]), Value::Simple("OK".to_owned())));
+    let ports = server_ports(data.path());
+    assert!(ports.len() >= 5, "{ports:?}");
     // A second run on the same directory is refused, and says why.
     let mut second = Dev::start_in(REDIS, &manifests, &arguments);
     assert!(!second.wait().success());
     second.wait_for_stderr("is in use by another `larder dev`");
     first.stop();
     let mut again = Dev::start_in(REDIS, &manifests, &arguments);
-    assert_eq!(again.ready(1), ports, "the addresses stay");
-    let value = || Client::connect(ports[0]).unwrap().call(&["GET", &key]);
-    assert_eq!(value(), Value::Bulk(b"kept".to_vec()));
+    let check_kept = |dev: &mut Dev| {
+        let mut client = Client::connect(dev.ready(1)[0]).unwrap();
+        keys.iter().for_each(|key| assert_eq!(client.call(&["GET", key]), Value::Bulk(b"kept".to_vec()), "{mode}: {key}"));
+        assert_eq!(server_ports(data.path()), ports, "{mode}: the addresses stay");
+    };
+    check_kept(&mut again);
     // Even a kill keeps what was written a while ago, and the addresses.
     let children = again.children();
     again.signal("KILL");
     again.wait();
     wait_for("its processes are gone", LIMIT, || !children.iter().any(|pid| runs(*pid)));
     let mut last = Dev::start_in(REDIS, &manifests, &arguments);
-    assert_eq!(last.ready(1), ports);
-    assert_eq!(value(), Value::Bulk(b"kept".to_vec()));
+    check_kept(&mut last);
     last.stop();
     fs::write(manifests.path().join("cache.yaml"), cluster(REDIS, mode, "  replicas: 2\n")).unwrap();
     let mut other = Dev::start_in(REDIS, &manifests, &arguments);

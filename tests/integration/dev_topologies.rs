@@ -31,6 +31,7 @@ fn check_answers(engine: Engine, mode: &str) {
 #[test]
 fn both_topologies_answer_through_sidecars() {
     check_answers(Engine::Redis7, "Sentinel");
+    check_answers(Engine::Valkey9, "Sentinel");
     check_answers(Engine::Valkey9, "Cluster");
 }
 
@@ -124,6 +125,48 @@ fn a_killed_primary_comes_back_as_a_replica_under_sentinel() {
 #[test]
 fn a_killed_primary_comes_back_as_a_replica_in_a_cluster() {
     check_heals("Cluster");
+}
+
+/// The children that are sentinels.
+fn sentinels(dev: &Dev) -> Vec<u32> {
+    let is_sentinel = |pid: &u32| {
+        let arguments = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        // A server that is up calls itself by its address.
+        arguments.contains("sentinel")
+    };
+    dev.children().into_iter().filter(is_sentinel).collect()
+}
+
+#[test]
+fn a_sentinel_that_dies_is_started_again_and_watches() {
+    let mut dev = Dev::start(Engine::Redis7, &[("cache.yaml", cluster(Engine::Redis7, "Sentinel", ""))], &["--sidecars", "1"]);
+    let mut client = Client::connect(dev.ready(1)[0]).unwrap();
+    let before = sentinels(&dev);
+    assert_eq!(before.len(), 3, "{before:?}");
+    let snapshot: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(dev.directory().join("snapshot.json")).unwrap()).unwrap();
+    let topology = &snapshot["cluster"]["topology"]["sentinel"];
+    let name = topology["master"].as_str().unwrap().to_owned();
+    let addresses = topology["sentinels"].as_array().unwrap().clone();
+    let port = |address: &serde_json::Value| address.as_str().unwrap().rsplit_once(':').unwrap().1.parse::<u16>().unwrap();
+    let killed = before[0];
+    let of_killed: Vec<u16> =
+        addresses.iter().map(port).filter(|port| info(*port, "process_id") == Some(killed.to_string())).collect();
+    let [of_killed] = of_killed[..] else { panic!("{killed} is none of {addresses:?}") };
+    assert!(Command::new("kill").args(["-9", &killed.to_string()]).status().unwrap().success());
+    dev.wait_for_stderr("and is started again");
+    let knows_the_others = |port: u16| -> Option<bool> {
+        let mut sentinel = Client::connect(port).ok()?;
+        let others = sentinel.try_call(&["SENTINEL", "SENTINELS", &name]).ok()?;
+        let replicas = sentinel.try_call(&["SENTINEL", "REPLICAS", &name]).ok()?;
+        Some(!others.is_error() && !replicas.is_error() && others.items().len() == 2 && replicas.items().len() == 1)
+    };
+    wait_for("the sentinel watches again", LIMIT, || knows_the_others(of_killed) == Some(true));
+    let after = sentinels(&dev);
+    assert_eq!(after.len(), 3, "{after:?}");
+    assert!(!after.contains(&killed));
+    assert_eq!(client.call(&["SET", "a", "1"]), ok(), "clients notice nothing");
+    dev.stop();
 }
 
 #[test]
