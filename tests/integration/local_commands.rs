@@ -3,9 +3,11 @@
 use larder::sidecar::slots::Companion;
 use serde_json::json;
 
+use crate::read_through::{http_origin, web_rule};
 use crate::support::resp::{Client, Value, encode};
 use crate::support::server::{Engine, PRIMARY_NAME, Redis, RedisCluster, SentinelCluster};
 use crate::support::sidecar::{Sidecar, bypass, cluster_topology, sentinel_topology};
+use crate::support::web::Web;
 
 fn ok() -> Value {
     Value::Simple("OK".to_owned())
@@ -226,6 +228,63 @@ fn larder_explains_counts_and_invalidates() {
     assert_eq!(client.line(&format!("LARDER.INVALIDATE {}", keys.join(" "))), Value::Int(20));
     assert_eq!(client.line("DBSIZE"), Value::Int(0), "nothing is left beside the keys");
     explanations_tell_what_is_there(&mut client, &servers);
+}
+
+/// All that a read-through rule says is told, from where it loads too, also of a key that is not there; nothing is loaded for that.
+#[test]
+fn a_rule_that_loads_is_explained() {
+    let (servers, web) = (SentinelCluster::start(Engine::Valkey9, 0), Web::start());
+    let mut snapshot = bypass(sentinel_topology(&servers));
+    snapshot["origins"] = json!([http_origin("web", &web, "10s")]);
+    let settings = json!({
+        "ttl": {"default": "10m", "max": "1h", "jitter": "10%"}, "stale": "5m", "negativeTtl": "30s", "lease": "7s", "wait": "3s",
+    });
+    snapshot["rules"] = json!([web_rule("order", json!({})), web_rule("item", settings)]);
+    let sidecar = Sidecar::start(&snapshot);
+    let mut client = sidecar.client();
+    web.put("/item/7", "seven");
+    let explained = client.line("LARDER.EXPLAIN item:7");
+    for (name, value) in [
+        ("key", "item:7"),
+        ("generation", "1"),
+        ("rule", "item"),
+        ("why", "its pattern `item:{id}` is the first, of 2 rules, that covers the key"),
+        ("strategy", "ReadThrough"),
+        ("ttl", "10m"),
+        ("maxTtl", "1h"),
+        ("jitter", "10%"),
+        ("stale", "5m"),
+        ("negativeTtl", "30s"),
+        ("lease", "7s"),
+        ("wait", "3s"),
+        ("origin", "web"),
+        ("type", "none"),
+    ] {
+        assert_eq!(field(&explained, name).text(), value, "{name} in {explained:?}");
+    }
+    assert_eq!(field(&explained, "pttl"), Value::Int(-2));
+    assert_eq!(web.visits("/item/7"), 0, "an explanation loads");
+
+    assert_eq!([client.line("GET item:7").text(), client.line("GET item:7").text()], ["seven", "seven"]);
+    assert_eq!([client.line("GET item:none"), client.line("GET item:none")], [Value::Nil, Value::Nil]);
+    let explained = client.line("LARDER.EXPLAIN item:7");
+    assert_eq!(field(&explained, "type").text(), "string");
+    assert!((1..=600_000).contains(&field(&explained, "pttl").int()), "{explained:?}");
+    let counters = field(&explained, "counters");
+    let counts = ["hits", "loads", "negative"].map(|name| field(&counters, name).int());
+    assert_eq!(counts, [1, 2, 1], "{counters:?}");
+    let companions = |client: &mut Client, key: &str| {
+        let found = field(&client.line(&format!("LARDER.EXPLAIN {key}")), "companions").items();
+        found.chunks(2).map(|pair| (pair[0].text(), pair[1].int())).collect::<Vec<_>>()
+    };
+    let named = |companion: Companion, key: &str| String::from_utf8(companion.name(key.as_bytes())).unwrap();
+    // The stale copy outlives its key by the time that the rule gives it.
+    let there = companions(&mut client, "item:7");
+    assert!(matches!(&there[..], [(name, ttl)] if *name == named(Companion::Stale, "item:7") && *ttl > 300_000), "{there:?}");
+    let there = companions(&mut client, "item:none");
+    let remembered =
+        matches!(&there[..], [(name, ttl)] if *name == named(Companion::Negative, "item:none") && (1..=30_000).contains(ttl));
+    assert!(remembered, "{there:?}");
 }
 
 /// The key's type and TTL and those of what stands beside it, as the server has them; in the order of the client's commands.
