@@ -1,7 +1,7 @@
 //! What the documents show works: commands exist, and so do the files that they point to.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// The indented block of `text` that starts with `start`.
@@ -24,15 +24,30 @@ fn the_first_policy_passes_the_check() {
     assert!(output.status.success(), "{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
 }
 
-const DOCUMENTS: [&str; 7] = [
-    "README.md",
-    "ARCHITECTURE.md",
-    "CONTRIBUTING.md",
-    "SECURITY.md",
-    "docs/known-gaps.md",
-    "docs/ttl.md",
-    "examples/clients/README.md",
-];
+/// Every document: those at the top, and all below these directories.
+fn documents() -> Vec<String> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut found: Vec<PathBuf> = markdown_in(root).collect();
+    for directory in ["docs", "examples", "charts", "tests"] {
+        let mut left = vec![root.join(directory)];
+        while let Some(directory) = left.pop() {
+            found.extend(markdown_in(&directory));
+            let entries = fs::read_dir(&directory).unwrap().map(|entry| entry.unwrap().path());
+            left.extend(entries.filter(|path| path.is_dir() && !path.ends_with("node_modules")));
+        }
+    }
+    let relative = |path: PathBuf| path.strip_prefix(root).unwrap().to_str().unwrap().to_owned();
+    let documents: Vec<String> = found.into_iter().map(relative).collect();
+    for known in ["README.md", "CHANGELOG.md", "docs/differences.md", "docs/column-types.md", "docs/demo/README.md"] {
+        assert!(documents.iter().any(|document| document == known), "{known} is not among {documents:?}");
+    }
+    documents
+}
+
+fn markdown_in(directory: &Path) -> impl Iterator<Item = PathBuf> {
+    let entries = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path());
+    entries.filter(|path| path.extension().is_some_and(|extension| extension == "md"))
+}
 
 fn read(path: &str) -> String {
     fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
@@ -61,22 +76,26 @@ fn each_command_that_documents_show_exists() {
     let targets: Vec<String> =
         read("Makefile").lines().filter_map(|line| line.split_once(':').map(|(name, _)| name.to_owned())).collect();
     let mut found = 0;
-    for document in DOCUMENTS {
-        for code in code_of(&read(document)) {
+    for document in documents() {
+        for code in code_of(&read(&document)) {
             if let Some(words) = uses(&code, "make") {
                 found += 1;
-                assert!(words.first().is_some_and(|target| targets.iter().any(|it| it == target)), "{document}: `{code}`");
+                assert!(words.first().is_none_or(|target| targets.iter().any(|it| it == target)), "{document}: `{code}`");
             }
             for (program, binary) in [("larder", env!("CARGO_BIN_EXE_larder")), ("larderd", env!("CARGO_BIN_EXE_larderd"))] {
                 let Some(words) = uses(&code, program) else { continue };
-                let Some(command) = words.first().filter(|word| word.chars().all(char::is_alphabetic)) else { continue };
+                // A command, or one within another, as in `larderd agent exec`.
+                let command: Vec<&str> = words.iter().copied().take_while(|word| word.chars().all(char::is_alphabetic)).collect();
+                if command.is_empty() {
+                    continue;
+                }
                 found += 1;
-                let help = Command::new(binary).args([command, "--help"]).output().unwrap();
-                assert!(help.status.success(), "{document}: `{code}`: there is no command {command}");
+                let help = Command::new(binary).args(&command).arg("--help").output().unwrap();
+                assert!(help.status.success(), "{document}: `{code}`: there is no command {command:?}");
                 let help = String::from_utf8_lossy(&help.stdout).into_owned();
                 for option in words.iter().filter(|word| word.starts_with("--")) {
                     let name = option.split('=').next().unwrap();
-                    assert!(help.contains(name), "{document}: `{code}`: {command} has no option {name}");
+                    assert!(help.contains(name), "{document}: `{code}`: {command:?} has no option {name}");
                 }
             }
         }
@@ -87,15 +106,15 @@ fn each_command_that_documents_show_exists() {
 #[test]
 fn each_file_that_documents_point_to_exists() {
     let mut found = 0;
-    for document in DOCUMENTS {
-        let text = read(document);
+    for document in documents() {
+        let text = read(&document);
         for target in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
             let path = target.split('#').next().unwrap_or_default();
             if path.is_empty() || target.contains("://") {
                 continue;
             }
             found += 1;
-            let base = Path::new(env!("CARGO_MANIFEST_DIR")).join(document);
+            let base = Path::new(env!("CARGO_MANIFEST_DIR")).join(&document);
             assert!(base.parent().unwrap().join(path).exists(), "{document} points to {path}");
         }
     }

