@@ -54,8 +54,8 @@ pub struct Case {
     /// Whether it is a change by the operator, which may be restarted in its midst.
     pub changes: bool,
     /// What is prepared for it before the writers begin.
-    pub before: Option<fn(&Scene)>,
-    pub act: fn(&Scene),
+    pub before: Option<fn(&Scene<'_>)>,
+    pub act: fn(&Scene<'_>),
 }
 
 /// What a case acts on.
@@ -95,7 +95,7 @@ pub fn cases(tier: &Tier) -> Vec<Case> {
     let case = |name, promise, needs, act| Case { name, promise, needs, changes: false, before: None, act };
     let change = |name, promise, needs, act| Case { changes: true, ..case(name, promise, needs, act) };
     let mut cases = vec![
-        case("primary pod deleted", Planned, Nothing, planned::delete_primary as fn(&Scene)),
+        case("primary pod deleted", Planned, Nothing, planned::delete_primary as fn(&Scene<'_>)),
         change("live parameter", Unnoticed, Nothing, planned::change_live_parameter),
         case("server process killed", Fault, Nodes, faults::kill_server),
         change("password rotated", Unnoticed, Nothing, planned::rotate_password),
@@ -193,7 +193,7 @@ pub fn run_all(tier: &mut Tier, writers: &Writers) -> Vec<String> {
     failed
 }
 
-fn run_case(scene: &Scene, case: &Case, title: &str, restarts: bool, failed_over: &mut Instant) {
+fn run_case(scene: &Scene<'_>, case: &Case, title: &str, restarts: bool, failed_over: &mut Instant) {
     let (tier, writers) = (scene.tier, scene.writers);
     if matches!(case.promise, Promise::Fault | Promise::Outage) {
         // Sentinels begin no failover by themselves within this time of the last one: the case would measure that.

@@ -14,25 +14,25 @@ use super::operator::Away;
 use super::planned::{MAX_LAG, await_setting, spread_sentinels};
 use super::tier::{SETTLES_WITHIN, Tier, is_ready};
 
-pub fn kill_server(scene: &Scene) {
+pub fn kill_server(scene: &Scene<'_>) {
     let primary = scene.tier.primary();
     kill_process(&primary, &scene.tier.engine.server());
     changed(scene.tier, &primary);
 }
 
-pub fn kill_agent(scene: &Scene) {
+pub fn kill_agent(scene: &Scene<'_>) {
     let primary = scene.tier.primary();
     kill_process(&primary, "larderd");
     changed(scene.tier, &primary);
 }
 
-pub fn kill_whole_pod(scene: &Scene) {
+pub fn kill_whole_pod(scene: &Scene<'_>) {
     let primary = scene.tier.primary();
     kill_pod(&primary);
     changed(scene.tier, &primary);
 }
 
-pub fn delete_all_pods(scene: &Scene) {
+pub fn delete_all_pods(scene: &Scene<'_>) {
     let before = scene.tier.server_uids();
     let labels = format!("larder.dev/cluster={}", scene.tier.name);
     kubectl(&["-n", PLACE, "delete", "pods", "-l", &labels, "--wait=false"]).expect("deleted");
@@ -54,7 +54,7 @@ fn await_demotion(tier: &Tier, former: &str) {
 }
 
 /// Kubernetes has noticed it, too, where the tier is durable; otherwise it lasts only until another serves.
-pub fn pause_node(scene: &Scene) {
+pub fn pause_node(scene: &Scene<'_>) {
     let tier = scene.tier;
     let primary = tier.primary();
     let node = node_of(&primary);
@@ -73,7 +73,7 @@ pub fn pause_node(scene: &Scene) {
 }
 
 /// A client on the primary's own side of the cut says what it still acknowledges there.
-pub fn cut_primary_off(scene: &Scene) {
+pub fn cut_primary_off(scene: &Scene<'_>) {
     let tier = scene.tier;
     let writes = json!({"minReplicas": 1, "maxLag": format!("{}s", MAX_LAG.as_secs())});
     tier.patch(&json!({"replicas": 2, "writes": writes}));
@@ -115,7 +115,7 @@ pub fn cut_primary_off(scene: &Scene) {
 }
 
 /// The primary's pod is gone at once, and nobody but sentinels and agents is there to see to it.
-pub fn kill_while_operator_is_away(scene: &Scene) {
+pub fn kill_while_operator_is_away(scene: &Scene<'_>) {
     let tier = scene.tier;
     let primary = tier.primary();
     let away = Away::begin();
@@ -143,7 +143,7 @@ pub fn kill_while_operator_is_away(scene: &Scene) {
 
 /// Nobody can fail over while the primary dies. With volumes, nobody serves until the sentinels are back; without, the dead server's copy is
 /// gone, so that the operator promotes the one that is left.
-pub fn lose_majority_and_primary(scene: &Scene) {
+pub fn lose_majority_and_primary(scene: &Scene<'_>) {
     let tier = scene.tier;
     let primary = tier.primary();
     let sentinels: Vec<String> = tier.sentinels().iter().map(name).collect();

@@ -14,7 +14,7 @@ use super::tier::{SETTLES_WITHIN, Tier, is_ready};
 
 /// How long a primary that is cut off goes on, by `spec.writes`, while there are two replicas.
 pub const MAX_LAG: Duration = Duration::from_secs(3);
-pub fn delete_primary(scene: &Scene) {
+pub fn delete_primary(scene: &Scene<'_>) {
     let primary = scene.tier.primary();
     kubectl(&["-n", PLACE, "delete", "pod", &primary, "--wait=false"]).expect("deleted");
     changed(scene.tier, &primary);
@@ -33,7 +33,7 @@ pub fn await_setting(tier: &Tier, key: &str, wanted: &str) {
     });
 }
 
-pub fn change_live_parameter(scene: &Scene) {
+pub fn change_live_parameter(scene: &Scene<'_>) {
     let tier = scene.tier;
     let before = tier.server_uids();
     tier.patch(&json!({"parameters": {"slowlog-max-len": "77"}}));
@@ -42,7 +42,7 @@ pub fn change_live_parameter(scene: &Scene) {
     assert_eq!(tier.server_uids(), before, "no pod is replaced for what the servers take up while they run");
 }
 
-pub fn change_start_parameter(scene: &Scene) {
+pub fn change_start_parameter(scene: &Scene<'_>) {
     let tier = scene.tier;
     let before = tier.server_uids();
     tier.patch(&json!({"parameters": {"tcp-backlog": "100"}}));
@@ -50,7 +50,7 @@ pub fn change_start_parameter(scene: &Scene) {
     await_setting(tier, "tcp-backlog", "100");
 }
 
-pub fn name_a_bad_image(scene: &Scene) {
+pub fn name_a_bad_image(scene: &Scene<'_>) {
     let tier = scene.tier;
     let good = tier.object()["spec"]["engine"]["image"].clone();
     tier.patch(&json!({"engine": {"image": "larder-kind/none:of-that-name"}}));
@@ -68,7 +68,7 @@ pub fn name_a_bad_image(scene: &Scene) {
 }
 
 /// From here on a primary needs one of two replicas to acknowledge a write.
-pub fn add_replica(scene: &Scene) {
+pub fn add_replica(scene: &Scene<'_>) {
     let writes = json!({"minReplicas": 1, "maxLag": format!("{}s", MAX_LAG.as_secs())});
     scene.tier.patch(&json!({"replicas": 2, "writes": writes}));
     scene.tier.settle("with 2 replicas");
@@ -76,13 +76,13 @@ pub fn add_replica(scene: &Scene) {
     await_setting(scene.tier, "min-replicas-to-write", "1");
 }
 
-pub fn remove_replica(scene: &Scene) {
+pub fn remove_replica(scene: &Scene<'_>) {
     scene.tier.patch(&json!({"replicas": 1, "writes": null}));
     scene.tier.settle("with 1 replica");
     assert_eq!(scene.tier.servers().len(), 2);
 }
 
-pub fn rotate_password(scene: &Scene) {
+pub fn rotate_password(scene: &Scene<'_>) {
     let tier = scene.tier;
     let password = format!("next-{}", uid(&tier.object()));
     tier.set_password(&password).expect("a Secret");
@@ -101,7 +101,7 @@ pub fn rotate_password(scene: &Scene) {
     tier.settle("with the new password");
 }
 
-pub fn delete_sentinels(scene: &Scene) {
+pub fn delete_sentinels(scene: &Scene<'_>) {
     let sentinels: Vec<String> = scene.tier.sentinels().iter().map(name).collect();
     for sentinel in sentinels.iter().take(sentinels.len() / 2 + 1) {
         kubectl(&["-n", PLACE, "delete", "pod", sentinel, "--grace-period=0", "--force", "--wait=false"]).expect("deleted");
@@ -111,7 +111,7 @@ pub fn delete_sentinels(scene: &Scene) {
 }
 
 /// With a full cache: the copy for the evicted pod's successor costs the server that takes over the most memory.
-pub fn drain_node(scene: &Scene) {
+pub fn drain_node(scene: &Scene<'_>) {
     let tier = scene.tier;
     let primary = tier.primary();
     let node = node_of(&primary);
@@ -134,7 +134,7 @@ pub fn drain_node(scene: &Scene) {
 }
 
 /// Fills a primary until it evicts, with values that go before any that the writers write: they live the shortest, see the manifest.
-pub fn fill(scene: &Scene) {
+pub fn fill(scene: &Scene<'_>) {
     let tier = scene.tier;
     let primary = &tier.primary();
     let (line, value) = (tier.benchmark_line(primary, "50000"), "x".repeat(64));
@@ -161,7 +161,7 @@ pub fn spread_sentinels(tier: &Tier) {
     });
 }
 
-pub fn upgrade(scene: &Scene) {
+pub fn upgrade(scene: &Scene<'_>) {
     let tier = scene.tier;
     let before: BTreeSet<String> = tier.server_uids();
     let newer = tier.engine.newer().expect("a newer version");
