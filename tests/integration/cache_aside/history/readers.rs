@@ -30,7 +30,7 @@ fn load(row: &Row, usage: Use, random: &mut fastrand::Rng) -> String {
     pause(usage, random);
     let version = row.version.load(Ordering::SeqCst);
     pause(usage, random);
-    version.to_string()
+    row.value(version)
 }
 
 /// A client that shares its connections gives a load up that took this long since its nil: half a lease.
@@ -52,36 +52,21 @@ fn fill(world: &World, row: &Row, client: &mut Client, usage: Use, missed: Insta
         _ => &["SET", &row.key, &value],
     };
     world.note(|seen| seen.fills += 1);
-    match client.try_call(set) {
-        Ok(Value::Error(_)) | Err(_) => {
-            world.note(|seen| seen.errors += 1);
-            false
-        }
-        Ok(_) => true,
-    }
+    !matches!(world.call(client, set), Ok(Value::Error(_)) | Err(_))
 }
 
 /// Reads one key. `None`: the connection is gone. `Some(true)`: it is to be loaded.
 fn read(world: &World, row: &Row, client: &mut Client, who: &str) -> Option<bool> {
     let least = row.acknowledged.load(Ordering::SeqCst);
-    match client.try_call(&["GET", &row.key]) {
-        Ok(Value::Nil) => {
+    match world.call(client, &["GET", &row.key]).ok()? {
+        Value::Nil => {
             world.note(|seen| seen.misses += 1);
-            Some(true)
+            return Some(true);
         }
-        Ok(Value::Error(_)) => {
-            world.note(|seen| seen.errors += 1);
-            Some(false)
-        }
-        Ok(value) => {
-            world.judge(row, least, &value, who);
-            Some(false)
-        }
-        Err(_) => {
-            world.note(|seen| seen.errors += 1);
-            None
-        }
+        Value::Error(_) => {}
+        value => world.judge(row, least, &value, who),
     }
+    Some(false)
 }
 
 /// One connection, one command after the other.
@@ -133,14 +118,14 @@ pub fn multiplexed(world: &World, mut random: fastrand::Rng) {
             let least: Vec<u64> = rows.iter().map(|row| row.acknowledged.load(Ordering::SeqCst)).collect();
             let batch: Vec<u8> = rows.iter().flat_map(|row| encode(&["GET", &row.key])).collect();
             let sent = Instant::now();
-            if client.send(&batch).is_err() {
+            if world.send(&mut client, &batch).is_err() {
                 continue 'again;
             }
             let mut missing = Vec::new();
             for (row, least) in rows.into_iter().zip(least) {
-                match client.read() {
+                match world.reply(&mut client, sent, &["GET", &row.key]) {
                     Ok(Value::Nil) => missing.push(row),
-                    Ok(Value::Error(_)) => world.note(|seen| seen.errors += 1),
+                    Ok(Value::Error(_)) => {}
                     Ok(value) => world.judge(row, least, &value, "a multiplexed reader"),
                     Err(_) => continue 'again,
                 }
@@ -163,12 +148,9 @@ pub fn many(world: &World, mut random: fastrand::Rng) {
             let rows: Vec<&Row> = (0..3).map(|_| &world.rows[random.usize(..KEYS)]).collect();
             let least: Vec<u64> = rows.iter().map(|row| row.acknowledged.load(Ordering::SeqCst)).collect();
             let command: Vec<&str> = std::iter::once("MGET").chain(rows.iter().map(|row| row.key.as_str())).collect();
-            let values = match client.try_call(&command) {
+            let values = match world.call(&mut client, &command) {
                 Ok(Value::Array(values)) => values,
-                Ok(_) => {
-                    world.note(|seen| seen.errors += 1);
-                    continue;
-                }
+                Ok(_) => continue,
                 Err(_) => continue 'again,
             };
             let mut missing: Vec<&Row> = Vec::new();

@@ -1,17 +1,18 @@
 //! One history: a database, its writers, the readers, and what befalls them.
 
-use std::fmt::Write as _;
+use std::io;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use larder::sidecar::slots::{Companion, is_larder_key};
 use serde_json::Value as Json;
 
 use super::super::{sidecars, total};
+use super::faults::{self, Great};
 use super::readers;
+use super::seen::{Refused, Seen};
 use crate::read_through::Servers;
-use crate::support::resp::{Client, Value};
+use crate::support::resp::{Client, Value, encode};
 use crate::support::sidecar::Sidecar;
 
 /// The first half of the keys is deleted after each change, the other half is deleted or set.
@@ -19,8 +20,9 @@ pub const KEYS: usize = 6;
 const SIDECARS: usize = 3;
 /// How often each row changes.
 const CHANGES: u64 = 30;
-/// Faults of one history.
-const FAULTS: usize = 12;
+/// Longer than anybody may wait for a reply: the rule waits for 150 ms, and what cannot be sent is held for 2 s. What stops for a while
+/// by the history's faults, or since the machine is busy, has the rest. Clients give up after twice this.
+pub const LONGEST: Duration = Duration::from_secs(10);
 
 /// One row of the database, and its key.
 pub struct Row {
@@ -31,53 +33,16 @@ pub struct Row {
     pub acknowledged: AtomicU64,
 }
 
-/// What clients saw.
-#[derive(Debug, Default, Clone)]
-pub struct Seen {
-    pub hits: u64,
-    pub misses: u64,
-    pub fills: u64,
-    pub writes: u64,
-    /// Reads that were told to try again, and commands lost with a connection.
-    pub errors: u64,
-    /// Fills that the sidecars did not store.
-    pub refused: Refused,
-    /// Reads that waited for another client's load and were given its value.
-    pub woken: u64,
-    /// Values past their TTL, and values loaded anew before it.
-    pub early_or_stale: u64,
-    /// Times that a rule gave up its leases: from then on nothing is shown.
-    pub disarmed: u64,
-    /// What must never happen.
-    pub wrong: Vec<String>,
-}
-
-/// Fills that were not stored, by reason.
-#[derive(Debug, Default, Clone, Copy)]
-pub struct Refused {
-    /// What they were loaded under had ended: the key was written, deleted, evicted, or filled by another.
-    pub late: u64,
-    /// They may have come of a load that began before something was written, or of one that began after.
-    pub mixed: u64,
-    /// They may have come of a load of which it is not known since when nothing was written.
-    pub undated: u64,
-}
-
-impl Refused {
-    fn by(sidecars: &[Sidecar]) -> Self {
-        // The part before the whole, which goes on growing.
-        let undated = total(sidecars, "undated_fills");
-        Self { late: total(sidecars, "late_fills"), mixed: total(sidecars, "ambiguous_fills") - undated, undated }
+impl Row {
+    /// What is stored for a version. It names the key, so that another key's reply is found.
+    pub fn value(&self, version: u64) -> String {
+        format!("{}:{version}", self.key)
     }
 
-    fn add(&mut self, other: &Self) {
-        self.late += other.late;
-        self.mixed += other.mixed;
-        self.undated += other.undated;
-    }
-
-    pub fn total(&self) -> u64 {
-        self.late + self.mixed + self.undated
+    /// The version that a value is of, where it is one of this row's.
+    fn version_of(&self, value: &Value) -> Option<u64> {
+        let Value::Bulk(bytes) = value else { return None };
+        std::str::from_utf8(bytes).ok()?.strip_prefix(&self.key)?.strip_prefix(':')?.parse().ok()
     }
 }
 
@@ -116,8 +81,45 @@ impl World {
         note(&mut self.seen.lock().unwrap());
     }
 
+    pub fn note_wrong(&self, what: &str) {
+        self.note(|seen| seen.wrong.push(format!("seed {}: {what}", self.seed)));
+    }
+
+    /// Sends a command and reads its reply.
+    pub fn call(&self, client: &mut Client, command: &[&str]) -> io::Result<Value> {
+        let sent = Instant::now();
+        self.send(client, &encode(command))?;
+        self.reply(client, sent, command)
+    }
+
+    pub fn send(&self, client: &mut Client, bytes: &[u8]) -> io::Result<()> {
+        client.send(bytes).inspect_err(|_| self.note(|seen| seen.errors += 1))
+    }
+
+    /// Reads the reply of a command that went out at `sent`, and judges how long that took, and which errors there are.
+    pub fn reply(&self, client: &mut Client, sent: Instant, command: &[&str]) -> io::Result<Value> {
+        let reply = client.read();
+        let took = sent.elapsed();
+        self.note(|seen| {
+            seen.longest = seen.longest.max(took);
+            seen.errors += u64::from(!matches!(reply, Ok(ref value) if !value.is_error()));
+        });
+        if took > LONGEST {
+            self.note_wrong(&format!("{command:?} took {took:?}, and then came {reply:?}"));
+        }
+        match &reply {
+            Ok(Value::Error(text)) if !["TRYAGAIN ", "UNCERTAIN "].iter().any(|kind| text.starts_with(kind)) => {
+                self.note_wrong(&format!("{command:?} was told: {text}"));
+            }
+            // What was waited for without an end is told of above: nothing else may come but the connection's end.
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => self.note_wrong(&format!("{command:?}: {error}")),
+            _ => {}
+        }
+        reply
+    }
+
     /// Adds what sidecars have counted that are about to go.
-    fn take_counts(&self, sidecars: &[Sidecar]) {
+    pub fn take_counts(&self, sidecars: &[Sidecar]) {
         let (refused, woken, disarmed) = (Refused::by(sidecars), total(sidecars, "woken"), total(sidecars, "disarmed"));
         let early_or_stale = total(sidecars, "early_refreshes") + total(sidecars, "stale");
         self.note(|seen| {
@@ -131,19 +133,13 @@ impl World {
     /// Judges a value that was read by a command sent when `least` had been acknowledged.
     pub fn judge(&self, row: &Row, least: u64, value: &Value, who: &str) {
         let newest = row.version.load(Ordering::SeqCst);
-        let number = value.text().parse::<u64>();
-        let right = number.as_ref().is_ok_and(|number| (least..=newest).contains(number));
-        self.note(|seen| {
-            seen.hits += 1;
-            if !right {
-                seen.wrong.push(format!(
-                    "seed {}: {who} read {} of {} when {least} was acknowledged and {newest} the newest",
-                    self.seed,
-                    value.text(),
-                    row.key
-                ));
-            }
-        });
+        self.note(|seen| seen.hits += 1);
+        if !row.version_of(value).is_some_and(|version| (least..=newest).contains(&version)) {
+            self.note_wrong(&format!(
+                "{who} read {value:?} of {} when {least} was acknowledged and {newest} the newest",
+                row.key
+            ));
+        }
     }
 }
 
@@ -152,6 +148,7 @@ pub struct Run<'a> {
     servers: &'a Servers,
     sidecars: Vec<Sidecar>,
     rule: &'a Json,
+    great: Option<Great>,
     world: World,
 }
 
@@ -167,7 +164,18 @@ impl<'a> Run<'a> {
             seen: Mutex::default(),
             seed,
         };
-        Self { servers, sidecars, rule, world }
+        Self { servers, sidecars, rule, great: None, world }
+    }
+
+    /// The same, where this befalls a server, too.
+    pub fn with(mut self, great: Option<Great>) -> Self {
+        self.great = great;
+        self
+    }
+
+    /// What its threads will share.
+    pub fn world(&self) -> &World {
+        &self.world
     }
 
     /// Runs it to its end, and tells what was seen.
@@ -202,7 +210,7 @@ impl<'a> Run<'a> {
                     scope.spawn(move || write(world, index, random))
                 })
                 .collect();
-            befall(self.servers, &mut self.sidecars, self.rule, world, random());
+            faults::befall(self.servers, &mut self.sidecars, self.rule, self.great, world, random());
             writers.into_iter().for_each(|writer| writer.join().unwrap());
         });
         self.read_once_more();
@@ -210,7 +218,7 @@ impl<'a> Run<'a> {
         self.world.seen.lock().unwrap().clone()
     }
 
-    /// When all is quiet, everybody sees the last version, or nothing.
+    /// When all is quiet, everybody sees the last version, or nothing, and no key is there for good.
     fn read_once_more(&self) {
         for sidecar in &self.sidecars {
             let mut client = sidecar.client();
@@ -221,6 +229,7 @@ impl<'a> Run<'a> {
                 }
             }
         }
+        self.world.rows.iter().for_each(|row| faults::look_at_ttls(self.servers, &self.world, &row.key));
     }
 }
 
@@ -242,7 +251,7 @@ fn write(world: &World, index: usize, mut random: fastrand::Rng) {
         row.version.store(version, Ordering::SeqCst);
         std::thread::sleep(Duration::from_millis(random.u64(0..5)));
         let sets = index >= KEYS / 2 && random.bool();
-        let set = sets.then(|| client.try_call(&["SET", &row.key, &version.to_string()]));
+        let set = sets.then(|| world.call(&mut client, &["SET", &row.key, &row.value(version)]));
         if !matches!(set, Some(Ok(Value::Simple(_)))) {
             // It is not known what became of a SET that failed: then nothing may stay.
             delete(world, &row.key, &mut client, &mut random);
@@ -254,101 +263,8 @@ fn write(world: &World, index: usize, mut random: fastrand::Rng) {
 
 fn delete(world: &World, key: &str, client: &mut Client, random: &mut fastrand::Rng) {
     let deadline = Instant::now() + Duration::from_secs(60);
-    while !matches!(client.try_call(&["DEL", key]), Ok(Value::Int(_))) {
+    while !matches!(world.call(client, &["DEL", key]), Ok(Value::Int(_))) {
         assert!(Instant::now() < deadline, "{key} cannot be deleted");
-        world.note(|seen| seen.errors += 1);
         *client = world.connect(random);
-    }
-}
-
-/// What befalls servers and sidecars.
-fn befall(servers: &Servers, sidecars: &mut [Sidecar], rule: &Json, world: &World, mut random: fastrand::Rng) {
-    for _ in 0..FAULTS {
-        std::thread::sleep(Duration::from_millis(random.u64(20..150)));
-        let victim = random.usize(..sidecars.len());
-        match random.u8(0..10) {
-            0 => {
-                // Its clients are gone, and so is what it knew of them.
-                world.take_counts(&sidecars[victim..=victim]);
-                sidecars[victim] = servers.sidecar(&[], std::slice::from_ref(rule));
-                world.ports.lock().unwrap()[victim] = sidecars[victim].port();
-            }
-            1 | 2 => {
-                sidecars[victim].signal("STOP");
-                std::thread::sleep(Duration::from_millis(random.u64(50..400)));
-                sidecars[victim].signal("CONT");
-            }
-            3 | 4 => {
-                let key = &world.rows[random.usize(..KEYS)].key;
-                servers.holder_of(key).call(&["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]);
-            }
-            _ => evict(servers, &world.rows[random.usize(..KEYS)].key, &mut random),
-        }
-    }
-}
-
-/// As a full server does: a key goes, or what stands beside it.
-fn evict(servers: &Servers, key: &str, random: &mut fastrand::Rng) {
-    let names = [key.as_bytes().to_vec(), Companion::Lease.name(key.as_bytes()), Companion::Stale.name(key.as_bytes())];
-    let name = &names[random.usize(..names.len())];
-    assert!(name == key.as_bytes() || is_larder_key(name));
-    servers.holder_of(key).call(&[&b"UNLINK"[..], name]);
-}
-
-impl Seen {
-    /// Several histories together.
-    pub fn sum(all: &[Seen]) -> Self {
-        let mut sum = Self::default();
-        for seen in all {
-            sum.hits += seen.hits;
-            sum.misses += seen.misses;
-            sum.fills += seen.fills;
-            sum.writes += seen.writes;
-            sum.errors += seen.errors;
-            sum.refused.add(&seen.refused);
-            sum.woken += seen.woken;
-            sum.early_or_stale += seen.early_or_stale;
-            sum.disarmed += seen.disarmed;
-            sum.wrong.extend(seen.wrong.iter().cloned());
-        }
-        sum
-    }
-
-    /// A report for people.
-    pub fn report(&self, seeds: u64, took: Duration) -> String {
-        let mut text = format!(
-            "# Soak: cache-aside under faults\n\n`make soak` writes this. {seeds} histories against real servers and sidecars (half of \
-             them under Sentinel, half in Cluster), {} s.\nWhat happens in each: `tests/integration/cache_aside/history`.\n\n| | |\n|---|---|\n",
-            took.as_secs()
-        );
-        for (what, count) in [
-            ("values read", self.hits),
-            ("reads that were told of a miss", self.misses),
-            ("fills sent", self.fills),
-            (
-                "of them not stored: late, since the key was written, deleted, evicted or filled behind the load's beginning",
-                self.refused.late,
-            ),
-            ("of them not stored: doubtful, since loads from before and after a change were under way", self.refused.mixed),
-            ("of them not stored: doubtful, since of a load it was not known what had been written since", self.refused.undated),
-            ("reads that waited and were given another client's load", self.woken),
-            ("stale values served, and values loaded anew before their TTL", self.early_or_stale),
-            ("changes of the database, each acknowledged by the cache", self.writes),
-            ("commands that failed, or were lost with a connection", self.errors),
-            ("**values older than an acknowledged change**", self.wrong.len() as u64),
-        ] {
-            let _ = writeln!(text, "| {what} | {count} |");
-        }
-        text += "\nThat most fills are not stored is the load's nature. Each key changes a dozen times a second. One load in ten never ends in \
-                 a SET, and it is heard for a lease, which is a second here: a SET that meets loads from before and after a change is not \
-                 stored, since connections may be shared, and it may be any of theirs.\n";
-        for wrong in &self.wrong {
-            let _ = writeln!(
-                text,
-                "
-- {wrong}"
-            );
-        }
-        text
     }
 }
