@@ -13,11 +13,13 @@ enum Way {
     Disconnected,
     Silent,
     Killed,
+    /// Its SET is one that no server takes.
+    Refused,
 }
 
 #[test]
 fn a_holder_that_goes_has_one_successor() {
-    for way in [Way::Disconnected, Way::Silent, Way::Killed] {
+    for way in [Way::Disconnected, Way::Silent, Way::Killed, Way::Refused] {
         let servers = Servers::sentinel();
         let mut sidecars = sidecars(&servers, 3, &[item(json!({"lease": "2s", "wait": "1900ms", "atWaitEnd": "error"}))]);
         let first = sidecars.remove(0);
@@ -32,6 +34,7 @@ fn a_holder_that_goes_has_one_successor() {
             Way::Disconnected => drop(holder),
             Way::Killed => first.signal("KILL"),
             Way::Silent => {}
+            Way::Refused => assert!(holder.line("SET item:1 v EX 0").is_error()),
         }
         let (next, reply) = first_answered(&mut others);
         assert_eq!(reply, Value::Nil, "{way:?}");
