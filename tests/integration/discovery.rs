@@ -240,13 +240,8 @@ fn tls_and_logins_follow_their_files() {
         let metrics = Arc::new(larder::telemetry::background::Background::default());
         let mut access = open_access(&cluster, metrics.clone()).await.expect("the files are right").servers;
         let target = node(tls_port);
-<<<<<<< ours
-        let link = dial(&target, &access, Protocol::Resp3, soon()).await.expect("TLS and the login work");
-        assert!(matches!(link.0, Link::Tls(_)));
-=======
         let (link, _) = dial(&target, &access, Protocol::Resp3, soon()).await.expect("TLS and the login work");
         assert!(matches!(link, Link::Tls(_)));
->>>>>>> theirs
 
         // The name in the certificate counts.
         let misnamed = dial(&NodeAddr::new("localhost", tls_port), &access, Protocol::Resp2, soon()).await;

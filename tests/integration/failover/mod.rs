@@ -155,12 +155,16 @@ fn policy(topology: Json, writes: Writes) -> Json {
     snapshot
 }
 
-/// Where the policy gives TTLs, every key of the load has one.
+/// Where the policy gives TTLs, every key of the load that is there has one. Some may be missing: see the load.
 fn check_ttls(sidecar: &Sidecar, keys: &[Vec<Key>], writes: Writes) {
     let mut client = sidecar.client();
-    for key in keys.iter().flatten() {
-        let left = client.call(&["PTTL", &key.name]).int();
-        assert_eq!(left > 0, writes == Writes::Wrapped, "{} has a TTL of {left}", key.name);
+    let left: Vec<i64> = keys.iter().flatten().map(|key| client.call(&["PTTL", &key.name]).int()).collect();
+    match writes {
+        Writes::Plain => assert!(left.iter().all(|left| *left == -1), "keys without a rule have TTLs: {left:?}"),
+        Writes::Wrapped => {
+            assert!(!left.contains(&-1), "covered keys have no TTL: {left:?}");
+            assert!(left.iter().filter(|left| **left > 0).count() > left.len() / 2, "most keys are gone: {left:?}");
+        }
     }
 }
 

@@ -28,6 +28,8 @@ use crate::support::server::{Engine, Redis};
 /// How often each write command must succeed: without an error, and so that a covered key holds something else afterwards, or for
 /// another time. In transactions it is not known which command did what, and none is counted.
 const SUCCESSES: u32 = 50;
+/// In so many rounds every template comes once; then those of commands that have not yet succeeded often enough come more often.
+const ALIKE: usize = 30;
 /// The most rounds over all templates until it has.
 const MOST_ROUNDS: usize = 400;
 
@@ -449,10 +451,16 @@ fn compare(bare: &Redis, guarded: &Redis, keys: Keys, resp3: bool, seed: u64, wa
     let needed = templates::write_commands(&mut bare.client(), keys);
     assert!(needed.len() >= 100, "{engine:?} has {} write commands", needed.len());
     let mut random = Random::new(seed, keys, &mut bare.client());
-    let mut templates: Vec<&str> = templates::ALL.iter().copied().filter(|line| names.contains(&templates::name(line))).collect();
+    let templates: Vec<&str> = templates::ALL.iter().copied().filter(|line| names.contains(&templates::name(line))).collect();
     for round in 0..MOST_ROUNDS {
-        random.shuffle(&mut templates);
-        pair.round(&templates, &mut random);
+        let mut playing = templates.clone();
+        if round >= ALIKE {
+            let missing = pair.missing(&needed);
+            let rare = templates.iter().filter(|line| missing.iter().any(|name| **name == templates::name(line)));
+            playing.extend(rare.flat_map(|line| [*line; 3]));
+        }
+        random.shuffle(&mut playing);
+        pair.round(&playing, &mut random);
         if round % 10 == 0 {
             pair.check_contents();
         }
@@ -465,6 +473,10 @@ fn compare(bare: &Redis, guarded: &Redis, keys: Keys, resp3: bool, seed: u64, wa
         }
     }
     pair.check_contents();
+    let mut fewest: Vec<(u32, &String)> =
+        needed.iter().map(|name| (pair.successes.get(name).copied().unwrap_or(0), name)).collect();
+    fewest.sort();
+    println!("{engine:?}: the fewest successes {:?}", &fewest[..fewest.len().min(12)]);
     let rare: Vec<_> = pair.missing(&needed).into_iter().map(|name| (name, pair.successes.get(name))).collect();
     assert!(rare.is_empty(), "these succeeded too rarely: {rare:?}");
     assert!(pair.copies_seen > 1000, "only {} stale copies were looked at", pair.copies_seen);
