@@ -336,7 +336,8 @@ impl Checked {
         let known = &mut self.keys[index];
         let fault = *self.control.fault.lock().unwrap_or_else(PoisonError::into_inner);
         let felt = |fault: Fault| fault.shard == known.key.shard && fault.over.is_none_or(|over| known.floor.1 < over);
-        if !known.gone && !(self.writes == Writes::Wrapped && fault.is_some_and(felt)) {
+        let removed = self.writes == Writes::Wrapped && fault.is_some_and(felt);
+        if !(known.gone || removed) {
             return Err(format!("nothing for GET {} after {}, with {fault:?}", known.key.name, known.floor.0));
         }
         self.seen.lost += usize::from(!known.gone);
