@@ -7,6 +7,7 @@ mod hanging;
 mod hostile;
 mod long;
 mod races;
+mod stale;
 mod stampede;
 
 use larder::sidecar::slots::slot_of;
