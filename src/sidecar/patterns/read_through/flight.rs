@@ -62,6 +62,11 @@ impl Flight {
         Rc::new(Self { rule, key, attempt: Cell::new(0), is_answered: Rc::default(), waiting })
     }
 
+    /// What it is for.
+    pub fn key(&self) -> &FlightKey {
+        &self.key
+    }
+
     /// Another passenger.
     pub fn join(&self, deliver: Deliver) {
         self.waiting.borrow_mut().push((self.attempt.get() + u32::from(self.is_answered.get()), deliver));
@@ -71,6 +76,20 @@ impl Flight {
     fn begin_attempt(&self) {
         self.attempt.set(self.attempt.get() + 1);
         self.is_answered.set(false);
+    }
+
+    /// Who came after the answer that is heeded, and who comes from now on, looks at the cache anew, and does not wait for the load.
+    fn look_anew(self: &Rc<Self>, worker: &Rc<Worker>) {
+        let late = self.waiting.take().into_iter().map(|(_, deliver)| (0, deliver)).collect();
+        let anew = Rc::new(Self {
+            rule: self.rule,
+            key: self.key.clone(),
+            attempt: Cell::new(0),
+            is_answered: Rc::default(),
+            waiting: RefCell::new(late),
+        });
+        worker.flights().replace(self, anew.clone());
+        launch(worker, vec![anew]);
     }
 
     fn entry(&self, worker: &Worker) -> Entry {
@@ -173,7 +192,9 @@ fn react(worker: &Rc<Worker>, flight: &Rc<Flight>, begun: Result<Begun, String>)
             if let Some(stale) = stale {
                 // The policy allows it: nobody waits for the refresh.
                 worker.metrics().stale(flight.rule);
-                flight.settle_early(worker, &Outcome::Cached(stale));
+                if !flight.settle_early(worker, &Outcome::Cached(stale)) {
+                    flight.look_anew(worker);
+                }
             }
             return Next::Load;
         }

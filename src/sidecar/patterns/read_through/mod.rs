@@ -53,6 +53,13 @@ impl Flights {
             by_key.remove(key);
         }
     }
+
+    /// Puts another flight for its key in a flight's place, unless that has been taken.
+    fn replace(&self, flight: &Rc<Flight>, other: Rc<Flight>) {
+        if let Some(current) = self.by_key.borrow_mut().get_mut(flight.key()).filter(|current| Rc::ptr_eq(current, flight)) {
+            *current = other;
+        }
+    }
 }
 
 /// What is done with a key's outcome.
