@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use crate::support::resp::Value;
+use crate::support::server::Engine;
 
 /// Where the table is.
 const PATH: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/differences.md");
@@ -19,9 +20,54 @@ pub enum Setup {
 pub struct Row {
     /// In lower case, subcommands as `client|id`.
     pub commands: Vec<String>,
-    topologies: String,
+    servers: String,
     /// What differs.
     pub what: String,
+    /// How a bare server's reply begins, and how the sidecar's may then begin, as the row says with `one` → `other`.
+    allowed: Vec<[String; 2]>,
+}
+
+impl Row {
+    /// Whether it is about this set-up of these servers.
+    fn applies(&self, setup: Setup, engine: Engine) -> bool {
+        let (topology, only) = match self.servers.split_once(", ") {
+            Some((topology, "Redis")) => (topology, Some(Engine::Redis7)),
+            Some((topology, "Valkey")) => (topology, Some(Engine::Valkey9)),
+            Some((_, other)) => panic!("`{other}` is no engine: {self:?}"),
+            None => (self.servers.as_str(), None),
+        };
+        let fits = match topology {
+            "both" => true,
+            "Sentinel" => setup == Setup::Sentinel,
+            "Cluster" => setup == Setup::Cluster,
+            other => panic!("`{other}` is no topology: {self:?}"),
+        };
+        fits && only.is_none_or(|only| only == engine)
+    }
+
+    /// How many allowances it makes.
+    pub fn allowances(&self) -> usize {
+        self.allowed.len()
+    }
+
+    /// Which of its allowances covers these two replies.
+    pub fn allowance(&self, own: &Value, through: &Value) -> Option<usize> {
+        let begins = |reply: &Value, with: &str| format!("{reply:?}").starts_with(with.trim_end_matches('…'));
+        self.allowed.iter().position(|[bare, other]| begins(own, bare) && begins(through, other))
+    }
+}
+
+/// What a row allows. One that says no more than that commands are refused allows that.
+fn allowed(what: &str) -> Vec<[String; 2]> {
+    if what == "refused" {
+        return vec![["…".to_owned(), "-NOPERM ".to_owned()]];
+    }
+    let parts: Vec<&str> = what.split('`').collect();
+    let pair = |at: usize| match parts.get(at..at + 3)? {
+        [bare, between, other] if between.trim() == "→" => Some([bare, other].map(|text| (*text).to_owned())),
+        _ => None,
+    };
+    (1..parts.len()).step_by(2).filter_map(pair).collect()
 }
 
 /// The document.
@@ -33,31 +79,26 @@ pub fn text() -> String {
 pub fn rows() -> Vec<Row> {
     let read = |line: &str| {
         let cells: Vec<&str> = line.trim_matches('|').split(" | ").map(str::trim).collect();
-        let [commands, topologies, what, why] = cells[..] else { panic!("four cells are expected in: {line}") };
+        let [commands, servers, what, why] = cells[..] else { panic!("four cells are expected in: {line}") };
         assert!(!what.is_empty() && !why.is_empty(), "a row says what differs, and why: {line}");
         let commands = commands.split(',').map(|command| command.trim().trim_matches('`').to_lowercase().replace(' ', "|"));
-        Row { commands: commands.collect(), topologies: topologies.to_owned(), what: what.to_owned() }
+        let allowed = allowed(what);
+        assert!(!allowed.is_empty(), "a row says which replies differ, as `one` → `other`: {line}");
+        Row { commands: commands.collect(), servers: servers.to_owned(), what: what.to_owned(), allowed }
     };
     let rows: Vec<Row> = text().lines().filter(|line| line.starts_with("| `")).map(read).collect();
     assert!(!rows.is_empty(), "docs/differences.md has no rows");
     rows
 }
 
-/// The commands that the table lists for a set-up.
-pub fn listed(setup: Setup) -> BTreeSet<String> {
-    let mut found = BTreeSet::new();
-    for row in rows() {
-        let applies = match row.topologies.as_str() {
-            "both" => true,
-            "Sentinel" => setup == Setup::Sentinel,
-            "Cluster" => setup == Setup::Cluster,
-            other => panic!("`{other}` is no topology: {row:?}"),
-        };
-        for name in row.commands.iter().filter(|_| applies) {
-            assert!(found.insert(name.clone()), "{name} is listed twice for {setup:?}");
-        }
+/// The table's rows about a set-up of these servers.
+pub fn rows_about(setup: Setup, engine: Engine) -> Vec<Row> {
+    let rows: Vec<Row> = rows().into_iter().filter(|row| row.applies(setup, engine)).collect();
+    let mut seen = BTreeSet::new();
+    for name in rows.iter().flat_map(|row| &row.commands) {
+        assert!(seen.insert(name), "{name} is listed twice for {setup:?} and {engine:?}");
     }
-    found
+    rows
 }
 
 /// Whose replies come in no order.

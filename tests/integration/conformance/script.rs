@@ -117,8 +117,11 @@ const INSTEAD: &[(&str, &[&str])] = &[
     ("command|docs", &["get", "nonsense"]),
     ("command|list", &["FILTERBY PATTERN xr*", "FILTERBY ACLCAT hyperloglog", "FILTERBY x y"]),
     ("config|get", &["maxmemory-policy", "maxclients", "list-* hash-*", "nonsense"]),
-    ("hello", &["", "2", "3", "4", "x", "2 SETNAME me", "3 SETNAME", "2 NONSENSE", "3 AUTH x", "2 AUTH nobody x"]),
-    ("auth", &["x", "default x", "a b c"]),
+    (
+        "hello",
+        &["", "2", "3", "4", "x", "2 SETNAME me", "3 SETNAME", "2 NONSENSE", "3 AUTH x", "2 AUTH nobody x", "3 AUTH nobody x"],
+    ),
+    ("auth", &["x", "default x", "nobody x", "a b c"]),
     ("select", &["0", "3", "15", "16", "-1", "x", "99999999999"]),
     ("reset", &[""]),
     ("swapdb", &["0 0", "0 x", "0 99"]),
