@@ -32,7 +32,7 @@ pub struct Args {
     /// Where the policy and keys are explained, for this machine's owner alone
     #[arg(long, value_name = "PATH")]
     admin_socket: Option<PathBuf>,
-    /// How many threads serve clients
+    /// How many threads serve clients. One, where any rule has stampede: more are refused
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=64))]
     workers: u8,
     /// How long clients may finish after the signal to stop
@@ -60,6 +60,7 @@ fn next_step(error: &StartError) -> &'static str {
         StartError::Policy { source: PolicyError::Origin(OriginError::Secret { .. }), .. } => {
             "correct the file, which holds the origin's url, or have it mounted; a sidecar starts only with origins that it can ask"
         }
+        StartError::Policy { source: PolicyError::Workers { .. }, .. } => "start it with --workers 1; leases need it",
         StartError::Policy { .. } => "correct the policy it was made from, and have it written again",
         StartError::Listen { .. } | StartError::Admin(_) => "choose another address, or stop what listens there",
         StartError::Io(_) => "raise the limits on threads and open files",

@@ -174,6 +174,11 @@ impl ActivePolicy {
         self.has_leases
     }
 
+    /// The first rule whose misses take leases.
+    pub fn first_with_leases(&self) -> Option<&Rule> {
+        self.snapshot.rules.iter().zip(&self.leases).find_map(|(rule, leases)| leases.then_some(rule))
+    }
+
     /// How the rule's keys are cached, where the application loads and stores them.
     pub fn cache_aside(&self, id: RuleId) -> Option<&CacheAside> {
         match &self.enforced(id)?.strategy {

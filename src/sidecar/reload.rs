@@ -35,6 +35,18 @@ pub enum PolicyError {
     /// It names an address that is none.
     #[error("its cluster: {0}")]
     Address(#[from] NodeAddrError),
+    /// What one worker must see to is spread over several.
+    #[error(
+        "rule `{rule}` has stampede, which holds with one worker only, and this sidecar has {workers}: a load and its SET may come \
+         over connections of different workers, that know nothing of each other. Start it with --workers 1, or remove stampede \
+         from the rule"
+    )]
+    Workers {
+        /// The first such rule.
+        rule: String,
+        /// How many there are.
+        workers: usize,
+    },
 }
 
 /// What workers act under.
@@ -51,6 +63,8 @@ pub struct InForce {
 /// Follows a snapshot's file, and the servers that it names.
 pub struct Policies {
     files: WatchedFiles,
+    /// How many act under each policy.
+    workers: usize,
     origins: Origins,
     discovery: Discovery,
     counters: Arc<Background>,
@@ -69,20 +83,21 @@ pub struct Told {
 }
 
 impl Policies {
-    /// Reads the snapshot at `path` and the files it names, and starts to look for its servers.
-    pub async fn open(path: &Path, counters: Arc<Background>) -> Result<(Self, Told), PolicyError> {
+    /// Reads the snapshot at `path`, for so many workers, and the files it names, and starts to look for its servers.
+    pub async fn open(path: &Path, workers: usize, counters: Arc<Background>) -> Result<(Self, Told), PolicyError> {
         let files = WatchedFiles::open(vec![path.to_owned()], MAX_BYTES).await?;
         let snapshot = Arc::new(Snapshot::parse(&json_of(&files))?);
         let origins = Origins::new(&snapshot.origins)?;
         let policy = Arc::new(ActivePolicy::new(snapshot.clone(), &origins)?);
         check_origins(&snapshot).await?;
+        check_workers(&policy, workers)?;
         let access = open_access(&snapshot.cluster, counters.clone()).await?;
         let servers = access.servers.clone();
         let (discovery, view, refresh) = Discovery::start(&snapshot.cluster, access, counters.clone())?;
         counters.policy_generation.set(snapshot.generation);
         let (in_force, receiver) = watch::channel(InForce { policy, access: servers, origins: origins.clone() });
         let told = Told { in_force: receiver, view, refresh };
-        Ok((Self { files, origins, discovery, counters, in_force }, told))
+        Ok((Self { files, workers, origins, discovery, counters, in_force }, told))
     }
 
     /// Takes up each change of the file. A bad one is refused: the last good one stays.
@@ -106,6 +121,7 @@ impl Policies {
         let snapshot = Arc::new(Snapshot::parse(&json_of(&self.files))?);
         let origins = self.origins.updated(&snapshot.origins)?;
         let policy = Arc::new(ActivePolicy::new(snapshot.clone(), &origins)?);
+        check_workers(&policy, self.workers)?;
         let before = self.in_force.borrow().clone();
         let access = if before.policy.snapshot().cluster == snapshot.cluster {
             before.access
@@ -136,6 +152,14 @@ async fn check_origins(snapshot: &Snapshot) -> Result<(), OriginError> {
         }
     }
     Ok(())
+}
+
+/// Outstanding misses are a worker's own: a SET over another's connection would pass for an update, however old what it brings is.
+fn check_workers(policy: &ActivePolicy, workers: usize) -> Result<(), PolicyError> {
+    match policy.first_with_leases().filter(|_| workers > 1) {
+        Some(rule) => Err(PolicyError::Workers { rule: rule.name.clone(), workers }),
+        None => Ok(()),
+    }
 }
 
 fn json_of(files: &WatchedFiles) -> Arc<[u8]> {

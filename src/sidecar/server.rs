@@ -113,7 +113,7 @@ pub fn run(config: &Config) -> Result<(), StartError> {
 async fn supervise(config: &Config) -> Result<(), StartError> {
     let counters = Arc::new(Background::default());
     let metrics = Arc::new(MetricsHub::new(counters.clone()));
-    let opened = Policies::open(&config.snapshot, counters).await;
+    let opened = Policies::open(&config.snapshot, config.workers, counters).await;
     let (policies, told) = opened.map_err(|source| StartError::Policy { path: config.snapshot.clone(), source })?;
     let listeners = (0..config.workers).map(|index| Listeners::open(config, index)).collect::<Result<Vec<_>, _>>()?;
     let admin = AdminListeners::open(config.admin, config.admin_socket.as_deref())?;

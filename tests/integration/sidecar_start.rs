@@ -66,6 +66,11 @@ fn clients_and_the_owner_come_by_unix_socket() {
 
 /// Starts `larderd sidecar` under a snapshot that cannot come into force: it ends by itself. What it said.
 fn refusal(snapshot: &str) -> String {
+    refusal_with(snapshot, &[])
+}
+
+/// [`refusal`] with more arguments.
+fn refusal_with(snapshot: &str, arguments: &[&str]) -> String {
     let directory = TempDir::new().expect("a temporary directory");
     let path = directory.path().join("snapshot.json");
     fs::write(&path, snapshot).expect("the directory is writable");
@@ -73,6 +78,7 @@ fn refusal(snapshot: &str) -> String {
     let mut child = Command::new(env!("CARGO_BIN_EXE_larderd"))
         .args(["sidecar", "--snapshot", &path.display().to_string()])
         .args(["--listen", &format!("127.0.0.1:{port}"), "--admin", &format!("127.0.0.1:{admin}")])
+        .args(arguments)
         .stderr(fs::File::create(directory.path().join("log")).expect("the directory is writable"))
         .spawn()
         .expect("larderd runs");
@@ -152,6 +158,30 @@ fn an_origin_whose_file_a_later_policy_names_in_vain_fails_alone() {
     // An origin that no rule asks need not be known.
     let unasked = policy(servers.topology(), 1, &origins, &[web_rule("item", json!({}))]);
     assert_eq!(Sidecar::start(&unasked).client().line("GET item:1").text(), "one");
+}
+
+#[test]
+fn leases_are_refused_to_more_than_one_worker() {
+    let servers = Servers::sentinel();
+    let ttl = json!({"default": "1h", "max": "2h", "jitter": "10%"});
+    let stampede = json!({"lease": "3s", "wait": "1s", "atWaitEnd": "error"});
+    let of = |generation, cache_aside: Json| {
+        let rule = json!({"name": "item", "keys": "item:{id}", "strategy": {"cacheAside": cache_aside}});
+        policy(servers.topology(), generation, &[], &[rule])
+    };
+    let (plain, leases) = (of(1, json!({"ttl": ttl})), of(2, json!({"ttl": ttl, "stampede": stampede})).to_string());
+    let remedy = "Start it with --workers 1, or remove stampede";
+    let said = refusal_with(&leases, &["--workers", "2"]);
+    assert!(said.contains("rule `item`") && said.contains(remedy) && said.contains("next: "), "{said}");
+    // A running one keeps the policy it has.
+    let sidecar = Sidecar::start_with(&plain, &["--workers", "2"]);
+    sidecar.replace_snapshot(&leases);
+    wait_for("the policy to be refused", LIMIT, || sidecar.metric("larder_policy_rejected_total") == 1.0);
+    assert!(sidecar.log().contains(remedy), "{}", sidecar.log());
+    assert_eq!(sidecar.metric("larder_policy_generation"), 1.0);
+    assert_eq!(sidecar.client().line("SET item:1 v"), Value::Simple("OK".to_owned()));
+    sidecar.replace_snapshot(&of(3, json!({"ttl": ttl})).to_string());
+    wait_for("the next policy", LIMIT, || sidecar.metric("larder_policy_generation") == 3.0);
 }
 
 #[test]

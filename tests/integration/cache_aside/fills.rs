@@ -148,7 +148,11 @@ fn writes_in_transactions_are_never_fills() {
         let lease = larder::sidecar::slots::Companion::Lease.name(key.as_bytes());
         assert_eq!(servers.holder_of(key).call(&[&b"EXISTS"[..], &lease]), Value::Int(0));
     }
-    assert_eq!(total(&sidecars, "leases"), 1);
+    // Nor by a script, whose nil nobody is told of.
+    let script = "return redis.call('GET', KEYS[1])";
+    assert_eq!(watching.call(&["EVAL", script, "1", "item:{x}5"]), Value::Nil);
+    assert_eq!(sidecars[0].client().line("GET item:{x}5"), Value::Nil, "it takes the lease");
+    assert_eq!(total(&sidecars, "leases"), 2);
     // But what they were told is a miss as any: a value from before another's write is not stored.
     for key in ["item:{x}3", "item:{x}4"] {
         let mut other = sidecars[0].client();

@@ -34,6 +34,10 @@ fn a_bare_server_shows_each_fault() {
     let found = run(server.port());
     assert!(found["loads"].as_u64() > Some(10), "{found}");
     assert_eq!((&found["ttl"], &found["late"], &found["pattern"]), (&json!(-1), &json!("old"), &json!(1)), "{found}");
+    assert!(
+        server.client().line("INFO commandstats").text().contains("cmdstat_keys:"),
+        "its invalidation goes through every key"
+    );
 }
 
 #[test]
@@ -44,6 +48,7 @@ fn the_same_code_has_none_of_them_behind_a_sidecar() {
         assert!(found["ttl"].as_i64() > Some(0), "{found}");
         let refused = found["pattern"].as_str().unwrap_or_default();
         assert!(refused.contains("KEYS touches every key") && refused.contains("set allow.keys in the CachePolicy"), "{found}");
+        assert!(!servers.holder_of("user:1").line("INFO commandstats").text().contains("cmdstat_keys:"));
     }
 }
 

@@ -1,6 +1,6 @@
 //! What the desk expects of the cache: the scripts over one key and its companions, as code.
 //!
-//! The simulation runs against this; an integration test holds the real scripts to it. A [`Slot`] is a key K with its lease `L`, its
+//! The simulation runs against this. A [`Slot`] is a key K with its lease `L`, its
 //! stale copy S and its negative entry N. Each function is one script or transaction: it happens at one moment of the server's clock.
 
 use super::{Begun, EARLY_SLACK_MS, Generation, Millis, Mode, Rule, Token};
