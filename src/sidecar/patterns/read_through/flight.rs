@@ -92,6 +92,13 @@ impl Flight {
         launch(worker, vec![anew]);
     }
 
+    /// Those who asked before the answer that is heeded get a stale copy.
+    fn count_stale(&self, worker: &Worker) {
+        let attempt = self.attempt.get();
+        let early = self.waiting.borrow().iter().filter(|(joined, _)| *joined < attempt).count();
+        (0..early).for_each(|_| worker.metrics().stale(self.rule));
+    }
+
     fn entry(&self, worker: &Worker) -> Entry {
         Entry::new(worker, &self.key, self.is_answered.clone())
     }
@@ -191,7 +198,7 @@ fn react(worker: &Rc<Worker>, flight: &Rc<Flight>, begun: Result<Begun, String>)
         Ok(Begun::Leased(stale)) => {
             if let Some(stale) = stale {
                 // The policy allows it: nobody waits for the refresh.
-                worker.metrics().stale(flight.rule);
+                flight.count_stale(worker);
                 if !flight.settle_early(worker, &Outcome::Cached(stale)) {
                     flight.look_anew(worker);
                 }
@@ -199,7 +206,7 @@ fn react(worker: &Rc<Worker>, flight: &Rc<Flight>, begun: Result<Begun, String>)
             return Next::Load;
         }
         Ok(Begun::Busy { stale: Some(stale), .. }) => {
-            worker.metrics().stale(flight.rule);
+            flight.count_stale(worker);
             Outcome::Cached(stale)
         }
         Ok(Begun::Busy { stale: None, holder, left_ms }) => return Next::LookAgain(holder, left_ms),
