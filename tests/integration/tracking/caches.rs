@@ -104,6 +104,15 @@ fn run(near: &Sidecar, far: &Sidecar, seconds: f64, options: &str, disturb: impl
         over.store(true, Ordering::SeqCst);
     });
     let mut reader = near.client();
+    let lasting = |key: &str, reader: &mut Client| matches!(reader.line(&format!("PTTL {key}")), Value::Int(left) if left < 0);
+    wait_for("what lives for moments to be gone", Duration::from_secs(20), || {
+        (0..KEYS).all(|index| lasting(&key(index), &mut reader))
+    });
+    // What is kept from before is compared, and no less what is read now.
+    for cache in &mut caches {
+        (0..KEYS).for_each(|index| cache.want(&key(index)));
+        cache.pump(0);
+    }
     let mut read = |key: &str| {
         let mut value = Value::Nil;
         wait_for("the servers to answer", Duration::from_secs(20), || {
