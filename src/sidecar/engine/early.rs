@@ -74,6 +74,13 @@ enum Hint {
     Silent(Millis),
 }
 
+impl Hint {
+    /// Whether it tells something of what is to come.
+    fn is_good(self, now: Millis) -> bool {
+        matches!(self, Self::Expires(at) | Self::Silent(at) if now < at)
+    }
+}
+
 /// The deadlines that one worker knows. Keys are given by hash: a false match costs a question too many or a refresh too few.
 #[derive(Debug, Default)]
 pub struct Early {
@@ -103,18 +110,15 @@ impl Early {
 
     /// The same for a key whose life is not known.
     fn advise_unknown(&mut self, hash: u64, now: Millis, (hint, is_own): (Hint, bool), random: impl FnOnce() -> u32) -> Advice {
+        if hint.is_good(now) && !random().is_multiple_of(GIVEN_AWAY_IN) {
+            return Advice::Pass;
+        }
         let advice = match hint {
             Hint::Read(at) if is_own && now < at + WARM_MS && self.saved >= READS_PER_PROBE => {
                 self.saved -= READS_PER_PROBE;
                 Advice::Probe
             }
-            Hint::Expires(at) | Hint::Silent(at) => {
-                if now < at && !random().is_multiple_of(GIVEN_AWAY_IN) {
-                    return Advice::Pass;
-                }
-                Advice::Pass
-            }
-            Hint::Nothing | Hint::Read(_) => Advice::Pass,
+            _ => Advice::Pass,
         };
         self.put(hash, Hint::Read(now));
         advice
@@ -131,8 +135,7 @@ impl Early {
     /// A write of a key passes that gives it a life of `ttl_ms`.
     pub fn stored(&mut self, hash: u64, now: Millis, ttl_ms: Millis) {
         let (hint, is_own) = self.at(hash);
-        let is_taken = matches!(hint, Hint::Expires(at) | Hint::Silent(at) if now < at);
-        if is_own || !is_taken {
+        if is_own || !hint.is_good(now) {
             self.put(hash, Hint::Expires(now + ttl_ms));
         }
     }

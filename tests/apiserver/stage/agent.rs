@@ -5,28 +5,17 @@ use std::io;
 use larder::operator::queue::Key;
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::task::JoinSet;
 
 use super::tier::Member;
-use super::{Tiers, tls};
+use super::{Tiers, listener, tls};
 
 /// Serves for one server's agent, until it is dropped with all its connections.
 pub async fn serve(listener: TcpListener, tiers: Tiers, key: Key, ordinal: u16) {
-    let mut connections = JoinSet::new();
-    loop {
-        tokio::select! {
-            accepted = listener.accept() => {
-                let Ok((stream, _)) = accepted else { continue };
-                let (tiers, key) = (tiers.clone(), key.clone());
-                connections.spawn(async move { converse(stream, &tiers, &key, ordinal).await });
-            }
-            Some(_) = connections.join_next() => {}
-        }
-    }
+    listener::serve(listener, |stream| converse(stream, tiers.clone(), key.clone(), ordinal)).await;
 }
 
-async fn converse(stream: TcpStream, tiers: &Tiers, key: &Key, ordinal: u16) -> io::Result<()> {
-    let presented = tiers.with(key, |tier| tier.presented(Member::Server(ordinal)));
+async fn converse(stream: TcpStream, tiers: Tiers, key: Key, ordinal: u16) -> io::Result<()> {
+    let presented = tiers.with(&key, |tier| tier.presented(Member::Server(ordinal)));
     let mut stream = BufReader::new(tls::accept(stream, presented).await?);
     loop {
         let mut request = String::new();
@@ -35,7 +24,7 @@ async fn converse(stream: TcpStream, tiers: &Tiers, key: &Key, ordinal: u16) -> 
                 return Ok(());
             }
         }
-        let report = tiers.with(key, |tier| tier.report(ordinal)).filter(|_| request.starts_with("GET /state "));
+        let report = tiers.with(&key, |tier| tier.report(ordinal)).filter(|_| request.starts_with("GET /state "));
         let (status, body) = match report {
             Some(report) => ("200 OK", serde_json::to_string(&report).expect("a report serialises")),
             // A connection that has outlived its pod.

@@ -29,7 +29,7 @@ use tokio::task::AbortHandle;
 
 use super::tier::{Member, Mounted, sentinel_address};
 use super::tls::Pair;
-use super::{NO_SUCH_IMAGE, Tiers, agent, wire};
+use super::{NO_SUCH_IMAGE, Tiers, agent, listener, wire};
 use crate::control_plane::client;
 
 /// How many tiers are tended at the same time.
@@ -360,15 +360,15 @@ impl Kubelet {
         let (tiers, key) = (self.tiers.clone(), key.clone());
         Ok(match member {
             Member::Server(ordinal) => {
-                let server = wire::listen(SocketAddr::new(address, SERVER_PORT)).await?;
-                let agent = wire::listen(SocketAddr::new(address, AGENT_PORT)).await?;
+                let server = listener::listen(SocketAddr::new(address, SERVER_PORT)).await?;
+                let agent = listener::listen(SocketAddr::new(address, AGENT_PORT)).await?;
                 vec![
                     tokio::spawn(wire::serve(server, tiers.clone(), key.clone(), member)).abort_handle(),
                     tokio::spawn(agent::serve(agent, tiers, key, ordinal)).abort_handle(),
                 ]
             }
             Member::Sentinel(_) => {
-                let sentinel = wire::listen(sentinel_address(address)).await?;
+                let sentinel = listener::listen(sentinel_address(address)).await?;
                 vec![tokio::spawn(wire::serve(sentinel, tiers, key, member)).abort_handle()]
             }
         })

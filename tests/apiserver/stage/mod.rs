@@ -5,6 +5,7 @@
 
 mod agent;
 mod kubelet;
+mod listener;
 mod tier;
 mod tls;
 mod wire;

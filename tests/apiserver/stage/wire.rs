@@ -1,16 +1,14 @@
 //! RESP, from the side of whoever answers.
 
 use std::io;
-use std::net::SocketAddr;
 
 use larder::operator::queue::Key;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::task::JoinSet;
 
 use super::tier::Member;
 use super::tls::Duplex;
-use super::{Tiers, tls};
+use super::{Tiers, listener, tls};
 
 /// A connection that is read command by command.
 type Stream = BufReader<Box<dyn Duplex>>;
@@ -58,40 +56,25 @@ impl Reply {
 
 /// Answers for one member, until it is dropped with all its connections.
 pub async fn serve(listener: TcpListener, tiers: Tiers, key: Key, member: Member) {
-    let mut connections = JoinSet::new();
-    loop {
-        tokio::select! {
-            accepted = listener.accept() => {
-                let Ok((stream, _)) = accepted else { continue };
-                let (tiers, key) = (tiers.clone(), key.clone());
-                connections.spawn(async move { converse(stream, &tiers, &key, member).await });
-            }
-            Some(_) = connections.join_next() => {}
-        }
-    }
+    listener::serve(listener, |stream| converse(stream, tiers.clone(), key.clone(), member)).await;
 }
 
-/// Takes an address that a Service has.
-pub async fn listen(address: SocketAddr) -> io::Result<TcpListener> {
-    TcpListener::bind(address).await
-}
-
-async fn converse(stream: TcpStream, tiers: &Tiers, key: &Key, member: Member) -> io::Result<()> {
-    let presented = tiers.with(key, |tier| tier.presented(member));
+async fn converse(stream: TcpStream, tiers: Tiers, key: Key, member: Member) -> io::Result<()> {
+    let presented = tiers.with(&key, |tier| tier.presented(member));
     let mut stream = BufReader::new(tls::accept(stream, presented).await?);
     let mut logged_in = false;
     while let Some(words) = read_command(&mut stream).await? {
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
         let reply = match words[..] {
             [verb, user, password] if verb.eq_ignore_ascii_case("AUTH") => {
-                logged_in = tiers.with(key, |tier| tier.login() == Some(&(user.to_owned(), password.to_owned())));
+                logged_in = tiers.with(&key, |tier| tier.login() == Some(&(user.to_owned(), password.to_owned())));
                 if logged_in { Reply::Simple("OK") } else { Reply::error("WRONGPASS invalid username-password pair") }
             }
             _ if !logged_in => Reply::error("NOAUTH Authentication required."),
             [verb, channel] if verb.eq_ignore_ascii_case("SUBSCRIBE") => {
-                return tell_of_switches(stream, tiers, key, channel).await;
+                return tell_of_switches(stream, &tiers, &key, channel).await;
             }
-            _ => tiers.with(key, |tier| tier.answer(member, &words)),
+            _ => tiers.with(&key, |tier| tier.answer(member, &words)),
         };
         send(&mut stream, &reply).await?;
     }
