@@ -14,12 +14,14 @@ pub const SEED: u64 = 0x1a2d_e201_3000_0001;
 /// What a key stands for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Entity {
-    /// `board:{origin}`: today's departures of an airport, against its year. Live data, and the hottest keys.
+    /// `board:{origin}`: today's departures of an airport, against its year and everybody's season. Live data, and the hottest
+    /// keys.
     Board {
         /// The airport.
         origin: Code,
     },
-    /// `flight:{carrier}:{number}:{month}`: how punctual a flight was in a month, against its airline's year. History.
+    /// `flight:{carrier}:{number}:{month}`: how punctual a flight was in a month, against its airline's year and everybody's
+    /// season. History.
     Flight {
         /// The airline.
         carrier: Code,
@@ -69,47 +71,66 @@ impl Family {
 
     /// The statement that finds one key's value by the parts of [`Family::pattern_text`]; `schema` stands before the tables'
     /// names. Integers only, and one text column, so that SQLite and Postgres answer with the same bytes. `flights` has no index
-    /// but its primary key: each run reads the whole table and joins every row of the airport or airline to the weather of its hour.
+    /// but its primary key: each run reads the whole table and joins every row of the airport or airline, and of the quarter of the
+    /// year, to the weather of its hour.
     pub fn sql(self, schema: &str) -> String {
-        let (mine, all) = match self {
-            Self::Board => (format!("f.month = {TODAY_MONTH} AND f.day = {TODAY_DAY}"), "f.origin = $origin"),
-            Self::Flight => ("f.number = $number AND f.month = $month".to_owned(), "f.carrier = $carrier"),
+        let (mine, month, whole) = match self {
+            Self::Board => {
+                (format!("f.month = {TODAY_MONTH} AND f.day = {TODAY_DAY}"), TODAY_MONTH.to_string(), "f.origin = $origin")
+            }
+            Self::Flight => ("f.number = $number AND f.month = $month".to_owned(), "$month".to_owned(), "f.carrier = $carrier"),
         };
+        let season = format!("(f.month - 1) / 3 = ({month} - 1) / 3");
         format!(
-            "SELECT {VALUE_COLUMNS} AS value FROM (SELECT CASE WHEN {mine} THEN 1 ELSE 0 END AS mine, f.dep_delay AS delay, \
+            "SELECT {VALUE_COLUMNS} AS value FROM (SELECT CASE WHEN {whole} AND {mine} THEN 1 ELSE 0 END AS mine, \
+             CASE WHEN {whole} THEN 1 ELSE 0 END AS whole, CASE WHEN {season} THEN 1 ELSE 0 END AS season, f.dep_delay AS delay, \
              w.wet AS wet FROM {schema}flights f LEFT JOIN {schema}weather w ON w.origin = f.origin AND w.time_hour = f.time_hour \
-             WHERE {all}) AS x HAVING SUM(mine) > 0"
+             WHERE {whole} OR {season}) AS x HAVING SUM(mine) > 0"
         )
     }
 }
 
-/// The value as text: counts of the part that the key names, then of the whole that it is held against.
+/// The value as text: counts of the part that the key names, then of the whole that it is held against, then of the season.
 const VALUE_COLUMNS: &str = "'{\"flights\":' || SUM(mine) \
     || ',\"late\":' || SUM(CASE WHEN mine = 1 AND delay > 15 THEN 1 ELSE 0 END) \
     || ',\"delay\":' || COALESCE(SUM(CASE WHEN mine = 1 THEN delay END), 0) \
     || ',\"cancelled\":' || SUM(CASE WHEN mine = 1 AND delay IS NULL THEN 1 ELSE 0 END) \
-    || ',\"of\":{\"flights\":' || COUNT(*) \
-    || ',\"late\":' || SUM(CASE WHEN delay > 15 THEN 1 ELSE 0 END) \
-    || ',\"delay\":' || COALESCE(SUM(delay), 0) \
-    || ',\"wet\":' || SUM(CASE WHEN wet = 1 THEN 1 ELSE 0 END) \
-    || ',\"wetLate\":' || SUM(CASE WHEN wet = 1 AND delay > 15 THEN 1 ELSE 0 END) || '}}'";
+    || ',\"of\":{\"flights\":' || SUM(whole) \
+    || ',\"late\":' || SUM(CASE WHEN whole = 1 AND delay > 15 THEN 1 ELSE 0 END) \
+    || ',\"delay\":' || COALESCE(SUM(CASE WHEN whole = 1 THEN delay END), 0) \
+    || ',\"wet\":' || SUM(CASE WHEN whole = 1 AND wet = 1 THEN 1 ELSE 0 END) \
+    || ',\"wetLate\":' || SUM(CASE WHEN whole = 1 AND wet = 1 AND delay > 15 THEN 1 ELSE 0 END) \
+    || '},\"season\":{\"flights\":' || SUM(season) \
+    || ',\"late\":' || SUM(CASE WHEN season = 1 AND delay > 15 THEN 1 ELSE 0 END) \
+    || ',\"delay\":' || COALESCE(SUM(CASE WHEN season = 1 THEN delay END), 0) \
+    || ',\"wet\":' || SUM(CASE WHEN season = 1 AND wet = 1 THEN 1 ELSE 0 END) \
+    || ',\"wetLate\":' || SUM(CASE WHEN season = 1 AND wet = 1 AND delay > 15 THEN 1 ELSE 0 END) || '}}'";
 
 /// The statement that finds every key of [`Family::Flight`] with its value at once.
 pub fn history_sql() -> String {
-    "WITH rated AS (SELECT f.carrier AS carrier, f.number AS number, f.month AS month, f.dep_delay AS delay, w.wet AS wet \
-       FROM flights f LEFT JOIN weather w ON w.origin = f.origin AND w.time_hour = f.time_hour), \
-     part AS (SELECT carrier, number, month, COUNT(*) AS flights, SUM(CASE WHEN delay > 15 THEN 1 ELSE 0 END) AS late, \
-       COALESCE(SUM(delay), 0) AS delay, SUM(CASE WHEN delay IS NULL THEN 1 ELSE 0 END) AS cancelled \
-       FROM rated GROUP BY carrier, number, month), \
-     whole AS (SELECT carrier, COUNT(*) AS flights, SUM(CASE WHEN delay > 15 THEN 1 ELSE 0 END) AS late, \
-       COALESCE(SUM(delay), 0) AS delay, SUM(CASE WHEN wet = 1 THEN 1 ELSE 0 END) AS wet, \
-       SUM(CASE WHEN wet = 1 AND delay > 15 THEN 1 ELSE 0 END) AS wet_late FROM rated GROUP BY carrier) \
-     SELECT 'flight:' || part.carrier || ':' || part.number || ':' || part.month AS key, \
-       '{\"flights\":' || part.flights || ',\"late\":' || part.late || ',\"delay\":' || part.delay || ',\"cancelled\":' || part.cancelled \
-       || ',\"of\":{\"flights\":' || whole.flights || ',\"late\":' || whole.late || ',\"delay\":' || whole.delay \
-       || ',\"wet\":' || whole.wet || ',\"wetLate\":' || whole.wet_late || '}}' AS value \
-       FROM part JOIN whole ON whole.carrier = part.carrier"
-        .to_owned()
+    let counts = "COUNT(*) AS flights, SUM(CASE WHEN delay > 15 THEN 1 ELSE 0 END) AS late, COALESCE(SUM(delay), 0) AS delay, \
+        SUM(CASE WHEN delay IS NULL THEN 1 ELSE 0 END) AS cancelled, SUM(CASE WHEN wet = 1 THEN 1 ELSE 0 END) AS wet, \
+        SUM(CASE WHEN wet = 1 AND delay > 15 THEN 1 ELSE 0 END) AS wet_late FROM rated GROUP BY";
+    let against = |group: &str| {
+        format!(
+            "'\"flights\":' || {group}.flights || ',\"late\":' || {group}.late || ',\"delay\":' || {group}.delay \
+             || ',\"wet\":' || {group}.wet || ',\"wetLate\":' || {group}.wet_late"
+        )
+    };
+    format!(
+        "WITH rated AS (SELECT f.carrier AS carrier, f.number AS number, f.month AS month, (f.month - 1) / 3 AS quarter, \
+           f.dep_delay AS delay, w.wet AS wet \
+           FROM flights f LEFT JOIN weather w ON w.origin = f.origin AND w.time_hour = f.time_hour), \
+         part AS (SELECT carrier, number, month, quarter, {counts} carrier, number, month, quarter), \
+         whole AS (SELECT carrier, {counts} carrier), \
+         season AS (SELECT quarter, {counts} quarter) \
+         SELECT 'flight:' || part.carrier || ':' || part.number || ':' || part.month AS key, \
+           '{{\"flights\":' || part.flights || ',\"late\":' || part.late || ',\"delay\":' || part.delay \
+           || ',\"cancelled\":' || part.cancelled || ',\"of\":{{' || {} || '}},\"season\":{{' || {} || '}}}}' AS value \
+           FROM part JOIN whole ON whole.carrier = part.carrier JOIN season ON season.quarter = part.quarter",
+        against("whole"),
+        against("season")
+    )
 }
 
 impl Entity {

@@ -41,6 +41,16 @@ enum Group {
     Airport(Code),
     Flight(Code, u16, u8),
     Airline(Code),
+    /// A quarter of the year, from 0.
+    Season(u8),
+}
+
+/// What a value tells of: the group that the key names, and those that it is held against.
+#[derive(Debug, Clone, Copy)]
+struct Groups {
+    part: usize,
+    whole: usize,
+    season: usize,
 }
 
 /// The counts of one group from an update on.
@@ -96,10 +106,10 @@ struct State {
     departures: Vec<Departure>,
 }
 
-/// The true values of all keys over time. Memory grows by five small records an update.
+/// The true values of all keys over time. Memory grows by six small records an update.
 pub struct Truth {
-    /// Of each entity: the group that it names, and the one that it is held against.
-    entities: Vec<(usize, usize)>,
+    /// Of each entity.
+    entities: Vec<Groups>,
     index: HashMap<Group, usize>,
     state: RwLock<State>,
 }
@@ -115,8 +125,12 @@ impl Truth {
         for row in &dataset.flights {
             let wet = wet.get(&(row.origin, &*row.time_hour)).copied().unwrap_or_default();
             let today = (row.month, row.day) == (TODAY_MONTH, TODAY_DAY);
-            let always =
-                [Group::Airport(row.origin), Group::Flight(row.carrier, row.number, row.month), Group::Airline(row.carrier)];
+            let always = [
+                Group::Airport(row.origin),
+                Group::Flight(row.carrier, row.number, row.month),
+                Group::Airline(row.carrier),
+                season_of(row.month),
+            ];
             for group in always.into_iter().chain(today.then_some(Group::Today(row.origin))) {
                 let place = *index.entry(group).or_insert_with(|| {
                     counts.push(Counts::default());
@@ -157,6 +171,7 @@ impl Truth {
             Group::Airport(before.origin),
             Group::Flight(before.carrier, before.number, TODAY_MONTH),
             Group::Airline(before.carrier),
+            season_of(TODAY_MONTH),
         ];
         for place in touched.iter().filter_map(|group| self.index.get(group)) {
             let versions = &mut state.groups[*place];
@@ -178,21 +193,20 @@ impl Truth {
     /// The present value of an entity.
     pub fn current(&self, entity: usize) -> String {
         let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
-        let (part, whole) = self.entities[entity];
-        state.value(part, whole, state.updates.len())
+        state.value(self.entities[entity], state.updates.len())
     }
 
     /// Holds a reply to a request, sent and received at these times, against every value that the entity ever had.
     pub fn check(&self, entity: usize, reply: &str, sent: Instant, received: Instant) -> Verdict {
         let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
-        let (part, whole) = self.entities[entity];
+        let groups = self.entities[entity];
         let newest = state.updates.len();
         let settled = state.updates.last().is_none_or(|update| update.sent <= received);
-        if settled && state.value(part, whole, newest) == reply {
+        if settled && state.value(groups, newest) == reply {
             return Verdict::True { age: Duration::ZERO };
         }
         let mut changes: Vec<usize> =
-            [part, whole].iter().flat_map(|group| state.groups[*group].iter()).map(|v| v.since).collect();
+            [groups.part, groups.whole, groups.season].iter().flat_map(|group| &state.groups[*group]).map(|v| v.since).collect();
         changes.sort_unstable();
         changes.dedup();
         // The newest first.
@@ -200,7 +214,7 @@ impl Truth {
         for since in changes.into_iter().rev() {
             let begun = since.checked_sub(1).map(|update| state.updates[update]);
             let visible = begun.is_none_or(|update| update.sent <= received);
-            if visible && state.value(part, whole, since) == reply {
+            if visible && state.value(groups, since) == reply {
                 let age = until.map_or(Duration::ZERO, |until| sent.saturating_duration_since(until));
                 return Verdict::True { age };
             }
@@ -219,24 +233,38 @@ impl State {
     }
 
     /// The value as [`super::keyspace::Family::sql`] writes it, after update `at`.
-    fn value(&self, part: usize, whole: usize, at: usize) -> String {
-        let (mine, all) = (self.counts(part, at), self.counts(whole, at));
+    fn value(&self, groups: Groups, at: usize) -> String {
+        let (part, whole, season) = (self.counts(groups.part, at), self.counts(groups.whole, at), self.counts(groups.season, at));
+        let against = |of: Counts| {
+            format!(
+                "{{\"flights\":{},\"late\":{},\"delay\":{},\"wet\":{},\"wetLate\":{}}}",
+                of.flights, of.late, of.delay, of.wet, of.wet_late
+            )
+        };
         format!(
-            "{{\"flights\":{},\"late\":{},\"delay\":{},\"cancelled\":{},\"of\":{{\"flights\":{},\"late\":{},\"delay\":{},\"wet\":{},\
-             \"wetLate\":{}}}}}",
-            mine.flights, mine.late, mine.delay, mine.cancelled, all.flights, all.late, all.delay, all.wet, all.wet_late
+            "{{\"flights\":{},\"late\":{},\"delay\":{},\"cancelled\":{},\"of\":{},\"season\":{}}}",
+            part.flights,
+            part.late,
+            part.delay,
+            part.cancelled,
+            against(whole),
+            against(season)
         )
     }
 }
 
-fn groups_of(entity: &Entity, index: &HashMap<Group, usize>) -> (usize, usize) {
+/// The quarter of the year that a month, 1 to 12, is in.
+fn season_of(month: u8) -> Group {
+    Group::Season(month.saturating_sub(1) / 3)
+}
+
+fn groups_of(entity: &Entity, index: &HashMap<Group, usize>) -> Groups {
     let place = |group: Group| index.get(&group).copied().unwrap_or_default();
-    match *entity {
-        Entity::Board { origin } => (place(Group::Today(origin)), place(Group::Airport(origin))),
-        Entity::Flight { carrier, number, month } => {
-            (place(Group::Flight(carrier, number, month)), place(Group::Airline(carrier)))
-        }
-    }
+    let (part, whole, month) = match *entity {
+        Entity::Board { origin } => (Group::Today(origin), Group::Airport(origin), TODAY_MONTH),
+        Entity::Flight { carrier, number, month } => (Group::Flight(carrier, number, month), Group::Airline(carrier), month),
+    };
+    Groups { part: place(part), whole: place(whole), season: place(season_of(month)) }
 }
 
 #[cfg(test)]
@@ -252,7 +280,7 @@ mod tests {
 
     /// An update of a flight from the first board's airport.
     fn update_first_board(truth: &Truth, delay: i16, sent: Instant, acknowledged: Option<Instant>) {
-        let board_group = truth.entities[0].0;
+        let board_group = truth.entities[0].part;
         let origin = truth.index.iter().find(|(_, place)| **place == board_group).map(|(group, _)| *group);
         let Some(Group::Today(origin)) = origin else { panic!("the first entity is a board") };
         let id =
