@@ -285,7 +285,8 @@ pub struct Stampede {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<PositiveDurationText>")]
     pub lease: Option<Span>,
-    /// How long a read waits for a load that another caller makes. Default: half the lease, at most 1s; on a ReadThrough rule the
+    /// How long a read waits for a load that another caller makes. Default: half the lease, at most 1s, and once a sidecar has seen 100
+    /// loads twice the time within which 99 of 100 are done, where that is less, but at least 250ms; on a ReadThrough rule the
     /// origin's timeout and 500ms, so that all who ask wait for one load.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<DurationText>")]

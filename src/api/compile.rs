@@ -411,7 +411,8 @@ fn timeout_of(source: &Source<'_>, spec: &RuleSpec) -> Span {
     access.and_then(|access| access.timeout).unwrap_or(DEFAULT_TIMEOUT)
 }
 
-/// How long an application may hold a lease, and how long others wait for it.
+/// How long an application may hold a lease, and how long others wait for it. Where nothing is said of the latter, that is the most:
+/// a sidecar that knows how long loads take has them wait less.
 fn lease_and_wait(spec: &cache_policy::Stampede) -> (Span, Span) {
     let lease = spec.lease.unwrap_or(DEFAULT_LEASE);
     (lease, spec.wait.unwrap_or_else(|| DEFAULT_WAIT.min(Span::from_millis(lease.as_millis() / 2))))
@@ -441,8 +442,8 @@ fn compile_stampede(
         },
     };
     let (lease, wait) = lease_and_wait(spec);
-    let at_wait_end = spec.at_wait_end.map_or(AtWaitEnd::Error, Into::into);
-    Some(Some(Stampede { lease, wait, early_expiry, at_wait_end }))
+    let (wait_follows_loads, at_wait_end) = (spec.wait.is_none(), spec.at_wait_end.map_or(AtWaitEnd::Error, Into::into));
+    Some(Some(Stampede { lease, wait, wait_follows_loads, early_expiry, at_wait_end }))
 }
 
 fn compile_load(
@@ -585,6 +586,7 @@ spec: {engine: {kind: Redis, version: "7.0"}, mode: Sentinel, memory: 256Mi}
         let usual = Stampede {
             lease: Span::from_secs(3),
             wait: Span::from_secs(1),
+            wait_follows_loads: true,
             early_expiry: Some(Beta::ONE),
             at_wait_end: AtWaitEnd::Error,
         };
@@ -593,6 +595,7 @@ spec: {engine: {kind: Redis, version: "7.0"}, mode: Sentinel, memory: 256Mi}
         check_stampede(", stale: 1m, stampede: {earlyExpiry: 0}", Some(Stampede { early_expiry: None, ..usual }));
         let half = Stampede { lease: Span::from_secs(1), wait: Span::from_millis(500), ..usual };
         check_stampede(", stampede: {mode: Lease, lease: 1s}", Some(half));
+        check_stampede(", stampede: {wait: 1s}", Some(Stampede { wait_follows_loads: false, ..usual }));
         check_stampede(", stampede: {atWaitEnd: Miss}", Some(Stampede { at_wait_end: AtWaitEnd::Miss, ..usual }));
         check_stampede(", stampede: {mode: Disabled}", None);
     }

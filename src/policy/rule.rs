@@ -93,6 +93,9 @@ pub struct Stampede {
     pub lease: Span,
     /// How long a read waits for another client's load. Shorter than `lease`; zero: not at all.
     pub wait: Span,
+    /// Whether that is the most: a read waits less where loads take less of late.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub wait_follows_loads: bool,
     /// How eagerly values are loaded anew before they expire. `None`: never before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub early_expiry: Option<Beta>,

@@ -15,7 +15,7 @@ use super::units::Span;
 
 /// The newest form that this build writes and reads.
 ///
-/// 2: rules may have a `mode`, and cache-aside rules `stale` and `stampede`.
+/// 2: rules may have a `mode`, and cache-aside rules `stale` and `stampede` (with `waitFollowsLoads`).
 pub const VERSION: u32 = 2;
 /// The largest snapshot in bytes, which also fits a ConfigMap.
 pub const MAX_BYTES: usize = 900 * 1024;

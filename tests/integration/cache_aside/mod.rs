@@ -1,6 +1,7 @@
 //! Cache-aside through real sidecars and servers.
 
 mod cost;
+mod default_wait;
 mod failover;
 mod fills;
 mod history;

@@ -5,7 +5,8 @@ use std::rc::Rc;
 use super::super::{Flow, Request, refuse};
 use super::invalidate::COMPANIONS;
 use super::quoted;
-use crate::policy::{AtWaitEnd, Lifetime, Mode, Rule, Stampede, Strategy};
+use crate::policy::{AtWaitEnd, Lifetime, Mode, Rule, Span, Stampede, Strategy};
+use crate::sidecar::engine::lease::load_times::LEAST_LOADS;
 use crate::sidecar::policy::ActivePolicy;
 use crate::sidecar::resp::{Protocol, encode, reply};
 use crate::sidecar::session::Session;
@@ -132,6 +133,13 @@ fn facts_of(worker: &Worker, policy: &ActivePolicy, key: &[u8]) -> Facts {
         Some(rule) => push_rule(&mut facts, rule),
         None => policy.lifetime_of(id).iter().for_each(|lifetime| push_lifetime(&mut facts, lifetime)),
     }
+    if let Some((wait, p99)) = worker.aside().wait_now(worker, id) {
+        let why = match p99 {
+            Some(p99) => format!("99 of 100 loads of late took at most {}", Span::from_millis(p99)),
+            None => format!("fewer than {LEAST_LOADS} loads are known of late"),
+        };
+        facts.push(("waitNow", format!("{}: {why}", Span::from_millis(wait))));
+    }
     facts
 }
 
@@ -165,9 +173,9 @@ fn push_rule(facts: &mut Facts, rule: &Rule) {
 }
 
 fn push_stampede(facts: &mut Facts, stampede: &Stampede) {
-    let Stampede { lease, wait, early_expiry, at_wait_end } = stampede;
+    let Stampede { lease, wait, wait_follows_loads, early_expiry, at_wait_end } = stampede;
     facts.push(("lease", lease.to_string()));
-    facts.push(("wait", wait.to_string()));
+    facts.push(("wait", if *wait_follows_loads { format!("at most {wait}") } else { wait.to_string() }));
     facts.push(("earlyExpiry", early_expiry.map_or(0.0, |beta| beta.get()).to_string()));
     let end = match at_wait_end {
         AtWaitEnd::Error => "Error",

@@ -119,6 +119,11 @@ impl Misses {
         self.0.iter().any(|miss| is_own(miss) && miss.age(now) < rule.lease)
     }
 
+    /// When a connection got the nil that its next SET is likely to end.
+    pub fn since(&self, connection: u64) -> Option<Millis> {
+        Some(self.0.iter().rev().find(|miss| miss.connection == connection && miss.state != State::Over)?.since)
+    }
+
     /// The generation of a connection's own nil.
     #[cfg(test)]
     pub(super) fn own(&self, connection: u64) -> Option<Generation> {

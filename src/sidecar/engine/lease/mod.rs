@@ -55,6 +55,7 @@
 
 pub mod desk;
 pub mod forgotten;
+pub mod load_times;
 pub mod misses;
 pub mod model;
 pub mod rates;
@@ -136,6 +137,8 @@ pub struct Rule {
     pub overlap: Option<Millis>,
     /// How long a read may wait for a fill.
     pub wait: Millis,
+    /// Whether that is the most, and a read waits less where loads take less: see [`rates::Rates::wait`].
+    pub wait_follows: bool,
     /// What then becomes of it.
     pub at_wait_end: AtWaitEnd,
     /// Whether stale copies are kept: they are asked for on each miss.
@@ -149,7 +152,8 @@ impl Rule {
     /// The usual proportions: ten leases of memory, a quarter of a lease to settle, a lease of overlap.
     pub const fn new(id: u16, lease: Millis, wait: Millis) -> Self {
         let (memory, settle) = (lease * 10, lease / 4);
-        Self { id, lease, memory, settle, overlap: Some(lease), wait, at_wait_end: AtWaitEnd::Error, stale: false }
+        let (overlap, wait_follows, at_wait_end) = (Some(lease), false, AtWaitEnd::Error);
+        Self { id, lease, memory, settle, overlap, wait, wait_follows, at_wait_end, stale: false }
     }
 
     /// [`Rule::overlap`], where loads take `load_ms`.

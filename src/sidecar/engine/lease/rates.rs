@@ -1,6 +1,7 @@
 //! Figures of one rule: how often its leads are filled, and how long a load takes.
 
 use super::Millis;
+use super::load_times::LoadTimes;
 
 /// A rule that is off tries again after this.
 pub const DISARMED_MS: Millis = 60_000;
@@ -14,6 +15,9 @@ const OWN_WAIT_LOADS: f64 = 3.0;
 const LEAST_OWN_WAIT_MS: Millis = 50;
 /// After so many such waits in vain, one after the other, there are none for [`DISARMED_MS`].
 const MOST_IN_VAIN: u8 = 3;
+/// However little time loads take, a read waits at least this, where its rule allows: loads that suddenly take longer shall not turn
+/// into errors.
+pub const LEAST_WAIT_MS: Millis = 250;
 /// How much a new measurement counts.
 const WEIGHT: f64 = 0.1;
 
@@ -26,6 +30,7 @@ pub struct Rates {
     disarmed_until: Millis,
     load_ms: f64,
     measured: bool,
+    times: LoadTimes,
     /// Own waits in vain since the last that was not.
     in_vain: u8,
     no_own_wait_until: Millis,
@@ -33,7 +38,16 @@ pub struct Rates {
 
 impl Default for Rates {
     fn default() -> Self {
-        Self { filled: 0, leads: 0, disarmed_until: 0, load_ms: FIRST_LOAD_MS, measured: false, in_vain: 0, no_own_wait_until: 0 }
+        Self {
+            filled: 0,
+            leads: 0,
+            disarmed_until: 0,
+            load_ms: FIRST_LOAD_MS,
+            measured: false,
+            times: LoadTimes::default(),
+            in_vain: 0,
+            no_own_wait_until: 0,
+        }
     }
 }
 
@@ -47,6 +61,22 @@ impl Rates {
     #[inline]
     pub fn load_ms(&self) -> f64 {
         self.load_ms
+    }
+
+    /// How long 99 of 100 loads took of late, where enough are known.
+    pub fn load_p99(&self, now: Millis) -> Option<Millis> {
+        self.times.p99(now)
+    }
+
+    /// For how long a read waits where nobody has said how long: twice as long as 99 of 100 loads take, as far as that is known, but
+    /// at least [`LEAST_WAIT_MS`], and at most `most`.
+    pub fn wait(&self, most: Millis, now: Millis) -> Millis {
+        self.load_p99(now).map_or(most, |p99| (2 * p99).max(LEAST_WAIT_MS).min(most))
+    }
+
+    /// What a load brought has been stored, so long after the nil.
+    pub fn loaded(&mut self, took: Millis, now: Millis) {
+        self.times.add(took, now);
     }
 
     /// For how long a read waits that comes over the connection that loads its key: three times the time of a load, as far as that is
@@ -165,6 +195,23 @@ mod tests {
         assert!(rates.own_wait(100, 5).is_some());
         (0..3).for_each(|_| rates.own_wait_in_vain(5));
         assert_eq!((rates.own_wait(100, 60_004), rates.own_wait(100, 60_005)), (None, Some(100)));
+    }
+
+    #[test]
+    fn a_wait_of_which_nothing_is_said_follows_what_loads_take() {
+        let after = |took: Millis, loads: u32| {
+            let mut rates = Rates::default();
+            (0..loads).for_each(|_| rates.loaded(took, 5));
+            rates.wait(1_000, 5)
+        };
+        assert_eq!((after(20, 0), after(20, 99), after(20, 100)), (1_000, 1_000, LEAST_WAIT_MS));
+        assert!((400..=450).contains(&after(200, 100)));
+        assert_eq!(after(900, 100), 1_000);
+        let mut rates = Rates::default();
+        (0..500).for_each(|_| rates.loaded(20, 5));
+        assert_eq!(rates.wait(100, 5), 100, "never more than the most");
+        (0..3).for_each(|_| rates.loaded(400, 5));
+        assert!(rates.wait(1_000, 5) >= 800, "loads that take longer show at once");
     }
 
     #[test]

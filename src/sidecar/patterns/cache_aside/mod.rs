@@ -87,6 +87,14 @@ impl Aside {
         self.desk.borrow().is_armed(rule, worker.now())
     }
 
+    /// For how long a missing key's read waits at the moment, and how long 99 of 100 of its rule's loads took of late, where enough are
+    /// known. `None`: the policy alone says how long.
+    pub fn wait_now(&self, worker: &Worker, id: RuleId) -> Option<(Millis, Option<Millis>)> {
+        let rule = rule_of(&worker.policy(), id).filter(|rule| rule.wait_follows)?;
+        let (desk, now) = (self.desk.borrow(), worker.now());
+        Some((desk.wait(&rule, now), desk.load_p99(rule.id, now)))
+    }
+
     /// Lets the desk decide, and carries out what it says.
     fn run<T>(&self, worker: &Rc<Worker>, decide: impl FnOnce(&mut Desk<Element>, Millis, &mut Vec<Effect<Element>>) -> T) -> T {
         let mut effects = Vec::new();
@@ -168,8 +176,8 @@ fn rule_of(policy: &ActivePolicy, id: RuleId) -> Option<Rule> {
         AtWaitEnd::Error => lease::AtWaitEnd::Error,
         AtWaitEnd::Miss => lease::AtWaitEnd::Miss,
     };
-    let stale = !cache_aside.stale.is_zero();
-    Some(Rule { at_wait_end, stale, ..Rule::new(id, stampede.lease.as_millis(), stampede.wait.as_millis()) })
+    let (stale, wait_follows) = (!cache_aside.stale.is_zero(), stampede.wait_follows_loads);
+    Some(Rule { at_wait_end, stale, wait_follows, ..Rule::new(id, stampede.lease.as_millis(), stampede.wait.as_millis()) })
 }
 
 impl fmt::Debug for Aside {

@@ -49,7 +49,7 @@ fn found(worker: &Rc<Worker>, session: &Rc<Session>, asker: Asker, fetch: Fetch,
     if session.is_closed() {
         return;
     }
-    let rule = Rule { wait: wait.unwrap_or(rule.wait), ..rule };
+    let rule = wait.map_or(rule, |wait| Rule { wait, wait_follows: false, ..rule });
     let overtaken = session.is_leaving() || session.count_after(asker.place) > 0;
     let reader = Reader { asker, database: fetch.database, overtaken, shared: session.is_shared() };
     let (aside, key) = (worker.aside(), fetch.key.clone());

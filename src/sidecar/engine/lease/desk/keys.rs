@@ -37,6 +37,7 @@ impl<V: Clone> Desk<V> {
             waiters: VecDeque::new(),
             waiting: 0,
             held: None,
+            filling_since: None,
             known: None,
             taken_until: 0,
             local_until: 0,

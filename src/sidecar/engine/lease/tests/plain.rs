@@ -353,6 +353,70 @@ fn the_end_of_a_wait_is_what_the_rule_says() {
     assert_eq!(bench.answered(), [(3, Reply::Nil(Why::WaitEnd))]);
 }
 
+/// How long a read waits in vain for a load that hangs. Its holder goes away at last.
+fn waited_in_vain(bench: &mut Bench) -> Millis {
+    bench.get(1_001);
+    bench.get(1_002);
+    let begun = bench.now;
+    bench.answers.clear();
+    while bench.answers.is_empty() {
+        bench.pass(1);
+    }
+    assert!(matches!(bench.answers[..], [(_, Answer::TimedOut { .. })]), "{:?}", bench.answers);
+    let waited = bench.now - begun;
+    bench.close(1_001);
+    // Its miss, and that of who waited, are outstanding for so long.
+    bench.pass(RULE.memory);
+    waited
+}
+
+/// So many loads, one after the other, that take so long.
+fn load(bench: &mut Bench, loads: u64, took: Millis) {
+    for connection in 1..=loads {
+        bench.slots[0].delete(bench.now);
+        bench.get(connection);
+        bench.pass(took);
+        bench.write(connection, 1);
+        assert_eq!(bench.slots[0].get(bench.now), Some(1), "it is stored");
+    }
+    bench.slots[0].delete(bench.now);
+    bench.answers.clear();
+}
+
+#[test]
+fn where_nothing_is_said_of_a_wait_it_is_twice_what_loads_take() {
+    let mut bench = Bench::new(1);
+    bench.rule.wait_follows = true;
+    assert_eq!(waited_in_vain(&mut bench), RULE.wait);
+    load(&mut bench, 100, 10);
+    assert_eq!(waited_in_vain(&mut bench), 250);
+    load(&mut bench, 3, 200);
+    assert!((400..=450).contains(&waited_in_vain(&mut bench)), "three slow ones show");
+    load(&mut bench, 3, 2_000);
+    assert_eq!(waited_in_vain(&mut bench), RULE.wait, "those that outlast every wait count as well");
+    bench.rule.wait_follows = false;
+    load(&mut bench, 300, 10);
+    assert_eq!(waited_in_vain(&mut bench), RULE.wait, "a wait that is given is what it is");
+}
+
+#[test]
+fn a_load_that_outlasts_its_lease_counts_from_its_own_nil() {
+    let mut bench = Bench::new(1);
+    bench.rule.wait_follows = true;
+    load(&mut bench, 100, 10);
+    for round in 0..3 {
+        let slow = 500 + 2 * round;
+        bench.get(slow);
+        bench.pass(RULE.lease + 50);
+        bench.get(slow + 1);
+        bench.pass(10);
+        bench.write(slow, 1);
+        bench.close(slow + 1);
+        bench.slots[0].delete(bench.now);
+    }
+    assert!(bench.pods[0].load_p99(1, bench.now) > Some(RULE.lease));
+}
+
 #[test]
 fn a_value_loaded_before_a_deletion_is_not_stored_after_it() {
     let mut bench = Bench::new(1);

@@ -5,7 +5,7 @@ use super::Switch;
 use super::world::{self, Config, Counts};
 
 /// The usual proportions, in a tenth of the time. Shared connections are promised loads up to a lease.
-const RULE: Rule = Rule::new(1, 300, 100);
+const RULE: Rule = Rule { wait_follows: true, ..Rule::new(1, 300, 100) };
 
 /// Everything at once.
 const WILD: Config = Config {
@@ -31,7 +31,7 @@ const WILD: Config = Config {
 const CALM: Config = Config {
     pods: 5,
     actors: 12,
-    rule: Rule::new(1, 3_000, 1_000),
+    rule: Rule { wait_follows: true, ..Rule::new(1, 3_000, 1_000) },
     calm: true,
     writes: 0,
     unfilled: 0,
@@ -126,7 +126,7 @@ fn overlapping_groups_never_wait_for_each_other() {
 /// others from being stored.
 #[test]
 fn loads_that_come_to_nothing_do_not_spoil_the_others() {
-    let rule = Rule { overlap: None, ..Rule::new(1, 3_000, 1_000) };
+    let rule = Rule { overlap: None, wait_follows: true, ..Rule::new(1, 3_000, 1_000) };
     let steady = Config {
         pods: 3,
         keys: 1,
