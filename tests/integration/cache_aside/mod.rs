@@ -2,6 +2,7 @@
 
 mod cost;
 mod default_wait;
+mod django;
 mod failover;
 mod fills;
 mod history;
