@@ -64,7 +64,7 @@ fn what_is_refused_within_multi_aborts_it() {
             let reply = client.line("EXEC");
             assert!(matches!(&reply, Value::Error(text) if text.starts_with("EXECABORT")), "{reply:?}");
         };
-        for refused in ["SET {t}a", "NOSUCHCOMMAND x", "CONFIG SET maxmemory 1", "SELECT 1", "SUBSCRIBE channel", "FLUSHALL"] {
+        for refused in ["SET {t}a", "NOSUCHCOMMAND x", "CONFIG SET maxmemory 1", "SELECT", "MONITOR", "FLUSHALL"] {
             let mut client = sidecar.client();
             assert_eq!([client.line("MULTI"), client.line("SET {t}b 1")], [ok(), queued()]);
             assert!(client.line(refused).is_error(), "{refused}");

@@ -47,6 +47,7 @@ mod sidecar_start;
 mod support;
 mod tidy;
 mod tracking;
+mod transaction_parts;
 mod ttl;
 mod ttl_sweep;
 mod uninstall_check;

@@ -28,7 +28,7 @@ pub fn get(session: &Rc<Session>, request: &Request<'_>) -> Flow {
 }
 
 /// Copies an array or a map of names and values; secrets become empty.
-fn without_secrets(bytes: &[u8], out: &mut Vec<u8>) {
+pub fn without_secrets(bytes: &[u8], out: &mut Vec<u8>) {
     let Some(parts) = reply::elements(bytes) else {
         return out.extend_from_slice(bytes);
     };

@@ -8,6 +8,7 @@ pub mod own_keys;
 mod shards;
 mod slot_stats;
 mod split;
+pub mod within;
 
 use std::rc::Rc;
 

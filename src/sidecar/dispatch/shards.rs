@@ -9,6 +9,7 @@ use crate::sidecar::resp::{encode, reply};
 use crate::sidecar::session::Session;
 use crate::sidecar::upstream::gather::{Assembly, Meeting};
 use crate::sidecar::upstream::lane::Lane;
+use crate::sidecar::upstream::node::NodeAddr;
 use crate::sidecar::upstream::queue::{ANY_SLOT, Pending, Retry};
 use crate::sidecar::upstream::sink::{Answer, OnReply, Sink};
 use crate::sidecar::worker::Worker;
@@ -41,6 +42,23 @@ pub fn all(session: &Rc<Session>, request: &Request<'_>, gather: Gather) -> Flow
         room &= worker.submit(&[request.raw], Pending::new(sink, slot, retry, session.lane(), worker.now()));
     }
     if room { Flow::Continue } else { Flow::Wait }
+}
+
+/// As [`all`], for the shards that are left where `node` has answered with `element`.
+pub fn others(session: &Rc<Session>, request: &Request<'_>, gather: Gather, element: &[u8], node: &NodeAddr) -> Flow {
+    let worker = session.worker();
+    let mut shards = worker.router().shards();
+    shards.retain(|(shard, _)| shard.address() != node);
+    let writes = request.spec.access == Access::Write;
+    let (assembly, parts) = (Assembly::Shards(gather), shards.len() + 1);
+    let meeting = Meeting::new(session.clone(), session.take_place(), assembly, writes, parts);
+    meeting.deliver(0, Answer::Reply(element));
+    for (index, (_, slot)) in (1..).zip(shards) {
+        let sink = Sink::Part { meeting: meeting.clone(), index };
+        let retry = if writes { Retry::Never } else { Retry::Safe };
+        worker.submit(&[request.raw], Pending::new(sink, slot, retry, session.lane(), worker.now()));
+    }
+    Flow::Wait
 }
 
 /// Has every shard set a mode on the connections of the client's lane, which is new; where one refuses, the client goes back to the
@@ -152,7 +170,7 @@ fn rewrite_scan(bytes: &[u8], shard: usize, shards: usize, out: &mut Vec<u8>) {
 }
 
 /// Passes a SCAN's answer on without the names of Larder's own.
-fn hide_in_scan(bytes: &[u8], out: &mut Vec<u8>) {
+pub fn hide_in_scan(bytes: &[u8], out: &mut Vec<u8>) {
     let Some([cursor, items]) = reply::elements(bytes).and_then(|parts| <[&[u8]; 2]>::try_from(parts).ok()) else {
         return out.extend_from_slice(bytes);
     };

@@ -110,7 +110,7 @@ impl Call {
         let want = Want { input: MOST_HELD_BYTES, settled: true, slot: self.slot, ..Want::default() };
         loop {
             match turn(reader, Some(connection), want).await {
-                Turn::Input | Turn::Room | Turn::Late => {}
+                Turn::Input | Turn::Room | Turn::Late | Turn::Due => {}
                 Turn::Settled => return connection.take_judged().map_or(Outcome::Answered, Outcome::Refused),
                 Turn::Ended | Turn::Gone => return Outcome::Gone,
                 Turn::Lost(broken) => return Outcome::Lost(broken),

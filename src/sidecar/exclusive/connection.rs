@@ -12,7 +12,7 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::Waits;
 use super::elsewhere::{Elsewhere, instead_of};
-use super::exec_filter::{ExecFilter, Queued};
+use super::exec_filter::{ExecFilter, Fed, Queued};
 use super::pool::is_quiet;
 use crate::sidecar::meter::Meter;
 use crate::sidecar::patterns::cache_aside;
@@ -79,8 +79,10 @@ pub struct Dedicated {
     sent_total: u64,
     owed: VecDeque<Owed>,
     scanner: ReplyScanner,
-    /// The start of a reply whose end has not come.
+    /// The start of a reply whose end has not come, or what follows an element that is due.
     residue: Vec<u8>,
+    /// How much of it has been taken.
+    residue_taken: usize,
     /// Whether a part of the reply has been passed on.
     begun: bool,
     kept: Vec<Vec<u8>>,
@@ -89,6 +91,8 @@ pub struct Dedicated {
     instead_of_null: Option<String>,
     /// Why a command of the client's transaction was not queued.
     elsewhere: Option<Elsewhere>,
+    /// The element of EXEC's reply that waits for Larder's part in it. No more is read before.
+    due: Option<Vec<u8>>,
     heard: u64,
     /// When the node was seen to have lost its slot.
     displaced: Option<u64>,
@@ -120,11 +124,13 @@ impl Dedicated {
             owed: VecDeque::new(),
             scanner: ReplyScanner::default(),
             residue: Vec::new(),
+            residue_taken: 0,
             begun: false,
             kept: Vec::new(),
             judged: None,
             instead_of_null: None,
             elsewhere: None,
+            due: None,
             heard: worker.now(),
             displaced: None,
         }
@@ -143,6 +149,58 @@ impl Dedicated {
     /// The lane it is for.
     pub fn lane(&self) -> Lane {
         self.lane
+    }
+
+    /// A command of the client's transaction has brought it into the client's new lane.
+    pub fn adopt(&mut self, lane: Lane) {
+        self.lane = lane.shared();
+    }
+
+    /// Whether EXEC's reply waits for Larder's part in it.
+    pub fn is_due(&self) -> bool {
+        self.due.is_some()
+    }
+
+    /// The element in whose place Larder answers; then comes [`Dedicated::resume`].
+    pub fn take_due(&mut self) -> Option<Vec<u8>> {
+        self.due.take()
+    }
+
+    /// Goes on with EXEC's reply, Larder's answer having left.
+    pub fn resume(&mut self, session: &Rc<Session>) -> Result<(), Broken> {
+        self.heard = self.worker.now();
+        let place = session.take_place();
+        session.deliver_part(place, &[]);
+        let whole = match self.owed.front_mut() {
+            Some(Owed::Exec(own, filter)) => {
+                *own = place;
+                filter.is_whole()
+            }
+            _ => false,
+        };
+        if whole {
+            self.end_exec(session, place);
+        }
+        let residue = std::mem::take(&mut self.residue);
+        self.residue_taken += self.consume(Some(session), &residue[self.residue_taken..])?;
+        self.residue = residue;
+        if !self.is_due() {
+            self.drop_taken();
+        }
+        Ok(())
+    }
+
+    fn drop_taken(&mut self) {
+        self.residue.drain(..std::mem::take(&mut self.residue_taken));
+        if self.residue.is_empty() && self.residue.capacity() > SCRATCH_BYTES {
+            self.residue = Vec::new();
+        }
+    }
+
+    fn end_exec(&mut self, session: &Rc<Session>, place: u32) {
+        session.deliver(place, &[]);
+        session.end_join();
+        self.owed.pop_front();
     }
 
     /// Appends a command, or a piece of one.
@@ -233,6 +291,9 @@ impl Dedicated {
     pub fn poll(&mut self, session: Option<&Rc<Session>>, cx: &mut Context<'_>) -> Result<bool, Broken> {
         self.write(cx)?;
         for _ in 0..READS_PER_TURN {
+            if self.is_due() {
+                return Ok(false);
+            }
             if session.is_some_and(|session| session.output_bytes() > SLOW_CLIENT_BYTES) {
                 self.heard = self.worker.now();
                 return Ok(true);
@@ -312,12 +373,9 @@ impl Dedicated {
         } else {
             let mut residue = std::mem::take(&mut self.residue);
             residue.extend_from_slice(chunk);
-            let taken = self.consume(session, &residue)?;
-            residue.drain(..taken);
-            if residue.capacity() > SCRATCH_BYTES && residue.is_empty() {
-                residue = Vec::new();
-            }
+            self.residue_taken = self.consume(session, &residue)?;
             self.residue = residue;
+            self.drop_taken();
         }
         if self.residue.len() > MOST_REPLY_BYTES { Err(Broken::TooLong(MOST_REPLY_BYTES)) } else { Ok(()) }
     }
@@ -329,22 +387,27 @@ impl Dedicated {
             if let (Some(Owed::Exec(place, filter)), Some(session)) = (self.owed.front_mut(), session)
                 && filter.takes(rest)
             {
-                let meter = self.worker.metrics();
+                let (place, meter) = (*place, self.worker.metrics());
                 let mut judge = |command: &Queued, element: &[u8]| {
                     count(meter, command, element);
                     if let Some(key) = command.leased.as_deref().filter(|_| reply::is_null(element)) {
-                        cache_aside::on_nil_told(session, *place, key);
+                        cache_aside::on_nil_told(session, place, key);
                     }
                 };
-                let (taken, ended) = filter.feed(rest, &mut judge, &mut |part| {
-                    session.deliver_part(*place, part);
+                let (taken, fed) = filter.feed(rest, &mut judge, &mut |part| {
+                    session.deliver_part(place, part);
                 })?;
                 at += taken;
-                if !ended {
-                    break;
+                match fed {
+                    Fed::More => break,
+                    Fed::Whole => self.end_exec(session, place),
+                    Fed::Held(element) => {
+                        session.join();
+                        session.deliver(place, &[]);
+                        self.due = Some(element);
+                        break;
+                    }
                 }
-                session.deliver(*place, &[]);
-                self.owed.pop_front();
                 continue;
             }
             match self.scanner.scan(rest)? {

@@ -1,4 +1,4 @@
-//! EXEC's reply without the elements that answer commands of Larder's own, as it comes.
+//! EXEC's reply without the elements that answer commands of Larder's own, as it comes. It stops where Larder has a part in an answer.
 
 use std::rc::Rc;
 
@@ -16,6 +16,8 @@ pub struct Queued {
     pub leased: Option<Rc<[u8]>>,
     /// The rule of the first key that it writes, where Larder sees to the TTL.
     pub given_ttl: Option<RuleId>,
+    /// Its element is not passed on: Larder has a part in the answer.
+    pub held: bool,
 }
 
 impl Queued {
@@ -23,6 +25,17 @@ impl Queued {
     pub fn is_plain(&self) -> bool {
         *self == Self::default()
     }
+}
+
+/// How far a filter has come.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Fed {
+    /// It needs more bytes.
+    More,
+    /// To this element, whole, of a command that is [`held`](Queued::held).
+    Held(Vec<u8>),
+    /// To the reply's end.
+    Whole,
 }
 
 /// Passes on the elements of one EXEC's reply that the client asked for.
@@ -76,9 +89,14 @@ impl ExecFilter {
         !self.as_it_is && (self.place.is_some() || (bytes.first() == Some(&b'*') && bytes.get(1) != Some(&b'-')))
     }
 
-    /// Takes bytes of the reply and hands on what the client gets. `judge` is called once for each of the client's commands, with
-    /// its element: the whole of it, or its start where it comes in parts, which no null and no error does. How many bytes were
-    /// taken, and whether the reply has ended.
+    /// Whether all elements have come.
+    pub fn is_whole(&self) -> bool {
+        self.place.as_ref().is_some_and(|place| place.next == self.commands.len() && place.dropped == 0)
+    }
+
+    /// Takes bytes of the reply and hands on what the client gets. `judge` is called once for each of the client's commands that are
+    /// not held, with its element: the whole of it, or its start where it comes in parts, which no null and no error does. How many
+    /// bytes were taken, and how far it has come.
     ///
     /// # Errors
     /// Where the bytes are not a reply, or have another number of elements than there were commands.
@@ -87,19 +105,24 @@ impl ExecFilter {
         bytes: &[u8],
         judge: &mut impl FnMut(&Queued, &[u8]),
         pass: &mut impl FnMut(&[u8]),
-    ) -> Result<(usize, bool), ReplyError> {
+    ) -> Result<(usize, Fed), ReplyError> {
         let mut at = 0;
         if self.place.is_none() {
-            let Some(end) = memchr::memchr(b'\n', bytes) else { return Ok((0, false)) };
+            let Some(end) = memchr::memchr(b'\n', bytes) else { return Ok((0, Fed::More)) };
             self.begin(&bytes[..=end], pass)?;
             at = end + 1;
         }
-        let Some(place) = &mut self.place else { return Ok((at, false)) };
+        let Some(place) = &mut self.place else { return Ok((at, Fed::More)) };
         while place.next < self.commands.len() || place.dropped > 0 {
             let rest = &bytes[at..];
             let whole = self.scanner.scan(rest)?;
-            let length = whole.unwrap_or_else(|| self.scanner.releasable(rest.len()));
-            if place.dropped == 0 && length > 0 {
+            let held = place.dropped == 0 && self.commands[place.next].held;
+            let length = match whole {
+                Some(length) => length,
+                None if held => 0,
+                None => self.scanner.releasable(rest.len()),
+            };
+            if place.dropped == 0 && !held && length > 0 {
                 if !std::mem::replace(&mut place.begun, true) {
                     judge(&self.commands[place.next], &rest[..length]);
                 }
@@ -108,7 +131,11 @@ impl ExecFilter {
             at += length;
             if whole.is_none() {
                 self.scanner.release(length);
-                return Ok((at, false));
+                return Ok((at, Fed::More));
+            }
+            if held {
+                place.next += 1;
+                return Ok((at, Fed::Held(rest[..length].to_vec())));
             }
             if place.dropped > 0 {
                 place.dropped -= 1;
@@ -118,7 +145,7 @@ impl ExecFilter {
                 place.begun = false;
             }
         }
-        Ok((at, true))
+        Ok((at, Fed::Whole))
     }
 
     fn begin(&mut self, line: &[u8], pass: &mut impl FnMut(&[u8])) -> Result<(), ReplyError> {
@@ -151,16 +178,18 @@ mod tests {
     fn check(make: impl Fn() -> ExecFilter, wire: &str, passed: &str, nulls: &[bool]) {
         for step in 1..=wire.len() {
             let (mut filter, mut got) = (make(), Vec::new());
-            let (mut start, mut end, mut done, mut judged) = (0, 0, false, Vec::new());
-            while !done {
+            let (mut start, mut end, mut judged) = (0, 0, Vec::new());
+            while !filter.is_whole() {
                 end = (end + step).min(wire.len());
-                let (taken, ended) = filter
+                let (taken, fed) = filter
                     .feed(&wire.as_bytes()[start..end], &mut |_, element| judged.push(reply::is_null(element)), &mut |part| {
                         got.extend_from_slice(part)
                     })
                     .unwrap();
                 start += taken;
-                done = ended;
+                if let Fed::Held(element) = fed {
+                    got.extend_from_slice(&[b"(", &element[..], b")"].concat());
+                }
             }
             assert_eq!(String::from_utf8_lossy(&got), passed, "in steps of {step}");
             assert_eq!(start, wire.len());
@@ -180,6 +209,17 @@ mod tests {
         check(|| ExecFilter::of_client(vec![]), "*0\r\n", "*0\r\n", &[]);
         assert!(two().takes(b"*5\r\n") && !two().takes(b"-EXECABORT"));
         assert!(!ExecFilter::of_client(vec![extra(0)]).takes(b"*1\r\n"), "nothing is to be dropped");
+    }
+
+    #[test]
+    fn it_stops_at_elements_that_are_held() {
+        let held = || Queued { held: true, ..Queued::default() };
+        let wire = "*6\r\n+PONG\r\n:1\r\n:0\r\n$4\r\na\r\nb\r\n*2\r\n+x\r\n%0\r\n+PONG\r\n";
+        let mixed = || ExecFilter::of_client(vec![held(), extra(1), extra(0), held(), held()]);
+        let passed = "*5\r\n(+PONG\r\n):1\r\n$4\r\na\r\nb\r\n(*2\r\n+x\r\n%0\r\n)(+PONG\r\n)";
+        check(mixed, wire, passed, &[false, false]);
+        check(|| ExecFilter::of_client(vec![held()]), "*1\r\n$-1\r\n", "*1\r\n($-1\r\n)", &[]);
+        assert!(!ExecFilter::of_client(vec![held()]).is_as_it_is());
     }
 
     #[test]

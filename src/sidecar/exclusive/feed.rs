@@ -86,6 +86,8 @@ struct Asked {
     kind: Kind,
     subscribe: bool,
     channels: VecDeque<Vec<u8>>,
+    /// Whether the confirmations are kept: see [`Feed::take_kept`].
+    kept: bool,
 }
 
 impl Asked {
@@ -117,6 +119,8 @@ struct State {
     stale: Cell<bool>,
     connected: Cell<bool>,
     waker: RefCell<Option<Waker>>,
+    /// Confirmations, and errors, that do not go to the client by themselves.
+    kept: RefCell<Vec<u8>>,
     /// The client's task, while it waits for confirmations.
     asker: RefCell<Option<Waker>>,
 }
@@ -135,6 +139,7 @@ impl Feed {
             stale: Cell::new(false),
             connected: Cell::new(false),
             waker: RefCell::default(),
+            kept: RefCell::default(),
             asker: RefCell::default(),
         });
         Self { task: tokio::task::spawn_local(run(state.clone())), state }
@@ -155,14 +160,19 @@ impl Feed {
         self.state.active.borrow().is_empty() && self.state.asked.borrow().is_empty()
     }
 
-    /// Asks the server for more or fewer channels. The confirmations go to the client.
-    pub fn ask(&self, kind: Kind, subscribe: bool, channels: Vec<Vec<u8>>) {
-        let asked = Asked { kind, subscribe, channels: channels.into() };
+    /// Asks the server for more or fewer channels. The confirmations go to the client, unless they are `kept`.
+    pub fn ask(&self, kind: Kind, subscribe: bool, channels: Vec<Vec<u8>>, kept: bool) {
+        let asked = Asked { kind, subscribe, channels: channels.into(), kept };
         if self.state.connected.get() {
             asked.write(&mut self.state.outbox.borrow_mut());
         }
         self.state.asked.borrow_mut().push_back(asked);
         self.state.wake();
+    }
+
+    /// The confirmations that were kept.
+    pub fn take_kept(&self) -> Vec<u8> {
+        self.state.kept.take()
     }
 
     /// Waits until all that was asked is confirmed, or refused.
@@ -251,7 +261,7 @@ impl State {
             let channels: VecDeque<Vec<u8>> =
                 active.iter().filter(|(own, _)| *own == kind).map(|(_, channel)| channel.clone()).collect();
             if !channels.is_empty() {
-                Asked { kind, subscribe: true, channels }.write(&mut out);
+                Asked { kind, subscribe: true, channels, kept: false }.write(&mut out);
             }
         }
         self.asked.borrow().iter().for_each(|asked| asked.write(&mut out));
@@ -271,8 +281,8 @@ impl State {
         match (confirmed, elements.get(1).and_then(|channel| reply::text(channel))) {
             (None, _) => self.deliver(frame),
             (Some((kind, subscribe)), Some(channel)) => {
-                if self.confirm(kind, subscribe, channel) {
-                    self.deliver(&confirmation(self.lane.protocol, kind, subscribe, Some(channel), &self.counts));
+                if let Some(kept) = self.confirm(kind, subscribe, channel) {
+                    self.tell(kept, &confirmation(self.lane.protocol, kind, subscribe, Some(channel), &self.counts));
                 } else if !subscribe && self.active.borrow().contains(&(kind, channel.to_vec())) {
                     // The slot has moved away, and the subscription with it.
                     return Err(Broken::Displaced);
@@ -283,13 +293,15 @@ impl State {
         Ok(())
     }
 
-    /// Whether the client asked for what the server confirms, next in order.
-    fn confirm(&self, kind: Kind, subscribe: bool, channel: &[u8]) -> bool {
+    /// What the client asked for, next in order, is confirmed: whether it gets to know of it in another way. `None`: it asked for
+    /// something else.
+    fn confirm(&self, kind: Kind, subscribe: bool, channel: &[u8]) -> Option<bool> {
         let mut asked = self.asked.borrow_mut();
-        let Some(front) = asked.front_mut() else { return false };
+        let front = asked.front_mut()?;
         if front.kind != kind || front.subscribe != subscribe || front.channels.front().is_none_or(|next| next != channel) {
-            return false;
+            return None;
         }
+        let kept = front.kept;
         front.channels.pop_front();
         if front.channels.is_empty() {
             asked.pop_front();
@@ -304,7 +316,7 @@ impl State {
         if asked.is_empty() {
             self.wake_asker();
         }
-        true
+        Some(kept)
     }
 
     fn take_error(&self, frame: &[u8]) -> Result<(), Broken> {
@@ -312,8 +324,9 @@ impl State {
         if moved.iter().any(|code| frame.starts_with(code)) {
             return Err(Broken::Displaced);
         }
-        if self.asked.borrow_mut().pop_front().is_some() {
-            self.deliver(frame);
+        let asked = self.asked.borrow_mut().pop_front();
+        if let Some(asked) = asked {
+            self.tell(asked.kept, frame);
         }
         self.wake_asker();
         Ok(())
@@ -323,6 +336,11 @@ impl State {
         if let Some(waker) = self.asker.take() {
             waker.wake();
         }
+    }
+
+    /// Tells what became of a question.
+    fn tell(&self, kept: bool, frame: &[u8]) {
+        if kept { self.kept.borrow_mut().extend_from_slice(frame) } else { self.deliver(frame) }
     }
 
     fn deliver(&self, frame: &[u8]) {

@@ -23,9 +23,6 @@ use crate::sidecar::upstream::queue::ANY_SLOT;
 /// # Errors
 /// The text of the error reply: keys of several slots, a key that the policy refuses, or one of Larder's own.
 pub fn admit(session: &Rc<Session>, args: &CommandArgs<'_>, spec: &CommandSpec) -> Result<u16, String> {
-    if spec.name == "config|get" {
-        return Err("NOPERM CONFIG GET is passed on only outside of transactions, where its secrets are left out".to_owned());
-    }
     let worker = session.worker();
     let policy = worker.policy();
     // Where the arguments contradict themselves any server answers with the error that fits.
@@ -74,7 +71,7 @@ pub fn write_queued(session: &Rc<Session>, command: &Taken, spec: &CommandSpec, 
     let reads = read_rule(&policy, &args, spec);
     let gets = spec.name == "get" && reads.is_some_and(|rule| policy.leases(rule));
     let leased = spec.only_key(&args).filter(|_| gets).map(Rc::from);
-    Queued { extra, reads, leased, given_ttl }
+    Queued { extra, reads, leased, given_ttl, held: false }
 }
 
 /// The rule of the one key that a command reads, as on the shared connections.
@@ -105,7 +102,7 @@ pub fn write_guards(session: &Rc<Session>, args: &CommandArgs<'_>, spec: &Comman
     }
     let given_ttl = spec.first_key(args).filter(|_| guards > 0).map(|key| policy.find(key));
     let extra = guards + writes::guard(session, spec, args, out);
-    Queued { extra, reads: read_rule(&policy, args, spec), leased: None, given_ttl }
+    Queued { extra, reads: read_rule(&policy, args, spec), leased: None, given_ttl, held: false }
 }
 
 /// What a client hears of a reply that did not come. `left`: whether a byte of its command may have left.

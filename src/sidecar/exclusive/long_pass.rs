@@ -203,7 +203,7 @@ pub async fn within(reader: &mut Reader, transaction: &mut Transaction, spec: &'
 fn queued(command: &LongCommand, extra: u32) -> Queued {
     let reads = command.spec.access != Access::Write && command.keys.len() == 1;
     let first = command.keys.first().filter(|key| key.effect != Effect::Route).map(|key| key.rule);
-    Queued { extra, reads: first.filter(|_| reads), leased: None, given_ttl: first.filter(|_| extra > 0) }
+    Queued { extra, reads: first.filter(|_| reads), leased: None, given_ttl: first.filter(|_| extra > 0), held: false }
 }
 
 async fn abort_tail(reader: &mut Reader, transaction: &mut Transaction, tail: CommandTail, text: &str) {

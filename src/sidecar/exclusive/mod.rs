@@ -120,7 +120,12 @@ enum Watch {
 pub async fn run(reader: &mut Reader, wish: Exclusive) {
     match wish {
         Exclusive::Stream => stream::run(reader).await,
-        Exclusive::Transaction => transaction::run(reader).await,
+        Exclusive::Transaction => {
+            transaction::run(reader).await;
+            if subscribe::is_bound(reader.session()) {
+                subscribe::run(reader).await;
+            }
+        }
         Exclusive::Blocking => blocking::run(reader).await,
         Exclusive::Subscribe => subscribe::run(reader).await,
     }

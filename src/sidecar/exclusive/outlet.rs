@@ -103,7 +103,7 @@ impl<'a> Outlet<'a> {
         while self.connection.unsent() > MOST_UNSENT_BYTES {
             let want = Want { unsent_below: MOST_UNSENT_BYTES / 2, slot: self.slot, answers_soon: true, ..Want::default() };
             match turn(self.reader, Some(&mut *self.connection), want).await {
-                Turn::Room | Turn::Settled | Turn::Input => {}
+                Turn::Room | Turn::Settled | Turn::Input | Turn::Due => {}
                 Turn::Ended | Turn::Gone | Turn::Late => return Err(Failure::Gone),
                 Turn::Lost(broken) => return Err(Failure::Lost(broken)),
             }

@@ -77,7 +77,8 @@ pub async fn within(reader: &mut Reader, transaction: &mut Transaction) {
         Some(Decision::Refuse(text)) => (&UNKNOWN, Err(text)),
     };
     let mut guards = Vec::new();
-    let queued = guard::write_guards(&session, &reader.unfinished().0, spec, &mut guards);
+    let judge = |session: &Rc<Session>| guard::write_guards(session, &reader.unfinished().0, spec, &mut guards);
+    let queued = transaction.in_its_database(judge);
     let began = match slot {
         Ok(_) if transaction.is_aborted() => {
             if swallow(reader).await {
@@ -384,7 +385,7 @@ pub async fn pass_tail(reader: &mut Reader, mut connection: Option<&mut Dedicate
         let idle_since = (connection.is_some() && !full).then_some(active);
         let want = Want { input, unsent_below, slot, answers_soon: full, idle_since, ..Want::default() };
         match turn(reader, connection.as_deref_mut(), want).await {
-            Turn::Input | Turn::Room | Turn::Settled => {}
+            Turn::Input | Turn::Room | Turn::Settled | Turn::Due => {}
             // Half a command can neither be finished nor taken back, and others may need its connection.
             Turn::Ended | Turn::Gone | Turn::Late => return Passed::Gone,
             Turn::Lost(broken) => {
@@ -401,7 +402,7 @@ pub async fn settle(reader: &mut Reader, connection: &mut Dedicated, slot: u16) 
         let want = Want { settled: true, slot, answers_soon: true, ..Want::default() };
         match turn(reader, Some(connection), want).await {
             Turn::Settled => return Passed::Whole,
-            Turn::Input | Turn::Room | Turn::Late => {}
+            Turn::Input | Turn::Room | Turn::Late | Turn::Due => {}
             Turn::Ended | Turn::Gone => return Passed::Gone,
             Turn::Lost(broken) => return Passed::Lost(broken),
         }

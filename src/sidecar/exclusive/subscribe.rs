@@ -63,7 +63,7 @@ pub async fn run(reader: &mut Reader) {
 }
 
 /// Whether the client may send nothing but commands about subscriptions.
-fn is_bound(session: &Rc<Session>) -> bool {
+pub fn is_bound(session: &Rc<Session>) -> bool {
     session.protocol() == Protocol::Resp2 && session.held().borrow().is_subscribed()
 }
 
@@ -111,29 +111,50 @@ async fn change(reader: &mut Reader, session: &Rc<Session>, command: &Taken, spe
         session.unmute();
     }
     let subscription = session.held().borrow_mut().subscription.get_or_insert_default().clone();
-    let all = Kind::ALL.into_iter().flat_map(|kind| [(kind, true), (kind, false)]);
-    let Some((kind, subscribe)) = all.into_iter().find(|(kind, subscribe)| kind.command(*subscribe) == spec.name) else { return };
-    let channels: Vec<Vec<u8>> = command.args().iter().skip(1).map(<[u8]>::to_vec).collect();
-    let asked = if channels.is_empty() {
-        subscription.ask_for_all(session, kind)
-    } else {
-        subscription.feed(session, if kind == Kind::Shard { slot } else { ANY_SLOT }).map(|feed| {
-            feed.ask(kind, subscribe, channels);
-            vec![feed]
-        })
-    };
-    match asked {
+    match subscription.ask(session, command, spec, slot, false) {
         Err(text) => refuse(session, &text),
-        Ok(feeds) => wait_for(reader, session, &feeds).await,
+        Ok(feeds) if feeds.is_empty() => session.deliver_push(&subscription.nothing(session, spec)),
+        Ok(feeds) => {
+            for text in wait_for(reader, session, &feeds).await {
+                refuse(session, &text);
+            }
+        }
     }
-    subscription.prune();
-    if subscription.feeds.borrow().is_empty() {
-        session.held().borrow_mut().subscription = None;
-    }
+    subscription.settle(session);
 }
 
-/// Waits for what the servers of `feeds` confirm, as long as the policy's patience.
-async fn wait_for(reader: &mut Reader, session: &Rc<Session>, feeds: &[Rc<Feed>]) {
+/// The same within a transaction, whose EXEC has been carried out: what stands in its reply.
+pub async fn within(reader: &mut Reader, command: &Taken, spec: &CommandSpec) -> Vec<u8> {
+    let session = reader.session().clone();
+    let subscription = session.held().borrow_mut().subscription.get_or_insert_default().clone();
+    let mut told = Vec::new();
+    // No server takes SSUBSCRIBE there, and a slot's channels end where they are.
+    let asked = match (spec.name, guard::admit(&session, &command.args(), spec)) {
+        ("ssubscribe", _) => Err("ERR SSUBSCRIBE isn't allowed for a DENY BLOCKING client".to_owned()),
+        (_, admitted) => admitted.and_then(|slot| subscription.ask(&session, command, spec, slot, true)),
+    };
+    match asked {
+        Err(text) => encode::error(&mut told, &text),
+        Ok(feeds) if feeds.is_empty() => told = subscription.nothing(&session, spec),
+        Ok(feeds) => {
+            let failed = wait_for(reader, &session, &feeds).await;
+            feeds.iter().for_each(|feed| told.append(&mut feed.take_kept()));
+            failed.iter().for_each(|text| encode::error(&mut told, text));
+        }
+    }
+    subscription.settle(&session);
+    told
+}
+
+/// The kind that a command is about, and whether it subscribes.
+fn kind_of(spec: &CommandSpec) -> (Kind, bool) {
+    let all = Kind::ALL.into_iter().flat_map(|kind| [(kind, true), (kind, false)]);
+    all.into_iter().find(|(kind, subscribe)| kind.command(*subscribe) == spec.name).unwrap_or((Kind::Channel, false))
+}
+
+/// Waits for what the servers of `feeds` confirm, as long as the policy's patience. The texts of errors, where they do not.
+async fn wait_for(reader: &mut Reader, session: &Rc<Session>, feeds: &[Rc<Feed>]) -> Vec<String> {
+    let mut failed = Vec::new();
     let deadline = Instant::now() + Duration::from_millis(session.worker().patience());
     let want = Want { input: MOST_HELD_BYTES, ..Want::default() };
     for feed in feeds {
@@ -142,17 +163,19 @@ async fn wait_for(reader: &mut Reader, session: &Rc<Session>, feeds: &[Rc<Feed>]
                 () = feed.confirmed() => break,
                 () = sleep_until(deadline) => {
                     feed.withdraw();
-                    refuse(session, &session.worker().unreachable_text(None));
+                    failed.push(session.worker().unreachable_text(None));
                     break;
                 }
                 turned = turn(reader, None, want) => {
                     if matches!(turned, Turn::Ended | Turn::Gone) {
-                        return session.end(Ending::Now);
+                        session.end(Ending::Now);
+                        return failed;
                     }
                 }
             }
         }
     }
+    failed
 }
 
 impl Subscription {
@@ -175,24 +198,48 @@ impl Subscription {
         Ok(feed)
     }
 
+    /// Asks for what a command says. Who confirms it; nobody, where all subscriptions of a kind are to end and there are none.
+    fn ask(
+        &self,
+        session: &Rc<Session>,
+        command: &Taken,
+        spec: &CommandSpec,
+        slot: u16,
+        kept: bool,
+    ) -> Result<Vec<Rc<Feed>>, String> {
+        let (kind, subscribe) = kind_of(spec);
+        let channels: Vec<Vec<u8>> = command.args().iter().skip(1).map(<[u8]>::to_vec).collect();
+        if channels.is_empty() {
+            return Ok(self.ask_for_all(kind, kept));
+        }
+        let feed = self.feed(session, if kind == Kind::Shard { slot } else { ANY_SLOT })?;
+        feed.ask(kind, subscribe, channels, kept);
+        Ok(vec![feed])
+    }
+
+    /// What is told where all subscriptions of a kind are to end, and there are none.
+    fn nothing(&self, session: &Session, spec: &CommandSpec) -> Vec<u8> {
+        confirmation(session.protocol(), kind_of(spec).0, false, None, &self.counts)
+    }
+
+    /// Ends the feeds that have nothing to bring, and with the last one the subscription.
+    fn settle(&self, session: &Session) {
+        self.feeds.borrow_mut().retain(|feed| !feed.is_idle());
+        if self.feeds.borrow().is_empty() {
+            session.held().borrow_mut().subscription = None;
+        }
+    }
+
     /// Ends all subscriptions of a kind.
-    fn ask_for_all(&self, session: &Rc<Session>, kind: Kind) -> Result<Vec<Rc<Feed>>, String> {
+    fn ask_for_all(&self, kind: Kind, kept: bool) -> Vec<Rc<Feed>> {
         let mut asked = Vec::new();
         for feed in self.feeds.borrow().iter() {
             let channels = feed.channels(kind);
             if !channels.is_empty() {
-                feed.ask(kind, false, channels);
+                feed.ask(kind, false, channels, kept);
                 asked.push(feed.clone());
             }
         }
-        if asked.is_empty() {
-            session.deliver_push(&confirmation(session.protocol(), kind, false, None, &self.counts));
-        }
-        Ok(asked)
-    }
-
-    /// Ends the feeds that have nothing to bring.
-    fn prune(&self) {
-        self.feeds.borrow_mut().retain(|feed| !feed.is_idle());
+        asked
     }
 }

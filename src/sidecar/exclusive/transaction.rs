@@ -12,23 +12,33 @@
 //! Nobody holds a connection and says nothing for long: after [`idle_transaction`](crate::policy::snapshot::Cluster) it goes
 //! back clean. What follows in MULTI is answered with EXECABORT; EXEC after WATCH alone answers nil.
 //!
+//! What Larder answers itself, or has a part in, is carried out when EXEC's reply comes to its element ([`within`]): that reply is
+//! several answers, each at a place of its own in the session's order. Until then the command is kept.
+//!
 //! Refused within MULTI, with EXECABORT to follow: what [`refusal`] names. Nothing blocks within MULTI.
 
+use std::collections::VecDeque;
+use std::future::poll_fn;
 use std::rc::Rc;
+use std::task::Poll;
+
+use tokio::task::yield_now;
 
 use super::connection::{Dedicated, Owed};
 use super::exec_filter::{ExecFilter, Queued};
 use super::pool::{Hold, Target, acquire};
 use super::turn::{Turn, Want, turn};
 use super::wait::settle;
-use super::{Watch, guard, refuse, stream};
-use crate::sidecar::commands::{self, Class, CommandSpec};
-use crate::sidecar::dispatch::CROSS_SLOT;
+use super::{Watch, guard, refuse, stream, subscribe};
+use crate::sidecar::commands::{self, Access, Class, CommandSpec};
+use crate::sidecar::dispatch::{CROSS_SLOT, Request, within};
 use crate::sidecar::engine::ttl::{EXEC, MULTI};
 use crate::sidecar::resp::{Protocol, encode};
 use crate::sidecar::session::reader::{Front, MOST_HELD_BYTES, Taken};
 use crate::sidecar::session::{Ending, Reader, Session};
+use crate::sidecar::tracking;
 use crate::sidecar::upstream::broken::Broken;
+use crate::sidecar::upstream::lane::Lane;
 use crate::sidecar::upstream::queue::ANY_SLOT;
 
 const DISCARD: &[u8] = b"*1\r\n$7\r\nDISCARD\r\n";
@@ -36,6 +46,10 @@ const UNWATCH: &[u8] = b"*1\r\n$7\r\nUNWATCH\r\n";
 const ABORTED: &str = "EXECABORT Transaction discarded because of previous errors.";
 /// Commands without keys that wait for the first one with a key may take this much memory.
 const MOST_KEPT_BYTES: usize = 64 * 1024;
+/// Commands that Larder has a part in may take this much memory until EXEC. One has 1 MiB at most.
+const MOST_HELD_BACK_BYTES: usize = 2 * 1024 * 1024;
+/// So many of them in a row before other tasks get their turn.
+const PARTS_PER_TURN: usize = 64;
 /// The most replies that a server may owe before more commands are sent to it.
 const MOST_OWED: usize = 4096;
 
@@ -66,6 +80,16 @@ pub(super) struct Transaction {
     kept: Vec<u8>,
     /// The commands that were queued.
     queued: Vec<Queued>,
+    /// Those of them that Larder has a part in.
+    parts: VecDeque<(Taken, &'static CommandSpec)>,
+    parts_bytes: usize,
+    /// The database of the next command: a queued SELECT may have named another than the client's.
+    database: u8,
+    /// Whether CLIENT TRACKING or CACHING is queued, and the last command behind it that reads.
+    may_track: bool,
+    reads_untold: Option<&'static CommandSpec>,
+    /// CLIENT REPLY SKIP was carried out: it is about the command behind EXEC.
+    skips: bool,
     /// Where EXEC begins among the bytes sent.
     exec_mark: Option<u64>,
     /// When the client's last command was handled, on the worker's clock.
@@ -105,7 +129,7 @@ pub async fn run(reader: &mut Reader) {
             return;
         }
     }
-    if transaction.wait(reader, 0, true).await {
+    if transaction.conclude(reader).await {
         transaction.finish();
     }
 }
@@ -125,6 +149,12 @@ impl Transaction {
             aborted: false,
             kept: Vec::new(),
             queued: Vec::new(),
+            parts: VecDeque::new(),
+            parts_bytes: 0,
+            database: session.lane().database,
+            may_track: false,
+            reads_untold: None,
+            skips: false,
             exec_mark: None,
             active: session.worker().now(),
             idled: false,
@@ -156,7 +186,7 @@ impl Transaction {
         match turn(reader, self.connection.as_mut(), want).await {
             Turn::Gone => return false,
             Turn::Lost(broken) => self.lose(&broken),
-            Turn::Input | Turn::Settled | Turn::Room | Turn::Ended | Turn::Late => {}
+            Turn::Input | Turn::Settled | Turn::Room | Turn::Ended | Turn::Late | Turn::Due => {}
         }
         true
     }
@@ -228,7 +258,7 @@ impl Transaction {
                 reader.put_back(command);
                 self.abandon();
             }
-            _ => self.enqueue(&command, spec).await,
+            _ => self.enqueue(command, spec).await,
         }
     }
 
@@ -279,34 +309,84 @@ impl Transaction {
     }
 
     /// What a command within MULTI is refused with, or its slot.
-    pub(super) fn admit(&self, args: &crate::sidecar::resp::CommandArgs<'_>, spec: &CommandSpec) -> Result<u16, String> {
+    pub(super) fn admit(
+        &mut self,
+        args: &crate::sidecar::resp::CommandArgs<'_>,
+        spec: &'static CommandSpec,
+    ) -> Result<u16, String> {
         if let Some(text) = refusal(&self.session, spec) {
             return Err(text);
         }
+        self.note_read(spec);
         self.slot_for(guard::admit(&self.session, args, spec))
     }
 
     /// As [`Transaction::admit`], of a command whose keys are known to lie in `slot`, and admitted.
-    pub(super) fn admit_slot(&self, slot: u16, spec: &CommandSpec) -> Result<u16, String> {
+    pub(super) fn admit_slot(&mut self, slot: u16, spec: &'static CommandSpec) -> Result<u16, String> {
+        self.note_read(spec);
         refusal(&self.session, spec).map_or_else(|| self.slot_for(Ok(slot)), Err)
     }
 
-    async fn enqueue(&mut self, command: &Taken, spec: &CommandSpec) {
+    /// What a client reads before it is known to track, but behind the command by which it does, it must not keep.
+    fn note_read(&mut self, spec: &'static CommandSpec) {
+        if self.may_track && (spec.access == Access::Read || spec.class == Class::Script) {
+            self.reads_untold = Some(spec);
+        }
+    }
+
+    /// Judges a command by the database that it will be carried out in.
+    pub(super) fn in_its_database<T>(&self, judge: impl FnOnce(&Rc<Session>) -> T) -> T {
+        let lane = self.session.lane();
+        self.session.set_lane(Lane { database: self.database, ..lane });
+        let judged = judge(&self.session);
+        self.session.set_lane(lane);
+        judged
+    }
+
+    async fn enqueue(&mut self, command: Taken, spec: &'static CommandSpec) {
         if let Some(text) = self.take_idle_text() {
             return refuse(&self.session, &text);
+        }
+        if let Some(text) = refusal(&self.session, spec) {
+            return self.abort(&text);
+        }
+        let request = Request { raw: command.raw(), args: command.args(), spec };
+        let stand_in = within::stand_in(&self.session, &request).map(std::borrow::Cow::into_owned);
+        if let Some(bytes) = stand_in {
+            let selects = within::selects(&self.session, &request);
+            return self.hold_back(command, spec, selects, &bytes).await;
         }
         let slot = match self.admit(&command.args(), spec) {
             Ok(slot) => slot,
             Err(text) => return self.abort(&text),
         };
         let mut bytes = Vec::new();
-        let queued = guard::write_queued(&self.session, command, spec, &mut bytes);
+        let queued = self.in_its_database(|session| guard::write_queued(session, &command, spec, &mut bytes));
+        self.send(slot, &bytes, queued).await;
+    }
+
+    /// Keeps a command that Larder has a part in, and has the server queue `bytes` in its place.
+    async fn hold_back(&mut self, command: Taken, spec: &'static CommandSpec, selects: Option<u8>, bytes: &[u8]) {
+        if !self.aborted {
+            self.parts_bytes += command.raw().len();
+            if self.parts_bytes > MOST_HELD_BACK_BYTES {
+                return self.abort("ERR too many commands that Larder answers itself stand in one transaction");
+            }
+            self.may_track |= matches!(spec.name, "client|tracking" | "client|caching");
+            self.database = selects.unwrap_or(self.database);
+            self.parts.push_back((command, spec));
+        }
+        self.send(ANY_SLOT, bytes, Queued { held: true, ..Queued::default() }).await;
+    }
+
+    /// Has the server queue a command.
+    async fn send(&mut self, slot: u16, bytes: &[u8], queued: Queued) {
         if self.aborted || self.waits_for_key(slot) {
-            return self.keep(&bytes);
+            return self.keep(bytes, queued);
         }
         match self.begin(slot).await {
             Ok(connection) => {
-                connection.queue(&bytes);
+                connection.queue(bytes);
                 self.owe_queued(queued);
             }
             Err(text) => self.abort(&text),
@@ -319,13 +399,13 @@ impl Transaction {
     }
 
     /// Answers QUEUED here. A command after a refused one is never sent: EXEC will not be.
-    fn keep(&mut self, bytes: &[u8]) {
+    fn keep(&mut self, bytes: &[u8], queued: Queued) {
         if !self.aborted {
             if self.kept.len() + bytes.len() > MOST_KEPT_BYTES {
                 return self.abort("ERR too many commands without a key stand before the first with a key");
             }
             self.kept.extend_from_slice(bytes);
-            self.queued.push(Queued::default());
+            self.queued.push(queued);
         }
         self.session.answer_now(|out| encode::status(out, "QUEUED"));
     }
@@ -422,6 +502,54 @@ impl Transaction {
         self.watching = false;
     }
 
+    /// Waits for all replies. What Larder has a part in is carried out when EXEC's reply comes to it. `false`: the session is over.
+    async fn conclude(&mut self, reader: &mut Reader) -> bool {
+        loop {
+            if !self.connection.as_ref().is_some_and(Dedicated::is_due) && !self.wait(reader, 0, true).await {
+                return false;
+            }
+            let Some(element) = self.connection.as_mut().and_then(Dedicated::take_due) else { break };
+            self.take_part(reader, &element).await;
+            if self.parts.len().is_multiple_of(PARTS_PER_TURN) {
+                yield_now().await;
+            }
+            if !answered(&self.session).await {
+                return false;
+            }
+            let Some(connection) = &mut self.connection else { break };
+            connection.adopt(self.session.lane());
+            if let Err(broken) = connection.resume(&self.session) {
+                self.lose(&broken);
+            }
+        }
+        if self.skips {
+            self.session.skip_next();
+        }
+        if let Some(spec) = self.reads_untold {
+            tracking::reads_unnamed(&self.session, spec);
+        }
+        true
+    }
+
+    /// Carries out the next command that Larder has a part in, whose stand-in the server has answered with `element`.
+    async fn take_part(&mut self, reader: &mut Reader, element: &[u8]) {
+        let (Some((command, spec)), Some(connection)) = (self.parts.pop_front(), &self.connection) else { return };
+        let args = command.args();
+        match spec.class {
+            Class::PubSub => {
+                let told = subscribe::within(reader, &command, spec).await;
+                self.session.answer_now(|out| out.extend_from_slice(&told));
+            }
+            _ if spec.name == "client|reply" && args.get(2).is_some_and(|word| word.eq_ignore_ascii_case(b"skip")) => {
+                self.skips |= !self.session.is_muted();
+            }
+            _ => {
+                let request = Request { raw: command.raw(), args, spec };
+                within::carry_out(&self.session, &request, element, connection.address());
+            }
+        }
+    }
+
     fn discard(&mut self) {
         self.stage = Stage::Over;
         self.end_at_server();
@@ -494,22 +622,30 @@ pub(super) async fn unwatch(mut connection: Box<Dedicated>) {
     }
 }
 
-/// What is refused within MULTI, beside what is refused everywhere.
+/// Waits until nothing is left to be answered. `false`: the session is over.
+async fn answered(session: &Rc<Session>) -> bool {
+    poll_fn(|cx| {
+        if session.is_closed() || session.outstanding() == 0 {
+            return Poll::Ready(!session.is_closed());
+        }
+        session.remember_waker(cx);
+        session.watch_answers();
+        session.worker().flush_dirty();
+        session.poll_flush(cx);
+        Poll::Pending
+    })
+    .await
+}
+
+/// What is refused within MULTI, as everywhere.
 fn refusal(session: &Rc<Session>, spec: &CommandSpec) -> Option<String> {
     let name = || spec.name.replace('|', " ").to_ascii_uppercase();
-    let shards = || Some(format!("ERR {} concerns every shard and cannot be part of a transaction", name()));
     let allow = session.worker().policy().allow();
     match spec.class {
         Class::Refused(refusal) => Some(format!("NOPERM {} is not passed on by Larder: {}", name(), refusal.remedy())),
-        Class::PubSub => Some("ERR Command not allowed inside a transaction".to_owned()),
         Class::Gated(_) if !(if spec.name == "keys" { allow.keys } else { allow.flush }) => {
             Some(format!("NOPERM {} touches every key of a shared cache: allow it in the CachePolicy", name()))
         }
-        Class::Gated(_) | Class::AllShards(_) | Class::ScriptAdmin(_) | Class::Scan if session.worker().is_cluster() => shards(),
-        Class::Connection if !matches!(spec.name, "ping" | "echo") => {
-            Some(format!("ERR {} is about the connection and not passed on inside MULTI: send it before", name()))
-        }
-        Class::Topology | Class::Larder => Some(format!("ERR {} is answered by Larder and not inside MULTI", name())),
         _ => None,
     }
 }

@@ -67,6 +67,8 @@ pub enum Turn {
     Lost(Broken),
     /// Nothing, for longer than a transaction may be idle.
     Late,
+    /// An element of EXEC's reply that Larder has a part in.
+    Due,
 }
 
 /// Waits. Meanwhile bytes flow in both directions.
@@ -120,6 +122,7 @@ fn poll_server(session: &Rc<Session>, connection: Option<&mut Dedicated>, want: 
     loop {
         match connection.poll(Some(session), cx) {
             Err(broken) => return Some(Turn::Lost(broken)),
+            Ok(_) if connection.is_due() => return Some(Turn::Due),
             Ok(_) if want.settled && connection.is_settled() => return Some(Turn::Settled),
             Ok(_) if connection.unsent() < want.unsent_below => return Some(Turn::Room),
             Ok(false) => return None,

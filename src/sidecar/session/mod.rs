@@ -86,6 +86,8 @@ pub struct Session {
     alert: Cell<bool>,
     /// Set until the next reply, which the client does not want.
     skipping: Cell<bool>,
+    /// Set while several answers make up one reply.
+    joining: Cell<bool>,
     /// Which replies it has got lately; decides about its lane.
     sizing: Cell<Sizing>,
     /// How much of the reply that is leaving in parts has been passed on.
@@ -150,6 +152,7 @@ impl Session {
             lane: Cell::default(),
             alert: Cell::new(false),
             skipping: Cell::new(false),
+            joining: Cell::new(false),
             sizing: Cell::default(),
             passed: Cell::new(0),
             slowed: RefCell::default(),
@@ -396,6 +399,18 @@ impl Session {
         self.streaming.get() == Some(place) && !self.skipping.get()
     }
 
+    /// The answers from here on are parts of one reply, each at a place of its own: no push comes between them.
+    pub fn join(&self) {
+        self.joining.set(true);
+    }
+
+    /// The reply of several answers is whole.
+    pub fn end_join(&self) {
+        if self.joining.take() {
+            self.append_push(&self.pushes.take());
+        }
+    }
+
     /// Drops the replies to later commands, all earlier ones being answered: `CLIENT REPLY OFF`.
     pub fn mute(&self) {
         self.skipping.set(false);
@@ -433,7 +448,7 @@ impl Session {
 
     /// Appends a frame that belongs to no command's answer: a push of a subscription. It never lands within a reply.
     pub fn deliver_push(self: &Rc<Self>, bytes: &[u8]) {
-        if self.streaming.get().is_some() && !self.skipping.get() {
+        if self.joining.get() || (self.streaming.get().is_some() && !self.skipping.get()) {
             self.pushes.borrow_mut().extend_from_slice(bytes);
         } else {
             self.append_push(bytes);
@@ -466,7 +481,9 @@ impl Session {
         if self.skipping.take() {
             self.unmute();
         }
-        self.append_push(&self.pushes.take());
+        if !self.joining.get() {
+            self.append_push(&self.pushes.take());
+        }
     }
 
     fn stash(self: &Rc<Self>, place: u32, bytes: Vec<u8>) {

@@ -56,13 +56,19 @@ fn get_name(session: &Rc<Session>) -> Flow {
 
 /// Names the client, by the servers' own rules.
 pub fn set_name(session: &Session, name: &[u8]) -> Result<(), &'static str> {
+    check_name(name)?;
+    session.about.borrow_mut().name = name.to_vec();
+    Ok(())
+}
+
+/// Whether the client can be named so.
+pub fn check_name(name: &[u8]) -> Result<(), &'static str> {
     if !is_plain(name) {
         return Err("ERR Client names cannot contain spaces, newlines or special characters.");
     }
     if name.len() > LONGEST_TEXT_BYTES {
         return Err("ERR Client names longer than 1024 bytes are not kept by Larder: use a shorter one");
     }
-    session.about.borrow_mut().name = name.to_vec();
     Ok(())
 }
 

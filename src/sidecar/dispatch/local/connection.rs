@@ -50,17 +50,26 @@ fn auth(session: &Rc<Session>, request: &Request<'_>) -> Flow {
     if request.args.len() > 3 { refuse(session, "ERR syntax error") } else { ok(session) }
 }
 
-fn select(session: &Rc<Session>, request: &Request<'_>) -> Flow {
-    let database = match parse_i64(request.args.get(1).unwrap_or_default()) {
-        None => return refuse(session, "ERR value is not an integer or out of range"),
+/// The database that a SELECT names.
+///
+/// # Errors
+/// The text of the error reply.
+pub fn database(session: &Session, request: &Request<'_>) -> Result<u8, &'static str> {
+    match parse_i64(request.args.get(1).unwrap_or_default()) {
+        None => Err("ERR value is not an integer or out of range"),
         Some(number) if i32::try_from(number).is_err() => {
-            return refuse(session, "ERR value is out of range, value must between -2147483648 and 2147483647");
+            Err("ERR value is out of range, value must between -2147483648 and 2147483647")
         }
-        Some(number) if number != 0 && session.worker().is_cluster() => {
-            return refuse(session, "ERR SELECT is not allowed in cluster mode");
-        }
-        Some(number) if !(0..DATABASES).contains(&number) => return refuse(session, "ERR DB index is out of range"),
-        Some(number) => number as u8,
+        Some(number) if number != 0 && session.worker().is_cluster() => Err("ERR SELECT is not allowed in cluster mode"),
+        Some(number) if !(0..DATABASES).contains(&number) => Err("ERR DB index is out of range"),
+        Some(number) => Ok(number as u8),
+    }
+}
+
+fn select(session: &Rc<Session>, request: &Request<'_>) -> Flow {
+    let database = match database(session, request) {
+        Ok(database) => database,
+        Err(text) => return refuse(session, text),
     };
     if !change_lane(session, Lane { database, ..session.lane() }) {
         return Flow::Quiet;

@@ -6,7 +6,7 @@
 use std::rc::Rc;
 
 use super::super::{Flow, Request, refuse};
-use super::client::set_name;
+use super::client::{check_name, set_name};
 use super::connection::change_lane;
 use super::quoted;
 use crate::sidecar::commands::parse_i64;
@@ -35,24 +35,48 @@ pub fn run(session: &Rc<Session>, request: &Request<'_>) -> Flow {
     if !change_lane(session, Lane { protocol: wish.protocol, ..session.lane() }) {
         return Flow::Quiet;
     }
-    if let Some(name) = wish.name
-        && let Err(text) = set_name(session, name)
-    {
+    if let Err(text) = wish.name.map_or(Ok(()), |name| set_name(session, name)) {
         return refuse(session, text);
     }
     let (worker, waiting, place) = (session.worker(), session.clone(), session.take_place());
     let sink = Sink::Call(Box::new(move |_, answer| {
-        let told = match answer {
-            Answer::Reply(bytes) => reply::elements(bytes).filter(|parts| parts.len() >= 2 && parts.len().is_multiple_of(2)),
-            Answer::Failed(_) => None,
+        let told: &[u8] = match answer {
+            Answer::Reply(bytes) => bytes,
+            Answer::Failed(_) => &[],
         };
-        waiting.answer(place, |out| match told {
-            Some(parts) => pass_on(&waiting, &parts, out),
-            None => make_up(&waiting, out),
-        });
+        waiting.answer(place, |out| write(&waiting, told, out));
     }));
     let pending = Pending::new(sink, ANY_SLOT, Retry::Safe, session.lane(), worker.now());
     if worker.submit(&[HELLO], pending) { Flow::Continue } else { Flow::Wait }
+}
+
+/// A HELLO that the server is to queue in a client's transaction: without name and credentials.
+///
+/// # Errors
+/// The text of the error reply.
+pub fn alone(session: &Session, request: &Request<'_>) -> Result<Vec<u8>, String> {
+    let wish = parse(session, request)?;
+    if request.args.get(1).is_none() {
+        return Ok(HELLO.to_vec());
+    }
+    let mut wire = Vec::new();
+    encode::command(&mut wire, &[b"HELLO".to_vec(), number_of(wish.protocol).to_string().into_bytes()]);
+    Ok(wire)
+}
+
+/// Answers HELLO, where the server has switched the connection of the client's transaction, and said `told`.
+pub fn greet(session: &Rc<Session>, request: &Request<'_>, told: &[u8]) -> Flow {
+    match parse(session, request) {
+        Ok(wish) => {
+            session.set_lane(Lane { protocol: wish.protocol, ..session.lane() });
+            if let Err(text) = wish.name.map_or(Ok(()), |name| set_name(session, name)) {
+                return refuse(session, text);
+            }
+            session.answer_now(|out| write(session, told, out));
+            Flow::Continue
+        }
+        Err(text) => refuse(session, &text),
+    }
 }
 
 fn parse<'a>(session: &Session, request: &Request<'a>) -> Result<Wish<'a>, String> {
@@ -72,6 +96,7 @@ fn parse<'a>(session: &Session, request: &Request<'a>) -> Result<Wish<'a>, Strin
             // Any credentials will do, as for AUTH.
             [_, _, after @ ..] if option.eq_ignore_ascii_case(b"auth") => after,
             [name, after @ ..] if option.eq_ignore_ascii_case(b"setname") => {
+                check_name(name)?;
                 wish.name = Some(name);
                 after
             }
@@ -79,6 +104,14 @@ fn parse<'a>(session: &Session, request: &Request<'a>) -> Result<Wish<'a>, Strin
         };
     }
     Ok(wish)
+}
+
+/// The answer, where the server has said `told`, or nothing that could be understood.
+fn write(session: &Session, told: &[u8], out: &mut Vec<u8>) {
+    match reply::elements(told).filter(|parts| parts.len() >= 2 && parts.len().is_multiple_of(2)) {
+        Some(parts) => pass_on(session, &parts, out),
+        None => make_up(session, out),
+    }
 }
 
 /// The server's own answer, with what is different for the client's connection.

@@ -9,7 +9,8 @@ mod invalidate;
 mod tokens;
 mod topology;
 
-pub use connection::run as connection;
+pub use connection::{database, run as connection};
+pub use hello::{alone as hello_alone, greet};
 pub use topology::run as topology;
 
 use std::rc::Rc;
