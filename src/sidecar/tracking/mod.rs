@@ -14,6 +14,7 @@
 //! to forget all they have, as after FLUSHALL.
 
 pub mod mode;
+mod redirect;
 mod table;
 mod tracker;
 
@@ -23,10 +24,10 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use rustc_hash::FxHashMap;
-use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use self::mode::Mode;
+use self::redirect::Redirected;
 use self::table::{Asked, ClientId, MOST_KEYS_PER_CLIENT, Table, TrackerId};
 use self::tracker::{Kind, Tracker};
 use crate::sidecar::commands::{self, Access, Class, CommandSpec, Effect};
@@ -55,6 +56,8 @@ pub struct Tracks {
     caching: Option<bool>,
     /// The client that it redirects to is gone.
     broken: bool,
+    /// What that one is still to be told.
+    redirected: Rc<Redirected>,
     /// How many of its next command's keys are being registered.
     waits: usize,
     /// Whether all that could be done for its next command is done.
@@ -472,10 +475,13 @@ impl Tracking {
 
 /// Sends a message to whom the client has chosen.
 fn send(session: &Rc<Session>, changed: &Changed) {
-    let redirect = session.tracks().borrow().as_deref().and_then(|tracks| tracks.mode.redirect);
+    let redirect = {
+        let tracks = session.tracks().borrow();
+        tracks.as_deref().and_then(|tracks| Some((tracks.mode.redirect?, tracks.redirected.clone())))
+    };
     match redirect {
         None => deliver(session, changed, false),
-        Some(target) => redirect_to(session, target, changed.clone()),
+        Some((target, redirected)) => redirect::send(session, &redirected, target, changed.clone()),
     }
 }
 
@@ -501,40 +507,6 @@ fn deliver(session: &Rc<Session>, changed: &Changed, redirected: bool) {
         }
     }
     session.deliver_push(&frame);
-}
-
-fn redirect_to(session: &Rc<Session>, target: ClientId, changed: Changed) {
-    let session = session.clone();
-    tokio::task::spawn_local(async move {
-        let look = move |worker: &Rc<Worker>, answer: oneshot::Sender<bool>| {
-            let mut found = false;
-            worker.each_session(|session| {
-                if session.id() == target && !session.is_closed() {
-                    deliver(session, &changed, true);
-                    found = true;
-                }
-            });
-            // Whoever asked may have gone.
-            let _ = answer.send(found);
-        };
-        let roster = session.worker().roster().clone();
-        if !roster.ask_all(look).await.contains(&true) {
-            lose_redirection(&session, target);
-        }
-    });
-}
-
-/// The client is told that the other is gone.
-fn lose_redirection(session: &Rc<Session>, target: ClientId) {
-    if let Some(tracks) = session.tracks().borrow_mut().as_deref_mut() {
-        tracks.broken = true;
-    }
-    if session.protocol() == Protocol::Resp3 {
-        let mut frame = b">2\r\n$21\r\ntracking-redir-broken\r\n".to_vec();
-        encode::integer(&mut frame, target.cast_signed());
-        session.deliver_push(&frame);
-        session.worker().flush_dirty();
-    }
 }
 
 impl Tracks {

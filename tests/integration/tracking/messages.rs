@@ -1,5 +1,7 @@
 //! Who is told of what, and in which form.
 
+use std::collections::BTreeSet;
+
 use serde_json::json;
 
 use super::{LIMIT, Tiers, Tracker, all_changed, bulk, changed, ok};
@@ -194,6 +196,60 @@ fn tell(connect: &dyn Fn() -> Client) -> Vec<Value> {
         drop(reader);
     }
     frames
+}
+
+/// What waits for another client is bounded: it hears of each change, or that all may have changed; where it does not read, it is closed.
+#[test]
+fn messages_for_another_client_are_bounded() {
+    const FLOOD: usize = 200_000;
+    let servers = SentinelCluster::start(Engine::Redis7, 1);
+    let sidecar = Sidecar::start_with(&bypass(sentinel_topology(&servers)), &["--workers", "2"]);
+    let mut direct = servers.primary().client();
+    // Some of them are on one worker, some on two.
+    for _ in 0..4 {
+        let (mut hearer, mut reader) = (sidecar.client(), sidecar.client());
+        assert!(!hearer.line("HELLO 3").is_error());
+        let id = hearer.line("CLIENT ID").int();
+        assert_eq!(reader.line(&format!("CLIENT TRACKING ON BCAST REDIRECT {id}")), ok());
+        let name = |number: usize| format!("k{number:06}");
+        let wire: Vec<u8> = (0..FLOOD).flat_map(|number| encode(&["SET", &name(number), "v"])).collect();
+        let mut hears = Tracker { client: hearer, pushes: Vec::new() };
+        let mut told = Vec::new();
+        for part in wire.chunks(64 * 1024) {
+            direct.send(part).unwrap();
+            told.extend(hears.pushes());
+        }
+        (0..FLOOD).for_each(|_| assert_eq!(direct.read().unwrap(), ok()));
+        wait_for("what is changed last", LIMIT, || {
+            assert_eq!(direct.line("SET last v"), ok());
+            told.extend(hears.pushes());
+            told.iter().any(|push| format!("{push:?}").contains("\"last\""))
+        });
+        let all = told.contains(&all_changed());
+        let named: BTreeSet<String> = told
+            .iter()
+            .filter_map(|push| push.items().pop())
+            .filter(|keys| *keys != Value::Nil)
+            .flat_map(|keys| keys.items())
+            .map(|key| key.text())
+            .collect();
+        let missing = (0..FLOOD).filter(|number| !named.contains(&name(*number))).count();
+        assert!(all || missing == 0, "{missing} changes were told neither by name nor with all others");
+    }
+
+    let mut hearer = sidecar.client();
+    assert!(!hearer.line("HELLO 3").is_error());
+    let id = hearer.line("CLIENT ID").int();
+    let mut reader = Tracker::start(sidecar.client(), &format!("BCAST REDIRECT {id}"));
+    let key = "k".repeat(50_000);
+    let broken = Value::Push(vec![bulk("tracking-redir-broken"), Value::Int(id)]);
+    wait_for("the client that does not read to be closed", 6 * LIMIT, || {
+        (0..50).for_each(|number| assert_eq!(direct.line(&format!("SET {key}{number} v")), ok()));
+        reader.pushes().contains(&broken)
+    });
+    let status = std::fs::read_to_string(format!("/proc/{}/status", sidecar.pid())).unwrap();
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap().trim().trim_end_matches(" kB").parse::<u64>();
+    assert!(peak.unwrap() < 400 * 1024, "{status}");
 }
 
 /// What a rule may answer with something else than the key's own value is not kept.
