@@ -296,7 +296,7 @@ impl Worker {
 
     /// Tells a client that its command never left.
     pub fn fail_unreachable(self: &Rc<Self>, recovered: Recovered) {
-        let text = self.unreachable_text(None);
+        let text = self.unreachable_text();
         self.fail(recovered, &text);
     }
 
@@ -310,13 +310,11 @@ impl Worker {
         recovered.pending.sink.deliver(self, Answer::Failed(text));
     }
 
-    /// The error for a command that never left.
-    pub fn unreachable_text(&self, node: Option<&NodeAddr>) -> String {
+    /// The error for a command that never left. As all that clients are told, it names no server.
+    pub fn unreachable_text(&self) -> String {
         let policy = self.policy.borrow();
-        let place =
-            node.map_or_else(|| "no server".to_owned(), |node| format!("{node} could not be reached, and no other server"));
         format!(
-            "TRYAGAIN {place} of {} could be reached for {}: the command was not sent, and can safely be repeated",
+            "TRYAGAIN no server of {} could be reached for {}: the command was not sent, and can safely be repeated",
             policy.cluster_name(),
             policy.patience()
         )

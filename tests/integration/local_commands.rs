@@ -7,6 +7,7 @@ use crate::read_through::{http_origin, web_rule};
 use crate::support::resp::{Client, Value, encode};
 use crate::support::server::{Engine, PRIMARY_NAME, Redis, RedisCluster, SentinelCluster};
 use crate::support::sidecar::{Sidecar, bypass, cluster_topology, sentinel_topology};
+use crate::support::wait_for;
 use crate::support::web::Web;
 
 fn ok() -> Value {
@@ -99,6 +100,37 @@ fn flushes_and_keys_are_refused_unless_the_policy_allows_them() {
                 assert!(matches!(&replies[3], Value::Error(text) if text.starts_with("EXECABORT")), "{line}: {replies:?}");
             }
         }
+    }
+}
+
+/// Whatever becomes of the servers: clients are told of one server, and not where it is.
+#[test]
+fn no_error_names_a_server() {
+    let mut servers = SentinelCluster::start(Engine::Redis7, 0);
+    let mut snapshot = bypass(sentinel_topology(&servers));
+    snapshot["cluster"]["patience"] = json!("300ms");
+    let sidecar = Sidecar::start(&snapshot);
+    let (mut blocked, mut queued, mut watching, mut client) =
+        (sidecar.client(), sidecar.client(), sidecar.client(), sidecar.client());
+    assert_eq!([client.line("SET k v"), queued.line("MULTI"), watching.line("WATCH k")], [ok(), ok(), ok()]);
+    assert_eq!(queued.line("SET k w"), Value::Simple("QUEUED".to_owned()));
+    blocked.send(&encode(&["BLPOP", "none", "0"])).unwrap();
+    wait_for("a blocked client", std::time::Duration::from_secs(20), || {
+        servers.primary().client().line("CLIENT LIST").text().contains("cmd=blpop")
+    });
+    let port = servers.primary_port().to_string();
+    servers.servers.iter_mut().for_each(Redis::kill);
+    let mut heard = vec![blocked.read().unwrap(), queued.line("EXEC")];
+    for line in ["GET k", "SET k v", "MGET k j", "INFO", "WATCH k", "BLPOP none 1", "SUBSCRIBE channel", "LARDER.INVALIDATE k"] {
+        heard.push(client.line(line));
+    }
+    let long = "x".repeat(100_000);
+    heard.push(client.call(&["SET", "k", &long]));
+    heard.push(watching.line("WATCH j"));
+    for reply in heard {
+        let told = format!("{reply:?}");
+        assert!(!told.contains("127.0.0.1") && !told.contains(&port), "{told}");
+        assert!(reply.is_error() || told == "+OK", "{told}");
     }
 }
 

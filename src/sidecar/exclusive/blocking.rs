@@ -85,7 +85,7 @@ impl Call {
                     session.worker().refresh_topology();
                     let again = retries < MOST_RETRIES && (self.repeatable || !left) && !session.is_streaming(self.place);
                     if !again || !follow.again().await {
-                        return session.answer(self.place, |out| encode::error(out, &guard::lost_text(&node, left)));
+                        return session.answer(self.place, |out| encode::error(out, guard::lost_text(left)));
                     }
                     retries += 1;
                 }

@@ -1,6 +1,5 @@
 //! What the policy says of commands that do not take the shared connections.
 
-use std::fmt::Display;
 use std::rc::Rc;
 
 use super::connection::Owed;
@@ -16,6 +15,7 @@ use crate::sidecar::session::Session;
 use crate::sidecar::session::reader::Taken;
 use crate::sidecar::slots;
 use crate::sidecar::tracking;
+use crate::sidecar::upstream::broken::LOST;
 use crate::sidecar::upstream::queue::ANY_SLOT;
 
 /// The slot of a command's keys; [`ANY_SLOT`] where there are no slots, or no keys.
@@ -105,13 +105,10 @@ pub fn write_guards(session: &Rc<Session>, args: &CommandArgs<'_>, spec: &Comman
     Queued { extra, reads: read_rule(&policy, args, spec), leased: None, given_ttl, held: false }
 }
 
-/// What a client hears of a reply that did not come. `left`: whether a byte of its command may have left.
-pub fn lost_text(node: &impl Display, left: bool) -> String {
-    if left {
-        format!("UNCERTAIN the connection to {node} was lost before it answered: the command may have been carried out")
-    } else {
-        format!("TRYAGAIN the connection to {node} was lost: the command was not sent, and can safely be repeated")
-    }
+/// What a client hears of a reply that did not come; never from where. `left`: whether a byte of its command may have left.
+pub fn lost_text(left: bool) -> &'static str {
+    const UNSENT: &str = "TRYAGAIN the connection to the server was lost: the command was not sent, and can safely be repeated";
+    if left { LOST } else { UNSENT }
 }
 
 /// Answers what a lost connection owed.

@@ -86,7 +86,7 @@ async fn is_there(
 ) -> Result<bool, String> {
     match ask(reader, connection, slot, Probe::Kept(command, *key)).await? {
         Passed::Whole => Ok(connection.take_kept().pop().is_none_or(|reply| reply::integer(&reply) != Some(0))),
-        Passed::Gone | Passed::Lost(_) => Err(guard::lost_text(connection.address(), false)),
+        Passed::Gone | Passed::Lost(_) => Err(guard::lost_text(false).to_owned()),
     }
 }
 
@@ -136,7 +136,7 @@ impl Passage {
                 tracing::warn!(%node, error = %broken, "lost a client's own server connection");
                 session.worker().refresh_topology();
                 // Without EXEC nothing is carried out.
-                guard::lost_text(&node, self.promised)
+                guard::lost_text(self.promised).to_owned()
             }
             Failure::Gone => return,
         };

@@ -172,7 +172,7 @@ impl Split {
                 self.session.worker().refresh_topology();
                 // Without EXEC nothing is carried out.
                 let begun = connection.into_owed().iter().any(|owed| matches!(owed, Owed::Kept));
-                Err(Some(guard::lost_text(&node, begun)))
+                Err(Some(guard::lost_text(begun).to_owned()))
             }
         }
     }

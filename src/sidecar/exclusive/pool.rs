@@ -131,7 +131,7 @@ pub(super) async fn is_quiet(link: &mut Link) -> bool {
 pub(super) async fn acquire(worker: &Rc<Worker>, target: &Target, lane: Lane, hold: Hold) -> Result<Dedicated, String> {
     let lane = lane.shared();
     let deadline = Instant::now() + Duration::from_millis(worker.patience());
-    let (mut backoff, mut tried) = (FIRST_BACKOFF, None);
+    let mut backoff = FIRST_BACKOFF;
     loop {
         let node = match target {
             Target::Slot(slot) => worker.router().node_of(*slot),
@@ -144,13 +144,12 @@ pub(super) async fn acquire(worker: &Rc<Worker>, target: &Target, lane: Lane, ho
                     tracing::debug!(node = %node.address(), %error, "cannot reach a server");
                     worker.refresh_topology();
                 }
-                Err(_) if hold_is_full(&node, hold) => return Err(busy_text(worker, node.address(), hold)),
+                Err(_) if hold_is_full(&node, hold) => return Err(busy_text(worker, hold)),
                 Err(_) => {}
             }
-            tried = Some(node.address().clone());
         }
         if Instant::now() + backoff >= deadline {
-            return Err(worker.unreachable_text(tried.as_ref()));
+            return Err(worker.unreachable_text());
         }
         sleep(backoff.mul_f64(0.5 + f64::from(worker.random()) / f64::from(u32::MAX) / 2.0)).await;
         backoff = (backoff * 2).min(MAX_BACKOFF);
@@ -163,13 +162,13 @@ fn hold_is_full(node: &Node, hold: Hold) -> bool {
     semaphore.available_permits() == 0
 }
 
-fn busy_text(worker: &Worker, node: &NodeAddr, hold: Hold) -> String {
+fn busy_text(worker: &Worker, hold: Hold) -> String {
     let (most, whose) = match hold {
         Hold::Brief => (MOST_BRIEF, "transactions, watched keys and long commands"),
         Hold::Lasting => (MOST_LASTING, "commands that block"),
     };
     format!(
-        "TRYAGAIN all {most} connections to {node} for {whose} were in use for {} ms: \
+        "TRYAGAIN all {most} connections to the server for {whose} were in use for {} ms: \
          the command was not sent, and can safely be repeated",
         worker.patience()
     )

@@ -243,7 +243,7 @@ async fn pass(reader: &mut Reader, session: &Rc<Session>, spec: &CommandSpec, sl
             let node = connection.address().clone();
             tracing::warn!(%node, error = %broken, "lost a client's own server connection");
             session.worker().refresh_topology();
-            guard::fail_owed(session, connection.into_owed(), &guard::lost_text(&node, true));
+            guard::fail_owed(session, connection.into_owed(), guard::lost_text(true));
         }
     }
 }
@@ -287,9 +287,9 @@ pub async fn reach(reader: &mut Reader, session: &Rc<Session>, slot: u16, probe:
                 }
                 connection.give_back();
             }
-            Passed::Gone => return Err(guard::lost_text(&node, false)),
+            Passed::Gone => return Err(guard::lost_text(false).to_owned()),
             Passed::Lost(_) if follow.again().await => {}
-            Passed::Lost(_) => return Err(guard::lost_text(&node, false)),
+            Passed::Lost(_) => return Err(guard::lost_text(false).to_owned()),
         }
     }
 }

@@ -163,7 +163,7 @@ async fn wait_for(reader: &mut Reader, session: &Rc<Session>, feeds: &[Rc<Feed>]
                 () = feed.confirmed() => break,
                 () = sleep_until(deadline) => {
                     feed.withdraw();
-                    failed.push(session.worker().unreachable_text(None));
+                    failed.push(session.worker().unreachable_text());
                     break;
                 }
                 turned = turn(reader, None, want) => {

@@ -578,7 +578,7 @@ impl Transaction {
         tracing::warn!(%node, error = %broken, "lost a client's own server connection");
         self.session.worker().refresh_topology();
         let left = self.exec_mark.is_some_and(|mark| connection.has_left(mark));
-        self.fail(connection, &guard::lost_text(&node, left));
+        self.fail(connection, guard::lost_text(left));
     }
 
     /// The connection cannot be used any more: the command on it cannot be finished.

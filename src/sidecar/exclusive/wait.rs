@@ -91,22 +91,25 @@ async fn confirm(worker: &Rc<Worker>, target: &Target, slot: u16, lane: Lane) ->
     };
     let mut connection = acquire(worker, target, lane, Hold::Brief).await.map_err(|text| doubt(&format!("({text})")))?;
     let node = connection.address().clone();
-    let lost = || doubt(&format!("the connection to {node} was lost before its replicas confirmed it"));
-    let role = call(&mut connection, &[b"ROLE"]).await.map_err(|_| lost())?;
+    let lost = |broken: Broken| {
+        tracing::warn!(%node, error = %broken, "lost the connection on which replicas were to confirm a removal");
+        doubt("the connection to the server was lost before its replicas confirmed it")
+    };
+    let role = call(&mut connection, &[b"ROLE"]).await.map_err(lost)?;
     let replicas = reply::elements(&role).and_then(|role| Some(reply::elements(role.get(2)?)?.len())).unwrap_or_default();
     if replicas > 0 {
         connection.queue(&mark(slot));
         (0..MARK_COMMANDS).for_each(|_| connection.owe(Owed::Kept));
-        settle(&mut connection, false).await.map_err(|_| lost())?;
+        settle(&mut connection, false).await.map_err(lost)?;
         let marked = connection.take_kept();
         if let Some(error) = marked.first().and_then(|reply| reply.strip_prefix(b"-")) {
-            return Err(doubt(&format!("{node} says ({})", String::from_utf8_lossy(error).trim_end())));
+            return Err(doubt(&format!("the server says ({})", String::from_utf8_lossy(error).trim_end())));
         }
         let (count, bound) = (replicas.to_string(), REPLICAS_MS.to_string());
-        let answer = call(&mut connection, &[b"WAIT", count.as_bytes(), bound.as_bytes()]).await.map_err(|_| lost())?;
+        let answer = call(&mut connection, &[b"WAIT", count.as_bytes(), bound.as_bytes()]).await.map_err(lost)?;
         let have = reply::integer(&answer).unwrap_or_default();
         if have < replicas as i64 {
-            return Err(doubt(&format!("{have} of {replicas} replicas of {node} confirmed it within {REPLICAS_MS} ms")));
+            return Err(doubt(&format!("{have} of {replicas} replicas confirmed it within {REPLICAS_MS} ms")));
         }
     }
     connection.give_back();
@@ -145,7 +148,7 @@ async fn ask(session: &Rc<Session>, target: &Target, slot: u16, command: &[u8]) 
     if let Err(broken) = settle(&mut connection, false).await {
         let node = connection.address();
         tracing::warn!(%node, error = %broken, "lost a client's own server connection");
-        return Err(guard::lost_text(node, true));
+        return Err(guard::lost_text(true).to_owned());
     }
     let mut replies = connection.take_kept();
     let (reply, marked) = (replies.pop().unwrap_or_default(), replies.into_iter().next().unwrap_or_default());

@@ -7,6 +7,10 @@ use crate::sidecar::resp::ReplyError;
 /// A server that owes an answer, to no command that blocks, and has been silent for this long is taken for dead.
 pub const SILENCE_MS: u64 = 10_000;
 
+/// What a client hears of a command that may have been carried out, and whose reply did not come. Never from where.
+pub const LOST: &str =
+    "UNCERTAIN the connection to the server was lost before it answered: the command may have been carried out";
+
 /// Why a connection ended.
 #[derive(Debug, thiserror::Error)]
 pub enum Broken {

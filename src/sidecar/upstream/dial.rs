@@ -132,6 +132,24 @@ pub enum DialError {
     },
 }
 
+impl DialError {
+    /// What clients are told of it: not where.
+    pub fn told(&self) -> String {
+        match self {
+            Self::Resolve { .. } => "the server's name cannot be resolved".to_owned(),
+            Self::Refused { .. } => "the server refused the connection".to_owned(),
+            Self::Io { .. } => "the network failed".to_owned(),
+            Self::Timeout { stage, .. } => format!("the server did not answer in time while {stage}"),
+            Self::Tls { .. } => "TLS with the server failed".to_owned(),
+            Self::Auth { failure, .. } => format!("the sidecar's login failed: {failure}"),
+            Self::Loading { .. } => "the server is still loading its data".to_owned(),
+            Self::MasterDown { .. } => "the server is a replica without a primary".to_owned(),
+            Self::NotPrimary { .. } => "the server is no primary".to_owned(),
+            Self::Server { .. } | Self::Protocol { .. } => "the server does not take the sidecar's connection".to_owned(),
+        }
+    }
+}
+
 /// How a login failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum AuthFailure {

@@ -14,7 +14,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::access::Keys;
-use super::broken::{Broken, SILENCE_MS};
+use super::broken::{Broken, LOST, SILENCE_MS};
 use super::bulk::LARGE_REPLY_BYTES;
 use super::dial::{DialError, Link};
 use super::lane::Lane;
@@ -259,11 +259,10 @@ impl Mux {
     fn fail(&self, worker: &Rc<Worker>, lost: Recovered) {
         let text = match &*self.trouble.borrow() {
             Some(trouble) if !lost.left => worker.untouched_text(trouble),
-            _ if !lost.left => worker.unreachable_text(Some(&self.node)),
-            _ => format!(
-                "TRYAGAIN the connection to {} was lost before it answered: the command can safely be repeated",
-                self.node
-            ),
+            _ if !lost.left => worker.unreachable_text(),
+            _ => {
+                "TRYAGAIN the connection to the server was lost before it answered: the command can safely be repeated".to_owned()
+            }
         };
         worker.fail(lost, &text);
     }
@@ -308,7 +307,7 @@ async fn run(mux: Rc<Mux>, worker: Rc<Worker>) {
 
 fn report_dial(mux: &Mux, error: &DialError) {
     tracing::debug!(node = %mux.node, %error, "cannot reach a server");
-    *mux.trouble.borrow_mut() = Some(error.to_string());
+    *mux.trouble.borrow_mut() = Some(error.told());
 }
 
 /// Decides what becomes of each command that a lost connection did not answer.
@@ -320,11 +319,7 @@ fn settle(mux: &Rc<Mux>, worker: &Rc<Worker>) {
         if lost.pending.retry == Retry::Here {
             mux.fail(worker, lost);
         } else if lost.left && lost.pending.retry == Retry::Never {
-            let text = format!(
-                "UNCERTAIN the connection to {} was lost before it answered: the command may have been carried out",
-                mux.node
-            );
-            lost.pending.sink.deliver(worker, Answer::Failed(&text));
+            lost.pending.sink.deliver(worker, Answer::Failed(LOST));
         } else if worker.is_patience_over(&lost.pending) {
             mux.fail(worker, lost);
         } else {
