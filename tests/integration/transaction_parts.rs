@@ -442,6 +442,53 @@ fn nothing_is_carried_out_where_exec_is_not() {
     });
 }
 
+/// Nor where it is not known whether EXEC was.
+#[test]
+fn nothing_is_carried_out_where_the_server_is_lost() {
+    let mut servers = SentinelCluster::start(Engine::Redis7, 0);
+    let sidecar = Sidecar::start(&bypass(sentinel_topology(&servers)));
+    let mut client = sidecar.client();
+    assert_eq!([client.line("MULTI"), client.line("SET x 1")], [ok(), queued()]);
+    assert_eq!([client.line("CLIENT SETNAME me"), client.line("SUBSCRIBE one")], [queued(), queued()]);
+    servers.primary().pause();
+    client.send(&encode(&["EXEC"])).unwrap();
+    client.send(&encode(&["CLIENT", "GETNAME"])).unwrap();
+    assert!(client.poll().is_none());
+    servers.servers.iter_mut().for_each(Redis::kill);
+    let reply = client.read().unwrap();
+    assert!(matches!(&reply, Value::Error(text) if text.starts_with("UNCERTAIN ") || text.starts_with("TRYAGAIN ")), "{reply:?}");
+    assert_eq!(client.read().unwrap(), Value::Nil);
+}
+
+/// Thousands in one transaction, each in its place.
+#[test]
+fn many_parts_keep_their_order() {
+    const MANY: usize = 10_000;
+    in_both(|sidecar, _| {
+        let mut client = sidecar.client();
+        let mut wire = encode(&["MULTI"]);
+        for number in 0..MANY {
+            wire.extend(encode(&["CLIENT", "SETNAME", &number.to_string()]));
+            wire.extend(encode(&["SET", "{a}x", &number.to_string()]));
+            wire.extend(encode(&["CLIENT", "GETNAME"]));
+            wire.extend(encode(&["GET", "{a}x"]));
+        }
+        wire.extend(encode(&["EXEC"]));
+        let mut sender = client.stream().try_clone().unwrap();
+        let results = thread::scope(|scope| {
+            scope.spawn(|| sender.write_all(&wire).unwrap());
+            assert_eq!(client.read().unwrap(), ok());
+            (0..4 * MANY).for_each(|_| assert_eq!(client.read().unwrap(), queued()));
+            client.read().unwrap().items()
+        });
+        assert_eq!(results.len(), 4 * MANY);
+        for (number, parts) in results.chunks(4).enumerate() {
+            let told = Value::Bulk(number.to_string().into_bytes());
+            assert_eq!(parts, [ok(), ok(), told.clone(), told]);
+        }
+    });
+}
+
 /// The connection of a transaction goes on in what it was brought into, and serves nobody else.
 #[test]
 fn connections_keep_to_their_database_and_protocol() {
