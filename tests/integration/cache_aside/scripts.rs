@@ -143,7 +143,8 @@ impl Desk {
     }
 }
 
-fn write(value: &Value) -> Vec<u8> {
+/// A reply as a RESP2 server writes it.
+pub fn write(value: &Value) -> Vec<u8> {
     match value {
         Value::Simple(text) => format!("+{text}\r\n").into_bytes(),
         Value::Error(text) => format!("-{text}\r\n").into_bytes(),
@@ -349,6 +350,61 @@ fn a_key_that_nobody_fills_is_everybodys() {
         // A fill ends it.
         desk.remove();
         desk.leased(6);
+    });
+}
+
+#[test]
+fn who_refreshes_a_key_or_loads_beside_a_stale_copy_never_makes_it_everybodys() {
+    on_both(|desk| {
+        // By NX nothing is stored while the key is there. When it is gone, one loads nevertheless.
+        let key = desk.key.clone();
+        desk.write("v");
+        for taker in 1..=5 {
+            let Begun::Leased { token, .. } = desk.begin(taker, Mode::Early { left: 3_600_000 }) else { panic!("leased") };
+            let refused = desk.fill(under(&token), "w", &[&["SET", &key, "w", "NX"]]);
+            assert_eq!(refused, Ok((Value::Nil, Written::Unchanged)));
+            desk.release(&token);
+        }
+        desk.remove();
+        let token = desk.leased(6);
+        desk.busy(7);
+        desk.release(&token);
+        // Whoever does not load is given the copy: nobody waits for one that never comes.
+        desk.client.call(&[&b"SET"[..], &Companion::Stale.name(key.as_bytes()), b"old", b"PX", b"100000"]);
+        for taker in 8..=12 {
+            let (token, copy) = desk.leased_with_copy(taker);
+            assert_eq!(copy, Some(element("old")));
+            desk.release(&token);
+        }
+        let Begun::Shared { .. } = desk.begin_under(13, Mode::Miss, &Rule { stale: false, ..RULE }) else { panic!("shared") };
+    });
+}
+
+#[test]
+fn a_condition_that_fails_changes_nothing_whatever_the_value() {
+    on_both(|desk| {
+        let (key, other) = (desk.key.clone(), format!("other{}", desk.key));
+        let token = desk.leased(1);
+        desk.client.call(&["SET", &key, "v", "PX", "100000"]);
+        desk.client.call(&[&b"SET"[..], &Companion::Stale.name(key.as_bytes()), b"v", b"PX", b"200000"]);
+        let refused: [(&[&str], Value); 4] = [
+            (&["SET", &key, "v", "NX"], Value::Nil),
+            (&["set", &key, "v", "PX", "5000", "nx", "GET"], Value::Bulk(b"v".to_vec())),
+            (&["SETNX", &key, "v"], Value::Int(0)),
+            (&["MSETNX", &key, "v", &other, "w"], Value::Int(0)),
+        ];
+        for (command, reply) in refused {
+            assert_eq!(desk.fill(under(&token), "v", &[command]), Ok((reply, Written::Unchanged)), "{command:?}");
+        }
+        assert!(desk.client.call(&["PTTL", &key]).int() > 5000);
+        assert_eq!(desk.companion(Companion::Stale).text(), "v");
+        desk.remove();
+        // Of several keys another is there.
+        desk.client.call(&["SET", &other, "w", "PX", "100000"]);
+        let refused = desk.fill(under(&token), "v", &[&["MSETNX", &key, "v", &other, "w"]]);
+        assert_eq!(refused, Ok((Value::Int(0), Written::Unchanged)));
+        assert_eq!(desk.busy(2), token.generation, "the lease stands, under its generation");
+        assert_eq!(desk.set(under(&token), "v"), Written::Stored);
     });
 }
 

@@ -1,8 +1,9 @@
 //! What cache-aside asks of the cache: three scripts over a key and its companions, which share its slot.
 //!
 //! The lease is a string of six words: the generation (random digits, `@`, the first digits of the server's run id), until when
-//! it is held (milliseconds of the server's clock, 0: by nobody), how many took it since the last fill, its state (`l` leased,
-//! `s` shared: nobody fills this key, so everybody may load), its last taker, and whether another worker waits for it.
+//! it is held (milliseconds of the server's clock, 0: by nobody), how many took it since the last fill while the key was missing,
+//! its state (`l` leased, `s` shared: nobody fills this key, so everybody may load), its last taker, and whether another worker waits
+//! for it.
 //! [`engine::lease`](crate::sidecar::engine::lease) says what a generation is good for.
 //!
 //! The run id ends every lease at a failover or a restart. A user that may not ask INFO has zeros there, and loses only that.
@@ -52,7 +53,9 @@ local run = type(info) == 'string' and string.match(info, 'run_id:(%x%x%x%x%x%x%
 
 /// ARGV: taker, lease in ms, its whole memory in ms, mode (`miss`, or the longest life in ms of a key that is refreshed), whether
 /// stale copies are served (`1`). What one has taken counts as granted, so that the script may be repeated; but what has ended
-/// meanwhile is not begun again under the same generation. A key that three took since its last fill is everybody's for half a minute.
+/// meanwhile is not begun again under the same generation. A missing key that three took since its last fill is everybody's for half
+/// a minute, unless there is a stale copy for those who do not load. Who takes it before the key expires does not count: where clients
+/// store by NX nothing comes of that, and three such would have all load when the key is gone.
 const BEGIN: &str = concat!(
     common!(),
     "\
@@ -90,28 +93,31 @@ if miss and not stale and lease.leads >= 3 then
   write_lease(KEYS[2], lease, 30000)
   return {'shared', lease.generation, 0, stale}
 end
-lease.state, lease.held, lease.leads = 'l', now + length, lease.leads + 1
+if miss then lease.leads = lease.leads + 1 end
+lease.state, lease.held = 'l', now + length
 write_lease(KEYS[2], lease, memory)
 return {'leased', lease.generation, length, stale}"
 );
 
 /// KEYS: four for each key. ARGV: for each key the generation (`*`: any will do, `-`: none will), the lifetime of its stale copy in
-/// ms or 0, and its value; then each command, with the number of its arguments before it. The first is the client's, whose reply
-/// is given; the others see to TTLs. Under another generation than the lease's, what was written is deleted at once, unless it was
-/// there before: a miss, never a wrong value. Of a refused write (NX, XX, an error) nothing is done, but that without
-/// a valid generation it ends the lease's. A fill that is stored ends its generation. Where a generation ends otherwise, who holds the
+/// ms or 0, and its value; then whether the client's command has the option NX (`1`), and each command, with the number of its
+/// arguments before it. The first is the client's, whose reply is given; the others see to TTLs. Under another generation than the
+/// lease's, what was written is deleted at once, unless it was there before: a miss, never a wrong value. Of a refused write (NX, XX,
+/// an error) nothing is done, but that without a valid generation it ends the lease's; an NX is refused too where the key had the very
+/// value that was to be stored. A fill that is stored ends its generation. Where a generation ends otherwise, who holds the
 /// lease holds it on, under a new one: those who wait do not load beside it.
 const FILL: &str = concat!(
     common!(),
     run_id!(),
     "\
 local keys = #KEYS / 4
-local valid, same, leases = {}, {}, {}
+local valid, before, leases = {}, {}, {}
+local missing_only = ARGV[3 * keys + 1] == '1'
 for i = 1, keys do
   local lease = read_lease(KEYS[4 * i - 2])
   local given = ARGV[3 * i - 2]
   valid[i] = given == '*' or (lease and lease.generation == given and string.sub(given, -8) == run)
-  same[i] = not valid[i] and redis.pcall('GET', KEYS[4 * i - 3]) == ARGV[3 * i]
+  before[i] = (missing_only or not valid[i]) and redis.pcall('GET', KEYS[4 * i - 3])
   leases[i] = lease
 end
 local function finish(i)
@@ -121,10 +127,10 @@ end
 local function renew(i)
   local lease = leases[i]
   if not lease or lease.state ~= 'l' or string.sub(lease.generation, -8) ~= run or clock() >= lease.held then return finish(i) end
-  lease.generation, lease.leads = digest(lease.generation) .. '@' .. run, 1
+  lease.generation, lease.leads = digest(lease.generation) .. '@' .. run, math.min(lease.leads, 1)
   write_lease(KEYS[4 * i - 2], lease)
 end
-local at = 3 * keys + 1
+local at = 3 * keys + 2
 local function run_next()
   local count = tonumber(ARGV[at])
   local reply = redis.pcall(unpack(ARGV, at + 1, at + count))
@@ -145,7 +151,8 @@ for i = 1, keys do
   local value, lifetime = ARGV[3 * i], ARGV[3 * i - 1]
   local now = redis.pcall('GET', key)
   local stored = now == value
-  if not stored and (now or not reply) then
+  local unmet = reply == 0 or (missing_only and before[i] and before[i] == now)
+  if unmet or (not stored and (now or not reply)) then
     if not valid[i] then renew(i) end
     answer[i + 1] = 'refused'
   else
@@ -154,7 +161,7 @@ for i = 1, keys do
       redis.call('UNLINK', absence)
       if lifetime ~= '0' then redis.call('SET', copy, value, 'PX', lifetime) else redis.call('UNLINK', copy) end
       answer[i + 1] = 'stored'
-    elseif stored and same[i] then
+    elseif stored and before[i] == value then
       finish(i)
       redis.call('UNLINK', copy, absence)
       answer[i + 1] = 'stored'
@@ -289,7 +296,7 @@ pub struct Part<'a> {
 /// such thing.
 pub fn fill(parts: &[Part<'_>], queued: &[u8], out: &mut Vec<u8>) -> Option<()> {
     let mut tail = Vec::with_capacity(queued.len() + 64);
-    let mut count = 0usize;
+    let (mut count, mut missing_only) = (0usize, false);
     let mut lifetimes: SmallVec<[&[u8]; 1]> = SmallVec::from_elem(&b"0"[..], parts.len());
     let mut rest = queued;
     while !rest.is_empty() {
@@ -305,6 +312,7 @@ pub fn fill(parts: &[Part<'_>], queued: &[u8], out: &mut Vec<u8>) -> Option<()> 
                 }
             }
             _ => {
+                missing_only |= count == 0 && has_nx((0..ranges.len()).filter_map(arg));
                 bulk_number(ranges.len() as u64, &mut tail);
                 (0..ranges.len()).filter_map(arg).for_each(|arg| encode::bulk(&mut tail, arg));
                 count += 1 + ranges.len();
@@ -313,7 +321,7 @@ pub fn fill(parts: &[Part<'_>], queued: &[u8], out: &mut Vec<u8>) -> Option<()> 
         rest = &rest[length..];
     }
     let names: SmallVec<[&Names; 1]> = parts.iter().map(|part| &part.names).collect();
-    write_head(FILL, &names, 3 * parts.len() + count, out);
+    write_head(FILL, &names, 3 * parts.len() + 1 + count, out);
     for (part, lifetime) in parts.iter().zip(lifetimes) {
         match part.verdict {
             Verdict::Update => encode::bulk(out, b"*"),
@@ -323,8 +331,15 @@ pub fn fill(parts: &[Part<'_>], queued: &[u8], out: &mut Vec<u8>) -> Option<()> 
         encode::bulk(out, lifetime);
         encode::bulk(out, part.value);
     }
+    encode::bulk(out, if missing_only { b"1" } else { b"0" });
     out.extend_from_slice(&tail);
     Some(())
+}
+
+/// Whether a command is a SET with the option NX. The script sees for itself whether anything changed: what is taken for the option
+/// and is none does no harm. SETNX and MSETNX say in their reply whether they stored.
+fn has_nx<'a>(mut args: impl Iterator<Item = &'a [u8]>) -> bool {
+    args.next().is_some_and(|name| name.eq_ignore_ascii_case(b"set")) && args.skip(2).any(|arg| arg.eq_ignore_ascii_case(b"nx"))
 }
 
 /// Reads FILL's answer: the reply to the client's own command, and what became of each key. `None`: it is an error, which is the
