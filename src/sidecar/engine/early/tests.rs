@@ -3,7 +3,7 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
-use super::super::lease::model::{Condition, Filled, Set, Slot};
+use super::super::lease::model::{Condition, Set, Slot};
 use super::super::lease::{
     Asker, Desk, Effect, Millis, Missing, Mode, Name, Reader, Reply, Rule, Verdict, Why, Written, key_hash,
 };
@@ -137,12 +137,11 @@ impl Bench {
     fn store(&mut self, pod: usize, connection: u64) {
         let mut effects = Vec::new();
         let verdict = self.pods[pod].0.write(self.now, connection, 0, KEY, &mut effects);
-        let Verdict::Fill(generation) = verdict else { panic!("a fill was taken for {verdict:?}") };
+        assert!(matches!(verdict, Verdict::Fill(_)), "a fill was taken for {verdict:?}");
         // No two loads bring the same.
         self.next += 1;
         let set = Set { value: self.next as u32, condition: Condition::Always, ttl: TTL_MS, stale_ttl: 0 };
-        let filled = self.slot.fill(self.now, 1, Some(generation), &set);
-        assert!(matches!(filled, Filled::Stored { .. }), "{filled:?}");
+        assert_eq!(self.slot.fill(self.now, 1, verdict, &set), Written::Stored);
         self.pods[pod].1.stored(key_hash(0, KEY), self.now, TTL_MS);
         self.pods[pod].0.wrote(self.now, connection, 0, KEY, Written::Stored, &mut effects);
         self.carry_out(pod, effects);

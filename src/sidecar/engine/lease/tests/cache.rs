@@ -1,7 +1,7 @@
 //! The simulated cache: [`Slot`]s, a replica that lags, and a record of what was where at which time.
 
-use super::super::model::{Filled, Set, Slot};
-use super::super::{Begun, Generation, Millis, Mode, Rule, Token};
+use super::super::model::{Set, Slot};
+use super::super::{Begun, Millis, Mode, Rule, Token, Verdict, Written};
 use super::Switch;
 use super::world::Version;
 
@@ -34,6 +34,8 @@ pub(super) struct Cache {
     pub(super) leads: Vec<u32>,
     /// How many of its leases were filled, given back, or revoked.
     pub(super) ends: Vec<u32>,
+    /// The keys of which the end of a lease was announced, and nobody was told yet.
+    pub(super) announced: Vec<usize>,
     broken: Option<Switch>,
 }
 
@@ -53,6 +55,7 @@ impl Cache {
             resurrected: Vec::new(),
             leads: vec![0; keys],
             ends: vec![0; keys],
+            announced: Vec::new(),
             broken,
         }
     }
@@ -67,6 +70,9 @@ impl Cache {
         slot.expire(now);
         let before = slot.clone();
         let result = change(slot);
+        if std::mem::take(&mut slot.announced) {
+            self.announced.push(key);
+        }
         let until = |slot: &Slot<Version>| slot.lease.as_ref().map(|lease| (lease.taker, lease.until));
         self.ends[key] += u32::from(before.lease.is_some() && until(&before) != until(slot));
         for (stays, before, after) in
@@ -125,15 +131,14 @@ impl Cache {
         });
     }
 
-    pub(super) fn fill(&mut self, now: Millis, key: usize, generation: Option<Generation>, set: &Set<Version>) -> Filled {
+    pub(super) fn fill(&mut self, now: Millis, key: usize, verdict: Verdict, set: &Set<Version>) -> Written {
         let run = self.run();
         let unchecked = self.broken == Some(Switch::GenerationUnchecked);
         self.change(now, key, |slot| {
-            if unchecked && generation.is_some() {
-                let stored = slot.update(now, set);
-                return if stored { Filled::Stored { waited_for: false } } else { Filled::Unchanged };
+            if unchecked && matches!(verdict, Verdict::Fill(_)) {
+                return if slot.update(now, set) { Written::Stored } else { Written::Unchanged };
             }
-            slot.fill(now, run, generation, set)
+            slot.fill(now, run, verdict, set)
         })
     }
 
@@ -142,8 +147,8 @@ impl Cache {
         self.change(now, key, |slot| slot.begin(now, run, fresh, mode, rule))
     }
 
-    pub(super) fn release(&mut self, now: Millis, key: usize, token: Token) -> bool {
-        self.change(now, key, |slot| slot.release(now, token))
+    pub(super) fn release(&mut self, now: Millis, key: usize, token: Token) {
+        self.change(now, key, |slot| slot.release(now, token));
     }
 
     /// One of K, `L` and S is lost.

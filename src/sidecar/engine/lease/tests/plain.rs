@@ -1,6 +1,6 @@
 //! The plain cases, by hand.
 
-use super::super::model::{Condition, Filled, Kept, Set, Slot};
+use super::super::model::{Condition, Kept, Set, Slot};
 use super::super::*;
 
 /// Who waits looks again within this.
@@ -62,29 +62,23 @@ impl Bench {
         let pod = connection as usize % self.pods.len();
         let mut effects = Vec::new();
         let verdict = self.pods[pod].write(self.now, connection, 0, KEYS[0], &mut effects);
-        let filled = match verdict {
-            Verdict::Update => {
-                self.slots[0].update(self.now, &set(value));
-                self.run(pod, effects);
-                return verdict;
-            }
-            Verdict::Fill(generation) => self.slots[0].fill(self.now, RUN, Some(generation), &set(value)),
-            Verdict::Ambiguous(_) => self.slots[0].fill(self.now, RUN, None, &set(value)),
-        };
-        let (written, waited_for) = match filled {
-            Filled::Stored { waited_for } => (Written::Stored, waited_for),
-            Filled::Removed { waited_for } => (Written::Removed, waited_for),
-            Filled::Unchanged => (Written::Unchanged, false),
-        };
+        if verdict == Verdict::Update {
+            self.slots[0].update(self.now, &set(value));
+            self.run(pod, effects);
+            return verdict;
+        }
+        let written = self.slots[0].fill(self.now, RUN, verdict, &set(value));
         self.run(pod, effects);
         self.with(pod, |desk, now, effects| desk.wrote(now, connection, 0, KEYS[0], written, effects));
-        if waited_for {
-            self.publish(0);
-        }
+        self.publish(0);
         verdict
     }
 
+    /// Tells those who listen, if there is something to tell.
     fn publish(&mut self, key: usize) {
+        if !std::mem::take(&mut self.slots[key].announced) {
+            return;
+        }
         for (pod, watched) in self.watched.clone() {
             if watched == key {
                 self.with(pod, |desk, now, effects| desk.wake(now, 0, KEYS[key], effects));
@@ -101,15 +95,16 @@ impl Bench {
         for effect in effects {
             match effect {
                 Effect::Ask { name, mode, fresh, rule } => {
-                    let slot = &mut self.slots[usize::from(*name.key != *KEYS[0])];
+                    let key = usize::from(*name.key != *KEYS[0]);
+                    let slot = &mut self.slots[key];
                     let begun = if self.away { Begun::Failed } else { slot.begin(self.now, RUN, fresh, mode, &rule) };
                     self.with(pod, |desk, now, effects| desk.begun(now, &name, fresh, begun, effects));
+                    self.publish(key);
                 }
                 Effect::GiveBack { name, token } => {
                     let key = usize::from(*name.key != *KEYS[0]);
-                    if self.slots[key].release(self.now, token) {
-                        self.publish(key);
-                    }
+                    self.slots[key].release(self.now, token);
+                    self.publish(key);
                 }
                 Effect::Answer { asker, answer } => self.answers.push((asker, answer)),
                 Effect::Watch { name } => self.watched.push((pod, usize::from(*name.key != *KEYS[0]))),
@@ -512,7 +507,7 @@ fn a_token_that_is_good_ends_its_own_load_and_wakes_who_waits() {
     bench.get(2);
     assert_eq!(bench.leads(), [1]);
     let Some(token) = bench.slots[0].lease.as_ref().map(|lease| lease.generation) else { panic!("a lease") };
-    bench.slots[0].fill(bench.now, RUN, Some(token), &set(6));
+    bench.slots[0].fill(bench.now, RUN, Verdict::Fill(token), &set(6));
     bench.with(0, |desk, now, effects| desk.redeemed(now, 1, 0, KEYS[0], token, Written::Stored, effects));
     assert_eq!(bench.answered(), [(2, Reply::Value(6))]);
     bench.pass(RULE.settle);

@@ -113,6 +113,8 @@ fn no_lease_outlives_a_failover() {
 fn nobody_waits_in_vain_and_one_at_a_time_loads() {
     let counts = hold(CALM, 0..histories() / 5);
     println!("{counts:?}");
+    // What is excused is rare.
+    assert!(counts.orphaned * 50 < counts.leads, "{counts:?}");
 }
 
 #[test]

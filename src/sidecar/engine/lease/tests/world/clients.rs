@@ -87,6 +87,7 @@ impl World {
         if self.send(actor, [fill].into_iter().chain(twice)).is_some() {
             self.actors[actor].loads.pop();
             self.actors[actor].step = Step::Filling;
+            self.actors[actor].led = load.leads;
         } else {
             self.at(1, Event::Act(actor));
         }

@@ -132,7 +132,6 @@ impl World {
                 let name = Name { database: 0, key: NAMES[key].into() };
                 self.with_desk(pod, |desk, now, effects| desk.begun(now, &name, fresh, begun, effects));
             }
-            (Req::Release { key, .. }, Rep::Released(true)) => self.publish(key),
             (Req::Release { .. }, _) => {}
         }
     }
@@ -203,15 +202,14 @@ impl World {
 
     pub(super) fn write_back(&mut self, pod: usize, conn: usize, place: u32, cmd: &Cmd, verdict: Verdict, rep: Rep) {
         if let (Cmd::Set { key, .. }, true) = (cmd, verdict != Verdict::Update) {
-            let (written, waited_for) = match rep {
-                Rep::Written(written, waited_for) => (written, waited_for),
-                _ => (Written::Failed, false),
-            };
-            if waited_for {
-                self.publish(*key);
-            }
+            let written = if let Rep::Written(written) = rep { written } else { Written::Failed };
             let connection = conn as u64 + 1;
-            self.with_desk(pod, |desk, now, effects| desk.wrote(now, connection, 0, NAMES[*key], written, effects));
+            let mut effects = Vec::new();
+            self.pods[pod].desk.wrote(self.now, connection, 0, NAMES[*key], written, &mut effects);
+            let is_given_back = effects.iter().any(|effect| matches!(effect, Effect::GiveBack { .. }));
+            let led = self.conns[conn].place(place).map(|own| own.actor).is_some_and(|actor| self.actors[actor].led);
+            self.counts.orphaned += u64::from(written == Written::Removed && led && !is_given_back);
+            self.carry_out(pod, effects);
         }
         let got = if matches!(rep, Rep::Failed) { Got::Error } else { Got::Done };
         if let Some(own) = self.conns[conn].place(place) {
@@ -300,7 +298,13 @@ impl World {
             if let Got::Replies(replies) = &got {
                 let nils = keys.iter().zip(replies).filter(|(_, reply)| matches!(reply, Reply::Nil(_)));
                 let nil_at = front.missed.unwrap_or(self.now);
-                let loads: Vec<Load> = nils.map(|(key, _)| Load { key: *key, nil_at, version: None }).collect();
+                let load = |(key, reply): (&usize, &Reply<Version>)| Load {
+                    key: *key,
+                    nil_at,
+                    leads: *reply == Reply::Nil(Why::Lead),
+                    version: None,
+                };
+                let loads: Vec<Load> = nils.map(load).collect();
                 if !matches!(self.actors[front.actor].step, Step::Writing(..)) {
                     self.actors[front.actor].loads = loads;
                 }

@@ -29,34 +29,28 @@ impl World {
                 self.set(*key, &set, *verdict, *fill)
             }
             Req::Begin { key, fresh, mode, rule } => Rep::Begun(self.cache.begin(now, *key, *fresh, *mode, rule)),
-            Req::Release { key, token } => Rep::Released(self.cache.release(now, *key, *token)),
+            Req::Release { key, token } => {
+                self.cache.release(now, *key, *token);
+                Rep::Done
+            }
         };
+        while let Some(key) = self.cache.announced.pop() {
+            self.publish(key);
+        }
         self.reply(pod, epoch, req, rep);
     }
 
     pub(super) fn set(&mut self, key: usize, set: &Set<Version>, verdict: Verdict, fill: bool) -> Rep {
-        let generation = match verdict {
-            Verdict::Update => None,
-            Verdict::Fill(generation) => Some(generation),
-            Verdict::Ambiguous(_) => None,
-        };
         let before = self.cache.get(self.now, key);
         let rep = if verdict == Verdict::Update {
             self.counts.updates += 1;
             self.cache.update(self.now, key, set);
             Rep::Done
         } else {
-            match self.cache.fill(self.now, key, generation, set) {
-                Filled::Stored { waited_for } => {
-                    self.counts.stored += 1;
-                    Rep::Written(Written::Stored, waited_for)
-                }
-                Filled::Removed { waited_for } => {
-                    self.counts.removed += 1;
-                    Rep::Written(Written::Removed, waited_for)
-                }
-                Filled::Unchanged => Rep::Written(Written::Unchanged, false),
-            }
+            let written = self.cache.fill(self.now, key, verdict, set);
+            self.counts.stored += u64::from(written == Written::Stored);
+            self.counts.removed += u64::from(written == Written::Removed);
+            Rep::Written(written)
         };
         let after = self.cache.get(self.now, key);
         let newest = self.cache.newest[key];
