@@ -13,6 +13,7 @@ pub mod within;
 use std::rc::Rc;
 
 pub use data::{CROSS_SLOT, note_written, unmatched_text};
+pub use local::invalidate::write as write_invalidation;
 pub use split::submit_part;
 
 use super::commands::{self, Access, Class, CommandSpec};

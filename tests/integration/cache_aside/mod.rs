@@ -6,6 +6,7 @@ mod django;
 mod failover;
 mod fills;
 mod history;
+mod lease_model;
 mod many;
 mod multiplexed;
 mod negative;

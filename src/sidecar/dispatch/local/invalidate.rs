@@ -50,7 +50,8 @@ pub fn run(session: &Rc<Session>, request: &Request<'_>) -> Flow {
     if room { Flow::Continue } else { Flow::Wait }
 }
 
-fn write(key: &[u8], wire: &mut Vec<u8>) {
+/// What invalidates one key, in one transaction: its DEL is the first of the two.
+pub fn write(key: &[u8], wire: &mut Vec<u8>) {
     wire.clear();
     encode::command(wire, &[b"MULTI"]);
     encode::command(wire, &[b"DEL", key]);

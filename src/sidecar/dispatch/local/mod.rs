@@ -5,7 +5,7 @@ mod clients;
 mod connection;
 mod hello;
 mod inspect;
-mod invalidate;
+pub(super) mod invalidate;
 mod tokens;
 mod topology;
 
