@@ -78,7 +78,7 @@ impl Trust {
         // A session that is taken up again shows no certificate, and what is served now is to be seen.
         config.resumption = Resumption::disabled();
         let http = reqwest::Client::builder().connect_timeout(DEADLINE).timeout(DEADLINE).no_proxy();
-        let http = http.tls_backend_preconfigured(config.clone()).build().map_err(|_| TrustError)?;
+        let http = http.pool_max_idle_per_host(0).tls_backend_preconfigured(config.clone()).build().map_err(|_| TrustError)?;
         Ok(Self { bundle: bundle.to_owned(), config: Arc::new(config), http })
     }
 
@@ -140,7 +140,7 @@ pub struct AdminError {
 }
 
 /// As whom to connect.
-pub(super) fn settings(login: Option<&Login>) -> RedisConnectionInfo {
+fn settings(login: Option<&Login>) -> RedisConnectionInfo {
     let settings = RedisConnectionInfo::default().set_skip_set_lib_name();
     match login {
         Some(Login { user, password }) => settings.set_username(user).set_password(password),

@@ -11,7 +11,7 @@ use k8s_openapi::api::core::v1::Node;
 use kube::runtime::events::{Recorder, Reporter};
 use kube::runtime::reflector::Store;
 use kube::{Client, Resource as _};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 use tracing::{debug, info, warn};
@@ -151,8 +151,10 @@ async fn client() -> Result<Client, OperatorError> {
 }
 
 /// A client for agents, which are asked in the clear: it needs no certificate authorities, and an image without any is no obstacle.
+/// Hundreds of agents are asked, each every ten seconds: connections that stand would take more memory than all else that is kept of them.
 fn http_client() -> Result<reqwest::Client, reqwest::Error> {
-    reqwest::Client::builder().connect_timeout(ASK_WITHIN).timeout(ASK_WITHIN).tls_certs_only([]).no_proxy().build()
+    let builder = reqwest::Client::builder().connect_timeout(ASK_WITHIN).timeout(ASK_WITHIN).pool_max_idle_per_host(0);
+    builder.tls_certs_only([]).no_proxy().build()
 }
 
 /// Returns once the flag is set, or nobody can set it any more.
@@ -173,7 +175,8 @@ impl Context {
             [] => vec![None],
             names => names.iter().map(|name| Some(name.as_str())).collect(),
         };
-        let watches = scopes.into_iter().map(|namespace| Watches::start(&client, namespace, &queue, tasks)).collect();
+        let turn = Arc::new(Semaphore::new(1));
+        let watches = scopes.into_iter().map(|namespace| Watches::start(&client, namespace, &queue, &turn, tasks)).collect();
         let reporter = Reporter { controller: "larder.dev/operator".to_owned(), instance: Some(config.identity.clone()) };
         Ok(Self {
             nodes: nodes(&client, tasks),

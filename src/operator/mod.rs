@@ -9,6 +9,7 @@ pub mod controller;
 pub mod election;
 #[cfg(test)]
 mod fake_api;
+pub mod held;
 pub mod metrics;
 pub mod queue;
 pub mod serve;

@@ -1,32 +1,28 @@
 //! What the API server holds, kept at hand: one watch for each kind and namespace, and a word to the queue about each change.
 //!
-//! Objects are kept without what nobody reads here, since a process that watches many is as large as what it keeps.
+//! Objects are kept without what nobody reads here, see [`super::held`].
 
-use std::fmt::Debug;
 use std::sync::Arc;
 
-use futures_util::StreamExt as _;
+use futures_util::{StreamExt as _, TryStreamExt as _};
 use k8s_openapi::NamespaceResourceScope;
-use k8s_openapi::api::apps::v1::StatefulSet;
-use k8s_openapi::api::core::v1::{
-    ConfigMap, Container, Node, NodeSpec, NodeStatus, PersistentVolumeClaim, Pod, PodSpec, ResourceRequirements, Secret, Service,
-    ServiceAccount,
-};
+use k8s_openapi::api::core::v1::{Node, NodeSpec, NodeStatus, ServiceAccount};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
-use kube::api::PartialObjectMeta;
 use kube::core::DeserializeGuard;
 use kube::runtime::WatchStreamExt as _;
 use kube::runtime::reflector::store::Writer;
-use kube::runtime::reflector::{ObjectRef, Store, store};
+use kube::runtime::reflector::{ObjectRef, Store, reflector, store};
 use kube::runtime::watcher::{self, Event};
 use kube::{Api, Client, Resource};
-use serde::de::DeserializeOwned;
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tracing::{debug, warn};
 
 use super::api_error;
+use super::cache_cluster::parts::{Bare, Claim, ConfigMap, Pod, Secret, Service, StatefulSet, Version};
+use super::held::{Held, Part};
 use super::queue::{Key, Queue};
 use crate::api::CacheCluster;
 
@@ -34,6 +30,8 @@ use crate::api::CacheCluster;
 pub const CLUSTER_LABEL: &str = "larder.dev/cluster";
 /// The annotation of what was last applied. Every other annotation of an object may be set by anybody.
 const OWN_PREFIX: &str = "larder.dev/";
+/// How many objects one answer of a list may hold: while it is read all of them are in memory as a whole.
+const PAGE: u32 = 50;
 
 /// A CacheCluster, or what is known of one that cannot be read.
 pub type Cluster = DeserializeGuard<CacheCluster>;
@@ -46,27 +44,27 @@ pub struct Watches {
     /// The CacheClusters.
     pub clusters: Store<Cluster>,
     /// What belongs to CacheClusters, by kind.
-    pub stateful_sets: Store<StatefulSet>,
+    pub stateful_sets: Store<Held<StatefulSet>>,
     /// See [`Watches::stateful_sets`].
-    pub pods: Store<Pod>,
+    pub pods: Store<Held<Pod>>,
     /// See [`Watches::stateful_sets`].
-    pub services: Store<Service>,
+    pub services: Store<Held<Service>>,
     /// See [`Watches::stateful_sets`].
-    pub config_maps: Store<ConfigMap>,
+    pub config_maps: Store<Held<ConfigMap>>,
     /// See [`Watches::stateful_sets`].
-    pub secrets: Store<Secret>,
+    pub secrets: Store<Held<Secret>>,
     /// See [`Watches::stateful_sets`].
-    pub claims: Store<PersistentVolumeClaim>,
+    pub claims: Store<Held<Claim>>,
     /// See [`Watches::stateful_sets`].
-    pub accounts: Store<ServiceAccount>,
+    pub accounts: Store<Held<Bare<ServiceAccount>>>,
     /// See [`Watches::stateful_sets`].
-    pub budgets: Store<PodDisruptionBudget>,
+    pub budgets: Store<Held<Bare<PodDisruptionBudget>>>,
     /// See [`Watches::stateful_sets`].
-    pub network_policies: Store<NetworkPolicy>,
+    pub network_policies: Store<Held<Bare<NetworkPolicy>>>,
     /// See [`Watches::stateful_sets`].
-    pub endpoint_slices: Store<EndpointSlice>,
+    pub endpoint_slices: Store<Held<Bare<EndpointSlice>>>,
     /// Names and versions of all Secrets: those that CacheClusters refer to are among them.
-    pub secret_versions: Store<PartialObjectMeta<Secret>>,
+    pub secret_versions: Store<Held<Version>>,
 }
 
 /// Starts watches.
@@ -75,27 +73,35 @@ struct Starter<'a> {
     namespace: Option<&'a str>,
     queue: &'a Queue,
     clusters: Store<Cluster>,
+    /// Had by whoever lists for the first time: a page in the making is many times as large as what is kept of it.
+    turn: Arc<Semaphore>,
     tasks: &'a mut JoinSet<()>,
 }
 
 impl Watches {
-    /// Begins to watch. The tasks end when `tasks` is dropped or aborted.
-    pub fn start(client: &Client, namespace: Option<&str>, queue: &Queue, tasks: &mut JoinSet<()>) -> Self {
+    /// Begins to watch. The tasks end when `tasks` is dropped or aborted. `turn` is shared by all that start at the same time.
+    pub fn start(
+        client: &Client,
+        namespace: Option<&str>,
+        queue: &Queue,
+        turn: &Arc<Semaphore>,
+        tasks: &mut JoinSet<()>,
+    ) -> Self {
         let (clusters, writer) = store::<Cluster>();
-        let mut starter = Starter { client, namespace, queue, clusters: clusters.clone(), tasks };
+        let mut starter = Starter { client, namespace, queue, clusters: clusters.clone(), turn: turn.clone(), tasks };
         starter.clusters(writer);
         Self {
             namespace: namespace.map(str::to_owned),
-            stateful_sets: starter.children(|set: &mut StatefulSet| strip(&mut set.metadata)),
-            pods: starter.children(strip_pod),
-            services: starter.children(|service: &mut Service| strip(&mut service.metadata)),
-            config_maps: starter.children(|map: &mut ConfigMap| strip(&mut map.metadata)),
-            secrets: starter.children(|secret: &mut Secret| strip(&mut secret.metadata)),
-            claims: starter.children(|claim: &mut PersistentVolumeClaim| strip(&mut claim.metadata)),
-            accounts: starter.children(|account: &mut ServiceAccount| strip(&mut account.metadata)),
-            budgets: starter.children(|budget: &mut PodDisruptionBudget| strip(&mut budget.metadata)),
-            network_policies: starter.children(|policy: &mut NetworkPolicy| strip(&mut policy.metadata)),
-            endpoint_slices: starter.children(|slice: &mut EndpointSlice| strip(&mut slice.metadata)),
+            stateful_sets: starter.children(),
+            pods: starter.children(),
+            services: starter.children(),
+            config_maps: starter.children(),
+            secrets: starter.children(),
+            claims: starter.children(),
+            accounts: starter.children(),
+            budgets: starter.children(),
+            network_policies: starter.children(),
+            endpoint_slices: starter.children(),
             secret_versions: starter.secret_versions(),
             clusters,
         }
@@ -163,7 +169,7 @@ impl Starter<'_> {
     /// CacheClusters: each change concerns the object itself.
     fn clusters(&mut self, writer: Writer<Cluster>) {
         let queue = self.queue.clone();
-        let events = watcher::watcher(self.api::<Cluster>(), watcher::Config::default()).default_backoff();
+        let events = watcher::watcher(self.api::<Cluster>(), watching()).default_backoff();
         let events = events.modify(|cluster| strip(cluster.meta_mut())).reflect(writer);
         let clusters = self.clusters.clone();
         self.follow("CacheClusters", events, move |cluster: Option<&Cluster>| match cluster {
@@ -173,15 +179,12 @@ impl Starter<'_> {
     }
 
     /// Objects that belong to CacheClusters: each change concerns the one that a label names.
-    fn children<K>(&mut self, slim: fn(&mut K)) -> Store<K>
-    where
-        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
-    {
-        let (reader, writer) = store::<K>();
+    fn children<P: Part>(&mut self) -> Store<Held<P>> {
+        let (reader, writer) = store::<Held<P>>();
         let (queue, clusters) = (self.queue.clone(), self.clusters.clone());
-        let config = watcher::Config::default().labels(CLUSTER_LABEL);
-        let events = watcher::watcher(self.api::<K>(), config).default_backoff().modify(slim).reflect(writer);
-        self.follow(&K::plural(&()), events, move |child: Option<&K>| match child {
+        let events = watcher::watcher(self.api::<P::Of>(), watching().labels(CLUSTER_LABEL)).default_backoff();
+        let events = reflector(writer, events.map_ok(Held::of_event));
+        self.follow(&P::Of::plural(&()), events, move |child: Option<&Held<P>>| match child {
             Some(child) => owner_of(child).into_iter().for_each(|key| queue.add(key)),
             // What vanished while nobody watched is noticed by all who may miss it.
             None => keys_of(&clusters).into_iter().for_each(|key| queue.add(key)),
@@ -190,20 +193,17 @@ impl Starter<'_> {
     }
 
     /// All Secrets by name and version: a change concerns the CacheClusters that refer to it.
-    fn secret_versions(&mut self) -> Store<PartialObjectMeta<Secret>> {
+    fn secret_versions(&mut self) -> Store<Held<Version>> {
         let (reader, writer) = store();
         let (queue, clusters) = (self.queue.clone(), self.clusters.clone());
-        let events = watcher::watcher(self.api::<PartialObjectMeta<Secret>>(), watcher::Config::default()).default_backoff();
-        let slim = |secret: &mut PartialObjectMeta<Secret>| {
-            strip(&mut secret.metadata);
-            (secret.metadata.labels, secret.metadata.annotations) = (None, None);
-        };
-        let events = events.modify(slim).reflect(writer);
-        self.follow("Secrets", events, move |secret: Option<&PartialObjectMeta<Secret>>| {
-            let Some(metadata) = secret.map(|secret| &secret.metadata) else { return };
+        let events = watcher::watcher(self.api::<<Version as Part>::Of>(), watching()).default_backoff();
+        let events = reflector(writer, events.map_ok(Held::of_event));
+        self.follow("Secrets", events, move |secret: Option<&Held<Version>>| {
+            let Some(secret) = secret else { return };
             let concerned = clusters.state_filter(|cluster| {
                 let Ok(cluster) = &cluster.0 else { return false };
-                cluster.metadata.namespace == metadata.namespace && referenced_secret(cluster) == metadata.name.as_deref()
+                cluster.metadata.namespace.as_deref() == Some(secret.namespace())
+                    && referenced_secret(cluster) == Some(secret.name())
             });
             concerned.iter().filter_map(|cluster| key_of(&**cluster)).for_each(|key| queue.add(key));
         });
@@ -218,10 +218,15 @@ impl Starter<'_> {
         changed: impl Fn(Option<&K>) + Send + 'static,
     ) {
         let place = self.namespace.unwrap_or("all namespaces").to_owned();
-        let kind = kind.to_owned();
+        let (kind, turn) = (kind.to_owned(), self.turn.clone());
         self.tasks.spawn(async move {
             let mut events = std::pin::pin!(events);
+            let mut own_turn = turn.acquire_owned().await.ok();
             while let Some(event) = events.next().await {
+                // Others do not wait for one that cannot be listed.
+                if matches!(event, Ok(Event::InitDone) | Err(_)) {
+                    drop(own_turn.take());
+                }
                 match event {
                     Ok(Event::Apply(object) | Event::Delete(object)) => changed(Some(&object)),
                     // Until the list is complete the store still holds what it held before.
@@ -253,7 +258,7 @@ pub fn nodes(client: &Client, tasks: &mut JoinSet<()>) -> Store<Node> {
             ..NodeStatus::default()
         });
     };
-    let events = watcher::watcher(Api::<Node>::all(client.clone()), watcher::Config::default());
+    let events = watcher::watcher(Api::<Node>::all(client.clone()), watching());
     let events = events.default_backoff().modify(slim).reflect(writer);
     tasks.spawn(async move {
         let mut events = std::pin::pin!(events);
@@ -282,10 +287,12 @@ fn key_of<K: Resource>(object: &K) -> Option<Key> {
     Some(Key { namespace: metadata.namespace.clone()?, name: metadata.name.clone()? })
 }
 
-fn owner_of<K: Resource>(child: &K) -> Option<Key> {
-    let metadata = child.meta();
-    let name = metadata.labels.as_ref()?.get(CLUSTER_LABEL)?;
-    Some(Key { namespace: metadata.namespace.clone()?, name: name.clone() })
+fn owner_of<P>(child: &Held<P>) -> Option<Key> {
+    Some(Key { namespace: child.namespace().to_owned(), name: child.cluster()?.to_owned() })
+}
+
+fn watching() -> watcher::Config {
+    watcher::Config::default().page_size(PAGE)
 }
 
 /// Forgets who wrote which field, and foreign annotations, which can be large.
@@ -295,20 +302,4 @@ fn strip(metadata: &mut kube::core::ObjectMeta) {
     if let Some(annotations) = &mut metadata.annotations {
         annotations.retain(|name, _| name.starts_with(OWN_PREFIX));
     }
-}
-
-/// Keeps of a pod what is asked of it: where it runs, how it does, and how much memory it may take.
-fn strip_pod(pod: &mut Pod) {
-    strip(&mut pod.metadata);
-    let Some(spec) = &mut pod.spec else { return };
-    let node_name = spec.node_name.take();
-    let bare = |container: Container| Container {
-        name: container.name,
-        resources: container
-            .resources
-            .map(|resources| ResourceRequirements { limits: resources.limits, ..ResourceRequirements::default() }),
-        ..Container::default()
-    };
-    let containers = std::mem::take(&mut spec.containers).into_iter().map(bare).collect();
-    *spec = PodSpec { node_name, containers, ..PodSpec::default() };
 }

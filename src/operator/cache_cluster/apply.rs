@@ -4,6 +4,7 @@
 //! the digest of what was last sent, and what came back is remembered: a different digest is a change of ours, a different object is
 //! somebody else's, and both are answered by sending it again.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fmt::Debug;
 use std::sync::Arc;
@@ -12,16 +13,15 @@ use k8s_openapi::NamespaceResourceScope;
 use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
 use kube::runtime::reflector::Store;
 use kube::{Api, Resource};
-use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde_json::Value;
 use tracing::{debug, info};
 
 use super::fetch::find;
-use super::names::{CLUSTER_LABEL, MANAGER};
+use super::names::MANAGER;
 use super::validate::Wanted;
 use crate::operator::controller::Context;
-use crate::policy::digest::sha256;
+use crate::operator::held::{Held, Part};
+use crate::policy::digest::{Digest, digest, hexadecimal};
 
 /// The annotation with the digest of what was last sent.
 const APPLIED: &str = "larder.dev/applied";
@@ -98,7 +98,14 @@ fn remedy(error: &kube::Error) -> &'static str {
 /// What was sent and what came back, by kind and name.
 #[derive(Debug, Default)]
 pub struct Applied {
-    known: HashMap<(String, String), (String, String)>,
+    known: HashMap<(Cow<'static, str>, Box<str>), Exchange>,
+}
+
+/// One object as it was sent, and as it came back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Exchange {
+    sent: Digest,
+    back: Digest,
 }
 
 /// Writes the objects of one CacheCluster.
@@ -120,50 +127,34 @@ impl Applier<'_> {
     }
 
     /// Makes the object be as `object` says, if it is not, and nothing where everything is held as it is. What is there now.
-    pub async fn apply<K>(&mut self, store: &Store<K>, mut object: K) -> Result<Arc<K>, ApplyError>
-    where
-        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
-            + Clone
-            + Debug
-            + Serialize
-            + DeserializeOwned
-            + Send
-            + Sync
-            + 'static,
-    {
-        let (kind, name) = (K::kind(&()).into_owned(), object.meta().name.clone().unwrap_or_default());
-        let serialise = |source| ApplyError::Serialise { kind: kind.clone(), name: name.clone(), source };
-        let digest = sha256(&serde_json::to_vec(&object).map_err(serialise)?);
+    pub async fn apply<P: Part>(&mut self, store: &Store<Held<P>>, mut object: P::Of) -> Result<Arc<Held<P>>, ApplyError> {
+        let (kind, name) = (P::Of::kind(&()), object.meta().name.clone().unwrap_or_default());
+        let serialise = |source| ApplyError::Serialise { kind: kind.clone().into_owned(), name: name.clone(), source };
+        let sent = digest(&serde_json::to_vec(&object).map_err(serialise)?);
         let live = find(store, &self.wanted.namespace, &name);
-        if let Some(live) = live.as_ref().filter(|live| self.is_as_applied(&kind, &name, live.as_ref(), &digest)) {
+        let known = (kind.clone(), name.as_str().into());
+        // What came back carried the digest of what was sent.
+        let as_applied = |live: &Held<P>| self.applied.known.get(&known) == Some(&Exchange { sent, back: live.fingerprint() });
+        if let Some(live) = live.as_ref().filter(|live| as_applied(live)) {
             return Ok(live.clone());
         }
         if self.wanted.paused {
-            return Ok(live.unwrap_or_else(|| Arc::new(object)));
+            return Ok(live.unwrap_or_else(|| Arc::new(Held::of(&object))));
         }
         if live.is_none() {
-            self.check_free::<K>(&name).await?;
+            self.check_free::<P::Of>(&name).await?;
         }
         if !self.context.leadership.holds() {
             return Err(ApplyError::NotLeading);
         }
-        object.meta_mut().annotations.get_or_insert_default().insert(APPLIED.to_owned(), digest.clone());
+        object.meta_mut().annotations.get_or_insert_default().insert(APPLIED.to_owned(), hexadecimal(&sent));
         let params = PatchParams::apply(MANAGER).force();
-        let sent = self.api::<K>().patch(&name, &params, &Patch::Apply(&object)).await;
-        let now = sent.map_err(|source| refused(&kind, &name, source))?;
-        debug!(kind, name, namespace = self.wanted.namespace, "applied");
+        let back = self.api::<P::Of>().patch(&name, &params, &Patch::Apply(&object)).await;
+        let now = Held::of(&back.map_err(|source| refused(&kind, &name, source))?);
+        debug!(%kind, name, namespace = self.wanted.namespace, "applied");
         self.context.metrics.wrote(static_kind(&kind));
-        self.applied.known.insert((kind, name), (digest, fingerprint(&now)));
+        self.applied.known.insert(known, Exchange { sent, back: now.fingerprint() });
         Ok(Arc::new(now))
-    }
-
-    /// Whether what is there is what came back when the same was sent.
-    fn is_as_applied<K: Resource + Serialize>(&self, kind: &str, name: &str, live: &K, digest: &str) -> bool {
-        let annotations = live.meta().annotations.as_ref();
-        let theirs = annotations.and_then(|annotations| annotations.get(APPLIED));
-        let known = self.applied.known.get(&(kind.to_owned(), name.to_owned()));
-        theirs.is_some_and(|theirs| theirs == digest)
-            && known.is_some_and(|(sent, back)| sent == digest && *back == fingerprint(live))
     }
 
     /// A name that is new to the watch may yet belong to somebody else.
@@ -184,27 +175,22 @@ impl Applier<'_> {
     }
 
     /// Removes what belongs to this CacheCluster and has none of these names.
-    pub async fn keep_only<K>(&mut self, store: &Store<K>, names: &[String]) -> Result<(), ApplyError>
-    where
-        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
-    {
+    pub async fn keep_only<P: Part>(&mut self, store: &Store<Held<P>>, names: &[String]) -> Result<(), ApplyError> {
         if self.wanted.paused {
             return Ok(());
         }
         let left_over = store.state_filter(|object| {
-            let metadata = object.meta();
-            let of_cluster = metadata.labels.as_ref().and_then(|labels| labels.get(CLUSTER_LABEL)).map(String::as_str);
-            metadata.namespace.as_deref() == Some(&self.wanted.namespace)
-                && of_cluster == Some(self.wanted.names.cluster())
-                && self.owns(metadata)
-                && metadata.deletion_timestamp.is_none()
-                && !metadata.name.as_ref().is_some_and(|name| names.contains(name))
+            object.namespace() == self.wanted.namespace
+                && object.cluster() == Some(self.wanted.names.cluster())
+                && object.is_owned_by(&self.wanted.uid)
+                && !object.is_deleting()
+                && !names.iter().any(|name| name == object.name())
         });
         for object in left_over {
-            let (kind, name) = (K::kind(&()).into_owned(), object.meta().name.clone().unwrap_or_default());
-            self.delete::<K>(&name, object.meta().uid.as_deref().unwrap_or_default()).await?;
-            info!(kind, name, namespace = self.wanted.namespace, "removed what is no longer needed");
-            self.applied.known.remove(&(kind, name));
+            let (kind, name) = (P::Of::kind(&()), object.name());
+            self.delete::<P::Of>(name, object.uid()).await?;
+            info!(%kind, name, namespace = self.wanted.namespace, "removed what is no longer needed");
+            self.applied.known.remove(&(kind, name.into()));
         }
         Ok(())
     }
@@ -232,25 +218,6 @@ fn refused(kind: &str, name: &str, source: kube::Error) -> ApplyError {
     ApplyError::Refused { kind: kind.to_owned(), name: name.to_owned(), source: Box::new(source) }
 }
 
-/// A digest of what somebody could change: everything but the status, and what the API server keeps for itself.
-fn fingerprint<K: Serialize>(object: &K) -> String {
-    let Ok(mut json) = serde_json::to_value(object) else { return String::new() };
-    if let Some(fields) = json.as_object_mut() {
-        fields.remove("status");
-    }
-    if let Some(metadata) = json.get_mut("metadata").and_then(Value::as_object_mut) {
-        metadata.retain(|field, _| ["name", "labels", "ownerReferences", "annotations"].contains(&field.as_str()));
-        if let Some(annotations) = metadata.get_mut("annotations").and_then(Value::as_object_mut) {
-            // Others' annotations are theirs, and the watches keep none.
-            annotations.retain(|name, _| name.starts_with("larder.dev/"));
-        }
-        if metadata.get("annotations").and_then(Value::as_object).is_some_and(serde_json::Map::is_empty) {
-            metadata.remove("annotations");
-        }
-    }
-    sha256(json.to_string().as_bytes())
-}
-
 /// The kind as a label of metrics: one of a few words.
 fn static_kind(kind: &str) -> &'static str {
     const KINDS: [&str; 8] = [
@@ -268,27 +235,7 @@ fn static_kind(kind: &str) -> &'static str {
 
 #[cfg(test)]
 mod tests {
-    use k8s_openapi::api::core::v1::ConfigMap;
-
     use super::*;
-
-    fn map(json: Value) -> ConfigMap {
-        serde_json::from_value(json).unwrap()
-    }
-
-    #[test]
-    fn a_fingerprint_tells_only_of_what_counts() {
-        let object = map(serde_json::json!({"metadata": {"name": "a", "uid": "1", "resourceVersion": "1"}, "data": {"k": "v"}}));
-        let touched = map(serde_json::json!({
-            "metadata": {"name": "a", "uid": "1", "resourceVersion": "2", "managedFields": [{"manager": "x"}], "annotations": {"other": "y"}},
-            "data": {"k": "v"},
-        }));
-        let mut annotated = object.clone();
-        annotated.metadata.annotations = Some(std::collections::BTreeMap::new());
-        assert_eq!(fingerprint(&annotated), fingerprint(&touched));
-        let edited = map(serde_json::json!({"metadata": {"name": "a"}, "data": {"k": "w"}}));
-        assert_ne!(fingerprint(&object), fingerprint(&edited));
-    }
 
     #[test]
     fn refusals_say_what_to_do() {

@@ -4,25 +4,25 @@
 //! each with a deadline.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use k8s_openapi::api::core::v1::{Pod as KubePod, PodStatus, Secret, Service};
+use k8s_openapi::api::core::v1::Secret;
 use kube::Api;
 use kube::api::{ApiResource, DynamicObject, ListParams};
 use kube::runtime::reflector::{Lookup, ObjectRef, Store};
-use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::time::{Instant, timeout};
 use tracing::debug;
 
 use super::certify::Shown;
-use super::names::{AGENT_PORT, REVISION_ANNOTATION, SENTINEL_PORT, SERVER_PORT};
+use super::names::{AGENT_PORT, SENTINEL_PORT, SERVER_PORT};
 use super::nodes;
 use super::objects::Addresses;
 use super::observe;
+use super::parts;
 use super::plan::{Member, Node as PlanNode, Observed, Pod, Revision, Scale, Sentinel, Server, ServerId, ServerState};
 use super::validate::Wanted;
 use crate::api::CacheCluster;
@@ -30,6 +30,7 @@ use crate::api::cache_cluster::CacheClusterSpec;
 use crate::api::sensitive::{SecretKeyRef, SensitiveSource};
 use crate::operator::admin::{Admin, AdminError, Entry, Trust};
 use crate::operator::controller::Context;
+use crate::operator::held::Held;
 use crate::operator::queue::Key;
 use crate::operator::watches::Watches;
 use crate::policy::agent::{MAX_BYTES, StateReport};
@@ -98,9 +99,9 @@ pub async fn password(
     let Some(reference) = &source.secret_key_ref else { return Ok(source.value.clone().unwrap_or_default()) };
     let SecretKeyRef { name, key } = reference;
     let known = watches.secret_versions.get(&ObjectRef::new(name).within(namespace));
-    let version = known.as_ref().and_then(|secret| secret.metadata.resource_version.clone());
+    let version = known.as_ref().and_then(|secret| secret.part.0.as_deref());
     if let Some(cached) =
-        cached.as_ref().filter(|cached| cached.source == *reference && known.is_some() && cached.version == version)
+        cached.as_ref().filter(|cached| cached.source == *reference && known.is_some() && cached.version.as_deref() == version)
     {
         return Ok(cached.text.clone());
     }
@@ -126,7 +127,7 @@ pub async fn password(
 /// The object of this name in a store.
 pub fn find<K>(store: &Store<K>, namespace: &str, name: &str) -> Option<Arc<K>>
 where
-    K: Lookup<DynamicType = ()> + Clone + DeserializeOwned + 'static,
+    K: Lookup<DynamicType = ()> + Clone + 'static,
 {
     store.get(&ObjectRef::new(name).within(namespace))
 }
@@ -137,16 +138,14 @@ pub async fn own_secret(
     watches: &Watches,
     namespace: &str,
     name: &str,
-) -> Result<Option<Arc<Secret>>, kube::Error> {
+) -> Result<Option<Arc<Held<parts::Secret>>>, kube::Error> {
     match find(&watches.secrets, namespace, name) {
         Some(secret) => Ok(Some(secret)),
-        None => Ok(Api::<Secret>::namespaced(context.client.clone(), namespace).get_opt(name).await?.map(Arc::new)),
+        None => Ok(Api::<Secret>::namespaced(context.client.clone(), namespace)
+            .get_opt(name)
+            .await?
+            .map(|secret| Arc::new(Held::of(&secret)))),
     }
-}
-
-/// The cluster address of a Service.
-pub fn cluster_ip(service: &Service) -> Option<IpAddr> {
-    service.spec.as_ref()?.cluster_ip.as_deref()?.parse().ok()
 }
 
 /// What [`hear`] needs to know beforehand.
@@ -293,33 +292,17 @@ fn pods(context: &Context, watches: &Watches, wanted: &Wanted, addresses: &Addre
     existing.collect()
 }
 
-fn read_pod(context: &Context, pod: &KubePod) -> Pod {
-    let status = pod.status.clone().unwrap_or_default();
-    let annotations = pod.metadata.annotations.as_ref();
-    let revision = annotations.and_then(|annotations| annotations.get(REVISION_ANNOTATION));
-    let node = pod.spec.as_ref().and_then(|spec| spec.node_name.clone());
+fn read_pod(context: &Context, pod: &Held<parts::Pod>) -> Pod {
+    let parts::Pod { revision, node, started, ready, .. } = &pod.part;
+    let node = node.as_deref().map(|name| PlanNode { ready: is_ready_node(context, name), name: name.to_owned() });
     Pod {
-        uid: pod.metadata.uid.clone().unwrap_or_default(),
-        revision: revision.cloned().map(Revision),
-        node: node.map(|name| PlanNode { ready: is_ready_node(context, &name), name }),
-        started: has_started(&status),
-        ready: is_ready(&status),
-        deleting: pod.metadata.deletion_timestamp.is_some(),
+        uid: pod.uid().to_owned(),
+        revision: revision.as_deref().map(|revision| Revision(revision.to_owned())),
+        node,
+        started: *started,
+        ready: *ready,
+        deleting: pod.is_deleting(),
     }
-}
-
-/// Whether a container other than those that prepare it has ever run.
-fn has_started(status: &PodStatus) -> bool {
-    status.container_statuses.iter().flatten().any(|container| {
-        let state = container.state.as_ref();
-        let ran = state.is_some_and(|state| state.running.is_some() || state.terminated.is_some());
-        ran || container.restart_count > 0 || container.last_state.as_ref().is_some_and(|last| last.terminated.is_some())
-    })
-}
-
-/// Whether a pod says that it is ready.
-pub fn is_ready(status: &PodStatus) -> bool {
-    status.conditions.iter().flatten().any(|condition| condition.type_ == "Ready" && condition.status == "True")
 }
 
 /// Whether a node is there and ready; taken for so where this operator may not see nodes.

@@ -3,25 +3,12 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
-use k8s_openapi::api::apps::v1::StatefulSet;
-use k8s_openapi::api::core::v1::{ContainerStatus, PersistentVolumeClaim, Pod as KubePod, PodCondition};
-
+use super::parts::{Claim, Pod, StatefulSet, Trouble};
 use super::plan::{self, Action, Crowded, Desired, Link, Member, Observed, Role, Sentinel, ServerId, ServerState, Waiting};
 use super::report::{Verdict, Verdicts};
 use super::validate::Wanted;
+use crate::operator::held::Held;
 use crate::policy::agent::StateReport;
-
-/// What keeps a container from starting however often it is tried, as the kubelet gives it.
-const HOPELESS: [&str; 8] = [
-    "ImagePullBackOff",
-    "ErrImagePull",
-    "InvalidImageName",
-    "ErrImageNeverPull",
-    "CrashLoopBackOff",
-    "CreateContainerConfigError",
-    "CreateContainerError",
-    "RunContainerError",
-];
 
 /// Everything that verdicts are made of.
 #[derive(Debug)]
@@ -293,9 +280,9 @@ fn is_primary(state: &ServerState) -> bool {
 }
 
 /// Why there is no pod of a set that asks for one, as far as can be told from outside, with what to do.
-pub fn missing(pod: &str, ordinal: u16, set: &StatefulSet) -> Option<String> {
-    let (name, namespace) = (set.metadata.name.as_deref()?, set.metadata.namespace.as_deref()?);
-    let asks = set.spec.as_ref()?.replicas.is_some_and(|replicas| replicas > i32::from(ordinal));
+pub fn missing(pod: &str, ordinal: u16, set: &Held<StatefulSet>) -> Option<String> {
+    let (name, namespace) = (set.name(), set.namespace());
+    let asks = set.part.replicas.is_some_and(|replicas| replicas > i32::from(ordinal));
     asks.then(|| {
         format!(
             "pod {pod} is not made: see `kubectl describe statefulset {name} -n {namespace}` for who refuses it; where a quota is used up, \
@@ -305,28 +292,24 @@ pub fn missing(pod: &str, ordinal: u16, set: &StatefulSet) -> Option<String> {
 }
 
 /// What keeps a pod from running, with what to do; `None` where time is all that it needs.
-pub fn trouble(pod: &KubePod, claim: Option<&PersistentVolumeClaim>) -> Option<String> {
-    let (name, namespace) = (pod.metadata.name.as_deref()?, pod.metadata.namespace.as_deref()?);
-    let status = pod.status.as_ref()?;
+pub fn trouble(pod: &Held<Pod>, claim: Option<&Held<Claim>>) -> Option<String> {
+    let (name, namespace) = (pod.name(), pod.namespace());
     let describe = format!("see `kubectl describe pod {name} -n {namespace}`");
-    let mut conditions = status.conditions.iter().flatten();
-    let unschedulable = |condition: &&PodCondition| {
-        condition.type_ == "PodScheduled" && condition.status == "False" && condition.reason.as_deref() == Some("Unschedulable")
+    let (container, reason, message) = match pod.part.trouble.as_deref()? {
+        Trouble::Unschedulable(message) => {
+            let why = message.as_deref().unwrap_or("no node takes it").trim_end_matches('.');
+            let volume = claim.filter(|claim| claim.part.is_pending).map_or_else(String::new, |claim| {
+                let claim = claim.name();
+                format!(
+                    "; its volume is not bound: see `kubectl describe pvc {claim} -n {namespace}`, and whether spec.storage.class exists"
+                )
+            });
+            return Some(format!(
+                "pod {name} cannot be scheduled: {why}{volume}; add nodes, or lower spec.memory or spec.pod; {describe}"
+            ));
+        }
+        Trouble::Hopeless { container, reason, message } => (container, *reason, message),
     };
-    if let Some(condition) = conditions.find(unschedulable) {
-        let why = condition.message.as_deref().unwrap_or("no node takes it").trim_end_matches('.');
-        let pending = claim.filter(|claim| claim.status.as_ref().is_some_and(|status| status.phase.as_deref() != Some("Bound")));
-        let volume = pending.and_then(|claim| claim.metadata.name.as_deref());
-        let volume = volume.map_or_else(String::new, |claim| {
-            format!("; its volume is not bound: see `kubectl describe pvc {claim} -n {namespace}`, and whether spec.storage.class exists")
-        });
-        return Some(format!(
-            "pod {name} cannot be scheduled: {why}{volume}; add nodes, or lower spec.memory or spec.pod; {describe}"
-        ));
-    }
-    let containers = status.init_container_statuses.iter().flatten().chain(status.container_statuses.iter().flatten());
-    let mut hopeless = containers.filter_map(hopeless);
-    let (container, reason, message) = hopeless.next()?;
     let remedy = match reason {
         "ImagePullBackOff" | "ErrImagePull" | "InvalidImageName" | "ErrImageNeverPull" => {
             "correct spec.engine.version or spec.engine.image, or let the nodes pull it".to_owned()
@@ -336,14 +319,8 @@ pub fn trouble(pod: &KubePod, claim: Option<&PersistentVolumeClaim>) -> Option<S
         }
         _ => describe,
     };
-    let said = message.map_or_else(String::new, |message| format!(" ({message})"));
+    let said = message.as_ref().map_or_else(String::new, |message| format!(" ({message})"));
     Some(format!("pod {name}: container {container} does not start: {reason}{said}; {remedy}"))
-}
-
-fn hopeless(container: &ContainerStatus) -> Option<(&str, &str, Option<&str>)> {
-    let waiting = container.state.as_ref()?.waiting.as_ref()?;
-    let reason = HOPELESS.into_iter().find(|reason| waiting.reason.as_deref() == Some(reason))?;
-    Some((&container.name, reason, waiting.message.as_deref()))
 }
 
 #[cfg(test)]
@@ -453,7 +430,7 @@ mod tests {
             "metadata": {"name": "shop-0", "namespace": "store"},
             "spec": {"replicas": 2, "selector": {}, "serviceName": "", "template": {}},
         });
-        let set: StatefulSet = serde_json::from_value(set).unwrap();
+        let set: Held<StatefulSet> = Held::of(&serde_json::from_value(set).unwrap());
         let text = missing("shop-0-1", 1, &set).unwrap();
         assert!(text.contains("pod shop-0-1") && text.contains("kubectl describe statefulset shop-0 -n store"), "{text}");
         assert_eq!(missing("shop-0-2", 2, &set), None, "it is on its way out");
@@ -486,22 +463,21 @@ mod tests {
         assert!(room.contains("one of them is made anew") && !room.contains("add nodes"), "{room}");
     }
 
-    fn pod(status: serde_json::Value) -> KubePod {
-        serde_json::from_value(serde_json::json!({"metadata": {"name": "shop-0-1", "namespace": "store"}, "status": status}))
-            .unwrap()
+    fn pod(status: &serde_json::Value) -> Held<Pod> {
+        let pod = serde_json::json!({"metadata": {"name": "shop-0-1", "namespace": "store"}, "status": status});
+        Held::of(&serde_json::from_value(pod).unwrap())
     }
 
     #[test]
     fn troubles_name_the_pod_and_the_next_step() {
         let waiting = |reason| serde_json::json!({"containerStatuses": [{"name": "server", "ready": false, "restartCount": 0, "image": "", "imageID": "", "state": {"waiting": {"reason": reason}}}]});
-        let text = trouble(&pod(waiting("ImagePullBackOff")), None).unwrap();
+        let text = trouble(&pod(&waiting("ImagePullBackOff")), None).unwrap();
         assert!(text.contains("shop-0-1") && text.contains("spec.engine.image"), "{text}");
-        assert_eq!(trouble(&pod(waiting("ContainerCreating")), None), None);
+        assert_eq!(trouble(&pod(&waiting("ContainerCreating")), None), None);
         let unschedulable = serde_json::json!({"conditions": [{"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/3 nodes are available."}]});
-        let claim =
-            serde_json::from_value(serde_json::json!({"metadata": {"name": "data-shop-0-1"}, "status": {"phase": "Pending"}}))
-                .unwrap();
-        let text = trouble(&pod(unschedulable), Some(&claim)).unwrap();
+        let claim = serde_json::json!({"metadata": {"name": "data-shop-0-1"}, "status": {"phase": "Pending"}});
+        let claim = Held::of(&serde_json::from_value(claim).unwrap());
+        let text = trouble(&pod(&unschedulable), Some(&claim)).unwrap();
         assert!(
             text.contains("0/3 nodes are available;") && text.contains("data-shop-0-1") && text.contains("spec.storage.class"),
             "{text}"

@@ -17,6 +17,7 @@ pub mod names;
 pub mod nodes;
 pub mod objects;
 pub mod observe;
+pub mod parts;
 pub mod pki;
 pub mod plan;
 pub mod reconcile;

@@ -87,7 +87,7 @@ pub struct Memory {
     told_users: BTreeMap<SentinelId, (String, u64)>,
     /// Certificates as they were last made: the watch may still show earlier ones, and none is made twice.
     pki: Option<Pki>,
-    /// Who is trusted, with connections that stand.
+    /// Who is trusted.
     trust: Option<Trust>,
     /// Whether every server and sentinel has shown those.
     certificates_shown: bool,
@@ -376,7 +376,7 @@ impl Look<'_> {
     /// An entry of one of Larder's own Secrets.
     async fn own_entry(&self, secret: &str, entry: &str) -> Result<Option<Vec<u8>>, kube::Error> {
         let secret = fetch::own_secret(self.context, self.watches, &self.wanted.namespace, secret).await?;
-        Ok(secret.and_then(|secret| Some(secret.data.as_ref()?.get(entry)?.0.clone())))
+        Ok(secret.and_then(|secret| secret.part.entry(entry).map(<[u8]>::to_vec)))
     }
 
     /// Writes what is wanted, sees what there is, does what is due and tells of it.
@@ -578,10 +578,8 @@ impl Look<'_> {
         let Some(acting) = seen.acting() else { return Ok(()) };
         let name = self.wanted.names.server_pod(acting.server);
         let Some(pod) = fetch::find(&self.watches.pods, &self.wanted.namespace, &name) else { return Ok(()) };
-        let ip = pod.status.as_ref().and_then(|status| status.pod_ip.as_deref()).and_then(|ip| ip.parse().ok());
-        let node = pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref());
-        if let Some(ip) = ip {
-            let slice = objects::primary_endpoints(self.wanted, &name, ip, node);
+        if let Some(ip) = pod.part.ip {
+            let slice = objects::primary_endpoints(self.wanted, &name, ip, pod.part.node.as_deref());
             writer.applier.apply(&self.watches.endpoint_slices, slice).await?;
         }
         Ok(())

@@ -11,11 +11,13 @@ use kube::ResourceExt as _;
 use tracing::info;
 
 use super::apply::{Applier, ApplyError};
-use super::fetch::{cluster_ip, find};
+use super::fetch::find;
 use super::names::SENTINEL_PORT;
-use super::objects::{Addresses, Credentials, Kept, Objects, announced_address, memory_limit, objects, services};
+use super::objects::{Addresses, Credentials, Kept, Objects, objects, services};
+use super::parts;
 use super::plan::{DesiredPods, Revision, Scale, SentinelId, ServerId, Set};
 use super::validate::Wanted;
+use crate::operator::held::Held;
 use crate::operator::watches::Watches;
 
 /// What came of writing.
@@ -57,7 +59,7 @@ impl Writer<'_, '_> {
         built.service_names = wanted_services.iter().map(kube::ResourceExt::name_any).collect();
         for service in wanted_services {
             match self.write_service(service).await {
-                Ok(service) => drop(by_name.insert(service.name_any(), cluster_ip(&service))),
+                Ok(service) => drop(by_name.insert(service.name().to_owned(), service.part.address)),
                 Err(refused) => error = error.or(Some(refused)),
             }
         }
@@ -86,7 +88,7 @@ impl Writer<'_, '_> {
 
     /// Writes a Service. One that is gone comes back at the address that was announced for its pod, if nobody else has that by now: a
     /// pod that runs knows no other.
-    async fn write_service(&mut self, service: Service) -> Result<Arc<Service>, ApplyError> {
+    async fn write_service(&mut self, service: Service) -> Result<Arc<Held<parts::Service>>, ApplyError> {
         let (name, namespace) = (service.name_any(), &self.applier.wanted.namespace);
         let stands = find(&self.watches.services, namespace, &name).is_some();
         if let Some(address) = self.announced(&name).filter(|_| !stands) {
@@ -108,8 +110,7 @@ impl Writer<'_, '_> {
             (None, Some(id)) => (names.sentinel_set(), format!("sentinel-{}.conf", id.0)),
             (None, None) => return None,
         };
-        let map = find(&self.watches.config_maps, namespace, &map)?;
-        announced_address(map.data.as_ref()?.get(&entry)?)
+        find(&self.watches.config_maps, namespace, &map)?.part.announced(&entry)
     }
 
     /// How many pods the StatefulSets ask for, where both exist.
@@ -117,7 +118,7 @@ impl Writer<'_, '_> {
         let names = &self.applier.wanted.names;
         let replicas = |name: &str| {
             let set = find(&self.watches.stateful_sets, &self.applier.wanted.namespace, name)?;
-            u16::try_from(set.spec.as_ref()?.replicas?).ok()
+            u16::try_from(set.part.replicas?).ok()
         };
         Some(Scale { servers: replicas(&names.shard_set(0))?, sentinels: replicas(&names.sentinel_set())? })
     }
@@ -130,7 +131,7 @@ impl Writer<'_, '_> {
         for id in (wanted.sentinels..scale.sentinels).map(SentinelId) {
             let name = wanted.names.sentinel_pod(id);
             let service = find(&self.watches.services, &wanted.namespace, &name);
-            if let Some(address) = service.as_deref().and_then(cluster_ip) {
+            if let Some(address) = service.and_then(|service| service.part.address) {
                 built.addresses.sentinels.insert(id, address);
             }
             built.service_names.push(name);
@@ -143,13 +144,13 @@ impl Writer<'_, '_> {
         let mut kept = Kept { servers: scale.map(|scale| scale.servers), ..Kept::default() };
         for name in [wanted.names.shard_set(0), wanted.names.sentinel_set()] {
             let set = find(&self.watches.stateful_sets, &wanted.namespace, &name);
-            if let Some(template) = set.and_then(|set| set.spec.as_ref().map(|spec| spec.template.clone())) {
+            if let Some(template) = set.and_then(|set| set.part.template()) {
                 kept.templates.insert(name, template);
             }
         }
         for id in wanted.servers() {
             let pod = find(&self.watches.pods, &wanted.namespace, &wanted.names.server_pod(id));
-            if let Some(limit) = pod.as_deref().and_then(memory_limit) {
+            if let Some(limit) = pod.and_then(|pod| pod.part.memory) {
                 kept.memory.insert(id, limit);
             }
         }
