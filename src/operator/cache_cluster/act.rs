@@ -1,6 +1,7 @@
 //! The planner's steps, carried out on servers, sentinels and pods. Each is safe to repeat; whether this process still leads is asked
 //! before each of them.
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use tracing::{debug, info};
 
 use super::apply::{Applier, ApplyError};
 use super::fetch;
-use super::handover::HandoverError;
+use super::handover::{HandoverError, PREFERRED, PRIORITY};
 use super::monitor;
 use super::names::{AGENT_PORT, SENTINEL_PORT, SERVER_PORT};
 use super::objects::Addresses;
@@ -154,6 +155,20 @@ impl Actor<'_, '_> {
             let Some(mut admin) = self.sentinel(id).await? else { return Ok(()) };
             let master = self.applier.wanted.master_name();
             Ok(monitor::monitor((id, &mut admin), master, primary, quorum, self.entry.login).await?)
+        })
+        .await
+    }
+
+    /// Takes back the preference for a server that a handover left behind which was cut short, as by the end of an operator.
+    pub async fn end_preference(&self, id: ServerId) -> Result<(), ActError> {
+        within("CONFIG SET replica-priority", async {
+            let Some(mut admin) = self.server(id).await? else { return Ok(()) };
+            let config: HashMap<String, String> = admin.ask("CONFIG GET", &["replica-priority"]).await?;
+            if config.get("replica-priority").is_none_or(|priority| priority != PREFERRED) {
+                return Ok(());
+            }
+            info!(server = %id, cluster = self.applier.wanted.master_name(), "takes back a preference that a handover left behind");
+            Ok(admin.ask("CONFIG SET", &["replica-priority", &PRIORITY.to_string()]).await?)
         })
         .await
     }

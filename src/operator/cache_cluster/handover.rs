@@ -35,7 +35,9 @@ const BEGIN_WITHIN: Duration = Duration::from_millis(1500);
 /// How long the sentinels may take to hear of the replica that is preferred: they ask replicas every ten seconds.
 const PREFERENCE_LIMIT: Duration = Duration::from_secs(12);
 /// The `replica-priority` of the replica that is preferred: the lowest that may be promoted at all.
-const PREFERRED: &str = "1";
+pub const PREFERRED: &str = "1";
+/// The `replica-priority` of every server that may be promoted, as agents are told.
+pub const PRIORITY: u16 = 100;
 
 /// How long the questions before and after may take in all, each of which has a deadline of its own.
 const AROUND: Duration = Duration::from_secs(20);
@@ -213,7 +215,7 @@ impl Handover<'_> {
         // A sentinel that has not heard of it may choose another; nothing is lost.
         let _ = timeout_at(deadline, known).await;
         // One that was left behind by a handover that was cut short is put right by this one.
-        Some(if before == PREFERRED { "100".to_owned() } else { before })
+        Some(if before == PREFERRED { PRIORITY.to_string() } else { before })
     }
 
     async fn set_priority(&self, priority: &str) -> bool {

@@ -4,12 +4,14 @@ use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{IpAddr, TcpListener};
 use std::sync::{Arc, Mutex};
 use std::thread;
+use std::time::{Duration, SystemTime};
 
 use serde_json::{Value, json};
 
-use super::names::{AGENT_PORT, REVISION_ANNOTATION, SENTINEL_PORT};
+use super::names::{AGENT_PORT, REVISION_ANNOTATION, SENTINEL_PORT, SERVER_PORT};
 use super::objects::revisions;
 use super::reconcile::Memory;
+use super::users::{Access, Users};
 use super::validate::{tests::cluster, validate};
 use crate::operator::controller::tests::look_once;
 use crate::operator::fake_api::FakeApi;
@@ -46,11 +48,18 @@ impl Standing {
         cluster
     }
 
+    fn metadata(&self, name: &str) -> Value {
+        let owner = json!({"apiVersion": "larder.dev/v1alpha1", "kind": "CacheCluster", "name": "shop", "uid": self.cluster().metadata.uid, "controller": true});
+        json!({"name": name, "namespace": "store", "uid": name, "labels": {"larder.dev/cluster": "shop"}, "ownerReferences": [owner]})
+    }
+
     fn api(&self) -> FakeApi {
-        let metadata = |name: &str| {
-            let owner = json!({"apiVersion": "larder.dev/v1alpha1", "kind": "CacheCluster", "name": "shop", "uid": self.cluster().metadata.uid, "controller": true});
-            json!({"name": name, "namespace": "store", "uid": name, "labels": {"larder.dev/cluster": "shop"}, "ownerReferences": [owner]})
-        };
+        self.api_with([])
+    }
+
+    /// With these objects besides.
+    fn api_with<const N: usize>(&self, others: [(&'static str, Value); N]) -> FakeApi {
+        let metadata = |name: &str| self.metadata(name);
         let mut cluster = serde_json::to_value(self.cluster()).unwrap();
         cluster["metadata"]["resourceVersion"] = json!("1");
         let mut objects = vec![("cacheclusters", cluster)];
@@ -75,16 +84,14 @@ impl Standing {
         let server = |index: u8| format!("replica-announce-ip {}\nreplica-announce-port 6379\n", self.address(index));
         let data = json!({"server-0.conf": server(0), "server-1.conf": server(1)});
         objects.push(("configmaps", json!({"metadata": metadata("shop-0"), "data": data})));
+        objects.extend(others);
         FakeApi::new(objects)
     }
 }
 
 /// A sentinel that watches `primary`, or nothing, and the commands that it is told.
 fn listen_as_sentinel(address: IpAddr, primary: Option<IpAddr>) -> Arc<Mutex<Vec<String>>> {
-    let listener = TcpListener::bind((address, SENTINEL_PORT)).unwrap();
-    let told = Arc::new(Mutex::new(Vec::new()));
-    let heard = told.clone();
-    let answer_to = move |line: &str| match (line, primary) {
+    listen(address, SENTINEL_PORT, move |line| match (line, primary) {
         ("SENTINEL MASTERS", None) => "*0\r\n".to_owned(),
         ("SENTINEL MASTERS", Some(primary)) => {
             let primary = primary.to_string();
@@ -100,10 +107,25 @@ fn listen_as_sentinel(address: IpAddr, primary: Option<IpAddr>) -> Arc<Mutex<Vec
         }
         ("SENTINEL CONFIG GET announce-ip", _) => in_bulk(&["announce-ip", &address.to_string()]),
         _ => "+OK\r\n".to_owned(),
-    };
+    })
+}
+
+/// A server with this priority, and the commands that it is told.
+fn listen_as_server(address: IpAddr, priority: &'static str) -> Arc<Mutex<Vec<String>>> {
+    listen(address, SERVER_PORT, move |line| match line {
+        "CONFIG GET replica-priority" => in_bulk(&["replica-priority", priority]),
+        _ => "+OK\r\n".to_owned(),
+    })
+}
+
+/// Somebody who speaks the servers' protocol, and the commands that come.
+fn listen(address: IpAddr, port: u16, answer_to: impl Fn(&str) -> String + Clone + Send + 'static) -> Arc<Mutex<Vec<String>>> {
+    let listener = TcpListener::bind((address, port)).unwrap();
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let heard = told.clone();
     thread::spawn(move || {
         for stream in listener.incoming().map_while(Result::ok) {
-            let heard = heard.clone();
+            let (heard, answer_to) = (heard.clone(), answer_to.clone());
             thread::spawn(move || {
                 let mut answers = stream.try_clone().unwrap();
                 let mut reader = BufReader::new(stream);
@@ -122,6 +144,29 @@ fn listen_as_sentinel(address: IpAddr, primary: Option<IpAddr>) -> Arc<Mutex<Vec
 fn in_bulk(texts: &[&str]) -> String {
     let bulk = |text: &&str| format!("${}\r\n{text}\r\n", text.len());
     format!("*{}\r\n{}", texts.len(), texts.iter().map(bulk).collect::<String>())
+}
+
+/// Sentinels and agents of a primary and a replica that follows, which announces the last of its address so.
+fn listen_as_tier(standing: &Standing, second: u8) {
+    let primary = standing.address(0);
+    for index in 0..3 {
+        listen_as_sentinel(standing.sentinel(index), Some(primary));
+    }
+    let servers = [ServerPhase::Primary, ServerPhase::Replica { of: format!("{primary}:6379"), link_up: true }];
+    for (index, server) in (0..).zip(servers) {
+        let announced = standing.address(if index == 1 { second } else { index });
+        let position = Position { lineage: "aa".to_owned(), offset: 1, led: false, exact: true };
+        let report = StateReport {
+            version: 1,
+            ordinal: u16::from(index),
+            address: Some(format!("{announced}:6379")),
+            generation: 1,
+            data: DataState::Complete(position),
+            server,
+            proved: Proved::default(),
+        };
+        listen_as_agent(standing.address(index), &report);
+    }
 }
 
 /// An agent that always tells the same.
@@ -220,25 +265,7 @@ async fn a_service_that_is_gone_comes_back_at_its_address() {
 async fn a_pod_that_announces_an_address_of_the_past_is_replaced() {
     for moved in [false, true] {
         let standing = Standing::new(json!({}));
-        let primary = standing.address(0);
-        for index in 0..3 {
-            listen_as_sentinel(standing.sentinel(index), Some(primary));
-        }
-        let servers = [ServerPhase::Primary, ServerPhase::Replica { of: format!("{primary}:6379"), link_up: true }];
-        for (index, server) in (0..).zip(servers) {
-            let announced = standing.address(if moved && index == 1 { 99 } else { index });
-            let position = Position { lineage: "aa".to_owned(), offset: 1, led: false, exact: true };
-            let report = StateReport {
-                version: 1,
-                ordinal: u16::from(index),
-                address: Some(format!("{announced}:6379")),
-                generation: 1,
-                data: DataState::Complete(position),
-                server,
-                proved: Proved::default(),
-            };
-            listen_as_agent(standing.address(index), &report);
-        }
+        listen_as_tier(&standing, if moved { 99 } else { 1 });
         let api = standing.api();
         look(&standing, &api).await;
         let removed = api.changes().into_iter().filter(|change| change.method == "DELETE").map(|change| change.what);
@@ -246,5 +273,44 @@ async fn a_pod_that_announces_an_address_of_the_past_is_replaced() {
         assert_eq!(removed.collect::<Vec<_>>(), expected);
         let status = api.last("cacheclusters/shop/status").unwrap()["status"].clone();
         assert_eq!(status["summary"], if moved { "Rolling" } else { "Configuring" }, "{status}");
+    }
+}
+
+/// By an operator that ended in the middle: until somebody takes it back, sentinels would promote that replica before all others.
+#[tokio::test]
+async fn a_preference_that_a_handover_left_behind_is_taken_back_once() {
+    let standing = Standing::new(json!({}));
+    listen_as_tier(&standing, 1);
+    let told = [listen_as_server(standing.address(0), "100"), listen_as_server(standing.address(1), "1")];
+    let said = |index: usize| {
+        let lines = told[index].lock().unwrap();
+        lines.iter().filter(|line| line.starts_with("CONFIG")).cloned().collect::<Vec<_>>()
+    };
+    let (api, mut memory) = (standing.api(), Memory::default());
+    look_once(api.client(), standing.cluster(), &mut memory).await;
+    look_once(api.client(), standing.cluster(), &mut memory).await;
+    assert_eq!(said(0), ["CONFIG GET replica-priority"]);
+    assert_eq!(said(1), ["CONFIG GET replica-priority", "CONFIG SET replica-priority 100"]);
+}
+
+/// Of an operator that was away when it was due: all that it changes is the users, which servers then have to read back.
+#[tokio::test]
+async fn an_operator_that_returns_drops_an_earlier_password_that_is_due() {
+    let standing = Standing::new(json!({}));
+    let (now, open) = (SystemTime::now(), Access::Open);
+    let first = Users::next(None, &Access::user("app", "p1"), "system", None, now);
+    let second = Users::next(Some(&first), &open, "system", Some(1), now);
+    let bytes = |text: &str| serde_json::to_value(k8s_openapi::ByteString(text.as_bytes().to_vec())).unwrap();
+    for (ago, expected) in [(60, 2), (700, 3)] {
+        let proved = Users::next(Some(&second), &open, "system", Some(2), now - Duration::from_secs(ago));
+        let secret = |name: &str, entry: &str, text: &str| {
+            ("secrets", json!({"metadata": standing.metadata(name), "data": {entry: bytes(text)}}))
+        };
+        let secrets = [secret("shop-system", "password", "system"), secret("shop-users", "state.json", &proved.to_json())];
+        let api = standing.api_with(secrets);
+        look(&standing, &api).await;
+        let written = api.last("secrets/shop-users").unwrap()["data"]["state.json"].clone();
+        let written: k8s_openapi::ByteString = serde_json::from_value(written).unwrap();
+        assert_eq!(Users::parse(&written.0).unwrap().generation, expected, "{ago} s after all servers had both");
     }
 }

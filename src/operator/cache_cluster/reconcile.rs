@@ -1,6 +1,6 @@
 //! One look at a CacheCluster, in five steps: fetch, validate, plan, apply, report.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
@@ -22,7 +22,9 @@ use super::judge::{self, Seen};
 use super::names::{Component, MANAGER, SERVER_PORT};
 use super::objects::{self, Credentials};
 use super::pki::{IssueError, Pki};
-use super::plan::{Action, Desired, Layout, Member, Moved, Observed, Sentinel, SentinelId, ServerId, Starter, Tries, Why, plan};
+use super::plan::{
+    Action, Desired, Layout, Member, Moved, Observed, Sentinel, SentinelId, ServerId, ServerState, Starter, Tries, Why, plan,
+};
 use super::report::{self, Verdict, Verdicts};
 use super::users::{Access, SYSTEM_USER, Users};
 use super::validate::{Wanted, refusal_reason, validate};
@@ -78,6 +80,8 @@ pub struct Memory {
     /// The status as it was last written: the watch may still show an earlier one.
     status: Option<CacheClusterStatus>,
     handover_failed: Option<Instant>,
+    /// The servers at which no handover has left a preference behind.
+    unpreferred: BTreeSet<ServerId>,
     /// Since when each pod that does not exist has been missed.
     missing: BTreeMap<String, Instant>,
     /// When a sentinel was last moved from a crowded node, and how that went.
@@ -444,6 +448,7 @@ impl Look<'_> {
         self.point_at_primary(writer, &seen).await?;
         if !self.wanted.paused {
             self.tell_users(writer, &built, (credentials, entry), &observed, memory).await;
+            self.end_preferences(&actor(writer, &built, entry), &observed, &mut memory.unpreferred).await;
         }
         self.act(writer, &built, entry, &actions, memory).await?;
         Ok(if seen.is_in_motion() { IN_MOTION } else { EVERY.mul_f64(0.9 + fastrand::f64() * 0.2) })
@@ -612,6 +617,20 @@ impl Look<'_> {
         memory.told_users = told;
     }
 
+    /// Sees once to what a handover may have left behind at servers, by whoever led before.
+    async fn end_preferences(&self, actor: &Actor<'_, '_>, observed: &Observed, done: &mut BTreeSet<ServerId>) {
+        let running = observed.servers.iter().filter(|(_, server)| matches!(server.state, ServerState::Running(_)));
+        for (id, _) in running {
+            if done.contains(id) {
+                continue;
+            }
+            match actor.end_preference(*id).await {
+                Ok(()) => drop(done.insert(*id)),
+                Err(error) => debug!(key = %self.place.key, %error, "a server is not asked for its priority, and is asked again"),
+            }
+        }
+    }
+
     /// Does what the planner says, in order. After a disruption that failed nothing else is done.
     async fn act(
         &self,
@@ -670,6 +689,8 @@ impl Look<'_> {
         let sentinels = built.sentinels();
         let handover =
             Handover { master: self.wanted.master_name(), from, to, sentinels: &sentinels, entry, limit: HANDOVER_LIMIT };
+        // It may be dropped in the middle, or fail to put back what it set.
+        memory.unpreferred.clear();
         let outcome = handover.run().await;
         memory.handover_failed = outcome.is_err().then(Instant::now);
         outcome.map(drop).map_err(ActError::from)

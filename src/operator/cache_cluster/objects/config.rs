@@ -9,6 +9,7 @@ use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 
 use super::{Addresses, Credentials, Kept, metadata};
 use crate::operator::cache_cluster::build::add_parameters;
+use crate::operator::cache_cluster::handover::PRIORITY;
 use crate::operator::cache_cluster::names::{AGENT_PORT, Component, SENTINEL_PORT, SERVER_PORT};
 use crate::operator::cache_cluster::pki::{Certified, Pki};
 use crate::operator::cache_cluster::plan::{SentinelId, ServerId};
@@ -212,7 +213,7 @@ fn agent_config(wanted: &Wanted, id: ServerId, address: IpAddr, addresses: &Addr
             dial: format!("127.0.0.1:{SERVER_PORT}"),
             directory: PathBuf::from(DATA_DIR),
             durable: wanted.storage.is_some(),
-            priority: 100,
+            priority: PRIORITY,
             auth: Some(auth.clone()),
             tls: wanted.tls.as_ref().map(|_| Tls {
                 ca_file: tls_file(AUTHORITIES),
