@@ -1,6 +1,7 @@
 //! A tier that speaks TLS: its certificates are written, shown by everybody, made anew on demand and by age, and otherwise left alone.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret};
@@ -12,7 +13,7 @@ use serde_json::{Value, json};
 
 use super::forming::is_left_alone;
 use super::operator::Operator;
-use super::scene::{Scene, cache_cluster};
+use super::scene::{Scene, cache_cluster, eventually};
 
 const SHOP: &str = "shop";
 const NAME: &str = "main";
@@ -78,7 +79,7 @@ async fn age(scene: &Scene, days: u64) {
 }
 
 /// What is remembered of certificates cannot be read for a while. Who restores it has everything as before.
-async fn spoil(scene: &Scene, operator: &Operator, before: &CertificatesStatus) -> BTreeMap<String, String> {
+async fn spoil(scene: &Scene, operator: Operator, before: &CertificatesStatus) -> (Operator, BTreeMap<String, String>) {
     let (pods_before, state) = (pods(scene).await, entry(scene, "main-pki", "state.json").await);
     let write = async |text: &str| {
         let patch = Patch::Merge(json!({"stringData": {"state.json": text}}));
@@ -88,15 +89,28 @@ async fn spoil(scene: &Scene, operator: &Operator, before: &CertificatesStatus) 
     let told = |status: &CacheClusterStatus| {
         let words = ["Secret main-pki", "restore it, or delete it"];
         let says = |condition: &Condition| words.iter().all(|words| condition.message.contains(words));
-        status.conditions.iter().any(|condition| condition.reason == "SecretMalformed" && says(condition))
+        status.conditions.iter().any(|condition| condition.reason == "CertificatesUnreadable" && says(condition))
     };
-    scene.await_status(operator, (SHOP, NAME), "a Secret that cannot be read", told).await;
+    let status = scene.await_status(&operator, (SHOP, NAME), "a Secret that cannot be read", told).await;
+    let ready = status.conditions.iter().find(|condition| condition.type_ == "Ready").expect("a condition");
+    assert_eq!((ready.status.as_str(), ready.reason.as_str()), ("True", "Serving"), "servers serve all the same: {ready:?}");
+    assert_eq!(status.certificates.as_ref(), Some(before), "what is shown is what was");
+    // Nor is it otherwise with an operator that knows nothing of before: it asks those whom clients are told to trust.
+    operator.stop();
+    let operator = scene.operator();
+    eventually("an operator that comes anew sees it served", Duration::from_secs(60), async || {
+        match operator.figure("larder_operator_clusters_ready", None).await {
+            Some(1.0) => Ok(()),
+            ready => Err(format!("{ready:?} are ready\n{}", operator.log_end())),
+        }
+    })
+    .await;
     write(std::str::from_utf8(&state).expect("a text")).await;
     let same = |told: &CertificatesStatus| told.fingerprint == before.fingerprint;
-    shown(scene, operator, "the same certificates", same).await;
+    shown(scene, &operator, "the same certificates", same).await;
     let pods = pods(scene).await;
     assert_eq!(pods, pods_before, "a pod was replaced");
-    pods
+    (operator, pods)
 }
 
 /// The operator is away for so many days; then everybody shows another certificate than before.
@@ -132,7 +146,7 @@ async fn certificates_are_written_shown_and_made_anew() {
     assert_eq!(scene.stage.with(SHOP, NAME, |tier| tier.fewest_sentinels), 2, "one sentinel at a time");
     is_left_alone(&scene, &operator).await;
 
-    let after = spoil(&scene, &operator, &asked).await;
+    let (operator, after) = spoil(&scene, operator, &asked).await;
 
     // 30 days before the end of 90.
     let (operator, renewed) = away_for(&scene, operator, 61, &asked).await;

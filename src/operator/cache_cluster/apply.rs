@@ -214,7 +214,8 @@ impl Applier<'_> {
     }
 }
 
-fn refused(kind: &str, name: &str, source: kube::Error) -> ApplyError {
+/// An object that the API server refused, or did not answer for.
+pub fn refused(kind: &str, name: &str, source: kube::Error) -> ApplyError {
     ApplyError::Refused { kind: kind.to_owned(), name: name.to_owned(), source: Box::new(source) }
 }
 

@@ -29,6 +29,8 @@ pub struct Seen<'a> {
     pub refusal: Option<String>,
     /// What is wrong with the clients' password, with what to do, while an earlier one is in force.
     pub stale_password: Option<String>,
+    /// What is wrong with what is remembered of certificates, with what to do, while those that stand are left alone.
+    pub spoiled_pki: Option<String>,
     /// Whether it ever served.
     pub initialized: bool,
 }
@@ -232,6 +234,9 @@ impl Seen<'_> {
         if let Some(problem) = &self.stale_password {
             return Verdict::yes("PasswordNotChanged", format!("the earlier password stays in force: {problem}"));
         }
+        if let Some(problem) = &self.spoiled_pki {
+            return Verdict::yes("CertificatesUnreadable", format!("certificates are not renewed: {problem}"));
+        }
         let (in_step, replicas) = (self.in_step(), usize::from(self.wanted.replicas));
         if in_step < replicas {
             let message = format!("{in_step} of {replicas} replicas follow in step; {}", self.waits());
@@ -360,6 +365,7 @@ mod tests {
             lags,
             refusal: None,
             stale_password: None,
+            spoiled_pki: None,
             initialized,
         })
     }
@@ -452,7 +458,8 @@ mod tests {
                 let sentinels = seen.wanted.sentinel_ids().take(2).map(|id| (Member::Sentinel(id), pod.clone()));
                 let open_nodes = open.iter().map(|node| (*node).to_owned()).collect();
                 let observed = Observed { pods: sentinels.collect(), open_nodes, ..seen.observed.clone() };
-                let degraded = Seen { observed: &observed, refusal: None, stale_password: None, ..*seen }.degraded();
+                let degraded =
+                    Seen { observed: &observed, refusal: None, stale_password: None, spoiled_pki: None, ..*seen }.degraded();
                 assert!(degraded.holds && degraded.reason == "TooFewNodes", "{degraded:?}");
                 degraded.message
             })

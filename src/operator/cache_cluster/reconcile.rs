@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
+use k8s_openapi::api::core::v1::ConfigMap;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{ApiResource, DynamicObject, Patch, PatchParams};
 use kube::runtime::events::Event;
@@ -13,7 +14,7 @@ use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 use super::act::{self, ActError, Actor};
-use super::apply::{Applied, Applier, ApplyError};
+use super::apply::{self, Applied, Applier, ApplyError};
 use super::build::TAKEOVER_AFTER;
 use super::certify::{self, Shown};
 use super::fetch::{self, CachedPassword, Heard, PasswordError, Question, Steady};
@@ -169,7 +170,7 @@ pub async fn reconcile(
     let look = Look { context, watches, cluster, wanted: &wanted, place, until: Instant::now() + WITHIN };
     match look.credentials(memory).await {
         Ok((credentials, stale_password)) => match look.bring_forward(credentials, stale_password, memory).await {
-            // Nobody can be asked without it.
+            // Nobody can be asked where nobody else knows the authorities either.
             Err(error @ ReconcileError::Pki(_)) => {
                 refuse(context, &look.place, "SecretMalformed", error.to_string(), memory).await
             }
@@ -308,6 +309,15 @@ async fn publish(context: &Context, place: &Place, happening: report::Happening)
     }
 }
 
+/// What came of writing everything.
+struct Written {
+    built: Built,
+    /// What could not be written.
+    refusal: Option<ApplyError>,
+    /// What is wrong with what is remembered of certificates, while those that stand are left alone.
+    spoiled_pki: Option<String>,
+}
+
 /// What servers and sentinels have proved.
 struct Proved {
     /// The newest generation of users that every desired server has.
@@ -406,16 +416,13 @@ impl Look<'_> {
         memory: &mut Memory,
     ) -> Result<Duration, ReconcileError> {
         // Nothing at all is changed while a person holds everything as it is; but there is something to look at.
-        let (built, refusal) = self.write(writer, &mut credentials, memory).await?;
+        let Written { built, refusal, spoiled_pki } = self.write(writer, &mut credentials, memory).await?;
         let refusal = match refusal {
             Some(error) if !error.is_refusal() => return Err(error.into()),
             refusal => refusal.map(|error| error.to_string()),
         };
         let credentials = &credentials;
-        let trust = credentials.pki.as_ref().map(Pki::bundle).filter(|bundle| !bundle.is_empty());
-        let known = memory.trust.take();
-        let known = |bundle: &str| known.filter(|trust| trust.is_of(bundle));
-        let trust = trust.map(|bundle| known(&bundle).map_or_else(|| Trust::parse(&bundle), Ok)).transpose()?;
+        let trust = self.trust(credentials.pki.as_ref(), memory.trust.take()).await?;
         memory.trust.clone_from(&trust);
         let entry = Entry { login: Some(&credentials.system), trust: trust.as_ref() };
         let question = Question { wanted: self.wanted, addresses: &built.addresses, entry, scale: built.scale };
@@ -442,6 +449,7 @@ impl Look<'_> {
             lags: &lags,
             refusal,
             stale_password,
+            spoiled_pki,
             initialized: self.status(memory).is_some_and(|status| status.initialized),
         };
         self.report(&seen, credentials, Proved { users: proved_users, certificates }, memory).await?;
@@ -460,11 +468,43 @@ impl Look<'_> {
         writer: &mut Writer<'_, '_>,
         credentials: &mut Credentials,
         memory: &mut Memory,
-    ) -> Result<(Built, Option<ApplyError>), ReconcileError> {
+    ) -> Result<Written, ReconcileError> {
         let (mut built, first) = writer.write_services().await;
-        credentials.pki = self.certify(&built, memory).await?;
+        let spoiled_pki = match self.certify(&built, memory).await {
+            Ok(pki) => {
+                credentials.pki = pki;
+                None
+            }
+            // What servers have is left as it is, and they go on with it.
+            Err(error @ ReconcileError::Pki(_)) => Some(error.to_string()),
+            Err(error) => return Err(error),
+        };
         let second = writer.write_rest(&mut built, credentials).await.err();
-        Ok((built, first.or(second)))
+        Ok(Written { built, refusal: first.or(second), spoiled_pki })
+    }
+
+    /// Whom to trust: the authorities in force. Where those cannot be read, the ones that were trusted before, or that clients are told.
+    async fn trust(&self, pki: Option<&Pki>, known: Option<Trust>) -> Result<Option<Trust>, ReconcileError> {
+        let bundle = match (pki, &self.wanted.tls) {
+            (_, None) => return Ok(None),
+            (Some(pki), _) => pki.bundle(),
+            (None, _) if known.is_some() => return Ok(known),
+            (None, _) => self.published_authorities().await?,
+        };
+        if bundle.is_empty() {
+            return Ok(None);
+        }
+        let known = known.filter(|trust| trust.is_of(&bundle));
+        Ok(Some(known.map_or_else(|| Trust::parse(&bundle), Ok)?))
+    }
+
+    async fn published_authorities(&self) -> Result<String, ReconcileError> {
+        let Wanted { names, namespace, .. } = self.wanted;
+        let maps: Api<ConfigMap> = Api::namespaced(self.context.client.clone(), namespace);
+        let found = maps.get_opt(&names.authority_map()).await;
+        let map = found.map_err(|source| apply::refused("ConfigMap", &names.authority_map(), source))?;
+        let bundle = map.and_then(|map| map.data?.remove(objects::AUTHORITIES));
+        bundle.ok_or_else(|| ReconcileError::Pki(names.pki_secret()))
     }
 
     /// The status as it stands.
@@ -558,7 +598,10 @@ impl Look<'_> {
                 proved: proved_users.unwrap_or_default(),
                 phase: credentials.users.phase(proved_users).as_str().to_owned(),
             }),
-            certificates: credentials.pki.as_ref().and_then(|pki| self.certificates_status(pki, &certificates)),
+            certificates: match &credentials.pki {
+                Some(pki) => self.certificates_status(pki, &certificates),
+                None => before.certificates.filter(|_| self.wanted.tls.is_some()),
+            },
             selector: Some(selector.join(",")),
             ..before
         };

@@ -171,7 +171,9 @@ fn turned(kind: ConditionType, earlier: Option<&Condition>, condition: &Conditio
             ("Settled", Some("Scaling")) => Some(normal("Scaled", "there are as many servers and sentinels as wanted")),
             _ => None,
         },
-        ConditionType::Degraded if holds && condition.reason == "TooFewNodes" => Some(warning(condition)),
+        ConditionType::Degraded if holds && ["TooFewNodes", "CertificatesUnreadable"].contains(&condition.reason.as_str()) => {
+            Some(warning(condition))
+        }
         ConditionType::Degraded => None,
     }
 }

@@ -47,7 +47,7 @@ const CERTIFICATE: &str = "tls.crt";
 /// Beside [`CERTIFICATE`].
 const KEY: &str = "tls.key";
 /// Beside [`CERTIFICATE`], and in the ConfigMap for clients.
-const AUTHORITIES: &str = "ca.crt";
+pub const AUTHORITIES: &str = "ca.crt";
 /// The lines with which a server follows its primary.
 const REPLICATION_FILE: &str = "replication.conf";
 

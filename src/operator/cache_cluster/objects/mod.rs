@@ -27,7 +27,7 @@ use super::validate::Wanted;
 use crate::operator::admin::Login;
 use crate::policy::ByteSize;
 
-pub use config::{PASSWORD, PKI_STATE, USERNAME, USERS_STATE, announced_address, max_memory};
+pub use config::{AUTHORITIES, PASSWORD, PKI_STATE, USERNAME, USERS_STATE, announced_address, max_memory};
 pub use pods::{DATA_VOLUME, MAIN_CONTAINER};
 pub use revision::{Revisions, revisions};
 pub use services::{primary_endpoints, services};
