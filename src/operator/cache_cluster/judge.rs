@@ -40,8 +40,31 @@ pub struct Seen<'a> {
 pub struct Lag {
     /// Which.
     pub server: ServerId,
+    /// What is not proved.
+    pub unproved: Unproved,
     /// What it does not take, as its agent says. Empty: it has not heard of them, or is about to.
     pub problems: Vec<String>,
+}
+
+/// What a server has not proved. Users also change by time alone: ten minutes after a change of a password the earlier one is dropped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unproved {
+    /// Its settings.
+    Settings,
+    /// Its users.
+    Users,
+    /// Either, or it does not tell.
+    Both,
+}
+
+impl Unproved {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Settings => "settings",
+            Self::Users => "users",
+            Self::Both => "settings and users",
+        }
+    }
 }
 
 /// The servers that have not proved what is wanted of them: settings of these generations, and at least these users.
@@ -52,12 +75,17 @@ pub fn lags<'a>(
 ) -> Vec<Lag> {
     let lag = |(server, generation): (&ServerId, &u64)| {
         let Some(StateReport { generation: acts_under, proved, .. }) = reports.get(server) else {
-            return Some(Lag { server: *server, problems: Vec::new() });
+            return Some(Lag { server: *server, unproved: Unproved::Both, problems: Vec::new() });
         };
-        let is_proved = proved.settings == Some(*generation) && proved.users.is_some_and(|proved| proved >= users);
+        let unproved = match (proved.settings == Some(*generation), proved.users.is_some_and(|proved| proved >= users)) {
+            (true, true) => return None,
+            (false, true) => Unproved::Settings,
+            (true, false) => Unproved::Users,
+            (false, false) => Unproved::Both,
+        };
         // What it says of an earlier generation may be what this one mends.
         let problems = if acts_under == generation { proved.problems.clone() } else { Vec::new() };
-        (!is_proved).then_some(Lag { server: *server, problems })
+        Some(Lag { server: *server, unproved, problems })
     };
     generations.filter_map(lag).collect()
 }
@@ -200,7 +228,8 @@ impl Seen<'_> {
         if lag.problems.is_empty() {
             let others = self.lags.len().saturating_sub(1);
             let others = if others > 0 { format!(", nor have {others} others") } else { String::new() };
-            format!("{pod} has not proved the settings and users that are written{others}; its files change within two minutes")
+            let unproved = lag.unproved.as_str();
+            format!("{pod} has not proved the {unproved} that are written{others}; its files change within two minutes")
         } else {
             format!("{pod} does not take what is written: {}; correct spec.parameters", lag.problems.join("; "))
         }
@@ -372,7 +401,8 @@ mod tests {
 
     fn second_lags(problems: &[&str]) -> [Lag; 1] {
         let server = ServerId { shard: 0, index: 1 };
-        [Lag { server, problems: problems.iter().map(|problem| (*problem).to_owned()).collect() }]
+        let problems = problems.iter().map(|problem| (*problem).to_owned()).collect();
+        [Lag { server, unproved: Unproved::Users, problems }]
     }
 
     #[test]
@@ -383,7 +413,7 @@ mod tests {
         check_at_rest(true, &second_lags(&[]), |seen| {
             let progressing = seen.progressing();
             assert!(progressing.holds && progressing.reason == "Configuring", "{progressing:?}");
-            assert!(progressing.message.starts_with("shop-0-1 has not proved"), "{progressing:?}");
+            assert!(progressing.message.starts_with("shop-0-1 has not proved the users that are written;"), "{progressing:?}");
             assert!(seen.ready().holds && seen.is_in_motion() && seen.verdicts().summary() == "Configuring");
         });
         check_at_rest(false, &second_lags(&[]), |seen| assert!(seen.ready().holds));
@@ -421,13 +451,16 @@ mod tests {
         let lags = |second: Option<StateReport>| {
             let mut reports = BTreeMap::from([(ids[0], report(7, Some(7), Some(3)))]);
             reports.extend(second.map(|report| (ids[1], report)));
-            lags(wanted.iter(), 3, &reports).into_iter().map(|lag| (lag.server, lag.problems.len())).collect::<Vec<_>>()
+            let lags = lags(wanted.iter(), 3, &reports).into_iter();
+            lags.map(|lag| (lag.server, lag.unproved, lag.problems.len())).collect::<Vec<_>>()
         };
         assert_eq!(lags(Some(report(7, Some(7), Some(4)))), []);
-        assert_eq!(lags(None), [(ids[1], 0)]);
-        assert_eq!(lags(Some(report(6, Some(6), Some(3)))), [(ids[1], 0)], "what it says is of an earlier generation");
-        assert_eq!(lags(Some(report(7, None, Some(3)))), [(ids[1], 1)]);
-        assert_eq!(lags(Some(report(7, Some(7), Some(2)))), [(ids[1], 1)]);
+        assert_eq!(lags(None), [(ids[1], Unproved::Both, 0)]);
+        let earlier = report(6, Some(6), Some(3));
+        assert_eq!(lags(Some(earlier)), [(ids[1], Unproved::Settings, 0)], "what it says is of an earlier generation");
+        assert_eq!(lags(Some(report(7, None, Some(3)))), [(ids[1], Unproved::Settings, 1)]);
+        assert_eq!(lags(Some(report(7, Some(7), Some(2)))), [(ids[1], Unproved::Users, 1)]);
+        assert_eq!(lags(Some(report(7, None, None))), [(ids[1], Unproved::Both, 1)]);
     }
 
     #[test]
