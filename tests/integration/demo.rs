@@ -21,12 +21,17 @@ use crate::support::wait_for;
 
 const PHASES: [&str; 5] = ["none", "aside", "observe", "aside+larder", "larder"];
 
+/// What the demo prints, beside what it reports.
+const PRINTED: &str = "printed.txt";
+
 fn run_demo(report: &Path, options: &str) -> Value {
+    let printed = fs::File::create(report.join(PRINTED)).unwrap();
     let mut demo = Command::new(env!("CARGO_BIN_EXE_larder"))
         .arg("demo")
         .args(options.split(' '))
         .arg("--report")
         .arg(report)
+        .stdout(printed)
         .spawn()
         .unwrap();
     // The exit code tells whether the machine was fast enough as well, which is not the question here.
@@ -102,6 +107,44 @@ fn the_demo_counts_every_query_and_finds_no_wrong_reply_and_no_stampede() {
     for file in ["demo.svg", "demo.txt", "sidecar-0.log"] {
         assert!(report.path().join(file).metadata().unwrap().len() > 200, "{file}");
     }
+    let table = fs::read_to_string(report.path().join("demo.txt")).unwrap();
+    let printed = fs::read_to_string(report.path().join(PRINTED)).unwrap();
+    assert!(printed.contains(table.trim()), "{printed}");
+    check_table(&table, &json);
+}
+
+/// The cells of the lines that begin with `name`, in order.
+fn lines<'a>(table: &'a str, name: &str) -> Vec<Vec<&'a str>> {
+    let rests = table.lines().filter_map(|line| line.strip_prefix(name)).filter(|rest| rest.starts_with(' '));
+    rests.map(|rest| rest.split_whitespace().collect()).collect()
+}
+
+/// What people read is what programs read: each phase beside the others, and what was predicted beside what came of it.
+fn check_table(table: &str, json: &Value) {
+    let head = table.lines().find(|line| !line.is_empty()).unwrap_or_default();
+    assert_eq!(head.split_whitespace().collect::<Vec<_>>(), PHASES, "{table}");
+    let cells = |values: &[&Value]| values.iter().map(|value| value.to_string()).collect::<Vec<_>>();
+    let phases = json["phases"].as_array().unwrap();
+    let column = |name: &str| cells(&phases.iter().map(|phase| &phase[name]).collect::<Vec<_>>());
+    let told = |name: &str| &json["observed"][name];
+    assert_eq!(lines(table, "answered"), [column("answered")], "{table}");
+    assert_eq!(lines(table, "identical queries at once, at most"), [column("peak_identical")], "{table}");
+    assert_eq!(lines(table, "the same client, Larder:"), [["observing", "enforcing"]], "{table}");
+    let saved = cells(&[told("predicted_loads_saved"), told("enforced_loads_saved")]);
+    assert_eq!(lines(table, "loads saved, predicted and counted"), [saved], "{table}");
+    let at_once = cells(&[told("predicted_stampede"), told("enforced_peak_identical")]);
+    assert_eq!(lines(table, "identical misses at once, and queries"), [at_once], "{table}");
+    let queries = cells(&[told("observed_queries"), told("enforced_queries")]);
+    assert_eq!(lines(table, "origin queries"), [column("origin_queries"), queries], "{table}");
+    // What is claimed of the plain client through Larder is claimed of that phase, beside the same client without.
+    let [_, aside, _, through, _] = phases.as_slice() else { panic!("five phases") };
+    let claims = json["expectations"].as_array().unwrap();
+    let claim = "the same cache-aside client makes fewer queries through Larder";
+    let made = claims.iter().find(|made| made["claim"] == claim).unwrap();
+    let measured = format!("{} against {}", through["origin_queries"], aside["origin_queries"]);
+    assert_eq!(made["measured"], measured, "{made}");
+    let sign = if made["met"] == true { "met    " } else { "NOT MET" };
+    assert!(table.lines().any(|line| line == format!("{sign}  {claim}: {measured}")), "{table}");
 }
 
 /// The server writes down every statement, which is a count that the demo has no part in.
