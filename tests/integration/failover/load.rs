@@ -70,6 +70,8 @@ pub struct Seen {
 
 /// A load that runs.
 pub struct Load {
+    /// When every key existed.
+    began: Instant,
     control: Arc<Control>,
     clients: Vec<JoinHandle<Seen>>,
     /// When each client began the last batch that it has finished.
@@ -87,8 +89,9 @@ impl Load {
         };
         let clients: Vec<Checked> = keys.into_iter().map(start).collect();
         let finished = clients.iter().map(|client| client.finished.clone()).collect();
+        let began = Instant::now();
         let clients = clients.into_iter().map(|client| std::thread::spawn(move || client.run())).collect();
-        Self { control, clients, finished }
+        Self { began, control, clients, finished }
     }
 
     /// Waits until `count` commands are in flight, has `fault` befall the primary of `shard`, and tells how many were.
@@ -117,12 +120,20 @@ impl Load {
         self.wait_for_a_batch_of_each();
     }
 
+    /// Waits until each client has been at work for so long that a fault may not lose its first writes.
+    pub fn wait_for_writes_that_last(&self) {
+        self.wait_for_a_batch_after(self.began + MAY_BE_LOST * 2);
+    }
+
     /// Waits until each client has sent a batch and got every reply.
     pub fn wait_for_a_batch_of_each(&self) {
-        let now = Instant::now();
+        self.wait_for_a_batch_after(Instant::now());
+    }
+
+    fn wait_for_a_batch_after(&self, at: Instant) {
         for (client, finished) in self.finished.iter().enumerate() {
             wait_for(&format!("a batch of client {client}"), BATCH_LIMIT, || {
-                finished.lock().unwrap_or_else(PoisonError::into_inner).is_some_and(|began| began > now)
+                finished.lock().unwrap_or_else(PoisonError::into_inner).is_some_and(|began| began > at)
             });
         }
     }

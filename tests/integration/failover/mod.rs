@@ -6,6 +6,8 @@ mod moved;
 mod reshard;
 mod secured;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use larder::sidecar::slots::slot_of;
@@ -23,6 +25,8 @@ const SHARDS: usize = 3;
 const CLIENTS: usize = 30;
 const KEYS: usize = 20;
 const IN_FLIGHT: i64 = 1_000;
+/// Calls that show how long one takes where nothing is wrong.
+const USUAL: usize = 300;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fault {
@@ -43,6 +47,8 @@ fn keys_of(client: usize, shard: Option<usize>) -> Vec<Key> {
 /// Reads and writes a key of a shard again and again, and notes how long each took. An error makes the test fail.
 struct Probe {
     stop: std::sync::mpsc::Sender<()>,
+    /// How many rounds it has made.
+    rounds: Arc<AtomicUsize>,
     thread: std::thread::JoinHandle<Times>,
 }
 
@@ -62,7 +68,8 @@ impl Probe {
     /// Nobody else may write the key.
     fn start(port: u16, key: &Key) -> Self {
         let (stop, stopped) = std::sync::mpsc::channel();
-        let name = key.name.clone();
+        let (name, rounds) = (key.name.clone(), Arc::new(AtomicUsize::new(0)));
+        let made = rounds.clone();
         let thread = std::thread::spawn(move || {
             let mut client = Client::connect(port).expect("the sidecar accepts");
             let mut times = Times::default();
@@ -77,11 +84,17 @@ impl Probe {
                 let began = Instant::now();
                 assert_eq!(client.call(&["GET", &name]), Value::Bulk(value.into_bytes()));
                 times.get.push(began.elapsed());
+                made.store(round + 1, Ordering::Relaxed);
                 std::thread::sleep(Duration::from_millis(2));
             }
             times
         });
-        Self { stop, thread }
+        Self { stop, rounds, thread }
+    }
+
+    /// Waits until it has made so many rounds as show what is usual.
+    fn wait_for_the_usual(&self) {
+        wait_for("a probe to have been at work", LONG, || self.rounds.load(Ordering::Relaxed) >= USUAL);
     }
 
     fn end(self) -> Times {
@@ -197,7 +210,8 @@ fn lose_a_shard(engine: Engine, fault: Fault, writes: Writes) {
     let others: Vec<Key> = (1..SHARDS).map(|shard| keys_of(CLIENTS + shard, Some(shard)).remove(0)).collect();
     let watch = || others.iter().map(|key| Probe::start(sidecar.port(), key)).collect::<Vec<_>>();
     let before = watch();
-    std::thread::sleep(Duration::from_secs(2));
+    before.iter().for_each(Probe::wait_for_the_usual);
+    load.wait_for_writes_that_last();
     let before = times_of(before);
     let during = watch();
     let old = cluster.shard(0).port();
@@ -264,7 +278,7 @@ fn lose_the_primary_of(cluster: &mut SentinelCluster, sidecar: &Sidecar, fault: 
     let one_shard = |key: Key| Key { shard: 0, ..key };
     let keys: Vec<Vec<Key>> = (0..CLIENTS).map(|client| keys_of(client, None).into_iter().map(one_shard).collect()).collect();
     let load = Load::start(sidecar.port(), keys.clone(), writes);
-    std::thread::sleep(Duration::from_secs(2));
+    load.wait_for_writes_that_last();
     let old = cluster.primary_port();
     let began = Instant::now();
     let at = cluster.servers.iter().position(|server| server.service_port() == old).expect("one of ours");
