@@ -94,8 +94,11 @@ impl ConfigMap {
 #[derive(Clone)]
 pub struct Secret {
     /// The entries that the operator itself reads.
-    entries: Box<[(Box<str>, Box<[u8]>)]>,
+    entries: Box<[Entry]>,
 }
+
+/// A name, and what stands under it.
+type Entry = (Box<str>, Box<[u8]>);
 
 impl fmt::Debug for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
