@@ -531,6 +531,15 @@ fn who_kills_itself_is_answered_first() {
     });
 }
 
+/// Sets it at the end, also where that is a panic.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// No message lands within EXEC's reply, though its parts come at different times.
 #[test]
 fn messages_wait_for_the_end_of_the_reply() {
@@ -561,6 +570,7 @@ fn messages_wait_for_the_end_of_the_reply() {
                     assert!(!other.line("PUBLISH news hello").is_error());
                 }
             });
+            let _stop = Stop(&done);
             for _ in 0..100 {
                 client.send(&wire).unwrap();
                 let mut replies = Vec::new();
@@ -574,7 +584,6 @@ fn messages_wait_for_the_end_of_the_reply() {
                 assert_eq!(results.len(), lines.len(), "{results:?}");
                 assert!(!results.iter().any(|result| matches!(result, Value::Push(_)) || result.is_error()), "{results:?}");
             }
-            done.store(true, Ordering::Relaxed);
         });
         assert!(messages > 0, "nothing was published meanwhile");
     });
