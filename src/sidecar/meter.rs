@@ -116,6 +116,11 @@ impl Meter {
         self.on_rule(rule, |counters| counters.unparked.inc());
     }
 
+    /// A read was told to try again at once: it must not wait, and a client of its connection loads already.
+    pub fn cut_short(&self, rule: RuleId) {
+        self.on_rule(rule, |counters| counters.cut_short.inc());
+    }
+
     /// A read of a key that nobody fills was told of the miss.
     pub fn hit_for_miss(&self, rule: RuleId) {
         self.on_rule(rule, |counters| counters.hit_for_miss.inc());

@@ -81,6 +81,8 @@ counters!(
         wait_timeouts,
         /// Reads that were told of the miss although another loads, since their client sent more commands
         unparked,
+        /// Reads that were told to try again at once: their client sent more commands, and loads the key already on the same connection
+        cut_short,
         /// Reads of keys that nobody fills, which were told of the miss at once
         hit_for_miss,
         /// Values that could not be told from outdated ones and were removed

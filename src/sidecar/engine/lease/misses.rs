@@ -124,6 +124,12 @@ impl Misses {
         Some(self.0.iter().rev().find(|miss| miss.connection == connection && miss.state != State::Over)?.since)
     }
 
+    /// Whether a client of `connection` was told of the miss within a lease, and whether or not it has sent a SET since: what its
+    /// connection carries behind that SET may have missed before.
+    pub fn was_told(&self, connection: u64, rule: &Rule, now: Millis) -> bool {
+        self.0.iter().any(|miss| miss.connection == connection && now.saturating_sub(miss.since) < rule.lease)
+    }
+
     /// The generation of a connection's own nil.
     #[cfg(test)]
     pub(super) fn own(&self, connection: u64) -> Option<Generation> {

@@ -37,10 +37,17 @@
 //!   deletion, and loads up to [`Rule::overlap`] if the next load of the key is under way when they end; for updates by SET over a
 //!   connection on which a load of the same key began and has not ended, within [`Rule::settle`]. See [`misses`].
 //! - It does not hold while a rule is off because its loads are seldom stored ([`Effect::Disarmed`]): then nothing is tracked.
-//! - At most one nil per key and lease, over all pods, while leases are not lost; connections that send other commands meanwhile,
-//!   and commands that read several keys, get theirs besides: they must not wait.
+//! - At most one nil per key and lease, over all pods, while leases are not lost; connections that send other commands meanwhile get
+//!   one of their own besides, and commands that lead another key get theirs: they must not wait.
 //! - Whoever waits is answered within [`Rule::wait`]; a command that leads any key never waits. A holder that goes away is succeeded
 //!   by one.
+//!
+//! # Connections that carry other commands
+//!
+//! Replies leave in order, so a read that waits holds up whatever its connection carries behind it. Where that is anything but a read
+//! of the same key or its fill, the wait ends at once. Told of the miss, all readers of a connection that is never quiet would load.
+//! So one of them is, for each connection, key and lease ([`misses::Misses::was_told`]): it loads beside the holder, and its fill is
+//! judged as any. The others get what a wait in vain brings: an error ([`Answer::CutShort`]), or nil where the rule says so.
 //!
 //! # The holder's own connection
 //!
@@ -301,6 +308,13 @@ pub enum Answer<V> {
         rule: u16,
         /// How long was waited.
         waited: Millis,
+    },
+    /// An error: it must not wait, and a client of its connection has been told of a key's miss within this lease already.
+    CutShort {
+        /// That key.
+        name: Rc<Name>,
+        /// Its rule's id.
+        rule: u16,
     },
 }
 

@@ -260,6 +260,7 @@ impl Aside {
                 match answer {
                     Answer::Replies(replies) => replies.iter().for_each(|reply| count(worker, rule, reply)),
                     Answer::TimedOut { .. } => worker.metrics().wait_timed_out(rule),
+                    Answer::CutShort { .. } => worker.metrics().cut_short(rule),
                 }
                 tokens::decided(worker, &session, asker.place, &fetch, answer);
             }
@@ -278,13 +279,11 @@ impl Aside {
             }
             (Answer::TimedOut { name, rule, waited }, kind) => {
                 worker.metrics().wait_timed_out(*rule);
-                let text = timed_out(worker, name, *rule, *waited);
-                match kind {
-                    Kind::One(_) | Kind::Early(..) | Kind::Fetch(..) => {
-                        session.answer(asker.place, |out| encode::error(out, &text))
-                    }
-                    Kind::Many(table, wanted) => wanted.iter().flat_map(|wanted| &wanted.places).for_each(|_| table.fail(&text)),
-                }
+                fail(&session, asker, kind, &timed_out(worker, name, *rule, *waited));
+            }
+            (Answer::CutShort { name, rule }, kind) => {
+                worker.metrics().cut_short(*rule);
+                fail(&session, asker, kind, &cut_short(worker, name, *rule));
             }
         }
     }
@@ -297,6 +296,13 @@ impl Aside {
         } else {
             session.deliver(asker.place, &value);
         }
+    }
+}
+
+fn fail(session: &Rc<Session>, asker: Asker, kind: Kind, text: &str) {
+    match kind {
+        Kind::One(_) | Kind::Early(..) | Kind::Fetch(..) => session.answer(asker.place, |out| encode::error(out, text)),
+        Kind::Many(table, wanted) => wanted.iter().flat_map(|wanted| &wanted.places).for_each(|_| table.fail(text)),
     }
 }
 
@@ -322,12 +328,26 @@ fn count(worker: &Rc<Worker>, rule: RuleId, reply: &Reply<Element>) {
 
 /// The error for a read whose wait is over.
 fn timed_out(worker: &Worker, name: &Name, rule: RuleId, waited: Millis) -> String {
+    let subject = subject(worker, name, rule);
+    format!(
+        "TRYAGAIN {subject} is being loaded by another client, and {waited} ms were not enough: repeat the read, or raise \
+         `stampede.wait`, or have misses passed on then (`atWaitEnd: Miss`)"
+    )
+}
+
+/// The error for a read that must not wait, and whose connection has its load.
+fn cut_short(worker: &Worker, name: &Name, rule: RuleId) -> String {
+    let subject = subject(worker, name, rule);
+    format!(
+        "TRYAGAIN {subject} is being loaded, by a client of this connection too, and other commands were sent behind the read, which must \
+         not wait: repeat it, or read over other connections, or have misses passed on then (`atWaitEnd: Miss`)"
+    )
+}
+
+fn subject(worker: &Worker, name: &Name, rule: RuleId) -> String {
     const SHOWN: usize = 64;
     let key = name.key[..name.key.len().min(SHOWN)].escape_ascii();
     let policy = worker.policy();
     let rule = policy.rule(rule).map_or("", |rule| &rule.name);
-    format!(
-        "TRYAGAIN the key `{key}` of rule `{rule}` is being loaded by another client, and {waited} ms were not enough: repeat the \
-         read, or raise `stampede.wait`, or have misses passed on then (`atWaitEnd: Miss`)"
-    )
+    format!("the key `{key}` of rule `{rule}`")
 }

@@ -69,7 +69,7 @@ pub(super) fn decided(worker: &Rc<Worker>, session: &Rc<Session>, place: u32, fe
             Some(Reply::Nil(Why::LocalLead | Why::Untracked)) | None => answer(session, place, "load", None, None),
             Some(Reply::Nil(Why::Lead | Why::Shared | Why::Again)) => answer(session, place, "load", None, token()),
         },
-        Answer::TimedOut { .. } => answer(session, place, "busy", None, token()),
+        Answer::TimedOut { .. } | Answer::CutShort { .. } => answer(session, place, "busy", None, token()),
     }
 }
 

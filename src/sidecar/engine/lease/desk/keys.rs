@@ -74,6 +74,9 @@ impl<V: Clone> Desk<V> {
         self.keys[key].known = None;
         self.each_waiter(now, key, effects, |desk, waiter, fits| {
             let request = &desk.requests[waiter.request];
+            if request.overtaken && desk.told_already(now, waiter.request).is_some() {
+                return None;
+            }
             if request.overtaken {
                 desk.remember(now, key, request.asker.connection, None);
                 return Some(Reply::Nil(Why::Passed));

@@ -4,7 +4,7 @@ use smallvec::SmallVec;
 
 use super::super::timers::Due;
 use super::super::{Answer, Asker, AtWaitEnd, Effect, Millis, Missing, Mode, Reader, Reply, Why};
-use super::{Desk, MOST_WAITING, Part, PartState, Request, Waiter};
+use super::{Desk, Key, MOST_WAITING, Part, PartState, Request, Waiter};
 
 impl<V: Clone> Desk<V> {
     pub(super) fn open_request(&mut self, now: Millis, wait: Millis, asker: Asker, early: bool, overtaken: bool) -> usize {
@@ -108,12 +108,40 @@ impl<V: Clone> Desk<V> {
         #[cfg(test)]
         let must_not_wait = must_not_wait && self.broken != Some(super::super::tests::Switch::WinnerWaits);
         if must_not_wait {
+            if let Some(key) = self.told_already(now, request) {
+                return self.cut_short(request, key, effects);
+            }
             self.pass(now, request, why);
         }
         let open = &self.requests[request];
         if open.parts.iter().all(|part| matches!(part.state, PartState::Done(_))) {
             self.answer(request, effects);
         }
+    }
+
+    /// For which key's sake a read that must not wait is not told of a miss: a client of its connection was, within this lease. A
+    /// read that leads a key is told of all.
+    pub(super) fn told_already(&self, now: Millis, request: usize) -> Option<usize> {
+        let open = &self.requests[request];
+        #[cfg(test)]
+        if self.broken == Some(super::super::tests::Switch::OvertakenReadsLoad) {
+            return None;
+        }
+        if open.won || open.early {
+            return None;
+        }
+        let undecided = open.parts.iter().filter(|part| !matches!(part.state, PartState::Done(_)));
+        undecided.map(|part| part.key).find(|key| {
+            let Key { rule, misses, .. } = &self.keys[*key];
+            rule.at_wait_end == AtWaitEnd::Error && misses.was_told(open.asker.connection, rule, now)
+        })
+    }
+
+    fn cut_short(&mut self, request: usize, key: usize, effects: &mut Vec<Effect<V>>) {
+        let (asker, key) = (self.requests[request].asker, &self.keys[key]);
+        let answer = Answer::CutShort { name: key.name.clone(), rule: key.rule.id };
+        self.drop_request(request);
+        effects.push(Effect::Answer { asker, answer });
     }
 
     /// Nil for every part that is not decided.
@@ -169,7 +197,12 @@ impl<V: Clone> Desk<V> {
             // It waits for somebody else by now.
             return;
         }
-        let may_fail = !(open.early || open.won || open.overtaken || leads);
+        if open.overtaken
+            && let Some(key) = self.told_already(now, request)
+        {
+            return self.cut_short(request, key, effects);
+        }
+        let may_fail = !(open.early || open.won || open.overtaken);
         match undecided.map(|key| (key.rule, key.name.clone())) {
             Some((rule, name)) if may_fail && rule.at_wait_end == AtWaitEnd::Error => {
                 let (asker, waited) = (open.asker, now.saturating_sub(open.since));

@@ -34,11 +34,13 @@ pub(super) enum Switch {
     EarlyWithoutLease,
     /// A read over the holder's own connection gets nil at once.
     OwnReadsPass,
+    /// All reads of a connection that others' commands end the wait of get nil.
+    OvertakenReadsLoad,
 }
 
 impl Switch {
     /// All of them.
-    const ALL: [Switch; 13] = [
+    const ALL: [Switch; 14] = [
         Switch::GenerationUnchecked,
         Switch::UpdateKeepsLease,
         Switch::DeleteKeepsLease,
@@ -52,5 +54,6 @@ impl Switch {
         Switch::AllSucceed,
         Switch::EarlyWithoutLease,
         Switch::OwnReadsPass,
+        Switch::OvertakenReadsLoad,
     ];
 }

@@ -133,7 +133,7 @@ impl Bench {
     fn answered(&mut self) -> Vec<(u64, Reply<u32>)> {
         let answers = std::mem::take(&mut self.answers).into_iter().map(|(asker, answer)| match answer {
             Answer::Replies(replies) => (asker.connection, replies[0]),
-            Answer::TimedOut { .. } => panic!("{asker:?} timed out"),
+            other => panic!("{asker:?} got {other:?}"),
         });
         answers.collect()
     }
@@ -225,6 +225,49 @@ fn another_command_never_waits_behind_a_read_that_waits() {
 }
 
 #[test]
+fn of_a_connection_that_is_never_quiet_one_read_a_lease_is_told_of_the_miss() {
+    for at_wait_end in [AtWaitEnd::Error, AtWaitEnd::Miss] {
+        let mut bench = Bench::new(2);
+        bench.rule.at_wait_end = at_wait_end;
+        // Connection 2 holds the lease, 1 and 3 are of the other pod.
+        for connection in [2, 1, 3] {
+            (0..10).for_each(|place| bench.read(connection, place, &[0], true));
+            bench.with(connection as usize % 2, |desk, now, effects| desk.arrives(now, connection, Command::Other, effects));
+        }
+        let (mut nils, mut cut) = (Vec::new(), 0);
+        for (asker, answer) in std::mem::take(&mut bench.answers) {
+            match answer {
+                Answer::Replies(replies) if matches!(replies[0], Reply::Nil(_)) => nils.push(asker.connection),
+                Answer::CutShort { rule: 1, .. } => cut += 1,
+                other => panic!("{asker:?} got {other:?}"),
+            }
+        }
+        if at_wait_end == AtWaitEnd::Miss {
+            assert_eq!((nils.len(), cut), (30, 0));
+            continue;
+        }
+        assert_eq!((nils, cut), (vec![2, 1, 3], 27));
+        // What the next lease brings is told again, and the fill of who loads beside the holder is as good as its own.
+        bench.pass(RULE.lease);
+        bench.read(2, 20, &[0], true);
+        bench.read(1, 20, &[0], true);
+        bench.with(1, |desk, now, effects| desk.arrives(now, 1, Command::Other, effects));
+        assert_eq!(bench.answered(), [(2, Reply::Nil(Why::Lead)), (1, Reply::Nil(Why::Unparked))]);
+        assert!(matches!(bench.write(1, 5), Verdict::Fill(_)));
+        assert_eq!(bench.slots[0].get(bench.now), Some(5));
+    }
+}
+
+#[test]
+fn a_read_that_waits_over_a_shared_connection_that_loads_its_key_gets_what_the_rule_says() {
+    let mut bench = Bench::new(1);
+    (0..3).for_each(|place| bench.read(1, place, &[0], true));
+    bench.pass(RULE.wait);
+    let kinds = bench.answers.iter().map(|(asker, answer)| (asker.place, matches!(answer, Answer::TimedOut { .. })));
+    assert_eq!(kinds.collect::<Vec<_>>(), [(0, false), (1, true), (2, true)]);
+}
+
+#[test]
 fn a_read_over_the_holders_own_connection_gets_what_is_loaded_meanwhile() {
     let mut bench = Bench::new(1);
     bench.get(1);
@@ -269,7 +312,10 @@ fn nothing_queues_behind_a_read_that_waits_for_its_own_connection() {
     bench.get(1);
     bench.read(1, 1, &[0], false);
     bench.with(0, |desk, now, effects| desk.arrives(now, 1, Command::Other, effects));
-    assert_eq!(bench.answered(), [(1, Reply::Nil(Why::Lead)), (1, Reply::Nil(Why::Unparked))]);
+    let [(_, Answer::Replies(_)), (Asker { place: 1, .. }, Answer::CutShort { rule: 1, .. })] = &bench.answers[..] else {
+        panic!("{:?}", bench.answers)
+    };
+    bench.answers.clear();
     // Nor does it wait where commands queue already, nor for several keys at once.
     bench.read(1, 2, &[0, 1], false);
     let replies = [Reply::Nil(Why::Again), Reply::Nil(Why::Lead)].into_iter().collect();

@@ -58,6 +58,29 @@ impl World {
         }
     }
 
+    /// Nothing waits behind a read that waits: from `since` on it needed only what the cache was being asked.
+    pub(super) fn check_haste(&mut self, asker: Asker, since: Millis) {
+        let took = self.now.saturating_sub(since);
+        if self.config.calm && took > MOST_DELAY_MS {
+            self.fail(|| format!("{asker:?} held up another command for {took} ms"));
+        }
+    }
+
+    /// Beside those who lead, one client of each connection is told of a key's miss within a lease, unless misses are to be passed on.
+    pub(super) fn check_told(&mut self, conn: usize, replies: &[Reply<Version>], missing: &[usize]) {
+        let is_told = |why: Why| matches!(why, Why::Passed | Why::Unparked | Why::WaitEnd);
+        let leads = replies.iter().any(|reply| matches!(reply, Reply::Nil(Why::Lead | Why::LocalLead)));
+        let (now, rule) = (self.now, self.config.rule);
+        for (reply, key) in replies.iter().zip(missing) {
+            let Reply::Nil(why) = reply else { continue };
+            let again = self.conns[conn].told.iter().any(|(told, at)| told == key && now < at + rule.lease);
+            if again && !leads && is_told(*why) && rule.at_wait_end == AtWaitEnd::Error {
+                self.fail(|| format!("key {key}: a second client of connection {conn} was told of its miss within a lease: {why:?}"));
+            }
+            self.conns[conn].told.push((*key, now));
+        }
+    }
+
     pub(super) fn at_the_end(&mut self) {
         for actor in 0..self.actors.len() {
             if self.actors[actor].step != Step::Idle || self.actors[actor].left > 0 {

@@ -26,6 +26,7 @@ impl Conn {
             arrive_after: 0,
             deliver_after: 0,
             points: vec![0; keys],
+            told: Vec::new(),
         }
     }
 
@@ -37,6 +38,7 @@ impl Conn {
             cmd,
             arrived: Millis::MAX,
             floors,
+            pressed: None,
             answered: false,
             missed: None,
             values: Vec::new(),
@@ -52,6 +54,15 @@ impl Conn {
     }
 
     pub(super) fn arrived(&mut self, place: u32, now: Millis) {
+        if let Some(cmd) = self.place(place).map(|own| own.cmd.clone()) {
+            for before in self.places.iter_mut().filter(|own| own.place < place) {
+                let goes_on = matches!((&before.cmd, &cmd), (Cmd::Get(key), Cmd::Get(same) | Cmd::Set { key: same, .. }) if key == same);
+                before.pressed = before.pressed.or((!goes_on).then_some(now));
+            }
+            if let Cmd::Set { key, .. } = cmd {
+                self.told.retain(|(told, _)| *told != key);
+            }
+        }
         if let Some(own) = self.place(place) {
             own.arrived = now;
         }

@@ -145,6 +145,8 @@ struct Place {
     arrived: Millis,
     /// The oldest versions that it may read.
     floors: Vec<Version>,
+    /// When something came behind it for which it must not wait.
+    pressed: Option<Millis>,
     /// The cache has answered.
     answered: bool,
     /// When its miss was found.
@@ -170,6 +172,8 @@ struct Conn {
     deliver_after: Millis,
     /// Reads and writes up to here have a place in the cache's history not before this.
     points: Vec<Millis>,
+    /// Of which keys' misses its clients were told, and when, since they last set them.
+    told: Vec<(usize, Millis)>,
 }
 
 struct Pod {
@@ -232,6 +236,7 @@ pub(super) struct Counts {
     pub(super) timed_out: u64,
     pub(super) passed: u64,
     pub(super) unparked: u64,
+    pub(super) cut_short: u64,
     pub(super) shared: u64,
     pub(super) local: u64,
     pub(super) stored: u64,
@@ -259,6 +264,7 @@ impl Counts {
         self.stored += stored;
         self.removed += removed;
         self.updates += updates;
+        self.cut_short += other.cut_short;
         self.early += other.early;
         self.failovers += other.failovers;
         self.late += other.late;

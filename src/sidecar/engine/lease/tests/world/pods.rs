@@ -30,6 +30,8 @@ impl World {
                         _ => Reply::Nil(Why::Lead),
                     };
                     if refresh {
+                        let read = if let Cmd::Get(key) = place.cmd { Some((key, self.now)) } else { None };
+                        self.conns[conn].told.extend(read);
                         self.pods[pod].leads += 1;
                     }
                     self.answer(conn, asker.place, Got::Replies(vec![reply]));
@@ -237,17 +239,22 @@ impl World {
             return self.fail(|| format!("{asker:?} is answered, but nobody asked"));
         };
         let waited = now - own.missed.unwrap_or(0);
-        let (values, missing) = (own.values.clone(), own.missing());
+        let (values, missing, pressed) = (own.values.clone(), own.missing(), own.pressed);
+        if let Some(pressed) = pressed {
+            self.check_haste(asker, pressed.max(now - waited));
+        }
         if waited > wait {
             self.fail(|| format!("{asker:?} waited {waited} ms"));
         }
         let Answer::Replies(replies) = answer else {
-            self.counts.timed_out += 1;
-            if self.is_quiet() {
+            let is_cut = matches!(answer, Answer::CutShort { .. });
+            *(if is_cut { &mut self.counts.cut_short } else { &mut self.counts.timed_out }) += 1;
+            if self.is_quiet() && !is_cut {
                 self.fail(|| format!("{asker:?} timed out though nobody is slow"));
             }
             return self.answer(conn, asker.place, Got::Error);
         };
+        self.check_told(conn, &replies, &missing);
         for (reply, key) in replies.iter().zip(missing) {
             self.count(pod, key, reply);
         }
