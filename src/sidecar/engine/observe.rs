@@ -109,7 +109,7 @@ impl Forecast {
             return Stored::Unsent;
         }
         let verdict = key.misses.judge(connection, rule, FIRST_LOAD_MS, now);
-        key.misses.end_one(connection, rule, now);
+        key.misses.end_one(connection, rule, verdict, now);
         let valid = key.generation.take();
         (key.holder, key.until) = (0, 0);
         match verdict {

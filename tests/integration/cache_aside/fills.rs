@@ -1,11 +1,13 @@
 //! What is stored, and what is not.
 
+use std::time::Duration;
+
 use serde_json::json;
 
 use super::{LIMIT, bulk, item, ok, rule, sidecars, total};
 use crate::read_through::Servers;
 use crate::support::admin::rule_count;
-use crate::support::resp::{Value, encode};
+use crate::support::resp::{Client, Value, encode};
 use crate::support::wait_for;
 
 #[test]
@@ -64,6 +66,42 @@ fn a_late_fill_never_undoes_what_another_pod_did() {
             assert!([bulk("as new"), Value::Nil].contains(&held), "{change}: {held:?}");
         }
         assert!(total(&sidecars, "late_fills") >= changes.len() as u64);
+    }
+}
+
+/// A pool lends a connection whose load outlasts its lease to somebody who reads the same key, and the key is deleted before or after
+/// that: what the first one loaded is older than the deletion, whatever connection it comes over.
+#[test]
+fn a_load_that_outlasts_its_lease_does_not_pass_for_a_newer_one_over_its_connection() {
+    const LEASE: Duration = Duration::from_secs(1);
+    for servers in [Servers::sentinel(), Servers::cluster()] {
+        let sidecars = sidecars(&servers, 2, &[item(json!({"lease": "1s", "wait": "900ms"}))]);
+        let mut lent: Vec<Client> = (0..3).map(|_| sidecars[0].client()).collect();
+        let (mut pooled, mut other) = (sidecars[0].client(), sidecars[1].client());
+        let keys: Vec<String> = (0..lent.len()).map(|id| format!("item:{id}")).collect();
+        for (client, key) in lent.iter_mut().zip(&keys) {
+            assert_eq!(client.call(&["GET", key]), Value::Nil);
+        }
+        // What has to pass is the lease's time, by the sidecar's clock too.
+        std::thread::sleep(LEASE * 13 / 10);
+        for (id, (client, key)) in lent.iter_mut().zip(&keys).enumerate() {
+            let mut held = || servers.holder_of(key).call(&["GET", key]);
+            let delete = |other: &mut Client| _ = other.call(&["DEL", key]);
+            if id < 2 {
+                delete(&mut other);
+            }
+            assert_eq!(client.call(&["GET", key]), Value::Nil, "it is lent to another, who loads too");
+            if id == 2 {
+                assert_eq!(client.call(&["SET", key, "new"]), ok());
+                assert_eq!(held(), bulk("new"), "nothing was written since either began");
+                // And until the second SET cannot be the first one's again.
+                std::thread::sleep(LEASE * 3 / 10);
+                delete(&mut other);
+            }
+            let late = if id == 1 { &mut pooled } else { client };
+            assert_eq!(late.call(&["SET", key, "old"]), ok());
+            assert_eq!(held(), Value::Nil, "{key}");
+        }
     }
 }
 

@@ -16,6 +16,12 @@
 //! 2. Those not older than the rule's memory.
 //! 3. Those whose SET has been seen less than [`Rule::settle`] ago: on a shared connection that SET may have been somebody else's
 //!    update, and any client may send a SET twice.
+//!
+//! A nil older than a lease whose connection was told of the same miss again is *lent*: either an actor has given its load up and asks
+//! anew, or a pool has lent the connection to somebody else while the load goes on. The wire does not say which. So it speaks with the
+//! first kind, to SETs of its own connection and to those of connections that have no nil, until a lease after the first SET that was
+//! refused for its sake. That SET was counted against a younger nil, for whose load it has stood since; by then that is over, or has
+//! outlasted its lease, too. So what was given up keeps others from being stored for a lease, once.
 
 use smallvec::SmallVec;
 
@@ -50,11 +56,26 @@ struct Miss {
     /// When a SET counted against it; as `since` until then.
     seen: Millis,
     state: State,
+    /// Its connection was told of the same miss again.
+    lent: bool,
+    /// When a SET was first refused for its sake, after it had been lent for longer than a lease.
+    refused: Option<Millis>,
 }
 
 impl Miss {
+    fn new(connection: u64, generation: Option<Generation>, now: Millis) -> Self {
+        let (since, at, seen, state) = (now, now, now, State::Live);
+        Self { connection, generation, since, at, seen, state, lent: false, refused: None }
+    }
+
     fn age(&self, now: Millis) -> Millis {
         now.saturating_sub(self.at)
+    }
+
+    /// Whether its load may have outlasted its lease, while its connection was lent to somebody else.
+    fn is_late(&self, rule: &Rule, now: Millis) -> bool {
+        let is_old = (rule.lease..rule.memory).contains(&self.age(now)) && rule.overlap.is_some();
+        self.lent && is_old && self.state == State::Live && now < self.end(rule)
     }
 
     /// A SET counts against it. Returns what it was before.
@@ -65,7 +86,11 @@ impl Miss {
 
     /// Until when it matters.
     fn end(&self, rule: &Rule) -> Millis {
-        if self.state == State::Over { self.seen + rule.settle } else { self.at + rule.memory }
+        if self.state == State::Over {
+            return self.seen + rule.settle;
+        }
+        let memory = self.at + rule.memory;
+        self.refused.map_or(memory, |at| memory.min(at + rule.lease))
     }
 }
 
@@ -77,28 +102,20 @@ impl Misses {
     /// Remembers a nil.
     pub fn add(&mut self, connection: u64, generation: Option<Generation>, rule: &Rule, now: Millis) {
         self.prune(rule, now);
-        // An actor that asks again, long after, has given its first load up.
-        self.0.retain(|miss| miss.connection != connection || miss.age(now) < rule.lease);
+        self.0.iter_mut().filter(|miss| miss.connection == connection).for_each(|miss| miss.lent = true);
+        self.drop_given_up(connection, rule, now);
         if self.0.len() >= MOST_APART {
             let same = self.0.iter().all(|miss| miss.generation == generation);
             self.0.clear();
-            self.0.push(Miss {
-                connection: CROWD,
-                generation: generation.filter(|_| same),
-                since: now,
-                at: now,
-                seen: now,
-                state: State::Live,
-            });
+            self.0.push(Miss::new(CROWD, generation.filter(|_| same), now));
             return;
         }
-        self.0.push(Miss { connection, generation, since: now, at: now, seen: now, state: State::Live });
+        self.0.push(Miss::new(connection, generation, now));
     }
 
     /// Remembers that a SET counted against a nil and perhaps was never executed, so that older generations may still stand.
     pub fn add_doubt(&mut self, now: Millis) {
-        let (generation, state) = (None, State::Live);
-        self.0.push(Miss { connection: NOBODY, generation, since: now, at: now, seen: now, state });
+        self.0.push(Miss::new(NOBODY, None, now));
     }
 
     /// What a SET on `connection` may be, where loads take `load_ms` of late.
@@ -107,10 +124,16 @@ impl Misses {
         let own = self.0.iter().rev().find(|miss| miss.connection == connection && miss.state != State::Over);
         let is_own = |miss: &Miss| miss.connection == CROWD || own.is_some_and(|own| std::ptr::eq(own, miss));
         let is_live = |miss: &Miss| miss.state == State::Live && miss.age(now) < rule.memory;
-        self.agree(|miss| is_own(miss) || (is_live(miss) && miss.age(now) < overlap))
+        let is_late = |miss: &Miss| Self::hears_late(own, miss) && miss.is_late(rule, now);
+        self.agree(|miss| is_own(miss) || (is_live(miss) && miss.age(now) < overlap) || is_late(miss))
             .or_else(|| self.agree(is_live))
             .or_else(|| self.agree(|miss| miss.state != State::Live && now < miss.seen + rule.settle))
             .unwrap_or(Verdict::Update)
+    }
+
+    /// Whether a lent nil speaks to a SET, given the youngest nil of the latter's connection.
+    fn hears_late(own: Option<&Miss>, lent: &Miss) -> bool {
+        own.is_none_or(|own| own.connection == lent.connection)
     }
 
     /// Whether a SET on `connection` is likely to be the fill of a nil that was given there.
@@ -162,7 +185,10 @@ impl Misses {
     }
 
     /// A SET on `connection` has been judged: one load is over.
-    pub fn end_one(&mut self, connection: u64, rule: &Rule, now: Millis) {
+    pub fn end_one(&mut self, connection: u64, rule: &Rule, verdict: Verdict, now: Millis) {
+        if let Verdict::Ambiguous(_) = verdict {
+            self.note_refused(connection, rule, now);
+        }
         let is_live = |miss: &Miss| miss.state == State::Live && ![CROWD, NOBODY].contains(&miss.connection);
         let own = self.0.iter().rposition(|miss| miss.connection == connection && miss.state != State::Over);
         let counted = match own.map(|own| (own, self.0[own].count(State::Over, now))) {
@@ -180,8 +206,26 @@ impl Misses {
                 heir.at = heir.at.max(at.min(heir.since + rule.lease));
             }
         }
-        self.0.retain(|miss| miss.connection != connection || miss.state == State::Over || miss.age(now) < rule.lease);
+        self.drop_given_up(connection, rule, now);
         self.prune(rule, now);
+    }
+
+    /// A SET on `connection` is refused, perhaps for the sake of nils that are lent.
+    fn note_refused(&mut self, connection: u64, rule: &Rule, now: Millis) {
+        let own = self.0.iter().rev().find(|miss| miss.connection == connection && miss.state != State::Over).copied();
+        let late = self.0.iter_mut().filter(|miss| Self::hears_late(own.as_ref(), miss) && miss.is_late(rule, now));
+        late.for_each(|miss| miss.refused = miss.refused.or(Some(now)));
+    }
+
+    /// Who asks again, or sends a SET, has given up what is older than a lease, except that a pool may have lent the connection to
+    /// somebody else: then what no SET was counted against may go on.
+    fn drop_given_up(&mut self, connection: u64, rule: &Rule, now: Millis) {
+        let goes_on = |miss: &Miss| match miss.state {
+            State::Live => rule.overlap.is_some(),
+            State::Matched => false,
+            State::Over => true,
+        };
+        self.0.retain(|miss| miss.connection != connection || goes_on(miss) || miss.age(now) < rule.lease);
     }
 
     /// Drops what no longer matters.
@@ -192,6 +236,12 @@ impl Misses {
     /// When the last of them ends. `None`: there are none.
     pub fn end(&self, rule: &Rule) -> Option<Millis> {
         self.0.iter().map(|miss| miss.end(rule)).max()
+    }
+
+    /// Drops what is older than a lease, as though each connection were one actor's.
+    #[cfg(test)]
+    pub(super) fn forget_late(&mut self, connection: u64, rule: &Rule, now: Millis) {
+        self.0.retain(|miss| miss.connection != connection || miss.state == State::Over || miss.age(now) < rule.lease);
     }
 
     /// How many.

@@ -57,6 +57,15 @@ impl<V: Clone> Desk<V> {
     /// A client gets nil: from now on it may be loading.
     pub(super) fn remember(&mut self, now: Millis, key: usize, connection: u64, generation: Option<Generation>) {
         self.change_misses(now, key, |misses, rule| misses.add(connection, generation, rule, now));
+        #[cfg(test)]
+        self.forget_late(now, key, connection);
+    }
+
+    #[cfg(test)]
+    pub(super) fn forget_late(&mut self, now: Millis, key: usize, connection: u64) {
+        if self.broken == Some(super::super::tests::Switch::LentForgotten) {
+            self.end_misses(key, |misses, rule| misses.forget_late(connection, rule, now));
+        }
     }
 
     /// Nobody knows whether a SET was executed.

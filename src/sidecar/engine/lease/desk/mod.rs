@@ -396,7 +396,9 @@ impl<V: Clone> Desk<V> {
             // Its own nil tells when it began, also where its lease has ended meanwhile. A pool's SET comes over another connection.
             entry.filling_since = entry.misses.since(connection).or(entry.held.map(|held| held.since));
         }
-        self.end_misses(key, |misses, rule| misses.end_one(connection, rule, now));
+        self.end_misses(key, |misses, rule| misses.end_one(connection, rule, verdict, now));
+        #[cfg(test)]
+        self.forget_late(now, key, connection);
         if verdict == Verdict::Update {
             if self.keys[key].waiting > 0 {
                 self.look(key, effects);
@@ -438,7 +440,7 @@ impl<V: Clone> Desk<V> {
         let is_stored = written == Written::Stored;
         self.end_misses(found, |misses, rule| {
             if !misses.end_of(connection, generation, rule, now) && is_stored {
-                misses.end_one(connection, rule, now);
+                misses.end_one(connection, rule, Verdict::Fill(generation), now);
             }
         });
         if is_stored {

@@ -36,11 +36,13 @@ pub(super) enum Switch {
     OwnReadsPass,
     /// All reads of a connection that others' commands end the wait of get nil.
     OvertakenReadsLoad,
+    /// A nil is over when its connection was told of the same miss again, after its lease.
+    LentForgotten,
 }
 
 impl Switch {
     /// All of them.
-    const ALL: [Switch; 14] = [
+    const ALL: [Switch; 15] = [
         Switch::GenerationUnchecked,
         Switch::UpdateKeepsLease,
         Switch::DeleteKeepsLease,
@@ -55,5 +57,6 @@ impl Switch {
         Switch::EarlyWithoutLease,
         Switch::OwnReadsPass,
         Switch::OvertakenReadsLoad,
+        Switch::LentForgotten,
     ];
 }

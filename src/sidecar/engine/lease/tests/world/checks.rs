@@ -75,7 +75,9 @@ impl World {
             let Reply::Nil(why) = reply else { continue };
             let again = self.conns[conn].told.iter().any(|(told, at)| told == key && now < at + rule.lease);
             if again && !leads && is_told(*why) && rule.at_wait_end == AtWaitEnd::Error {
-                self.fail(|| format!("key {key}: a second client of connection {conn} was told of its miss within a lease: {why:?}"));
+                self.fail(|| {
+                    format!("key {key}: a second client of connection {conn} was told of its miss within a lease: {why:?}")
+                });
             }
             self.conns[conn].told.push((*key, now));
         }

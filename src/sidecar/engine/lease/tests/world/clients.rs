@@ -68,15 +68,19 @@ impl World {
             let rule = self.config.rule;
             let pause = match self.random.u8(..16) {
                 0 if !self.config.calm && self.pods[pod].sharing == Sharing::Exclusive => self.random.u64(..rule.memory),
+                0..4 if self.config.late => self.random.u64(..rule.lease * 3),
+                4..8 if self.config.late => self.random.u64(..rule.lease),
                 1 if !self.config.calm => self.random.u64(..rule.lease),
                 _ => self.random.u64(..20),
             };
             return self.at(pause, Event::Act(actor));
         };
         let (sharing, rule) = (self.pods[pod].sharing, self.config.rule);
-        let promised = if sharing == Sharing::Exclusive { rule.memory } else { rule.lease };
-        let is_too_late = self.now + rule.lease / 4 + 1 >= load.nil_at + promised;
-        if is_too_late || self.random.u8(..10) < self.config.unfilled {
+        let arrives = self.now + rule.lease / 4 + 1;
+        let is_late = |promised: Millis| arrives >= load.nil_at + promised;
+        let over = if sharing == Sharing::Pool && is_late(rule.lease) { self.late_over(pod, &load) } else { None };
+        let promised = if sharing == Sharing::Exclusive || over.is_some() { rule.memory } else { rule.lease };
+        if is_late(promised) || self.random.u8(..10) < self.config.unfilled {
             self.actors[actor].loads.pop();
             return self.at(0, Event::Act(actor));
         }
@@ -84,7 +88,8 @@ impl World {
         let condition = if self.random.u8(..6) == 0 { Condition::Missing } else { Condition::Always };
         let fill = Cmd::Set { key: load.key, version, condition, fill: true };
         let twice = (sharing == Sharing::Exclusive && self.random.u8(..10) == 0).then(|| fill.clone());
-        if self.send(actor, [fill].into_iter().chain(twice)).is_some() {
+        if self.send_over(actor, over, [fill].into_iter().chain(twice)).is_some() {
+            self.counts.lent += u64::from(over.is_some());
             self.actors[actor].loads.pop();
             self.actors[actor].step = Step::Filling;
             self.actors[actor].led = load.leads;
@@ -93,13 +98,39 @@ impl World {
         }
     }
 
-    /// Sends commands, all at once. `None`: no connection is free.
+    /// Over which connection of its pool a fill may be sent though its lease is over: over that of its nil, or one whose clients were
+    /// told of no miss. A load is promised that where its connection was lent to somebody who was told of the same miss, as long as
+    /// no SET was taken for its fill (over its connection, or over one without a nil), and none was refused for its sake.
+    fn late_over(&mut self, pod: usize, load: &Load) -> Option<usize> {
+        let told = |conn: usize| self.conns[conn].told.iter().filter(|(key, _)| *key == load.key).map(|(_, at)| *at);
+        // Its own nil, and a newer one.
+        let is_lent = told(load.conn).filter(|at| *at >= load.nil_at).count() > 1;
+        let is_refused = self.pods[pod].doubts[load.key].iter().any(|at| *at >= load.nil_at + self.config.rule.lease);
+        let is_taken = self.pods[pod].strays[load.key].iter().any(|at| *at >= load.nil_at);
+        if !self.config.late || !is_lent || is_refused || is_taken {
+            return None;
+        }
+        let fits = |conn: &usize| !self.conns[*conn].busy && (*conn == load.conn || told(*conn).next().is_none());
+        let fit: Vec<usize> = self.pods[pod].conns.iter().copied().filter(fits).collect();
+        fit.get(self.random.usize(..fit.len().max(1))).copied()
+    }
+
     pub(super) fn send(&mut self, actor: usize, cmds: impl IntoIterator<Item = Cmd>) -> Option<()> {
+        self.send_over(actor, None, cmds)
+    }
+
+    /// Sends commands, all at once; of a pool over any connection, or that one. `None`: none is free.
+    fn send_over(&mut self, actor: usize, over: Option<usize>, cmds: impl IntoIterator<Item = Cmd>) -> Option<()> {
         let pod = self.actors[actor].pod;
         let conn = match self.pods[pod].sharing {
+            _ if over.is_some() => over?,
             Sharing::Pool => {
                 let free: Vec<usize> = self.pods[pod].conns.iter().copied().filter(|conn| !self.conns[*conn].busy).collect();
-                *free.get(self.random.usize(..free.len().max(1)))?
+                let last = free.iter().copied().max_by_key(|conn| self.conns[*conn].returned).filter(|_| self.config.late);
+                match last.filter(|_| self.random.u8(..8) > 0) {
+                    Some(last) => last,
+                    None => *free.get(self.random.usize(..free.len().max(1)))?,
+                }
             }
             _ => self.actors[actor].conn,
         };
@@ -132,7 +163,7 @@ impl World {
             return;
         }
         if self.pods[self.actors[actor].pod].sharing == Sharing::Pool {
-            self.conns[conn].busy = false;
+            (self.conns[conn].busy, self.conns[conn].returned) = (false, self.now);
         }
         let pause = self.delay();
         if self.actors[actor].step == Step::Reading || self.actors[actor].step == Step::Filling {

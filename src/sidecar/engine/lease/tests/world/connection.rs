@@ -20,6 +20,7 @@ impl Conn {
             pod,
             open: true,
             busy: false,
+            returned: 0,
             shared: false,
             next: 0,
             places: VecDeque::new(),
@@ -56,7 +57,8 @@ impl Conn {
     pub(super) fn arrived(&mut self, place: u32, now: Millis) {
         if let Some(cmd) = self.place(place).map(|own| own.cmd.clone()) {
             for before in self.places.iter_mut().filter(|own| own.place < place) {
-                let goes_on = matches!((&before.cmd, &cmd), (Cmd::Get(key), Cmd::Get(same) | Cmd::Set { key: same, .. }) if key == same);
+                let goes_on =
+                    matches!((&before.cmd, &cmd), (Cmd::Get(key), Cmd::Get(same) | Cmd::Set { key: same, .. }) if key == same);
                 before.pressed = before.pressed.or((!goes_on).then_some(now));
             }
             if let Cmd::Set { key, .. } = cmd {

@@ -39,6 +39,8 @@ pub(super) struct Config {
     /// With faults, one history of so many has a failover.
     pub(super) failover_in: u8,
     pub(super) early: bool,
+    /// In pools loads may outlast their leases: see [`World::late_over`].
+    pub(super) late: bool,
     pub(super) groups: bool,
     pub(super) broken: Option<Switch>,
     /// Print every step.
@@ -165,6 +167,8 @@ struct Conn {
     pod: usize,
     open: bool,
     busy: bool,
+    /// When a pool got it back.
+    returned: Millis,
     shared: bool,
     next: u32,
     places: VecDeque<Place>,
@@ -189,6 +193,10 @@ struct Pod {
     watched: BTreeSet<usize>,
     grants: u32,
     leads: u32,
+    /// When SETs of each key were doubtful.
+    doubts: Vec<Vec<Millis>>,
+    /// When SETs of each key came over a connection of whose clients none had been told of its miss.
+    strays: Vec<Vec<Millis>>,
     /// When a lease was won that nobody leads yet, for each key.
     granted: Vec<Option<Millis>>,
 }
@@ -201,6 +209,8 @@ struct Load {
     nil_at: Millis,
     /// It holds the lease.
     leads: bool,
+    /// Over which connection it came.
+    conn: usize,
     version: Option<Version>,
 }
 
@@ -246,6 +256,11 @@ pub(super) struct Counts {
     pub(super) failovers: u64,
     pub(super) late: u64,
     pub(super) orphaned: u64,
+    /// Of those, over connections of pools that had been lent to somebody who was told of the same miss.
+    pub(super) lent: u64,
+    pub(super) fills: u64,
+    /// Fills that were as new as any, and were removed.
+    pub(super) spoiled: u64,
 }
 
 impl Counts {
@@ -269,6 +284,9 @@ impl Counts {
         self.failovers += other.failovers;
         self.late += other.late;
         self.orphaned += other.orphaned;
+        self.lent += other.lent;
+        self.fills += other.fills;
+        self.spoiled += other.spoiled;
     }
 }
 
@@ -332,6 +350,8 @@ impl World {
                 watched: BTreeSet::new(),
                 grants: 0,
                 leads: 0,
+                doubts: vec![Vec::new(); config.keys],
+                strays: vec![Vec::new(); config.keys],
                 granted: vec![None; config.keys],
             });
         }

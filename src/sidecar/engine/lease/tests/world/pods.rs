@@ -83,11 +83,19 @@ impl World {
         if !ignore {
             self.with_desk(pod, |desk, now, effects| desk.arrives(now, connection, command, effects));
         }
+        if let Cmd::Set { key, .. } = &cmd
+            && self.conns[conn].told.iter().all(|(told, _)| told != key)
+        {
+            self.pods[pod].strays[*key].push(self.now);
+        }
         self.conns[conn].arrived(place, self.now);
         let mut effects = Vec::new();
         let mut verdict = Verdict::Update;
         if let Cmd::Set { key, .. } = &cmd {
             verdict = self.pods[pod].desk.write(self.now, connection, 0, NAMES[*key], &mut effects);
+            if matches!(verdict, Verdict::Ambiguous(_)) {
+                self.pods[pod].doubts[*key].push(self.now);
+            }
             if self.config.broken == Some(Switch::MissesIgnored) {
                 verdict = Verdict::Update;
             }
@@ -308,6 +316,7 @@ impl World {
                 let load = |(key, reply): (&usize, &Reply<Version>)| Load {
                     key: *key,
                     nil_at,
+                    conn,
                     leads: *reply == Reply::Nil(Why::Lead),
                     version: None,
                 };

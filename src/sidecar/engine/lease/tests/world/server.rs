@@ -53,6 +53,10 @@ impl World {
             Rep::Written(written)
         };
         let after = self.cache.get(self.now, key);
+        self.counts.fills += u64::from(fill);
+        self.counts.spoiled += u64::from(
+            fill && after.is_none() && set.value == self.database[key] && matches!(rep, Rep::Written(Written::Removed, _)),
+        );
         let newest = self.cache.newest[key];
         if fill && after == Some(set.value) && before != after && set.value < newest {
             self.fail(|| format!("key {key}: {} stored under {verdict:?}, and {newest} was acknowledged", set.value));
