@@ -120,28 +120,3 @@ fn while_the_cache_is_away_one_client_of_a_pod_loads() {
     assert!(text.starts_with("TRYAGAIN"), "{text}");
     assert_eq!(total(&sidecars, "leases"), 1);
 }
-
-#[test]
-fn a_rule_whose_misses_are_never_filled_has_no_leases_and_says_so() {
-    let servers = Servers::sentinel();
-    let sidecars = sidecars(&servers, 1, &[item(json!({}))]);
-    let leases = |client: &mut Client| {
-        let facts = client.line("LARDER.EXPLAIN item:x").items();
-        facts.chunks(2).find(|fact| fact[0] == bulk("leases")).map(|fact| fact[1].text())
-    };
-    let mut client = sidecars[0].client();
-    assert_eq!(leases(&mut client).unwrap(), "one client loads a missing key, the others wait for it");
-    // Locks: looked at, and seldom taken by a SET of the same key.
-    for id in 0..64 {
-        let mut locker = sidecars[0].client();
-        assert_eq!(locker.line(&format!("GET item:{id}")), Value::Nil);
-    }
-    wait_for("the rule to be disarmed", LIMIT, || total(&sidecars, "disarmed") == 1);
-    assert!(leases(&mut client).unwrap().starts_with("none for a while"));
-    assert!(sidecars[0].log().contains("seldom filled"));
-    // Now nobody waits.
-    let mut holder = sidecars[0].client();
-    assert_eq!((holder.line("GET item:a"), client.line("GET item:a")), (Value::Nil, Value::Nil));
-    assert_eq!(holder.line("SET item:a v"), ok());
-    assert_eq!(client.line("GET item:a"), bulk("v"));
-}

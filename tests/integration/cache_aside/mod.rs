@@ -7,6 +7,7 @@ mod failover;
 mod fills;
 mod history;
 mod lease_model;
+mod locks;
 mod many;
 mod multiplexed;
 mod negative;
@@ -15,6 +16,7 @@ mod stampede;
 mod succession;
 mod teams;
 mod tokens;
+mod wake;
 
 use std::time::Duration;
 
