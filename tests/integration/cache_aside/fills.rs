@@ -85,7 +85,7 @@ fn a_load_that_outlasts_its_lease_does_not_pass_for_a_newer_one_over_its_connect
         // What has to pass is the lease's time, by the sidecar's clock too.
         std::thread::sleep(LEASE * 13 / 10);
         for (id, (client, key)) in lent.iter_mut().zip(&keys).enumerate() {
-            let mut held = || servers.holder_of(key).call(&["GET", key]);
+            let held = || servers.holder_of(key).call(&["GET", key]);
             let delete = |other: &mut Client| _ = other.call(&["DEL", key]);
             if id < 2 {
                 delete(&mut other);
@@ -246,7 +246,7 @@ fn a_transaction_leaves_nothing_doubtful_and_ends_no_miss_that_it_may_not_end() 
         assert_eq!(loader.line("DISCARD"), ok());
         other.line("DEL item:2");
         // For a quarter of a lease, any further SET would be taken for the fill's repetition.
-        std::thread::sleep(std::time::Duration::from_millis(1_100));
+        std::thread::sleep(Duration::from_millis(1_100));
         assert_eq!(loader.line("SET item:2 older"), ok());
         assert_eq!(servers.holder_of("item:2").line("GET item:2"), Value::Nil, "the load was before the deletion");
     }

@@ -349,7 +349,7 @@ impl Pair {
 
     /// Whether both hold the same, and have told the same.
     fn compare(&mut self, step: &Step, done: &Done) -> Outcome {
-        for key in 0..KEYS.len() {
+        for (key, name) in KEYS.iter().enumerate() {
             self.slots[key].expire(done.after + self.ahead);
             let announced = std::mem::take(&mut self.slots[key].announced);
             if announced {
@@ -357,7 +357,7 @@ impl Pair {
             }
             same("announced", done.announced.contains(&key), announced)?;
             let found = self.server.keys[key].clone();
-            let differ = |text: String| format!("the server has {found:#?}\n{}: {text}", KEYS[key]);
+            let differ = |text: String| format!("the server has {found:#?}\n{name}: {text}");
             self.compare_slot(key, &found, done.after - done.before + ROUNDING_MS).map_err(differ)?;
         }
         Ok(())
@@ -372,9 +372,9 @@ impl Pair {
         let (Some((text, end)), Some(lease)) = (&found.lease, &mut slot.lease) else { return Ok(()) };
         let words: Vec<&str> = text.split(' ').collect();
         let [generation, held, leads, state, taker, awaited] = words[..] else { return Err(format!("no lease: {text}")) };
-        same("leads", leads, &lease.leads.to_string())?;
+        same("leads", leads, lease.leads.to_string())?;
         same("the state", state, if lease.hit_for_miss { "s" } else { "l" })?;
-        same("the taker", taker, &format!("{:016x}", lease.taker))?;
+        same("the taker", taker, format!("{:016x}", lease.taker))?;
         same("waited for", awaited, if lease.waited_for { "1" } else { "0" })?;
         compare_end("the lease's record", *end + ahead, &mut lease.record_until, time)?;
         let held: Millis = held.parse().map_err(|_| format!("no lease: {text}"))?;

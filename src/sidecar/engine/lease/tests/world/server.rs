@@ -54,9 +54,8 @@ impl World {
         };
         let after = self.cache.get(self.now, key);
         self.counts.fills += u64::from(fill);
-        self.counts.spoiled += u64::from(
-            fill && after.is_none() && set.value == self.database[key] && matches!(rep, Rep::Written(Written::Removed, _)),
-        );
+        let removed = matches!(rep, Rep::Written(Written::Removed));
+        self.counts.spoiled += u64::from(fill && after.is_none() && set.value == self.database[key] && removed);
         let newest = self.cache.newest[key];
         if fill && after == Some(set.value) && before != after && set.value < newest {
             self.fail(|| format!("key {key}: {} stored under {verdict:?}, and {newest} was acknowledged", set.value));
