@@ -103,8 +103,9 @@ impl World {
     /// no SET was taken for its fill (over its connection, or over one without a nil), and none was refused for its sake.
     fn late_over(&mut self, pod: usize, load: &Load) -> Option<usize> {
         let told = |conn: usize| self.conns[conn].told.iter().filter(|(key, _)| *key == load.key).map(|(_, at)| *at);
-        // Its own nil, and a newer one.
-        let is_lent = told(load.conn).filter(|at| *at >= load.nil_at).count() > 1;
+        // Its own nil, and a newer one, and no SET that was counted against its own.
+        let own = &self.conns[load.conn];
+        let is_lent = own.last_set[load.key] < load.nil_at && told(load.conn).filter(|at| *at >= load.nil_at).count() > 1;
         let is_refused = self.pods[pod].doubts[load.key].iter().any(|at| *at >= load.nil_at + self.config.rule.lease);
         let is_taken = self.pods[pod].strays[load.key].iter().any(|at| *at >= load.nil_at);
         if !self.config.late || !is_lent || is_refused || is_taken {

@@ -28,6 +28,7 @@ impl Conn {
             deliver_after: 0,
             points: vec![0; keys],
             told: Vec::new(),
+            last_set: vec![0; keys],
         }
     }
 
@@ -57,12 +58,17 @@ impl Conn {
     pub(super) fn arrived(&mut self, place: u32, now: Millis) {
         if let Some(cmd) = self.place(place).map(|own| own.cmd.clone()) {
             for before in self.places.iter_mut().filter(|own| own.place < place) {
-                let goes_on =
-                    matches!((&before.cmd, &cmd), (Cmd::Get(key), Cmd::Get(same) | Cmd::Set { key: same, .. }) if key == same);
+                let read = match &before.cmd {
+                    Cmd::Get(key) => Some(*key),
+                    Cmd::Mget(keys) if keys.len() == 1 => Some(keys[0]),
+                    _ => None,
+                };
+                let goes_on = matches!(&cmd, Cmd::Get(same) | Cmd::Set { key: same, .. } if read == Some(*same));
                 before.pressed = before.pressed.or((!goes_on).then_some(now));
             }
             if let Cmd::Set { key, .. } = cmd {
                 self.told.retain(|(told, _)| *told != key);
+                self.last_set[key] = now;
             }
         }
         if let Some(own) = self.place(place) {

@@ -178,6 +178,8 @@ struct Conn {
     points: Vec<Millis>,
     /// Of which keys' misses its clients were told, and when, since they last set them.
     told: Vec<(usize, Millis)>,
+    /// When it last sent a SET of each key.
+    last_set: Vec<Millis>,
 }
 
 struct Pod {
