@@ -37,6 +37,7 @@
 //!   deletion, and loads up to [`Rule::overlap`] if the next load of the key is under way when they end, or longer ones that end over
 //!   the connection of their nil, or one without a nil, though a pool has lent theirs for that next load; for updates by SET over a
 //!   connection on which a load of the same key began and has not ended, within [`Rule::settle`]. See [`misses`], also for the bounds.
+//! - A SET of which nobody knows whether it was carried out may be sent again, for a lease.
 //! - It does not hold while a rule is off because its loads are seldom stored ([`Effect::Disarmed`]): then nothing is tracked.
 //! - At most one nil per key and lease, over all pods, while leases are not lost; connections that send other commands meanwhile get
 //!   one of their own besides, and commands that lead another key get theirs: they must not wait.

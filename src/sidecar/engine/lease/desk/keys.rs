@@ -23,6 +23,7 @@ impl<V: Clone> Desk<V> {
             return found;
         }
         let hash = key_hash(database, key);
+        self.memory = self.memory.max(rule.memory);
         self.tenants = self.tenants.wrapping_add(1);
         let index = self.keys.insert(Key {
             name: Rc::new(Name { database, key: key.into() }),
@@ -102,6 +103,10 @@ impl<V: Clone> Desk<V> {
         self.keys[key].known = generation;
         self.each_waiter(now, key, effects, |desk, waiter, _| {
             let connection = desk.requests[waiter.request].asker.connection;
+            #[cfg(test)]
+            if desk.broken == Some(super::super::tests::Switch::SharedForgotten) {
+                return Some(Reply::Nil(Why::Shared));
+            }
             desk.remember(now, key, connection, generation);
             Some(Reply::Nil(Why::Shared))
         });
@@ -177,6 +182,10 @@ impl<V: Clone> Desk<V> {
         let pause = entry.look_pause;
         let jittered = pause - self.random.u64(..pause / 4 + 1);
         let until_end = entry.taken_until.saturating_sub(now).max(1);
+        #[cfg(test)]
+        if self.broken == Some(super::super::tests::Switch::NobodyLooks) {
+            return;
+        }
         entry.look_at = Some(now + jittered.min(until_end));
         entry.look_pause = (pause * 2).min(LAST_LOOK_MS);
     }
@@ -186,13 +195,18 @@ impl<V: Clone> Desk<V> {
         let entry = &mut self.keys[key];
         entry.known = None;
         let held_until = entry.held.map_or(0, |held| held.until);
-        if now >= entry.local_until.max(held_until)
-            && let Some(holder) = self.choose(key)
-        {
+        let is_free = now >= entry.local_until.max(held_until);
+        #[cfg(test)]
+        let is_free = is_free || self.broken == Some(super::super::tests::Switch::AwayForAll);
+        if is_free && let Some(holder) = self.choose(key) {
             let entry = &mut self.keys[key];
             entry.local_until = now + entry.rule.lease;
             let connection = self.requests[holder.request].asker.connection;
             self.remember(now, key, connection, None);
+            #[cfg(test)]
+            if self.broken == Some(super::super::tests::Switch::AwayForgotten) {
+                self.end_misses(key, |misses, _| *misses = Misses::default());
+            }
             self.resolve(holder.request, holder.part, Reply::Nil(Why::LocalLead));
             self.requests[holder.request].won = true;
             self.settle(now, holder.request, effects);
@@ -207,6 +221,10 @@ impl<V: Clone> Desk<V> {
     fn choose(&self, key: usize) -> Option<Waiter> {
         let waiters = || self.keys[key].waiters.iter().filter(|waiter| self.is_waiting(waiter));
         let request = |waiter: &Waiter| &self.requests[waiter.request];
+        #[cfg(test)]
+        if self.broken == Some(super::super::tests::Switch::YoungestLeads) {
+            return waiters().next_back().copied();
+        }
         let chosen = waiters().find(|waiter| request(waiter).early);
         let chosen = chosen.or_else(|| waiters().find(|waiter| request(waiter).overtaken)).or_else(|| waiters().next())?;
         let connection = request(chosen).asker.connection;
@@ -230,6 +248,8 @@ impl<V: Clone> Desk<V> {
                 continue;
             }
             let fits = waiter.since_ask != asks;
+            #[cfg(test)]
+            let fits = fits || self.broken == Some(super::super::tests::Switch::SinceAskIgnored);
             match decide(self, &waiter, fits) {
                 Some(reply) => self.resolve(waiter.request, waiter.part, reply),
                 None => {

@@ -30,7 +30,7 @@ pub const MOST_MISSES: usize = 65_536;
 pub const MOST_WAITING: usize = 65_536;
 /// Somebody who waits looks again after this, then after twice as long, up to [`LAST_LOOK_MS`].
 const FIRST_LOOK_MS: Millis = 100;
-const LAST_LOOK_MS: Millis = 400;
+pub(super) const LAST_LOOK_MS: Millis = 400;
 
 /// One pod's knowledge of leases. `V` is a value's bytes, cheap to clone.
 #[derive(Debug)]
@@ -49,6 +49,8 @@ pub struct Desk<V> {
     /// Keys for which nobody waits any more, to be looked after at the end of an event.
     touched: Vec<usize>,
     rates: RatesByRule,
+    /// For how long a nil counts as an outstanding miss, by the rule that keeps it longest.
+    memory: Millis,
     /// Tells the tenants of a slot of `keys` or `requests` apart.
     tenants: u32,
     #[cfg(test)]
@@ -166,6 +168,7 @@ impl<V: Clone> Desk<V> {
             waiting: 0,
             touched: Vec::new(),
             rates: RatesByRule::default(),
+            memory: 0,
             tenants: 0,
             #[cfg(test)]
             broken: None,
@@ -315,7 +318,10 @@ impl<V: Clone> Desk<V> {
         let entry = &mut self.keys[key];
         entry.ask = None;
         entry.taken_until = 0;
-        if !matches!(begun, Begun::Leased { .. }) {
+        let ends_early = !matches!(begun, Begun::Leased { .. });
+        #[cfg(test)]
+        let ends_early = ends_early && self.broken != Some(super::tests::Switch::EarlyKept);
+        if ends_early {
             self.end_early(now, key, effects);
         }
         match begun {
@@ -469,7 +475,13 @@ impl<V: Clone> Desk<V> {
         written: Written,
         effects: &mut Vec<Effect<V>>,
     ) {
-        let Some(key) = self.find(database, key) else { return };
+        let Some(key) = self.find(database, key) else {
+            if written == Written::Failed {
+                // All that was known of the key is over, but the load may not be whose miss was counted off.
+                self.forgotten.insert(key_hash(database, key), self.memory, now);
+            }
+            return;
+        };
         let entry = &mut self.keys[key];
         let filling_since = entry.filling_since.take();
         match written {
@@ -492,7 +504,10 @@ impl<V: Clone> Desk<V> {
                 }
             }
             Written::Unchanged | Written::Failed => {
-                if written == Written::Failed {
+                let is_doubtful = written == Written::Failed;
+                #[cfg(test)]
+                let is_doubtful = is_doubtful && self.broken != Some(super::tests::Switch::FailureUndoubted);
+                if is_doubtful {
                     self.doubt(now, key);
                 }
                 let entry = &mut self.keys[key];

@@ -152,7 +152,10 @@ impl<V: Clone> Desk<V> {
                 continue;
             }
             let (key, connection) = (open.parts[part].key, open.asker.connection);
-            if !open.early {
+            let is_told = !open.early;
+            #[cfg(test)]
+            let is_told = is_told && self.broken != Some(super::super::tests::Switch::PassedForgotten);
+            if is_told {
                 let known = self.keys[key].known;
                 self.remember(now, key, connection, known);
             }

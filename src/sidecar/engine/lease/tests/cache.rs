@@ -32,10 +32,18 @@ pub(super) struct Cache {
     resurrected: Vec<(usize, Version)>,
     /// How many clients were told to load each key.
     pub(super) leads: Vec<u32>,
-    /// How many of its leases were filled, given back, or revoked.
+    /// How many of its leases were filled, given back by who held them, or revoked.
     pub(super) ends: Vec<u32>,
     /// The keys of which the end of a lease was announced, and nobody was told yet.
     pub(super) announced: Vec<usize>,
+    /// How many took each key's lease one after the other, without a fill.
+    in_a_row: Vec<u32>,
+    /// The most that did of any.
+    pub(super) most_in_a_row: u32,
+    /// Who took each key's lease and until when, as long as nothing has ended it.
+    holders: Vec<Option<(u64, Millis)>>,
+    /// A lease was given to two at once.
+    pub(super) two_hold: bool,
     broken: Option<Switch>,
 }
 
@@ -56,16 +64,37 @@ impl Cache {
             leads: vec![0; keys],
             ends: vec![0; keys],
             announced: Vec::new(),
+            in_a_row: vec![0; keys],
+            most_in_a_row: 0,
+            holders: vec![None; keys],
+            two_hold: false,
             broken,
         }
     }
 
     fn run(&self) -> u32 {
-        if self.broken == Some(Switch::RunIgnored) { 1 } else { self.run }
+        if self.breaks(Switch::RunIgnored) { 1 } else { self.run }
+    }
+
+    fn breaks(&self, switch: Switch) -> bool {
+        self.broken == Some(switch)
+    }
+
+    /// Changes a slot in a way that may end its lease, and records what came and went.
+    fn change<R>(&mut self, now: Millis, key: usize, change: impl FnOnce(&mut Slot<Version>) -> R) -> R {
+        self.slots[key].expire(now);
+        let until = |slot: &Slot<Version>| slot.lease.as_ref().map(|lease| (lease.taker, lease.until));
+        let before = until(&self.slots[key]);
+        let result = self.watch(now, key, change);
+        if before != until(&self.slots[key]) {
+            self.ends[key] += u32::from(before.is_some());
+            self.holders[key] = None;
+        }
+        result
     }
 
     /// Changes a slot, and records what came and went.
-    fn change<R>(&mut self, now: Millis, key: usize, change: impl FnOnce(&mut Slot<Version>) -> R) -> R {
+    fn watch<R>(&mut self, now: Millis, key: usize, change: impl FnOnce(&mut Slot<Version>) -> R) -> R {
         let slot = &mut self.slots[key];
         slot.expire(now);
         let before = slot.clone();
@@ -73,8 +102,6 @@ impl Cache {
         if std::mem::take(&mut slot.announced) {
             self.announced.push(key);
         }
-        let until = |slot: &Slot<Version>| slot.lease.as_ref().map(|lease| (lease.taker, lease.until));
-        self.ends[key] += u32::from(before.lease.is_some() && until(&before) != until(slot));
         for (stays, before, after) in
             [(&mut self.values[key], before.value, &slot.value), (&mut self.stale[key], before.stale, &slot.stale)]
         {
@@ -98,6 +125,11 @@ impl Cache {
         stays.filter(|stay| stay.from.max(from) <= stay.to.min(to)).map(|stay| stay.from.max(from)).min()
     }
 
+    /// Since when a version has been there that is there, or was until lately.
+    pub(super) fn since(&self, key: usize, version: Version) -> Option<Millis> {
+        self.values[key].iter().rev().find(|stay| stay.version == version).map(|stay| stay.from)
+    }
+
     /// A failover brought it back.
     pub(super) fn was_resurrected(&self, key: usize, version: Version) -> bool {
         self.resurrected.contains(&(key, version))
@@ -114,41 +146,78 @@ impl Cache {
     }
 
     pub(super) fn delete(&mut self, now: Millis, key: usize) {
-        let keeps = self.broken == Some(Switch::DeleteKeepsLease);
+        let (keeps, copies) = (self.breaks(Switch::DeleteKeepsLease), self.breaks(Switch::WritesKeepCopy));
         self.change(now, key, |slot| {
-            let lease = slot.lease.clone().filter(|_| keeps);
+            let (lease, copy) = (slot.lease.clone().filter(|_| keeps), slot.stale.clone().filter(|_| copies));
             slot.delete(now);
-            slot.lease = lease;
+            (slot.lease, slot.stale) = (lease, copy);
         });
     }
 
     pub(super) fn update(&mut self, now: Millis, key: usize, set: &Set<Version>) {
-        let keeps = self.broken == Some(Switch::UpdateKeepsLease);
+        let (keeps, copies) = (self.breaks(Switch::UpdateKeepsLease), self.breaks(Switch::WritesKeepCopy));
         self.change(now, key, |slot| {
-            let lease = slot.lease.clone().filter(|_| keeps);
+            let (lease, copy) = (slot.lease.clone().filter(|_| keeps), slot.stale.clone().filter(|_| copies));
             slot.update(now, set);
-            slot.lease = lease;
+            (slot.lease, slot.stale) = (lease, copy.or(slot.stale.take()));
         });
     }
 
     pub(super) fn fill(&mut self, now: Millis, key: usize, verdict: Verdict, set: &Set<Version>) -> Written {
-        let run = self.run();
-        let unchecked = self.broken == Some(Switch::GenerationUnchecked);
-        self.change(now, key, |slot| {
-            if unchecked && matches!(verdict, Verdict::Fill(_)) {
+        let (run, broken, holder) = (self.run(), self.broken, self.holders[key]);
+        let written = self.change(now, key, |slot| {
+            if broken == Some(Switch::GenerationUnchecked) && matches!(verdict, Verdict::Fill(_)) {
                 return if slot.update(now, set) { Written::Stored } else { Written::Unchanged };
             }
-            slot.fill(now, run, verdict, set)
-        })
+            let before = slot.lease.clone();
+            let written = slot.fill(now, run, verdict, set);
+            match (broken, written) {
+                (Some(Switch::FillKeepsGeneration), Written::Stored)
+                | (Some(Switch::RefusalKeepsGeneration), Written::Removed)
+                | (Some(Switch::UnmetKeepsGeneration), Written::Unchanged) => slot.lease = before,
+                (Some(Switch::RefusalEndsLease), Written::Removed) => slot.lease = None,
+                _ => {}
+            }
+            written
+        });
+        if written == Written::Removed {
+            // Whoever holds the lease holds it on.
+            self.holders[key] = holder;
+        }
+        written
     }
 
     pub(super) fn begin(&mut self, now: Millis, key: usize, fresh: u64, mode: Mode, rule: &Rule) -> Begun<Version> {
-        let run = self.run();
-        self.change(now, key, |slot| slot.begin(now, run, fresh, mode, rule))
+        let (run, broken) = (self.run(), self.broken);
+        let taker = |slot: &Slot<Version>| slot.lease.as_ref().map(|lease| lease.taker);
+        self.slots[key].expire(now);
+        let before = taker(&self.slots[key]);
+        let begun = self.watch(now, key, |slot| {
+            if let Some(lease) = &mut slot.lease {
+                match broken {
+                    Some(Switch::LeaseForAll) => lease.until = 0,
+                    Some(Switch::LeadsUncounted) => lease.leads = 0,
+                    _ => {}
+                }
+            }
+            slot.begin(now, run, fresh, mode, rule)
+        });
+        if matches!(begun, Begun::Leased { .. }) {
+            let taken = before != Some(fresh);
+            self.in_a_row[key] = if before.is_none() { 1 } else { self.in_a_row[key] + u32::from(taken) };
+            self.most_in_a_row = self.most_in_a_row.max(self.in_a_row[key]);
+            self.two_hold |= self.holders[key].is_some_and(|(taker, until)| taker != fresh && now < until);
+            self.holders[key] = self.slots[key].lease.as_ref().map(|lease| (lease.taker, lease.until));
+        }
+        begun
     }
 
     pub(super) fn release(&mut self, now: Millis, key: usize, token: Token) {
-        self.change(now, key, |slot| slot.release(now, token));
+        let holder = self.slots[key].lease.as_ref().map(|lease| lease.taker).filter(|_| self.breaks(Switch::ReleaseUnchecked));
+        match holder {
+            Some(taker) if taker != token.taker => self.watch(now, key, |slot| slot.release(now, Token { taker, ..token })),
+            _ => self.change(now, key, |slot| slot.release(now, token)),
+        };
     }
 
     /// One of K, `L` and S is lost.
@@ -172,6 +241,7 @@ impl Cache {
         for key in 0..self.slots.len() {
             let replica = self.replica[key].clone();
             let kept = [&replica.value, &replica.stale];
+            self.holders[key] = None;
             self.resurrected.extend(kept.into_iter().flatten().map(|kept| (key, kept.value)));
             self.change(now, key, |slot| {
                 *slot = replica;

@@ -530,6 +530,21 @@ fn a_late_fill_over_another_connection_than_its_closed_one_is_not_taken_for_an_u
 }
 
 #[test]
+fn a_set_that_fails_after_all_else_is_over_leaves_its_key_in_doubt() {
+    let mut bench = Bench::new(1);
+    bench.get(1);
+    let sent = bench.pods[0].write(bench.now, 1, 0, KEYS[0], &mut Vec::new());
+    assert!(matches!(sent, Verdict::Fill(_)), "{sent:?}");
+    bench.with(0, |desk, now, effects| desk.topology_changed(now, effects));
+    bench.pass(RULE.settle);
+    bench.with(0, |desk, now, effects| desk.wrote(now, 1, 0, KEYS[0], Written::Failed, effects));
+    // The client sends it again, and may have loaded it before another's deletion.
+    assert_eq!(bench.write(1, 1), Verdict::Ambiguous(Doubt::Forgotten));
+    bench.pass(2 * RULE.memory);
+    assert_eq!(bench.write(1, 2), Verdict::Update);
+}
+
+#[test]
 fn a_token_that_is_refused_ends_no_other_load() {
     let mut bench = Bench::new(1);
     bench.get(1);

@@ -1,5 +1,7 @@
 //! What is asked of every reply, and of the end.
 
+use super::super::super::desk::LAST_LOOK_MS;
+use super::super::super::model::MOST_LEADS;
 use super::*;
 
 impl World {
@@ -83,6 +85,26 @@ impl World {
         }
     }
 
+    /// While the cache is away a pod loads a key once a lease.
+    pub(super) fn check_alone(&mut self, pod: usize, key: usize) {
+        let lease = self.config.rule.lease;
+        let last = self.pods[pod].led_alone[key].replace(self.now);
+        if let Some(since) = last.map(|last| self.now - last).filter(|since| *since < lease) {
+            self.fail(|| format!("pod {pod}, key {key}: two loads within {since} ms while the cache is away"));
+        }
+    }
+
+    /// Who waits for a value hears of it when it comes, or looks now and then.
+    pub(super) fn check_woken(&mut self, asker: Asker, key: usize, version: Version, waited: Millis) {
+        let late = self.cache.since(key, version).map_or(0, |since| self.now - since).min(waited);
+        // A pod does not listen for the end of its own lease, which a reader of several keys in another may bring about before.
+        let hears = self.config.signs && !self.config.groups;
+        let most = if hears { MOST_DELAY_MS } else { LAST_LOOK_MS + MOST_DELAY_MS };
+        if self.is_quiet() && late > most {
+            self.fail(|| format!("{asker:?} was given what had been there for {late} ms"));
+        }
+    }
+
     pub(super) fn at_the_end(&mut self) {
         for actor in 0..self.actors.len() {
             if self.actors[actor].step != Step::Idle || self.actors[actor].left > 0 {
@@ -95,6 +117,10 @@ impl World {
             if self.is_quiet() && leads > 1 + ends + leases {
                 self.fail(|| format!("key {key}: {leads} loads though only {ends} leases were ended"));
             }
+        }
+        let (row, nobody_fills) = (self.cache.most_in_a_row, self.config.calm && self.config.unfilled >= 10);
+        if nobody_fills && !self.config.rule.stale && row > MOST_LEADS {
+            self.fail(|| format!("{row} took one lease after the other, and nobody filled it"));
         }
         for pod in 0..self.pods.len() {
             let desk = &self.pods[pod].desk;

@@ -80,17 +80,18 @@ impl World {
         let is_late = |promised: Millis| arrives >= load.nil_at + promised;
         let over = if sharing == Sharing::Pool && is_late(rule.lease) { self.late_over(pod, &load) } else { None };
         let promised = if sharing == Sharing::Exclusive || over.is_some() { rule.memory } else { rule.lease };
-        if is_late(promised) || self.random.u8(..10) < self.config.unfilled {
+        let is_too_late = is_late(promised) || load.repeat_by.is_some_and(|until| self.now > until);
+        if is_too_late || self.random.u8(..10) < self.config.unfilled {
             self.actors[actor].loads.pop();
             return self.at(0, Event::Act(actor));
         }
         self.counts.late += u64::from(self.now > load.nil_at + rule.lease);
-        let condition = if self.random.u8(..6) == 0 { Condition::Missing } else { Condition::Always };
+        let condition = if self.random.u8(..self.config.condition_in) == 0 { Condition::Missing } else { Condition::Always };
         let fill = Cmd::Set { key: load.key, version, condition, fill: true };
         let twice = (sharing == Sharing::Exclusive && self.random.u8(..10) == 0).then(|| fill.clone());
         if self.send_over(actor, over, [fill].into_iter().chain(twice)).is_some() {
             self.counts.lent += u64::from(over.is_some());
-            self.actors[actor].loads.pop();
+            self.actors[actor].filling = self.actors[actor].loads.pop();
             self.actors[actor].step = Step::Filling;
             self.actors[actor].led = load.leads;
         } else {
@@ -166,7 +167,16 @@ impl World {
         if self.pods[self.actors[actor].pod].sharing == Sharing::Pool {
             (self.conns[conn].busy, self.conns[conn].returned) = (false, self.now);
         }
-        let pause = self.delay();
+        let mut pause = self.delay();
+        if let (Some(load), Got::Error) = (self.actors[actor].filling.take(), &got)
+            && self.random.bool()
+        {
+            // Many a client repeats what failed, but not for long. What failed has been known for up to a quarter lease.
+            let quarter = self.config.rule.lease / 4;
+            self.counts.repeated += 1;
+            self.actors[actor].loads.push(Load { repeat_by: Some(self.now + quarter), ..load });
+            pause += self.random.u64(..quarter);
+        }
         if self.actors[actor].step == Step::Reading || self.actors[actor].step == Step::Filling {
             self.actors[actor].step = Step::Loading;
         } else {
@@ -191,6 +201,7 @@ impl World {
                 continue;
             }
             self.actors[actor].conn = fresh;
+            self.actors[actor].filling = None;
             let awaited = lost.iter().filter(|place| place.actor == actor).count() as u32;
             if self.pods[pod].sharing == Sharing::Exclusive {
                 // The process is gone, and what it was loading.

@@ -3,14 +3,18 @@
 use super::*;
 
 impl Place {
-    /// The keys that the cache did not have.
-    pub(super) fn missing(&self) -> Vec<usize> {
-        let keys = match &self.cmd {
+    /// The keys that it reads.
+    pub(super) fn keys(&self) -> &[usize] {
+        match &self.cmd {
             Cmd::Get(key) => std::slice::from_ref(key),
             Cmd::Mget(keys) => keys,
             Cmd::Set { .. } | Cmd::Del(_) => &[],
-        };
-        keys.iter().zip(&self.values).filter(|(_, value)| value.is_none()).map(|(key, _)| *key).collect()
+        }
+    }
+
+    /// The keys that the cache did not have.
+    pub(super) fn missing(&self) -> Vec<usize> {
+        self.keys().iter().zip(&self.values).filter(|(_, value)| value.is_none()).map(|(key, _)| *key).collect()
     }
 }
 
@@ -58,12 +62,9 @@ impl Conn {
     pub(super) fn arrived(&mut self, place: u32, now: Millis) {
         if let Some(cmd) = self.place(place).map(|own| own.cmd.clone()) {
             for before in self.places.iter_mut().filter(|own| own.place < place) {
-                let read = match &before.cmd {
-                    Cmd::Get(key) => Some(*key),
-                    Cmd::Mget(keys) if keys.len() == 1 => Some(keys[0]),
-                    _ => None,
-                };
-                let goes_on = matches!(&cmd, Cmd::Get(same) | Cmd::Set { key: same, .. } if read == Some(*same));
+                // Of a read of several keys all but one may be there.
+                let awaited = if before.missed.is_some() { before.missing() } else { before.keys().to_vec() };
+                let goes_on = matches!((&awaited[..], &cmd), ([key], Cmd::Get(same) | Cmd::Set { key: same, .. }) if key == same);
                 before.pressed = before.pressed.or((!goes_on).then_some(now));
             }
             if let Cmd::Set { key, .. } = cmd {

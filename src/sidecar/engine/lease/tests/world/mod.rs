@@ -38,10 +38,20 @@ pub(super) struct Config {
     pub(super) faults: bool,
     /// With faults, one history of so many has a failover.
     pub(super) failover_in: u8,
+    /// With faults, connections to the cache break fewer times than this.
+    pub(super) breaks: u32,
     pub(super) early: bool,
+    /// Of reads that may ask for the lease early, one of so many does.
+    pub(super) early_in: u8,
+    /// Of fills, one of so many has a condition.
+    pub(super) condition_in: u8,
     /// In pools loads may outlast their leases: see [`World::late_over`].
     pub(super) late: bool,
     pub(super) groups: bool,
+    /// Who waits in another pod is woken.
+    pub(super) signs: bool,
+    /// Some clients' commands go to the cache over a connection beside the one for leases.
+    pub(super) lanes: bool,
     pub(super) broken: Option<Switch>,
     /// Print every step.
     pub(super) shown: bool,
@@ -188,8 +198,9 @@ struct Pod {
     /// Its clients write to the database and SET; otherwise they DEL.
     sets: bool,
     conns: Vec<usize>,
-    exec_after: Millis,
-    back_after: Millis,
+    /// By lane: see [`Config::lanes`].
+    exec_after: [Millis; 2],
+    back_after: [Millis; 2],
     tick_at: Option<Millis>,
     link: u32,
     watched: BTreeSet<usize>,
@@ -201,6 +212,8 @@ struct Pod {
     strays: Vec<Vec<Millis>>,
     /// When a lease was won that nobody leads yet, for each key.
     granted: Vec<Option<Millis>>,
+    /// When a client was last told to load each key while the cache was away.
+    led_alone: Vec<Option<Millis>>,
 }
 
 /// A load that a client owes.
@@ -214,6 +227,8 @@ struct Load {
     /// Over which connection it came.
     conn: usize,
     version: Option<Version>,
+    /// Its SET has failed: until when it is sent again.
+    repeat_by: Option<Millis>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -233,6 +248,8 @@ struct Actor {
     left: u32,
     step: Step,
     loads: Vec<Load>,
+    /// What it is storing.
+    filling: Option<Load>,
     awaits: u32,
     /// What it stores, or stored last, was loaded under the lease.
     led: bool,
@@ -263,6 +280,7 @@ pub(super) struct Counts {
     pub(super) fills: u64,
     /// Fills that were as new as any, and were removed.
     pub(super) spoiled: u64,
+    pub(super) repeated: u64,
 }
 
 impl Counts {
@@ -289,6 +307,7 @@ impl Counts {
         self.lent += other.lent;
         self.fills += other.fills;
         self.spoiled += other.spoiled;
+        self.repeated += other.repeated;
     }
 }
 
@@ -345,8 +364,8 @@ impl World {
                 sharing,
                 sets: sharing == Sharing::Exclusive && random.bool(),
                 conns: Vec::new(),
-                exec_after: 0,
-                back_after: 0,
+                exec_after: [0; 2],
+                back_after: [0; 2],
                 tick_at: None,
                 link: 0,
                 watched: BTreeSet::new(),
@@ -355,6 +374,7 @@ impl World {
                 doubts: vec![Vec::new(); config.keys],
                 strays: vec![Vec::new(); config.keys],
                 granted: vec![None; config.keys],
+                led_alone: vec![None; config.keys],
             });
         }
         for actor in 0..config.actors {
@@ -366,7 +386,8 @@ impl World {
                 pods[pod].conns.push(conn);
             }
             let left = random.u32(1..=config.operations);
-            actors.push(Actor { pod, conn, left, step: Step::Idle, loads: Vec::new(), awaits: 0, led: false });
+            let (step, loads, filling) = (Step::Idle, Vec::new(), None);
+            actors.push(Actor { pod, conn, left, step, loads, filling, awaits: 0, led: false });
         }
         let mut world = Self {
             config,
@@ -407,7 +428,7 @@ impl World {
                 let at = self.random.u64(..500);
                 self.at(at, Event::Failover);
             }
-            for _ in 0..self.random.u32(..3) {
+            for _ in 0..self.random.u32(..self.config.breaks) {
                 let (at, pod) = (self.random.u64(..1_500), self.random.usize(..self.pods.len()));
                 self.at(at, Event::Break(pod));
             }
@@ -492,14 +513,21 @@ impl World {
                 }
             }
             Event::Break(pod) => self.pods[pod].link += 1,
-            Event::Topology(pod) => self.with_desk(pod, |desk, now, effects| desk.topology_changed(now, effects)),
+            Event::Topology(pod) => {
+                self.pods[pod].led_alone.fill(None);
+                self.with_desk(pod, |desk, now, effects| desk.topology_changed(now, effects));
+            }
         }
     }
 
     /// Nobody is slow and nothing changes: so nobody waits in vain. But for a lease whose holder's SET was refused over a connection
     /// with an unfilled miss of its own: it stands until its end, though nobody loads.
     fn is_quiet(&self) -> bool {
-        self.config.calm && self.config.writes == 0 && self.counts.orphaned == 0
+        self.config.calm && self.config.writes == 0 && self.config.unfilled == 0 && self.counts.orphaned == 0
+    }
+
+    fn breaks(&self, switch: Switch) -> bool {
+        self.config.broken == Some(switch)
     }
 
     /// What is under way on a pod's connection to the cache fails when this changes.

@@ -20,22 +20,7 @@ impl World {
                 }
                 Effect::GiveBack { name, token } => self.forward(pod, Req::Release { key: key_of(&name.key), token }),
                 Effect::Answer { asker, answer } => self.answered(pod, asker, answer),
-                Effect::Early { asker, refresh } => {
-                    self.counts.early += u64::from(refresh);
-                    let conn = asker.connection as usize - 1;
-                    let Some(place) = self.conns[conn].place(asker.place) else { continue };
-                    let found = place.values[0];
-                    let reply = match found {
-                        Some(version) if !refresh => Reply::Value(version),
-                        _ => Reply::Nil(Why::Lead),
-                    };
-                    if refresh {
-                        let read = if let Cmd::Get(key) = place.cmd { Some((key, self.now)) } else { None };
-                        self.conns[conn].told.extend(read);
-                        self.pods[pod].leads += 1;
-                    }
-                    self.answer(conn, asker.place, Got::Replies(vec![reply]));
-                }
+                Effect::Early { asker, refresh } => self.answered_early(pod, asker, refresh),
                 Effect::Watch { name } => {
                     self.pods[pod].watched.insert(key_of(&name.key));
                     let delay = self.delay();
@@ -60,10 +45,54 @@ impl World {
         }
     }
 
+    /// A read that found its value and asked for the lease is answered.
+    fn answered_early(&mut self, pod: usize, asker: Asker, refresh: bool) {
+        self.counts.early += u64::from(refresh);
+        let conn = asker.connection as usize - 1;
+        let now = self.now;
+        let Some(place) = self.conns[conn].place(asker.place) else { return };
+        let [key] = *place.keys() else { return };
+        let kept = now - place.missed.unwrap_or(now);
+        let reply = match place.values[0] {
+            Some(version) if !refresh => Reply::Value(version),
+            _ => Reply::Nil(Why::Lead),
+        };
+        if self.is_quiet() && kept > MOST_DELAY_MS {
+            self.fail(|| format!("{asker:?} found its value and was kept waiting for {kept} ms"));
+        }
+        if refresh {
+            self.conns[conn].told.push((key, now));
+            self.pods[pod].leads += 1;
+            self.pods[pod].granted[key] = None;
+        }
+        self.answer(conn, asker.place, Got::Replies(vec![reply]));
+    }
+
+    /// Over which of a pod's connections something goes.
+    pub(super) fn lane(&self, req: &Req) -> usize {
+        match req {
+            Req::Client { conn, .. } if self.config.lanes => conn % 2,
+            _ => 0,
+        }
+    }
+
+    /// The rule, as the desk is told of it.
+    fn rule(&self) -> Rule {
+        let rule = self.config.rule;
+        match self.config.broken {
+            Some(Switch::SettledAtOnce) => Rule { settle: 0, ..rule },
+            Some(Switch::MemoryIsALease) => Rule { memory: rule.lease, ..rule },
+            Some(Switch::NoOverlap) => Rule { overlap: Some(0), ..rule },
+            Some(Switch::WaitsTooLong) => Rule { wait: rule.wait * 10, ..rule },
+            _ => rule,
+        }
+    }
+
     pub(super) fn forward(&mut self, pod: usize, req: Req) {
         let delay = self.delay();
-        let at = self.pods[pod].exec_after.max(self.now + delay);
-        self.pods[pod].exec_after = at;
+        let lane = self.lane(&req);
+        let at = self.pods[pod].exec_after[lane].max(self.now + delay);
+        self.pods[pod].exec_after[lane] = at;
         self.at_time(at, Event::Exec { pod, epoch: self.epoch(pod), req });
     }
 
@@ -93,11 +122,15 @@ impl World {
         let mut verdict = Verdict::Update;
         if let Cmd::Set { key, .. } = &cmd {
             verdict = self.pods[pod].desk.write(self.now, connection, 0, NAMES[*key], &mut effects);
-            if matches!(verdict, Verdict::Ambiguous(_)) {
+            let is_doubtful = matches!(verdict, Verdict::Ambiguous(_));
+            if is_doubtful {
                 self.pods[pod].doubts[*key].push(self.now);
             }
-            if self.config.broken == Some(Switch::MissesIgnored) {
+            if self.breaks(Switch::MissesIgnored) || self.breaks(Switch::DoubtStored) && is_doubtful {
                 verdict = Verdict::Update;
+            }
+            if self.breaks(Switch::SetEndsAllMisses) {
+                self.pods[pod].desk.forget_misses(NAMES[*key]);
             }
         }
         if let (Cmd::Del(key), Some(Switch::DeleteEndsMisses)) = (&cmd, self.config.broken) {
@@ -132,7 +165,12 @@ impl World {
                 let begun = match rep {
                     Rep::Begun(begun) => begun,
                     // What is safe to repeat is repeated, once in a while.
-                    _ if self.random.bool() => return self.forward(pod, Req::Begin { key, fresh, mode, rule }),
+                    _ if self.random.bool() => {
+                        // It takes a while until there is a connection again.
+                        let pause = self.random.u64(..self.config.rule.lease);
+                        self.pods[pod].exec_after[0] = self.pods[pod].exec_after[0].max(self.now + pause);
+                        return self.forward(pod, Req::Begin { key, fresh, mode, rule });
+                    }
                     _ => Begun::Failed,
                 };
                 if matches!(begun, Begun::Leased { .. }) {
@@ -140,7 +178,11 @@ impl World {
                     self.pods[pod].granted[key] = Some(self.now);
                 }
                 let name = Name { database: 0, key: NAMES[key].into() };
-                self.with_desk(pod, |desk, now, effects| desk.begun(now, &name, fresh, begun, effects));
+                let mut effects = Vec::new();
+                self.pods[pod].desk.begun(self.now, &name, fresh, begun, &mut effects);
+                let swallow = self.breaks(Switch::UnclaimedKept);
+                effects.retain(|effect| !(swallow && matches!(effect, Effect::GiveBack { .. })));
+                self.carry_out(pod, effects);
             }
             (Req::Release { .. }, _) => {}
         }
@@ -155,8 +197,10 @@ impl World {
         if let ([key], [Some(version)]) = (keys, &values[..]) {
             let connection = conn as u64 + 1;
             let overtaken = self.conns[conn].is_overtaken(place, *key);
-            self.with_desk(pod, |desk, now, effects| desk.seen(now, connection, 0, NAMES[*key], version, effects));
-            let tries = self.config.early && !overtaken && self.random.u8(..8) == 0;
+            if !self.breaks(Switch::SeenIgnored) {
+                self.with_desk(pod, |desk, now, effects| desk.seen(now, connection, 0, NAMES[*key], version, effects));
+            }
+            let tries = self.config.early && !overtaken && self.random.u8(..self.config.early_in) == 0;
             if tries && self.config.broken == Some(Switch::EarlyWithoutLease) {
                 if let Some(own) = self.conns[conn].place(place) {
                     own.missed = Some(self.now);
@@ -164,7 +208,7 @@ impl World {
                 return self.answer(conn, place, Got::Replies(vec![Reply::Nil(Why::Lead)]));
             }
             if tries {
-                let missing = Missing { key: NAMES[*key], rule: self.config.rule };
+                let missing = Missing { key: NAMES[*key], rule: self.rule() };
                 let asker = Asker { connection, place };
                 let (mut effects, left) = (Vec::new(), self.random.u64(..300));
                 let held = self.pods[pod].desk.expires_early(self.now, asker, 0, &missing, left, &mut effects);
@@ -182,7 +226,7 @@ impl World {
     }
 
     pub(super) fn miss(&mut self, pod: usize, conn: usize, place: u32, keys: &[usize], values: Vec<Option<Version>>, away: bool) {
-        let (now, rule) = (self.now, self.config.rule);
+        let (now, rule) = (self.now, self.rule());
         let forbidden = self.conns[conn].written_behind(place, keys);
         let Some(own) = self.conns[conn].place(place) else { return };
         (own.answered, own.missed, own.forbidden) = (true, Some(now), forbidden);
@@ -214,6 +258,7 @@ impl World {
         if let (Cmd::Set { key, .. }, true) = (cmd, verdict != Verdict::Update) {
             let written = if let Rep::Written(written) = rep { written } else { Written::Failed };
             let connection = conn as u64 + 1;
+            self.pods[pod].led_alone[*key] = None;
             let mut effects = Vec::new();
             self.pods[pod].desk.wrote(self.now, connection, 0, NAMES[*key], written, &mut effects);
             let is_given_back = effects.iter().any(|effect| matches!(effect, Effect::GiveBack { .. }));
@@ -230,6 +275,9 @@ impl World {
 
     /// Tells all pods that listen.
     pub(super) fn publish(&mut self, key: usize) {
+        if !self.config.signs || self.breaks(Switch::SignsUnsent) {
+            return;
+        }
         for pod in 0..self.pods.len() {
             if self.pods[pod].watched.contains(&key) {
                 let delay = self.delay();
@@ -263,8 +311,13 @@ impl World {
             return self.answer(conn, asker.place, Got::Error);
         };
         self.check_told(conn, &replies, &missing);
-        for (reply, key) in replies.iter().zip(missing) {
-            self.count(pod, key, reply);
+        for (reply, key) in replies.iter().zip(&missing) {
+            self.count(pod, *key, reply);
+        }
+        match (&replies[..], &missing[..]) {
+            ([Reply::Value(version)], [key]) => self.check_woken(asker, *key, *version, waited),
+            ([Reply::Nil(Why::LocalLead)], [key]) => self.check_alone(pod, *key),
+            _ => {}
         }
         self.counts.waited += u64::from(waited > 10);
         let mut replies = replies.into_iter();
@@ -319,6 +372,7 @@ impl World {
                     conn,
                     leads: *reply == Reply::Nil(Why::Lead),
                     version: None,
+                    repeat_by: None,
                 };
                 let loads: Vec<Load> = nils.map(load).collect();
                 if !matches!(self.actors[front.actor].step, Step::Writing(..)) {

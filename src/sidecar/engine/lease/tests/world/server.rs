@@ -28,7 +28,13 @@ impl World {
                 let set = Set { value: *version, condition: *condition, ttl, stale_ttl };
                 self.set(*key, &set, *verdict, *fill)
             }
-            Req::Begin { key, fresh, mode, rule } => Rep::Begun(self.cache.begin(now, *key, *fresh, *mode, rule)),
+            Req::Begin { key, fresh, mode, rule } => {
+                let begun = self.cache.begin(now, *key, *fresh, *mode, rule);
+                if self.cache.two_hold {
+                    self.fail(|| format!("key {key}: a lease is given to {fresh} that somebody holds"));
+                }
+                Rep::Begun(begun)
+            }
             Req::Release { key, token } => {
                 self.cache.release(now, *key, *token);
                 Rep::Done
@@ -65,8 +71,9 @@ impl World {
 
     pub(super) fn reply(&mut self, pod: usize, epoch: u32, req: Req, rep: Rep) {
         let delay = self.delay();
-        let at = self.pods[pod].back_after.max(self.now + delay);
-        self.pods[pod].back_after = at;
+        let lane = self.lane(&req);
+        let at = self.pods[pod].back_after[lane].max(self.now + delay);
+        self.pods[pod].back_after[lane] = at;
         self.at_time(at, Event::Back { pod, epoch, req, rep });
     }
 }
