@@ -88,6 +88,7 @@ fn nobody_reads_what_is_older_than_an_acknowledged_write() {
         ("fills", seen.fills),
         ("writes", seen.writes),
         ("refused fills", seen.refused.total()),
+        ("reads cut short", seen.cut_short),
         ("TTLs", seen.ttls),
     ] {
         assert!(count > SEEDS, "only {count} {what}");

@@ -102,7 +102,10 @@ impl World {
         let took = sent.elapsed();
         self.note(|seen| {
             seen.longest = seen.longest.max(took);
-            seen.errors += u64::from(!matches!(reply, Ok(ref value) if !value.is_error()));
+            let is_cut_short =
+                matches!(&reply, Ok(Value::Error(text)) if text.contains("other commands were sent behind the read"));
+            seen.cut_short += u64::from(is_cut_short);
+            seen.errors += u64::from(!is_cut_short && !matches!(&reply, Ok(value) if !value.is_error()));
         });
         if took > LONGEST {
             self.note_wrong(&format!("{command:?} took {took:?}, and then came {reply:?}"));

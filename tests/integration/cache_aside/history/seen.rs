@@ -18,6 +18,8 @@ pub struct Seen {
     pub writes: u64,
     /// Commands that were told to try again, or that nobody knows what became of them, and those lost with a connection.
     pub errors: u64,
+    /// Reads behind which other commands stood, while a client of their connection loaded their key: they were told to repeat it.
+    pub cut_short: u64,
     /// For how long the slowest command was waited for.
     pub longest: Duration,
     /// Planned failovers, and servers that answered nothing for longer than a lease.
@@ -76,6 +78,7 @@ impl Seen {
             sum.fills += seen.fills;
             sum.writes += seen.writes;
             sum.errors += seen.errors;
+            sum.cut_short += seen.cut_short;
             sum.longest = sum.longest.max(seen.longest);
             sum.failovers += seen.failovers;
             sum.stops += seen.stops;
@@ -128,6 +131,7 @@ impl Seen {
             ("stale values served, and values loaded anew before their TTL", self.early_or_stale),
             ("changes of the database, each acknowledged by the cache", self.writes),
             ("commands that failed, or were lost with a connection", self.errors),
+            ("reads that must not wait, since their connection carried more, and were told to try again", self.cut_short),
             ("planned failovers", self.failovers),
             ("servers that answered nothing for longer than a lease", self.stops),
             ("milliseconds that the slowest command took", self.longest.as_millis() as u64),
