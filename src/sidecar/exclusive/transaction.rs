@@ -317,6 +317,11 @@ impl Transaction {
         if let Some(text) = refusal(&self.session, spec) {
             return Err(text);
         }
+        self.admit_allowed(args, spec)
+    }
+
+    /// As [`Transaction::admit`], of a command that [`refusal`] lets pass.
+    fn admit_allowed(&mut self, args: &crate::sidecar::resp::CommandArgs<'_>, spec: &'static CommandSpec) -> Result<u16, String> {
         self.note_read(spec);
         self.slot_for(guard::admit(&self.session, args, spec))
     }
@@ -356,7 +361,7 @@ impl Transaction {
             let selects = within::selects(&self.session, &request);
             return self.hold_back(command, spec, selects, &bytes).await;
         }
-        let slot = match self.admit(&command.args(), spec) {
+        let slot = match self.admit_allowed(&command.args(), spec) {
             Ok(slot) => slot,
             Err(text) => return self.abort(&text),
         };

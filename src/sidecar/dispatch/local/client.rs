@@ -57,8 +57,13 @@ fn get_name(session: &Rc<Session>) -> Flow {
 /// Names the client, by the servers' own rules.
 pub fn set_name(session: &Session, name: &[u8]) -> Result<(), &'static str> {
     check_name(name)?;
-    session.about.borrow_mut().name = name.to_vec();
+    rename(session, name);
     Ok(())
+}
+
+/// Gives the client a name that [`check_name`] has found good.
+pub fn rename(session: &Session, name: &[u8]) {
+    session.about.borrow_mut().name = name.to_vec();
 }
 
 /// Whether the client can be named so.

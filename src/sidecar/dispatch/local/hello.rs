@@ -6,7 +6,7 @@
 use std::rc::Rc;
 
 use super::super::{Flow, Request, refuse};
-use super::client::{check_name, set_name};
+use super::client::{check_name, rename};
 use super::connection::change_lane;
 use super::quoted;
 use crate::sidecar::commands::parse_i64;
@@ -35,9 +35,7 @@ pub fn run(session: &Rc<Session>, request: &Request<'_>) -> Flow {
     if !change_lane(session, Lane { protocol: wish.protocol, ..session.lane() }) {
         return Flow::Quiet;
     }
-    if let Err(text) = wish.name.map_or(Ok(()), |name| set_name(session, name)) {
-        return refuse(session, text);
-    }
+    wish.name.iter().for_each(|name| rename(session, name));
     let (worker, waiting, place) = (session.worker(), session.clone(), session.take_place());
     let sink = Sink::Call(Box::new(move |_, answer| {
         let told: &[u8] = match answer {
@@ -69,9 +67,7 @@ pub fn greet(session: &Rc<Session>, request: &Request<'_>, told: &[u8]) -> Flow 
     match parse(session, request) {
         Ok(wish) => {
             session.set_lane(Lane { protocol: wish.protocol, ..session.lane() });
-            if let Err(text) = wish.name.map_or(Ok(()), |name| set_name(session, name)) {
-                return refuse(session, text);
-            }
+            wish.name.iter().for_each(|name| rename(session, name));
             session.answer_now(|out| write(session, told, out));
             Flow::Continue
         }
