@@ -1,6 +1,7 @@
 //! The vocabulary that both planes share: units, key patterns, rules and the snapshot. No I/O, no kube.
 
 pub mod agent;
+pub mod binding;
 pub mod config_file;
 mod cover;
 pub mod digest;
