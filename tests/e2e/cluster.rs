@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+use super::api;
+
 /// How often a state is looked at that is waited for.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
@@ -40,14 +42,13 @@ pub fn apply(manifest: &Value) -> Result<String, String> {
 
 /// One object, when it is there.
 pub fn get(namespace: &str, what: &str) -> Option<Value> {
-    let text = kubectl(&["-n", namespace, "get", what, "-o", "json", "--ignore-not-found"]).ok()?;
-    serde_json::from_str(&text).ok()
+    let (kind, name) = what.split_once('/')?;
+    api::get(&format!("{}/{name}", api::path(namespace, kind)))
 }
 
-/// The objects of a kind that have some labels.
+/// The objects of a kind that have some labels, without the kind of each.
 pub fn list(namespace: &str, kind: &str, labels: &str) -> Vec<Value> {
-    let text = kubectl(&["-n", namespace, "get", kind, "-l", labels, "-o", "json"]).unwrap_or_default();
-    let list: Value = serde_json::from_str(&text).unwrap_or_default();
+    let list = api::get(&format!("{}?labelSelector={}", api::path(namespace, kind), api::escaped(labels))).unwrap_or_default();
     list["items"].as_array().cloned().unwrap_or_default()
 }
 

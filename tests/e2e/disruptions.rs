@@ -110,7 +110,7 @@ pub fn cases(tier: &Tier) -> Vec<Case> {
         case("pod lost, operator away", Fault, Alone, faults::kill_while_operator_is_away),
         case("node paused and back", Fault, NodesAlone, faults::pause_node),
         Case { before: Some(planned::fill), ..change("node drained, cache full", Planned, Alone, planned::drain_node) },
-        case("majority and primary lost", Outage, NodesAlone, faults::lose_majority_and_primary),
+        case("majority and primary lost", Outage, Nodes, faults::lose_majority_and_primary),
         case("all pods deleted", if tier.durable { Kept } else { Emptied }, Nothing, faults::delete_all_pods),
     ];
     if is_on_foreign_nodes() {

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{BufRead as _, BufReader};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use super::cluster::{eventually, get, kubectl, name, run, uid};
 use super::counter::{Counter, number};
 use super::install::{self, PLACE};
+use super::operator::Quiet;
 use super::report::{self, Line};
 use super::tier::{Engine, REDIS_7_0, Tier, VALKEY_9_1};
 
@@ -43,6 +44,8 @@ fn unbroken(counter: Counter) -> usize {
 struct Forwarded {
     child: Child,
     address: String,
+    /// Kept open: kubectl says a line for each connection, and ends when nobody could read it.
+    _said: BufReader<ChildStdout>,
 }
 
 impl Forwarded {
@@ -50,10 +53,11 @@ impl Forwarded {
         let mut command = Command::new("kubectl");
         command.args(["-n", PLACE, "port-forward", &format!("pod/{pod}"), &format!(":{port}")]);
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("kubectl runs");
+        let mut said = BufReader::new(child.stdout.take().expect("a pipe"));
         let mut line = String::new();
-        BufReader::new(child.stdout.take().expect("a pipe")).read_line(&mut line).expect("a line");
+        said.read_line(&mut line).expect("a line");
         let address = line.split_ascii_whitespace().nth(2).unwrap_or_else(|| panic!("{line:?}")).to_owned();
-        Self { child, address }
+        Self { child, address, _said: said }
     }
 }
 
@@ -92,14 +96,15 @@ fn presented(tier: &Tier, certificates: &Value) -> Vec<String> {
     vec![fingerprint; 2 * tier.servers().len()]
 }
 
-fn check(title: &str, engine: Engine) {
+/// `restarts`: whether the operator is restarted while the certificates change.
+fn check(title: &str, engine: Engine, restarts: bool) {
     let (_cluster, _others) = (install::cluster(), install::beside_others());
-    let (tier, took) = Tier { name: title.to_owned(), engine, durable: false, tls: true }.make();
+    let (tier, took) = Tier { name: title.to_owned(), engine, durable: false, tls: true, console: None }.make();
     report::add(Line { took: Some(took), ..Line::of(&tier, "made and ready") });
     let before = await_certificates(&tier, &Value::Null);
     let primary = tier.primary();
     // Nobody is served without TLS.
-    let plain = Tier { name: tier.name.clone(), engine, durable: false, tls: false };
+    let plain = Tier { name: tier.name.clone(), engine, durable: false, tls: false, console: None };
     assert_ne!(plain.ask(&primary, "6379", &["ping"]).as_deref(), Ok("PONG"));
     published(&tier);
     assert_eq!(shaken(&tier), presented(&tier, &before), "what is presented in a handshake");
@@ -107,7 +112,11 @@ fn check(title: &str, engine: Engine) {
     let (servers, sentinels) = (tier.server_uids(), tier.sentinels().iter().map(uid).collect::<Vec<_>>());
     let counter = Counter::start(&tier, &primary, 2 * ROTATES_WITHIN);
     counter.await_more();
+    let quiet = Quiet::of(&tier);
     tier.patch(&json!({"tls": {"enabled": true, "rotation": "again"}}));
+    if restarts {
+        quiet.restart_once_begun(&tier);
+    }
     let after = await_certificates(&tier, &json!("again"));
     tier.settle("with new certificates");
     counter.await_more();
@@ -118,7 +127,8 @@ fn check(title: &str, engine: Engine) {
     let kept = tier.sentinels().iter().map(uid).filter(|uid| sentinels.contains(uid)).count();
     assert_eq!(kept, 0, "sentinels read theirs when they start");
     assert_eq!(tier.primary(), primary, "nothing was failed over");
-    let case = format!("certificates rotated; {count} commands over one connection without an error");
+    let restarted = if restarts { ", operator restarted" } else { "" };
+    let case = format!("certificates rotated{restarted}; {count} commands over one connection without an error");
     report::add(Line::of(&tier, &case));
 
     kubectl(&["-n", PLACE, "delete", "pod", &primary, "--wait=false"]).expect("deleted");
@@ -148,10 +158,10 @@ fn published(tier: &Tier) {
 
 #[test]
 fn redis_7_0_encrypted() {
-    check("redis-7-0-tls", REDIS_7_0);
+    check("redis-7-0-tls", REDIS_7_0, false);
 }
 
 #[test]
 fn valkey_9_1_encrypted() {
-    check("valkey-9-1-tls", VALKEY_9_1);
+    check("valkey-9-1-tls", VALKEY_9_1, true);
 }

@@ -9,7 +9,7 @@ use super::cluster::{eventually, kubectl, list, name};
 use super::counter::{Counter, number};
 use super::disruptions::{Scene, changed, replaced};
 use super::install::PLACE;
-use super::nodes::{Cordoned, CutOff, Paused, is_on_foreign_nodes, kill_pod, kill_process, node_of};
+use super::nodes::{Closed, CutOff, Paused, is_on_foreign_nodes, kill_pod, kill_process, node_of};
 use super::operator::Away;
 use super::planned::{MAX_LAG, await_setting, spread_sentinels};
 use super::tier::{SETTLES_WITHIN, Tier, is_ready};
@@ -148,7 +148,7 @@ pub fn lose_majority_and_primary(scene: &Scene<'_>) {
     let primary = tier.primary();
     let sentinels: Vec<String> = tier.sentinels().iter().map(name).collect();
     let majority = sentinels.len() / 2 + 1;
-    let cordon = Cordoned::all();
+    let closed = Closed::to(&tier.name);
     for sentinel in sentinels.iter().take(majority) {
         kubectl(&["-n", PLACE, "delete", "pod", sentinel, "--grace-period=0", "--force", "--wait=false"]).expect("deleted");
     }
@@ -166,7 +166,7 @@ pub fn lose_majority_and_primary(scene: &Scene<'_>) {
     if !tier.durable {
         scene.writers.await_acknowledged_beyond(now, SETTLES_WITHIN);
     }
-    cordon.lift();
+    closed.open();
     eventually("most sentinels are back", Duration::from_secs(120), || match ready() {
         now if now >= majority => Ok(()),
         now => Err(format!("{now} are ready")),

@@ -8,6 +8,10 @@ use super::report::{self, Line};
 use super::tier::{Engine, REDIS_7_0, REDIS_8_0, Tier, VALKEY_8_1, VALKEY_9_1};
 use super::writers::Writers;
 
+/// The tiers that may be there at the same time.
+pub const TIERS: [&str; 8] =
+    ["redis-7-0-e", "redis-7-0-p", "redis-8-0-e", "redis-8-0-p", "valkey-8-1-e", "valkey-8-1-p", "valkey-9-1-e", "valkey-9-1-p"];
+
 /// The tier is made, and disturbed in every way.
 fn suite(name: &str, engine: Engine, durable: bool) {
     let _cluster = install::cluster();
@@ -34,9 +38,9 @@ fn made(name: &str, engine: Engine, durable: bool) {
 
 fn make(name: &str, engine: Engine, durable: bool) -> (Tier, Writers) {
     let _others = install::beside_others();
-    let (tier, took) = Tier::create(name, engine, durable);
+    let (mut tier, took) = Tier::create(name, engine, durable);
     report::add(Line { took: Some(took), ..Line::of(&tier, "made and ready") });
-    let writers = Writers::start(&tier);
+    let writers = Writers::start(&mut tier);
     (tier, writers)
 }
 

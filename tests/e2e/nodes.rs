@@ -117,27 +117,15 @@ fn await_readiness(node: &str, wanted: &str) {
     });
 }
 
-/// Nodes on which nothing new is started.
+/// A node that is drained, on which nothing new is started.
 pub struct Cordoned {
-    nodes: Vec<String>,
+    node: String,
 }
 
 impl Cordoned {
-    pub fn all() -> Self {
-        let said = kubectl(&["get", "nodes", "-o", "jsonpath={.items[*].metadata.name}"]).expect("nodes");
-        let cordoned = Self { nodes: said.split_ascii_whitespace().map(str::to_owned).collect() };
-        cordoned.each("cordon").expect("cordoned");
-        cordoned
-    }
-
     /// One that is about to be drained, which cordons it.
     pub fn by_drain(node: &str) -> Self {
-        Self { nodes: vec![node.to_owned()] }
-    }
-
-    fn each(&self, verb: &str) -> Result<String, String> {
-        let arguments: Vec<&str> = [verb].into_iter().chain(self.nodes.iter().map(String::as_str)).collect();
-        kubectl(&arguments)
+        Self { node: node.to_owned() }
     }
 
     pub fn lift(self) {
@@ -147,8 +135,42 @@ impl Cordoned {
 
 impl Drop for Cordoned {
     fn drop(&mut self) {
-        if let Err(error) = self.each("uncordon") {
-            eprintln!("{:?} take no pods: {error}", self.nodes);
+        if let Err(error) = kubectl(&["uncordon", &self.node]) {
+            eprintln!("{} takes no pods: {error}", self.node);
+        }
+    }
+}
+
+/// The taint that closes nodes to one tier. The pods of all others tolerate it.
+pub fn closing_taint(tier: &str) -> String {
+    format!("larder-e2e/closed-to-{tier}")
+}
+
+/// Nodes, all of them, on which nothing new is started of one tier.
+pub struct Closed {
+    taint: String,
+}
+
+impl Closed {
+    pub fn to(tier: &str) -> Self {
+        let closed = Self { taint: closing_taint(tier) };
+        closed.say(":NoSchedule").expect("tainted");
+        closed
+    }
+
+    fn say(&self, what: &str) -> Result<String, String> {
+        kubectl(&["taint", "nodes", "--all", "--overwrite", &format!("{}{what}", self.taint)])
+    }
+
+    pub fn open(self) {
+        drop(self);
+    }
+}
+
+impl Drop for Closed {
+    fn drop(&mut self) {
+        if let Err(error) = self.say(":NoSchedule-") {
+            eprintln!("nodes stay closed by {}: {error}", self.taint);
         }
     }
 }

@@ -92,7 +92,7 @@ pub fn rotate_password(scene: &Scene<'_>) {
         }
         Ok(())
     });
-    // Both passwords work until the kubelet has brought it to the writers, and each of them has logged in anew.
+    // They are told of it once every server has proved it; each logs in anew.
     eventually("the writers have the new password", Duration::from_secs(120), || match scene.writers.password() {
         held if held == password => Ok(()),
         held => Err(format!("{held:?}")),

@@ -2,12 +2,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::env;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
 use super::cluster::{apply, condition, eventually, get, kubectl, list, name, uid};
+use super::console::Console;
 use super::install::PLACE;
+use super::nodes::closing_taint;
 
 /// How long the slowest change of a tier may take: every pod is replaced, one after the other.
 pub const SETTLES_WITHIN: Duration = Duration::from_secs(300);
@@ -75,12 +78,14 @@ pub struct Tier {
     pub engine: Engine,
     pub durable: bool,
     pub tls: bool,
+    /// Through which it is asked, once it has writers.
+    pub console: Option<Arc<Mutex<Console>>>,
 }
 
 impl Tier {
     /// Creates it, with a login whose password is in a Secret, and waits until it serves. Says how long that took.
     pub fn create(name: &str, engine: Engine, durable: bool) -> (Self, Duration) {
-        Self { name: name.to_owned(), engine, durable, tls: false }.make()
+        Self { name: name.to_owned(), engine, durable, tls: false, console: None }.make()
     }
 
     /// The same for one that is described already.
@@ -95,6 +100,10 @@ impl Tier {
 
     /// The least that says all a test needs.
     pub fn manifest(&self) -> Value {
+        // Only nodes that are closed to it are closed to it.
+        let others = super::matrix::TIERS.iter().filter(|other| **other != self.name);
+        let tolerations: Vec<Value> =
+            others.map(|other| json!({"key": closing_taint(other), "operator": "Exists", "effect": "NoSchedule"})).collect();
         let mut spec = json!({
             "engine": self.engine.spec(),
             "mode": "Sentinel",
@@ -102,7 +111,7 @@ impl Tier {
             // What is evicted cannot be told from what is lost: others' values go first, which live shorter.
             "eviction": "volatile-ttl",
             "auth": {"user": "app", "password": {"secretKeyRef": {"name": self.login(), "key": "password"}}},
-            "pod": {"cpu": {"request": "20m"}},
+            "pod": {"cpu": {"request": "20m"}, "tolerations": tolerations},
         });
         if self.durable {
             spec["storage"] = json!({"size": "256Mi", "whenDeleted": "Delete"});
@@ -230,7 +239,8 @@ impl Tier {
         if role.starts_with("master") { Ok(found) } else { Err(format!("{found} says {role}")) }
     }
 
-    /// Asks a server or a sentinel in its own pod, by the engine's client, as the user of the tests.
+    /// Asks a server or a sentinel as the user of the tests: from the writers' pod, or where there is none by the engine's client in the
+    /// asked one's own pod.
     pub fn ask(&self, pod: &str, port: &str, command: &[&str]) -> Result<String, String> {
         self.ask_as("app", &self.password(), pod, port, command)
     }
@@ -252,6 +262,13 @@ impl Tier {
 
     /// The same as another user.
     pub fn ask_as(&self, user: &str, password: &str, pod: &str, port: &str, command: &[&str]) -> Result<String, String> {
+        if let Some(console) = &self.console {
+            let found = get(PLACE, &format!("pod/{pod}")).unwrap_or_default();
+            let address = found["status"]["podIP"].as_str().ok_or(format!("{pod} has no address"))?;
+            let address = format!("{address}:{port}");
+            let words = [&["call", &address, user, password][..], command].concat();
+            return console.lock().unwrap_or_else(PoisonError::into_inner).ask(&words);
+        }
         let line = self.client_line(user, password, pod, port);
         let arguments: Vec<&str> = line.iter().map(String::as_str).chain(command.iter().copied()).collect();
         kubectl(&arguments)
@@ -260,7 +277,8 @@ impl Tier {
     /// What starts the engine's client in a pod, as a user, before its command.
     pub fn client_line(&self, user: &str, password: &str, pod: &str, port: &str) -> Vec<String> {
         let cli = self.engine.cli();
-        let line = ["-n", PLACE, "exec", pod, "--", &cli, "-p", port, "--user", user, "--pass", password, "--no-auth-warning"];
+        let line =
+            ["-n", PLACE, "exec", "-q", pod, "--", &cli, "-p", port, "--user", user, "--pass", password, "--no-auth-warning"];
         let tls = ["--tls", "--cacert", "/etc/larder/tls/ca.crt"].into_iter().filter(|_| self.tls);
         line.into_iter().chain(tls).map(str::to_owned).collect()
     }

@@ -1,10 +1,12 @@
 //! The continuous client, in a pod of its own, and what it reports.
 
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use super::cluster::{apply, eventually, get, kubectl};
+use super::console::Console;
 use super::install::{PLACE, image};
 use super::tier::{Tier, is_ready};
 
@@ -21,6 +23,7 @@ const RECONNECT: u64 = 100;
 /// The pod that writes to a tier.
 pub struct Writers {
     pod: String,
+    console: Arc<Mutex<Console>>,
 }
 
 /// What a run came to.
@@ -37,14 +40,18 @@ pub struct Report {
 
 impl Writers {
     /// Starts the pod. It keeps off the nodes that tests disturb where there is another.
-    pub fn start(tier: &Tier) -> Self {
-        let writers = Self { pod: format!("{}-writers", tier.name) };
+    ///
+    /// What the tier is asked goes through it from then on.
+    pub fn start(tier: &mut Tier) -> Self {
+        let pod = format!("{}-writers", tier.name);
+        let writers = Self { console: Arc::new(Mutex::new(Console::of(&pod))), pod };
         writers.remove();
         apply(&writers.manifest(tier)).expect("applied");
         eventually(&writers.pod, Duration::from_secs(60), || match get(PLACE, &format!("pod/{}", writers.pod)) {
             Some(pod) if is_ready(&pod) => Ok(()),
             pod => Err(format!("{}", pod.unwrap_or_default()["status"])),
         });
+        tier.console = Some(Arc::clone(&writers.console));
         writers
     }
 
@@ -69,7 +76,7 @@ impl Writers {
                 "affinity": {"nodeAffinity": affinity},
                 "tolerations": [{"key": "node-role.kubernetes.io/control-plane", "operator": "Exists"}],
                 "securityContext": {"runAsNonRoot": true, "seccompProfile": {"type": "RuntimeDefault"}},
-                "volumes": [{"name": "login", "secret": {"secretName": tier.login()}}],
+                "volumes": [{"name": "login", "secret": {"secretName": format!("{}-client", tier.name)}}],
                 "containers": [{
                     "name": "client",
                     "image": image("LARDER_E2E_CLIENT_IMAGE"),
@@ -84,16 +91,19 @@ impl Writers {
         })
     }
 
+    fn ask(&self, words: &[&str]) -> Result<String, String> {
+        self.console.lock().unwrap_or_else(PoisonError::into_inner).ask(words)
+    }
+
     fn say(&self, word: &str) -> Value {
-        let said =
-            kubectl(&["-n", PLACE, "exec", &self.pod, "--", "/e2e-client", word]).unwrap_or_else(|error| panic!("{error}"));
+        let said = self.ask(&["control", word]).unwrap_or_else(|error| panic!("{error}"));
         serde_json::from_str(&said).unwrap_or_else(|error| panic!("{said}: {error}"))
     }
 
     /// Begins a run, and waits until it is under way.
     pub fn begin(&self) {
         // One that a failed test left is of no interest.
-        let _ = kubectl(&["-n", PLACE, "exec", &self.pod, "--", "/e2e-client", "stop"]);
+        let _ = self.ask(&["control", "stop"]);
         self.say("start");
         self.await_acknowledged(ENOUGH / 5);
     }
@@ -130,7 +140,7 @@ impl Writers {
 
     /// The password that the kubelet has brought to the pod.
     pub fn password(&self) -> String {
-        kubectl(&["-n", PLACE, "exec", &self.pod, "--", "/e2e-client", "password"]).unwrap_or_else(|error| error)
+        self.ask(&["password"]).unwrap_or_else(|error| error)
     }
 
     /// Ends the run once it has enough to be judged by, and reads every value back.

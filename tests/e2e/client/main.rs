@@ -5,11 +5,13 @@
 //!     e2e-client start|status|stop      asks the one that serves, over loopback; `stop` reads back and prints the report
 //!
 //!     e2e-client password               prints the password that it would log in with
+//!     e2e-client console                answers questions from its standard input, see there
 //!
 //! It is a program of its own, without the library and without any crate: it shares no fault with what it tests, and the compiler makes
 //! it in a second.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr)]
 
+mod console;
 mod resp;
 mod run;
 
@@ -59,6 +61,10 @@ fn main() -> ExitCode {
     let command = env::args().nth(1).unwrap_or_default();
     if command == "serve" {
         serve(&Target::from_environment());
+        return ExitCode::SUCCESS;
+    }
+    if command == "console" {
+        console::serve();
         return ExitCode::SUCCESS;
     }
     let answer = match command.as_str() {
