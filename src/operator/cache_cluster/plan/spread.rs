@@ -33,13 +33,18 @@ pub struct Crowded {
 pub struct Moved {
     /// How long ago.
     pub ago: Duration,
-    /// How many moves in a row left a node with too many.
+    /// How many moves before it, in a row, left a node with as many as it had.
     pub in_vain: u32,
+    /// Whether it left the node with fewer, and still with too many.
+    pub helped: bool,
 }
 
 impl Moved {
     /// How long to wait before the next one.
     fn pause(&self) -> Duration {
+        if self.helped {
+            return MOVE_AFTER;
+        }
         MOVE_PAUSE.saturating_mul(1 << self.in_vain.min(16)).min(MOST_MOVE_PAUSE)
     }
 }
@@ -48,23 +53,40 @@ impl Moved {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Tries {
     in_vain: u32,
-    /// Whether a move is not known to have helped yet.
-    open: bool,
+    /// How many sentinels the crowded node carried at the last look; none: no node is crowded.
+    crowd: usize,
+    /// How many it carried when one was moved, which is not known to have helped yet.
+    open: Option<usize>,
+    helped: bool,
 }
 
 impl Tries {
     /// A sentinel is moved now.
     pub fn begin(&mut self) {
-        self.in_vain = if self.open { self.in_vain.saturating_add(1) } else { 0 };
-        self.open = true;
+        self.in_vain = if self.open.is_some() { self.in_vain.saturating_add(1) } else { 0 };
+        self.open = Some(self.crowd);
+        self.helped = false;
     }
 
-    /// How many moves before the last one were in vain, given what is seen now.
-    pub fn note(&mut self, observed: &Observed) -> u32 {
-        if all_placed(observed) && crowded(observed).is_none() {
-            *self = Self::default();
+    /// What came of it, given what is seen now.
+    pub fn note(&mut self, observed: &Observed) {
+        if !all_placed(observed) {
+            return;
         }
-        self.in_vain
+        let crowd = crowded(observed).map_or(0, |crowded| crowded.sentinels);
+        if crowd == 0 {
+            *self = Self::default();
+        } else if self.open.is_some_and(|before| crowd < before) {
+            *self = Self { helped: true, ..Self::default() };
+        } else if crowd > self.crowd {
+            self.helped = false;
+        }
+        self.crowd = crowd;
+    }
+
+    /// The last move, so long ago.
+    pub fn moved(&self, ago: Duration) -> Moved {
+        Moved { ago, in_vain: self.in_vain, helped: self.helped }
     }
 }
 
@@ -171,7 +193,8 @@ mod tests {
         let mut tries = Tries::default();
         let mut moved = |seen: &Observed| {
             tries.begin();
-            tries.note(seen)
+            tries.note(seen);
+            tries.moved(Duration::ZERO).in_vain
         };
         // While the pod is made anew nobody knows whether it will have helped.
         assert_eq!((moved(&crowded), moved(&on(&[Some("a"), Some("b"), None])), moved(&crowded)), (0, 1, 2));
@@ -179,10 +202,26 @@ mod tests {
     }
 
     #[test]
+    fn who_has_gone_some_of_the_way_goes_on_at_once() {
+        let (three, two) = (on(&[Some("b"), Some("b"), Some("b")]), on(&[Some("b"), Some("b"), Some("c")]));
+        let mut tries = Tries::default();
+        tries.note(&three);
+        tries.begin();
+        let next = |tries: &Tries| relieve(&Observed { moved: Some(tries.moved(MOVE_AFTER)), ..two.clone() });
+        assert_eq!(next(&tries), None, "it is not known yet");
+        tries.note(&two);
+        assert!(next(&tries).is_some(), "one of three has left, and two are still too many");
+        // The second comes back.
+        tries.begin();
+        tries.note(&two);
+        assert_eq!(next(&tries), None);
+    }
+
+    #[test]
     fn who_moved_in_vain_waits_longer_each_time() {
         let crowded = on(&[Some("a"), Some("b"), Some("b")]);
         let moves = |minutes: u64, in_vain| {
-            let moved = Some(Moved { ago: Duration::from_secs(minutes * 60), in_vain });
+            let moved = Some(Moved { ago: Duration::from_secs(minutes * 60), in_vain, helped: false });
             relieve(&Observed { moved, ..crowded.clone() }).is_some()
         };
         assert!(!moves(2, 0) && moves(3, 0) && !moves(5, 1) && moves(6, 1) && !moves(300, 30) && moves(360, 30));

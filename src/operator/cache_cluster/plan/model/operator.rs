@@ -4,8 +4,8 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use super::super::{
-    Action, Desired, DesiredPods, Facts, Held, Link, Member, Moved, Observed, Pod, Revision, Role, Scale, Sentinel, Server,
-    ServerState, Set, Tries, Waiting, Watch, Why, plan,
+    Action, Desired, DesiredPods, Facts, Held, Link, Member, Observed, Pod, Revision, Role, Scale, Sentinel, Server, ServerState,
+    Set, Tries, Waiting, Watch, Why, plan,
 };
 use super::actors::DOWN_TICKS;
 use super::world::{Data, Image, Memory, NODES, Node, PodSim, Process, Verdict, World, sentinel, server};
@@ -15,8 +15,10 @@ pub(super) const TICK: Duration = Duration::from_millis(500);
 pub(super) const TAKEOVER_TICKS: u32 = 16;
 /// No sentinel may forget its ghosts this soon after another did.
 const PRUNE_TICKS: u32 = 58;
-/// No sentinel may be moved this soon after another was.
+/// No sentinel may be moved this soon after another was, unless that left its node with fewer.
 const MOVE_TICKS: u32 = 358;
+/// No sentinel may be moved this soon after another was at all.
+const LEAST_MOVE_TICKS: u32 = 58;
 /// No handover may follow one that failed this soon.
 const HANDOVER_TICKS: u32 = 100;
 
@@ -29,6 +31,8 @@ pub(super) struct Operator {
     failed_handover: Option<u32>,
     pruned: Option<u32>,
     moved: Option<u32>,
+    /// How many sentinels the fullest node carried then.
+    moved_of: usize,
     tries: Tries,
     /// For how many looks each server has been silent.
     silent: Vec<u32>,
@@ -60,6 +64,7 @@ impl Operator {
             failed_handover: None,
             pruned: None,
             moved: None,
+            moved_of: 0,
             tries: Tries::default(),
             silent: Vec::new(),
             steps: 0,
@@ -117,8 +122,8 @@ impl Operator {
             handover_failed: self.failed_handover.map(|then| TICK * (self.now - then)),
             moved: None,
         };
-        let in_vain = self.tries.note(&observed);
-        observed.moved = self.moved.map(|then| Moved { ago: TICK * (self.now - then), in_vain });
+        self.tries.note(&observed);
+        observed.moved = self.moved.map(|then| self.tries.moved(TICK * (self.now - then)));
         let shape = observed.shape();
         self.steady = if self.shape.as_ref() == Some(&shape) { self.steady + TICK } else { Duration::ZERO };
         self.shape = Some(shape);
@@ -172,7 +177,7 @@ impl Operator {
             Action::ReplacePod { member: Member::Sentinel(sentinel), uid, why } => {
                 let index = usize::from(sentinel.0);
                 if *why == Why::Crowded {
-                    self.moved = Some(self.now);
+                    (self.moved, self.moved_of) = (Some(self.now), world.fullest());
                     self.tries.begin();
                 }
                 if world.sentinels[index].pod.is_some_and(|pod| pod.uid.to_string() == *uid) {
@@ -218,13 +223,19 @@ impl Operator {
                     }
                     self.pruned = Some(self.now);
                 }
-                Action::ReplacePod { why: Why::Crowded, .. } if self.moved.is_some_and(|then| self.now - then < MOVE_TICKS) => {
+                Action::ReplacePod { why: Why::Crowded, .. } if self.moved.is_some_and(|then| self.moves_too_soon(then, world)) => {
                     return Err("sentinels are moved one right after the other".to_owned());
                 }
                 _ => {}
             }
         }
         Ok(())
+    }
+
+    /// Whether a sentinel that is moved now is moved too soon after the last one.
+    fn moves_too_soon(&self, then: u32, world: &World) -> bool {
+        let ago = self.now - then;
+        ago < LEAST_MOVE_TICKS || (ago < MOVE_TICKS && world.fullest() >= self.moved_of)
     }
 }
 

@@ -388,6 +388,11 @@ impl World {
         (0..NODES).find(|node| self.sentinels_on(*node) > self.tolerated())
     }
 
+    /// How many sentinels the node carries that carries most.
+    pub(super) fn fullest(&self) -> usize {
+        (0..NODES).map(|node| self.sentinels_on(node)).max().unwrap_or_default()
+    }
+
     /// Where a pod goes: mostly, and always once faults have ended, where the fewest of its kind are.
     fn schedule(&mut self, place: usize, kind: Kind) -> Option<usize> {
         let open: Vec<usize> = (0..NODES).map(|turn| (place + turn) % NODES).filter(|node| self.is_open(*node)).collect();
