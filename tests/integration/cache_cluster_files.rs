@@ -46,7 +46,7 @@ fn build() -> Objects {
     };
     let system = Login { user: SYSTEM_USER.to_owned(), password: "system \"secret\"".to_owned() };
     let users = Users::next(None, &Access::user("shop", "client"), &system.password, None, SystemTime::UNIX_EPOCH);
-    objects(&wanted, &installation, &addresses, &Credentials { system, users, pki: None }, &Kept::default())
+    objects(&wanted, &installation, &addresses, &Credentials { system, users, client: None, pki: None }, &Kept::default())
 }
 
 /// The files of a pod below a directory, at their places, with another port.

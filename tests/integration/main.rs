@@ -41,6 +41,7 @@ mod planned_handover;
 mod read_through;
 mod readme;
 mod secured;
+mod sentinel_connections;
 mod setup_script;
 mod sidecar_process;
 mod sidecar_start;

@@ -23,7 +23,9 @@ use super::nodes;
 use super::objects::Addresses;
 use super::observe;
 use super::parts;
-use super::plan::{Member, Node as PlanNode, Observed, Pod, Revision, Scale, Sentinel, Server, ServerId, ServerState};
+use super::plan::{
+    Member, Node as PlanNode, Observed, Pod, Revision, Scale, Sentinel, SentinelId, Server, ServerId, ServerState,
+};
 use super::validate::Wanted;
 use crate::api::CacheCluster;
 use crate::api::cache_cluster::CacheClusterSpec;
@@ -172,6 +174,8 @@ pub struct Heard {
     pub reports: BTreeMap<ServerId, StateReport>,
     /// The certificates that were seen, by fingerprint.
     pub certificates: Shown,
+    /// The processor time that each sentinel has used that told.
+    pub used: BTreeMap<SentinelId, Duration>,
 }
 
 /// Asks every server and sentinel.
@@ -181,7 +185,7 @@ pub async fn hear(context: &Context, watches: &Watches, question: Question<'_>) 
     let sentinels = addresses.sentinels.iter().map(async |(id, ip)| {
         let exists = pods.contains_key(&Member::Sentinel(*id));
         let asked = if exists { Some(sentinel(SocketAddr::new(*ip, SENTINEL_PORT), entry).await) } else { None };
-        (*id, asked.unwrap_or(SentinelAnswer { state: Sentinel::Stopped, moved: false, shown: None }))
+        (*id, asked.unwrap_or(SentinelAnswer { state: Sentinel::Stopped, ..SentinelAnswer::SILENT }))
     });
     let servers = addresses.servers.iter().map(async |(id, ip)| {
         let exists = pods.contains_key(&Member::Server(*id));
@@ -196,7 +200,9 @@ pub async fn hear(context: &Context, watches: &Watches, question: Question<'_>) 
     });
     // Sentinels first: a promotion that they tell of has happened by the time that the servers are asked.
     let (mut sentinels_seen, mut moved, mut certificates) = (BTreeMap::new(), Vec::new(), Shown::default());
-    for (id, SentinelAnswer { state, moved: has_moved, shown }) in join_all(sentinels).await {
+    let mut used = BTreeMap::new();
+    for (id, SentinelAnswer { state, moved: has_moved, shown, used: has_used }) in join_all(sentinels).await {
+        used.extend(has_used.map(|used| (id, used)));
         sentinels_seen.insert(id, state);
         moved.extend(has_moved.then_some(Member::Sentinel(id)));
         certificates.sentinels.extend(shown.map(|shown| (id, shown)));
@@ -220,7 +226,7 @@ pub async fn hear(context: &Context, watches: &Watches, question: Question<'_>) 
     let proved_users = wanted.servers().map(proved).min().flatten();
     let open_nodes = nodes::open(&context.nodes.state(), &wanted.pod);
     let observed = Observed { servers: seen, sentinels: sentinels_seen, pods, open_nodes, scale, ..Observed::default() };
-    Heard { observed, proved_users, reports, certificates }
+    Heard { observed, proved_users, reports, certificates, used }
 }
 
 /// Whether a server announces another address than its Service has.
@@ -237,6 +243,13 @@ struct SentinelAnswer {
     moved: bool,
     /// The fingerprint of the certificate that it shows.
     shown: Option<String>,
+    /// The processor time that it has used.
+    used: Option<Duration>,
+}
+
+impl SentinelAnswer {
+    /// Of one that does not answer.
+    const SILENT: Self = Self { state: Sentinel::Silent, moved: false, shown: None, used: None };
 }
 
 async fn sentinel(address: SocketAddr, entry: Entry<'_>) -> SentinelAnswer {
@@ -246,16 +259,16 @@ async fn sentinel(address: SocketAddr, entry: Entry<'_>) -> SentinelAnswer {
         let watch = observe::sentinel(&mut admin).await?;
         let announced = observe::announced_by_sentinel(&mut admin).await;
         let moved = announced.is_some_and(|announced| announced != address.ip());
-        Ok::<_, AdminError>(SentinelAnswer { state: Sentinel::Running { watch }, moved, shown })
+        let used = observe::used_by_sentinel(&mut admin).await;
+        Ok::<_, AdminError>(SentinelAnswer { state: Sentinel::Running { watch }, moved, shown, used })
     };
-    let silent = SentinelAnswer { state: Sentinel::Silent, moved: false, shown: None };
     match timeout(ASK_WITHIN, ask).await {
         Ok(Ok(answer)) => answer,
         Ok(Err(error)) => {
             debug!(%error, "a sentinel does not answer");
-            silent
+            SentinelAnswer::SILENT
         }
-        Err(_) => silent,
+        Err(_) => SentinelAnswer::SILENT,
     }
 }
 

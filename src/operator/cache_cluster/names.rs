@@ -93,6 +93,8 @@ impl Names {
         system_secret = "-system";
         /// The Secret with the users of servers and sentinels.
         users_secret = "-users";
+        /// The Secret with the login that clients are told: one that every server knows.
+        client_secret = "-client";
         /// The Secret with the authority's key and all that is remembered of certificates.
         pki_secret = "-pki";
         /// The Secret with the servers' certificate and its key.

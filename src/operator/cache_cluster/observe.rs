@@ -2,8 +2,10 @@
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
 use super::plan::{ClusterFacts, Facts, Link, NodeId, Peer, Role, SlotRange, Watch};
+use super::spin;
 use crate::operator::admin::{Admin, AdminError};
 
 /// Asks a server. `None` while it is loading, when it cannot speak for its data.
@@ -31,6 +33,12 @@ pub async fn sentinel(admin: &mut Admin) -> Result<Option<Watch>, AdminError> {
 pub async fn announced_by_sentinel(admin: &mut Admin) -> Option<IpAddr> {
     let answer: Result<HashMap<String, String>, _> = admin.ask("SENTINEL CONFIG", &["GET", "announce-ip"]).await;
     answer.ok()?.get("announce-ip")?.parse().ok()
+}
+
+/// The processor time that a sentinel has used; `None` where it does not tell.
+pub async fn used_by_sentinel(admin: &mut Admin) -> Option<Duration> {
+    let info: String = admin.ask("INFO", &["cpu"]).await.ok()?;
+    spin::used(&info)
 }
 
 fn parse_info(info: &str) -> Option<Facts> {

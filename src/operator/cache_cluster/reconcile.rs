@@ -17,16 +17,18 @@ use super::act::{self, ActError, Actor};
 use super::apply::{self, Applied, Applier, ApplyError};
 use super::build::TAKEOVER_AFTER;
 use super::certify::{self, Shown};
+use super::client_login::client_login;
 use super::fetch::{self, CachedPassword, Heard, PasswordError, Question, Steady};
 use super::handover::{self, Handover};
 use super::judge::{self, Seen};
-use super::names::{Component, MANAGER, SERVER_PORT};
+use super::names::{Component, MANAGER, SENTINEL_PORT, SERVER_PORT};
 use super::objects::{self, Credentials};
 use super::pki::{IssueError, Pki};
 use super::plan::{
-    Action, Desired, Layout, Member, Moved, Observed, Sentinel, SentinelId, ServerId, ServerState, Starter, Tries, Why, plan,
+    Action, Desired, Layout, Member, Observed, Sentinel, SentinelId, ServerId, ServerState, Starter, Tries, Why, plan,
 };
 use super::report::{self, Verdict, Verdicts};
+use super::spin::{self, Spins};
 use super::users::{Access, SYSTEM_USER, Users};
 use super::validate::{Wanted, refusal_reason, validate};
 use super::written::{Built, Writer};
@@ -83,6 +85,7 @@ pub struct Memory {
     handover_failed: Option<Instant>,
     /// The servers at which no handover has left a preference behind.
     unpreferred: BTreeSet<ServerId>,
+    spins: Spins,
     /// Since when each pod that does not exist has been missed.
     missing: BTreeMap<String, Instant>,
     /// When a sentinel was last moved from a crowded node, and how that went.
@@ -347,24 +350,37 @@ impl Look<'_> {
         let system = Login { user: SYSTEM_USER.to_owned(), password };
         let previous = self.own_entry(&names.users_secret(), objects::USERS_STATE).await?;
         let previous = previous.and_then(|json| Users::parse(&json));
-        let access = match &self.wanted.auth {
-            None => Access::Open,
+        let wanted = match &self.wanted.auth {
+            None => None,
             Some(auth) => {
                 let namespace = &self.wanted.namespace;
                 let text = fetch::password(self.context, self.watches, namespace, &auth.password, &mut memory.password).await;
                 match (text, &previous) {
-                    (Ok(text), _) => Access::user(auth.user(), &text),
+                    (Ok(password), _) => Some(Login { user: auth.user().to_owned(), password }),
                     (Err(error @ (PasswordError::Missing { .. } | PasswordError::Malformed { .. })), Some(previous)) => {
-                        return Ok((Credentials { system, users: previous.clone(), pki }, Some(error.to_string())));
+                        let client = self.client_login(previous, None).await?;
+                        return Ok((Credentials { system, users: previous.clone(), client, pki }, Some(error.to_string())));
                     }
                     (Err(error), _) => return Err(error),
                 }
             }
         };
+        let access = wanted.as_ref().map_or(Access::Open, |login| Access::user(&*login.user, &login.password));
         let users = self.cluster.status.as_ref().and_then(|status| status.users.as_ref());
         let proved = memory.status.as_ref().and_then(|status| status.users.as_ref()).or(users).map(|users| users.proved);
         let users = Users::next(previous.as_ref(), &access, &system.password, proved, SystemTime::now());
-        Ok((Credentials { system, users, pki }, None))
+        let client = self.client_login(&users, wanted).await?;
+        Ok((Credentials { system, users, client, pki }, None))
+    }
+
+    /// The login that clients are to be told.
+    async fn client_login(&self, users: &Users, wanted: Option<Login>) -> Result<Option<Login>, PasswordError> {
+        let login = client_login(users, wanted, None);
+        if login.is_some() || *users.published() == Access::Open {
+            return Ok(login);
+        }
+        let told = self.own_entry(&self.wanted.names.client_secret(), objects::PASSWORD).await?;
+        Ok(client_login(users, None, told))
     }
 
     /// The certificates in force from now on. They are made anew only where they can be written.
@@ -426,15 +442,16 @@ impl Look<'_> {
         memory.trust.clone_from(&trust);
         let entry = Entry { login: Some(&credentials.system), trust: trust.as_ref() };
         let question = Question { wanted: self.wanted, addresses: &built.addresses, entry, scale: built.scale };
-        let Heard { mut observed, proved_users, reports, certificates } = fetch::hear(self.context, self.watches, question).await;
+        let Heard { mut observed, proved_users, reports, certificates, used } =
+            fetch::hear(self.context, self.watches, question).await;
         if let Some(pki) = &credentials.pki {
             certify::age_sentinels(&mut observed, pki, &certificates);
             memory.certificates_shown = certify::is_settled(self.wanted, pki, &certificates);
         }
         observed.steady = memory.steady.note(&observed);
         observed.handover_failed = memory.handover_failed.map(|at| at.elapsed());
-        let in_vain = memory.tries.note(&observed);
-        observed.moved = memory.moved.map(|at| Moved { ago: at.elapsed(), in_vain });
+        memory.tries.note(&observed);
+        observed.moved = memory.moved.map(|at| memory.tries.moved(at.elapsed()));
         let desired = self.desired(&built);
         let actions = if built.is_complete() || built.scale.is_some() { plan(&desired, &observed) } else { Vec::new() };
         self.listen(&built, entry, memory);
@@ -457,6 +474,9 @@ impl Look<'_> {
         if !self.wanted.paused {
             self.tell_users(writer, &built, (credentials, entry), &observed, memory).await;
             self.end_preferences(&actor(writer, &built, entry), &observed, &mut memory.unpreferred).await;
+            if let Some(sentinel) = memory.spins.note(&used, Instant::now()) {
+                self.calm(&built, entry, sentinel).await;
+            }
         }
         self.act(writer, &built, entry, &actions, memory).await?;
         Ok(if seen.is_in_motion() { IN_MOTION } else { EVERY.mul_f64(0.9 + fastrand::f64() * 0.2) })
@@ -672,6 +692,17 @@ impl Look<'_> {
                 Err(error) => debug!(key = %self.place.key, %error, "a server is not asked for its priority, and is asked again"),
             }
         }
+    }
+
+    /// Ends the connections of a sentinel that spins on one of them.
+    async fn calm(&self, built: &Built, entry: Entry<'_>, sentinel: SentinelId) {
+        let (servers, sentinels) = (built.addresses.servers.values(), built.addresses.sentinels.iter());
+        let servers = servers.map(|ip| SocketAddr::new(*ip, SERVER_PORT));
+        let others = sentinels.filter(|(id, _)| **id != sentinel).map(|(_, ip)| SocketAddr::new(*ip, SENTINEL_PORT));
+        let identity = objects::sentinel_id(&self.wanted.uid, sentinel);
+        let ended = spin::end_connections(&identity, &servers.chain(others).collect::<Vec<_>>(), entry).await;
+        self.context.metrics.acted("calm");
+        info!(key = %self.place.key, %sentinel, ended, "a sentinel used a processor for nothing; its connections are made anew");
     }
 
     /// Does what the planner says, in order. After a disruption that failed nothing else is done.

@@ -38,7 +38,8 @@ fn rendered(writes: Json, replicas: usize) -> Json {
         image_pull_policy: None,
         operator_namespace: "larder-system".to_owned(),
     };
-    let made = objects(&wanted, &installation, &addresses, &Credentials { system, users, pki: None }, &Kept::default());
+    let made =
+        objects(&wanted, &installation, &addresses, &Credentials { system, users, client: None, pki: None }, &Kept::default());
     let data = made.config_maps[0].data.as_ref().expect("entries");
     let config: Json = serde_json::from_str(&data["agent-0.json"]).expect("JSON");
     assert!(config["settings"]["min-replicas-to-write"].is_string(), "{config}");

@@ -103,7 +103,7 @@ impl Pods {
             operator_namespace: "larder-system".to_owned(),
         };
         let users = Users::next(None, &Access::user("shop", PASSWORD), &self.system.password, None, SystemTime::UNIX_EPOCH);
-        let credentials = Credentials { system: self.system.clone(), users, pki: Some(self.pki.clone()) };
+        let credentials = Credentials { system: self.system.clone(), users, client: None, pki: Some(self.pki.clone()) };
         objects(&self.wanted, &installation, &self.addresses, &credentials, &Kept::default())
     }
 

@@ -8,6 +8,7 @@ use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 
 use super::{Addresses, Credentials, Kept, metadata};
+use crate::operator::admin::Login;
 use crate::operator::cache_cluster::build::add_parameters;
 use crate::operator::cache_cluster::handover::PRIORITY;
 use crate::operator::cache_cluster::names::{AGENT_PORT, Component, SENTINEL_PORT, SERVER_PORT};
@@ -287,9 +288,9 @@ pub fn sentinel_id(cluster_uid: &str, id: SentinelId) -> String {
     hash
 }
 
-/// Larder's own login, as servers, agents and sentinels read it; everybody's, as hashes; and certificates.
+/// Larder's own login, as servers, agents and sentinels read it; everybody's, as hashes; the one that clients are told; and certificates.
 pub fn secrets(wanted: &Wanted, credentials: &Credentials) -> Vec<Secret> {
-    let Credentials { system, users, pki } = credentials;
+    let Credentials { system, users, client, pki } = credentials;
     let mut replication = Lines::default();
     replication.add("masteruser", &[&system.user]);
     replication.add("masterauth", &[&system.password]);
@@ -309,8 +310,16 @@ pub fn secrets(wanted: &Wanted, credentials: &Credentials) -> Vec<Secret> {
             vec![(USERS_FILE, users.server_file()), (SENTINEL_USERS_FILE, users.sentinel_file()), (USERS_STATE, users.to_json())],
         ),
     ];
+    secrets.extend(client.iter().map(|login| client_secret(wanted, login, pki.as_ref())));
     secrets.extend(pki.iter().flat_map(|pki| tls_secrets(wanted, pki)));
     secrets
+}
+
+/// What a client needs to log in, and whom it trusts.
+fn client_secret(wanted: &Wanted, login: &Login, pki: Option<&Pki>) -> Secret {
+    let mut entries = vec![(USERNAME, login.user.clone()), (PASSWORD, login.password.clone())];
+    entries.extend(pki.map(|pki| (AUTHORITIES, pki.bundle())));
+    secret(wanted, wanted.names.client_secret(), entries)
 }
 
 fn secret(wanted: &Wanted, name: String, entries: Vec<(&str, String)>) -> Secret {

@@ -27,7 +27,7 @@ use super::validate::Wanted;
 use crate::operator::admin::Login;
 use crate::policy::ByteSize;
 
-pub use config::{AUTHORITIES, PASSWORD, PKI_STATE, USERNAME, USERS_STATE, announced_address, max_memory};
+pub use config::{AUTHORITIES, PASSWORD, PKI_STATE, USERNAME, USERS_STATE, announced_address, max_memory, sentinel_id};
 pub use pods::{DATA_VOLUME, MAIN_CONTAINER};
 pub use revision::{Revisions, revisions};
 pub use services::{primary_endpoints, services};
@@ -59,6 +59,8 @@ pub struct Credentials {
     pub system: Login,
     /// Everybody's, as hashes.
     pub users: Users,
+    /// What clients are told of it: a login that every server knows. `None`: nothing, or what they were told already.
+    pub client: Option<Login>,
     /// Certificates, and who signs them. `None`: plain TCP.
     pub pki: Option<Pki>,
 }
@@ -81,7 +83,7 @@ pub struct Kept {
 pub struct Objects {
     /// The account of all pods, without a token.
     pub service_account: ServiceAccount,
-    /// Larder's own login, everybody's as hashes, and certificates.
+    /// Larder's own login, everybody's as hashes, the one that clients are told, and certificates.
     pub secrets: Vec<Secret>,
     /// What servers, agents and sentinels are told, and whom clients trust.
     pub config_maps: Vec<ConfigMap>,

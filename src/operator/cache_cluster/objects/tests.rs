@@ -26,7 +26,7 @@ fn addresses(wanted: &Wanted, servers: u16) -> Addresses {
 fn credentials(access: &Access) -> Credentials {
     let system = Login { user: SYSTEM_USER.to_owned(), password: "system password".to_owned() };
     let users = Users::next(None, access, &system.password, None, std::time::SystemTime::UNIX_EPOCH);
-    Credentials { system, users, pki: None }
+    Credentials { system, users, client: None, pki: None }
 }
 
 fn build(spec: &Value, kept: &Kept) -> Objects {
@@ -93,15 +93,21 @@ fn what_users_say_of_buffers_counts() {
 #[test]
 fn secrets_alone_hold_passwords_and_hashes() {
     let wanted = wanted(&json!({"auth": {"password": {"secretKeyRef": {"name": "shop", "key": "password"}}}}));
-    let credentials = credentials(&Access::user("shop", "client password"));
+    let client = Some(Login { user: "shop".to_owned(), password: "client password".to_owned() });
+    let credentials = Credentials { client, ..credentials(&Access::user("shop", "client password")) };
     let Objects { service_account, secrets, config_maps, network_policy, disruption_budgets, stateful_sets, .. } =
         objects(&wanted, &installation("larder:1"), &addresses(&wanted, 2), &credentials, &Kept::default());
     let open = json!([service_account, config_maps, network_policy, disruption_budgets, stateful_sets]).to_string();
-    assert!(!open.contains("system password") && !open.contains(&crate::policy::digest::sha256(b"client password")), "{open}");
+    let passwords = ["system password", "client password"];
+    assert!(passwords.iter().all(|password| !open.contains(password)), "{open}");
+    assert!(!open.contains(&crate::policy::digest::sha256(b"client password")), "{open}");
     let entry = |secret: usize, key: &str| String::from_utf8(secrets[secret].data.as_ref().unwrap()[key].0.clone()).unwrap();
     assert_eq!(entry(0, PASSWORD), "system password");
     assert_eq!(entry(0, "replication.conf"), "masteruser larder-system\nmasterauth \"system password\"\n");
     assert!(!entry(1, "users.acl").contains("client password"));
+    assert_eq!(secrets[2].metadata.name.as_deref(), Some("shop-client"));
+    assert_eq!((entry(2, USERNAME), entry(2, PASSWORD)), ("shop".to_owned(), "client password".to_owned()));
+    assert_eq!(secrets[2].data.as_ref().unwrap().len(), 2, "without TLS there is nobody to trust");
 }
 
 #[test]
