@@ -223,7 +223,9 @@ impl Operator {
                     }
                     self.pruned = Some(self.now);
                 }
-                Action::ReplacePod { why: Why::Crowded, .. } if self.moved.is_some_and(|then| self.moves_too_soon(then, world)) => {
+                Action::ReplacePod { why: Why::Crowded, .. }
+                    if self.moved.is_some_and(|then| self.moves_too_soon(then, world)) =>
+                {
                     return Err("sentinels are moved one right after the other".to_owned());
                 }
                 _ => {}
