@@ -174,6 +174,8 @@ pub struct OriginSpec {
 /// How an origin is reached, and how hard it may be leant on.
 #[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[x_kube(validation = Rule::new("!has(self.maxConnections) || !has(self.maxTotalConnections) || self.maxConnections <= self.maxTotalConnections")
+    .message("maxConnections is more than maxTotalConnections: lower maxConnections, or raise maxTotalConnections"))]
 pub struct OriginAccess {
     /// The URL: postgres://… or sqlite://… of a database, http://… or https://… of a service.
     pub url: SensitiveSource,
@@ -181,6 +183,11 @@ pub struct OriginAccess {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 1000))]
     pub max_connections: Option<u32>,
+    /// The most loads under way at once from all sidecars of a workload together, which share it evenly, with at least one each:
+    /// a thousand pods do not open thousands of connections to a database. Default: only maxConnections bounds them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub max_total_connections: Option<u32>,
     /// How long a connection may take to come about. Default 1s.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<PositiveDurationText>")]

@@ -88,7 +88,7 @@ pub fn compile(
     let Reach { topology, tls, auth, sentinel_auth } = reach;
     let snapshot = Snapshot {
         version: snapshot::VERSION,
-        requires: snapshot::required_form(&merged.rules),
+        requires: snapshot::required_form(&merged.origins, &merged.rules),
         generation,
         cluster: Cluster {
             name,
@@ -288,6 +288,7 @@ fn compile_origin(
         name,
         kind: make(url),
         max_connections: access.max_connections.unwrap_or(DEFAULT_MAX_CONNECTIONS),
+        max_total_connections: access.max_total_connections,
         connect_timeout: access.connect_timeout.unwrap_or(DEFAULT_CONNECT_TIMEOUT),
         timeout: access.timeout.unwrap_or(DEFAULT_TIMEOUT),
     })

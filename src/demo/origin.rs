@@ -128,6 +128,7 @@ impl Asking {
             name: NAME.to_owned(),
             kind: OriginKind::Sql { url: Sensitive::Value(database.url().to_owned()) },
             max_connections: CONNECTIONS,
+            max_total_connections: None,
             connect_timeout: PATIENCE,
             timeout: PATIENCE,
         }])?;

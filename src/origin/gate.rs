@@ -6,11 +6,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::breaker::{Breaker, BreakerState};
 use super::error::{Failure, LoadError};
+use super::permits::{Permit, Permits};
 use super::query_log::{self, Asked};
 use crate::policy::Span;
 use crate::policy::snapshot::Origin;
@@ -40,6 +40,8 @@ pub(super) struct Counters {
 pub struct OriginStats {
     /// The origin's name.
     pub origin: String,
+    /// How many loads may be under way at once.
+    pub connections: u64,
     /// Loads asked for, each with one outcome. A batch is one load.
     pub loads: u64,
     /// Attempts made at the origin, retries included.
@@ -64,8 +66,7 @@ pub struct OriginStats {
 pub(super) struct Gate {
     origin: String,
     timeout: Span,
-    connections: u32,
-    permits: Semaphore,
+    permits: Permits,
     breaker: Breaker,
     counters: Arc<Counters>,
 }
@@ -73,15 +74,23 @@ pub(super) struct Gate {
 impl Gate {
     /// A gate for `origin`, which goes on counting where `counters` stand.
     pub(super) fn new(origin: &Origin, counters: Arc<Counters>) -> Self {
-        let connections = origin.max_connections;
         Self {
             origin: origin.name.clone(),
             timeout: origin.timeout,
-            connections,
-            permits: Semaphore::new((connections as usize).min(Semaphore::MAX_PERMITS)),
+            permits: Permits::new(origin.max_connections),
             breaker: Breaker::new(),
             counters,
         }
+    }
+
+    /// How many loads may be under way at once.
+    pub(super) fn connections(&self) -> usize {
+        self.permits.most()
+    }
+
+    /// So many loads may be under way at once from now on.
+    pub(super) fn allow(&self, connections: u32) {
+        self.permits.resize(connections);
     }
 
     pub(super) fn counters(&self) -> &Arc<Counters> {
@@ -92,6 +101,7 @@ impl Gate {
         let counters = &self.counters;
         OriginStats {
             origin: self.origin.clone(),
+            connections: self.permits.most() as u64,
             loads: counters.loads.load(Relaxed),
             queries: counters.queries.load(Relaxed),
             errors: counters.errors.load(Relaxed),
@@ -179,13 +189,13 @@ impl Gate {
     }
 
     /// One of the origin's connections. The queue is first come, first served.
-    async fn permit(&self, until: Instant) -> Result<SemaphorePermit<'_>, LoadError> {
+    async fn permit(&self, until: Instant) -> Result<Permit<'_>, LoadError> {
         if let Ok(permit) = self.permits.try_acquire() {
             return Ok(permit);
         }
         let busy = || LoadError::Busy { origin: self.origin.clone() };
         let waiting = Counted::new(&self.counters.waiting);
-        if waiting.before >= WAITING_PER_CONNECTION.saturating_mul(u64::from(self.connections)) {
+        if waiting.before >= WAITING_PER_CONNECTION.saturating_mul(self.permits.most() as u64) {
             return Err(busy());
         }
         match timeout_at(until, self.permits.acquire()).await {

@@ -10,6 +10,7 @@ mod breaker;
 mod error;
 mod gate;
 mod http;
+mod permits;
 pub mod query_log;
 mod sql;
 
@@ -114,6 +115,18 @@ impl Origins {
         let source = self.by_name.get(&load.origin).ok_or_else(|| OriginError::Unknown(load.origin.clone()))?;
         let question = Question::new(&source.config, keys, load)?;
         Ok(Loader { inner: Arc::new(Inner { source: Arc::clone(source), keys: keys.clone(), question }) })
+    }
+
+    /// Leaves each origin the connections that are this sidecar's share where there are so many, from now on. What is under way
+    /// goes on.
+    pub fn share_among(&self, sidecars: u32) {
+        for source in self.by_name.values() {
+            let connections = source.config.share(sidecars);
+            source.gate.allow(connections);
+            if let Backend::Sql(database) = &source.backend {
+                database.keep(connections as usize);
+            }
+        }
     }
 
     /// A reading of each origin's counters, in the order of their names.
@@ -239,7 +252,7 @@ impl Loader {
     }
 
     async fn load_each(&self, keys: &[Vec<u8>], answers: &mut [Option<Result<Loaded, LoadError>>]) {
-        let at_once = (self.inner.source.config.max_connections as usize).max(1);
+        let at_once = self.inner.source.gate.connections().max(1);
         let open: Vec<usize> = (0..keys.len()).filter(|index| answers[*index].is_none()).collect();
         let loads = open.into_iter().map(|index| async move { (index, self.load(&keys[index]).await) });
         let mut loads = stream::iter(loads).buffer_unordered(at_once);

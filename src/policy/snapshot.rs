@@ -10,13 +10,14 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::pattern::KeyPattern;
-use super::rule::{CacheAside, Mode, Query, Rule, Strategy, Unmatched};
+use super::rule::{CacheAside, Lifetime, Mode, Query, Rule, Strategy, Unmatched};
 use super::units::Span;
 
 /// The newest form that this build writes and reads.
 ///
 /// 2: rules may have a `mode`, and cache-aside rules `stale` and `stampede` (with `waitFollowsLoads`).
-pub const VERSION: u32 = 2;
+/// 3: origins may have `maxTotalConnections`.
+pub const VERSION: u32 = 3;
 /// The largest snapshot in bytes, which also fits a ConfigMap.
 pub const MAX_BYTES: usize = 900 * 1024;
 /// The most rules in one snapshot.
@@ -159,10 +160,21 @@ pub struct Origin {
     pub kind: OriginKind,
     /// The most loads under way at once from one sidecar.
     pub max_connections: u32,
+    /// The most loads under way at once from all sidecars of the binding, which share it evenly. Absent: unbounded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_total_connections: Option<u32>,
     /// How long a connection may take to come about.
     pub connect_timeout: Span,
     /// How long one load may take.
     pub timeout: Span,
+}
+
+impl Origin {
+    /// How many loads of this origin one of so many sidecars may have under way: an even share, one at the least.
+    pub fn share(&self, sidecars: u32) -> u32 {
+        let even = self.max_total_connections.map_or(u32::MAX, |total| (total / sidecars.max(1)).max(1));
+        self.max_connections.min(even)
+    }
 }
 
 /// What an origin is.
@@ -245,6 +257,32 @@ impl Snapshot {
         Ok(snapshot)
     }
 
+    /// The generation that a document claims, even if the rest of it is refused.
+    pub fn claimed_generation(json: &[u8]) -> Option<u64> {
+        #[derive(Deserialize)]
+        struct Claim {
+            generation: u64,
+        }
+        serde_json::from_slice(json).ok().map(|Claim { generation }| generation)
+    }
+
+    /// The last snapshot of a binding that is removed: no rule holds any more, and every key that is written gets a TTL.
+    ///
+    /// A file or a key that is gone says nothing of the kind: it may be late, or lost, and sidecars go on under the last policy.
+    pub fn farewell(&self, generation: u64, lifetime: Lifetime) -> Self {
+        Self {
+            version: VERSION,
+            requires: 1,
+            generation,
+            cluster: self.cluster.clone(),
+            unmatched: Unmatched::Ttl(lifetime),
+            ttl_sweep: DEFAULT_TTL_SWEEP,
+            allow: Allow::default(),
+            origins: Vec::new(),
+            rules: Vec::new(),
+        }
+    }
+
     /// Checks what the types cannot express.
     pub fn check(&self) -> Result<(), SnapshotError> {
         let addresses = match &self.cluster.topology {
@@ -273,6 +311,9 @@ impl Snapshot {
             }
             if origin.max_connections == 0 || origin.timeout.is_zero() {
                 return Err(invalid(format!("origin `{}`", origin.name), "maxConnections and timeout must be above zero"));
+            }
+            if origin.max_total_connections == Some(0) {
+                return Err(invalid(format!("origin `{}`", origin.name), "maxTotalConnections must be above zero"));
             }
         }
         let mut names = HashSet::new();
@@ -313,13 +354,16 @@ impl Snapshot {
     }
 }
 
-/// The oldest form whose readers understand `rules`.
-pub fn required_form(rules: &[Rule]) -> u32 {
+/// The oldest form whose readers understand these origins and rules.
+pub fn required_form(origins: &[Origin], rules: &[Rule]) -> u32 {
     let is_newer = |rule: &Rule| match &rule.strategy {
         _ if rule.mode == Mode::Observe => true,
         Strategy::CacheAside(cache_aside) => cache_aside.stampede.is_some() || !cache_aside.stale.is_zero(),
         Strategy::Bypass {} | Strategy::ReadThrough(_) => false,
     };
+    if origins.iter().any(|origin| origin.max_total_connections.is_some()) {
+        return 3;
+    }
     if rules.iter().any(is_newer) { 2 } else { 1 }
 }
 
@@ -380,9 +424,9 @@ mod tests {
         let old = cache_aside("").expect("valid");
         let Some(Strategy::CacheAside(rule)) = old.rules.first().map(|rule| &rule.strategy) else { panic!("no rule") };
         assert_eq!((rule.stale, rule.stampede), (Span::default(), None));
-        assert_eq!(required_form(&old.rules), 1);
+        assert_eq!(required_form(&[], &old.rules), 1);
         let observing = Rule { mode: Mode::Observe, ..old.rules[0].clone() };
-        assert_eq!(required_form(&[observing]), 2);
+        assert_eq!(required_form(&[], &[observing]), 2);
         assert!(!serde_json::to_string(&old).expect("serialises").contains("stampede"), "an older sidecar reads it");
     }
 
@@ -392,7 +436,7 @@ mod tests {
             format!(r#","stampede":{{"lease":"{lease}","wait":"{wait}","earlyExpiry":{beta},"atWaitEnd":"error"}}"#)
         };
         let new = cache_aside(&format!(r#"{},"stale":"1m""#, stampede("3s", "1s", "1"))).expect("valid");
-        assert_eq!(required_form(&new.rules), 2);
+        assert_eq!(required_form(&[], &new.rules), 2);
         assert_eq!(Snapshot::parse(&serde_json::to_vec(&new).expect("serialises")).expect("valid"), new);
         for (more, word) in [
             (stampede("1s", "1s", "1"), "shorter than its lease"),
@@ -405,6 +449,34 @@ mod tests {
     }
 
     #[test]
+    fn an_origin_s_connections_are_shared_evenly_and_never_none() {
+        let mut snapshot = Snapshot::parse(MINIMAL.as_bytes()).expect("valid");
+        assert_eq!([0, 1, 1000].map(|sidecars| snapshot.origins[0].share(sidecars)), [2; 3]);
+        assert_eq!(required_form(&snapshot.origins, &snapshot.rules), 1);
+        snapshot.origins[0].max_connections = 8;
+        snapshot.origins[0].max_total_connections = Some(50);
+        assert_eq!(
+            [0, 1, 6, 7, 10, 50, 51, u32::MAX].map(|sidecars| snapshot.origins[0].share(sidecars)),
+            [8, 8, 8, 7, 5, 1, 1, 1]
+        );
+        assert_eq!(required_form(&snapshot.origins, &snapshot.rules), 3);
+    }
+
+    #[test]
+    fn a_farewell_has_no_rules_and_a_ttl_for_every_key() {
+        let snapshot = Snapshot::parse(MINIMAL.as_bytes()).expect("valid");
+        let lifetime = *snapshot.rules[0].lifetime().expect("a lifetime");
+        let last = snapshot.farewell(9, lifetime);
+        assert_eq!(last.cluster, snapshot.cluster);
+        assert!(last.rules.is_empty() && last.origins.is_empty() && last.unmatched == Unmatched::Ttl(lifetime));
+        let json = serde_json::to_vec(&last).expect("serialises");
+        assert_eq!(Snapshot::parse(&json).expect("valid"), last);
+        assert_eq!(Snapshot::claimed_generation(&json), Some(9));
+        assert_eq!(Snapshot::claimed_generation(br#"{"generation":7,"requires":99,"new":[]}"#), Some(7));
+        assert_eq!(Snapshot::claimed_generation(b"{"), None);
+    }
+
+    #[test]
     fn secrets_do_not_show() {
         let snapshot = Snapshot::parse(MINIMAL.as_bytes()).expect("valid");
         assert!(!format!("{snapshot:?}").contains("secret"));
@@ -413,10 +485,11 @@ mod tests {
     #[test]
     fn contradictions_name_the_place() {
         for (from, to, word) in [
-            (r#""requires":1"#, r#""requires":3"#, "upgrade"),
+            (r#""requires":1"#, r#""requires":4"#, "upgrade"),
             (r#""generation":1"#, r#""generation":1,"extra":1"#, "extra"),
             ("127.0.0.1:7000", "nowhere", "host:port"),
             (r#""origin":"db""#, r#""origin":"dc""#, "dc"),
+            (r#""maxConnections":2"#, r#""maxConnections":2,"maxTotalConnections":0"#, "above zero"),
             (r#""default":"10m""#, r#""default":"48h""#, "maxTtl"),
             (r#"{"sql":{"read":"SELECT name FROM users WHERE id = $id"}}"#, r#"{"http":{"path":"/x"}}"#, "`read`"),
         ] {

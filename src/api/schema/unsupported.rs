@@ -10,8 +10,6 @@ const CLUSTER_FIELDS: &[(&str, &str)] = &[(
 
 const POLICY_FIELDS: &[(&str, &str)] = &[
     ("spec.workloads.matchExpressions", "remove it, and select workloads by matchLabels"),
-    ("spec.origins[].sql.maxTotalConnections", "remove it: each sidecar is bounded by maxConnections, their sum is not"),
-    ("spec.origins[].http.maxTotalConnections", "remove it: each sidecar is bounded by maxConnections, their sum is not"),
     ("spec.rules[].invalidate", "remove it: keys are invalidated by DEL, LARDER.INVALIDATE and their TTL"),
     ("spec.rules[].nearCache", "remove it: values are kept in the cache tier only"),
     ("spec.rules[].writeBehind", "remove it: the application writes to its database itself, then deletes the key"),

@@ -7,6 +7,7 @@ mod sqlite;
 mod template;
 
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -37,6 +38,8 @@ pub(super) struct Database {
     /// When the file with the URL was last read.
     looked: Mutex<Instant>,
     connect_timeout: Duration,
+    /// How many idle ones are kept.
+    most_idle: AtomicUsize,
     idle: Mutex<Vec<Held>>,
 }
 
@@ -162,7 +165,14 @@ impl Database {
             check_url(url).map_err(|why| OriginError::Url { origin: origin.name.clone(), why })?;
         }
         let connect_timeout = origin.connect_timeout.as_duration();
-        Ok(Self { url: url.clone(), looked: Mutex::new(Instant::now()), connect_timeout, idle: Mutex::default() })
+        let most_idle = AtomicUsize::new(origin.max_connections as usize);
+        Ok(Self { url: url.clone(), looked: Mutex::new(Instant::now()), connect_timeout, most_idle, idle: Mutex::default() })
+    }
+
+    /// Keeps at most so many idle connections from now on.
+    pub(super) fn keep(&self, most: usize) {
+        self.most_idle.store(most, Ordering::Relaxed);
+        self.idle().truncate(most);
     }
 
     /// Asks for one key.
@@ -248,7 +258,10 @@ impl Database {
         match failure {
             None | Some(Failure::Unusable(_)) => {
                 held.idle_since = Instant::now();
-                self.idle().push(held);
+                let mut idle = self.idle();
+                if idle.len() < self.most_idle.load(Ordering::Relaxed) {
+                    idle.push(held);
+                }
             }
             Some(Failure::Unreachable(_)) => self.idle().clear(),
             Some(Failure::Timeout | Failure::Failed { .. }) => {}

@@ -17,7 +17,14 @@ pub fn http(url: &str) -> Origin {
 /// An origin called `db` with two connections and generous limits.
 pub fn with(kind: OriginKind) -> Origin {
     let limit = Span::from_secs(30);
-    Origin { name: "db".to_owned(), kind, max_connections: 2, connect_timeout: limit, timeout: limit }
+    Origin {
+        name: "db".to_owned(),
+        kind,
+        max_connections: 2,
+        max_total_connections: None,
+        connect_timeout: limit,
+        timeout: limit,
+    }
 }
 
 /// The load of a rule with these statements.
