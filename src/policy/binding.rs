@@ -86,6 +86,12 @@ impl BindingName {
         format!("larder:hb:{self}")
     }
 
+    /// The key in the cache that tells its sidecars how many they are. In the slot of [`BindingName::snapshot_key`], so that in a
+    /// Cluster one connection reads both.
+    pub fn fleet_key(&self) -> String {
+        format!("larder:fleet:{{{}}}", self.snapshot_key())
+    }
+
     /// The ACL user of its sidecars at the servers.
     pub fn user(&self) -> String {
         format!("larder-b-{self}")
