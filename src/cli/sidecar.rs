@@ -7,6 +7,8 @@ use std::process::ExitCode;
 use super::{Failure, Outcome};
 use crate::origin::OriginError;
 use crate::policy::Span;
+use crate::policy::binding::{self, BindingName};
+use crate::sidecar::delivery::Binding;
 use crate::sidecar::reload::PolicyError;
 use crate::sidecar::server::{self, Config, StartError};
 
@@ -15,11 +17,19 @@ use crate::sidecar::server::{self, Config, StartError};
 #[command(after_help = "\
 Examples:
   larderd sidecar --snapshot /etc/larder/snapshot.json --listen 127.0.0.1:6379
-  larderd sidecar --snapshot snapshot.json --socket /run/larder/redis.sock --admin 127.0.0.1:9121")]
+  larderd sidecar --snapshot snapshot.json --socket /run/larder/redis.sock --admin 127.0.0.1:9121
+  larderd sidecar --binding shop-1f0c8a52de --listen 127.0.0.1:6379")]
 pub struct Args {
     /// The policy snapshot; changes are taken up while clients stay connected
-    #[arg(long, value_name = "FILE")]
-    snapshot: PathBuf,
+    #[arg(long, value_name = "FILE", required_unless_present = "binding")]
+    snapshot: Option<PathBuf>,
+    /// The binding to serve: snapshots come through the cache as well as by file, whichever is newer counts, and clients wait until
+    /// the first is there
+    #[arg(long, value_name = "NAME", value_parser = BindingName::parse)]
+    binding: Option<BindingName>,
+    /// Where the binding's Secret is mounted: what comes through the cache names no files but these
+    #[arg(long, value_name = "DIR", default_value = binding::SECRET_DIR, requires = "binding")]
+    secrets: PathBuf,
     /// Where clients connect by TCP
     #[arg(long, value_name = "HOST:PORT", required_unless_present = "socket")]
     listen: Option<SocketAddr>,
@@ -42,9 +52,17 @@ pub struct Args {
 
 /// Serves until it is told to stop.
 pub fn run(args: Args) -> Outcome {
-    let Args { snapshot, listen, socket, admin, admin_socket, workers, drain } = args;
-    let config =
-        Config { snapshot, listen, socket, admin, admin_socket, workers: usize::from(workers), drain: drain.as_duration() };
+    let Args { snapshot, binding, secrets, listen, socket, admin, admin_socket, workers, drain } = args;
+    let config = Config {
+        snapshot: snapshot.unwrap_or_else(|| PathBuf::from(binding::POLICY_DIR).join(binding::SNAPSHOT_FILE)),
+        binding: binding.map(|name| Binding { name, secrets }),
+        listen,
+        socket,
+        admin,
+        admin_socket,
+        workers: usize::from(workers),
+        drain: drain.as_duration(),
+    };
     match server::run(&config) {
         Ok(()) => Ok(ExitCode::SUCCESS),
         Err(error) => Err(Failure::new(&error, next_step(&error))),

@@ -27,6 +27,7 @@ use tokio::time::{Instant, Sleep, timeout};
 use crate::origin::{BreakerState, OriginStats};
 use crate::policy::Snapshot;
 use crate::policy::snapshot::{OriginKind, Sensitive};
+use crate::sidecar::delivery::Delivered;
 use crate::sidecar::served_tls::{SecuredListener, Served};
 use crate::telemetry::metrics::MetricsHub;
 use crate::telemetry::readings::{Reading, ReadingKind};
@@ -49,8 +50,10 @@ pub type Explanation = Pin<Box<dyn Future<Output = Option<serde_json::Value>> + 
 pub trait Introspect: Send + Sync + 'static {
     /// Whether commands can be served, or what is missing.
     fn readiness(&self) -> Result<(), String>;
-    /// The policy in force.
-    fn policy(&self) -> Arc<Snapshot>;
+    /// The policy in force. `None`: there is none yet.
+    fn policy(&self) -> Option<Arc<Snapshot>>;
+    /// The binding that is served, and what has been delivered.
+    fn delivered(&self) -> (Option<&str>, Delivered);
     /// What the policy's origins were asked, and how they answered.
     fn origins(&self) -> Vec<OriginStats>;
     /// What the policy does to a key and why.
@@ -212,6 +215,7 @@ fn origin_readings(origins: &[OriginStats]) -> Vec<Reading> {
         family("larder_origin_timeouts", "Loads that the origin did not answer in time", Count, |stats| stats.timeouts),
         family("larder_origin_refused", "Loads that the breaker kept from a failing origin", Count, |stats| stats.refused),
         family("larder_origin_busy", "Loads for which no connection came free", Count, |stats| stats.busy),
+        family("larder_origin_connections", "How many loads may be at the origin at once", Level, |stats| stats.connections),
         family("larder_origin_inflight", "Loads at the origin now", Level, |stats| stats.in_flight),
         family("larder_origin_waiting", "Loads that wait for a connection now", Level, |stats| stats.waiting),
         family("larder_origin_breaker_open", "1 while the origin is not asked because it fails", Level, |stats| {
@@ -226,8 +230,12 @@ fn as_json(value: &serde_json::Value) -> Response {
 
 async fn show_policy(State(shared): State<Arc<Shared>>) -> Response {
     let snapshot = shared.sidecar.policy();
-    match serde_json::to_value(redacted(&snapshot)) {
-        Ok(policy) => as_json(&json!({ "generation": snapshot.generation, "policy": policy })),
+    let generation = snapshot.as_ref().map(|snapshot| snapshot.generation);
+    let (binding, Delivered { way, refused, .. }) = shared.sidecar.delivered();
+    match serde_json::to_value(snapshot.map(|snapshot| redacted(&snapshot))) {
+        Ok(policy) => as_json(&json!({
+            "binding": binding, "generation": generation, "way": way, "refused": refused, "policy": policy
+        })),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
     }
 }
@@ -343,6 +351,8 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Bounded<S> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sidecar::delivery::Refused;
+    use crate::sidecar::delivery::choice::Way;
     use std::sync::atomic::{AtomicBool, Ordering};
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::net::{TcpStream, UnixStream};
@@ -358,11 +368,15 @@ mod tests {
         fn readiness(&self) -> Result<(), String> {
             if self.0.load(Ordering::Relaxed) { Ok(()) } else { Err("no server was found yet".to_owned()) }
         }
-        fn policy(&self) -> Arc<Snapshot> {
-            Arc::new(Snapshot::parse(SNAPSHOT.as_bytes()).unwrap())
+        fn policy(&self) -> Option<Arc<Snapshot>> {
+            Some(Arc::new(Snapshot::parse(SNAPSHOT.as_bytes()).unwrap()))
+        }
+        fn delivered(&self) -> (Option<&str>, Delivered) {
+            let refused = Refused { generation: Some(8), way: Way::Cache, reason: "it is too new".to_owned() };
+            (Some("shop"), Delivered { generation: Some(7), way: Some(Way::File), refused: Some(refused) })
         }
         fn origins(&self) -> Vec<OriginStats> {
-            crate::origin::Origins::new(&self.policy().origins).unwrap().stats()
+            crate::origin::Origins::new(&self.policy().unwrap().origins).unwrap().stats()
         }
         fn explain(&self, key: Vec<u8>) -> Explanation {
             Box::pin(async move { (key != b"hang").then(|| json!({ "key": key })) })
@@ -408,6 +422,9 @@ mod tests {
         };
         let policy = unix("/policy").await;
         assert!(policy.contains(r#""generation": 7"#) && policy.contains("(redacted)") && !policy.contains("hush"), "{policy}");
+        let told = policy.replace(char::is_whitespace, "");
+        assert!(told.contains(r#""refused":{"generation":8,"reason":"itistoonew","way":"cache"}"#), "{told}");
+        assert!(told.contains(r#""way":"file""#) && told.contains(r#""binding":"shop""#), "{told}");
         assert!(unix("/explain?key=%00a%2B+").await.replace(char::is_whitespace, "").contains("[0,97,43,43]"));
         assert!(unix("/explain?key=hang").await.starts_with("HTTP/1.1 503"));
         assert!(unix("/explain?key=%0").await.starts_with("HTTP/1.1 400"));

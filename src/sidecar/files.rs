@@ -15,7 +15,7 @@ use tokio::sync::watch;
 use tracing::warn;
 
 /// How often the files are looked at.
-const LOOK_EVERY: Duration = Duration::from_millis(200);
+pub(super) const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// How long they must have stood still before they count.
 const SETTLE: Duration = Duration::from_millis(50);
 /// File times are coarse: a file that changed less than this before it was read may have changed again without a trace.

@@ -1,21 +1,34 @@
-//! The policy and the keys in force, and how others come into force: from files, while clients stay connected.
+//! The policy and the keys in force, and how others come into force: by file and through the cache, while clients stay connected.
 
-use std::path::Path;
+use std::collections::HashSet;
+use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::watch;
 
 use super::access_files::{AccessError, open_access};
-use super::files::{FileError, WatchedFiles};
+use super::delivery::bounds::{self, BoundsError};
+use super::delivery::choice::{Offer, Offers, Way};
+use super::delivery::link::{CacheLink, News};
+use super::delivery::{Binding, Delivered, Refused};
+use super::files::{FileError, LOOK_EVERY, WatchedFiles};
 use super::policy::ActivePolicy;
+use super::pulse::Pulse;
 use super::upstream::access::{Access, ClusterAccess};
 use super::upstream::discovery::{Discovery, Refresh};
 use super::upstream::node::NodeAddrError;
 use super::upstream::view::View;
 use crate::origin::{OriginError, Origins, check_load_and_file};
-use crate::policy::snapshot::{MAX_BYTES, Snapshot, SnapshotError};
+use crate::policy::digest::digest;
+use crate::policy::snapshot::{Cluster, MAX_BYTES, Snapshot, SnapshotError};
 use crate::policy::{Mode, Strategy};
 use crate::telemetry::background::Background;
+
+/// How soon what could not come into force is tried again: a secret that it names may be on its way.
+const TRY_AGAIN: Duration = Duration::from_secs(2);
+/// How many refused snapshots are remembered, so that each is told of once.
+const MAX_REFUSED: usize = 256;
 
 /// Why a snapshot cannot come into force.
 #[derive(Debug, thiserror::Error)]
@@ -32,6 +45,9 @@ pub enum PolicyError {
     /// A password or a certificate cannot be used.
     #[error(transparent)]
     Access(#[from] AccessError),
+    /// It came through the cache, and says what only the file may say.
+    #[error(transparent)]
+    Bounds(#[from] BoundsError),
     /// It names an address that is none.
     #[error("its cluster: {0}")]
     Address(#[from] NodeAddrError),
@@ -60,15 +76,24 @@ pub struct InForce {
     pub origins: Origins,
 }
 
-/// Follows a snapshot's file, and the servers that it names.
-pub struct Policies {
-    files: WatchedFiles,
+/// What is followed, and by whom.
+#[derive(Debug, Clone)]
+pub struct Setting {
+    /// The snapshot's file.
+    pub snapshot: PathBuf,
+    /// Under which binding snapshots come through the cache as well. `None`: the file alone counts, and is there.
+    pub binding: Option<Binding>,
     /// How many act under each policy.
-    workers: usize,
-    origins: Origins,
-    discovery: Discovery,
-    counters: Arc<Background>,
-    in_force: watch::Sender<InForce>,
+    pub workers: usize,
+}
+
+/// Where is told what there is.
+#[derive(Debug)]
+pub struct Board {
+    /// Something from the first snapshot on.
+    pub told: watch::Sender<Option<Told>>,
+    /// What came, and what was refused.
+    pub delivered: watch::Sender<Delivered>,
 }
 
 /// What is told of policies and servers.
@@ -82,64 +107,290 @@ pub struct Told {
     pub refresh: Refresh,
 }
 
+/// Follows snapshots, and the servers that they name.
+pub struct Policies {
+    setting: Setting,
+    file: Option<WatchedFiles>,
+    link: Option<CacheLink>,
+    /// What heartbeats tell, until the line to the cache has it.
+    pulse: Option<Pulse>,
+    offers: Offers,
+    refused: HashSet<u64>,
+    /// Whether something that was refused may be tried again.
+    is_unsettled: bool,
+    /// How many sidecars share the origins.
+    sidecars: u32,
+    origins: Origins,
+    active: Option<Active>,
+    board: Board,
+    counters: Arc<Background>,
+}
+
+/// What there is from the first snapshot on.
+struct Active {
+    discovery: Discovery,
+    in_force: watch::Sender<InForce>,
+}
+
+impl Active {
+    fn snapshot(&self) -> Arc<Snapshot> {
+        self.in_force.borrow().policy.snapshot().clone()
+    }
+}
+
+/// Where the cache is, and what logs in there where that is new.
+struct Place {
+    cluster: Cluster,
+    access: Option<ClusterAccess>,
+}
+
 impl Policies {
-    /// Reads the snapshot at `path`, for so many workers, and the files it names, and starts to look for its servers.
-    pub async fn open(path: &Path, workers: usize, counters: Arc<Background>) -> Result<(Self, Told), PolicyError> {
-        let files = WatchedFiles::open(vec![path.to_owned()], MAX_BYTES).await?;
-        let snapshot = Arc::new(Snapshot::parse(&json_of(&files))?);
-        let origins = Origins::new(&snapshot.origins)?;
-        let policy = Arc::new(ActivePolicy::new(snapshot.clone(), &origins)?);
-        check_origins(&snapshot).await?;
-        check_workers(&policy, workers)?;
-        let access = open_access(&snapshot.cluster, counters.clone()).await?;
-        let servers = access.servers.clone();
-        let (discovery, view, refresh) = Discovery::start(&snapshot.cluster, access, counters.clone())?;
-        counters.policy_generation.set(snapshot.generation);
-        let (in_force, receiver) = watch::channel(InForce { policy, access: servers, origins: origins.clone() });
-        let told = Told { in_force: receiver, view, refresh };
-        Ok((Self { files, workers, origins, discovery, counters, in_force }, told))
+    /// Without a binding: reads the snapshot, which has to be there and right, and the files it names, and starts to look for its
+    /// servers. With one: does nothing yet.
+    pub async fn open(
+        setting: Setting,
+        pulse: Option<Pulse>,
+        board: Board,
+        counters: Arc<Background>,
+    ) -> Result<Self, PolicyError> {
+        let is_bound = setting.binding.is_some();
+        let mut policies = Self {
+            setting,
+            file: None,
+            link: None,
+            pulse,
+            offers: if is_bound { Offers::both_ways() } else { Offers::by_file() },
+            refused: HashSet::new(),
+            is_unsettled: false,
+            // Under a binding, until their number is known: as few connections as there can be.
+            sidecars: if is_bound { u32::MAX } else { 1 },
+            origins: Origins::new(&[])?,
+            active: None,
+            board,
+            counters,
+        };
+        if !is_bound {
+            policies.open_file().await?;
+        }
+        Ok(policies)
     }
 
-    /// Takes up each change of the file. A bad one is refused: the last good one stays.
+    async fn open_file(&mut self) -> Result<(), PolicyError> {
+        let file = WatchedFiles::open(vec![self.setting.snapshot.clone()], MAX_BYTES).await?;
+        let json = json_of(&file);
+        self.file = Some(file);
+        let offer = parse(Way::File, &json)?;
+        let snapshot = offer.snapshot.clone();
+        self.prepare(snapshot.clone())?;
+        check_origins(&snapshot).await?;
+        let access = open_access(&snapshot.cluster, self.counters.clone()).await?;
+        self.offers.add(offer.clone());
+        self.take_up(&offer, &mut Place { cluster: snapshot.cluster.clone(), access: Some(access) })?;
+        self.note_in_force(&offer);
+        Ok(())
+    }
+
+    /// Takes up whatever comes. What cannot be used is refused: the last good one stays.
     pub async fn follow(mut self) {
         loop {
-            self.files.changed().await;
-            match self.take_up().await {
-                Ok(generation) => {
-                    self.counters.policy_generation.set(generation);
-                    tracing::info!(generation, "a new policy is in force");
+            let news = tokio::select! {
+                json = next_of_file(&mut self.file, &self.setting.snapshot, self.setting.binding.is_some()) => Some((Way::File, json)),
+                news = next_of_link(&mut self.link) => match news {
+                    News::Snapshot(json) => Some((Way::Cache, json.into())),
+                    News::Sidecars(sidecars) => {
+                        self.share_among(sidecars);
+                        continue;
+                    }
+                },
+                () = tokio::time::sleep(TRY_AGAIN), if self.is_unsettled => None,
+            };
+            if let Some((way, json)) = news {
+                match parse(way, &json) {
+                    Ok(offer) => self.offers.add(offer),
+                    Err(error) => self.refuse(way, Snapshot::claimed_generation(&json), fingerprint(&json), &error),
+                }
+            }
+            self.settle().await;
+        }
+    }
+
+    fn share_among(&mut self, sidecars: u32) {
+        self.sidecars = sidecars;
+        self.counters.fleet.set(u64::from(sidecars));
+        self.origins.share_among(sidecars);
+        tracing::debug!(sidecars, "the origins are shared");
+    }
+
+    /// Puts the best of what was offered in force.
+    async fn settle(&mut self) {
+        self.is_unsettled = false;
+        let Some(mut place) = self.choose_place().await else { return };
+        for offer in self.offers.in_order() {
+            match self.take_up(&offer, &mut place) {
+                Ok(is_new) => {
+                    self.offers.hold(&offer);
+                    if is_new {
+                        self.note_in_force(&offer);
+                    }
+                    return;
                 }
                 Err(error) => {
-                    self.counters.policy_rejected.inc();
-                    tracing::error!(%error, "a new policy is refused, the last good one stays in force");
+                    self.is_unsettled = self.setting.binding.is_some();
+                    self.refuse(offer.way, Some(offer.snapshot.generation), offer.fingerprint, &error);
                 }
             }
         }
     }
 
-    async fn take_up(&mut self) -> Result<u64, PolicyError> {
-        let snapshot = Arc::new(Snapshot::parse(&json_of(&self.files))?);
-        let origins = self.origins.updated(&snapshot.origins)?;
-        let policy = Arc::new(ActivePolicy::new(snapshot.clone(), &origins)?);
-        check_workers(&policy, self.workers)?;
-        let before = self.in_force.borrow().clone();
-        let access = if before.policy.snapshot().cluster == snapshot.cluster {
-            before.access
-        } else {
-            self.change_cluster(&snapshot).await?
-        };
-        self.origins = origins.clone();
-        let generation = snapshot.generation;
-        self.in_force.send_replace(InForce { policy, access, origins });
-        Ok(generation)
+    /// Where the file says that the cache is, or, where that cannot be used, where it was before.
+    async fn choose_place(&mut self) -> Option<Place> {
+        let file = self.offers.file()?.clone();
+        let before = self.active.as_ref().map(|active| active.snapshot().cluster.clone());
+        let cluster = &file.snapshot.cluster;
+        if before.as_ref() == Some(cluster) {
+            return before.map(|cluster| Place { cluster, access: None });
+        }
+        match open_access(cluster, self.counters.clone()).await {
+            Ok(access) => Some(Place { cluster: cluster.clone(), access: Some(access) }),
+            Err(error) => {
+                self.is_unsettled = self.setting.binding.is_some();
+                self.refuse(Way::File, Some(file.snapshot.generation), file.fingerprint, &PolicyError::from(error));
+                before.map(|cluster| Place { cluster, access: None })
+            }
+        }
     }
 
-    async fn change_cluster(&self, snapshot: &Snapshot) -> Result<Access, PolicyError> {
-        let access: ClusterAccess = open_access(&snapshot.cluster, self.counters.clone()).await?;
-        let servers = access.servers.clone();
-        self.discovery.replace(&snapshot.cluster, access)?;
-        Ok(servers)
+    /// Puts `offer` in force, unless it is already. Whether it was not.
+    fn take_up(&mut self, offer: &Offer, place: &mut Place) -> Result<bool, PolicyError> {
+        if let (Way::Cache, Some(binding), Some(file)) = (offer.way, &self.setting.binding, self.offers.file()) {
+            bounds::check(&offer.snapshot, &file.snapshot, &binding.secrets, |path| path.is_file())?;
+        }
+        let snapshot = bounds::placed(&offer.snapshot, &place.cluster);
+        if self.active.as_ref().is_some_and(|active| *active.snapshot() == snapshot) {
+            return Ok(false);
+        }
+        let (origins, policy) = self.prepare(Arc::new(snapshot))?;
+        let access = match (&self.active, &place.access) {
+            (None, None) => return Ok(false),
+            (None, Some(access)) => {
+                let servers = access.servers.clone();
+                self.start(InForce { policy, access: servers, origins: origins.clone() }, &place.cluster, access.clone())?;
+                self.origins = origins;
+                return Ok(true);
+            }
+            (Some(active), None) => active.in_force.borrow().access.clone(),
+            (Some(active), Some(access)) => {
+                active.discovery.replace(&place.cluster, access.clone())?;
+                access.servers.clone()
+            }
+        };
+        self.origins = origins.clone();
+        if let Some(active) = &self.active {
+            active.in_force.send_replace(InForce { policy, access, origins });
+        }
+        Ok(true)
     }
+
+    fn prepare(&self, snapshot: Arc<Snapshot>) -> Result<(Origins, Arc<ActivePolicy>), PolicyError> {
+        let origins = self.origins.updated(&snapshot.origins)?;
+        origins.share_among(self.sidecars);
+        let policy = Arc::new(ActivePolicy::new(snapshot, &origins)?);
+        check_workers(&policy, self.setting.workers)?;
+        Ok((origins, policy))
+    }
+
+    /// The first policy: from now on there are servers to find, and a cache to listen to.
+    fn start(&mut self, first: InForce, cluster: &Cluster, access: ClusterAccess) -> Result<(), PolicyError> {
+        let (discovery, view, refresh) = Discovery::start(cluster, access, self.counters.clone())?;
+        let (in_force, receiver) = watch::channel(first);
+        let told = Told { in_force: receiver, view, refresh };
+        self.board.told.send_replace(Some(told.clone()));
+        self.active = Some(Active { discovery, in_force });
+        if let (Some(binding), Some(pulse)) = (&self.setting.binding, self.pulse.take()) {
+            self.link = Some(CacheLink::start(binding.name.clone(), told, pulse, self.counters.clone()));
+        }
+        Ok(())
+    }
+
+    fn note_in_force(&self, offer: &Offer) {
+        let generation = offer.snapshot.generation;
+        self.counters.policy_generation.set(generation);
+        self.board.delivered.send_modify(|delivered| {
+            let is_over = |refused: &Refused| refused.generation.is_none_or(|refused| refused <= generation);
+            let refused = delivered.refused.take().filter(|refused| !is_over(refused));
+            *delivered = Delivered { generation: Some(generation), way: Some(offer.way), refused };
+        });
+        tracing::info!(generation, way = offer.way.name(), "a new policy is in force");
+    }
+
+    /// Tells of it once, however often it comes.
+    fn refuse(&mut self, way: Way, generation: Option<u64>, fingerprint: u64, error: &dyn std::fmt::Display) {
+        if self.refused.len() >= MAX_REFUSED {
+            self.refused.clear();
+        }
+        if !self.refused.insert(fingerprint) {
+            return;
+        }
+        self.counters.policy_rejected.inc();
+        self.counters.policy_refused_generation.set(generation.unwrap_or_default());
+        let reason = without_values(error.to_string());
+        tracing::error!(
+            error = reason,
+            generation,
+            way = way.name(),
+            "a new policy is refused, the last good one stays in force"
+        );
+        self.board.delivered.send_modify(|delivered| delivered.refused = Some(Refused { generation, way, reason }));
+    }
+}
+
+/// The snapshot's file as it is from now on. Where it may come later, waits for it.
+async fn next_of_file(file: &mut Option<WatchedFiles>, path: &std::path::Path, may_come_later: bool) -> Arc<[u8]> {
+    if let Some(file) = file {
+        file.changed().await;
+        return json_of(file);
+    }
+    if !may_come_later {
+        std::future::pending::<()>().await;
+    }
+    let mut is_told = false;
+    loop {
+        match WatchedFiles::open(vec![path.to_owned()], MAX_BYTES).await {
+            Ok(opened) => return json_of(file.insert(opened)),
+            Err(error) if !is_told => {
+                is_told = true;
+                tracing::warn!(%error, "waiting for the snapshot");
+            }
+            Err(_) => {}
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+async fn next_of_link(link: &mut Option<CacheLink>) -> News {
+    match link {
+        Some(link) => link.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// An error of the JSON reader without the value that it repeats, which may be anything: a password, too.
+fn without_values(text: String) -> String {
+    let starts = ["invalid type: ", "invalid value: "];
+    let found = starts.iter().find_map(|start| Some((text.find(start)? + start.len(), text.rfind(", expected ")?)));
+    match found {
+        Some((from, to)) if from <= to => format!("{}(not shown){}", &text[..from], &text[to..]),
+        _ => text,
+    }
+}
+
+fn parse(way: Way, json: &[u8]) -> Result<Offer, SnapshotError> {
+    Ok(Offer { way, snapshot: Arc::new(Snapshot::parse(json)?), fingerprint: fingerprint(json) })
+}
+
+/// Tells contents apart.
+fn fingerprint(bytes: &[u8]) -> u64 {
+    digest(bytes).first_chunk().map_or(0, |first| u64::from_le_bytes(*first))
 }
 
 /// Checks the origins that are asked, also where their URLs stand in files. Only at the start: what is wrong with a file of a later
@@ -164,4 +415,23 @@ fn check_workers(policy: &ActivePolicy, workers: usize) -> Result<(), PolicyErro
 
 fn json_of(files: &WatchedFiles) -> Arc<[u8]> {
     files.current().first().cloned().unwrap_or_else(|| Arc::from([].as_slice()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refusals_repeat_no_value() {
+        let json = r#"{"version":3,"requires":1,"generation":1,"unmatched":{"bypass":{}},
+            "cluster":{"name":"main","topology":{"cluster":{"seeds":["127.0.0.1:7000"]}}},
+            "origins":[{"name":"db","kind":{"sql":{"url":{"file":7}}},"maxConnections":"postgres://u:hush, expected@h/d"}]}"#;
+        for (from, to) in [("7}", "7}"), ("{\"file\":7}", "{\"value\":\"x\"}")] {
+            let error = Snapshot::parse(json.replace(from, to).as_bytes()).expect_err("wrong types");
+            let told = without_values(error.to_string());
+            assert!(told.contains("(not shown), expected ") && !told.contains("hush"), "{told}");
+        }
+        let unknown = Snapshot::parse(json.replace("version\":3", "version\":3,\"novel\":1").as_bytes()).expect_err("unknown");
+        assert!(without_values(unknown.to_string()).contains("`novel`"));
+    }
 }

@@ -16,15 +16,18 @@ use tokio::sync::watch;
 use tokio::task::LocalSet;
 
 use super::admin::{self, AdminError, AdminListeners, Explanation, Introspect};
+use super::delivery::{Binding, Delivered};
 use super::meter::Meter;
 use super::policy::ActivePolicy;
-use super::reload::{InForce, Policies, PolicyError, Told};
+use super::pulse::Pulse;
+use super::reload::{Board, InForce, Policies, PolicyError, Setting, Told};
 use super::roster::{Inbox, Roster, run_errands};
-use super::session::{ClientReader, ClientWriter, Ending, Reader, Session, split_tcp, split_unix};
+use super::session::{Ending, Reader, Session, split_tcp, split_unix};
 use super::sweep::sweep_forever;
 use super::upstream::discovery::Refresh;
 use super::upstream::node::NodeAddr;
 use super::upstream::view::View;
+use super::waiting_room::{self, Door, Visitor};
 use super::worker::{Outside, Worker};
 use crate::origin::OriginStats;
 use crate::policy::Snapshot;
@@ -33,6 +36,7 @@ use crate::telemetry::metrics::MetricsHub;
 
 /// The most clients of one worker; more are told so and closed, as by Redis.
 const MOST_CLIENTS: usize = 10_000;
+const TOO_MANY: &[u8] = b"-ERR max number of clients reached\r\n";
 const BACKLOG: i32 = 1024;
 
 /// What a sidecar is started with.
@@ -40,6 +44,8 @@ const BACKLOG: i32 = 1024;
 pub struct Config {
     /// The snapshot's file.
     pub snapshot: PathBuf,
+    /// The binding that is served, where snapshots come through the cache as well.
+    pub binding: Option<Binding>,
     /// Where clients come by TCP.
     pub listen: Option<SocketAddr>,
     /// Where clients come by Unix socket.
@@ -92,7 +98,7 @@ enum Stage {
 /// What each worker hears from outside.
 #[derive(Clone)]
 struct Feeds {
-    told: Told,
+    told: watch::Receiver<Option<Told>>,
     stage: watch::Receiver<Stage>,
     origins: Handle,
     roster: Arc<Roster>,
@@ -113,8 +119,7 @@ pub fn run(config: &Config) -> Result<(), StartError> {
 async fn supervise(config: &Config) -> Result<(), StartError> {
     let counters = Arc::new(Background::default());
     let metrics = Arc::new(MetricsHub::new(counters.clone()));
-    let opened = Policies::open(&config.snapshot, config.workers, counters).await;
-    let (policies, told) = opened.map_err(|source| StartError::Policy { path: config.snapshot.clone(), source })?;
+    let (policies, told, delivered) = open_policies(config, &metrics, counters).await?;
     let listeners = (0..config.workers).map(|index| Listeners::open(config, index)).collect::<Result<Vec<_>, _>>()?;
     let admin = AdminListeners::open(config.admin, config.admin_socket.as_deref())?;
     let (stages, stage) = watch::channel(Stage::Serving);
@@ -127,7 +132,9 @@ async fn supervise(config: &Config) -> Result<(), StartError> {
         threads.push(thread.spawn(move || serve(feeds, inbox, listeners, index == 0))?);
     }
     let (_stop_admin, admin_stop) = watch::channel(false);
-    let serving_admin = tokio::spawn(admin::serve(admin, Arc::new(Insight { told, stage }), metrics, admin_stop));
+    let binding = config.binding.as_ref().map(|binding| binding.name.to_string());
+    let insight = Arc::new(Insight { told, delivered, binding, stage });
+    let serving_admin = tokio::spawn(admin::serve(admin, insight, metrics, admin_stop));
     let following = tokio::spawn(policies.follow());
     stop_signal().await?;
     tracing::info!("draining");
@@ -144,9 +151,24 @@ async fn supervise(config: &Config) -> Result<(), StartError> {
     Ok(())
 }
 
+type Opened = (Policies, watch::Receiver<Option<Told>>, watch::Receiver<Delivered>);
+
+async fn open_policies(config: &Config, metrics: &Arc<MetricsHub>, counters: Arc<Background>) -> Result<Opened, StartError> {
+    let (tells, told) = watch::channel(None);
+    let (delivers, delivered) = watch::channel(Delivered::default());
+    let pulse = |binding: &Binding| Pulse::new(binding.name.clone(), metrics.clone(), told.clone(), delivered.clone());
+    let pulse = config.binding.as_ref().map(pulse);
+    let setting = Setting { snapshot: config.snapshot.clone(), binding: config.binding.clone(), workers: config.workers };
+    let opened = Policies::open(setting, pulse, Board { told: tells, delivered: delivers }, counters).await;
+    let policies = opened.map_err(|source| StartError::Policy { path: config.snapshot.clone(), source })?;
+    Ok((policies, told, delivered))
+}
+
 /// What the admin server may ask.
 struct Insight {
-    told: Told,
+    told: watch::Receiver<Option<Told>>,
+    delivered: watch::Receiver<Delivered>,
+    binding: Option<String>,
     stage: watch::Receiver<Stage>,
 }
 
@@ -155,23 +177,34 @@ impl Introspect for Insight {
         if *self.stage.borrow() != Stage::Serving {
             return Err("the sidecar is stopping and takes no new clients".to_owned());
         }
-        match self.told.view.borrow().kind.is_usable() {
-            true => Ok(()),
-            false => Err("no server of the cluster has been found yet".to_owned()),
+        match &*self.told.borrow() {
+            None => Err("no policy has arrived yet".to_owned()),
+            Some(told) if !told.view.borrow().kind.is_usable() => Err("no server of the cluster has been found yet".to_owned()),
+            Some(_) => Ok(()),
         }
     }
 
-    fn policy(&self) -> Arc<Snapshot> {
-        self.told.in_force.borrow().policy.snapshot().clone()
+    fn policy(&self) -> Option<Arc<Snapshot>> {
+        self.in_force().map(|in_force| in_force.policy.snapshot().clone())
+    }
+
+    fn delivered(&self) -> (Option<&str>, Delivered) {
+        (self.binding.as_deref(), self.delivered.borrow().clone())
     }
 
     fn origins(&self) -> Vec<OriginStats> {
-        self.told.in_force.borrow().origins.stats()
+        self.in_force().map(|in_force| in_force.origins.stats()).unwrap_or_default()
     }
 
     fn explain(&self, key: Vec<u8>) -> Explanation {
-        let explained = self.told.in_force.borrow().policy.explain(&key);
-        Box::pin(std::future::ready(Some(explained)))
+        let explained = self.in_force().map(|in_force| in_force.policy.explain(&key));
+        Box::pin(std::future::ready(explained))
+    }
+}
+
+impl Insight {
+    fn in_force(&self) -> Option<InForce> {
+        self.told.borrow().as_ref().map(|told| told.in_force.borrow().clone())
     }
 }
 
@@ -244,7 +277,15 @@ impl Outside for FromBackground {
 }
 
 async fn work(feeds: Feeds, inbox: Inbox, listeners: Listeners, first: bool) {
-    let Feeds { told: Told { mut in_force, mut view, refresh }, mut stage, origins, roster, metrics } = feeds;
+    let Feeds { mut told, mut stage, origins, roster, metrics } = feeds;
+    let (opens, door) = Door::new();
+    let accepting = [accept_tcp(&door, listeners.tcp), accept_unix(&door, listeners.unix)];
+    let told = tokio::select! {
+        biased;
+        told = told.wait_for(Option::is_some) => told.ok().and_then(|told| told.clone()),
+        _ = stage.changed() => None,
+    };
+    let Some(Told { mut in_force, mut view, refresh }) = told else { return };
     let InForce { policy, access, .. } = in_force.borrow_and_update().clone();
     let policy = Rc::new(ActivePolicy::clone(&policy));
     let worker = Worker::new(policy, access, Arc::new(FromBackground(refresh)), origins, roster, Meter::new(&metrics));
@@ -254,7 +295,7 @@ async fn work(feeds: Feeds, inbox: Inbox, listeners: Listeners, first: bool) {
     if first {
         tokio::task::spawn_local(sweep_forever(worker.clone()));
     }
-    let accepting = [accept_tcp(&worker, listeners.tcp), accept_unix(&worker, listeners.unix)];
+    opens.send_replace(Some(worker.clone()));
     loop {
         tokio::select! {
             Ok(()) = in_force.changed() => {
@@ -290,15 +331,16 @@ async fn drain(worker: &Rc<Worker>, stage: &mut watch::Receiver<Stage>) {
 
 type Accepting = Option<tokio::task::JoinHandle<()>>;
 
-fn accept_tcp(worker: &Rc<Worker>, listener: Option<std::net::TcpListener>) -> Accepting {
+fn accept_tcp(door: &Door, listener: Option<std::net::TcpListener>) -> Accepting {
     let listener = TcpListener::from_std(listener?).ok()?;
-    let worker = worker.clone();
+    let door = door.clone();
     Some(tokio::task::spawn_local(async move {
         loop {
             match listener.accept().await {
                 Ok((stream, _)) => {
                     let _ = stream.set_nodelay(true);
-                    admit(&worker, split_tcp(stream));
+                    let (reader, writer) = split_tcp(stream);
+                    let_in(&door, Visitor { reader, writer, inbox: Vec::new() });
                 }
                 Err(error) => pause_accepting(&error).await,
             }
@@ -306,13 +348,16 @@ fn accept_tcp(worker: &Rc<Worker>, listener: Option<std::net::TcpListener>) -> A
     }))
 }
 
-fn accept_unix(worker: &Rc<Worker>, listener: Option<std::os::unix::net::UnixListener>) -> Accepting {
+fn accept_unix(door: &Door, listener: Option<std::os::unix::net::UnixListener>) -> Accepting {
     let listener = UnixListener::from_std(listener?).ok()?;
-    let worker = worker.clone();
+    let door = door.clone();
     Some(tokio::task::spawn_local(async move {
         loop {
             match listener.accept().await {
-                Ok((stream, _)) => admit(&worker, split_unix(stream)),
+                Ok((stream, _)) => {
+                    let (reader, writer) = split_unix(stream);
+                    let_in(&door, Visitor { reader, writer, inbox: Vec::new() });
+                }
                 Err(error) => pause_accepting(&error).await,
             }
         }
@@ -325,18 +370,36 @@ async fn pause_accepting(error: &io::Error) {
     tokio::time::sleep(Duration::from_millis(100)).await;
 }
 
-fn admit(worker: &Rc<Worker>, (reader, writer): (ClientReader, ClientWriter)) {
+/// Brings a client to the worker, at once where there is one.
+fn let_in(door: &Door, mut visitor: Visitor) {
+    if let Some(worker) = door.worker() {
+        return admit(&worker, visitor);
+    }
+    if door.waiting() > MOST_CLIENTS {
+        let _ = visitor.writer.try_write(TOO_MANY);
+        return;
+    }
+    let door = door.clone();
+    tokio::task::spawn_local(async move {
+        if let Some(worker) = waiting_room::wait(&mut visitor, door).await {
+            admit(&worker, visitor);
+        }
+    });
+}
+
+fn admit(worker: &Rc<Worker>, visitor: Visitor) {
     static NEXT_ID: AtomicU64 = AtomicU64::new(1);
+    let Visitor { reader, writer, inbox } = visitor;
     if worker.clients() >= MOST_CLIENTS {
         worker.metrics().client_rejected();
-        let _ = writer.try_write(b"-ERR max number of clients reached\r\n");
+        let _ = writer.try_write(TOO_MANY);
         return;
     }
     let session = Session::new(worker.clone(), NEXT_ID.fetch_add(1, Ordering::Relaxed), writer);
     let place = worker.register(&session);
     let worker = worker.clone();
     tokio::task::spawn_local(async move {
-        Reader::new(session, reader).serve().await;
+        Reader::resume(session, reader, inbox).serve().await;
         worker.unregister(place);
     });
 }

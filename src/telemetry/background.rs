@@ -9,6 +9,12 @@ pub struct Background {
     pub policy_generation: SharedCounter,
     /// Policies that were refused, the older one staying.
     pub policy_rejected: SharedCounter,
+    /// The generation of the policy that was refused last. Zero: none, or one without a generation.
+    pub policy_refused_generation: SharedCounter,
+    /// What was told to the control plane through the cache.
+    pub heartbeats: SharedCounter,
+    /// How many sidecars share the origins' connections, this one included.
+    pub fleet: SharedCounter,
     /// Credentials or certificates that were refused, the older ones staying.
     pub secrets_rejected: SharedCounter,
     /// Credentials or certificates that were taken up after the start.

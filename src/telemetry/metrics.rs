@@ -319,6 +319,13 @@ impl MetricsHub {
         totals.map(|(name, total)| (name.trim_start_matches("larder_rule_"), total)).collect()
     }
 
+    /// How many clients are connected, and how many have connected since the process began.
+    pub fn clients(&self) -> (u64, u64) {
+        let workers = lock(&self.sums.workers);
+        let now = workers.iter().map(|block| block.clients.get()).sum();
+        (now, workers.iter().map(|block| block.process.clients_accepted.get()).sum())
+    }
+
     /// The distributions of time spent in the sidecar and of time spent waiting for servers.
     pub fn latencies(&self) -> (Distribution, Distribution) {
         self.sums.latencies()
@@ -418,6 +425,9 @@ fn encode_background(encoder: &mut DescriptorEncoder<'_>, background: &Backgroun
     let Background {
         policy_generation,
         policy_rejected,
+        policy_refused_generation,
+        heartbeats,
+        fleet,
         secrets_rejected,
         secrets_renewed,
         topology_changes,
@@ -426,7 +436,12 @@ fn encode_background(encoder: &mut DescriptorEncoder<'_>, background: &Backgroun
     } = background;
     let generation = [(None, policy_generation.get())];
     gauge(encoder, "larder_policy_generation", "The generation of the policy that is applied", &generation)?;
+    let refused = [(None, policy_refused_generation.get())];
+    gauge(encoder, "larder_policy_refused_generation", "The generation of the policy that was refused last", &refused)?;
+    let fleet = [(None, fleet.get())];
+    gauge(encoder, "larder_sidecars", "How many sidecars share the origins' connections; zero is not known", &fleet)?;
     for (name, help, count) in [
+        ("larder_heartbeats", "What was told to the control plane through the cache", heartbeats),
         ("larder_policy_rejected", "Policies that were refused, the older one staying", policy_rejected),
         ("larder_secrets_rejected", "Credentials or certificates that were refused, the older ones staying", secrets_rejected),
         ("larder_secrets_renewed", "Credentials or certificates that were taken up after the start", secrets_renewed),

@@ -85,6 +85,11 @@ impl Reader {
         Self { session, source, inbox: Vec::new(), scanner: CommandScanner::default(), ended: false }
     }
 
+    /// A reader as [`Reader::new`], where the client has sent `inbox` already.
+    pub fn resume(session: Rc<Session>, source: ClientReader, inbox: Vec<u8>) -> Self {
+        Self { inbox, ..Self::new(session, source) }
+    }
+
     /// The session that it reads for.
     pub fn session(&self) -> &Rc<Session> {
         &self.session
