@@ -2,6 +2,7 @@
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr)]
 
 mod agent;
+mod binding_delivery;
 mod cache_aside;
 mod cache_cluster_files;
 mod cache_cluster_tls;

@@ -22,7 +22,7 @@ use crate::support::web::Web;
 const LIMIT: Duration = Duration::from_secs(30);
 
 /// What the owner's socket answers.
-fn ask_owner_socket(path: &Path, target: &str) -> String {
+pub fn ask_owner_socket(path: &Path, target: &str) -> String {
     let mut stream = UnixStream::connect(path).expect("the socket accepts");
     write!(stream, "GET {target} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").expect("it reads");
     let mut answer = String::new();

@@ -53,7 +53,7 @@ impl Sidecar {
 
     /// [`Sidecar::start_with`] with variables of the environment, such as `[("TMPDIR", "/tmp")]`.
     pub fn start_in(snapshot: &Json, arguments: &[&str], environment: &[(&str, &str)]) -> Self {
-        Self::start_until(snapshot, arguments, environment, |port, _| {
+        Self::start_until(Some(snapshot), arguments, environment, |port, _| {
             let reply = Client::connect(port).and_then(|mut client| client.try_call(&["DBSIZE"]));
             matches!(reply, Ok(Value::Int(_)))
         })
@@ -61,16 +61,28 @@ impl Sidecar {
 
     /// Starts a sidecar under `snapshot`, whose servers may not exist, and waits until it is alive.
     pub fn start_alone(snapshot: &Json) -> Self {
-        Self::start_until(snapshot, &[], &[], |port, admin| {
+        Self::start_before(Some(snapshot), &[])
+    }
+
+    /// [`Sidecar::start_alone`] with more arguments, where the snapshot may come later.
+    pub fn start_before(snapshot: Option<&Json>, arguments: &[&str]) -> Self {
+        Self::start_until(snapshot, arguments, &[], |port, admin| {
             // The admin port opens last.
             [port, admin].into_iter().all(|port| TcpStream::connect(("127.0.0.1", port)).is_ok())
         })
     }
 
     /// Starts a sidecar and waits until `ready` holds for its port and its admin port.
-    fn start_until(snapshot: &Json, arguments: &[&str], environment: &[(&str, &str)], ready: fn(u16, u16) -> bool) -> Self {
+    fn start_until(
+        snapshot: Option<&Json>,
+        arguments: &[&str],
+        environment: &[(&str, &str)],
+        ready: fn(u16, u16) -> bool,
+    ) -> Self {
         let directory = TempDir::new().expect("a temporary directory");
-        std::fs::write(directory.path().join("snapshot.json"), snapshot.to_string()).expect("the directory is writable");
+        if let Some(snapshot) = snapshot {
+            std::fs::write(directory.path().join("snapshot.json"), snapshot.to_string()).expect("the directory is writable");
+        }
         for _ in 0..10 {
             let (port, admin) = (free_port(), free_port());
             let mut child = spawn(&directory, port, admin, arguments, environment);
