@@ -215,7 +215,6 @@ fn parse<T: for<'de> Deserialize<'de>>(json: &[u8]) -> Result<T, MessageError> {
     Ok(serde_json::from_slice(json)?)
 }
 
-#[allow(clippy::trivially_copy_pass_by_ref)] // As serde calls it.
 fn is_zero(number: &u64) -> bool {
     *number == 0
 }

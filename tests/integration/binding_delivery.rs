@@ -14,8 +14,8 @@ use crate::read_through::{Servers, http_origin, policy, web_rule};
 use crate::sidecar_start::ask_owner_socket;
 use crate::support::admin::{get, metric};
 use crate::support::resp::{Client, Value, encode};
-use crate::support::server::{Engine, SentinelCluster, free_port};
-use crate::support::sidecar::{Sidecar, sentinel_topology};
+use crate::support::server::{Engine, RedisCluster, SentinelCluster, free_port};
+use crate::support::sidecar::{Sidecar, cluster_topology, sentinel_topology};
 use crate::support::wait_for;
 use crate::support::web::Web;
 
@@ -73,6 +73,16 @@ fn work_until(stop: &AtomicBool, rounds: &AtomicU64, mut client: Client, number:
     }
 }
 
+/// Each engine in each topology, one after the other.
+fn all_servers() -> impl Iterator<Item = Servers> {
+    let of = |engine| {
+        let sentinel = move || Servers::Sentinel(SentinelCluster::start(engine, 0));
+        let cluster = move || Servers::Cluster(RedisCluster::start(engine, 3, 0));
+        [Box::new(sentinel) as Box<dyn Fn() -> Servers>, Box::new(cluster)]
+    };
+    Engine::ALL.into_iter().flat_map(of).map(|start| start())
+}
+
 /// How long after `publish` each sidecar has `wanted` in force.
 fn times_until(wanted: u64, sidecars: &[Sidecar], since: Instant) -> Vec<Duration> {
     thread::scope(|scope| {
@@ -89,7 +99,7 @@ fn times_until(wanted: u64, sidecars: &[Sidecar], since: Instant) -> Vec<Duratio
 
 #[test]
 fn a_change_through_the_cache_reaches_five_sidecars_under_load() {
-    for servers in [Servers::sentinel(), Servers::cluster()] {
+    for servers in all_servers() {
         let first = of(servers.topology(), 1);
         let sidecars: Vec<Sidecar> = (0..5).map(|_| Sidecar::start_with(&first, &BOUND)).collect();
         let (stop, rounds) = (AtomicBool::new(false), AtomicU64::new(0));
@@ -168,6 +178,8 @@ fn what_cannot_come_into_force_keeps_the_last_good_one() {
     newer["requires"] = 99.into();
     let mut elsewhere = of(servers.topology(), 9);
     elsewhere["cluster"]["name"] = "other".into();
+    let mut ahead = of(servers.topology(), 9);
+    ahead["generation"] = u64::MAX.into();
     let bad = [
         ("{".to_owned(), Json::Null, "cannot be read"),
         (newer.to_string(), 9.into(), "upgrade the sidecar"),
@@ -178,7 +190,7 @@ fn what_cannot_come_into_force_keeps_the_last_good_one() {
             "once the file brings",
         ),
         (with_origin(9, json!({"sql": {"url": {"file": "/etc/hostname"}}})).to_string(), 9.into(), "not in the directory"),
-        (of(servers.topology(), u64::MAX).to_string(), u64::MAX.into(), "too far ahead"),
+        (ahead.to_string(), u64::MAX.into(), "too far ahead"),
     ];
     for (count, (text, refused, why)) in bad.iter().enumerate() {
         for _ in 0..2 {
@@ -316,6 +328,62 @@ fn clients_wait_for_the_first_snapshot_and_are_told_to_try_again() {
 }
 
 #[test]
+fn a_sidecar_that_waits_can_be_stopped() {
+    let mut sidecar = Sidecar::start_before(None, &BOUND);
+    let mut client = sidecar.client();
+    client.send(&encode(&["GET", "aside:1"])).unwrap();
+    sidecar.signal("TERM");
+    assert_eq!(sidecar.wait_for_end(LIMIT).code(), Some(0), "{}", sidecar.log());
+    assert!(client.read().is_err());
+}
+
+/// The names of the binding are all that its login needs for it, beside the rules' keys; and it may come after the sidecar.
+#[test]
+fn a_login_of_the_binding_s_own_is_enough_and_may_come_late() {
+    for servers in [Servers::sentinel(), Servers::cluster()] {
+        let nodes = match &servers {
+            Servers::Sentinel(sentinel) => &sentinel.servers,
+            Servers::Cluster(cluster) => &cluster.servers,
+        };
+        let (key, fleet, beats) = (binding().snapshot_key(), binding().fleet_key(), binding().heartbeat_channel());
+        for node in nodes {
+            let rights = [format!("%R~{key}"), format!("%R~{fleet}"), format!("&{key}"), format!("&{beats}")];
+            let mut user = vec!["ACL", "SETUSER", "shop", "on", ">hush", "resetchannels", "~aside:*", "+@all"];
+            user.extend(rights.iter().map(String::as_str));
+            assert_eq!(node.client().call(&user), Value::Simple("OK".to_owned()));
+        }
+        let secrets = TempDir::new().unwrap();
+        let [user, password] = ["username", "password"].map(|name| secrets.path().join(name));
+        let with_login = |generation| {
+            let mut snapshot = of(servers.topology(), generation);
+            snapshot["cluster"]["auth"] = json!({"usernameFile": user, "passwordFile": password});
+            snapshot
+        };
+        let shown = secrets.path().display().to_string();
+        let sidecar = Sidecar::start_before(Some(&with_login(1)), &["--binding", "shop", "--secrets", &shown]);
+        wait_for("the login to be missed", LIMIT, || rejected(&sidecar) == 1);
+        assert_eq!((get(&sidecar, "/livez").0, get(&sidecar, "/readyz").0), (200, 503));
+        std::fs::write(&user, "shop").unwrap();
+        std::fs::write(&password, "hush").unwrap();
+        wait_for("the login to be found", LIMIT, || generation(&sidecar) == 1);
+        let mut subscriber = servers.holder_of(&key);
+        subscriber.send(&encode(&["SUBSCRIBE", &beats])).unwrap();
+        hear(&mut subscriber, |beat| beat.generation == Some(1));
+        let told = [b"SET".as_slice(), fleet.as_bytes(), &Fleet::of(3).to_json()];
+        assert_eq!(servers.holder_of(&fleet).call(&told), Value::Simple("OK".to_owned()));
+        publish(&servers, &with_login(2).to_string());
+        wait_for("the snapshot in the cache", LIMIT, || generation(&sidecar) == 2);
+        wait_for("the number of sidecars", LIMIT, || metric(&sidecar, "larder_sidecars") == 3);
+        wait_for("the servers", LIMIT, || get(&sidecar, "/readyz").0 == 200);
+        assert!(writes_under(2, &servers, &sidecar));
+        let foreign = sidecar.client().line("SET other x");
+        assert!(matches!(&foreign, Value::Error(text) if text.starts_with("NOPERM")), "{foreign:?}");
+        let log = sidecar.log();
+        assert!(!log.contains("may not use") && !log.contains("hush"), "{log}");
+    }
+}
+
+#[test]
 fn a_failover_loses_no_snapshot() {
     let mut cluster = SentinelCluster::start(Engine::Redis7, 2);
     let topology = sentinel_topology(&cluster);
@@ -338,6 +406,32 @@ fn a_failover_loses_no_snapshot() {
     // Nobody is told: it is read once the sidecar is there.
     put(&mut cluster.primary().client(), 3);
     wait_for("the new primary's", LIMIT, || generation(&sidecar) == 3);
+}
+
+#[test]
+fn the_line_moves_with_its_slot() {
+    let mut cluster = RedisCluster::start(Engine::Valkey9, 3, 1);
+    let topology = cluster_topology(&cluster);
+    let sidecar = Sidecar::start_with(&of(topology.clone(), 1), &BOUND);
+    let key = binding().snapshot_key();
+    let slot = slot_of(key.as_bytes());
+    let put = |server: &mut Client, generation: u64| {
+        let reply = server.try_call(&["SET", &key, &of(topology.clone(), generation).to_string()]);
+        matches!(reply, Ok(Value::Simple(_)))
+    };
+    assert!(put(&mut cluster.owner(slot).client(), 2));
+    wait_for("the sidecar to listen where the key is", LIMIT, || {
+        cluster.owner(slot).client().call(&["PUBLISH", &key, "2"]).int() == 1
+    });
+    wait_for("the first owner's", LIMIT, || generation(&sidecar) == 2);
+    let old = cluster.owner(slot).port();
+    cluster.servers.iter_mut().find(|server| server.port() == old).unwrap().kill();
+    wait_for("another owner", LIMIT, || {
+        let owner = cluster.owner(slot).port();
+        owner != old && Client::connect(owner).is_ok_and(|mut client| put(&mut client, 3))
+    });
+    // Nobody is told: it is read once the sidecar is there.
+    wait_for("the next owner's", LIMIT, || generation(&sidecar) == 3);
 }
 
 /// The heartbeats that a server hears, until one is as `wanted`.
