@@ -1,14 +1,17 @@
-//! Whether one key pattern covers every key that another covers.
+//! Whether one key pattern covers every key that another covers, and whether some key is covered by both.
 //!
 //! A pattern is a chain of steps, so as an automaton it has one state per step and loops only where a part may go on. Inclusion
-//! is decided exactly, by walking the inner pattern's states together with the set of states that the outer one may be in.
+//! is decided exactly, by walking the inner pattern's states together with the set of states that the outer one may be in; what two
+//! patterns have in common, by walking pairs of their states.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 
 use super::pattern::{KeyPattern, Segment};
 
 /// The most pairs of states to look at before giving up, which counts as "not covered".
 const MAX_PAIRS: usize = 4096;
+/// The byte that stands where both patterns take any.
+const ANY_BYTE: u8 = b'x';
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Step {
@@ -25,6 +28,15 @@ impl Step {
             Self::Byte(wanted) => wanted == byte,
             Self::Part { any } => any || byte != b':',
         }
+    }
+
+    /// A byte that both take, if there is one.
+    fn common_byte(self, other: Self) -> Option<u8> {
+        let byte = match (self, other) {
+            (Self::Byte(byte), _) | (_, Self::Byte(byte)) => byte,
+            (Self::Part { .. }, Self::Part { .. }) => ANY_BYTE,
+        };
+        (self.takes(byte) && other.takes(byte)).then_some(byte)
     }
 }
 
@@ -53,6 +65,14 @@ impl Chain {
             .is_some_and(|step| matches!(step, Step::Part { .. }) && step.takes(byte));
         let advances = self.steps.get(state).is_some_and(|step| step.takes(byte));
         goes_on.then_some(state).into_iter().chain(advances.then_some(state + 1))
+    }
+
+    /// The steps that may be taken in `state`, each with the state behind it.
+    fn moves(&self, state: usize) -> impl Iterator<Item = (Step, usize)> {
+        let before = state.checked_sub(1).and_then(|before| self.steps.get(before));
+        let goes_on = before.filter(|step| matches!(step, Step::Part { .. })).map(|step| (*step, state));
+        let advances = self.steps.get(state).map(|step| (*step, state + 1));
+        goes_on.into_iter().chain(advances)
     }
 
     fn accepts(&self, state: usize) -> bool {
@@ -97,6 +117,44 @@ impl KeyPattern {
         }
         true
     }
+
+    /// A shortest key that this pattern and `other` both cover. `None`: there is no such key.
+    pub fn common_key(&self, other: &KeyPattern) -> Option<Vec<u8>> {
+        let (ours, theirs) = (self.literal_prefix(), other.literal_prefix());
+        if !ours.starts_with(theirs) && !theirs.starts_with(ours) {
+            return None;
+        }
+        let (left, right) = (Chain::new(self), Chain::new(other));
+        // Of each pair of states that is reached, by which byte from where. There are no more pairs than both have bytes, multiplied.
+        let mut reached: HashMap<[usize; 2], Option<(u8, [usize; 2])>> = HashMap::from([([0, 0], None)]);
+        let mut open = VecDeque::from([[0, 0]]);
+        while let Some(pair) = open.pop_front() {
+            if left.accepts(pair[0]) && right.accepts(pair[1]) {
+                return Some(path_to(pair, &reached));
+            }
+            for (step, next) in left.moves(pair[0]) {
+                for (other_step, other_next) in right.moves(pair[1]) {
+                    let Some(byte) = step.common_byte(other_step) else { continue };
+                    reached.entry([next, other_next]).or_insert_with(|| {
+                        open.push_back([next, other_next]);
+                        Some((byte, pair))
+                    });
+                }
+            }
+        }
+        None
+    }
+}
+
+/// The bytes that lead to a pair of states.
+fn path_to(mut pair: [usize; 2], reached: &HashMap<[usize; 2], Option<(u8, [usize; 2])>>) -> Vec<u8> {
+    let mut key = Vec::new();
+    while let Some(Some((byte, before))) = reached.get(&pair) {
+        key.push(*byte);
+        pair = *before;
+    }
+    key.reverse();
+    key
 }
 
 #[cfg(test)]
@@ -130,6 +188,38 @@ mod tests {
         check("ab", "a{x}", false);
     }
 
+    #[test]
+    fn what_two_patterns_share_is_shown_by_a_key() {
+        for (left, right, key) in [
+            ("user:{id}", "user:{name}", Some("user:x")),
+            ("user:{id}", "user:7", Some("user:7")),
+            ("user:{id}", "user:{id}:cart", None),
+            ("user:{id…}", "user:{id}:cart", Some("user:x:cart")),
+            ("user:{id}", "order:{id}", None),
+            ("{a…}:end", "start:{b}", Some("start:end")),
+            ("{a}-x", "y-{b}", Some("y-x")),
+            ("{a}:é", "b:{c}", Some("b:é")),
+            ("a", "ab", None),
+        ] {
+            let found = pattern(left).common_key(&pattern(right));
+            assert_eq!(found.as_deref(), key.map(str::as_bytes), "{left} and {right}");
+        }
+    }
+
+    /// Patterns of a few letters, colons and parts.
+    fn any_pattern() -> impl Strategy<Value = KeyPattern> {
+        prop::collection::vec(0u8..5, 1..7).prop_filter_map("no pattern", |pieces| {
+            let piece = |(at, piece): (usize, &u8)| match piece {
+                0 => "a".to_owned(),
+                1 => "b".to_owned(),
+                2 => ":".to_owned(),
+                3 => format!("{{p{at}}}"),
+                _ => format!("{{p{at}…}}"),
+            };
+            pieces.iter().enumerate().map(piece).collect::<String>().parse().ok()
+        })
+    }
+
     const POOL: [&str; 10] = ["a:{x}", "a:b", "a:{x}:{y}", "ab:{x}", "{x}", "{x…}", "b{x}", "a{x…}", "{x}-{y}", "{x…}b"];
 
     proptest! {
@@ -140,6 +230,33 @@ mod tests {
                 prop_assert!(outer.matches(key.as_bytes()));
             }
         }
+
+        #[test]
+        fn a_common_key_is_covered_by_both(left in any_pattern(), right in any_pattern()) {
+            let found = left.common_key(&right);
+            prop_assert_eq!(found.is_some(), right.common_key(&left).is_some());
+            prop_assert!(found.is_some() || !left.covers_all_of(&right));
+            if let Some(key) = found {
+                prop_assert!(left.matches(&key) && right.matches(&key), "{left} and {right}: {key:?}");
+            }
+        }
+
+        #[test]
+        fn no_key_is_covered_by_two_patterns_without_a_common_one(
+            left in any_pattern(), right in any_pattern(), keys in prop::collection::vec("[ab:x]{1,8}", 32),
+        ) {
+            let both = keys.iter().find(|key| left.matches(key.as_bytes()) && right.matches(key.as_bytes()));
+            prop_assert!(both.is_none() || left.common_key(&right).is_some(), "{left} and {right}: {both:?}");
+        }
+    }
+
+    /// The longest patterns with the most parts, which have the most pairs of states.
+    #[test]
+    fn hostile_patterns_end_soon() {
+        let parts: String = ('a'..='g').map(|name| format!("{{{name}…}}{}", "y".repeat(60))).collect();
+        let (left, right) = (pattern(&format!("{parts}!")), pattern(&format!("{parts}?")));
+        assert_eq!(left.common_key(&right), None);
+        assert!(left.common_key(&pattern(&parts)).is_none() && left.common_key(&left).is_some());
     }
 
     /// Short keys over the letters that the pool tells apart decide every pair of it.
