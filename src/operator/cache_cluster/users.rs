@@ -4,12 +4,19 @@
 //! later the next generation drops the earlier password. So no client meets a server that does not know its password yet, and each
 //! has time to take up the new one.
 
+mod bindings;
+
+use std::collections::BTreeMap;
 use std::fmt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
+use self::bindings::{At, BindingUsers};
+use crate::policy::binding::BindingName;
 use crate::policy::digest::sha256;
+
+pub use bindings::Grant;
 
 /// Larder's own user: agents, the operator, replicas and sentinels log in as it.
 pub const SYSTEM_USER: &str = "larder-system";
@@ -74,14 +81,17 @@ pub struct Users {
     previous: Vec<Access>,
     /// When every server had proved this generation, in seconds since 1970. Only kept while there is something to drop.
     proved_at: Option<u64>,
+    /// The users of bindings, which have their own times.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    bindings: BindingUsers,
 }
 
 impl fmt::Debug for Users {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { generation, system: _, current, previous, proved_at } = self;
+        let Self { generation, system: _, current, previous, proved_at, bindings } = self;
         let mut shown = f.debug_struct("Users");
         shown.field("generation", generation).field("current", current).field("previous", previous);
-        shown.field("proved_at", proved_at).finish_non_exhaustive()
+        shown.field("proved_at", proved_at).field("bindings", bindings).finish_non_exhaustive()
     }
 }
 
@@ -127,11 +137,12 @@ impl fmt::Debug for UserRules {
 
 impl Users {
     /// The users that are to be in force now. `previous`: those that were until now, if any. `proved`: the newest generation that every
-    /// server has proved. Calling it again with its own result changes nothing.
+    /// server has proved. Calling it again with its own result changes nothing. Users of bindings stay as they are: see [`Users::bind`].
     pub fn next(previous: Option<&Self>, wanted: &Access, system_password: &str, proved: Option<u64>, now: SystemTime) -> Self {
         let system = sha256(system_password.as_bytes());
         let Some(before) = previous else {
-            return Self { generation: 1, system, current: wanted.clone(), previous: Vec::new(), proved_at: None };
+            let (current, previous, bindings) = (wanted.clone(), Vec::new(), BindingUsers::new());
+            return Self { generation: 1, system, current, previous, proved_at: None, bindings };
         };
         if before.current != *wanted || before.system != system {
             return before.changed(wanted, system);
@@ -140,7 +151,7 @@ impl Users {
         if before.previous.is_empty() {
             return next;
         }
-        let now = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let now = secs(now);
         match before.proved_at {
             None if proved.is_some_and(|proved| proved >= before.generation) => next.proved_at = Some(now),
             Some(since) if now.saturating_sub(since) >= GRACE.as_secs() => {
@@ -158,16 +169,44 @@ impl Users {
         previous.insert(0, self.current.clone());
         previous.retain(|access| access != wanted);
         previous.truncate(MAX_PREVIOUS);
-        Self { generation: self.generation + 1, system, current: wanted.clone(), previous, proved_at: None }
+        let bindings = self.bindings.clone();
+        Self { generation: self.generation + 1, system, current: wanted.clone(), previous, proved_at: None, bindings }
+    }
+
+    /// The same with the users of these bindings, and of no others. `previous`: those that were until now, if any, as
+    /// [`Users::next`] was given them. A binding that has no room is left out: see [`Users::is_in_force`].
+    #[must_use]
+    pub fn bind(
+        mut self,
+        previous: Option<&Self>,
+        wanted: &BTreeMap<BindingName, Grant>,
+        proved: Option<u64>,
+        now: SystemTime,
+    ) -> Self {
+        let generation = previous.map_or(self.generation, |previous| previous.generation + 1);
+        let (bindings, changed) = bindings::next(&self.bindings, wanted, At { generation, proved, now: secs(now) });
+        self.bindings = bindings;
+        if changed {
+            self.generation = generation;
+        }
+        self
+    }
+
+    /// Whether every server lets the sidecars of a binding in and do what `wanted` says, so that they may be told.
+    pub fn is_in_force(&self, binding: &BindingName, wanted: &Grant, proved: Option<u64>) -> bool {
+        bindings::is_in_force(&self.bindings, binding, wanted, proved)
     }
 
     /// How far a change has come. `proved`: the newest generation that every server has proved.
     pub fn phase(&self, proved: Option<u64>) -> Phase {
-        match self.proved_at {
-            Some(since) => Phase::Both { until: UNIX_EPOCH + Duration::from_secs(since) + GRACE },
-            None if proved.is_some_and(|proved| proved >= self.generation) => Phase::Settled,
-            None => Phase::Adding,
+        let both = |since: u64| Phase::Both { until: UNIX_EPOCH + Duration::from_secs(since) + GRACE };
+        if let Some(since) = self.proved_at {
+            return both(since);
         }
+        if proved.is_none_or(|proved| proved < self.generation) {
+            return Phase::Adding;
+        }
+        self.bindings.values().filter_map(|user| user.proved_at).max().map_or(Phase::Settled, both)
     }
 
     /// The login that every server knows, for those who tell clients: the newest only once that is proved.
@@ -190,12 +229,12 @@ impl Users {
 
     /// The users of servers.
     pub fn on_servers(&self) -> Vec<UserRules> {
-        self.with_clients(CLIENT_RULES)
+        self.with_clients(CLIENT_RULES, bindings::on_servers(&self.bindings))
     }
 
     /// The users of sentinels.
     pub fn on_sentinels(&self) -> Vec<UserRules> {
-        self.with_clients(DISCOVERY_RULES)
+        self.with_clients(DISCOVERY_RULES, bindings::on_sentinels(&self.bindings))
     }
 
     /// The file of the servers' users: a first line with the generation, then one user a line.
@@ -208,7 +247,7 @@ impl Users {
         lines(&self.on_sentinels())
     }
 
-    fn with_clients(&self, client_rules: &str) -> Vec<UserRules> {
+    fn with_clients(&self, client_rules: &str, bindings: Vec<UserRules>) -> Vec<UserRules> {
         let accesses = || [&self.current].into_iter().chain(&self.previous);
         let mut users = vec![("default".to_owned(), vec!["off".to_owned()])];
         if accesses().any(|access| *access == Access::Open) {
@@ -229,9 +268,20 @@ impl Users {
         }
         let system = ["on".to_owned(), format!("#{}", self.system)].into_iter();
         let system = system.chain(SYSTEM_RULES.split_ascii_whitespace().map(str::to_owned));
-        users.push((SYSTEM_USER.to_owned(), system.collect()));
-        users.into_iter().map(|(name, rules)| UserRules { name, rules }).collect()
+        let system = UserRules { name: SYSTEM_USER.to_owned(), rules: system.collect() };
+        let mut users: Vec<UserRules> = users.into_iter().map(|(name, rules)| UserRules { name, rules }).collect();
+        // No file names a user twice: where clients chose a binding's name, it is theirs.
+        let bindings = bindings.into_iter().filter(|user| users.iter().all(|known| known.name != user.name));
+        let bindings: Vec<UserRules> = bindings.collect();
+        users.extend(bindings);
+        users.push(system);
+        users
     }
+}
+
+/// Seconds since 1970.
+fn secs(now: SystemTime) -> u64 {
+    now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
 fn lines(users: &[UserRules]) -> String {

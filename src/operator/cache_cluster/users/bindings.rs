@@ -1,0 +1,409 @@
+//! The users of bindings: each workload that uses the cache through sidecars has one, which can do what its policies need. Pure.
+//!
+//! They change as clients' passwords do: what is new is added first, and what it replaces goes ten minutes after every server has proved
+//! it. A policy that narrows its keys thus refuses nothing to sidecars that have not heard of it yet. Each binding has its own grace:
+//! one whose policies change every minute keeps no other's earlier keys alive.
+//!
+//! What a user can do:
+//! - Its keys, and channels of such names, are those that some rule covers, whatever the policies say of unmatched keys: elsewhere the
+//!   server answers NOPERM. Globs say less than patterns: [`crate::policy::glob`] tells what they let through besides.
+//! - Of Larder's own keys, the companions of those, the mark of WAIT and the lease of the sweep; its own snapshot can only be read.
+//! - All commands on keys but those that copy servers' innards (RESTORE, MIGRATE); none of administration. CONFIG GET is among these: it
+//!   shows the password that servers log in with.
+//! - EVAL and EVALSHA, which leases are made of. Within a script the user's own limits hold for each command, declared or not; a script
+//!   may keep a server busy, as any slow command may. No functions: all workloads would share them.
+//! - The names of other keys can be seen (SCAN, which the sweep needs; RANDOMKEY), not their values.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use super::{DISCOVERY_RULES, GRACE, UserRules, lines};
+use crate::policy::binding::BindingName;
+use crate::policy::digest::sha256;
+
+/// The most that all users of bindings may take of the Secret of users, in bytes: an object holds a megabyte.
+const MAX_BYTES: usize = 800 * 1024;
+/// The most bindings of a CacheCluster: agents take a thousand users.
+const MAX_BINDINGS: usize = 900;
+/// The most that a user may still do besides what it is to. The next change waits until these are gone.
+const MAX_EARLIER: usize = 8;
+
+/// Commands on keys, connections, channels and transactions, and scripts; nothing that is an administrator's, or concerns all keys.
+/// By categories, so that each engine and version knows all the words. Functions count as writes.
+const COMMANDS: &str = "-@all +@read +@write +@connection +@pubsub +@transaction +eval +eval_ro +evalsha +evalsha_ro +script|exists \
+                        +script|load +cluster -@admin -@dangerous -function +info +role +sort +sort_ro +time";
+/// What `allow.flush` adds.
+const FLUSH: &str = "+flushall +flushdb";
+/// What `allow.keys` adds.
+const LIST: &str = "+keys";
+/// Keys that sidecars of all bindings share: the lease of the sweep, and the marks of WAIT.
+const SHARED_KEYS: &str = "%W~larder:sweep %W~larder:w:{???}";
+
+/// How the user of a binding is to log in, and what it can do. `Debug` does not show the hash.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Grant {
+    /// The SHA-256 of its password, in hexadecimal.
+    hash: String,
+    /// Globs of its keys.
+    keys: BTreeSet<String>,
+    /// FLUSHALL and FLUSHDB.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    flush: bool,
+    /// KEYS.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    list: bool,
+}
+
+impl fmt::Debug for Grant {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { hash: _, keys, flush, list } = self;
+        f.debug_struct("Grant").field("keys", keys).field("flush", flush).field("list", list).finish_non_exhaustive()
+    }
+}
+
+impl Grant {
+    /// With this password, the keys of these globs; `flush` and `list` for commands that touch or name every key.
+    pub fn new(password: &str, keys: BTreeSet<String>, flush: bool, list: bool) -> Self {
+        Self { hash: sha256(password.as_bytes()), keys, flush, list }
+    }
+}
+
+/// The user of one binding.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct BindingUser {
+    /// What it is to be.
+    current: Grant,
+    /// What it still is besides, the latest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    earlier: Vec<Grant>,
+    /// The generation that made it so.
+    since: u64,
+    /// When every server had proved that, in seconds since 1970. Only kept while there is something to drop.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) proved_at: Option<u64>,
+}
+
+/// All of a CacheCluster, by the names of their bindings.
+pub(super) type BindingUsers = BTreeMap<String, BindingUser>;
+
+/// The moment at which something is decided.
+#[derive(Clone, Copy)]
+pub(super) struct At {
+    /// What a change is numbered with.
+    pub generation: u64,
+    /// The newest generation that every server has proved.
+    pub proved: Option<u64>,
+    /// Seconds since 1970.
+    pub now: u64,
+}
+
+impl BindingUser {
+    fn new(wanted: &Grant, at: At) -> Self {
+        Self { current: wanted.clone(), earlier: Vec::new(), since: at.generation, proved_at: None }
+    }
+
+    fn next(&self, wanted: &Grant, at: At) -> Self {
+        if self.current == *wanted || self.earlier.len() >= MAX_EARLIER {
+            return self.aged(at);
+        }
+        let mut earlier = self.earlier.clone();
+        earlier.insert(0, self.current.clone());
+        earlier.retain(|grant| grant != wanted);
+        Self { current: wanted.clone(), earlier, since: at.generation, proved_at: None }
+    }
+
+    fn aged(&self, At { generation, proved, now }: At) -> Self {
+        let mut next = self.clone();
+        if self.earlier.is_empty() {
+            return next;
+        }
+        match self.proved_at {
+            None if proved.is_some_and(|proved| proved >= self.since) => next.proved_at = Some(now),
+            Some(since) if now.saturating_sub(since) >= GRACE.as_secs() => {
+                (next.earlier, next.since, next.proved_at) = (Vec::new(), generation, None);
+            }
+            _ => {}
+        }
+        next
+    }
+
+    fn grants(&self) -> impl Iterator<Item = &Grant> {
+        [&self.current].into_iter().chain(&self.earlier)
+    }
+
+    fn with_hashes(&self, name: &BindingName, rules: impl IntoIterator<Item = String>) -> UserRules {
+        let hashes: BTreeSet<String> = self.grants().map(|grant| format!("#{}", grant.hash)).collect();
+        UserRules { name: name.user(), rules: ["on".to_owned()].into_iter().chain(hashes).chain(rules).collect() }
+    }
+
+    /// On servers.
+    fn on_servers(&self, name: &BindingName) -> UserRules {
+        let globs: BTreeSet<&String> = self.grants().flat_map(|grant| &grant.keys).collect();
+        let mut rules = vec!["resetchannels".to_owned()];
+        for glob in &globs {
+            rules.extend([format!("~{glob}"), format!("~larder:[lsn]:{{???}}{glob}")]);
+            rules.extend([format!("&{glob}"), format!("&larder:l:{{???}}{glob}")]);
+        }
+        let snapshot = name.snapshot_key();
+        rules.extend([format!("%R~{snapshot}"), format!("&{snapshot}"), format!("&{}", name.heartbeat_channel())]);
+        let flush = self.grants().any(|grant| grant.flush).then_some(FLUSH);
+        let list = self.grants().any(|grant| grant.list).then_some(LIST);
+        let words = [Some(SHARED_KEYS), Some(COMMANDS), flush, list].into_iter().flatten();
+        rules.extend(words.flat_map(str::split_ascii_whitespace).map(str::to_owned));
+        self.with_hashes(name, rules)
+    }
+
+    /// On sentinels, which know no keys.
+    fn on_sentinels(&self, name: &BindingName) -> UserRules {
+        self.with_hashes(name, DISCOVERY_RULES.split_ascii_whitespace().map(str::to_owned))
+    }
+
+    /// How many bytes it takes of the Secret: one line for servers, one for sentinels, and what is remembered.
+    fn weight(&self, name: &BindingName) -> usize {
+        let state = serde_json::to_string(self).unwrap_or_default().len() + name.as_str().len() + 4;
+        lines(&[self.on_servers(name)]).len() + lines(&[self.on_sentinels(name)]).len() + state
+    }
+}
+
+/// The users that are to be in force now, and whether servers have to be told. What has no room is left as it is, or out.
+pub(super) fn next(before: &BindingUsers, wanted: &BTreeMap<BindingName, Grant>, at: At) -> (BindingUsers, bool) {
+    let of = |name: &BindingName| before.get(name.as_str());
+    let taken: usize = wanted.keys().filter_map(|name| Some(of(name)?.weight(name))).sum();
+    let mut room = MAX_BYTES.saturating_sub(taken);
+    let mut users = BindingUsers::new();
+    let mut changed = before.keys().any(|name| !wanted.keys().any(|wanted| wanted.as_str() == name));
+    let (known, new): (Vec<_>, Vec<_>) = wanted.iter().partition(|(name, _)| of(name).is_some());
+    for (name, grant) in known.into_iter().chain(new) {
+        let old = of(name);
+        let user = old.map_or_else(|| BindingUser::new(grant, at), |old| old.next(grant, at));
+        let more = user.weight(name).saturating_sub(old.map_or(0, |old| old.weight(name)));
+        let fits = more <= room && (old.is_some() || users.len() < MAX_BINDINGS);
+        if fits {
+            room -= more;
+            changed |= old.is_none_or(|old| old.since != user.since);
+            users.insert(name.as_str().to_owned(), user);
+        } else if let Some(old) = old {
+            users.insert(name.as_str().to_owned(), old.aged(at));
+        }
+    }
+    (users, changed)
+}
+
+/// Whether a binding's user is as it is to be, and every server has proved it.
+pub(super) fn is_in_force(users: &BindingUsers, name: &BindingName, wanted: &Grant, proved: Option<u64>) -> bool {
+    let user = users.get(name.as_str()).filter(|user| user.current == *wanted);
+    user.is_some_and(|user| user.proved_at.is_some() || proved.is_some_and(|proved| proved >= user.since))
+}
+
+fn each(users: &BindingUsers, rules: fn(&BindingUser, &BindingName) -> UserRules) -> Vec<UserRules> {
+    users.iter().filter_map(|(name, user)| Some(rules(user, &BindingName::parse(name).ok()?))).collect()
+}
+
+/// The users on servers.
+pub(super) fn on_servers(users: &BindingUsers) -> Vec<UserRules> {
+    each(users, BindingUser::on_servers)
+}
+
+/// The users on sentinels.
+pub(super) fn on_sentinels(users: &BindingUsers) -> Vec<UserRules> {
+    each(users, BindingUser::on_sentinels)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+    use proptest::prelude::*;
+
+    use super::super::{Access, Phase, Users};
+    use super::*;
+
+    fn time(secs: u64) -> SystemTime {
+        UNIX_EPOCH + Duration::from_secs(secs)
+    }
+
+    fn binding(workload: &str) -> BindingName {
+        BindingName::of("Deployment", workload, "main")
+    }
+
+    fn grant(password: &str, keys: &[&str]) -> Grant {
+        Grant::new(password, keys.iter().map(|glob| (*glob).to_owned()).collect(), false, false)
+    }
+
+    fn wanted(grants: &[(&str, &Grant)]) -> BTreeMap<BindingName, Grant> {
+        grants.iter().map(|(workload, grant)| (binding(workload), (*grant).clone())).collect()
+    }
+
+    /// As the operator asks at each look: clients first, then bindings.
+    fn look(before: Option<&Users>, wanted: &BTreeMap<BindingName, Grant>, proved: Option<u64>, now: u64) -> Users {
+        let users = Users::next(before, &Access::Open, "system", proved, time(now));
+        users.bind(before, wanted, proved, time(now))
+    }
+
+    fn of<'a>(users: &'a [UserRules], workload: &str) -> Option<&'a UserRules> {
+        users.iter().find(|user| user.name == binding(workload).user())
+    }
+
+    /// Whether a password and the keys of a grant work by these lines.
+    fn allows(users: &[UserRules], workload: &str, grant: &Grant) -> bool {
+        of(users, workload).is_some_and(|user| {
+            let has = |rule: String| user.rules.contains(&rule);
+            has(format!("#{}", grant.hash)) && grant.keys.iter().all(|glob| has(format!("~{glob}")))
+        })
+    }
+
+    #[test]
+    fn a_binding_has_its_keys_and_larders_own_for_them() {
+        let name = binding("shop");
+        let users = look(None, &wanted(&[("shop", &grant("one", &["user:[^:]*"]))]), None, 0);
+        let rules = of(&users.on_servers(), "shop").unwrap().rules.join(" ");
+        let expected = format!(
+            "on #{} resetchannels ~user:[^:]* ~larder:[lsn]:{{???}}user:[^:]* &user:[^:]* &larder:l:{{???}}user:[^:]* \
+             %R~larder:p:{name} &larder:p:{name} &larder:hb:{name} %W~larder:sweep %W~larder:w:{{???}} \
+             -@all +@read +@write +@connection +@pubsub +@transaction +eval +eval_ro +evalsha +evalsha_ro +script|exists +script|load \
+             +cluster -@admin -@dangerous -function +info +role +sort +sort_ro +time",
+            sha256(b"one")
+        );
+        assert_eq!(rules, expected);
+        let on_sentinels = of(&users.on_sentinels(), "shop").unwrap().rules.join(" ");
+        assert!(on_sentinels.starts_with("on #") && !on_sentinels.contains("user:"), "{on_sentinels}");
+        let flushing = Grant::new("one", BTreeSet::new(), true, true);
+        let users = look(Some(&users), &wanted(&[("shop", &flushing)]), Some(1), 1);
+        assert!(users.server_file().contains("+time +flushall +flushdb +keys\n"), "{}", users.server_file());
+        assert!(!format!("{users:?}").contains(&sha256(b"one")));
+    }
+
+    #[test]
+    fn keys_that_policies_give_up_stay_until_sidecars_have_heard_of_it() {
+        let (wide, narrow) = (grant("one", &["a:?*", "b:?*"]), grant("one", &["a:?*"]));
+        let first = look(None, &wanted(&[("shop", &wide)]), None, 0);
+        assert_eq!((first.generation, first.phase(Some(0)), first.phase(Some(1))), (1, Phase::Adding, Phase::Settled));
+        let name = binding("shop");
+        assert!(!first.is_in_force(&name, &wide, None) && first.is_in_force(&name, &wide, Some(1)));
+        let both = look(Some(&first), &wanted(&[("shop", &narrow)]), Some(1), 100);
+        assert_eq!((both.generation, both.phase(Some(1))), (2, Phase::Adding));
+        assert!(!both.is_in_force(&name, &narrow, Some(1)), "servers do not know it yet");
+        let proved = look(Some(&both), &wanted(&[("shop", &narrow)]), Some(2), 200);
+        assert_eq!((proved.generation, proved.phase(Some(2))), (2, Phase::Both { until: time(800) }));
+        assert!(proved.is_in_force(&name, &narrow, Some(2)) && allows(&proved.on_servers(), "shop", &wide));
+        let alone = look(Some(&proved), &wanted(&[("shop", &narrow)]), Some(2), 800);
+        assert_eq!((alone.generation, alone.phase(Some(3))), (3, Phase::Settled));
+        assert!(!allows(&alone.on_servers(), "shop", &wide) && allows(&alone.on_servers(), "shop", &narrow));
+    }
+
+    #[test]
+    fn each_binding_has_its_own_grace_and_goes_with_its_workload() {
+        let [a, b, c] = ["a:?*", "b:?*", "c:?*"].map(|keys| grant("one", &[keys]));
+        let mut users = look(None, &wanted(&[("quiet", &a), ("busy", &a)]), None, 0);
+        users = look(Some(&users), &wanted(&[("quiet", &b), ("busy", &b)]), Some(1), 10);
+        users = look(Some(&users), &wanted(&[("quiet", &b), ("busy", &b)]), Some(2), 20);
+        // The busy one changes again and again; the quiet one's earlier keys go all the same.
+        for (now, busy) in [(300, &c), (610, &b), (620, &c)] {
+            users = look(Some(&users), &wanted(&[("quiet", &b), ("busy", busy)]), Some(users.generation), now);
+        }
+        assert!(!allows(&users.on_servers(), "quiet", &a) && allows(&users.on_servers(), "busy", &a));
+        let generation = users.generation;
+        users = look(Some(&users), &wanted(&[("quiet", &b)]), Some(generation), 630);
+        assert_eq!((users.generation, of(&users.on_servers(), "busy")), (generation + 1, None));
+        assert!(of(&users.on_sentinels(), "busy").is_none() && of(&users.on_servers(), "quiet").is_some());
+    }
+
+    #[test]
+    fn what_was_remembered_before_there_were_bindings_is_read() {
+        let before = Users::next(None, &Access::Open, "system", None, time(0));
+        assert!(!before.to_json().contains("bindings"));
+        let users = look(Some(&before), &wanted(&[("shop", &grant("one", &["a"]))]), Some(1), 0);
+        assert_eq!((users.generation, Users::parse(users.to_json().as_bytes())), (2, Some(users.clone())));
+        // Clients change at the same time: one generation holds both.
+        let client = Access::user("app", "p");
+        let changed = Users::next(Some(&users), &client, "system", Some(2), time(1));
+        let changed = changed.bind(Some(&users), &wanted(&[("shop", &grant("two", &["a"]))]), Some(2), time(1));
+        assert_eq!(changed.generation, 3);
+        assert_eq!(changed.on_servers().last().map(|user| user.name.as_str()), Some("larder-system"));
+    }
+
+    #[test]
+    fn a_name_that_clients_chose_is_theirs() {
+        let client = Access::user(binding("shop").user(), "client");
+        let users = Users::next(None, &client, "system", None, time(0));
+        let users = users.bind(None, &wanted(&[("shop", &grant("one", &["a"]))]), None, time(0));
+        let named = users.on_servers().into_iter().filter(|user| user.name == binding("shop").user());
+        let rules: Vec<Vec<String>> = named.map(|user| user.rules).collect();
+        assert!(rules.len() == 1 && rules[0].contains(&"~*".to_owned()), "{rules:?}");
+    }
+
+    #[test]
+    fn what_has_no_room_is_left_out_and_takes_nothing_from_others() {
+        let long: Vec<String> = (0..80).map(|index| format!("{index}:{}", "k".repeat(200))).collect();
+        let large = Grant::new("one", long.iter().cloned().collect(), false, false);
+        let larger = Grant::new("one", long.iter().map(|glob| format!("{glob}{glob}{glob}{glob}")).collect(), false, false);
+        let mut all = BTreeMap::new();
+        let mut users = look(None, &all, None, 0);
+        for index in 0..30 {
+            all.insert(binding(&format!("shop-{index}")), large.clone());
+            users = look(Some(&users), &all, Some(users.generation), index);
+        }
+        let held =
+            |users: &Users, grant: &Grant| all.keys().filter(|name| users.is_in_force(name, grant, Some(u64::MAX))).count();
+        let fit = held(&users, &large);
+        assert!((5..30).contains(&fit), "{fit}");
+        let total = users.server_file().len() + users.sentinel_file().len() + users.to_json().len();
+        assert!(total <= MAX_BYTES + 4096 && total >= MAX_BYTES / 2, "{total}");
+        let grown = all.keys().map(|name| (name.clone(), larger.clone())).collect();
+        let grown = look(Some(&users), &grown, Some(users.generation), 100);
+        assert_eq!(held(&grown, &large) + held(&grown, &larger), fit);
+        let total = grown.server_file().len() + grown.sentinel_file().len() + grown.to_json().len();
+        assert!(total <= MAX_BYTES + 4096, "{total}");
+    }
+
+    proptest! {
+        /// However policies, passwords and servers change: what was in force works for the grace after it was replaced, and in the
+        /// end only what is wanted works.
+        #[test]
+        fn no_sidecar_is_locked_out(steps in prop::collection::vec((0usize..4, 1u64..400, any::<bool>()), 1..60)) {
+            let grants = [grant("p", &["a:?*"]), grant("p", &["b:?*"]), grant("q", &["a:?*", "b:?*"]), grant("q", &["a:?*"])];
+            let name = binding("shop");
+            let mut users = look(None, &wanted(&[("shop", &grants[0])]), None, 0);
+            let (mut now, mut proved) = (0, 0);
+            // What was in force, with the moment at which it was replaced.
+            let mut told: Vec<(Grant, Option<u64>)> = Vec::new();
+            for (choice, passing, catches_up) in steps {
+                now += passing;
+                if catches_up {
+                    proved = users.generation;
+                }
+                let before = users.clone();
+                users = look(Some(&before), &wanted(&[("shop", &grants[choice])]), Some(proved), now);
+                prop_assert!(users.generation == before.generation || users.generation == before.generation + 1);
+                prop_assert_eq!(users.generation == before.generation, users.server_file() == before.server_file());
+                prop_assert_eq!(&look(Some(&users), &wanted(&[("shop", &grants[choice])]), None, now), &users);
+                let current = grants.iter().find(|grant| users.is_in_force(&name, grant, Some(proved)));
+                if let Some(current) = current
+                    && told.last().is_none_or(|(last, _)| last != current)
+                {
+                    if let Some((_, until)) = told.last_mut() {
+                        *until = Some(now);
+                    }
+                    told.push((current.clone(), None));
+                }
+                for (grant, since) in &told {
+                    if since.is_none_or(|since| now < since + GRACE.as_secs()) {
+                        prop_assert!(allows(&users.on_servers(), "shop", grant), "{:?} at {}: {:?}", grant, now, users);
+                    }
+                }
+            }
+            for _ in 0..6 {
+                now += GRACE.as_secs();
+                users = look(Some(&users), &wanted(&[("shop", &grants[3])]), Some(users.generation), now);
+            }
+            prop_assert_eq!(users.phase(Some(users.generation)), Phase::Settled);
+            let rules = of(&users.on_servers(), "shop").unwrap().rules.clone();
+            let gone = ["~b:?*".to_owned(), format!("#{}", grants[0].hash)];
+            prop_assert!(gone.iter().all(|rule| !rules.contains(rule)), "{rules:?}");
+        }
+    }
+}
