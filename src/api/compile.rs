@@ -80,11 +80,22 @@ pub fn compile(
     reach: Reach,
     secrets: &dyn Secrets,
 ) -> Result<Snapshot, Problems> {
+    compile_about(&cluster_ref(cluster), policies, generation, reach, secrets)
+}
+
+/// [`compile`], where the cluster is known by its name alone.
+pub fn compile_about(
+    cluster: &ObjectRef,
+    policies: &[&CachePolicy],
+    generation: u64,
+    reach: Reach,
+    secrets: &dyn Secrets,
+) -> Result<Snapshot, Problems> {
     let mut merged = Merged::default();
     for policy in in_order(policies) {
         merged.add(cluster, policy, secrets);
     }
-    let name = cluster.metadata.name.clone().unwrap_or_default();
+    let name = cluster.name.clone();
     let Reach { topology, tls, auth, sentinel_auth } = reach;
     let snapshot = Snapshot {
         version: snapshot::VERSION,
@@ -110,7 +121,7 @@ pub fn compile(
         && let Err(error) = snapshot.check()
     {
         problems.push(Problem {
-            object: cluster_ref(cluster),
+            object: cluster.clone(),
             path: FieldPath::root(),
             what: error.to_string(),
             remedy: "correct the policies about this cluster".to_owned(),
@@ -175,15 +186,13 @@ impl Source<'_> {
 }
 
 impl Merged {
-    fn add(&mut self, cluster: &CacheCluster, policy: &CachePolicy, secrets: &dyn Secrets) {
+    fn add(&mut self, cluster: &ObjectRef, policy: &CachePolicy, secrets: &dyn Secrets) {
         let object = policy_ref(policy);
         let mut problems = Vec::new();
         let defaults = policy.spec.defaults.clone().unwrap_or_default();
         let mode = policy.spec.mode.map_or(Mode::Enforce, Into::into);
         let mut source = Source { object, policy, defaults, mode, problems: &mut problems };
-        if source.object.namespace != cluster_ref(cluster).namespace
-            || Some(&policy.spec.cache_cluster) != cluster.metadata.name.as_ref()
-        {
+        if source.object.namespace != cluster.namespace || policy.spec.cache_cluster != cluster.name {
             let what = format!("the policy is about the CacheCluster `{}` of its own namespace", policy.spec.cache_cluster);
             source.refuse(at!("spec", "cacheCluster"), what, "compile it with that cluster");
         }
@@ -294,8 +303,8 @@ fn compile_origin(
     })
 }
 
-/// The error is the remedy; it never shows the URL.
-fn check_url(kind: &str, url: &str) -> Result<(), &'static str> {
+/// Whether `url` is one of an origin of this `kind`, `sql` or `http`. The error is the remedy; it never shows the URL.
+pub fn check_url(kind: &str, url: &str) -> Result<(), &'static str> {
     let (schemes, remedy): (&[&str], _) = match kind {
         "sql" => (&["postgres://", "postgresql://", "sqlite:"], "write postgres://… or sqlite://…"),
         _ => (&["http://", "https://"], "write http://… or https://…"),

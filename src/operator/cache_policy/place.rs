@@ -1,0 +1,73 @@
+//! Where the sidecars of a binding find the servers, and the files that they need to be let in.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+
+use crate::api::Reach;
+use crate::operator::cache_cluster::names::SENTINEL_PORT;
+use crate::operator::cache_cluster::objects::Addresses;
+use crate::operator::cache_cluster::validate::Wanted;
+use crate::policy::binding::{CA_FILE, PASSWORD_FILE, SECRET_DIR, SENTINEL_PASSWORD_FILE, SENTINEL_USERNAME_FILE, USERNAME_FILE};
+use crate::policy::snapshot::{Auth, Tls, Topology};
+
+/// How a CacheCluster is found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// How its servers are.
+    pub topology: Topology,
+    /// Whether they and the sentinels speak TLS.
+    pub tls: bool,
+}
+
+impl Place {
+    /// Of a CacheCluster under Sentinel. `None` where no sentinel has an address yet.
+    pub fn under_sentinel(wanted: &Wanted, addresses: &Addresses) -> Option<Self> {
+        let at = |address: &IpAddr| SocketAddr::new(*address, SENTINEL_PORT).to_string();
+        let sentinels: Vec<String> = addresses.sentinels.values().map(at).collect();
+        let topology = Topology::Sentinel { master: wanted.master_name().to_owned(), sentinels };
+        (!addresses.sentinels.is_empty()).then_some(Self { topology, tls: wanted.tls.is_some() })
+    }
+
+    /// As a sidecar reaches it that has the binding's Secret. Every binding has a login of its own, also where others need none.
+    pub fn reach(&self) -> Reach {
+        let auth = |user: &str, password: &str| Auth { username_file: Some(file(user)), password_file: file(password) };
+        let tls = Tls { ca_file: file(CA_FILE), cert_file: None, key_file: None, server_name: None };
+        Reach {
+            topology: self.topology.clone(),
+            tls: self.tls.then_some(tls),
+            auth: Some(auth(USERNAME_FILE, PASSWORD_FILE)),
+            sentinel_auth: Some(auth(SENTINEL_USERNAME_FILE, SENTINEL_PASSWORD_FILE)),
+        }
+    }
+}
+
+/// An entry of the binding's Secret, as a sidecar finds it.
+pub(super) fn file(entry: &str) -> PathBuf {
+    PathBuf::from(SECRET_DIR).join(entry)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::api::CacheCluster;
+    use crate::operator::cache_cluster::plan::SentinelId;
+    use crate::operator::cache_cluster::validate::validate;
+
+    #[test]
+    fn sidecars_ask_every_sentinel_that_has_an_address() {
+        let spec = json!({
+            "engine": {"kind": "Valkey", "version": "8.1"}, "mode": "Sentinel", "memory": "256Mi", "tls": {"enabled": true},
+        });
+        let wanted = validate(&CacheCluster::new("main", serde_json::from_value(spec).unwrap())).unwrap();
+        let mut addresses = Addresses::default();
+        assert_eq!(Place::under_sentinel(&wanted, &addresses), None);
+        let at = |last: u8| (SentinelId(last.into()), IpAddr::from([10, 96, 0, last]));
+        addresses.sentinels.extend([at(0), at(1)]);
+        let reach = Place::under_sentinel(&wanted, &addresses).unwrap().reach();
+        let sentinels = ["10.96.0.0:26379", "10.96.0.1:26379"].map(str::to_owned).to_vec();
+        assert_eq!(reach.topology, Topology::Sentinel { master: "main".to_owned(), sentinels });
+        assert_eq!(reach.tls.unwrap().ca_file, PathBuf::from("/etc/larder/secret/ca.crt"));
+    }
+}
