@@ -2,9 +2,10 @@
 //!
 //! A workload that policies select has a [binding](crate::policy::binding) with the CacheCluster that they name. [`merge`] makes one
 //! snapshot of the policies, or says of each why it has no part in it; [`place`] and [`origins`] know where a sidecar finds what the
-//! snapshot names; [`user`] is what its login can do.
+//! snapshot names; [`user`] is what its login can do; [`objects`] is what lies in the workload's namespace.
 
 pub mod merge;
+pub mod objects;
 pub mod origins;
 pub mod place;
 pub mod user;

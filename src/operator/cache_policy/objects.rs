@@ -1,0 +1,277 @@
+//! The Kubernetes objects of a binding, in its workload's namespace. Pure: typed objects for server-side apply, without a client.
+//!
+//! One ConfigMap holds the snapshot and one Secret all that opens doors; the sidecars mount both, whole, and pods name them from the
+//! start, so that policies change their content and never a pod. Beside them a few immutable ConfigMaps, which nobody mounts, tell what
+//! the last snapshots were. All of them belong to the workload, and go with it.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::ByteString;
+use k8s_openapi::api::core::v1::{ConfigMap, Secret};
+use kube::core::ObjectMeta;
+
+use super::merge::Merged;
+use super::workload::Workload;
+use crate::operator::admin::Login;
+use crate::operator::cache_cluster::names::MANAGER;
+use crate::policy::Snapshot;
+use crate::policy::binding::{
+    BindingName, CA_FILE, PASSWORD_FILE, SENTINEL_PASSWORD_FILE, SENTINEL_USERNAME_FILE, SNAPSHOT_FILE, USERNAME_FILE,
+};
+
+/// The label with the binding's name.
+pub const BINDING_LABEL: &str = "larder.dev/binding";
+/// The label with the CacheCluster's name. Not that of a CacheCluster's own objects: these are none.
+pub const USES_LABEL: &str = "larder.dev/uses-cluster";
+/// The label that tells what the object is: `snapshot`, `secret` or `history`.
+pub const CONTENT_LABEL: &str = "larder.dev/content";
+/// The annotation with the workload's kind and name.
+pub const WORKLOAD_ANNOTATION: &str = "larder.dev/workload";
+/// How many snapshots are kept as they were, the newest among them.
+pub const HISTORY: usize = 5;
+
+/// What a binding's objects are made of.
+#[derive(Debug, Clone, Copy)]
+pub struct Binding<'a> {
+    /// The workload.
+    pub workload: &'a Workload,
+    /// What its policies are together.
+    pub merged: &'a Merged,
+    /// The snapshot that is to be in force: the merged one, or an earlier one where that is not complete.
+    pub snapshot: &'a Snapshot,
+    /// The login that every server knows.
+    pub login: &'a Login,
+    /// The authorities of servers, PEM, where they speak TLS.
+    pub authorities: Option<&'a str>,
+}
+
+/// A binding's objects, in the order in which they are applied: a snapshot names files of the Secret.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Objects {
+    /// All that opens doors.
+    pub secret: Secret,
+    /// The snapshot, as it was once made.
+    pub history: ConfigMap,
+    /// The snapshot.
+    pub config_map: ConfigMap,
+}
+
+/// Builds a binding's objects.
+pub fn objects(binding: &Binding<'_>) -> Objects {
+    let text = serde_json::to_string(binding.snapshot).unwrap_or_default();
+    let snapshot = BTreeMap::from([(SNAPSHOT_FILE.to_owned(), text)]);
+    let name = &binding.merged.binding;
+    let metadata = |object: String, content: &str| binding.metadata(object, content);
+    Objects {
+        secret: Secret {
+            metadata: metadata(name.object_name(), "secret"),
+            data: Some(binding.secret_entries()),
+            type_: Some("Opaque".to_owned()),
+            ..Secret::default()
+        },
+        history: ConfigMap {
+            metadata: metadata(history_name(name, binding.snapshot.generation), "history"),
+            data: Some(snapshot.clone()),
+            immutable: Some(true),
+            ..ConfigMap::default()
+        },
+        config_map: ConfigMap {
+            metadata: metadata(name.object_name(), "snapshot"),
+            data: Some(snapshot),
+            ..ConfigMap::default()
+        },
+    }
+}
+
+impl Binding<'_> {
+    fn metadata(&self, name: String, content: &str) -> ObjectMeta {
+        let Self { workload, merged, .. } = self;
+        let labels = [
+            ("app.kubernetes.io/name", "larder-binding"),
+            ("app.kubernetes.io/managed-by", MANAGER),
+            (BINDING_LABEL, merged.binding.as_str()),
+            (USES_LABEL, &merged.cluster),
+            (CONTENT_LABEL, content),
+        ];
+        let annotation = (WORKLOAD_ANNOTATION.to_owned(), format!("{}/{}", workload.kind, workload.name));
+        ObjectMeta {
+            name: Some(name),
+            namespace: Some(workload.namespace.clone()),
+            labels: Some(labels.into_iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect()),
+            annotations: Some(BTreeMap::from([annotation])),
+            owner_references: Some(vec![workload.owner_reference()]),
+            ..ObjectMeta::default()
+        }
+    }
+
+    fn secret_entries(&self) -> BTreeMap<String, ByteString> {
+        let Login { user, password } = self.login;
+        let login = [
+            (USERNAME_FILE, user),
+            (PASSWORD_FILE, password),
+            (SENTINEL_USERNAME_FILE, user),
+            (SENTINEL_PASSWORD_FILE, password),
+        ];
+        let login = login.into_iter().map(|(entry, text)| (entry, text.as_str()));
+        let authorities = self.authorities.map(|authorities| (CA_FILE, authorities));
+        let urls = self.merged.files.0.iter().map(|(entry, url)| (entry.as_str(), url.as_str()));
+        let entries = login.chain(authorities).chain(urls);
+        entries.map(|(entry, text)| (entry.to_owned(), ByteString(text.as_bytes().to_vec()))).collect()
+    }
+}
+
+/// The name of the ConfigMap that keeps one snapshot. The dot tells it from every binding's own objects, whose names have none.
+fn history_name(binding: &BindingName, generation: u64) -> String {
+    format!("{}.g{generation}", binding.object_name())
+}
+
+/// Of these ConfigMaps those that keep snapshots of the binding which are no longer to be kept, once one of `newest` is written.
+pub fn outlived<'a>(binding: &BindingName, names: impl IntoIterator<Item = &'a str>, newest: u64) -> Vec<&'a str> {
+    let prefix = format!("{}.g", binding.object_name());
+    let generation = |name: &str| {
+        let generation: u64 = name.strip_prefix(&prefix)?.parse().ok()?;
+        (history_name(binding, generation) == name).then_some(generation)
+    };
+    let kept =
+        names.into_iter().filter_map(|name| Some((generation(name)?, name))).filter(|(generation, _)| *generation != newest);
+    let mut kept: Vec<(u64, &str)> = kept.collect();
+    kept.sort_unstable_by(|one, other| other.cmp(one));
+    kept.into_iter().skip(HISTORY - 1).map(|(_, name)| name).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::super::merge::{Namespace, merge};
+    use super::super::origins::KnownSecrets;
+    use super::super::place::Place;
+    use super::*;
+    use crate::api::CachePolicy;
+    use crate::policy::snapshot::Topology;
+
+    fn workload() -> Workload {
+        Workload {
+            namespace: "store".to_owned(),
+            api_version: "apps/v1".to_owned(),
+            kind: "Deployment".to_owned(),
+            name: "shop".to_owned(),
+            uid: "8d2c".to_owned(),
+            labels: BTreeMap::from([("app".to_owned(), "shop".to_owned())]),
+        }
+    }
+
+    fn merged() -> Merged {
+        let spec = json!({
+            "cacheCluster": "main", "workloads": {"matchLabels": {"app": "shop"}},
+            "origins": [{"name": "db", "sql": {"url": {"secretKeyRef": {"name": "shop-db", "key": "url"}}}}],
+            "rules": [{"name": "user", "keys": "user:{id}", "strategy": "ReadThrough",
+                "origin": {"name": "db", "read": "SELECT name FROM users WHERE id = $id"}}],
+        });
+        let mut policy = CachePolicy::new("shop", serde_json::from_value(spec).unwrap());
+        policy.metadata.namespace = Some("store".to_owned());
+        let topology = Topology::Sentinel { master: "main".to_owned(), sentinels: vec!["10.96.0.7:26379".to_owned()] };
+        let url = BTreeMap::from([("url".to_owned(), b"postgres://app:hidden@db/shop".to_vec())]);
+        let namespace = Namespace {
+            clusters: BTreeMap::from([("main".to_owned(), Some(Place { topology, tls: true }))]),
+            secrets: KnownSecrets(BTreeMap::from([("shop-db".to_owned(), url)])),
+        };
+        merge(&workload(), &[&policy], &namespace, 12).unwrap().merged.unwrap()
+    }
+
+    fn build(merged: &Merged) -> Objects {
+        let login = Login { user: merged.binding.user(), password: "binding password".to_owned() };
+        let snapshot = merged.snapshot.as_ref().unwrap();
+        objects(&Binding { workload: &workload(), merged, snapshot, login: &login, authorities: Some("PEM") })
+    }
+
+    fn metadata(name: &str, content: &str) -> serde_json::Value {
+        json!({
+            "name": name,
+            "namespace": "store",
+            "labels": {
+                "app.kubernetes.io/name": "larder-binding",
+                "app.kubernetes.io/managed-by": "larder",
+                "larder.dev/binding": "shop-4469096e2a",
+                "larder.dev/uses-cluster": "main",
+                "larder.dev/content": content,
+            },
+            "annotations": {"larder.dev/workload": "Deployment/shop"},
+            "ownerReferences": [{"apiVersion": "apps/v1", "kind": "Deployment", "name": "shop", "uid": "8d2c"}],
+        })
+    }
+
+    /// What pods mount is named in them for good: the names and the entries must not change from release to release.
+    #[test]
+    fn the_objects_of_a_binding() {
+        let merged = merged();
+        let Objects { secret, history, config_map } = build(&merged);
+        let name = "larder-b-shop-4469096e2a";
+        let snapshot = concat!(
+            r#"{"version":2,"requires":1,"generation":12,"cluster":{"name":"main","topology":{"sentinel":{"master":"main","#,
+            r#""sentinels":["10.96.0.7:26379"]}},"tls":{"caFile":"/etc/larder/secret/ca.crt"},"#,
+            r#""auth":{"usernameFile":"/etc/larder/secret/username","passwordFile":"/etc/larder/secret/password"},"#,
+            r#""sentinelAuth":{"usernameFile":"/etc/larder/secret/sentinel-username","#,
+            r#""passwordFile":"/etc/larder/secret/sentinel-password"},"patience":"2s","idleTransaction":"1m"},"#,
+            r#""unmatched":{"bypass":{}},"ttlSweep":"10m","allow":{"flush":false,"keys":false},"#,
+            r#""origins":[{"name":"db","kind":{"sql":{"url":{"file":"/etc/larder/secret/origin-ORIGIN-url"}}},"#,
+            r#""maxConnections":4,"connectTimeout":"1s","timeout":"2s"}],"#,
+            r#""rules":[{"name":"user","keys":"user:{id}","strategy":{"readThrough":{"#,
+            r#""ttl":{"default":"5m","max":"24h","jitter":"10%"},"stale":"0s","negativeTtl":"10s","lease":"3s","wait":"2s500ms","#,
+            r#""load":{"origin":"db","query":{"sql":{"read":"SELECT name FROM users WHERE id = $id"}},"reply":null}}}}]}"#,
+        )
+        .replace("ORIGIN", "08d0b104b3");
+        assert_eq!(
+            json!(config_map),
+            json!({
+                "apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata(name, "snapshot"), "data": {"snapshot.json": snapshot},
+            })
+        );
+        assert_eq!(
+            json!(history),
+            json!({
+                "apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata(&format!("{name}.g12"), "history"),
+                "data": {"snapshot.json": snapshot}, "immutable": true,
+            })
+        );
+        let entries: BTreeMap<&str, &str> =
+            secret.data.iter().flatten().map(|(entry, bytes)| (entry.as_str(), std::str::from_utf8(&bytes.0).unwrap())).collect();
+        let user = "larder-b-shop-4469096e2a";
+        let expected = [
+            ("ca.crt", "PEM"),
+            ("origin-08d0b104b3-url", "postgres://app:hidden@db/shop"),
+            ("password", "binding password"),
+            ("sentinel-password", "binding password"),
+            ("sentinel-username", user),
+            ("username", user),
+        ];
+        assert_eq!(entries, BTreeMap::from(expected));
+        assert_eq!(json!(secret.metadata), metadata(name, "secret"));
+        assert_eq!(secret.type_.as_deref(), Some("Opaque"));
+    }
+
+    #[test]
+    fn the_secret_alone_holds_secrets() {
+        let Objects { secret: _, history, config_map } = build(&merged());
+        let open = json!([history, config_map]).to_string();
+        assert!(!open.contains("hidden") && !open.contains("binding password"), "{open}");
+        let merged = Merged { cluster: "plain".to_owned(), ..merged() };
+        let login = Login { user: "u".to_owned(), password: "p".to_owned() };
+        let snapshot = merged.snapshot.as_ref().unwrap();
+        let plain = objects(&Binding { workload: &workload(), merged: &merged, snapshot, login: &login, authorities: None });
+        assert!(!plain.secret.data.unwrap().contains_key("ca.crt"));
+    }
+
+    #[test]
+    fn the_newest_snapshots_are_kept() {
+        let binding = BindingName::of("Deployment", "shop", "main");
+        let of = |generation: u64| history_name(&binding, generation);
+        let names: Vec<String> = [1, 2, 9, 10, 11, 12].map(of).into_iter().collect();
+        let other = BindingName::of("Deployment", "shop", "other");
+        let strange = [history_name(&other, 1), binding.object_name(), format!("{}.g01", binding.object_name()), "x".to_owned()];
+        let all = || names.iter().chain(&strange).map(String::as_str);
+        assert_eq!(outlived(&binding, all(), 12), [of(1)]);
+        assert_eq!(outlived(&binding, all(), 13), [of(2), of(1)]);
+        assert!(outlived(&binding, strange.iter().map(String::as_str), 1).is_empty());
+    }
+}
