@@ -3,6 +3,7 @@
 
 mod agent;
 mod binding_delivery;
+mod binding_user;
 mod cache_aside;
 mod cache_cluster_files;
 mod cache_cluster_tls;
