@@ -17,6 +17,7 @@ use crate::sidecar::server::{self, Config, StartError};
 #[command(after_help = "\
 Examples:
   larderd sidecar --snapshot /etc/larder/snapshot.json --listen 127.0.0.1:6379
+  larderd sidecar --snapshot snapshot.json --listen 127.0.0.1:6379 --listen '[::1]:6379'
   larderd sidecar --snapshot snapshot.json --socket /run/larder/redis.sock --admin 127.0.0.1:9121
   larderd sidecar --binding shop-1f0c8a52de --listen 127.0.0.1:6379")]
 pub struct Args {
@@ -30,12 +31,15 @@ pub struct Args {
     /// Where the binding's Secret is mounted: what comes through the cache names no files but these
     #[arg(long, value_name = "DIR", default_value = binding::SECRET_DIR, requires = "binding")]
     secrets: PathBuf,
-    /// Where clients connect by TCP
+    /// Where clients connect by TCP; may be repeated. Of several, an IPv6 address is left out where the system has no IPv6
     #[arg(long, value_name = "HOST:PORT", required_unless_present = "socket")]
-    listen: Option<SocketAddr>,
+    listen: Vec<SocketAddr>,
     /// Where clients connect by Unix socket
     #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
+    /// Who may connect there, as an octal mode
+    #[arg(long, value_name = "MODE", default_value = "660", value_parser = socket_mode)]
+    socket_mode: u32,
     /// Where /livez, /readyz and /metrics are served
     #[arg(long, value_name = "HOST:PORT")]
     admin: Option<SocketAddr>,
@@ -52,12 +56,13 @@ pub struct Args {
 
 /// Serves until it is told to stop.
 pub fn run(args: Args) -> Outcome {
-    let Args { snapshot, binding, secrets, listen, socket, admin, admin_socket, workers, drain } = args;
+    let Args { snapshot, binding, secrets, listen, socket, socket_mode, admin, admin_socket, workers, drain } = args;
     let config = Config {
         snapshot: snapshot.unwrap_or_else(|| PathBuf::from(binding::POLICY_DIR).join(binding::SNAPSHOT_FILE)),
         binding: binding.map(|name| Binding { name, secrets }),
         listen,
         socket,
+        socket_mode,
         admin,
         admin_socket,
         workers: usize::from(workers),
@@ -66,6 +71,13 @@ pub fn run(args: Args) -> Outcome {
     match server::run(&config) {
         Ok(()) => Ok(ExitCode::SUCCESS),
         Err(error) => Err(Failure::new(&error, next_step(&error))),
+    }
+}
+
+fn socket_mode(text: &str) -> Result<u32, String> {
+    match u32::from_str_radix(text, 8) {
+        Ok(mode) if mode <= 0o777 => Ok(mode),
+        _ => Err("write an octal mode from 000 to 777, such as 660".to_owned()),
     }
 }
 

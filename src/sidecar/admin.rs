@@ -3,7 +3,7 @@
 use std::fs::{self, DirBuilder, Permissions};
 use std::future::IntoFuture as _;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
@@ -81,12 +81,19 @@ impl AdminListeners {
     /// Opens a port for health and metrics, and a socket for policy and keys, where they are wanted.
     pub fn open(port: Option<SocketAddr>, socket: Option<&Path>) -> Result<Self, AdminError> {
         let open_port = |address: SocketAddr| {
-            let listen = || {
+            let listen = |address: SocketAddr| -> io::Result<_> {
                 let listener = std::net::TcpListener::bind(address)?;
                 listener.set_nonblocking(true)?;
                 Ok(listener)
             };
-            listen().map_err(|source| AdminError { address: address.to_string(), source })
+            let listener = match listen(address) {
+                // Every address of both families; where there is no IPv6, every address that there is.
+                Err(error) if address.ip() == Ipv6Addr::UNSPECIFIED && error.kind() != io::ErrorKind::AddrInUse => {
+                    listen((Ipv4Addr::UNSPECIFIED, address.port()).into())
+                }
+                outcome => outcome,
+            };
+            listener.map_err(|source| AdminError { address: address.to_string(), source })
         };
         let open_socket = |path: &Path| {
             let opened = open_private_socket(path).map(|listener| (listener, path.to_owned()));
@@ -182,7 +189,7 @@ where
     L::Addr: std::fmt::Debug,
 {
     let Some(listener) = listener else { return Ok(()) };
-    let bounded = BoundedListener { listener, permits: Arc::new(Semaphore::new(MAX_CONNECTIONS)) };
+    let bounded = BoundedListener::new(listener, MAX_CONNECTIONS, IDLE_LIMIT);
     let stopped = async move {
         let _ = stop.wait_for(|stop| *stop).await;
     };
@@ -282,9 +289,17 @@ fn percent_decoded(text: &str) -> Option<Vec<u8>> {
 }
 
 /// A listener with a bound on its connections, each of which has a bound on its silence.
-struct BoundedListener<L> {
+pub struct BoundedListener<L> {
     listener: L,
     permits: Arc<Semaphore>,
+    silence: Duration,
+}
+
+impl<L> BoundedListener<L> {
+    /// At most `connections` at a time, each closed after it was silent for as long as that.
+    pub fn new(listener: L, connections: usize, silence: Duration) -> Self {
+        Self { listener, permits: Arc::new(Semaphore::new(connections)), silence }
+    }
 }
 
 impl<L: Listener> Listener for BoundedListener<L> {
@@ -295,7 +310,8 @@ impl<L: Listener> Listener for BoundedListener<L> {
         // Never closed, so that there is a permit sooner or later.
         let permit = self.permits.clone().acquire_owned().await.ok();
         let (stream, address) = self.listener.accept().await;
-        (Bounded { stream, idle: Box::pin(tokio::time::sleep(IDLE_LIMIT)), _permit: permit }, address)
+        let idle = Box::pin(tokio::time::sleep(self.silence));
+        (Bounded { stream, idle, silence: self.silence, _permit: permit }, address)
     }
 
     fn local_addr(&self) -> io::Result<Self::Addr> {
@@ -303,9 +319,11 @@ impl<L: Listener> Listener for BoundedListener<L> {
     }
 }
 
-struct Bounded<S> {
+/// A connection of a [`BoundedListener`].
+pub struct Bounded<S> {
     stream: S,
     idle: Pin<Box<Sleep>>,
+    silence: Duration,
     _permit: Option<OwnedSemaphorePermit>,
 }
 
@@ -313,7 +331,7 @@ impl<S> Bounded<S> {
     /// What `outcome` of the stream means: progress starts the clock again, silence is an error in the end.
     fn watch<T>(&mut self, cx: &mut Context<'_>, outcome: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if outcome.is_ready() {
-            self.idle.as_mut().reset(Instant::now() + IDLE_LIMIT);
+            self.idle.as_mut().reset(Instant::now() + self.silence);
             return outcome;
         }
         self.idle.as_mut().poll(cx).map(|()| Err(io::ErrorKind::TimedOut.into()))

@@ -46,10 +46,12 @@ pub struct Config {
     pub snapshot: PathBuf,
     /// The binding that is served, where snapshots come through the cache as well.
     pub binding: Option<Binding>,
-    /// Where clients come by TCP.
-    pub listen: Option<SocketAddr>,
+    /// Where clients come by TCP. Of several, those of IPv6 are left out where the system has none.
+    pub listen: Vec<SocketAddr>,
     /// Where clients come by Unix socket.
     pub socket: Option<PathBuf>,
+    /// The socket's mode.
+    pub socket_mode: u32,
     /// Where health and metrics are served.
     pub admin: Option<SocketAddr>,
     /// Where policy and keys are explained.
@@ -106,7 +108,7 @@ struct Feeds {
 }
 
 struct Listeners {
-    tcp: Option<std::net::TcpListener>,
+    tcp: Vec<std::net::TcpListener>,
     unix: Option<std::os::unix::net::UnixListener>,
 }
 
@@ -220,15 +222,27 @@ async fn stop_signal() -> io::Result<()> {
 
 impl Listeners {
     fn open(config: &Config, index: usize) -> Result<Self, StartError> {
-        let tcp = config.listen.map(|address| {
-            listen_tcp(address, config.workers > 1).map_err(|source| StartError::Listen { address: address.to_string(), source })
-        });
-        let unix =
-            config.socket.as_ref().filter(|_| index == 0).map(|path| {
-                listen_unix(path).map_err(|source| StartError::Listen { address: path.display().to_string(), source })
-            });
-        Ok(Self { tcp: tcp.transpose()?, unix: unix.transpose()? })
+        let refuse = |address: String| |source| StartError::Listen { address, source };
+        let mut tcp = Vec::new();
+        for address in &config.listen {
+            match listen_tcp(*address, config.workers > 1) {
+                Ok(listener) => tcp.push(listener),
+                Err(error) if config.listen.len() > 1 && lacks_ipv6(*address, &error) => {
+                    tracing::warn!(%address, %error, "there is no IPv6 here: this address is left out");
+                }
+                Err(error) => return Err(refuse(address.to_string())(error)),
+            }
+        }
+        let unix = config.socket.as_ref().filter(|_| index == 0);
+        let unix = unix.map(|path| listen_unix(path, config.socket_mode).map_err(refuse(path.display().to_string())));
+        Ok(Self { tcp, unix: unix.transpose()? })
     }
+}
+
+/// Whether an address of IPv6 cannot be had because the system has none of them.
+fn lacks_ipv6(address: SocketAddr, error: &io::Error) -> bool {
+    let missing = [rustix::io::Errno::AFNOSUPPORT, rustix::io::Errno::ADDRNOTAVAIL].map(|errno| Some(errno.raw_os_error()));
+    address.is_ipv6() && missing.contains(&error.raw_os_error())
 }
 
 fn listen_tcp(address: SocketAddr, shared: bool) -> io::Result<std::net::TcpListener> {
@@ -243,13 +257,13 @@ fn listen_tcp(address: SocketAddr, shared: bool) -> io::Result<std::net::TcpList
     Ok(socket.into())
 }
 
-fn listen_unix(path: &Path) -> io::Result<std::os::unix::net::UnixListener> {
+fn listen_unix(path: &Path, mode: u32) -> io::Result<std::os::unix::net::UnixListener> {
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
     let listener = std::os::unix::net::UnixListener::bind(path)?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660))?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
     listener.set_nonblocking(true)?;
     Ok(listener)
 }
@@ -279,7 +293,8 @@ impl Outside for FromBackground {
 async fn work(feeds: Feeds, inbox: Inbox, listeners: Listeners, first: bool) {
     let Feeds { mut told, mut stage, origins, roster, metrics } = feeds;
     let (opens, door) = Door::new();
-    let accepting = [accept_tcp(&door, listeners.tcp), accept_unix(&door, listeners.unix)];
+    let mut accepting: Vec<Accepting> = listeners.tcp.into_iter().map(|listener| accept_tcp(&door, listener)).collect();
+    accepting.push(accept_unix(&door, listeners.unix));
     let told = tokio::select! {
         biased;
         told = told.wait_for(Option::is_some) => told.ok().and_then(|told| told.clone()),
@@ -331,8 +346,8 @@ async fn drain(worker: &Rc<Worker>, stage: &mut watch::Receiver<Stage>) {
 
 type Accepting = Option<tokio::task::JoinHandle<()>>;
 
-fn accept_tcp(door: &Door, listener: Option<std::net::TcpListener>) -> Accepting {
-    let listener = TcpListener::from_std(listener?).ok()?;
+fn accept_tcp(door: &Door, listener: std::net::TcpListener) -> Accepting {
+    let listener = TcpListener::from_std(listener).ok()?;
     let door = door.clone();
     Some(tokio::task::spawn_local(async move {
         loop {

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{BufReader, Read as _, Write as _};
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -37,7 +37,17 @@ fn clients_and_the_owner_come_by_unix_socket() {
     let (socket, owner) = (directory.path().join("redis.sock"), directory.path().join("admin.sock"));
     let snapshot = policy(servers.topology(), 7, &[http_origin("web", &web, "20s")], &[web_rule("item", json!({}))]);
     let [shown, owner_shown] = [&socket, &owner].map(|path| path.display().to_string());
-    let mut sidecar = Sidecar::start_with(&snapshot, &["--socket", &shown, "--admin-socket", &owner_shown, "--workers", "2"]);
+    let second = format!("[::1]:{}", free_port());
+    let addresses = ["--socket", &shown, "--socket-mode", "666", "--admin-socket", &owner_shown, "--listen", &second];
+    let mut sidecar = Sidecar::start_with(&snapshot, &[&addresses[..], &["--workers", "2"]].concat());
+    assert_eq!(fs::metadata(&socket).expect("a socket").permissions().mode() & 0o777, 0o666);
+    if TcpListener::bind("[::1]:0").is_ok() {
+        let mut stream = TcpStream::connect(&second).expect("the second address accepts");
+        stream.write_all(b"PING\r\n").expect("the sidecar reads");
+        let mut answer = [0; 7];
+        stream.read_exact(&mut answer).expect("the sidecar answers");
+        assert_eq!(&answer, b"+PONG\r\n");
+    }
     web.put("/item/1", "loaded");
     let stream = UnixStream::connect(&socket).expect("the socket accepts");
     stream.set_read_timeout(Some(LIMIT)).expect("a timeout");
