@@ -61,6 +61,10 @@ pub struct CachePolicySpec {
     /// Commands that touch every key of a shared cache, and are refused unless allowed here.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub allow: Option<AllowSpec>,
+    /// What the workloads' pods are given beside the sidecar. Where several policies about a cluster say it, the oldest counts. A pod that
+    /// runs keeps what it was given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub inject: Option<InjectSpec>,
     /// Where missing data is loaded from.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = MAX_ORIGINS))]
@@ -153,6 +157,38 @@ pub struct AllowSpec {
     /// KEYS.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub keys: bool,
+}
+
+/// What pods are given beside the sidecar.
+#[derive(KubeSchema, Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[x_kube(validation = Rule::new("!has(self.port) || self.port != 9121")
+    .message("port 9121 is where the sidecar serves health and metrics: choose another port, or remove it"))]
+pub struct InjectSpec {
+    /// How REDIS_URL, REDIS_HOST and REDIS_PORT come to lead to the sidecar. IfAbsent, which is the default: a container gets all three where
+    /// its own env names none of them. Override: it gets all three, whatever its env says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "EnvMode")]
+    pub env: Option<EnvMode>,
+    /// The port at which the sidecar is found on 127.0.0.1 and ::1. Default 6379. Where a container of the pod declares it, the next that
+    /// none declares.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1024, max = 65535))]
+    pub port: Option<u16>,
+    /// Whether the sidecar is also found at the Unix socket /run/larder/redis.sock, which every container of the pod then has. Default false.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub socket: Option<bool>,
+}
+
+/// How variables come to lead to the sidecar.
+#[derive(JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[schemars(inline)]
+pub enum EnvMode {
+    /// Where a container's own env names none of them.
+    #[default]
+    IfAbsent,
+    /// Whatever it says.
+    Override,
 }
 
 /// A place where missing data is loaded from.

@@ -136,6 +136,7 @@ fn of_policies() -> Vec<(&'static str, Change)> {
         ("wait is not shorter than lease", Gets(json!({"lease": "1s", "wait": "2s"}))),
         ("wait is not shorter than the 3s", Gets(json!({"strategy": "CacheAside", "stampede": {"wait": "3s"}}))),
         ("lease is longer than 5m", Gets(json!({"lease": "6m"}))),
+        ("port 9121 is where the sidecar serves", Gets(json!({"port": 9121}))),
         ("mode: Disabled protects from nothing", Gets(json!({"mode": "Disabled", "lease": "1s"}))),
     ]
 }
@@ -238,6 +239,7 @@ fn policies() -> Vec<Value> {
                 "cacheCluster": "main",
                 "workloads": {"matchLabels": {"app": "shop"}},
                 "defaults": {"ttl": "5m", "maxTtl": "24h", "jitter": "10%", "ttlSweep": "10m", "unmatched": "Bypass"},
+                "inject": {"env": "IfAbsent", "port": 6380, "socket": true},
                 "origins": [{"name": "db", "sql": origin}, {"name": "api", "http": origin}],
                 "rules": [
                     {
