@@ -9,11 +9,13 @@
 //! | [`agent`] | the entry point of a server: its place, supervision, probes, metrics, handover | `policy`, `telemetry`, `sidecar` |
 //! | `api` | the custom resources, their checks, and their compilation into a snapshot | `policy` |
 //! | `operator` | what a CacheCluster needs, as a plan | `policy`, `api` |
+//! | `injector` | admission: pods that a policy selects get a sidecar | `policy`, `api`, `operator` |
 //! | `dev` | a second actuator of the plan: real servers as processes on one machine | `policy`, `api`, `operator` |
 //! | `demo` | the main job in a minute | all but `cli` |
 //! | [`cli`] | one file per command: arguments → validated configuration | all |
 //!
-//! The data plane (`policy`, `origin`, `telemetry`, `sidecar`, `agent`) never names the control plane (`api`, `operator`, `dev`, `demo`)
+//! The data plane (`policy`, `origin`, `telemetry`, `sidecar`, `agent`) never names the control plane (`api`, `operator`,
+//! `injector`, `dev`, `demo`)
 //! and builds without it; a tidy test holds the arrows.
 
 pub mod agent;
@@ -24,6 +26,8 @@ pub mod cli;
 pub mod demo;
 #[cfg(feature = "control-plane")]
 pub mod dev;
+#[cfg(feature = "control-plane")]
+pub mod injector;
 #[cfg(feature = "control-plane")]
 pub mod operator;
 pub mod origin;
