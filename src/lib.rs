@@ -9,7 +9,7 @@
 //! | [`agent`] | the entry point of a server: its place, supervision, probes, metrics, handover | `policy`, `telemetry`, `sidecar` |
 //! | `api` | the custom resources, their checks, and their compilation into a snapshot | `policy` |
 //! | `operator` | what a CacheCluster needs, as a plan | `policy`, `api` |
-//! | `injector` | admission: pods that a policy selects get a sidecar | `policy`, `api`, `operator` |
+//! | `injector` | admission: pods that a policy selects get a sidecar | `policy`, `api`, `operator`, and of `sidecar` the encrypted listener |
 //! | `dev` | a second actuator of the plan: real servers as processes on one machine | `policy`, `api`, `operator` |
 //! | `demo` | the main job in a minute | all but `cli` |
 //! | [`cli`] | one file per command: arguments → validated configuration | all |

@@ -1,5 +1,6 @@
 //! `larder operator`: keeps CacheClusters on Kubernetes.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::process::ExitCode;
 
@@ -7,8 +8,9 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing::info;
 
 use super::{Failure, Outcome};
+use crate::injector;
 use crate::operator::cache_cluster::objects::Installation;
-use crate::operator::controller::{self, Config, OperatorError};
+use crate::operator::controller::{self, Beside, Config, OperatorError};
 
 /// Where Kubernetes tells a pod its namespace.
 const NAMESPACE_FILE: &str = "/var/run/secrets/kubernetes.io/serviceaccount/namespace";
@@ -43,22 +45,68 @@ pub struct Args {
     /// This process' name among the operators; otherwise the host's name with a random end
     #[arg(long, value_name = "NAME")]
     identity: Option<String>,
+    #[command(flatten)]
+    webhook: WebhookArgs,
+}
+
+/// What concerns the webhook that gives pods their sidecar.
+#[derive(clap::Args)]
+#[command(next_help_heading = "Webhook")]
+struct WebhookArgs {
+    /// Where the webhook is served that gives pods their sidecar; otherwise it is not
+    #[arg(long, value_name = "HOST:PORT", requires_all = ["webhook_configuration", "webhook_secret", "webhook_host"])]
+    webhook_listen: Option<SocketAddr>,
+    /// The MutatingWebhookConfiguration that leads to it
+    #[arg(long, value_name = "NAME")]
+    webhook_configuration: Option<String>,
+    /// The Secret, in the namespace of the Lease, with its certificate
+    #[arg(long, value_name = "NAME")]
+    webhook_secret: Option<String>,
+    /// A name under which the API server finds it; may be repeated
+    #[arg(long, value_name = "NAME")]
+    webhook_host: Vec<String>,
+    /// The sidecars' image; otherwise Larder's own
+    #[arg(long, value_name = "IMAGE")]
+    sidecar_image: Option<String>,
+    /// A Secret of the pod's namespace by which that image is pulled; may be repeated
+    #[arg(long, value_name = "NAME")]
+    sidecar_pull_secret: Vec<String>,
+    /// The sidecars' numeric user
+    #[arg(long, value_name = "UID", default_value_t = 65532, value_parser = clap::value_parser!(i64).range(1..=i64::from(i32::MAX)))]
+    sidecar_uid: i64,
+    /// The share of a processor that a sidecar asks for
+    #[arg(long, value_name = "CPUS", default_value = "100m")]
+    sidecar_cpu: String,
+    /// The share that it asks for, and is held to, in a pod of the class Guaranteed
+    #[arg(long, value_name = "CPUS", default_value = "500m")]
+    sidecar_guaranteed_cpu: String,
+    /// A sidecar's memory, asked for and held to
+    #[arg(long, value_name = "SIZE", default_value = "128Mi")]
+    sidecar_memory: String,
 }
 
 /// Runs until a signal comes.
 pub fn run(args: Args) -> Outcome {
-    let config = config(args)?;
+    let (config, injector) = config(args)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| Failure::new(error, "see that the system has file descriptors left"))?;
     runtime.block_on(async {
         let stopped = stopped().map_err(|error| Failure::new(error, "see that the system has file descriptors left"))?;
-        controller::run(config, stopped).await.map_err(explain)
+        let webhook = match injector {
+            Some(config) => Some((injector::bind(config.listen).await.map_err(|error| split(&error.to_string()))?, config)),
+            None => None,
+        };
+        let beside = |beside: Beside<'_>| match webhook {
+            Some((listener, config)) => injector::start(config, listener, beside),
+            None => Vec::new(),
+        };
+        controller::run(config, beside, stopped).await.map_err(explain)
     })?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn config(args: Args) -> Result<Config, Failure> {
-    let Args { mut watch_namespaces, listen, larder_image, image_pull_policy, lease_namespace, identity } = args;
+fn config(args: Args) -> Result<(Config, Option<injector::Config>), Failure> {
+    let Args { mut watch_namespaces, listen, larder_image, image_pull_policy, lease_namespace, identity, webhook } = args;
     watch_namespaces.sort();
     watch_namespaces.dedup();
     let own_namespace = || std::fs::read_to_string(NAMESPACE_FILE).ok().map(|name| name.trim().to_owned());
@@ -69,7 +117,43 @@ fn config(args: Args) -> Result<Config, Failure> {
     let identity = identity.unwrap_or_else(|| format!("{}-{:08x}", host(), fastrand::u32(..)));
     let operator_namespace = own_namespace().unwrap_or_else(|| lease_namespace.clone());
     let installation = Installation { larder_image, image_pull_policy, operator_namespace };
-    Ok(Config { namespaces: watch_namespaces, listen, lease_namespace, identity, installation })
+    let config = Config { namespaces: watch_namespaces, listen, lease_namespace, identity, installation };
+    let injector = injector_config(webhook, &config);
+    Ok((config, injector))
+}
+
+/// `None`: the webhook is not served.
+fn injector_config(args: WebhookArgs, config: &Config) -> Option<injector::Config> {
+    let WebhookArgs {
+        webhook_listen,
+        webhook_configuration,
+        webhook_secret,
+        webhook_host,
+        sidecar_image,
+        sidecar_pull_secret,
+        sidecar_uid,
+        sidecar_cpu,
+        sidecar_guaranteed_cpu,
+        sidecar_memory,
+    } = args;
+    let Installation { larder_image, image_pull_policy, .. } = &config.installation;
+    Some(injector::Config {
+        listen: webhook_listen?,
+        namespaces: config.namespaces.clone(),
+        namespace: config.lease_namespace.clone(),
+        secret: webhook_secret?,
+        configuration: webhook_configuration?,
+        hosts: webhook_host.into_iter().collect::<BTreeSet<_>>(),
+        settings: injector::Settings {
+            image: sidecar_image.unwrap_or_else(|| larder_image.clone()),
+            image_pull_policy: image_pull_policy.clone(),
+            pull_secrets: sidecar_pull_secret,
+            uid: sidecar_uid,
+            cpu: sidecar_cpu,
+            guaranteed_cpu: sidecar_guaranteed_cpu,
+            memory: sidecar_memory,
+        },
+    })
 }
 
 /// Complete once this process is told to stop.
@@ -84,7 +168,11 @@ fn stopped() -> std::io::Result<impl Future<Output = ()>> {
 }
 
 fn explain(error: OperatorError) -> Failure {
-    let text = error.to_string();
+    split(&error.to_string())
+}
+
+/// A text that ends in its remedy.
+fn split(text: &str) -> Failure {
     match text.rsplit_once(": ") {
         Some((what, next)) => Failure::new(what, next),
         None => Failure::new(text, "see the log above"),

@@ -99,8 +99,25 @@ struct Known {
     standings: HashMap<Key, Standing>,
 }
 
-/// Runs until `stopped` is complete, then finishes what is under way and lets another lead.
-pub async fn run(config: Config, stopped: impl Future<Output = ()>) -> Result<(), OperatorError> {
+/// What whoever runs in the same process shares with the operator.
+pub struct Beside<'a> {
+    /// The API server.
+    pub client: &'a Client,
+    /// Whether this process may act.
+    pub leadership: &'a Leadership,
+    /// The operator's own figures.
+    pub metrics: &'a Arc<Metrics>,
+    /// They end with the operator.
+    pub tasks: &'a mut JoinSet<()>,
+}
+
+/// Runs until `stopped` is complete, then finishes what is under way and lets another lead. `beside` starts what else runs in this
+/// process, and returns what that waits for until it is ready: texts, each empty in the end.
+pub async fn run(
+    config: Config,
+    beside: impl FnOnce(Beside<'_>) -> Vec<watch::Receiver<String>>,
+    stopped: impl Future<Output = ()>,
+) -> Result<(), OperatorError> {
     let client = client().await?;
     let listener = serve::bind(config.listen).await?;
     info!(listen = %config.listen, identity = config.identity, "the operator starts");
@@ -110,8 +127,11 @@ pub async fn run(config: Config, stopped: impl Future<Output = ()>) -> Result<()
     let (end, ending) = watch::channel(false);
     let ready = waiting.clone();
     let mut tasks = JoinSet::new();
-    let server = tokio::spawn(serve::serve(listener, metrics.clone(), waiting, told(ending.clone())));
     let (election, leadership) = Election::new(client.clone(), &config.lease_namespace, LEASE, &config.identity);
+    let shared = Beside { client: &client, leadership: &leadership, metrics: &metrics, tasks: &mut tasks };
+    let mut all_waiting = beside(shared);
+    all_waiting.push(waiting);
+    let server = tokio::spawn(serve::serve(listener, metrics.clone(), all_waiting, told(ending.clone())));
     let election = tokio::spawn(election.run(told(ending)));
 
     let context = Arc::new(Context::new(client, &config, leadership, metrics, &mut tasks)?);

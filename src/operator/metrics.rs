@@ -38,6 +38,7 @@ pub struct Metrics {
     clusters: Gauge,
     ready: Gauge,
     invalid: Gauge,
+    reviews: Family<Result, Counter>,
     resident: Gauge<i64>,
     cpu: Counter<f64, AtomicU64>,
 }
@@ -57,6 +58,7 @@ impl Default for Metrics {
             clusters: Gauge::default(),
             ready: Gauge::default(),
             invalid: Gauge::default(),
+            reviews: Family::default(),
             resident: Gauge::default(),
             cpu: Counter::default(),
         };
@@ -80,6 +82,7 @@ impl Metrics {
         registry.register("clusters", "CacheClusters that are watched", self.clusters.clone());
         registry.register("clusters_ready", "CacheClusters that are ready", self.ready.clone());
         registry.register("clusters_refused", "CacheClusters whose specification cannot be used", self.invalid.clone());
+        registry.register("pod_reviews", "Pods that the webhook was asked about, by what became of them", self.reviews.clone());
         registry.register_with_unit("resident_memory", "Memory that the process holds", Unit::Bytes, self.resident.clone());
         registry.register_with_unit("cpu", "Processor time that the process used", Unit::Seconds, self.cpu.clone());
     }
@@ -132,6 +135,11 @@ impl Metrics {
     /// A sentinel told of another primary.
     pub fn heard_switch(&self) {
         self.switches.inc();
+    }
+
+    /// The webhook was asked about a pod, of which this became.
+    pub fn reviewed_pod(&self, result: &'static str) {
+        self.reviews.get_or_create(&Result { result }).inc();
     }
 
     /// How many CacheClusters there are, how many of them are ready, and how many are refused.

@@ -19,8 +19,8 @@ use super::metrics::Metrics;
 #[derive(Debug, Clone)]
 struct Shown {
     metrics: Arc<Metrics>,
-    /// What is still waited for; empty once every cache is filled.
-    waiting: watch::Receiver<String>,
+    /// What is still waited for, by each who waits; empty once every cache is filled.
+    waiting: Vec<watch::Receiver<String>>,
 }
 
 /// Why the port cannot be served.
@@ -36,11 +36,11 @@ pub async fn bind(address: SocketAddr) -> Result<TcpListener, ListenError> {
     TcpListener::bind(address).await.map_err(|source| ListenError { address, source })
 }
 
-/// Serves until `stop` is complete. `waiting` says what the operator is not ready for, and is empty once it is ready.
+/// Serves until `stop` is complete. Each of `waiting` says what the operator is not ready for, and is empty once it is ready.
 pub async fn serve(
     listener: TcpListener,
     metrics: Arc<Metrics>,
-    waiting: watch::Receiver<String>,
+    waiting: Vec<watch::Receiver<String>>,
     stop: impl Future<Output = ()> + Send + 'static,
 ) -> io::Result<()> {
     let routes = Router::new()
@@ -52,11 +52,10 @@ pub async fn serve(
 }
 
 async fn readyz(State(shown): State<Shown>) -> impl IntoResponse {
-    let waiting = shown.waiting.borrow().clone();
-    if waiting.is_empty() {
-        (StatusCode::OK, "ok\n".to_owned())
-    } else {
-        (StatusCode::SERVICE_UNAVAILABLE, format!("waits for {waiting}\n"))
+    let waiting = shown.waiting.iter().map(|waiting| waiting.borrow().clone()).find(|waiting| !waiting.is_empty());
+    match waiting {
+        None => (StatusCode::OK, "ok\n".to_owned()),
+        Some(waiting) => (StatusCode::SERVICE_UNAVAILABLE, format!("waits for {waiting}\n")),
     }
 }
 

@@ -123,9 +123,9 @@ impl Certified {
 pub struct Subjects {
     /// The CacheCluster's name.
     pub cluster: String,
-    /// Names and addresses of all servers.
+    /// Names and addresses of all servers. Whoever has none gets no certificate.
     pub servers: BTreeSet<String>,
-    /// Names and addresses of all sentinels.
+    /// Names and addresses of all sentinels, where there are some.
     pub sentinels: BTreeSet<String>,
     /// A text whose change asks for new certificates.
     pub rotation: Option<String>,
@@ -193,6 +193,10 @@ impl Pki {
         let bundle: Vec<u64> = next.authorities.iter().map(|authority| authority.number).collect();
         let Self { authorities, servers, sentinels, .. } = &mut next;
         for (held, names) in [(servers, &subjects.servers), (sentinels, &subjects.sentinels)] {
+            if names.is_empty() {
+                *held = None;
+                continue;
+            }
             let Some(signer) = signer(authorities, held.as_ref(), shown, now) else { continue };
             let wanted = Wanted { signer, bundle: &bundle, names, rotation: &subjects.rotation };
             if let Some(why) = wanted.lacks(held.as_ref(), now) {
@@ -208,10 +212,12 @@ impl Pki {
     /// Makes the next authority in time, and drops what nobody needs.
     fn settle_authorities(&mut self, subjects: &Subjects, shown: bool, now: u64) -> Result<(), IssueError> {
         let newest = self.authorities.last().map_or(0, |newest| newest.number);
-        let signed_by_newest = |held: &Option<Certified>| {
-            held.as_ref().is_some_and(|held| held.authority == newest && held.made + AUTHORITY_STEP <= now)
+        let signed_by_newest = |held: &Option<Certified>, names: &BTreeSet<String>| {
+            let is_signed = |held: &Certified| held.authority == newest && held.made + AUTHORITY_STEP <= now;
+            names.is_empty() || held.as_ref().is_some_and(is_signed)
         };
-        let replaced = shown && signed_by_newest(&self.servers) && signed_by_newest(&self.sentinels);
+        let replaced =
+            shown && signed_by_newest(&self.servers, &subjects.servers) && signed_by_newest(&self.sentinels, &subjects.sentinels);
         self.authorities.retain(|authority| authority.expires > now && (authority.number == newest || !replaced));
         let lasts = self.authorities.last().is_some_and(|newest| newest.expires.saturating_sub(now) > AUTHORITY_RENEWAL);
         if !lasts {
