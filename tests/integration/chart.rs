@@ -178,6 +178,58 @@ fn definitions_outlive_the_release_and_a_digest_pins_the_image() {
 }
 
 #[test]
+fn the_injector_asks_for_what_it_names_and_leaves_the_cluster_alone() {
+    let Some(helm) = helm() else { return };
+    let plain = render(&helm, &["--set", "watchNamespaces={shop,system}"]).expect("rendered");
+    assert_eq!(of_kind(&plain, "MutatingWebhookConfiguration").count(), 0);
+    let values = ["--set", "watchNamespaces={shop,system}", "--set", "injector.enabled=true"];
+    let objects = render(&helm, &values).expect("rendered");
+    let configuration = of_kind(&objects, "MutatingWebhookConfiguration").next().expect("a configuration");
+    let webhook = &configuration["webhooks"][0];
+    assert_eq!((&webhook["failurePolicy"], &webhook["timeoutSeconds"]), (&"Ignore".into(), &2.into()));
+    let selector = &webhook["namespaceSelector"];
+    assert_eq!(selector["matchLabels"]["larder.dev/injection"], "enabled");
+    assert_eq!(texts(&selector["matchExpressions"][0]["values"]), ["kube-system", "system"].map(str::to_owned).into());
+    assert_eq!(selector["matchExpressions"][0]["operator"], "NotIn");
+    assert_eq!(texts(&selector["matchExpressions"][1]["values"]), ["shop", "system"].map(str::to_owned).into());
+    let strict = render(&helm, &[&values[..], &["--set", "injector.failurePolicy=Fail"]].concat()).expect("rendered");
+    let strict = of_kind(&strict, "MutatingWebhookConfiguration").next().expect("a configuration");
+    assert_eq!(strict["webhooks"][0]["failurePolicy"], "Fail");
+
+    // What leads to the webhook, and what the operator is told of it, fit each other.
+    let name = |kind: &'static str| of_kind(&objects, kind).next().expect(kind)["metadata"]["name"].as_str().expect("a name");
+    assert_eq!(webhook["clientConfig"]["service"]["name"], name("Service"));
+    let operator = &of_kind(&objects, "Deployment").next().expect("a Deployment")["spec"]["template"]["spec"]["containers"][0];
+    let arguments = texts(&operator["args"]);
+    for argument in [
+        format!("--webhook-configuration={}", configuration["metadata"]["name"].as_str().expect("a name")),
+        format!("--webhook-secret={}", name("Secret")),
+        format!("--webhook-host={}.system.svc", name("Service")),
+    ] {
+        assert!(arguments.contains(&argument), "{argument}: {arguments:?}");
+    }
+
+    let more: BTreeSet<(String, String)> = grants(&objects).difference(&grants(&plain)).cloned().collect();
+    let expected = [
+        ("all", "admissionregistration.k8s.io/mutatingwebhookconfigurations", &["list", "watch", "patch"][..]),
+        // The uninstall hook lists them, too.
+        ("shop", "larder.dev/cachepolicies", &["watch"]),
+        ("system", "larder.dev/cachepolicies", &["watch"]),
+    ];
+    let expected = expected
+        .iter()
+        .flat_map(|(place, what, verbs)| verbs.iter().map(move |verb| ((*place).to_owned(), format!("{verb} {what}"))));
+    assert_eq!(more, expected.collect::<BTreeSet<_>>());
+    let cluster_wide = of_kind(&objects, "ClusterRole").filter(|role| role["metadata"]["name"] == "system-larder-injector");
+    let rule = &cluster_wide.last().expect("a ClusterRole")["rules"][0];
+    assert_eq!(texts(&rule["resourceNames"]), BTreeSet::from(["system-larder-injector".to_owned()]));
+
+    let alone = render(&helm, &["--set", "injector.enabled=true"]).expect_err("its own namespace");
+    assert!(alone.contains("name others in watchNamespaces"), "{alone}");
+    assert!(render(&helm, &["--set", "injector.enabled=true", "--set", "clusterWide=true"]).is_ok());
+}
+
+#[test]
 fn wrong_values_are_refused() {
     let Some(helm) = helm() else { return };
     for (value, part) in [
@@ -188,6 +240,9 @@ fn wrong_values_are_refused() {
         ("watchNamespaces={Shop}", "watchNamespaces"),
         ("logs.format=xml", "logs/format"),
         ("networkPolicy.apiServerPorts={0}", "apiServerPorts"),
+        ("injector.failurePolicy=Maybe", "failurePolicy"),
+        ("injector.sidecar.uid=0", "sidecar/uid"),
+        ("injector.sidecar.memory=128M", "sidecar/memory"),
     ] {
         let refused = render(&helm, &["--set", value]).expect_err(value);
         assert!(refused.contains(part), "{value}: {refused}");

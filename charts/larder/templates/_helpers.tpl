@@ -43,3 +43,13 @@ allowPrivilegeEscalation: false
 readOnlyRootFilesystem: true
 capabilities: {drop: [ALL]}
 {{- end }}
+
+{{- /* The Service of the webhook, and the Secret with its certificate. */ -}}
+{{- define "larder.injector" -}}
+{{ include "larder.name" . }}-injector
+{{- end }}
+
+{{- /* It belongs to no namespace. */ -}}
+{{- define "larder.injectorConfiguration" -}}
+{{ .Release.Namespace }}-{{ include "larder.injector" . }}
+{{- end }}
