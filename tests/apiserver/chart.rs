@@ -10,10 +10,16 @@ use super::process::tool;
 
 /// The chart's objects for an operator that watches these namespaces.
 pub fn render(namespaces: &[&str]) -> Vec<Value> {
+    render_with(namespaces, &[])
+}
+
+/// The same with some values.
+pub fn render_with(namespaces: &[&str], values: &[&str]) -> Vec<Value> {
     let watched = format!("watchNamespaces={{{}}}", namespaces.join(","));
     let output = Command::new(tool("helm"))
         .args(["template", "larder", "charts/larder", "--namespace", SYSTEM, "--kube-version", "1.34"])
         .args(["--set", &watched, "--set", "image.repository=registry.example/larder"])
+        .args(values.iter().flat_map(|value| ["--set", value]))
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .output()
         .expect("helm starts");

@@ -16,6 +16,7 @@ mod drained;
 mod encrypted;
 mod explained;
 mod forming;
+mod injected;
 mod many;
 mod operator;
 mod process;

@@ -17,8 +17,13 @@ pub struct Operator {
 impl Operator {
     /// Starts one that keeps the CacheClusters of some namespaces.
     pub fn start(plane: &ControlPlane, namespaces: &[&str]) -> Self {
+        Self::start_with(plane, namespaces, &[])
+    }
+
+    /// The same with more arguments.
+    pub fn start_with(plane: &ControlPlane, namespaces: &[&str], more: &[String]) -> Self {
         let port = free_port();
-        let arguments = [
+        let mut arguments = vec![
             "operator".to_owned(),
             format!("--watch-namespaces={}", namespaces.join(",")),
             format!("--lease-namespace={SYSTEM}"),
@@ -26,6 +31,7 @@ impl Operator {
             format!("--listen=127.0.0.1:{port}"),
             "--log=info".to_owned(),
         ];
+        arguments.extend_from_slice(more);
         let kubeconfig = plane.kubeconfig(User::Operator);
         let log = plane.directory().join("operator.log");
         let larder = PathBuf::from(env!("CARGO_BIN_EXE_larder"));
@@ -45,6 +51,15 @@ impl Operator {
             wanted.then(|| value.parse::<f64>().unwrap_or_default())
         });
         Some(of_name.sum())
+    }
+
+    /// What it waits for before it is ready; `None`: it is.
+    pub async fn waits_for(&self) -> Option<String> {
+        let answer = match self.http.get(format!("http://127.0.0.1:{}/readyz", self.port)).send().await {
+            Ok(answer) => answer,
+            Err(error) => return Some(error.to_string()),
+        };
+        if answer.status().is_success() { None } else { answer.text().await.ok().or_else(|| Some("it hung up".to_owned())) }
     }
 
     /// How many looks at CacheClusters it has ended so far.

@@ -1,0 +1,206 @@
+//! Pods that a policy selects come back from the API server with their sidecar.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use super::chart;
+use super::control_plane::{SYSTEM, User};
+use super::operator::Operator;
+use super::scene::{Scene, eventually};
+
+const SHOP: &str = "shop";
+/// In place of 443, which takes a privilege.
+const PORT: u16 = 8443;
+const NAME: &str = "larder-injector";
+const CONFIGURATION: &str = "larder-system-larder-injector";
+const TOKEN_DIR: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
+const SOON: Duration = Duration::from_secs(120);
+/// How many pods the API server is asked about for its own figures.
+const PODS: u32 = 200;
+
+/// Installs the chart with the injector, and starts an operator at the address of its Service.
+async fn start(scene: &Scene, chart: &[Value]) -> Operator {
+    for object in chart {
+        let mut object = object.clone();
+        match object["kind"].as_str() {
+            Some("Service") => object["spec"]["ports"][0]["port"] = PORT.into(),
+            Some("MutatingWebhookConfiguration") => object["webhooks"][0]["clientConfig"]["service"]["port"] = PORT.into(),
+            _ => {}
+        }
+        scene.apply(&object).await.unwrap_or_else(|error| panic!("the API server refuses the chart's {object}: {error}"));
+    }
+    let labels = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": SHOP, "labels": {"larder.dev/injection": "enabled"}}});
+    scene.apply(&labels).await.expect("a label");
+    for namespace in [SHOP, SYSTEM] {
+        // A controller would make it.
+        let account =
+            json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "default", "namespace": namespace}});
+        scene.apply(&account).await.expect("an account");
+    }
+    let service = scene.plane.get(&format!("/api/v1/namespaces/{SYSTEM}/services/{NAME}")).await;
+    let address = service["spec"]["clusterIP"].as_str().expect("an address");
+    let arguments = [
+        format!("--webhook-listen={address}:{PORT}"),
+        format!("--webhook-configuration={CONFIGURATION}"),
+        format!("--webhook-secret={NAME}"),
+        format!("--webhook-host={NAME}.{SYSTEM}.svc"),
+    ];
+    Operator::start_with(&scene.plane, &[SHOP], &arguments)
+}
+
+fn pod(name: &str, labels: &Value, annotations: &Value) -> Value {
+    let security = json!({
+        "allowPrivilegeEscalation": false, "runAsNonRoot": true, "runAsUser": 1000, "capabilities": {"drop": ["ALL"]},
+        "seccompProfile": {"type": "RuntimeDefault"},
+    });
+    json!({
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": name, "labels": labels, "annotations": annotations},
+        "spec": {"containers": [{"name": "app", "image": "app:1", "securityContext": security}]},
+    })
+}
+
+/// Asks the API server to make a pod, or whether it would.
+async fn make(scene: &Scene, namespace: &str, pod: &Value, query: &str) -> (u16, Value) {
+    let path = format!("/api/v1/namespaces/{namespace}/pods?{query}");
+    let (status, text) = scene.plane.request(Method::POST, &path, &[("content-type", "application/json")], Some(pod)).await;
+    (status, serde_json::from_str(&text).unwrap_or(Value::String(text)))
+}
+
+fn has_sidecar(pod: &Value) -> bool {
+    pod["spec"]["initContainers"][0]["name"] == "larder-sidecar"
+}
+
+fn selected(name: &str) -> Value {
+    pod(name, &json!({"app": "shop"}), &json!({}))
+}
+
+/// What is mounted in place of an account's token.
+fn in_tokens_place(container: &Value) -> Option<&str> {
+    let mounts = container["volumeMounts"].as_array()?;
+    mounts.iter().find(|mount| mount["mountPath"] == TOKEN_DIR)?["name"].as_str()
+}
+
+/// A pod as the API server keeps it.
+async fn looks_right(scene: &Scene) {
+    let (status, made) = make(scene, SHOP, &selected("injected"), "fieldValidation=Strict").await;
+    assert_eq!(status, 201, "the namespace holds to the restricted profile, and so does the sidecar: {made}");
+    let sidecar = &made["spec"]["initContainers"][0];
+    assert_eq!(sidecar["restartPolicy"], "Always");
+    assert_eq!(sidecar["image"], "registry.example/larder:1");
+    assert_eq!(in_tokens_place(sidecar), Some("larder-no-token"), "{made:#}");
+    let app = &made["spec"]["containers"][0];
+    assert!(in_tokens_place(app).is_some_and(|volume| volume.starts_with("kube-api-access-")), "{made:#}");
+    assert_eq!(app["env"][0], json!({"name": "REDIS_URL", "value": "redis://127.0.0.1:6379"}));
+    assert!(made["metadata"]["labels"]["larder.dev/binding"].as_str().is_some_and(|name| name.starts_with("injected-")));
+    let socket =
+        pod("socket", &json!({"app": "shop"}), &json!({"larder.dev/inject-socket": "true", "larder.dev/inject-port": "7000"}));
+    let (status, made) = make(scene, SHOP, &socket, "fieldValidation=Strict").await;
+    assert_eq!((status, &made["spec"]["containers"][0]["env"][2]["value"]), (201, &json!("7000")), "{made}");
+
+    // What the API server made of it and would be asked about again is left as it is.
+    let mut again = made;
+    for field in ["uid", "resourceVersion", "creationTimestamp", "managedFields", "generation"] {
+        again["metadata"].as_object_mut().expect("metadata").remove(field);
+    }
+    again["metadata"]["name"] = "again".into();
+    let binding = again["metadata"]["labels"]["larder.dev/binding"].clone();
+    let (status, twice) = make(scene, SHOP, &again, "dryRun=All").await;
+    assert_eq!(status, 201, "{twice}");
+    // The pod's name is its workload's.
+    assert_ne!(twice["metadata"]["labels"]["larder.dev/binding"], binding);
+    let names = |pod: &Value, list: &str| -> Vec<String> {
+        pod["spec"][list].as_array().into_iter().flatten().filter_map(|one| one["name"].as_str().map(str::to_owned)).collect()
+    };
+    for list in ["initContainers", "containers", "volumes"] {
+        assert_eq!(names(&twice, list), names(&again, list), "{list}");
+    }
+}
+
+/// Pods that are not to have one, and one that must be written otherwise.
+async fn others_stay(scene: &Scene) {
+    for (namespace, name, labels, annotations) in [
+        (SHOP, "stranger", json!({"app": "other"}), json!({})),
+        (SHOP, "unwilling", json!({"app": "shop"}), json!({"larder.dev/inject": "false"})),
+        (SHOP, "server", json!({"app": "shop", "larder.dev/cluster": "main"}), json!({})),
+        (SYSTEM, "elsewhere", json!({"app": "shop"}), json!({})),
+    ] {
+        let (status, made) = make(scene, namespace, &pod(name, &labels, &annotations), "dryRun=All").await;
+        assert!(status == 201 && !has_sidecar(&made), "{name}: {made}");
+    }
+    let wrong = pod("wrong", &json!({"app": "shop"}), &json!({"larder.dev/sidecar-uid": "0"}));
+    let (status, refusal) = make(scene, SHOP, &wrong, "dryRun=All").await;
+    let message = refusal["message"].as_str().unwrap_or_default();
+    assert!(status == 422 && message.contains("never runs as root"), "{status} {refusal}");
+}
+
+/// How long the API server waited for the webhook, in all, and how often.
+async fn waited(scene: &Scene) -> (f64, f64) {
+    let (_, text) = scene.plane.request(Method::GET, "/metrics", &[], None).await;
+    let sum_of = |series: &str| -> f64 {
+        let lines = text.lines().filter(|line| line.starts_with(series) && line.contains("pods.injector.larder.dev"));
+        lines.filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok()).sum()
+    };
+    let series = "apiserver_admission_webhook_admission_duration_seconds";
+    (sum_of(&format!("{series}_sum")), sum_of(&format!("{series}_count")))
+}
+
+#[tokio::test]
+async fn selected_pods_get_their_sidecar() {
+    let scene = Scene::start(&[SHOP]).await;
+    let chart = chart::render_with(&[SHOP], &["injector.enabled=true"]);
+    let operator = start(&scene, &chart).await;
+    let policy = json!({
+        "apiVersion": "larder.dev/v1alpha1", "kind": "CachePolicy", "metadata": {"namespace": SHOP, "name": "catalog"},
+        "spec": {
+            "cacheCluster": "main", "workloads": {"matchLabels": {"app": "shop"}},
+            "rules": [{"name": "user", "keys": "user:{id}", "strategy": "CacheAside"}],
+        },
+    });
+    scene.apply(&policy).await.expect("a policy");
+    eventually("the operator is ready", SOON, async || {
+        operator.waits_for().await.map_or(Ok(()), |what| Err(format!("it waits for {what}\n{}", operator.log_end())))
+    })
+    .await;
+    eventually("a pod with a sidecar", SOON, async || {
+        let (_, made) = make(&scene, SHOP, &selected("first"), "dryRun=All").await;
+        if has_sidecar(&made) { Ok(()) } else { Err(format!("{made}\n{}", operator.log_end())) }
+    })
+    .await;
+    looks_right(&scene).await;
+    others_stay(&scene).await;
+
+    let before = waited(&scene).await;
+    for _ in 0..PODS {
+        assert!(has_sidecar(&make(&scene, SHOP, &selected("many"), "dryRun=All").await.1));
+    }
+    let after = waited(&scene).await;
+    let asked = after.1 - before.1;
+    println!(
+        "the API server waited {:.1} ms for the webhook on average, over {asked} questions",
+        (after.0 - before.0) * 1000.0 / asked
+    );
+    assert!(
+        asked >= f64::from(PODS) && operator.figure("larder_operator_pod_reviews_total", Some("injected")).await > Some(200.0)
+    );
+
+    let audit = scene.plane.audit();
+    let forbidden: Vec<String> =
+        audit.iter().filter(|entry| entry.response_status.code == 403).map(|entry| entry.right()).collect();
+    assert_eq!(forbidden, Vec::<String>::new());
+    let used: BTreeSet<String> =
+        audit.iter().filter(|entry| entry.user.username == User::Operator.name()).map(|entry| entry.right()).collect();
+    let without = chart::grants(&chart::render(&[SHOP]), "larder");
+    let granted = chart::grants(&chart, "larder");
+    let more: BTreeSet<&String> = granted.difference(&without).collect();
+    assert!(more.len() == 5 && more.iter().all(|right| used.contains(*right)), "{more:?} are granted for it");
+
+    // While none answers, pods start without.
+    operator.stop();
+    let (status, made) = make(&scene, SHOP, &selected("alone"), "dryRun=All").await;
+    assert!(status == 201 && !has_sidecar(&made), "{made}");
+}
