@@ -352,7 +352,7 @@ mod tests {
         let fit = held(&users, &large);
         assert!((5..30).contains(&fit), "{fit}");
         let total = users.server_file().len() + users.sentinel_file().len() + users.to_json().len();
-        assert!(total <= MAX_BYTES + 4096 && total >= MAX_BYTES / 2, "{total}");
+        assert!((MAX_BYTES / 2..=MAX_BYTES + 4096).contains(&total), "{total}");
         let grown = all.keys().map(|name| (name.clone(), larger.clone())).collect();
         let grown = look(Some(&users), &grown, Some(users.generation), 100);
         assert_eq!(held(&grown, &large) + held(&grown, &larger), fit);
