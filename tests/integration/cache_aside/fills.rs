@@ -105,6 +105,26 @@ fn a_load_that_outlasts_its_lease_does_not_pass_for_a_newer_one_over_its_connect
     }
 }
 
+/// A script takes only so many arguments.
+#[test]
+fn an_mset_of_too_many_keys_for_a_script_is_carried_out_and_leaves_nothing_doubtful() {
+    let servers = Servers::sentinel();
+    let sidecars = sidecars(&servers, 1, &[item(json!({}))]);
+    let (mut loader, mut other) = (sidecars[0].client(), sidecars[0].client());
+    let held = |key: &str| servers.holder_of(key).call(&["GET", key]);
+    assert_eq!(loader.line("GET item:1"), Value::Nil);
+    let keys: Vec<String> = (0..9_000).map(|number| format!("unmatched:{number}")).collect();
+    let pairs = keys.iter().flat_map(|key| [key.as_str(), "v"]);
+    let mset: Vec<&str> = ["MSET", "item:1", "of many"].into_iter().chain(pairs).collect();
+    assert_eq!(other.call(&mset), ok());
+    assert_eq!((held("item:1"), held(&keys[0]), held(&keys[8_999])), (Value::Nil, bulk("v"), bulk("v")));
+    assert_eq!(loader.line("SET item:1 older"), ok());
+    assert_eq!(held("item:1"), Value::Nil, "it may have been loaded before");
+    assert_eq!(loader.line("GET item:1"), Value::Nil);
+    assert_eq!(loader.line("SET item:1 new"), ok());
+    assert_eq!(held("item:1"), bulk("new"));
+}
+
 #[test]
 fn a_deletion_costs_the_loads_that_it_meets_and_the_next_one_is_stored() {
     for servers in [Servers::sentinel(), Servers::cluster()] {

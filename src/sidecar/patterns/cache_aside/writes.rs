@@ -15,7 +15,7 @@ use crate::sidecar::slots::Companion;
 use crate::sidecar::upstream::sink::{Answer, Sink};
 use crate::sidecar::worker::Worker;
 
-/// A script takes so many keys; a larger MSET is never a fill.
+/// A script takes an MSET of so many keys; a larger one is never a fill.
 const MOST_KEYS: usize = 1000;
 
 /// Where the value is among the arguments of a command that may fill its one key.
@@ -31,6 +31,8 @@ pub fn value_at(name: &str) -> Option<usize> {
 pub struct Judged {
     /// For each key that has companions: where it is among the arguments, where its value is, and its verdict.
     keys: SmallVec<[(usize, usize, Verdict); 1]>,
+    /// Whether a script can carry it out, which tells what became of it.
+    scripted: bool,
     /// For after it has been sent.
     effects: Vec<Effect<Element>>,
 }
@@ -46,7 +48,7 @@ pub fn judge(session: &Rc<Session>, spec: &CommandSpec, args: &CommandArgs<'_>) 
 enum Carried {
     /// It is: one load is over.
     Out,
-    /// It may never be (a transaction may be given up): the misses that it meets stay outstanding.
+    /// It may never be (a transaction may be given up), or it will not be known: the misses that it meets stay outstanding.
     Perhaps,
 }
 
@@ -61,7 +63,10 @@ fn weigh(session: &Rc<Session>, spec: &CommandSpec, args: &CommandArgs<'_>, carr
         return None;
     }
     let database = u32::from(session.lane().database);
-    let mut judged = Judged { keys: SmallVec::new(), effects: Vec::new() };
+    // Nor is there a script for an MSET that lacks a value.
+    let scripted = single.is_some() || (args.len() % 2 == 1 && args.len() / 2 <= MOST_KEYS);
+    let carried = if scripted { carried } else { Carried::Perhaps };
+    let mut judged = Judged { keys: SmallVec::new(), scripted, effects: Vec::new() };
     let (step, value_at) = single.map_or((2, 2), |at| (usize::MAX, at));
     for at in (1..args.len()).step_by(step) {
         let Some(key) = args.get(at) else { break };
@@ -84,7 +89,7 @@ fn weigh(session: &Rc<Session>, spec: &CommandSpec, args: &CommandArgs<'_>, carr
 impl Judged {
     /// Whether it goes as a script.
     pub fn is_fill(&self) -> bool {
-        self.keys.len() <= MOST_KEYS && self.needs_care()
+        self.scripted && self.needs_care()
     }
 
     /// Whether any key may not simply keep what is written.
