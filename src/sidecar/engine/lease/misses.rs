@@ -19,9 +19,12 @@
 //!
 //! A nil older than a lease whose connection was told of the same miss again is *lent*: either an actor has given its load up and asks
 //! anew, or a pool has lent the connection to somebody else while the load goes on. The wire does not say which. So it speaks with the
-//! first kind, to SETs of its own connection and to those of connections that have no nil, until a lease after the first SET that was
-//! refused for its sake. That SET was counted against a younger nil, for whose load it has stood since; by then that is over, or has
-//! outlasted its lease, too. So what was given up keeps others from being stored for a lease, once.
+//! first kind, to SETs of its own connection and to those of connections that have no nil. Each of them may have been its load's, and was
+//! counted against a younger nil: then it stands for that one's load, which may end over any connection. So as long as that may last it
+//! speaks to all. It does all this until a lease after the first SET that was refused for its sake, and then for the loads that it
+//! stands for, but no others. So what was given up keeps others from being stored for a lease, or two, once.
+//!
+//! What a SET has ended speaks on while the SET is on its way: see [`under_way`](super::under_way).
 
 use smallvec::SmallVec;
 
@@ -45,6 +48,13 @@ enum State {
     Over,
 }
 
+/// The nil that a SET was counted against.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Counted {
+    /// Under which generation it was given, where that is known.
+    pub generation: Option<Generation>,
+}
+
 /// One nil.
 #[derive(Debug, Clone, Copy)]
 struct Miss {
@@ -60,12 +70,14 @@ struct Miss {
     lent: bool,
     /// When a SET was first refused for its sake, after it had been lent for longer than a lease.
     refused: Option<Millis>,
+    /// Until when the loads may go on whose nils were counted off by SETs that may have been its own load's.
+    stands_until: Millis,
 }
 
 impl Miss {
     fn new(connection: u64, generation: Option<Generation>, now: Millis) -> Self {
         let (since, at, seen, state) = (now, now, now, State::Live);
-        Self { connection, generation, since, at, seen, state, lent: false, refused: None }
+        Self { connection, generation, since, at, seen, state, lent: false, refused: None, stands_until: 0 }
     }
 
     fn age(&self, now: Millis) -> Millis {
@@ -74,7 +86,7 @@ impl Miss {
 
     /// Whether its load may have outlasted its lease, while its connection was lent to somebody else.
     fn is_late(&self, rule: &Rule, now: Millis) -> bool {
-        let is_old = (rule.lease..rule.memory).contains(&self.age(now)) && rule.overlap.is_some();
+        let is_old = self.age(now) >= rule.lease && rule.overlap.is_some();
         self.lent && is_old && self.state == State::Live && now < self.end(rule)
     }
 
@@ -90,7 +102,7 @@ impl Miss {
             return self.seen + rule.settle;
         }
         let memory = self.at + rule.memory;
-        self.refused.map_or(memory, |at| memory.min(at + rule.lease))
+        self.refused.map_or(memory, |at| self.stands_until.max(at + rule.lease))
     }
 }
 
@@ -124,16 +136,17 @@ impl Misses {
         let own = self.0.iter().rev().find(|miss| miss.connection == connection && miss.state != State::Over);
         let is_own = |miss: &Miss| miss.connection == CROWD || own.is_some_and(|own| std::ptr::eq(own, miss));
         let is_live = |miss: &Miss| miss.state == State::Live && miss.age(now) < rule.memory;
-        let is_late = |miss: &Miss| Self::hears_late(own, miss) && miss.is_late(rule, now);
+        let is_late = |miss: &Miss| Self::hears_late(own, miss, now) && miss.is_late(rule, now);
         self.agree(|miss| is_own(miss) || (is_live(miss) && miss.age(now) < overlap) || is_late(miss))
             .or_else(|| self.agree(is_live))
             .or_else(|| self.agree(|miss| miss.state != State::Live && now < miss.seen + rule.settle))
             .unwrap_or(Verdict::Update)
     }
 
-    /// Whether a lent nil speaks to a SET, given the youngest nil of the latter's connection.
-    fn hears_late(own: Option<&Miss>, lent: &Miss) -> bool {
-        own.is_none_or(|own| own.connection == lent.connection)
+    /// Whether a lent nil speaks to a SET, given the youngest nil of the latter's connection. Where it stands for a younger load, that may
+    /// end over any connection.
+    fn hears_late(own: Option<&Miss>, lent: &Miss, now: Millis) -> bool {
+        now < lent.stands_until || own.is_none_or(|own| own.connection == lent.connection)
     }
 
     /// Whether a SET on `connection` is likely to be the fill of a nil that was given there.
@@ -184,13 +197,14 @@ impl Misses {
         found.is_some()
     }
 
-    /// A SET on `connection` has been judged: one load is over.
-    pub fn end_one(&mut self, connection: u64, rule: &Rule, verdict: Verdict, now: Millis) {
+    /// A SET on `connection` has been judged: one load is over. Returns the nil that it was counted against, if it was against any.
+    pub fn end_one(&mut self, connection: u64, rule: &Rule, verdict: Verdict, now: Millis) -> Option<Counted> {
         if let Verdict::Ambiguous(_) = verdict {
             self.note_refused(connection, rule, now);
         }
         let is_live = |miss: &Miss| miss.state == State::Live && ![CROWD, NOBODY].contains(&miss.connection);
         let own = self.0.iter().rposition(|miss| miss.connection == connection && miss.state != State::Over);
+        let own_nil = own.map(|own| self.0[own]);
         let counted = match own.map(|own| (own, self.0[own].count(State::Over, now))) {
             Some((own, State::Live)) => Some(own),
             _ => {
@@ -205,15 +219,23 @@ impl Misses {
             if let Some(heir) = self.0[..counted].iter_mut().rfind(|miss| is_live(miss)) {
                 heir.at = heir.at.max(at.min(heir.since + rule.lease));
             }
+            // So does one that is lent.
+            let stands =
+                |miss: &&mut Miss| miss.refused.is_none_or(|refused| now < refused + rule.lease) && miss.is_late(rule, now);
+            for lent in self.0.iter_mut().filter(stands).filter(|lent| Self::hears_late(own_nil.as_ref(), lent, now)) {
+                lent.stands_until = lent.stands_until.max(at + rule.lease);
+            }
         }
+        let ended = counted.map(|counted| Counted { generation: self.0[counted].generation });
         self.drop_given_up(connection, rule, now);
         self.prune(rule, now);
+        ended
     }
 
     /// A SET on `connection` is refused, perhaps for the sake of nils that are lent.
     fn note_refused(&mut self, connection: u64, rule: &Rule, now: Millis) {
         let own = self.0.iter().rev().find(|miss| miss.connection == connection && miss.state != State::Over).copied();
-        let late = self.0.iter_mut().filter(|miss| Self::hears_late(own.as_ref(), miss) && miss.is_late(rule, now));
+        let late = self.0.iter_mut().filter(|miss| Self::hears_late(own.as_ref(), miss, now) && miss.is_late(rule, now));
         late.for_each(|miss| miss.refused = miss.refused.or(Some(now)));
     }
 
@@ -242,6 +264,21 @@ impl Misses {
     #[cfg(test)]
     pub(super) fn forget_late(&mut self, connection: u64, rule: &Rule, now: Millis) {
         self.0.retain(|miss| miss.connection != connection || miss.state == State::Over || miss.age(now) < rule.lease);
+    }
+
+    /// No nil that is lent stands for a load longer than until a lease after the first SET that was refused for its sake.
+    #[cfg(test)]
+    pub(super) fn stand_briefly(&mut self, rule: &Rule) {
+        let briefly = |miss: &Miss| miss.refused.map_or(miss.stands_until, |at| miss.stands_until.min(at + rule.lease));
+        self.0.iter_mut().for_each(|miss| miss.stands_until = briefly(miss));
+    }
+
+    /// What speaks to SETs on `connection` if lent nils never speak to those of connections with a nil of their own.
+    #[cfg(test)]
+    pub(super) fn without_lent(&self, connection: u64, rule: &Rule, now: Millis) -> Self {
+        let own = self.0.iter().rev().find(|miss| miss.connection == connection && miss.state != State::Over);
+        let speaks = |miss: &&Miss| own.is_none_or(|own| own.connection == miss.connection) || !miss.is_late(rule, now);
+        Self(self.0.iter().filter(speaks).copied().collect())
     }
 
     /// How many.

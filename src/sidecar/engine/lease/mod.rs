@@ -69,6 +69,7 @@ pub mod misses;
 pub mod model;
 pub mod rates;
 mod timers;
+pub mod under_way;
 
 #[cfg(test)]
 mod tests;

@@ -66,6 +66,9 @@ impl<V: Clone> Desk<V> {
         if self.broken == Some(super::super::tests::Switch::LentForgotten) {
             self.end_misses(key, |misses, rule| misses.forget_late(connection, rule, now));
         }
+        if self.broken == Some(super::super::tests::Switch::LentBriefly) {
+            self.end_misses(key, |misses, rule| misses.stand_briefly(rule));
+        }
     }
 
     /// Nobody knows whether a SET was executed.
@@ -93,11 +96,12 @@ impl<V: Clone> Desk<V> {
     }
 
     /// Ends some of a key's misses.
-    pub(super) fn end_misses(&mut self, key: usize, end: impl FnOnce(&mut Misses, &Rule)) {
+    pub(super) fn end_misses<R>(&mut self, key: usize, end: impl FnOnce(&mut Misses, &Rule) -> R) -> R {
         let entry = &mut self.keys[key];
         let before = entry.misses.len();
-        end(&mut entry.misses, &entry.rule);
+        let result = end(&mut entry.misses, &entry.rule);
         self.misses -= before - entry.misses.len();
+        result
     }
 
     pub(super) fn forget(&mut self, now: Millis, key: usize, tenant: u32) {

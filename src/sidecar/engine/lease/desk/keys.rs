@@ -5,6 +5,7 @@ use std::rc::Rc;
 
 use super::super::misses::Misses;
 use super::super::timers::Due;
+use super::super::under_way::UnderWay;
 use super::super::{Effect, Generation, Millis, Mode, Name, Reply, Rule, Token, Why, key_hash};
 use super::{Desk, FIRST_LOOK_MS, Held, Key, LAST_LOOK_MS, PartState, Waiter};
 
@@ -31,6 +32,7 @@ impl<V: Clone> Desk<V> {
             tenant: self.tenants,
             rule,
             misses: Misses::default(),
+            under_way: UnderWay::default(),
             in_order: false,
             ask: None,
             asks: 0,

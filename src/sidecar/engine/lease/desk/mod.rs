@@ -19,6 +19,7 @@ use super::forgotten::Forgotten;
 use super::misses::Misses;
 use super::rates::{FIRST_LOAD_MS, Rates, RatesByRule};
 use super::timers::{Due, Timers};
+use super::under_way::UnderWay;
 use super::{
     Asker, Begun, Command, Doubt, Effect, Generation, Millis, Missing, Mode, Name, Reader, Reply, Rule, Token, Verdict, Why,
     Written, key_hash,
@@ -65,6 +66,8 @@ struct Key {
     tenant: u32,
     rule: Rule,
     misses: Misses,
+    /// Its SETs with another verdict than [`Verdict::Update`] that are not answered.
+    under_way: UnderWay,
     /// Whether it is in [`Desk::order`].
     in_order: bool,
     /// The BEGIN that is not answered: its random number.
@@ -402,7 +405,7 @@ impl<V: Clone> Desk<V> {
             // Its own nil tells when it began, also where its lease has ended meanwhile. A pool's SET comes over another connection.
             entry.filling_since = entry.misses.since(connection).or(entry.held.map(|held| held.since));
         }
-        self.end_misses(key, |misses, rule| misses.end_one(connection, rule, verdict, now));
+        let ended = self.end_misses(key, |misses, rule| misses.end_one(connection, rule, verdict, now));
         #[cfg(test)]
         self.forget_late(now, key, connection);
         if verdict == Verdict::Update {
@@ -410,6 +413,9 @@ impl<V: Clone> Desk<V> {
                 self.look(key, effects);
             }
             self.finish(now, key, effects);
+        } else {
+            let Key { under_way, rule, .. } = &mut self.keys[key];
+            under_way.add(connection, ended, rule, now);
         }
         verdict
     }
@@ -424,7 +430,19 @@ impl<V: Clone> Desk<V> {
             Some(entry) if self.broken == Some(super::tests::Switch::OwnMissWins) && entry.misses.own(connection).is_some() => {
                 entry.misses.own(connection).map_or(Verdict::Update, Verdict::Fill)
             }
-            Some(entry) => entry.misses.judge(connection, &entry.rule, self.load_ms(entry.rule.id), now),
+            #[cfg(test)]
+            Some(entry) if self.broken == Some(super::tests::Switch::UnderWayIgnored) => {
+                entry.misses.judge(connection, &entry.rule, self.load_ms(entry.rule.id), now)
+            }
+            #[cfg(test)]
+            Some(entry) if self.broken == Some(super::tests::Switch::LentUnheard) => {
+                let misses = entry.misses.without_lent(connection, &entry.rule, now);
+                misses.judge(connection, &entry.rule, self.load_ms(entry.rule.id), now)
+            }
+            Some(Key { misses, under_way, rule, .. }) => {
+                let verdict = misses.judge(connection, rule, self.load_ms(rule.id), now);
+                under_way.judge(connection, verdict, rule, now)
+            }
         };
         (found, verdict)
     }
@@ -450,7 +468,7 @@ impl<V: Clone> Desk<V> {
             }
         });
         if is_stored {
-            return self.wrote(now, connection, database, key, written, effects);
+            return self.conclude(now, connection, found, written, effects);
         }
         let entry = &mut self.keys[found];
         if entry.held.is_some_and(|held| held.token.generation == generation) {
@@ -482,6 +500,11 @@ impl<V: Clone> Desk<V> {
             }
             return;
         };
+        self.keys[key].under_way.answered(connection);
+        self.conclude(now, connection, key, written, effects);
+    }
+
+    fn conclude(&mut self, now: Millis, connection: u64, key: usize, written: Written, effects: &mut Vec<Effect<V>>) {
         let entry = &mut self.keys[key];
         let filling_since = entry.filling_since.take();
         match written {

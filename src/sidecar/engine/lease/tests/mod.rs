@@ -90,11 +90,17 @@ pub(super) enum Switch {
     OvertakenReadsLoad,
     /// A nil is over when its connection was told of the same miss again, after its lease.
     LentForgotten,
+    /// A nil that is lent does not speak to SETs over connections with a nil of their own, though it stands for another load.
+    LentUnheard,
+    /// It stands for younger loads no longer than until a lease after the first SET that was refused for its sake.
+    LentBriefly,
+    /// What a SET has ended that is under way does not speak to SETs over other connections.
+    UnderWayIgnored,
 }
 
 impl Switch {
     /// All of them.
-    const ALL: [Switch; 41] = [
+    const ALL: [Switch; 44] = [
         Switch::GenerationUnchecked,
         Switch::UpdateKeepsLease,
         Switch::DeleteKeepsLease,
@@ -136,5 +142,8 @@ impl Switch {
         Switch::OwnReadsPass,
         Switch::OvertakenReadsLoad,
         Switch::LentForgotten,
+        Switch::LentUnheard,
+        Switch::LentBriefly,
+        Switch::UnderWayIgnored,
     ];
 }

@@ -661,3 +661,87 @@ fn leads_that_writes_ended_say_nothing_of_a_rule() {
     }
     assert!(!bench.disarmed.is_empty(), "nobody fills");
 }
+
+#[test]
+fn a_fill_that_overtakes_another_which_is_under_way_is_held_against_what_that_one_ended() {
+    let mut bench = Bench::new(1);
+    bench.get(1);
+    bench.slots[0].delete(bench.now);
+    bench.get(2);
+    bench.with(0, |desk, now, effects| desk.wake(now, 0, KEYS[0], effects));
+    assert_eq!(bench.leads(), [1, 2]);
+    // A pool swaps the connections: the newer value comes over the older's.
+    let mut effects = Vec::new();
+    let newer = bench.pods[0].write(bench.now, 1, 0, KEYS[0], &mut effects);
+    assert_eq!(newer, Verdict::Ambiguous(Doubt::Mixed));
+    // It is on its way over another of the pod's connections to the cache when this one is carried out.
+    assert_eq!(bench.write(2, 1), Verdict::Ambiguous(Doubt::Mixed));
+    assert_eq!(bench.slots[0].get(bench.now), None, "nothing was loaded since the deletion but the other's");
+    let written = bench.slots[0].fill(bench.now, RUN, newer, &set(2));
+    bench.run(0, effects);
+    bench.with(0, |desk, now, effects| desk.wrote(now, 1, 0, KEYS[0], written, effects));
+    bench.pass(RULE.settle);
+    bench.get(3);
+    assert!(matches!(bench.write(3, 3), Verdict::Fill(_)));
+    assert_eq!(bench.slots[0].get(bench.now), Some(3));
+}
+
+/// Three loads of one pool. The first outlasts its lease, and its SET, over a connection that nobody reads by, is counted against the
+/// second's nil; the second's comes over the third's connection.
+#[test]
+fn what_stands_for_a_younger_load_is_heard_over_all_connections() {
+    let mut bench = Bench::new(1);
+    bench.get(1);
+    bench.pass(3 * RULE.lease);
+    bench.slots[0].delete(bench.now);
+    bench.get(1);
+    assert_eq!(bench.leads(), [1, 1], "the connection was lent");
+    assert_eq!(bench.write(4, 1), Verdict::Ambiguous(Doubt::Mixed));
+    bench.slots[0].delete(bench.now);
+    bench.get(2);
+    assert_eq!(bench.leads(), [2]);
+    assert_eq!(bench.write(2, 2), Verdict::Ambiguous(Doubt::Mixed));
+    assert_eq!(bench.slots[0].get(bench.now), None);
+}
+
+/// Nor where the first was stored, which took the second's nil.
+#[test]
+fn what_is_stored_late_leaves_its_own_nil_to_speak_for_the_younger_load() {
+    let mut bench = Bench::new(1);
+    bench.get(1);
+    bench.pass(3 * RULE.lease);
+    bench.get(1);
+    assert_eq!(bench.leads(), [1, 1], "nothing was written since the first one's nil");
+    assert!(matches!(bench.write(4, 1), Verdict::Fill(_)));
+    bench.slots[0].delete(bench.now);
+    bench.get(2);
+    assert_eq!(bench.leads(), [2]);
+    assert_eq!(bench.write(2, 1), Verdict::Ambiguous(Doubt::Mixed));
+    assert_eq!(bench.slots[0].get(bench.now), None);
+}
+
+/// The same once more: the third's SET comes over a fourth's connection, when it is a lease since the first was refused.
+#[test]
+fn it_stands_for_the_next_one_as_long_as_that_may_load() {
+    let mut bench = Bench::new(1);
+    bench.get(1);
+    bench.pass(3 * RULE.lease);
+    bench.slots[0].delete(bench.now);
+    bench.get(1);
+    assert_eq!(bench.write(4, 1), Verdict::Ambiguous(Doubt::Mixed));
+    bench.pass(RULE.lease - 200);
+    bench.slots[0].delete(bench.now);
+    bench.get(2);
+    bench.pass(100);
+    assert_eq!(bench.write(2, 2), Verdict::Ambiguous(Doubt::Mixed));
+    bench.pass(200);
+    bench.slots[0].delete(bench.now);
+    bench.get(3);
+    assert_eq!(bench.leads(), [1, 1, 2, 3]);
+    assert_eq!(bench.write(3, 3), Verdict::Ambiguous(Doubt::Mixed));
+    // Nothing is handed on for ever.
+    bench.pass(RULE.lease);
+    bench.get(3);
+    assert!(matches!(bench.write(3, 4), Verdict::Fill(_)));
+    assert_eq!(bench.slots[0].get(bench.now), Some(4));
+}

@@ -29,6 +29,7 @@ const WILD: Config = Config {
     groups: true,
     signs: true,
     lanes: true,
+    crossed: false,
     broken: None,
     shown: false,
 };
@@ -77,6 +78,12 @@ const FAILOVERS: Config = Config { failover_in: 1, sharing: false, keys: 1, ..WI
 /// Pools lend connections again whose loads outlast their leases, and keys are deleted meanwhile.
 const LENT: Config = Config { pods: 2, keys: 1, operations: 30, unfilled: 1, faults: false, groups: false, late: true, ..WILD };
 
+/// Loads over pools end crosswise, over connections of which now the one is slow, now the other.
+const CROSSED: Config = Config { pods: 1, actors: 5, operations: 60, writes: 300, faults: false, crossed: true, ..LIVELY };
+
+/// And their connections are lent again while they outlast their leases.
+const POOLS: Config = Config { late: true, ..CROSSED };
+
 /// Reads of several keys that overlap.
 const GROUPS: Config = Config { keys: 4, sharing: false, groups: true, ..CALM };
 
@@ -89,11 +96,11 @@ fn drawn(base: Config, seed: u64) -> Config {
         keys: random.usize(1..=base.keys),
         actors: random.usize(2..=base.actors),
         rule: Rule { stale: random.bool(), at_wait_end, ..base.rule },
-        sharing: base.sharing && random.bool(),
+        sharing: base.crossed || base.sharing && random.bool(),
         unfilled: if random.u8(..4) == 0 { base.unfilled } else { base.unfilled / 8 },
         faults: base.faults && random.bool(),
         early: base.early && random.bool(),
-        lanes: base.lanes && random.bool(),
+        lanes: base.crossed || base.lanes && random.bool(),
         groups: base.groups && (base.keys > 2 || random.bool()),
         ..base
     }
@@ -126,6 +133,8 @@ fn one_history() {
             Ok("unfilled") => UNFILLED,
             Ok("broken") => BROKEN,
             Ok("lively") => LIVELY,
+            Ok("crossed") => CROSSED,
+            Ok("pools") => POOLS,
             Ok("eager") => EAGER,
             Ok("fruitless") => FRUITLESS,
             _ => WILD,
@@ -220,6 +229,17 @@ fn a_key_that_is_written_all_the_time_is_never_read_as_it_was() {
 }
 
 #[test]
+fn a_fill_that_overtakes_another_on_its_way_to_the_cache_is_no_older_than_that() {
+    println!("{:?}", hold(CROSSED, 0..histories() / 5));
+}
+
+#[test]
+fn loads_that_outlast_their_leases_and_end_crosswise_pass_for_no_newer_one() {
+    let counts = hold(POOLS, 0..histories() / 5);
+    assert!(counts.lent > 0, "{counts:?}");
+}
+
+#[test]
 fn values_that_are_gone_at_once_are_loaded_one_at_a_time() {
     println!("{:?}", hold(BRIEF, 0..histories() / 5));
 }
@@ -245,6 +265,8 @@ fn base_for(switch: Switch) -> Config {
         Switch::FailureUndoubted | Switch::AwayForgotten | Switch::EarlyKept => BROKEN,
         Switch::WinnerWaits => GROUPS,
         Switch::LentForgotten => LENT,
+        Switch::LentUnheard | Switch::LentBriefly => POOLS,
+        Switch::UnderWayIgnored => CROSSED,
         Switch::DisconnectKeepsLease | Switch::OwnReadsPass | Switch::UnclaimedKept => CALM,
         Switch::SignsUnsent | Switch::YoungestLeads => CALM,
         Switch::NobodyLooks => MUTE,

@@ -71,6 +71,7 @@ impl World {
                 0..4 if self.config.late => self.random.u64(..rule.lease * 3),
                 4..8 if self.config.late => self.random.u64(..rule.lease),
                 1 if !self.config.calm => self.random.u64(..rule.lease),
+                2..8 if self.config.crossed => self.random.u64(..rule.lease / 3),
                 _ => self.random.u64(..20),
             };
             return self.at(pause, Event::Act(actor));
@@ -78,7 +79,7 @@ impl World {
         let (sharing, rule) = (self.pods[pod].sharing, self.config.rule);
         let arrives = self.now + rule.lease / 4 + 1;
         let is_late = |promised: Millis| arrives >= load.nil_at + promised;
-        let over = if sharing == Sharing::Pool && is_late(rule.lease) { self.late_over(pod, &load) } else { None };
+        let over = if sharing == Sharing::Pool && is_late(rule.lease) { self.late_over(pod, &load, arrives) } else { None };
         let promised = if sharing == Sharing::Exclusive || over.is_some() { rule.memory } else { rule.lease };
         let is_too_late = is_late(promised) || load.repeat_by.is_some_and(|until| self.now > until);
         if is_too_late || self.random.u8(..10) < self.config.unfilled {
@@ -101,13 +102,16 @@ impl World {
 
     /// Over which connection of its pool a fill may be sent though its lease is over: over that of its nil, or one whose clients were
     /// told of no miss. A load is promised that where its connection was lent to somebody who was told of the same miss, as long as
-    /// no SET was taken for its fill (over its connection, or over one without a nil), and none was refused for its sake.
-    fn late_over(&mut self, pod: usize, load: &Load) -> Option<usize> {
+    /// no SET was taken for its fill (over its connection, or over one without a nil of its own), until a lease after one may first have
+    /// been refused for its sake.
+    fn late_over(&mut self, pod: usize, load: &Load, arrives: Millis) -> Option<usize> {
         let told = |conn: usize| self.conns[conn].told.iter().filter(|(key, _)| *key == load.key).map(|(_, at)| *at);
         // Its own nil, and a newer one, and no SET that was counted against its own.
         let own = &self.conns[load.conn];
         let is_lent = own.last_set[load.key] < load.nil_at && told(load.conn).filter(|at| *at >= load.nil_at).count() > 1;
-        let is_refused = self.pods[pod].doubts[load.key].iter().any(|at| *at >= load.nil_at + self.config.rule.lease);
+        let lease = self.config.rule.lease;
+        let refused = self.pods[pod].doubts[load.key].iter().find(|at| **at >= load.nil_at + lease);
+        let is_refused = refused.is_some_and(|at| arrives >= at + lease);
         let is_taken = self.pods[pod].strays[load.key].iter().any(|at| *at >= load.nil_at);
         if !self.config.late || !is_lent || is_refused || is_taken {
             return None;

@@ -52,6 +52,8 @@ pub(super) struct Config {
     pub(super) signs: bool,
     /// Some clients' commands go to the cache over a connection beside the one for leases.
     pub(super) lanes: bool,
+    /// All pods are pools, and SETs are long on their way to the cache.
+    pub(super) crossed: bool,
     pub(super) broken: Option<Switch>,
     /// Print every step.
     pub(super) shown: bool,
@@ -208,7 +210,8 @@ struct Pod {
     leads: u32,
     /// When SETs of each key were doubtful.
     doubts: Vec<Vec<Millis>>,
-    /// When SETs of each key came over a connection of whose clients none had been told of its miss.
+    /// When SETs of each key came over a connection of whose clients none had been told of its miss, or may have been put down to that
+    /// of others.
     strays: Vec<Vec<Millis>>,
     /// When a lease was won that nobody leads yet, for each key.
     granted: Vec<Option<Millis>>,
@@ -353,6 +356,7 @@ impl World {
         let (mut pods, mut conns, mut actors) = (Vec::new(), Vec::<Conn>::new(), Vec::new());
         for pod in 0..config.pods {
             let sharing = match random.u8(..3) {
+                _ if config.crossed => Sharing::Pool,
                 1 if config.sharing => Sharing::Pool,
                 2 if config.sharing => Sharing::Multiplexed,
                 _ => Sharing::Exclusive,

@@ -89,7 +89,8 @@ impl World {
     }
 
     pub(super) fn forward(&mut self, pod: usize, req: Req) {
-        let delay = self.delay();
+        let is_slow = self.config.crossed && matches!(req, Req::Client { cmd: Cmd::Set { .. }, .. });
+        let delay = if is_slow { self.random.u64(..60) } else { self.delay() };
         let lane = self.lane(&req);
         let at = self.pods[pod].exec_after[lane].max(self.now + delay);
         self.pods[pod].exec_after[lane] = at;
@@ -112,10 +113,13 @@ impl World {
         if !ignore {
             self.with_desk(pod, |desk, now, effects| desk.arrives(now, connection, command, effects));
         }
-        if let Cmd::Set { key, .. } = &cmd
-            && self.conns[conn].told.iter().all(|(told, _)| told != key)
-        {
-            self.pods[pod].strays[*key].push(self.now);
+        if let Cmd::Set { key, .. } = &cmd {
+            // What such a SET was put down to may have been this connection's: then this one is put down to another's.
+            let told = self.conns[conn].told.iter().filter(|(told, _)| told == key).map(|(_, at)| *at).max();
+            let strays = &mut self.pods[pod].strays[*key];
+            if told.is_none_or(|told| strays.last().is_some_and(|stray| *stray >= told)) {
+                strays.push(self.now);
+            }
         }
         self.conns[conn].arrived(place, self.now);
         let mut effects = Vec::new();
