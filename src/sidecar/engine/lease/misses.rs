@@ -86,7 +86,7 @@ impl Miss {
 
     /// Whether its load may have outlasted its lease, while its connection was lent to somebody else.
     fn is_late(&self, rule: &Rule, now: Millis) -> bool {
-        let is_old = self.age(now) >= rule.lease && rule.overlap.is_some();
+        let is_old = now.saturating_sub(self.since) >= rule.lease && rule.overlap.is_some();
         self.lent && is_old && self.state == State::Live && now < self.end(rule)
     }
 
