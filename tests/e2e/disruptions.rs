@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use super::cluster::{eventually, get, name};
 use super::faults;
 use super::install::{self, PLACE};
+use super::logs::Logs;
 use super::nodes::is_on_foreign_nodes;
 use super::operator::Quiet;
 use super::planned;
@@ -173,12 +174,13 @@ pub fn run_all(tier: &mut Tier, writers: &Writers) -> Vec<String> {
         let restarts = case.changes && tier.restarts_operator(number);
         let title = format!("{}{}", case.name, if restarts { ", operator restarted" } else { "" });
         let scene = Scene { tier, writers, floor, down_after, notes: RefCell::default() };
+        let logs = Logs::follow(tier);
         let outcome = catch_unwind(AssertUnwindSafe(|| run_case(&scene, case, &title, restarts, &mut failed_over)));
         if let Err(panic) = outcome {
             let text =
                 panic.downcast_ref::<String>().cloned().or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
             let problem = format!("{}: {title}: {}", tier.name, text.unwrap_or_default());
-            eprintln!("{problem}\n{}", super::cluster::describe(PLACE));
+            eprintln!("{problem}\n{}\n{}", super::cluster::describe(PLACE), logs.shown());
             report::add(Line { problem: Some(problem.clone()), ..Line::of(tier, &title) });
             failed.push(problem);
             if catch_unwind(AssertUnwindSafe(|| tier.settle("after a case that failed"))).is_err() {

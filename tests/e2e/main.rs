@@ -28,6 +28,7 @@ mod disruptions;
 mod encrypted;
 mod faults;
 mod install;
+mod logs;
 mod matrix;
 mod nodes;
 mod operator;
