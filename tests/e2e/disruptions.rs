@@ -6,7 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::cluster::{eventually, get, name};
+use super::cluster::{eventually, name};
 use super::faults;
 use super::install::{self, PLACE};
 use super::logs::Logs;
@@ -150,14 +150,11 @@ pub fn floor(tier: &Tier, writers: &Writers) -> Duration {
 
 /// By Larder's own login, which the agent of the primary's pod uses too: clients may not fail over.
 fn failover_by(tier: &Tier, sentinel: &str) {
-    let system = get(PLACE, &format!("secret/{}-system", tier.name)).expect("the system's login");
-    let field = |name: &str| super::tier::decode(system["data"][name].as_str().expect("a field of the login"));
     let mut command = vec!["sentinel", "failover", &tier.name];
     if tier.engine.has_coordinated_failover() {
         command.push("coordinated");
     }
-    let said = tier.ask_as(&field("username"), &field("password"), sentinel, "26379", &command);
-    assert_eq!(said.as_deref(), Ok("OK"));
+    assert_eq!(tier.ask_as_larder(sentinel, "26379", &command).as_deref(), Ok("OK"));
 }
 
 /// Runs all cases, each to its end whatever became of the one before, and says which failed.

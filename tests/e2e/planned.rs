@@ -24,7 +24,7 @@ pub fn delete_primary(scene: &Scene<'_>) {
 pub fn await_setting(tier: &Tier, key: &str, wanted: &str) {
     eventually(&format!("every server has {key} {wanted}"), Duration::from_secs(120), || {
         for pod in tier.servers() {
-            let said = tier.ask(&name(&pod), "6379", &["config", "get", key])?;
+            let said = tier.ask_as_larder(&name(&pod), "6379", &["config", "get", key])?;
             if said.lines().last() != Some(wanted) {
                 return Err(format!("{}: {said}", name(&pod)));
             }

@@ -25,9 +25,10 @@ pub const GRACE: Duration = Duration::from_secs(600);
 /// How many earlier logins are accepted at the same time; the oldest goes first.
 const MAX_PREVIOUS: usize = 3;
 
-/// What clients may do on servers: everything but what would take a server out of Larder's hands.
+/// What clients may do on servers: everything but what would take a server out of Larder's hands. CONFIG GET is among that: it shows the
+/// password of [`SYSTEM_USER`], by which replicas log in.
 const CLIENT_RULES: &str = "~* &* +@all -acl +acl|cat +acl|getuser +acl|help +acl|list +acl|log +acl|users +acl|whoami \
-                            -config +config|get +config|help -debug -failover -module +module|list -replicaof -shutdown -slaveof";
+                            -config -debug -failover -module +module|list -replicaof -shutdown -slaveof";
 /// What clients may do on sentinels: find the servers.
 const DISCOVERY_RULES: &str = "resetchannels &* -@all +auth +hello +ping +client -client|kill -client|pause -client|unpause \
                                +subscribe +unsubscribe +psubscribe +punsubscribe +role +info +command +sentinel|myid \
