@@ -156,9 +156,14 @@ fn a_server_reads_its_files_and_lets_everybody_do_what_is_theirs() {
             assert!(!client.line(allowed).is_error(), "{engine:?} {allowed}");
         }
         let mut client = pod.login("shop", "client").expect("the client's login");
-        for refused in
-            ["CONFIG SET appendonly no", "CONFIG GET masterauth", "ACL SETUSER larder-system off", "SHUTDOWN NOSAVE", "REPLICAOF NO ONE", "FAILOVER"]
-        {
+        for refused in [
+            "CONFIG SET appendonly no",
+            "CONFIG GET masterauth",
+            "ACL SETUSER larder-system off",
+            "SHUTDOWN NOSAVE",
+            "REPLICAOF NO ONE",
+            "FAILOVER",
+        ] {
             assert!(is_error(&client.line(refused), "NOPERM"), "{engine:?} {refused}");
         }
         let file = fs::read_to_string(pod.path("/etc/larder/users/users.acl")).expect("readable");
