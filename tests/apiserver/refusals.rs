@@ -74,6 +74,7 @@ fn of_texts() -> Vec<(&'static str, Change)> {
         ("write a key such as dedicated", Is(json!("no key!"))),
         ("write an odd number", Is(json!(4))),
         ("write a size such as", Is(json!("big"))),
+        ("write letters, digits, dashes, dots, colons", Is(json!("no request!"))),
         ("write a duration from 1s to 1h", Is(json!("250ms"))),
         ("write a duration from 10s to 24h", Is(json!("1s"))),
         ("write a duration above zero", Is(json!("0s"))),
@@ -97,6 +98,8 @@ fn of_clusters() -> Vec<(&'static str, Change)> {
         ("mode cannot be changed", Gets(json!({"mode": "Cluster", "sentinels": null}))),
         ("storage cannot be added or removed", Gets(json!({"storage": null}))),
         ("size and class cannot be changed", Gets(json!({"size": "2Gi"}))),
+        ("rotation has a meaning", Gets(json!({"enabled": false}))),
+        ("TLS cannot be switched on or off", Gets(json!({"tls": {"enabled": false, "rotation": null}}))),
         ("larder-system is the user of Larder", Gets(json!({"user": "larder-system"}))),
         ("write either value or secretKeyRef", Gets(both)),
         ("from and metricsFrom have no effect", Gets(json!({"enabled": false}))),
@@ -134,7 +137,12 @@ fn of_policies() -> Vec<(&'static str, Change)> {
         ("write either read (for an sql origin)", Gets(json!({"read": "SELECT 1", "path": "/a"}))),
         ("readMany answers MGET beside read", Gets(json!({"read": null, "path": "/a", "readMany": "SELECT 1"}))),
         ("wait is not shorter than lease", Gets(json!({"lease": "1s", "wait": "2s"}))),
-        ("wait is not shorter than the 3s", Gets(json!({"strategy": "CacheAside", "stampede": {"wait": "3s"}}))),
+        (
+            "wait is not shorter than the 3s",
+            Gets(
+                json!({"strategy": "CacheAside", "origin": null, "negativeTtl": null, "stampede": {"lease": null, "wait": "3s"}}),
+            ),
+        ),
         ("lease is longer than 5m", Gets(json!({"lease": "6m"}))),
         ("port 9121 is where the sidecar serves", Gets(json!({"port": 9121}))),
         ("mode: Disabled protects from nothing", Gets(json!({"mode": "Disabled", "lease": "1s"}))),
@@ -220,6 +228,7 @@ fn clusters() -> Vec<Value> {
                 "imagePullSecrets": [{"name": "registry"}],
             },
             "networkPolicy": {"from": [selector], "metricsFrom": [selector]},
+            "tls": {"enabled": true, "rotation": "first"},
         },
     });
     let mut with_value = full.clone();
