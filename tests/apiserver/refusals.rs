@@ -122,6 +122,7 @@ fn of_policies() -> Vec<(&'static str, Change)> {
         ("a rule with origin.read needs an sql", Gets(json!({"origins": [{"name": "db", "http": url}]}))),
         ("a rule with origin.path needs an http", Gets(json!({"origins": [{"name": "api", "sql": url}]}))),
         ("ttl is longer than maxTtl", Gets(json!({"ttl": "48h", "maxTtl": "1h"}))),
+        ("maxConnections is more than maxTotal", Gets(json!({"maxConnections": 5, "maxTotalConnections": 4}))),
         ("write either sql or http", Gets(json!({"sql": url, "http": url}))),
         ("a ReadThrough rule loads what is missing", Gets(json!({"strategy": "ReadThrough", "origin": null}))),
         ("only a ReadThrough rule loads", Gets(json!({"strategy": "CacheAside", "origin": {"name": "db", "read": "SELECT 1"}}))),

@@ -320,6 +320,8 @@ impl Tier {
         let watch = self.sentinels.get(&ordinal)?.watch;
         Some(match (verb.as_str(), what.as_str(), &words[1..]) {
             ("PING", ..) => Reply::Simple("PONG"),
+            // One that does nothing to speak of.
+            ("INFO", "CPU", _) => Reply::bulk("# CPU\r\nused_cpu_sys:0.100000\r\nused_cpu_user:0.100000\r\n"),
             ("ACL", "SETUSER", [_, name, ..]) => {
                 self.sentinels.get_mut(&ordinal)?.users.insert((*name).to_owned());
                 Reply::Simple("OK")
