@@ -150,17 +150,6 @@ mod tests {
     use crate::api::CachePolicy;
     use crate::policy::snapshot::Topology;
 
-    fn workload() -> Workload {
-        Workload {
-            namespace: "store".to_owned(),
-            api_version: "apps/v1".to_owned(),
-            kind: "Deployment".to_owned(),
-            name: "shop".to_owned(),
-            uid: "8d2c".to_owned(),
-            labels: BTreeMap::from([("app".to_owned(), "shop".to_owned())]),
-        }
-    }
-
     fn merged() -> Merged {
         let spec = json!({
             "cacheCluster": "main", "workloads": {"matchLabels": {"app": "shop"}},
@@ -176,13 +165,13 @@ mod tests {
             clusters: BTreeMap::from([("main".to_owned(), Some(Place { topology, tls: true }))]),
             secrets: KnownSecrets(BTreeMap::from([("shop-db".to_owned(), url)])),
         };
-        merge(&workload(), &[&policy], &namespace, 12).unwrap().merged.unwrap()
+        merge(&Workload::shop(), &[&policy], &namespace, 12).unwrap().merged.unwrap()
     }
 
     fn build(merged: &Merged) -> Objects {
         let login = Login { user: merged.binding.user(), password: "binding password".to_owned() };
         let snapshot = merged.snapshot.as_ref().unwrap();
-        objects(&Binding { workload: &workload(), merged, snapshot, login: &login, authorities: Some("PEM") })
+        objects(&Binding { workload: &Workload::shop(), merged, snapshot, login: &login, authorities: Some("PEM") })
     }
 
     fn metadata(name: &str, content: &str) -> serde_json::Value {
@@ -258,7 +247,8 @@ mod tests {
         let merged = Merged { cluster: "plain".to_owned(), ..merged() };
         let login = Login { user: "u".to_owned(), password: "p".to_owned() };
         let snapshot = merged.snapshot.as_ref().unwrap();
-        let plain = objects(&Binding { workload: &workload(), merged: &merged, snapshot, login: &login, authorities: None });
+        let plain =
+            objects(&Binding { workload: &Workload::shop(), merged: &merged, snapshot, login: &login, authorities: None });
         assert!(!plain.secret.data.unwrap().contains_key("ca.crt"));
     }
 

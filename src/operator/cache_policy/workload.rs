@@ -56,3 +56,18 @@ impl fmt::Display for Workload {
         write!(f, "{} {}", self.kind, self.name)
     }
 }
+
+#[cfg(test)]
+impl Workload {
+    /// A Deployment that tests deliver policies to.
+    pub(super) fn shop() -> Self {
+        Self {
+            namespace: "store".to_owned(),
+            api_version: "apps/v1".to_owned(),
+            kind: "Deployment".to_owned(),
+            name: "shop".to_owned(),
+            uid: "8d2c".to_owned(),
+            labels: [("app", "shop"), ("tier", "web")].map(|(key, value)| (key.to_owned(), value.to_owned())).into(),
+        }
+    }
+}

@@ -24,6 +24,7 @@ use crate::sidecar::slots::slot_of;
 use crate::sidecar::upstream::access::Access;
 use crate::sidecar::upstream::admin_client::{ReplyError, Value, read_value};
 use crate::sidecar::upstream::dial::{DialError, Link, dial, dial_primary};
+use crate::sidecar::upstream::discovery::{Refresh, doubled, jittered};
 use crate::sidecar::upstream::node::NodeAddr;
 use crate::sidecar::upstream::view::{View, ViewKind};
 use crate::telemetry::background::Background;
@@ -73,14 +74,15 @@ impl CacheLink {
     /// Begins to listen, and to tell what `pulse` says, at the servers that `told` tells of.
     pub fn start(binding: BindingName, told: Told, pulse: Pulse, counters: Arc<Background>) -> Self {
         let (sender, news) = mpsc::channel(NEWS);
-        let cluster = told.in_force.borrow().clone();
+        let Told { in_force, view, refresh } = told;
+        let served = in_force.borrow().clone();
         let line = Line {
             keys: Keys::of(&binding),
-            access: cluster.access.clone(),
-            served: cluster,
-            in_force: told.in_force.clone(),
-            view: told.view.clone(),
-            told,
+            access: served.access.clone(),
+            served,
+            in_force,
+            view,
+            refresh,
             pulse,
             counters,
             news: sender,
@@ -148,7 +150,7 @@ struct Line {
     served: InForce,
     in_force: watch::Receiver<InForce>,
     view: watch::Receiver<Arc<View>>,
-    told: Told,
+    refresh: Refresh,
     pulse: Pulse,
     counters: Arc<Background>,
     news: mpsc::Sender<News>,
@@ -207,7 +209,7 @@ impl Line {
                 if matches!(error, Ended::Moved) {
                     failures = 0;
                 } else {
-                    self.told.refresh.request();
+                    self.refresh.request();
                 }
             }
             self.wait_for_change(Some(back_off(failures))).await;
@@ -452,10 +454,5 @@ fn back_off(failures: u32) -> Duration {
     if failures == 0 {
         return Duration::ZERO;
     }
-    jittered(FIRST_BACK_OFF.saturating_mul(1 << (failures - 1).min(16)).min(MAX_BACK_OFF))
-}
-
-/// Between three quarters and five quarters of `duration`.
-fn jittered(duration: Duration) -> Duration {
-    duration.mul_f64(0.75 + fastrand::f64() / 2.0)
+    jittered(doubled(FIRST_BACK_OFF, failures - 1, MAX_BACK_OFF))
 }

@@ -2,10 +2,7 @@
 //! reader that afterwards looks for every value that was acknowledged.
 //!
 //!     e2e-client serve                  waits for runs; configured by the environment, below
-//!     e2e-client start|status|stop      asks the one that serves, over loopback; `stop` reads back and prints the report
-//!
-//!     e2e-client password               prints the password that it would log in with
-//!     e2e-client console                answers questions from its standard input, see there
+//!     e2e-client console                answers questions from its standard input, those to the one that serves among them: see there
 //!
 //! It is a program of its own, without the library and without any crate: it shares no fault with what it tests, and the compiler makes
 //! it in a second.
@@ -58,29 +55,15 @@ impl Target {
 }
 
 fn main() -> ExitCode {
-    let command = env::args().nth(1).unwrap_or_default();
-    if command == "serve" {
-        serve(&Target::from_environment());
-        return ExitCode::SUCCESS;
-    }
-    if command == "console" {
-        console::serve();
-        return ExitCode::SUCCESS;
-    }
-    let answer = match command.as_str() {
-        "password" => password(&Target::from_environment()),
-        _ => ask(&command),
-    };
-    match answer {
-        Ok(answer) => {
-            println!("{answer}");
-            ExitCode::SUCCESS
-        }
-        Err(error) => {
-            eprintln!("error: {error}");
-            ExitCode::FAILURE
+    match env::args().nth(1).unwrap_or_default().as_str() {
+        "serve" => serve(&Target::from_environment()),
+        "console" => console::serve(),
+        other => {
+            eprintln!("error: {other:?} is neither serve nor console");
+            return ExitCode::FAILURE;
         }
     }
+    ExitCode::SUCCESS
 }
 
 /// Answers one request after the other: they come from one test.

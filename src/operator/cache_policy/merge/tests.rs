@@ -40,17 +40,6 @@ fn loading(name: &str, age: u32, keys: &str, url: &Value) -> CachePolicy {
     )
 }
 
-fn workload() -> Workload {
-    Workload {
-        namespace: "store".to_owned(),
-        api_version: "apps/v1".to_owned(),
-        kind: "Deployment".to_owned(),
-        name: "shop".to_owned(),
-        uid: "u".to_owned(),
-        labels: [("app", "shop"), ("tier", "web")].map(|(key, value)| (key.to_owned(), value.to_owned())).into(),
-    }
-}
-
 fn place() -> Place {
     Place { topology: Topology::Sentinel { master: "main".to_owned(), sentinels: vec!["10.0.0.1:26379".to_owned()] }, tls: true }
 }
@@ -71,7 +60,7 @@ fn namespace() -> Namespace {
 }
 
 fn outcome(policies: &[CachePolicy]) -> Outcome {
-    merge(&workload(), &policies.iter().collect::<Vec<_>>(), &namespace(), 7).unwrap()
+    merge(&Workload::shop(), &policies.iter().collect::<Vec<_>>(), &namespace(), 7).unwrap()
 }
 
 fn snapshot(policies: &[CachePolicy]) -> Snapshot {
@@ -96,9 +85,9 @@ fn a_workload_follows_policies_that_select_its_pods_in_its_namespace() {
     };
     let others =
         policy("others", 2, &json!({"workloads": {"matchLabels": {"app": "shop", "tier": "db"}}, "rules": [rule("r", "a")]}));
-    assert_eq!(merge(&workload(), &[&elsewhere, &others], &namespace(), 1), None);
+    assert_eq!(merge(&Workload::shop(), &[&elsewhere, &others], &namespace(), 1), None);
     let ours = covering("ours", 3, "a:{id}");
-    let outcome = merge(&workload(), &[&elsewhere, &ours, &others], &namespace(), 1).unwrap();
+    let outcome = merge(&Workload::shop(), &[&elsewhere, &ours, &others], &namespace(), 1).unwrap();
     assert_eq!(reasons(&outcome), [("ours", "Accepted")]);
 }
 

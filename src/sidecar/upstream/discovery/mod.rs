@@ -352,12 +352,13 @@ impl Pace {
     }
 }
 
-fn doubled(base: Duration, times: u32, most: Duration) -> Duration {
+/// `base`, doubled so often, and at most `most`.
+pub(crate) fn doubled(base: Duration, times: u32, most: Duration) -> Duration {
     base.saturating_mul(1 << times.min(16)).min(most)
 }
 
 /// Between three quarters and five quarters of `duration`.
-fn jittered(duration: Duration) -> Duration {
+pub(crate) fn jittered(duration: Duration) -> Duration {
     duration.mul_f64(0.75 + fastrand::f64() / 2.0)
 }
 
