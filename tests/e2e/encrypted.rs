@@ -99,12 +99,12 @@ fn presented(tier: &Tier, certificates: &Value) -> Vec<String> {
 /// `restarts`: whether the operator is restarted while the certificates change.
 fn check(title: &str, engine: Engine, restarts: bool) {
     let (_cluster, _others) = (install::cluster(), install::beside_others());
-    let (tier, took) = Tier { name: title.to_owned(), engine, durable: false, tls: true, console: None }.make();
+    let (tier, took) = Tier { tls: true, ..Tier::of(title, engine) }.make();
     report::add(Line { took: Some(took), ..Line::of(&tier, "made and ready") });
     let before = await_certificates(&tier, &Value::Null);
     let primary = tier.primary();
     // Nobody is served without TLS.
-    let plain = Tier { name: tier.name.clone(), engine, durable: false, tls: false, console: None };
+    let plain = Tier::of(&tier.name, engine);
     assert_ne!(plain.ask(&primary, "6379", &["ping"]).as_deref(), Ok("PONG"));
     published(&tier);
     assert_eq!(shaken(&tier), presented(&tier, &before), "what is presented in a handshake");

@@ -8,7 +8,7 @@ use super::tier::{Tier, VALKEY_8_1};
 
 /// A manifest that is good but for one change at a path.
 fn with(change: &Value) -> Value {
-    let tier = Tier { name: "refused".to_owned(), engine: VALKEY_8_1, durable: false, tls: false, console: None };
+    let tier = Tier::of("refused", VALKEY_8_1);
     let mut manifest = tier.manifest();
     merge(&mut manifest, change);
     manifest

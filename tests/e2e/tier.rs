@@ -83,9 +83,14 @@ pub struct Tier {
 }
 
 impl Tier {
+    /// One in memory, without TLS, that is only described.
+    pub fn of(name: &str, engine: Engine) -> Self {
+        Self { name: name.to_owned(), engine, durable: false, tls: false, console: None }
+    }
+
     /// Creates it, with a login whose password is in a Secret, and waits until it serves. Says how long that took.
     pub fn create(name: &str, engine: Engine, durable: bool) -> (Self, Duration) {
-        Self { name: name.to_owned(), engine, durable, tls: false, console: None }.make()
+        Self { durable, ..Self::of(name, engine) }.make()
     }
 
     /// The same for one that is described already.

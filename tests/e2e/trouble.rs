@@ -30,7 +30,7 @@ fn change(manifest: &mut Value, path: &str, value: Value) {
 #[test]
 fn a_missing_secret_is_named_and_its_arrival_noticed() {
     let (_cluster, _others) = (install::cluster(), install::beside_others());
-    let tier = Tier { name: "no-secret".to_owned(), engine: VALKEY_9_1, durable: false, tls: false, console: None };
+    let tier = Tier::of("no-secret", VALKEY_9_1);
     tier.delete();
     apply(&tier.manifest()).expect("applied");
     let said = told(&tier, &[&tier.login(), "Secret"]);
@@ -44,7 +44,7 @@ fn a_missing_secret_is_named_and_its_arrival_noticed() {
 #[test]
 fn an_image_that_cannot_be_pulled_is_named_and_the_spec_heals_it() {
     let (_cluster, _others) = (install::cluster(), install::beside_others());
-    let tier = Tier { name: "no-image".to_owned(), engine: REDIS_7_0, durable: false, tls: false, console: None };
+    let tier = Tier::of("no-image", REDIS_7_0);
     tier.delete();
     tier.set_password("first").expect("a Secret");
     let mut manifest = tier.manifest();
@@ -59,7 +59,7 @@ fn an_image_that_cannot_be_pulled_is_named_and_the_spec_heals_it() {
 #[test]
 fn pods_that_fit_nowhere_are_named() {
     let (_cluster, _others) = (install::cluster(), install::beside_others());
-    let tier = Tier { name: "no-room".to_owned(), engine: REDIS_7_0, durable: false, tls: false, console: None };
+    let tier = Tier::of("no-room", REDIS_7_0);
     tier.delete();
     tier.set_password("first").expect("a Secret");
     let mut manifest = tier.manifest();
@@ -74,7 +74,7 @@ fn pods_that_fit_nowhere_are_named() {
 #[test]
 fn a_volume_that_cannot_be_bound_is_named() {
     let (_cluster, _others) = (install::cluster(), install::beside_others());
-    let tier = Tier { name: "no-volume".to_owned(), engine: VALKEY_9_1, durable: true, tls: false, console: None };
+    let tier = Tier { durable: true, ..Tier::of("no-volume", VALKEY_9_1) };
     tier.delete();
     tier.set_password("first").expect("a Secret");
     let mut manifest = tier.manifest();
@@ -92,7 +92,7 @@ fn a_quota_that_refuses_is_told_and_hurts_nobody_else() {
         "apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "e2e", "namespace": PLACE},
         "spec": {"hard": {"pods": "0"}},
     });
-    let tier = Tier { name: "no-quota".to_owned(), engine: VALKEY_9_1, durable: false, tls: false, console: None };
+    let tier = Tier::of("no-quota", VALKEY_9_1);
     tier.delete();
     tier.set_password("first").expect("a Secret");
     apply(&quota).expect("applied");
@@ -107,7 +107,7 @@ fn a_quota_that_refuses_is_told_and_hurts_nobody_else() {
 #[test]
 fn a_malformed_object_hurts_only_itself() {
     let (_cluster, _others) = (install::cluster(), install::beside_others());
-    let broken = Tier { name: "cluster-mode".to_owned(), engine: VALKEY_9_1, durable: false, tls: false, console: None };
+    let broken = Tier::of("cluster-mode", VALKEY_9_1);
     broken.delete();
     broken.set_password("first").expect("a Secret");
     let mut manifest = broken.manifest();
@@ -123,8 +123,7 @@ fn a_malformed_object_hurts_only_itself() {
 #[test]
 fn other_namespaces_are_left_alone() {
     let (_cluster, _others) = (install::cluster(), install::beside_others());
-    let mut manifest =
-        Tier { name: "unwatched".to_owned(), engine: VALKEY_9_1, durable: false, tls: false, console: None }.manifest();
+    let mut manifest = Tier::of("unwatched", VALKEY_9_1).manifest();
     change(&mut manifest, "/metadata/namespace", json!(ELSEWHERE));
     apply(&manifest).expect("applied");
     let (watched, _) = Tier::create("watched", VALKEY_9_1, false);
