@@ -85,6 +85,13 @@ pub struct Workloads {
     pub match_labels: BTreeMap<String, String>,
 }
 
+impl Workloads {
+    /// Whether these are the workloads of pods with such labels. No label at all, which the definition refuses, stands for none of them.
+    pub fn include<'a>(&self, label: impl Fn(&str) -> Option<&'a str>) -> bool {
+        !self.match_labels.is_empty() && self.match_labels.iter().all(|(name, value)| label(name) == Some(value))
+    }
+}
+
 /// Whether rules take effect.
 #[derive(JsonSchema, Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[schemars(inline)]

@@ -74,11 +74,9 @@ impl Known {
 fn selects(policy: &Policy, namespace: &str, pod: &Value) -> bool {
     let Ok(policy) = &policy.0 else { return false };
     let labels = &pod["metadata"]["labels"];
-    let wanted = &policy.spec.workloads.match_labels;
     policy.metadata.namespace.as_deref() == Some(namespace)
         && policy.metadata.deletion_timestamp.is_none()
-        && !wanted.is_empty()
-        && wanted.iter().all(|(name, value)| labels[name.as_str()] == value.as_str())
+        && policy.spec.workloads.include(|name| labels[name].as_str())
 }
 
 impl Scope {

@@ -29,8 +29,7 @@ impl Workload {
     /// Whether its pods follow a policy.
     pub fn follows(&self, policy: &CachePolicy) -> bool {
         let namespace = policy.metadata.namespace.as_deref().unwrap_or("default");
-        let mut labels = policy.spec.workloads.match_labels.iter();
-        namespace == self.namespace && labels.all(|(key, value)| self.labels.get(key) == Some(value))
+        namespace == self.namespace && policy.spec.workloads.include(|name| self.labels.get(name).map(String::as_str))
     }
 
     /// What ties it to a CacheCluster.
