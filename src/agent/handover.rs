@@ -36,8 +36,11 @@ const TRY_AGAIN: Duration = Duration::from_millis(500);
 const NEEDED: Duration = Duration::from_secs(5);
 /// How long a failover that the sentinels have begun is waited for beyond the deadline: it may still come about.
 const BEGUN_LIMIT: Duration = Duration::from_secs(20);
-/// How long no sentinel may have acted before it counts as having given up, or died.
+/// How long no sentinel may have acted before it counts as having given up.
 const QUIET_LIMIT: Duration = Duration::from_secs(3);
+/// How many times in a row the sentinel that fails over may not answer before it counts as dead. On a node that is drained it ends with
+/// the primary; what it has begun, another ends in a second, and by themselves they would in eight.
+const GONE_AFTER: u32 = 2;
 
 /// How a handover ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -136,32 +139,36 @@ impl Handovers {
 
     /// The primary itself hands over, asked by a sentinel; by another where the first dies. `None`: no sentinel can.
     async fn coordinate(&self, charge: &Charge, server: &mut Line, deadline: Instant) -> Option<Result<Handover, HandoverError>> {
-        let mut asked = false;
-        while Instant::now() < deadline && self.ask_for_coordinated(charge).await {
-            asked = true;
-            if let Some(done) = self.wait_for_demotion(charge, server, deadline).await {
-                return Some(Ok(done));
+        let mut first = None;
+        while Instant::now() < deadline {
+            match self.ask_for_coordinated(charge, first.unwrap_or(0)).await {
+                Some(asked) => {
+                    first = Some(asked + 1);
+                    if let Some(done) = self.wait_for_demotion(charge, server, asked, deadline).await {
+                        return Some(Ok(done));
+                    }
+                }
+                None if first.is_none() => return None,
+                // One has begun, and nobody answers for the moment.
+                None => sleep(ASK_EVERY).await,
             }
-        }
-        if !asked {
-            return None;
         }
         // Ends it where it is still under way; elsewhere the server answers that there is none.
         let _ = server.ask(&["FAILOVER", "ABORT"]).await;
         Some(Err(HandoverError::NotDone))
     }
 
-    /// Whether a sentinel has begun a coordinated failover.
-    async fn ask_for_coordinated(&self, charge: &Charge) -> bool {
-        for sentinel in &charge.sentinels {
+    /// The sentinel that has begun a coordinated failover; that of this number is asked first.
+    async fn ask_for_coordinated(&self, charge: &Charge, first: usize) -> Option<usize> {
+        for (at, sentinel) in from(&charge.sentinels, first) {
             let mut line = Line::new(sentinel.clone(), self.access.sentinels.clone());
             match line.ask(&["SENTINEL", "FAILOVER", &charge.master, "COORDINATED"]).await {
-                Ok(_) => return true,
-                Err(LineError::Refused { text, .. }) if text.starts_with("INPROG") => return true,
+                Ok(_) => return Some(at),
+                Err(LineError::Refused { text, .. }) if text.starts_with("INPROG") => return Some(at),
                 Err(error) => info!(%error, "a sentinel begins no coordinated failover"),
             }
         }
-        false
+        None
     }
 
     async fn pause_and_fail_over(
@@ -174,14 +181,17 @@ impl Handovers {
         pause_until(server, begin_by).await?;
         self.wait_for_replicas(server, begin_by).await?;
         let limit = deadline.max(Instant::now() + BEGUN_LIMIT);
+        let mut first = 0;
         loop {
-            self.begin_failover(charge, begin_by).await?;
+            let asked = self.begin_failover(charge, first, begin_by).await?;
             // From here on the sentinels may promote at any moment: writes stay paused until they have, or have given up.
             pause_until(server, limit).await?;
-            match self.wait_for_demotion(charge, server, limit).await {
+            match self.wait_for_demotion(charge, server, asked, limit).await {
                 Some(done) => return Ok(done),
                 // The one that was asked may have died: another is.
-                None if Instant::now() < deadline => begin_by = deadline.min(Instant::now() + BEGIN_WITHIN),
+                None if Instant::now() < deadline => {
+                    (first, begin_by) = (asked + 1, deadline.min(Instant::now() + BEGIN_WITHIN));
+                }
                 None => return Err(HandoverError::NotDone),
             }
         }
@@ -210,15 +220,15 @@ impl Handovers {
         Err(HandoverError::Behind)
     }
 
-    /// Asks the sentinels in turn, until one fails over.
-    async fn begin_failover(&self, charge: &Charge, deadline: Instant) -> Result<(), HandoverError> {
+    /// Asks the sentinels in turn, that of the number `first` first, until one fails over: which.
+    async fn begin_failover(&self, charge: &Charge, first: usize, deadline: Instant) -> Result<usize, HandoverError> {
         let mut last = "no sentinel is configured".to_owned();
         while Instant::now() < deadline {
-            for sentinel in &charge.sentinels {
+            for (at, sentinel) in from(&charge.sentinels, first) {
                 let mut line = Line::new(sentinel.clone(), self.access.sentinels.clone());
                 match line.ask(&["SENTINEL", "FAILOVER", &charge.master]).await {
-                    Ok(_) => return Ok(()),
-                    Err(LineError::Refused { text, .. }) if text.starts_with("INPROG") => return Ok(()),
+                    Ok(_) => return Ok(at),
+                    Err(LineError::Refused { text, .. }) if text.starts_with("INPROG") => return Ok(at),
                     Err(error) => last = error.to_string(),
                 }
             }
@@ -227,11 +237,12 @@ impl Handovers {
         Err(HandoverError::NotBegun(last))
     }
 
-    /// Until the server has become a replica; `None` where the limit passed, or no sentinel has done anything for a while. Sentinel
-    /// turns a former primary round only after several seconds, so as soon as the majority names another, the agent does.
-    async fn wait_for_demotion(&self, charge: &Charge, server: &mut Line, limit: Instant) -> Option<Handover> {
-        let mut acted = Instant::now();
-        while Instant::now() < limit && acted.elapsed() < QUIET_LIMIT {
+    /// Until the server has become a replica; `None` where the limit passed, or no sentinel does anything: for a while, or because the
+    /// one that was `asked` is gone. Sentinel turns a former primary round only after several seconds, so as soon as the majority names
+    /// another, the agent does.
+    async fn wait_for_demotion(&self, charge: &Charge, server: &mut Line, asked: usize, limit: Instant) -> Option<Handover> {
+        let (mut acted, mut silent) = (Instant::now(), 0);
+        while Instant::now() < limit && acted.elapsed() < QUIET_LIMIT && silent < GONE_AFTER {
             if let Ok(info) = read_info(server).await
                 && let Some(Role::Replica { host, port, .. }) = info.role()
             {
@@ -245,13 +256,23 @@ impl Handovers {
                     warn!(%error, "this server cannot be told to follow its successor");
                 }
             }
-            if answers.iter().any(|answer| is_acting(answer, &charge.address)) {
+            let somebody_acts = answers.iter().any(|answer| is_acting(answer, &charge.address));
+            if somebody_acts {
                 acted = Instant::now();
             }
+            let is_gone = !somebody_acts && answers.get(asked) == Some(&SentinelAnswer::Unreachable);
+            silent = if is_gone { silent + 1 } else { 0 };
             sleep(ASK_EVERY).await;
         }
         None
     }
+}
+
+/// All of them with their numbers, that of the number `first` first.
+fn from<T>(all: &[T], first: usize) -> impl Iterator<Item = (usize, &T)> {
+    let (before, behind) = all.split_at(first % all.len().max(1));
+    let behind = behind.iter().enumerate().map(move |(at, one)| (at + before.len(), one));
+    behind.chain(before.iter().enumerate())
 }
 
 /// Whether a sentinel is replacing the server at `address`, or has.

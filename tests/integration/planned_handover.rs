@@ -14,6 +14,8 @@ use crate::support::server::{Engine, PRIMARY_NAME, Redis, SentinelCluster};
 use crate::support::wait_for;
 
 const WRITERS: usize = 4;
+/// How long a writer rests after each write: sentinels and servers share the processors with it.
+const PACE: Duration = Duration::from_millis(1);
 const LIMIT: Duration = Duration::from_secs(60);
 
 /// Writers of values of their own to whichever server takes them.
@@ -71,7 +73,10 @@ fn write(id: usize, ports: &[u16], stop: &AtomicBool) -> Vec<String> {
         };
         let key = format!("w{id}:{number}");
         match client.try_call(&["SET", &key, "x"]) {
-            Ok(Value::Simple(_)) => acknowledged.push(key),
+            Ok(Value::Simple(_)) => {
+                acknowledged.push(key);
+                thread::sleep(PACE);
+            }
             Ok(_) | Err(_) => {
                 connection = None;
                 thread::sleep(Duration::from_millis(5));

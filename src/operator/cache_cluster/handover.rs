@@ -27,8 +27,11 @@ const ASK_EVERY: Duration = Duration::from_millis(100);
 const PAUSE_MARGIN: Duration = Duration::from_secs(1);
 /// How long a failover that the sentinels have begun is waited for beyond the deadline: it may still come about.
 const BEGUN_LIMIT: Duration = Duration::from_secs(20);
-/// How long no sentinel may have acted before it counts as having given up, or died.
+/// How long no sentinel may have acted before it counts as having given up.
 const QUIET_LIMIT: Duration = Duration::from_secs(3);
+/// How many times in a row the sentinel that fails over may not answer before it counts as dead. On a node that is drained it ends with
+/// the primary; what it has begun, another ends in a second, and by themselves they would in eight.
+const GONE_AFTER: u32 = 2;
 /// How long writes may be paused until a sentinel has begun. Sentinels greet each other by `PUBLISH` at the primary, which such a pause
 /// holds up together with their next PING: after `down-after-milliseconds` they would take the primary for dead.
 const BEGIN_WITHIN: Duration = Duration::from_millis(1500);
@@ -245,33 +248,39 @@ impl Handover<'_> {
 
     /// The primary itself hands over, asked by a sentinel; by another where the first dies. `None`: no sentinel can.
     async fn coordinate(&self, server: &mut Admin, deadline: Instant) -> Option<Result<Outcome, HandoverError>> {
-        let mut asked = false;
-        while Instant::now() < deadline && self.ask_for_failover(&["COORDINATED"]).await.is_ok() {
-            asked = true;
-            if let Some(done) = self.wait_for_demotion(server, deadline).await {
-                return Some(Ok(done));
+        let mut first = None;
+        while Instant::now() < deadline {
+            match self.ask_for_failover(&["COORDINATED"], first.unwrap_or(0)).await {
+                Ok(asked) => {
+                    first = Some(asked + 1);
+                    if let Some(done) = self.wait_for_demotion(server, asked, deadline).await {
+                        return Some(Ok(done));
+                    }
+                }
+                Err(_) if first.is_none() => return None,
+                // One has begun, and nobody answers for the moment.
+                Err(_) => sleep(ASK_EVERY).await,
             }
-        }
-        if !asked {
-            return None;
         }
         // Ends it where it is still under way; elsewhere the server answers that there is none.
         let _: Result<(), AdminError> = server.ask("FAILOVER", &["ABORT"]).await;
         Some(Err(HandoverError::NotDone(self.from)))
     }
 
-    /// Asks the sentinels in turn until one has begun, or another failover is under way. Otherwise what the last one answered.
-    async fn ask_for_failover(&self, how: &[&str]) -> Result<(), String> {
+    /// Asks the sentinels in turn, that of the number `first` first, until one has begun, or has another failover under way: which.
+    /// Otherwise what the last one answered.
+    async fn ask_for_failover(&self, how: &[&str], first: usize) -> Result<usize, String> {
         let mut last = "no sentinel is configured".to_owned();
-        for sentinel in self.sentinels {
+        for at in (0..self.sentinels.len()).map(|step| (first + step) % self.sentinels.len()) {
+            let Some(sentinel) = self.sentinels.get(at) else { break };
             let answer: Result<(), AdminError> = async {
                 let mut sentinel = self.connect(*sentinel).await?;
                 sentinel.ask("SENTINEL FAILOVER", &[&[self.master], how].concat()).await
             }
             .await;
             match answer {
-                Ok(()) => return Ok(()),
-                Err(error) if error.code() == Some("INPROG") => return Ok(()),
+                Ok(()) => return Ok(at),
+                Err(error) if error.code() == Some("INPROG") => return Ok(at),
                 Err(error) => {
                     debug!(%error, ?how, "a sentinel begins no failover");
                     last = error.to_string();
@@ -286,14 +295,17 @@ impl Handover<'_> {
         pause_until(server, begin_by).await?;
         self.wait_for_replicas(server, begin_by).await?;
         let limit = deadline.max(Instant::now() + BEGUN_LIMIT);
+        let mut first = 0;
         loop {
-            self.begin_failover(begin_by).await?;
+            let asked = self.begin_failover(first, begin_by).await?;
             // From here on the sentinels may promote at any moment: writes stay paused until they have, or have given up.
             pause_until(server, limit).await?;
-            match self.wait_for_demotion(server, limit).await {
+            match self.wait_for_demotion(server, asked, limit).await {
                 Some(done) => return Ok(done),
                 // The one that was asked may have died: another is.
-                None if Instant::now() < deadline => begin_by = deadline.min(Instant::now() + BEGIN_WITHIN),
+                None if Instant::now() < deadline => {
+                    (first, begin_by) = (asked + 1, deadline.min(Instant::now() + BEGIN_WITHIN));
+                }
                 None => return Err(HandoverError::NotDone(self.from)),
             }
         }
@@ -320,11 +332,11 @@ impl Handover<'_> {
         Ok(read_info(&mut replica).await?.offset)
     }
 
-    async fn begin_failover(&self, deadline: Instant) -> Result<(), HandoverError> {
+    async fn begin_failover(&self, first: usize, deadline: Instant) -> Result<usize, HandoverError> {
         let mut why = "the deadline had passed".to_owned();
         while Instant::now() < deadline {
-            match self.ask_for_failover(&[]).await {
-                Ok(()) => return Ok(()),
+            match self.ask_for_failover(&[], first).await {
+                Ok(asked) => return Ok(asked),
                 Err(last) => why = last,
             }
             sleep(ASK_EVERY).await;
@@ -332,11 +344,12 @@ impl Handover<'_> {
         Err(HandoverError::NotBegun { from: self.from, why })
     }
 
-    /// Until the server has become a replica; `None` where the limit passed, or no sentinel has done anything for a while. Sentinel
-    /// turns a former primary round only after several seconds, so as soon as the majority names another, this does.
-    async fn wait_for_demotion(&self, server: &mut Admin, limit: Instant) -> Option<Outcome> {
-        let mut acted = Instant::now();
-        while Instant::now() < limit && acted.elapsed() < QUIET_LIMIT {
+    /// Until the server has become a replica; `None` where the limit passed, or no sentinel does anything: for a while, or because the
+    /// one that was `asked` is gone. Sentinel turns a former primary round only after several seconds, so as soon as the majority names
+    /// another, this does.
+    async fn wait_for_demotion(&self, server: &mut Admin, asked: usize, limit: Instant) -> Option<Outcome> {
+        let (mut acted, mut silent) = (Instant::now(), 0);
+        while Instant::now() < limit && acted.elapsed() < QUIET_LIMIT && silent < GONE_AFTER {
             match read_info(server).await {
                 Ok(Info { follows: Some(primary), .. }) => return Some(Outcome::Done { primary }),
                 Ok(Info { follows: None, .. }) => {}
@@ -347,7 +360,8 @@ impl Handover<'_> {
                     }
                 }
             }
-            let opinions = self.opinions().await;
+            let answers = self.answers().await;
+            let opinions: Vec<Opinion> = answers.iter().filter_map(|answer| answer.as_ref().ok().copied().flatten()).collect();
             if let Some(primary) = self.successor(&opinions) {
                 let (host, port) = (primary.ip().to_string(), primary.port().to_string());
                 // Refused while the server itself hands over; it is asked again then.
@@ -355,9 +369,12 @@ impl Handover<'_> {
                     warn!(%error, "the server that hands over cannot be told to follow its successor");
                 }
             }
-            if opinions.iter().any(|opinion| self.is_acting(opinion)) {
+            let somebody_acts = opinions.iter().any(|opinion| self.is_acting(opinion));
+            if somebody_acts {
                 acted = Instant::now();
             }
+            let is_gone = !somebody_acts && answers.get(asked).is_none_or(Result::is_err);
+            silent = if is_gone { silent + 1 } else { 0 };
             sleep(ASK_EVERY).await;
         }
         None
@@ -365,8 +382,12 @@ impl Handover<'_> {
 
     /// What the sentinels that answer say.
     async fn opinions(&self) -> Vec<Opinion> {
-        let asked = join_all(self.sentinels.iter().map(|sentinel| self.opinion_of(*sentinel))).await;
-        asked.into_iter().filter_map(|answer| answer.ok().flatten()).collect()
+        self.answers().await.into_iter().filter_map(|answer| answer.ok().flatten()).collect()
+    }
+
+    /// What each sentinel answers.
+    async fn answers(&self) -> Vec<Result<Option<Opinion>, AdminError>> {
+        join_all(self.sentinels.iter().map(|sentinel| self.opinion_of(*sentinel))).await
     }
 
     async fn opinion_of(&self, sentinel: SocketAddr) -> Result<Option<Opinion>, AdminError> {

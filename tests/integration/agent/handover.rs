@@ -12,6 +12,8 @@ use crate::support::resp::{Client, Value};
 use crate::support::server::Engine;
 
 const WRITERS: usize = 4;
+/// How long a writer rests after each write: sentinels and servers share the processors with it.
+const PACE: Duration = Duration::from_millis(1);
 
 /// Writes values of its own to whichever server takes them, and keeps those that were acknowledged.
 fn writer(id: usize, ports: Vec<u16>, stop: Arc<AtomicBool>) -> (Vec<String>, Duration) {
@@ -31,6 +33,7 @@ fn writer(id: usize, ports: Vec<u16>, stop: Arc<AtomicBool>) -> (Vec<String>, Du
                 last = Instant::now();
                 acknowledged.push(key);
                 number += 1;
+                thread::sleep(PACE);
             }
             // Whether it was done is not known: it is not counted, and another key follows.
             Ok(_) | Err(_) => {
@@ -61,19 +64,20 @@ impl Writers {
         Self { stop, threads }
     }
 
-    /// Ends them, and counts the acknowledged writes that `primary` does not have.
-    fn lost(self, primary: &Member) -> usize {
+    /// Ends them, counts the acknowledged writes that `primary` does not have, and tells how long one of them waited at most.
+    fn end(self, primary: &Member) -> (usize, Duration) {
         thread::sleep(Duration::from_millis(500));
         self.stop.store(true, Ordering::Relaxed);
         let mut client = primary.client();
-        let mut lost = 0;
+        let (mut lost, mut longest) = (0, Duration::ZERO);
         for thread in self.threads {
-            let (acknowledged, longest) = thread.join().expect("the writer ends");
-            println!("{} acknowledged, longest wait {longest:?}", acknowledged.len());
+            let (acknowledged, waited) = thread.join().expect("the writer ends");
+            println!("{} acknowledged, longest wait {waited:?}", acknowledged.len());
+            longest = longest.max(waited);
             assert!(acknowledged.len() > 100, "too few writes to say anything: {}", acknowledged.len());
             lost += acknowledged.iter().filter(|key| client.call(&["GET", key]) == Value::Nil).count();
         }
-        lost
+        (lost, longest)
     }
 }
 
@@ -93,15 +97,36 @@ fn check(engine: Engine) {
     assert_eq!((&reports[0]["outcome"], &reports[1]["outcome"]), (&json!("done"), &json!("noPrimary")), "{texts:?}");
     let successor = tier.wait_for_successor(0);
     assert_eq!(reports[0]["primary"], tier.members[successor].address());
-    assert_eq!(writers.lost(&tier.members[successor]), 0, "acknowledged writes were lost");
+    assert_eq!(writers.end(&tier.members[successor]).0, 0, "acknowledged writes were lost");
     assert!(tier.members[0].get("/metrics").1.contains("larder_agent_handovers_total 1"));
 }
 
-/// The sentinel that was asked dies in the middle. However it ends, no acknowledged write is lost and somebody leads.
+/// The server that the last two sentinels name, once the others follow it.
+fn leader(tier: &Tier) -> usize {
+    let mut leader = None;
+    tier.wait("somebody to lead and the others to follow", || {
+        let named = tier.sentinels[1].names().filter(|named| tier.sentinels[2].names() == Some(*named));
+        leader = tier.members.iter().position(|member| Some(member.port) == named);
+        let follows = |member: &Member| member.phase()["replica"]["linkUp"] == json!(true);
+        leader.is_some_and(|leader| tier.members[leader].phase() == json!("primary"))
+            && tier.members.iter().filter(|member| follows(member)).count() == tier.members.len() - 1
+    });
+    leader.expect("somebody leads")
+}
+
+/// The sentinel that was asked dies in the middle. However it ends, no acknowledged write is lost and somebody leads; and writes wait
+/// not much longer than where it lives, since another is asked.
 fn check_with_dying_sentinel(engine: Engine) {
     let mut tier = Tier::form(engine, 3, false);
     let writers = Writers::start(&tier);
-    let socket = tier.members[0].socket();
+    let answer = tier.members[0].ask(&["handover", "--limit", "30s"]);
+    assert!(answer.status.success(), "{engine:?}: {answer:?}\n{}", tier.members[0].log());
+    let first = leader(&tier);
+    let (lost, floor) = writers.end(&tier.members[first]);
+    assert_eq!(lost, 0, "acknowledged writes were lost");
+
+    let writers = Writers::start(&tier);
+    let socket = tier.members[first].socket();
     let asking = thread::spawn(move || {
         let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_larderd"));
         command.args(["agent", "handover", "--limit", "10s", "--socket"]).arg(socket).output().expect("larderd runs")
@@ -114,16 +139,10 @@ fn check_with_dying_sentinel(engine: Engine) {
     tier.sentinels[0].kill();
     let answer = asking.join().expect("it ends");
     println!("{engine:?}: {}", String::from_utf8_lossy(&[answer.stdout, answer.stderr].concat()));
-    let mut leader = None;
-    tier.wait("somebody to lead and the others to follow", || {
-        let named = tier.sentinels[1].names().filter(|named| tier.sentinels[2].names() == Some(*named));
-        leader = tier.members.iter().position(|member| Some(member.port) == named);
-        let follows = |member: &Member| member.phase()["replica"]["linkUp"] == json!(true);
-        leader.is_some_and(|leader| tier.members[leader].phase() == json!("primary"))
-            && tier.members.iter().filter(|member| follows(member)).count() == tier.members.len() - 1
-    });
-    let leader = leader.expect("somebody leads");
-    assert_eq!(writers.lost(&tier.members[leader]), 0, "acknowledged writes were lost");
+    let (lost, longest) = writers.end(&tier.members[leader(&tier)]);
+    assert_eq!(lost, 0, "acknowledged writes were lost");
+    println!("{engine:?}: writes waited {longest:?}, and {floor:?} where all sentinels live");
+    assert!(longest <= 6 * floor + Duration::from_secs(1), "writes waited {longest:?}, and {floor:?} where all sentinels live");
 }
 
 #[test]

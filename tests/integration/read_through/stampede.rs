@@ -33,6 +33,7 @@ fn a_thousand_connections_over_five_sidecars_make_one_load() {
             web.hold("/item/7");
             clients.iter_mut().for_each(|client| client.send(&encode(&["GET", "item:7"])).unwrap());
             wait_for("all to have missed", LIMIT, || total(&sidecars, "misses") == 1000 * round);
+            wait_for("the load to have reached the origin", LIMIT, || web.under_way("/item/7") >= 1);
             assert_eq!(web.under_way("/item/7"), 1);
             web.release("/item/7");
             clients.iter_mut().for_each(|client| assert_eq!(client.read().unwrap().text(), value));

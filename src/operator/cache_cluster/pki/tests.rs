@@ -138,7 +138,7 @@ fn an_authority_is_trusted_before_it_signs_and_after_it_has_signed() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(6000))]
+    #![proptest_config(ProptestConfig::with_cases(24))]
 
     /// Whatever happens when, whoever lags: what is to be presented is always valid, names everybody, and is trusted also by those who
     /// read the bundle of the last certificates that everybody showed; and asking twice changes nothing.
