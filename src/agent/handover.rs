@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use tokio::time::{Instant, sleep};
-use tracing::{info, warn};
+use tracing::{debug, warn};
 
 use super::boot::SentinelAnswer;
 use super::charge::Charge;
@@ -120,17 +120,17 @@ impl Handovers {
         }
     }
 
-    /// Until a sentinel sees one of the attached replicas as one that it would promote, or the time is over. Where a pod was replaced,
-    /// sentinels may take fifteen seconds to connect to the new one, and until then none begins; nothing is paused for that.
+    /// Until a sentinel that acts sees one of the attached replicas as one that it would promote, or the time is over. Where a pod was
+    /// replaced, sentinels may take fifteen seconds to connect to the new one, and until then none begins; nothing is paused for that.
     async fn wait_until_seen(&self, charge: &Charge, info: &Info, deadline: Option<Instant>) {
         let attached = info.attached();
         while deadline.is_some_and(|deadline| Instant::now() < deadline) {
             let asked = charge.sentinels.iter().map(|sentinel| async {
                 let mut line = Line::new(sentinel.clone(), self.access.sentinels.clone());
-                line.ask(&["SENTINEL", "REPLICAS", &charge.master]).await
+                let replicas = line.ask(&["SENTINEL", "REPLICAS", &charge.master]).await;
+                replicas.is_ok_and(|replicas| names_promotable(&replicas, &attached)) && !is_in_tilt(&mut line).await
             });
-            let answers = join_all(asked).await;
-            if answers.iter().flatten().any(|answer| names_promotable(answer, &attached)) {
+            if join_all(asked).await.contains(&true) {
                 return;
             }
             sleep(ASK_EVERY).await;
@@ -141,16 +141,16 @@ impl Handovers {
     async fn coordinate(&self, charge: &Charge, server: &mut Line, deadline: Instant) -> Option<Result<Handover, HandoverError>> {
         let mut first = None;
         while Instant::now() < deadline {
-            match self.ask_for_coordinated(charge, first.unwrap_or(0)).await {
-                Some(asked) => {
+            match self.ask_for_failover(charge, &["COORDINATED"], first.unwrap_or(0)).await {
+                Ok(asked) => {
                     first = Some(asked + 1);
                     if let Some(done) = self.wait_for_demotion(charge, server, asked, deadline).await {
                         return Some(Ok(done));
                     }
                 }
-                None if first.is_none() => return None,
+                Err(_) if first.is_none() => return None,
                 // One has begun, and nobody answers for the moment.
-                None => sleep(ASK_EVERY).await,
+                Err(_) => sleep(ASK_EVERY).await,
             }
         }
         // Ends it where it is still under way; elsewhere the server answers that there is none.
@@ -158,17 +158,26 @@ impl Handovers {
         Some(Err(HandoverError::NotDone))
     }
 
-    /// The sentinel that has begun a coordinated failover; that of this number is asked first.
-    async fn ask_for_coordinated(&self, charge: &Charge, first: usize) -> Option<usize> {
+    /// Asks the sentinels in turn, that of the number `first` first, until one has begun, or has another failover under way: which.
+    /// Otherwise what the last one answered.
+    async fn ask_for_failover(&self, charge: &Charge, how: &[&str], first: usize) -> Result<usize, String> {
+        let mut last = "no sentinel is configured".to_owned();
         for (at, sentinel) in from(&charge.sentinels, first) {
             let mut line = Line::new(sentinel.clone(), self.access.sentinels.clone());
-            match line.ask(&["SENTINEL", "FAILOVER", &charge.master, "COORDINATED"]).await {
-                Ok(_) => return Some(at),
-                Err(LineError::Refused { text, .. }) if text.starts_with("INPROG") => return Some(at),
-                Err(error) => info!(%error, "a sentinel begins no coordinated failover"),
+            if is_in_tilt(&mut line).await {
+                last = format!("{sentinel} is in TILT mode, after its clock or the whole of it stood still");
+                continue;
+            }
+            match line.ask(&[&["SENTINEL", "FAILOVER", &charge.master], how].concat()).await {
+                Ok(_) => return Ok(at),
+                Err(LineError::Refused { text, .. }) if text.starts_with("INPROG") => return Ok(at),
+                Err(error) => {
+                    debug!(%error, ?how, "a sentinel begins no failover");
+                    last = error.to_string();
+                }
             }
         }
-        None
+        Err(last)
     }
 
     async fn pause_and_fail_over(
@@ -220,21 +229,16 @@ impl Handovers {
         Err(HandoverError::Behind)
     }
 
-    /// Asks the sentinels in turn, that of the number `first` first, until one fails over: which.
     async fn begin_failover(&self, charge: &Charge, first: usize, deadline: Instant) -> Result<usize, HandoverError> {
-        let mut last = "no sentinel is configured".to_owned();
+        let mut why = "the deadline had passed".to_owned();
         while Instant::now() < deadline {
-            for (at, sentinel) in from(&charge.sentinels, first) {
-                let mut line = Line::new(sentinel.clone(), self.access.sentinels.clone());
-                match line.ask(&["SENTINEL", "FAILOVER", &charge.master]).await {
-                    Ok(_) => return Ok(at),
-                    Err(LineError::Refused { text, .. }) if text.starts_with("INPROG") => return Ok(at),
-                    Err(error) => last = error.to_string(),
-                }
+            match self.ask_for_failover(charge, &[], first).await {
+                Ok(asked) => return Ok(asked),
+                Err(last) => why = last,
             }
             sleep(ASK_EVERY).await;
         }
-        Err(HandoverError::NotBegun(last))
+        Err(HandoverError::NotBegun(why))
     }
 
     /// Until the server has become a replica; `None` where the limit passed, or no sentinel does anything: for a while, or because the
@@ -273,6 +277,13 @@ fn from<T>(all: &[T], first: usize) -> impl Iterator<Item = (usize, &T)> {
     let (before, behind) = all.split_at(first % all.len().max(1));
     let behind = behind.iter().enumerate().map(move |(at, one)| (at + before.len(), one));
     behind.chain(before.iter().enumerate())
+}
+
+/// Whether a sentinel has seen its clock jump, or itself stand still, in the last half minute: it takes orders then, and carries none out
+/// before that is over. One that does not answer is asked for more by others.
+async fn is_in_tilt(sentinel: &mut Line) -> bool {
+    let info = sentinel.ask(&["INFO", "sentinel"]).await;
+    info.is_ok_and(|info| info.as_str().unwrap_or_default().lines().any(|line| line.trim_end() == "sentinel_tilt:1"))
 }
 
 /// Whether a sentinel is replacing the server at `address`, or has.

@@ -17,6 +17,7 @@ pub mod metrics;
 pub mod peers;
 pub mod place;
 pub mod questions;
+pub mod reach;
 pub mod run;
 pub mod supervisor;
 pub mod upkeep;

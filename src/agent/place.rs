@@ -73,8 +73,8 @@ pub struct SentinelFiles {
 }
 
 impl SentinelFiles {
-    /// Writes the sentinel's file anew, with the memory that it holds.
-    pub fn compose(&self) -> Result<(), PlaceError> {
+    /// Writes the sentinel's file anew, with the memory that it holds: what it says now.
+    pub fn compose(&self) -> Result<String, PlaceError> {
         let mut own = read(&self.template)?;
         if let Some(users) = &self.users {
             if !own.ends_with('\n') {
@@ -93,7 +93,8 @@ impl SentinelFiles {
         let previous = self.previous()?;
         info!(remembers = !previous.is_empty(), file = %self.file.display(), "the sentinel's configuration is written");
         let text = config_file::sentinel(&own, login, &previous);
-        put(&self.file, 0o600, |file| file.write_all(text.as_bytes())).map_err(PlaceError::at(&self.file))
+        put(&self.file, 0o600, |file| file.write_all(text.as_bytes())).map_err(PlaceError::at(&self.file))?;
+        Ok(text)
     }
 
     /// The sentinel's memory. One that is no text is as good as none: the other sentinels tell it everything again.

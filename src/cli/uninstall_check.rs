@@ -91,7 +91,7 @@ fn refusal(found: &[Found]) -> Failure {
     Failure::new(
         format!("custom resources exist that nothing would look after:\n{}", names.join("\n")),
         "delete them, which deletes the caches; or leave the caches running unattended:\n\
-         helm rollback RELEASE, helm upgrade RELEASE CHART --reuse-values --set uninstall.force=true, and uninstall again",
+         helm rollback RELEASE REVISION with the last that helm history RELEASE shows, helm upgrade RELEASE CHART --reuse-values --set uninstall.force=true, and uninstall again",
     )
 }
 
@@ -169,7 +169,7 @@ mod tests {
         let expected = Failure::new(
             "custom resources exist that nothing would look after:\nCacheCluster shop/c0\nCacheCluster shop/c1",
             "delete them, which deletes the caches; or leave the caches running unattended:\n\
-             helm rollback RELEASE, helm upgrade RELEASE CHART --reuse-values --set uninstall.force=true, and uninstall again",
+             helm rollback RELEASE REVISION with the last that helm history RELEASE shows, helm upgrade RELEASE CHART --reuse-values --set uninstall.force=true, and uninstall again",
         );
         assert_eq!(refusal(&found(2)), expected);
         let long = format!("{:?}", refusal(&found(NAMED + 3)));

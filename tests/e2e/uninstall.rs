@@ -1,5 +1,7 @@
 //! The chart is not uninstalled under a cache that is in use, unless that is forced.
 
+use serde_json::Value;
+
 use super::cluster::{get, kubectl, run};
 use super::install::{self, PLACE, RELEASE, SYSTEM};
 use super::tier::{Tier, VALKEY_9_1};
@@ -17,7 +19,11 @@ fn uninstalling_is_refused_while_a_cache_exists_and_can_be_forced() {
     let log = kubectl(&["-n", SYSTEM, "logs", &format!("job/{RELEASE}-uninstall")]).expect("the hook's log");
     assert!(log.contains(&format!("CacheCluster {PLACE}/in-use")) && log.contains("uninstall.force=true"), "{log}");
 
-    run("helm", &["rollback", RELEASE, "--namespace", SYSTEM, "--wait"], "").expect("rolled back");
+    let status = run("helm", &["status", RELEASE, "--namespace", SYSTEM, "--output", "json"], "").expect("its status");
+    let status: Value = serde_json::from_str(&status).expect("JSON");
+    // Without a number it would be the one before, which a release that was never upgraded has not.
+    let revision = status["version"].to_string();
+    run("helm", &["rollback", RELEASE, &revision, "--namespace", SYSTEM, "--wait"], "").expect("rolled back");
     let chart = format!("{}/charts/larder", env!("CARGO_MANIFEST_DIR"));
     let forced = ["upgrade", RELEASE, &chart, "--namespace", SYSTEM, "--reuse-values", "--set", "uninstall.force=true", "--wait"];
     run("helm", &forced, "").expect("upgraded");

@@ -11,6 +11,7 @@ use larder::operator::cache_cluster::handover::{Handover, HandoverError, Outcome
 
 use crate::support::resp::{Client, Value};
 use crate::support::server::{Engine, PRIMARY_NAME, Redis, SentinelCluster};
+use crate::support::tilt::{is_in_tilt, stand_still};
 use crate::support::wait_for;
 
 const WRITERS: usize = 4;
@@ -119,6 +120,19 @@ fn check(engine: Engine) {
     // Again, there is nothing to do.
     let again = hand_over(&cluster, 2, LIMIT, 1);
     assert!(matches!(again[..], [Ok(Outcome::NoPrimary)]), "{again:?}");
+}
+
+/// A sentinel whose node stood still carries nothing out for half a minute, although it takes the order.
+#[test]
+fn a_planned_handover_passes_over_a_sentinel_in_tilt_mode() {
+    for engine in Engine::ALL {
+        let cluster = SentinelCluster::start(engine, 1);
+        let first: SocketAddr = cluster.addresses()[0].parse().expect("an address");
+        stand_still(first.port());
+        let outcomes = hand_over(&cluster, 1, LIMIT, 1);
+        assert!(matches!(outcomes[..], [Ok(Outcome::Done { .. })]), "{engine:?}: {outcomes:?}");
+        assert!(is_in_tilt(first.port()), "{engine:?}: the handover waited for a sentinel that did not act");
+    }
 }
 
 #[test]

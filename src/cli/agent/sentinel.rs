@@ -1,9 +1,17 @@
 //! `larderd agent sentinel -- SERVER …`: the sentinel container's entry point.
 
 use std::path::PathBuf;
+use std::time::Duration;
+
+use tracing::warn;
 
 use crate::agent::place::{PlaceError, SentinelFiles, become_sentinel};
+use crate::agent::reach;
 use crate::cli::{Failure, Outcome};
+
+/// How long those that a sentinel remembers are waited for. Their pods are replaced within that time; and where a node is dead, too, the
+/// other sentinels need this one no sooner.
+const REACHED_WITHIN: Duration = Duration::from_secs(10);
 
 /// Write a sentinel's configuration, with what it remembers, and become the sentinel
 #[derive(clap::Args)]
@@ -11,7 +19,8 @@ use crate::cli::{Failure, Outcome};
 Example:
   larderd agent sentinel --template /etc/larder/sentinel.conf --file /data/sentinel.conf -- redis-server
 
-A sentinel keeps its memory in its own configuration file. What it remembers stays; all the rest is written anew at each start.")]
+A sentinel keeps its memory in its own configuration file. What it remembers stays; all the rest is written anew at each start.
+It starts once each that it remembers accepts a connection or refuses one, and after ten seconds at the latest.")]
 pub struct Args {
     /// Its addresses and, where it is given one, its `sentinel myid`
     #[arg(long, value_name = "FILE")]
@@ -37,12 +46,16 @@ pub struct Args {
 pub fn run(args: Args) -> Outcome {
     let Args { template, users, username_file, password_file, file, server } = args;
     let files = SentinelFiles { template, users, login: username_file.zip(password_file), file };
-    files.compose().map_err(|error: PlaceError| {
+    let configuration = files.compose().map_err(|error: PlaceError| {
         Failure::new(error, "name files that can be read, and a file in a directory that can be written and has space")
     })?;
     let Some((program, arguments)) = server.split_first() else {
         return Err(Failure::new("no program", "name the server's program after --"));
     };
+    let silent = reach::wait(&reach::remembered(&configuration), REACHED_WITHIN);
+    if !silent.is_empty() {
+        warn!(?silent, "nobody answers there; the sentinel starts all the same");
+    }
     let error = become_sentinel(program.as_ref(), arguments, &files.file);
     Err(Failure::new(format!("{program}: {error}"), "name the server's program after --"))
 }

@@ -179,8 +179,8 @@ impl Handover<'_> {
         }
     }
 
-    /// Until a sentinel sees one of the `online` replicas as one that it would promote. Where a pod was replaced, sentinels may take
-    /// fifteen seconds to connect to the new one, and until then none begins; nothing is paused for that.
+    /// Until a sentinel that acts sees one of the `online` replicas as one that it would promote. Where a pod was replaced, sentinels may
+    /// take fifteen seconds to connect to the new one, and until then none begins; nothing is paused for that.
     async fn wait_until_seen(&self, online: &[SocketAddr], deadline: Instant) -> Result<(), HandoverError> {
         loop {
             let asked = join_all(self.sentinels.iter().map(|sentinel| self.would_promote(*sentinel, online))).await;
@@ -198,7 +198,7 @@ impl Handover<'_> {
     async fn would_promote(&self, sentinel: SocketAddr, online: &[SocketAddr]) -> Result<bool, AdminError> {
         let mut sentinel = self.connect(sentinel).await?;
         let replicas: Vec<HashMap<String, String>> = sentinel.ask("SENTINEL REPLICAS", &[self.master]).await?;
-        Ok(replicas.iter().any(|fields| is_promotable(fields, online)))
+        Ok(replicas.iter().any(|fields| is_promotable(fields, online)) && !is_in_tilt(&mut sentinel).await?)
     }
 
     /// Makes the sentinels prefer the wanted replica, and waits until they know. The priority that it had; `None` where it stays as
@@ -273,13 +273,18 @@ impl Handover<'_> {
         let mut last = "no sentinel is configured".to_owned();
         for at in (0..self.sentinels.len()).map(|step| (first + step) % self.sentinels.len()) {
             let Some(sentinel) = self.sentinels.get(at) else { break };
-            let answer: Result<(), AdminError> = async {
+            let answer: Result<bool, AdminError> = async {
                 let mut sentinel = self.connect(*sentinel).await?;
-                sentinel.ask("SENTINEL FAILOVER", &[&[self.master], how].concat()).await
+                if is_in_tilt(&mut sentinel).await? {
+                    return Ok(false);
+                }
+                sentinel.ask::<()>("SENTINEL FAILOVER", &[&[self.master], how].concat()).await?;
+                Ok(true)
             }
             .await;
             match answer {
-                Ok(()) => return Ok(at),
+                Ok(true) => return Ok(at),
+                Ok(false) => last = format!("{sentinel} is in TILT mode, after its clock or the whole of it stood still"),
                 Err(error) if error.code() == Some("INPROG") => return Ok(at),
                 Err(error) => {
                     debug!(%error, ?how, "a sentinel begins no failover");
@@ -445,6 +450,13 @@ impl Drop for Pause {
 async fn pause_until(server: &mut Admin, until: Instant) -> Result<(), AdminError> {
     let pause = until.saturating_duration_since(Instant::now()) + PAUSE_MARGIN;
     server.ask("CLIENT PAUSE", &[&pause.as_millis().to_string(), "WRITE"]).await
+}
+
+/// Whether a sentinel has seen its clock jump, or itself stand still, in the last half minute: it takes orders then, and carries none out
+/// before that is over.
+async fn is_in_tilt(sentinel: &mut Admin) -> Result<bool, AdminError> {
+    let info: String = sentinel.ask("INFO", &["sentinel"]).await?;
+    Ok(info.lines().any(|line| line.trim_end() == "sentinel_tilt:1"))
 }
 
 async fn read_info(server: &mut Admin) -> Result<Info, AdminError> {

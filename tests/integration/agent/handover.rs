@@ -10,6 +10,7 @@ use serde_json::{Value as Json, json};
 use super::tier::{Member, Tier};
 use crate::support::resp::{Client, Value};
 use crate::support::server::Engine;
+use crate::support::tilt::{is_in_tilt, stand_still};
 
 const WRITERS: usize = 4;
 /// How long a writer rests after each write: sentinels and servers share the processors with it.
@@ -149,6 +150,19 @@ fn check_with_dying_sentinel(engine: Engine) {
 fn a_sentinel_that_dies_in_the_middle_of_a_handover_loses_nothing() {
     for engine in Engine::ALL {
         check_with_dying_sentinel(engine);
+    }
+}
+
+/// A sentinel whose node stood still carries nothing out for half a minute, although it takes the order.
+#[test]
+fn a_sentinel_in_tilt_mode_is_passed_over() {
+    for engine in Engine::ALL {
+        let tier = Tier::form(engine, 2, false);
+        let sentinel = &tier.sentinels[0];
+        stand_still(sentinel.port);
+        let answer = tier.members[0].ask(&["handover", "--limit", "20s"]);
+        assert!(answer.status.success(), "{engine:?}: {answer:?}\n{}", tier.members[0].log());
+        assert!(is_in_tilt(sentinel.port), "{engine:?}: the handover waited for a sentinel that did not act");
     }
 }
 

@@ -3,5 +3,6 @@
 mod configuration;
 mod handover;
 mod places;
+mod sentinels;
 mod tier;
 mod writes;

@@ -1,0 +1,98 @@
+//! The entry point of a sentinel.
+
+use std::io::ErrorKind;
+use std::net::{SocketAddr, TcpStream};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+use std::{fs, io};
+
+use tempfile::TempDir;
+use tokio::net::{TcpListener, TcpSocket};
+
+use crate::support::resp::Client;
+use crate::support::server::{Engine, free_port};
+use crate::support::wait_for;
+
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// A listener that nobody gets an answer from: it takes no connection, and no more fit into its queue.
+async fn silent() -> (TcpListener, Vec<TcpStream>) {
+    let socket = TcpSocket::new_v4().expect("a socket");
+    socket.bind(SocketAddr::from(([127, 0, 0, 1], 0))).expect("it binds");
+    let listener = socket.listen(1).expect("it listens");
+    let address = listener.local_addr().expect("an address");
+    let mut waiting = Vec::new();
+    loop {
+        match TcpStream::connect_timeout(&address, Duration::from_millis(300)) {
+            Ok(stream) => waiting.push(stream),
+            Err(error) if error.kind() == ErrorKind::TimedOut => return (listener, waiting),
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+struct Sentinel {
+    process: Child,
+    port: u16,
+    _dir: TempDir,
+}
+
+impl Drop for Sentinel {
+    fn drop(&mut self) {
+        // It may have ended.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+impl Sentinel {
+    /// Starts one that remembers a primary at this address.
+    fn start(primary: SocketAddr) -> Self {
+        let (dir, port) = (TempDir::new().expect("a directory"), free_port());
+        let path = |name: &str| dir.path().join(name);
+        fs::write(path("template"), format!("port {port}\nbind 127.0.0.1\n")).expect("it is written");
+        let memory = format!("sentinel monitor main {} {} 1\n", primary.ip(), primary.port());
+        fs::write(path("sentinel.conf"), memory).expect("it is written");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_larderd"));
+        command.args(["agent", "sentinel", "--template"]).arg(path("template")).arg("--file").arg(path("sentinel.conf"));
+        command.arg("--").arg(Engine::Redis7.binary()).stdout(Stdio::null());
+        Self { process: command.spawn().expect("larderd runs"), port, _dir: dir }
+    }
+
+    /// Whether it has begun a connection to this port that nobody has answered.
+    fn is_asking(&self, port: u16) -> io::Result<bool> {
+        let table = fs::read_to_string(format!("/proc/{}/net/tcp", self.process.id()))?;
+        // The third field is the other side, the fourth the state: 02 is SYN-SENT.
+        let ends = format!(":{port:04X}");
+        Ok(table.lines().any(|line| {
+            let words: Vec<&str> = line.split_ascii_whitespace().collect();
+            words.get(2).is_some_and(|other| other.ends_with(&ends)) && words.get(3) == Some(&"02")
+        }))
+    }
+
+    fn watches(&self) -> bool {
+        let Ok(mut client) = Client::connect(self.port) else { return false };
+        client.try_call(&["SENTINEL", "MASTERS"]).is_ok_and(|answer| answer.items().len() == 1)
+    }
+}
+
+#[tokio::test]
+async fn a_sentinel_starts_once_those_that_it_remembers_answer() {
+    let (listener, waiting) = silent().await;
+    let address = listener.local_addr().expect("an address");
+    let sentinel = Sentinel::start(address);
+    wait_for("it to ask for the primary", LIMIT, || sentinel.is_asking(address.port()).expect("the table of connections"));
+    assert!(Client::connect(sentinel.port).is_err(), "the sentinel runs although nobody answers where its primary is");
+    // Somebody stands behind the address again.
+    drop(waiting);
+    let accepting = tokio::spawn(async move { while listener.accept().await.is_ok() {} });
+    tokio::task::spawn_blocking(move || wait_for("it to watch", LIMIT, || sentinel.watches())).await.expect("it watches");
+    accepting.abort();
+}
+
+#[tokio::test]
+async fn a_sentinel_starts_although_nobody_answers_for_long() {
+    let (listener, _waiting) = silent().await;
+    let sentinel = Sentinel::start(listener.local_addr().expect("an address"));
+    wait_for("it to watch", LIMIT, || sentinel.watches());
+}
