@@ -202,6 +202,8 @@ fn run_case(scene: &Scene<'_>, case: &Case, title: &str, restarts: bool, failed_
         Needs::Alone | Needs::NodesAlone => (Some(install::without_others()), None),
         Needs::Nothing | Needs::Nodes => (None, Some(install::beside_others())),
     };
+    // What was done to another tier's node may have been done to one of this tier's, too.
+    eventually(&format!("the sentinels of {} act", tier.name), SETTLES_WITHIN, || tier.sentinels_act());
     eprintln!("{}: {title}", tier.name);
     let (began, epoch) = (Instant::now(), tier.epoch());
     if let Some(before) = case.before {

@@ -181,6 +181,17 @@ impl Tier {
         }
     }
 
+    /// A sentinel whose node was paused does nothing for half a minute: what is disturbed meanwhile is disturbed twice.
+    pub fn sentinels_act(&self) -> Result<(), String> {
+        for sentinel in self.sentinels().iter().map(name) {
+            let info = self.ask_as_larder(&sentinel, "26379", &["info", "sentinel"])?;
+            if info.lines().any(|line| line.trim_end() == "sentinel_tilt:1") {
+                return Err(format!("{sentinel} is in TILT mode"));
+            }
+        }
+        Ok(())
+    }
+
     /// All pods: of servers and of sentinels.
     pub fn pods(&self) -> Vec<Value> {
         list(PLACE, "pods", &format!("larder.dev/cluster={}", self.name))

@@ -1,14 +1,16 @@
-//! A sentinel whose connections are ended at their other side opens others, and nothing else comes of it.
+//! Connections of sentinels: those that are ended at their other side are opened anew, and nothing else comes of it; those that nobody
+//! answers are given up soon.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use larder::operator::admin::Entry;
-use larder::operator::cache_cluster::spin;
+use larder::operator::admin::{Admin, Entry};
+use larder::operator::cache_cluster::{links, spin};
 
 use crate::support::resp::Client;
 use crate::support::server::{Engine, SentinelCluster};
+use crate::support::silent::Silent;
 use crate::support::wait_for;
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -56,5 +58,54 @@ fn check(engine: Engine) {
 fn a_sentinel_opens_its_connections_anew() {
     for engine in [Engine::Redis7, Engine::Valkey9] {
         check(engine);
+    }
+}
+
+/// The local ports of connections to this port that nobody has answered, by the kernel's table: the fourth field of a line is the
+/// state, and 02 is SYN-SENT.
+fn unanswered(port: u16) -> BTreeSet<String> {
+    let table = std::fs::read_to_string("/proc/self/net/tcp").expect("the kernel's table");
+    let ends = format!(":{port:04X}");
+    let words = table.lines().map(|line| line.split_ascii_whitespace().collect::<Vec<_>>());
+    let ours = words.filter(|words| words.get(2).is_some_and(|other| other.ends_with(&ends)) && words.get(3) == Some(&"02"));
+    ours.map(|words| words[1].to_owned()).collect()
+}
+
+fn check_given_up(engine: Engine) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let clusters = [SentinelCluster::start(engine, 1), SentinelCluster::start(engine, 1)];
+    let silent = [runtime.block_on(Silent::open()), runtime.block_on(Silent::open())];
+    let sentinel = |index: usize| -> SocketAddr { clusters[index].addresses()[0].parse().expect("an address") };
+    let reconnects_after = |index: usize| {
+        runtime.block_on(async {
+            let mut admin = Admin::connect(sentinel(index), Entry::default()).await.expect("it answers");
+            links::reconnects_after(&mut admin).await.expect("it tells")
+        })
+    };
+    runtime.block_on(links::shorten(sentinel(0), Entry::default())).expect("it is told");
+    assert_eq!(reconnects_after(0), links::RECONNECT_AFTER, "{engine:?}");
+    assert!(reconnects_after(1) > links::RECONNECT_AFTER, "{engine:?}");
+
+    // Both begin to watch a server that nobody gets an answer from, the one that was not told first.
+    for index in [1, 0] {
+        let port = silent[index].port();
+        let mut client = Client::connect(sentinel(index).port()).expect("it accepts");
+        assert_eq!(client.line(&format!("SENTINEL MONITOR silent 127.0.0.1 {port} 1")).text(), "OK");
+        assert_eq!(client.line("SENTINEL SET silent down-after-milliseconds 1000").text(), "OK");
+        wait_for("an attempt", LIMIT, || !unanswered(port).is_empty());
+    }
+    let first = [0, 1].map(|index| unanswered(silent[index].port()));
+    wait_for("another attempt", LIMIT, || {
+        let now = unanswered(silent[0].port());
+        !now.is_empty() && now.is_disjoint(&first[0])
+    });
+    let still = unanswered(silent[1].port());
+    assert!(still.is_superset(&first[1]), "{engine:?}: a sentinel that was not told gave {:?} up, too", first[1]);
+}
+
+#[test]
+fn a_sentinel_gives_up_soon_what_nobody_answers() {
+    for engine in [Engine::Redis7, Engine::Valkey9] {
+        check_given_up(engine);
     }
 }

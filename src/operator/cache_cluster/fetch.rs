@@ -3,7 +3,7 @@
 //! Kubernetes' objects come from the watches; servers are asked through their agents, sentinels directly, all at the same time and
 //! each with a deadline.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,6 +18,7 @@ use tokio::time::{Instant, timeout};
 use tracing::debug;
 
 use super::certify::Shown;
+use super::links;
 use super::names::{AGENT_PORT, SENTINEL_PORT, SERVER_PORT};
 use super::nodes;
 use super::objects::Addresses;
@@ -176,6 +177,8 @@ pub struct Heard {
     pub certificates: Shown,
     /// The processor time that each sentinel has used that told.
     pub used: BTreeMap<SentinelId, Duration>,
+    /// The sentinels that wait for longer than need be on connections that nobody answers.
+    pub patient: BTreeSet<SentinelId>,
 }
 
 /// Asks every server and sentinel.
@@ -200,9 +203,10 @@ pub async fn hear(context: &Context, watches: &Watches, question: Question<'_>) 
     });
     // Sentinels first: a promotion that they tell of has happened by the time that the servers are asked.
     let (mut sentinels_seen, mut moved, mut certificates) = (BTreeMap::new(), Vec::new(), Shown::default());
-    let mut used = BTreeMap::new();
-    for (id, SentinelAnswer { state, moved: has_moved, shown, used: has_used }) in join_all(sentinels).await {
+    let (mut used, mut patient) = (BTreeMap::new(), BTreeSet::new());
+    for (id, SentinelAnswer { state, moved: has_moved, shown, used: has_used, reconnects_after }) in join_all(sentinels).await {
         used.extend(has_used.map(|used| (id, used)));
+        patient.extend(reconnects_after.filter(|after| *after > links::RECONNECT_AFTER).map(|_| id));
         sentinels_seen.insert(id, state);
         moved.extend(has_moved.then_some(Member::Sentinel(id)));
         certificates.sentinels.extend(shown.map(|shown| (id, shown)));
@@ -226,7 +230,7 @@ pub async fn hear(context: &Context, watches: &Watches, question: Question<'_>) 
     let proved_users = wanted.servers().map(proved).min().flatten();
     let open_nodes = nodes::open(&context.nodes.state(), &wanted.pod);
     let observed = Observed { servers: seen, sentinels: sentinels_seen, pods, open_nodes, scale, ..Observed::default() };
-    Heard { observed, proved_users, reports, certificates, used }
+    Heard { observed, proved_users, reports, certificates, used, patient }
 }
 
 /// Whether a server announces another address than its Service has.
@@ -245,11 +249,13 @@ struct SentinelAnswer {
     shown: Option<String>,
     /// The processor time that it has used.
     used: Option<Duration>,
+    /// How soon it gives up a connection that nobody answers.
+    reconnects_after: Option<Duration>,
 }
 
 impl SentinelAnswer {
     /// Of one that does not answer.
-    const SILENT: Self = Self { state: Sentinel::Silent, moved: false, shown: None, used: None };
+    const SILENT: Self = Self { state: Sentinel::Silent, moved: false, shown: None, used: None, reconnects_after: None };
 }
 
 async fn sentinel(address: SocketAddr, entry: Entry<'_>) -> SentinelAnswer {
@@ -260,7 +266,8 @@ async fn sentinel(address: SocketAddr, entry: Entry<'_>) -> SentinelAnswer {
         let announced = observe::announced_by_sentinel(&mut admin).await;
         let moved = announced.is_some_and(|announced| announced != address.ip());
         let used = observe::used_by_sentinel(&mut admin).await;
-        Ok::<_, AdminError>(SentinelAnswer { state: Sentinel::Running { watch }, moved, shown, used })
+        let reconnects_after = links::reconnects_after(&mut admin).await;
+        Ok::<_, AdminError>(SentinelAnswer { state: Sentinel::Running { watch }, moved, shown, used, reconnects_after })
     };
     match timeout(ASK_WITHIN, ask).await {
         Ok(Ok(answer)) => answer,

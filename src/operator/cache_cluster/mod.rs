@@ -11,6 +11,7 @@ pub mod client_login;
 pub mod fetch;
 pub mod handover;
 pub mod judge;
+pub mod links;
 #[cfg(test)]
 mod look_tests;
 pub mod monitor;

@@ -21,6 +21,7 @@ use super::client_login::client_login;
 use super::fetch::{self, CachedPassword, Heard, PasswordError, Question, Steady};
 use super::handover::{self, Handover};
 use super::judge::{self, Seen};
+use super::links;
 use super::names::{Component, MANAGER, SENTINEL_PORT, SERVER_PORT};
 use super::objects::{self, Credentials};
 use super::pki::{IssueError, Pki};
@@ -442,7 +443,7 @@ impl Look<'_> {
         memory.trust.clone_from(&trust);
         let entry = Entry { login: Some(&credentials.system), trust: trust.as_ref() };
         let question = Question { wanted: self.wanted, addresses: &built.addresses, entry, scale: built.scale };
-        let Heard { mut observed, proved_users, reports, certificates, used } =
+        let Heard { mut observed, proved_users, reports, certificates, used, patient } =
             fetch::hear(self.context, self.watches, question).await;
         if let Some(pki) = &credentials.pki {
             certify::age_sentinels(&mut observed, pki, &certificates);
@@ -474,6 +475,7 @@ impl Look<'_> {
         if !self.wanted.paused {
             self.tell_users(writer, &built, (credentials, entry), &observed, memory).await;
             self.end_preferences(&actor(writer, &built, entry), &observed, &mut memory.unpreferred).await;
+            self.hasten(&built, entry, patient).await;
             if let Some(sentinel) = memory.spins.note(&used, Instant::now()) {
                 self.calm(&built, entry, sentinel).await;
             }
@@ -690,6 +692,17 @@ impl Look<'_> {
             match actor.end_preference(*id).await {
                 Ok(()) => drop(done.insert(*id)),
                 Err(error) => debug!(key = %self.place.key, %error, "a server is not asked for its priority, and is asked again"),
+            }
+        }
+    }
+
+    /// Has sentinels give up connections that nobody answers: each that has started since.
+    async fn hasten(&self, built: &Built, entry: Entry<'_>, patient: BTreeSet<SentinelId>) {
+        for sentinel in patient {
+            let Some(ip) = built.addresses.sentinels.get(&sentinel) else { continue };
+            match links::shorten(SocketAddr::new(*ip, SENTINEL_PORT), entry).await {
+                Ok(()) => self.context.metrics.acted("hasten"),
+                Err(error) => debug!(key = %self.place.key, %sentinel, %error, "a sentinel is not told, and is told again"),
             }
         }
     }

@@ -1,35 +1,18 @@
 //! The entry point of a sentinel.
 
-use std::io::ErrorKind;
-use std::net::{SocketAddr, TcpStream};
+use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 use std::{fs, io};
 
 use tempfile::TempDir;
-use tokio::net::{TcpListener, TcpSocket};
 
 use crate::support::resp::Client;
 use crate::support::server::{Engine, free_port};
+use crate::support::silent::Silent;
 use crate::support::wait_for;
 
 const LIMIT: Duration = Duration::from_secs(60);
-
-/// A listener that nobody gets an answer from: it takes no connection, and no more fit into its queue.
-async fn silent() -> (TcpListener, Vec<TcpStream>) {
-    let socket = TcpSocket::new_v4().expect("a socket");
-    socket.bind(SocketAddr::from(([127, 0, 0, 1], 0))).expect("it binds");
-    let listener = socket.listen(1).expect("it listens");
-    let address = listener.local_addr().expect("an address");
-    let mut waiting = Vec::new();
-    loop {
-        match TcpStream::connect_timeout(&address, Duration::from_millis(300)) {
-            Ok(stream) => waiting.push(stream),
-            Err(error) if error.kind() == ErrorKind::TimedOut => return (listener, waiting),
-            Err(error) => panic!("{error}"),
-        }
-    }
-}
 
 struct Sentinel {
     process: Child,
@@ -78,21 +61,20 @@ impl Sentinel {
 
 #[tokio::test]
 async fn a_sentinel_starts_once_those_that_it_remembers_answer() {
-    let (listener, waiting) = silent().await;
-    let address = listener.local_addr().expect("an address");
+    let silent = Silent::open().await;
+    let address = silent.address();
     let sentinel = Sentinel::start(address);
     wait_for("it to ask for the primary", LIMIT, || sentinel.is_asking(address.port()).expect("the table of connections"));
     assert!(Client::connect(sentinel.port).is_err(), "the sentinel runs although nobody answers where its primary is");
     // Somebody stands behind the address again.
-    drop(waiting);
-    let accepting = tokio::spawn(async move { while listener.accept().await.is_ok() {} });
+    let accepting = tokio::spawn(silent.answer());
     tokio::task::spawn_blocking(move || wait_for("it to watch", LIMIT, || sentinel.watches())).await.expect("it watches");
     accepting.abort();
 }
 
 #[tokio::test]
 async fn a_sentinel_starts_although_nobody_answers_for_long() {
-    let (listener, _waiting) = silent().await;
-    let sentinel = Sentinel::start(listener.local_addr().expect("an address"));
+    let silent = Silent::open().await;
+    let sentinel = Sentinel::start(silent.address());
     wait_for("it to watch", LIMIT, || sentinel.watches());
 }

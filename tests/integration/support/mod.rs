@@ -10,6 +10,7 @@ pub mod resp;
 pub mod saboteur;
 pub mod server;
 pub mod sidecar;
+pub mod silent;
 pub mod tilt;
 pub mod web;
 
