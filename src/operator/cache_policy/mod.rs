@@ -4,6 +4,7 @@
 //! snapshot of the policies, or says of each why it has no part in it; [`place`] and [`origins`] know where a sidecar finds what the
 //! snapshot names; [`user`] is what its login can do; [`objects`] is what lies in the workload's namespace.
 
+pub mod cache;
 pub mod merge;
 pub mod objects;
 pub mod origins;
