@@ -3,6 +3,8 @@
 // Each printer column has a name and a path of its own, which the lint takes for repetition.
 #![allow(clippy::duplicated_attributes)]
 
+mod status;
+
 use std::collections::BTreeMap;
 
 use kube::{CustomResource, KubeSchema};
@@ -15,6 +17,8 @@ use super::text::{
     PositiveDurationText, SqlText,
 };
 use crate::policy::{AtWaitEnd, Mode, Percent, ReplyForm, Span};
+
+pub use status::{CachePolicyStatus, ConditionType, ConnectionsStatus, MAX_NAMED, SidecarsStatus, WorkloadsStatus};
 
 /// How workloads use a cache tier: which keys live how long, and where missing ones are loaded from.
 #[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -29,8 +33,15 @@ use crate::policy::{AtWaitEnd, Mode, Percent, ReplyForm, Span};
     derive = "PartialEq",
     doc = "How workloads use a cache tier: which keys live how long, and where missing ones are loaded from.",
     printcolumn(name = "Cluster", type_ = "string", json_path = ".spec.cacheCluster"),
+    status = "CachePolicyStatus",
     printcolumn(name = "Mode", type_ = "string", json_path = ".spec.mode"),
-    printcolumn(name = "Rules", type_ = "string", json_path = ".spec.rules[*].name"),
+    printcolumn(name = "Status", type_ = "string", json_path = ".status.summary"),
+    printcolumn(name = "Sidecars", type_ = "string", json_path = ".status.sidecars.current"),
+    printcolumn(name = "Hits", type_ = "string", json_path = ".status.hitRatio"),
+    printcolumn(name = "Saved", type_ = "string", json_path = ".status.originLoadSaved"),
+    printcolumn(name = "Rules", type_ = "string", json_path = ".spec.rules[*].name", priority = "1"),
+    printcolumn(name = "Workloads", type_ = "integer", json_path = ".status.workloads.matched", priority = "1"),
+    printcolumn(name = "Generation", type_ = "integer", json_path = ".status.workloads.generation", priority = "1"),
     printcolumn(name = "Unmatched", type_ = "string", json_path = ".spec.defaults.unmatched", priority = "1"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]

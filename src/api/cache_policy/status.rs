@@ -1,0 +1,104 @@
+//! `status`: what has become of a policy. Written by the operator alone.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::KubeSchema;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// The most workloads that a status names.
+pub const MAX_NAMED: usize = 20;
+
+/// The types of a CachePolicy's conditions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ConditionType {
+    /// Whether its rules have a part in the snapshots of all workloads that it selects.
+    Accepted,
+    /// Whether all is there that it names.
+    ResolvedRefs,
+    /// Whether those snapshots lie ready for their sidecars.
+    Delivered,
+}
+
+impl ConditionType {
+    /// All of them, in the order in which they are told.
+    pub const ALL: [Self; 3] = [Self::Accepted, Self::ResolvedRefs, Self::Delivered];
+
+    /// The condition's `type`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Accepted => "Accepted",
+            Self::ResolvedRefs => "ResolvedRefs",
+            Self::Delivered => "Delivered",
+        }
+    }
+}
+
+/// What has become of a policy.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CachePolicyStatus {
+    /// The generation of the object that this is about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// Accepted, ResolvedRefs and Delivered; each with a reason, and a message that says what to do.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 8))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["type".to_owned()]))]
+    pub conditions: Vec<Condition>,
+    /// In a word or two: Delivered, Waiting, Overlap, SecretNotFound …
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub summary: Option<String>,
+    /// The workloads that it selects.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workloads: Option<WorkloadsStatus>,
+    /// The sidecars of those workloads.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sidecars: Option<SidecarsStatus>,
+    /// Of all keys that the policy's rules cover, how many reads the cache answered, in per cent, since the operator listens.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hit_ratio: Option<String>,
+    /// Of all such reads that an origin or the application would have had to load for, how many needed no load, in per cent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin_load_saved: Option<String>,
+    /// How many connections origins may see.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub connections: Option<ConnectionsStatus>,
+}
+
+/// The workloads that a policy selects.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct WorkloadsStatus {
+    /// How many they are.
+    pub matched: u32,
+    /// The first of them, such as Deployment/shop.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 20))]
+    pub names: Vec<String>,
+    /// The newest generation of their snapshots.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub generation: Option<u64>,
+}
+
+/// The sidecars of the workloads that a policy selects.
+#[derive(JsonSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SidecarsStatus {
+    /// How many have the newest snapshot in force, of how many: `3/3`. `-/3` where they have not been heard.
+    pub current: String,
+    /// How many pods have one.
+    pub total: u32,
+    /// Why some of them refuse the newest snapshot, as one of them says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refused: Option<String>,
+}
+
+/// How many connections origins may see.
+#[derive(JsonSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ConnectionsStatus {
+    /// From one sidecar, to all origins of its snapshot together: where workloads differ, from one that has the most.
+    pub per_sidecar: u64,
+    /// From all sidecars of all workloads that the policy selects.
+    pub fleet: u64,
+}
