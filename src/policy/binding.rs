@@ -96,6 +96,11 @@ impl BindingName {
     pub fn user(&self) -> String {
         format!("larder-b-{self}")
     }
+
+    /// The binding whose sidecars' user has this name.
+    pub fn of_user(user: &str) -> Option<Self> {
+        Self::parse(user.strip_prefix("larder-b-")?).ok()
+    }
 }
 
 /// A character that a DNS label may have, in place of this one.
@@ -123,6 +128,8 @@ mod tests {
         assert_ne!(shop, BindingName::of("StatefulSet", "shop", "main"));
         assert_ne!(shop, BindingName::of("Deployment", "shop", "other"));
         assert_ne!(BindingName::of("Deployment", "a.b", "main"), BindingName::of("Deployment", "a-b", "main"));
+        assert_eq!(BindingName::of_user(&shop.user()), Some(shop));
+        assert_eq!([BindingName::of_user("larder-system"), BindingName::of_user("larder-b-")], [None, None]);
     }
 
     #[test]

@@ -20,6 +20,7 @@ use super::plan::{Action, Member, SentinelId, ServerId, Why};
 use super::users::UserRules;
 use crate::operator::admin::{Admin, AdminError, Entry};
 use crate::policy::agent::ServerPhase;
+use crate::policy::binding::BindingName;
 
 /// How long one step on a server or a sentinel may take; handovers have a deadline of their own.
 const STEP_WITHIN: Duration = Duration::from_secs(5);
@@ -173,13 +174,19 @@ impl Actor<'_, '_> {
         .await
     }
 
-    /// Makes a sentinel know these users, and forget their earlier rules and passwords. Connections stay.
+    /// Makes a sentinel know these users, and forget their earlier rules and passwords. Connections stay, but for those of bindings' users that
+    /// are no more: these go. Whatever else a sentinel has of users is left alone.
     pub async fn set_users(&self, id: SentinelId, users: &[UserRules]) -> Result<(), ActError> {
         within("ACL SETUSER", async {
             let Some(mut admin) = self.sentinel(id).await? else { return Ok(()) };
             for UserRules { name, rules } in users {
                 let arguments = [name.as_str(), "reset"].into_iter().chain(rules.iter().map(String::as_str));
                 let _: () = admin.ask("ACL SETUSER", &arguments.collect::<Vec<_>>()).await?;
+            }
+            let present: Vec<String> = admin.ask("ACL USERS", &[]).await?;
+            let is_wanted = |name: &str| users.iter().any(|user| user.name == name);
+            for name in present.iter().filter(|name| BindingName::of_user(name).is_some() && !is_wanted(name)) {
+                let _: i64 = admin.ask("ACL DELUSER", &[name]).await?;
             }
             Ok(())
         })

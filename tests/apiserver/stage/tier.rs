@@ -276,6 +276,16 @@ impl Tier {
                 self.servers.get_mut(&ordinal)?.priority = priority.to_owned();
                 Reply::Simple("OK")
             }
+            ["ROLE"] => match self.servers.get(&ordinal)?.role {
+                Role::Replica(of) => Reply::strings(["slave", &of.ip().to_string(), &of.port().to_string(), "connected", "0"]),
+                Role::Primary | Role::Undecided => {
+                    Reply::Array(vec![Reply::bulk("master"), Reply::Integer(0), Reply::Array(Vec::new())])
+                }
+            },
+            // Nobody here holds keys: whoever puts some there is to try again.
+            ["EVAL" | "GETRANGE" | "SET" | "DEL" | "SREM" | "PUBLISH" | "SUBSCRIBE" | "UNSUBSCRIBE" | "HELLO", ..] => {
+                Reply::error("LOADING a played server keeps nothing")
+            }
             ["REPLICAOF", "NO", "ONE"] => {
                 self.promote(ordinal);
                 Reply::Simple("OK")
@@ -326,6 +336,18 @@ impl Tier {
                 self.sentinels.get_mut(&ordinal)?.users.insert((*name).to_owned());
                 Reply::Simple("OK")
             }
+            ("ACL", "USERS", _) => {
+                let users = &self.sentinels.get(&ordinal)?.users;
+                Reply::Array(users.iter().map(Reply::bulk).collect())
+            }
+            ("ACL", "DELUSER", [_, name]) => {
+                let removed = self.sentinels.get_mut(&ordinal)?.users.remove(*name);
+                Reply::Integer(i64::from(removed))
+            }
+            ("SENTINEL", "GET-MASTER-ADDR-BY-NAME", _) => match watch {
+                Some(Watch { primary, .. }) => Reply::strings([&primary.ip().to_string(), &primary.port().to_string()]),
+                None => Reply::Array(Vec::new()),
+            },
             ("SENTINEL", "MASTERS", _) => Reply::Array(watch.into_iter().map(|watch| self.master(ordinal, watch)).collect()),
             ("SENTINEL", "MASTER", _) => watch.map_or_else(no_such, |watch| self.master(ordinal, watch)),
             ("SENTINEL", "REPLICAS", _) => watch.map_or_else(no_such, |watch| self.replicas(watch)),
