@@ -8,7 +8,7 @@
 //! | [`sidecar`] | the RESP proxy beside a workload | `policy`, `origin`, `telemetry` |
 //! | [`agent`] | the entry point of a server: its place, supervision, probes, metrics, handover | `policy`, `telemetry`, `sidecar` |
 //! | `api` | the custom resources, their checks, and their compilation into a snapshot | `policy` |
-//! | `operator` | what a CacheCluster needs, as a plan | `policy`, `api` |
+//! | `operator` | what a CacheCluster needs, as a plan, and what policies make of workloads | `policy`, `api` |
 //! | `injector` | admission: pods that a policy selects get a sidecar | `policy`, `api`, `operator`, and of `sidecar` the encrypted listener |
 //! | `dev` | a second actuator of the plan: real servers as processes on one machine | `policy`, `api`, `operator` |
 //! | `demo` | the main job in a minute | all but `cli` |

@@ -9,7 +9,6 @@ mod container;
 mod diff;
 mod environment;
 mod known;
-mod owner;
 mod patch;
 mod review;
 mod run;

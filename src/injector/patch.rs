@@ -11,11 +11,11 @@ use super::annotations::{BINDING, CONTAINERS, INJECT, INJECTED, PORT, Record, Wi
 use super::container::{NAME, container, repaired};
 use super::diff::{Step, steps};
 use super::environment::equip;
-use super::owner::owner;
 use super::volumes::{NAMES, volumes};
 use crate::api::CachePolicy;
 use crate::api::cache_policy::{EnvMode, InjectSpec};
 use crate::api::compile::in_order;
+use crate::operator::owner::owner;
 use crate::operator::watches::CLUSTER_LABEL;
 use crate::policy::binding::BindingName;
 

@@ -50,6 +50,14 @@ pub fn owner(pod: &Value) -> Owner {
     }
 }
 
+/// Whose a pod may be that stands: that of [`owner`]; and where nobody owns it and its name was generated, what it was before it had one.
+pub fn owners(pod: &Value) -> Vec<Owner> {
+    let first = owner(pod);
+    let generated = pod["metadata"]["generateName"].as_str().filter(|name| first.kind == "Pod" && !name.is_empty());
+    let generated = generated.map(|name| Owner { kind: first.kind.clone(), name: name.trim_end_matches('-').to_owned() });
+    [first].into_iter().chain(generated).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -81,6 +89,17 @@ mod tests {
         check(&owned("Job", "report-28391040", &json!({})), "CronJob", "report");
         check(&owned("Job", "migrate-7", &json!({})), "Job", "migrate-7");
         check(&owned("Job", "28391040", &json!({})), "Job", "28391040");
+    }
+
+    #[test]
+    fn a_pod_that_stands_may_have_been_named_later() {
+        let names =
+            |metadata: Value| owners(&json!({"metadata": metadata})).into_iter().map(|owner| owner.name).collect::<Vec<_>>();
+        assert_eq!(names(json!({"name": "debug-x7k2p", "generateName": "debug-"})), ["debug-x7k2p", "debug"]);
+        assert_eq!(names(json!({"name": "debug"})), ["debug"]);
+        let mut owned = owned("StatefulSet", "db", &json!({}));
+        owned["generateName"] = json!("db-");
+        assert_eq!(names(owned), ["db"]);
     }
 
     #[test]
