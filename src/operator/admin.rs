@@ -109,7 +109,7 @@ impl<'a> From<Option<&'a Login>> for Entry<'a> {
 }
 
 /// An [`Entry`] of one's own.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Keys {
     login: Option<Login>,
     trust: Option<Trust>,

@@ -1,5 +1,5 @@
-//! The operator as a process: it watches, and while it leads it looks at each CacheCluster when something about it changes, and
-//! regularly.
+//! The operator as a process: it watches, and while it leads it looks at each CacheCluster, and at the policies of each namespace, when
+//! something about them changes, and regularly.
 
 use std::collections::HashMap;
 use std::io;
@@ -18,16 +18,24 @@ use tracing::{debug, info, warn};
 
 use super::cache_cluster::objects::Installation;
 use super::cache_cluster::reconcile::{self, Memory, Standing};
+use super::cache_policy::cache::Caches;
+use super::cache_policy::look;
+use super::cache_policy::ties::Ties;
 use super::election::{Election, Leadership};
 use super::metrics::Metrics;
 use super::queue::{Key, Queue, back_off};
 use super::serve::{self, ListenError};
-use super::watches::{Cluster, Watches, nodes};
+use super::watches::{Cluster, Queues, Watches, namespace_key, nodes};
+use crate::policy::binding::BindingName;
 
 /// How many CacheClusters are worked on at the same time.
 const CONCURRENCY: usize = 4;
+/// How many namespaces' policies are.
+const POLICY_CONCURRENCY: usize = 2;
 /// How long work under way may go on after the signal to stop.
 const FINISH_WITHIN: Duration = Duration::from_secs(20);
+/// How long what sidecars told is gathered before it is told on.
+const TOLD: Duration = Duration::from_secs(1);
 /// The Lease that the operators of one installation compete for.
 const LEASE: &str = "larder-operator";
 /// How long a server's agent may take to answer.
@@ -81,7 +89,11 @@ pub struct Context {
     /// The operator's own figures.
     pub metrics: Arc<Metrics>,
     /// What is to be looked at.
-    pub queue: Queue,
+    pub queues: Queues,
+    /// What the looks at CacheClusters and those at policies tell each other.
+    pub ties: Ties,
+    /// Larder's own keys in the caches.
+    pub caches: Caches,
     /// What all CacheClusters share.
     pub installation: Installation,
     /// The nodes, where this operator may see them.
@@ -97,6 +109,8 @@ struct Known {
     memories: HashMap<Key, Memory>,
     /// How each was found the last time.
     standings: HashMap<Key, Standing>,
+    /// What was learned of the policies of each namespace; of one that is being looked at, whoever looks has it.
+    policies: HashMap<String, look::Memory>,
 }
 
 /// What whoever runs in the same process shares with the operator.
@@ -136,8 +150,11 @@ pub async fn run(
 
     let context = Arc::new(Context::new(client, &config, leadership, metrics, &mut tasks)?);
     tasks.spawn(announce_readiness(context.clone(), tell));
-    let worker = || tokio::spawn(work(context.clone(), ready.clone(), stopping.clone()));
-    let workers: Vec<_> = (0..CONCURRENCY).map(|_| worker()).collect();
+    let Queues { clusters, policies } = &context.queues;
+    let worker = |queue: &Queue| Worker { context: context.clone(), queue: queue.clone(), ready: ready.clone() };
+    let of_clusters = (0..CONCURRENCY).map(|_| tokio::spawn(worker(clusters).work(look_at, stopping.clone())));
+    let of_policies = (0..POLICY_CONCURRENCY).map(|_| tokio::spawn(worker(policies).work(look_at_policies, stopping.clone())));
+    let workers: Vec<_> = of_clusters.chain(of_policies).collect();
     tasks.spawn(follow_leadership(context.clone()));
 
     stopped.await;
@@ -190,22 +207,26 @@ impl Context {
         metrics: Arc<Metrics>,
         tasks: &mut JoinSet<()>,
     ) -> Result<Self, OperatorError> {
-        let queue = Queue::default();
+        let queues = Queues::default();
+        let of_policies = queues.policies.clone();
+        let told = move |cluster: &Key, _: &BindingName| of_policies.add_after(namespace_key(&cluster.namespace), TOLD);
         let scopes: Vec<Option<&str>> = match &config.namespaces[..] {
             [] => vec![None],
             names => names.iter().map(|name| Some(name.as_str())).collect(),
         };
         let turn = Arc::new(Semaphore::new(1));
-        let watches = scopes.into_iter().map(|namespace| Watches::start(&client, namespace, &queue, &turn, tasks)).collect();
+        let watches = scopes.into_iter().map(|namespace| Watches::start(&client, namespace, &queues, &turn, tasks)).collect();
         let reporter = Reporter { controller: "larder.dev/operator".to_owned(), instance: Some(config.identity.clone()) };
         Ok(Self {
             nodes: nodes(&client, tasks),
             http: http_client()?,
             recorder: Recorder::new(client.clone(), reporter),
+            ties: Ties::default(),
+            caches: Caches::new(leadership.clone(), metrics.clone(), told),
             client,
             leadership,
             metrics,
-            queue,
+            queues,
             installation: config.installation.clone(),
             watches,
             known: Mutex::default(),
@@ -238,10 +259,24 @@ impl Context {
         self.metrics.set_clusters(known.standings.len(), count(Standing::Ready), count(Standing::Refused));
     }
 
+    /// Keeps what was learned about the policies of a namespace.
+    fn remember_policies(&self, namespace: &str, memory: Option<look::Memory>) {
+        let mut known = self.known();
+        if let Some(memory) = memory.filter(|_| self.leadership.holds()) {
+            known.policies.insert(namespace.to_owned(), memory);
+        }
+        let (policies, bindings) =
+            known.policies.values().map(look::Memory::counts).fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1));
+        self.metrics.set_policies(policies, bindings);
+    }
+
     /// Forgets everything: another may have changed it since.
     fn forget(&self) {
         *self.known() = Known::default();
+        self.ties.forget();
+        self.caches.leave();
         self.metrics.set_clusters(0, 0, 0);
+        self.metrics.set_policies(0, 0);
     }
 }
 
@@ -262,41 +297,55 @@ async fn follow_leadership(context: Arc<Context>) {
         leadership.gained().await;
         context.metrics.set_leads(true);
         let keys = context.watches.iter().flat_map(Watches::keys);
-        keys.for_each(|key| context.queue.add(key));
+        keys.for_each(|key| context.queues.clusters.add(key));
+        let namespaces = context.watches.iter().flat_map(Watches::namespaces);
+        namespaces.for_each(|namespace| context.queues.policies.add(namespace_key(&namespace)));
         leadership.lost().await;
         context.metrics.set_leads(false);
         // What was learned is as old as the last look; another may have changed everything since.
         context.forget();
-        context.queue.forget_failures();
+        context.queues.clusters.forget_failures();
     }
 }
 
-/// Works on one CacheCluster after another, while this process leads.
-async fn work(context: Arc<Context>, mut ready: watch::Receiver<String>, stopping: watch::Receiver<bool>) {
-    tokio::select! {
-        known = ready.wait_for(String::is_empty) => if known.is_err() { return },
-        () = told(stopping.clone()) => return,
-    }
-    let mut leadership = context.leadership.clone();
-    loop {
-        let next = async {
-            leadership.gained().await;
-            context.queue.next().await
-        };
-        let turn = tokio::select! {
-            turn = next => turn,
+/// Works on one object of a queue after another, while this process leads.
+struct Worker {
+    context: Arc<Context>,
+    queue: Queue,
+    ready: watch::Receiver<String>,
+}
+
+impl Worker {
+    async fn work<F>(self, look: impl Fn(Arc<Context>, Key) -> F + Send, stopping: watch::Receiver<bool>)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let Self { context, queue, mut ready } = self;
+        tokio::select! {
+            known = ready.wait_for(String::is_empty) => if known.is_err() { return },
             () = told(stopping.clone()) => return,
-        };
-        if context.leadership.holds() {
-            // In a task of its own, so that an error of ours in one object is not the end of all work.
-            let look = tokio::spawn(look_at(context.clone(), turn.key().clone()));
-            if let Err(error) = look.await {
-                warn!(key = %turn.key(), %error, "the look at a CacheCluster broke off");
-                context.queue.add_after(turn.key().clone(), back_off(8));
+        }
+        let mut leadership = context.leadership.clone();
+        loop {
+            let next = async {
+                leadership.gained().await;
+                queue.next().await
+            };
+            let turn = tokio::select! {
+                turn = next => turn,
+                () = told(stopping.clone()) => return,
+            };
+            if context.leadership.holds() {
+                // In a task of its own, so that an error of ours in one object is not the end of all work.
+                let look = tokio::spawn(look(context.clone(), turn.key().clone()));
+                if let Err(error) = look.await {
+                    warn!(key = %turn.key(), %error, "a look broke off");
+                    queue.add_after(turn.key().clone(), back_off(8));
+                }
+            } else {
+                // Whoever leads does it; it may be this process again.
+                queue.add_after(turn.key().clone(), Duration::from_secs(1));
             }
-        } else {
-            // Whoever leads does it; it may be this process again.
-            context.queue.add_after(turn.key().clone(), Duration::from_secs(1));
         }
     }
 }
@@ -306,7 +355,10 @@ async fn look_at(context: Arc<Context>, key: Key) {
     let Some(watches) = context.watches_of(&key.namespace) else { return };
     let Some(cluster) = watches.cluster(&key) else {
         debug!(%key, "the CacheCluster is gone");
-        context.queue.succeed(&key);
+        context.ties.gone(&key);
+        context.caches.set(&key, None);
+        context.queues.policies.add(namespace_key(&key.namespace));
+        context.queues.clusters.succeed(&key);
         return context.remember(key, None);
     };
     let mut memory = context.known().memories.remove(&key).unwrap_or_default();
@@ -332,15 +384,52 @@ async fn look_at(context: Arc<Context>, key: Key) {
     };
     context.metrics.ended(word, start.elapsed());
     context.remember(key.clone(), Some(memory));
+    if context.leadership.holds() && context.ties.looked(&key) {
+        context.queues.policies.add(namespace_key(&key.namespace));
+    }
+    let queue = &context.queues.clusters;
     let generation = |cluster: &Cluster| cluster.meta().generation;
     if word == "ok" {
-        context.queue.succeed(&key);
-        context.queue.add_after(key, next);
+        queue.succeed(&key);
+        queue.add_after(key, next);
     } else if watches.cluster(&key).is_some_and(|now| generation(&now) != generation(&cluster)) {
         // It was corrected in the meantime.
-        context.queue.add_urgent(key);
+        queue.add_urgent(key);
     } else {
-        context.queue.fail(key, generation(&cluster), next);
+        queue.fail(key, generation(&cluster), next);
+    }
+}
+
+/// Looks at the policies of one namespace, does what is due, and says when to look again.
+async fn look_at_policies(context: Arc<Context>, key: Key) {
+    let namespace = &key.namespace;
+    let Some(watches) = context.watches_of(namespace) else { return };
+    let mut memory = context.known().policies.remove(namespace).unwrap_or_default();
+    let start = Instant::now();
+    let outcome = timeout(look::WITHIN, look::look(&context, watches, namespace, &mut memory)).await;
+    let (word, next) = match outcome {
+        Ok(Ok(next)) => {
+            memory.failures = 0;
+            ("ok", next)
+        }
+        Ok(Err(error)) => {
+            memory.failures = memory.failures.saturating_add(1);
+            let next = back_off(memory.failures);
+            warn!(namespace, %error, again_in_ms = next.as_millis(), "policies could not be brought forward");
+            (error.word(), next)
+        }
+        Err(_) => {
+            memory.failures = memory.failures.saturating_add(1);
+            warn!(namespace, "a look at policies took more than {} s", look::WITHIN.as_secs());
+            ("late", back_off(memory.failures))
+        }
+    };
+    context.metrics.looked_at_policies(word, start.elapsed());
+    let is_over = memory.counts() == (0, 0) && word == "ok";
+    context.remember_policies(namespace, (!is_over).then_some(memory));
+    // Where nothing is, nothing ages.
+    if !is_over {
+        context.queues.policies.add_after(key, next);
     }
 }
 

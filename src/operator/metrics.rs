@@ -39,6 +39,11 @@ pub struct Metrics {
     ready: Gauge,
     invalid: Gauge,
     reviews: Family<Result, Counter>,
+    policy_looks: Family<Result, Counter>,
+    policy_duration: Histogram,
+    policy_status_writes: Counter,
+    policies: Gauge,
+    bindings: Gauge,
     resident: Gauge<i64>,
     cpu: Counter<f64, AtomicU64>,
 }
@@ -59,6 +64,11 @@ impl Default for Metrics {
             ready: Gauge::default(),
             invalid: Gauge::default(),
             reviews: Family::default(),
+            policy_looks: Family::default(),
+            policy_duration: Histogram::new(exponential_buckets(0.001, 2.0, 14)),
+            policy_status_writes: Counter::default(),
+            policies: Gauge::default(),
+            bindings: Gauge::default(),
             resident: Gauge::default(),
             cpu: Counter::default(),
         };
@@ -83,6 +93,14 @@ impl Metrics {
         registry.register("clusters_ready", "CacheClusters that are ready", self.ready.clone());
         registry.register("clusters_refused", "CacheClusters whose specification cannot be used", self.invalid.clone());
         registry.register("pod_reviews", "Pods that the webhook was asked about, by what became of them", self.reviews.clone());
+        let help = "Looks at the policies of a namespace, by how they ended";
+        registry.register("policy_looks", help, self.policy_looks.clone());
+        let help = "How long looks at the policies of a namespace took";
+        registry.register_with_unit("policy_look_duration", help, Unit::Seconds, self.policy_duration.clone());
+        let help = "Status documents of policies that were written";
+        registry.register("policy_status_writes", help, self.policy_status_writes.clone());
+        registry.register("policies", "CachePolicies that are kept", self.policies.clone());
+        registry.register("bindings", "Workloads that are tied to a CacheCluster", self.bindings.clone());
         registry.register_with_unit("resident_memory", "Memory that the process holds", Unit::Bytes, self.resident.clone());
         registry.register_with_unit("cpu", "Processor time that the process used", Unit::Seconds, self.cpu.clone());
     }
@@ -140,6 +158,24 @@ impl Metrics {
     /// The webhook was asked about a pod, of which this became.
     pub fn reviewed_pod(&self, result: &'static str) {
         self.reviews.get_or_create(&Result { result }).inc();
+    }
+
+    /// The policies of a namespace were looked at: how that ended, and how long it took.
+    pub fn looked_at_policies(&self, result: &'static str, took: Duration) {
+        self.policy_looks.get_or_create(&Result { result }).inc();
+        self.policy_duration.observe(took.as_secs_f64());
+    }
+
+    /// The status of a policy was written.
+    pub fn wrote_policy_status(&self) {
+        self.policy_status_writes.inc();
+    }
+
+    /// How many policies there are, and how many workloads are tied to a CacheCluster.
+    pub fn set_policies(&self, policies: usize, bindings: usize) {
+        for (gauge, count) in [(&self.policies, policies), (&self.bindings, bindings)] {
+            gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
+        }
     }
 
     /// How many CacheClusters there are, how many of them are ready, and how many are refused.

@@ -1,7 +1,7 @@
 //! The operator: what a CacheCluster needs, as a plan, and how it is carried out on Kubernetes.
 //!
-//! [`controller`] decides when a CacheCluster is looked at, [`cache_cluster`] what is done then; [`watches`] is what the API server holds.
-//! [`cache_policy`] makes of CachePolicies what a workload's sidecars are to be told; nothing calls it yet.
+//! [`controller`] decides when a CacheCluster, or the policies of a namespace, are looked at, [`cache_cluster`] and [`cache_policy`] what is
+//! done then; [`watches`] is what the API server holds.
 
 pub mod admin;
 pub mod api_error;
@@ -13,6 +13,7 @@ pub mod election;
 mod fake_api;
 pub mod held;
 pub mod metrics;
+pub mod owner;
 pub mod queue;
 pub mod serve;
 pub mod switches;

@@ -2,10 +2,14 @@
 //!
 //! Objects are kept without what nobody reads here, see [`super::held`].
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use k8s_openapi::NamespaceResourceScope;
+use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, StatefulSet as KubeSet};
+use k8s_openapi::api::batch::v1::CronJob;
 use k8s_openapi::api::core::v1::{Node, NodeSpec, NodeStatus, ServiceAccount};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::NetworkPolicy;
@@ -22,9 +26,11 @@ use tracing::{debug, warn};
 
 use super::api_error;
 use super::cache_cluster::parts::{Bare, Claim, ConfigMap, Pod, Secret, Service, StatefulSet, Version};
+use super::cache_policy::objects::BINDING_LABEL;
+use super::cache_policy::parts::{Keyring, Maker, Map, Sidecar, Template};
 use super::held::{Held, Part};
 use super::queue::{Key, Queue};
-use crate::api::CacheCluster;
+use crate::api::{CacheCluster, CachePolicy};
 
 /// The label that names the CacheCluster that an object belongs to.
 pub const CLUSTER_LABEL: &str = "larder.dev/cluster";
@@ -32,7 +38,11 @@ pub const CLUSTER_LABEL: &str = "larder.dev/cluster";
 const OWN_PREFIX: &str = "larder.dev/";
 /// How many objects one answer of a list may hold: while it is read all of them are in memory as a whole.
 const PAGE: u32 = 50;
+/// How long changes are gathered that no pod waits for.
+const UNHURRIED: Duration = Duration::from_millis(500);
 
+/// A CachePolicy, or what is known of one that cannot be read.
+pub type Policy = DeserializeGuard<CachePolicy>;
 /// A CacheCluster, or what is known of one that cannot be read.
 pub type Cluster = DeserializeGuard<CacheCluster>;
 
@@ -65,14 +75,45 @@ pub struct Watches {
     pub endpoint_slices: Store<Held<Bare<EndpointSlice>>>,
     /// Names and versions of all Secrets: those that CacheClusters refer to are among them.
     pub secret_versions: Store<Held<Version>>,
+    /// The CachePolicies.
+    pub policies: Store<Policy>,
+    /// What makes pods, by kind: the workloads that policies may select.
+    pub deployments: Store<Held<Template<Deployment>>>,
+    /// See [`Watches::deployments`].
+    pub all_stateful_sets: Store<Held<Template<KubeSet>>>,
+    /// See [`Watches::deployments`].
+    pub daemon_sets: Store<Held<Template<DaemonSet>>>,
+    /// See [`Watches::deployments`].
+    pub cron_jobs: Store<Held<Template<CronJob>>>,
+    /// Pods with a sidecar.
+    pub sidecars: Store<Held<Sidecar>>,
+    /// The ConfigMaps of bindings.
+    pub binding_maps: Store<Held<Map>>,
+    /// The Secrets of bindings.
+    pub binding_secrets: Store<Held<Keyring>>,
+}
+
+/// What is to be looked at: CacheClusters, and namespaces for their policies.
+#[derive(Debug, Clone, Default)]
+pub struct Queues {
+    /// CacheClusters.
+    pub clusters: Queue,
+    /// Namespaces: see [`namespace_key`].
+    pub policies: Queue,
+}
+
+/// A namespace, as the queue of policies names it.
+pub fn namespace_key(namespace: &str) -> Key {
+    Key { namespace: namespace.to_owned(), name: String::new() }
 }
 
 /// Starts watches.
 struct Starter<'a> {
     client: &'a Client,
     namespace: Option<&'a str>,
-    queue: &'a Queue,
+    queues: &'a Queues,
     clusters: Store<Cluster>,
+    policies: Store<Policy>,
     /// Had by whoever lists for the first time: a page in the making is many times as large as what is kept of it.
     turn: Arc<Semaphore>,
     tasks: &'a mut JoinSet<()>,
@@ -83,13 +124,18 @@ impl Watches {
     pub fn start(
         client: &Client,
         namespace: Option<&str>,
-        queue: &Queue,
+        queues: &Queues,
         turn: &Arc<Semaphore>,
         tasks: &mut JoinSet<()>,
     ) -> Self {
         let (clusters, writer) = store::<Cluster>();
-        let mut starter = Starter { client, namespace, queue, clusters: clusters.clone(), turn: turn.clone(), tasks };
+        let (policies, policies_writer) = store::<Policy>();
+        let (kept_clusters, kept_policies) = (clusters.clone(), policies.clone());
+        let mut starter =
+            Starter { client, namespace, queues, clusters: kept_clusters, policies: kept_policies, turn: turn.clone(), tasks };
         starter.clusters(writer);
+        let binding_maps = starter.bound();
+        starter.policies(policies_writer, binding_maps.clone());
         Self {
             namespace: namespace.map(str::to_owned),
             stateful_sets: starter.children(),
@@ -103,6 +149,14 @@ impl Watches {
             network_policies: starter.children(),
             endpoint_slices: starter.children(),
             secret_versions: starter.secret_versions(),
+            deployments: starter.makers(),
+            all_stateful_sets: starter.makers(),
+            daemon_sets: starter.makers(),
+            cron_jobs: starter.makers(),
+            sidecars: starter.sidecars(binding_maps.clone()),
+            binding_secrets: starter.bound(),
+            binding_maps,
+            policies,
             clusters,
         }
     }
@@ -122,6 +176,13 @@ impl Watches {
         keys_of(&self.clusters)
     }
 
+    /// Every namespace with policies, or with what they left behind.
+    pub fn namespaces(&self) -> BTreeSet<String> {
+        let bound = self.binding_maps.state().into_iter().map(|map| map.namespace().to_owned());
+        let secrets = self.binding_secrets.state().into_iter().map(|secret| secret.namespace().to_owned());
+        namespaces_of(&self.policies).into_iter().chain(bound).chain(secrets).collect()
+    }
+
     /// Returns once everything is at hand. `tell` hears what is waited for.
     pub async fn ready(&self, mut tell: impl FnMut(String)) {
         let place = self.namespace.as_deref().map_or_else(|| "all namespaces".to_owned(), |name| format!("namespace {name}"));
@@ -139,6 +200,14 @@ impl Watches {
             network_policies,
             endpoint_slices,
             secret_versions,
+            policies,
+            deployments,
+            all_stateful_sets,
+            daemon_sets,
+            cron_jobs,
+            sidecars,
+            binding_maps,
+            binding_secrets,
         } = self;
         macro_rules! await_all {
             ($($store:ident $what:literal),*) => {$(
@@ -150,7 +219,9 @@ impl Watches {
         await_all!(
             clusters "CacheClusters", stateful_sets "StatefulSets", pods "Pods", services "Services", config_maps "ConfigMaps",
             secrets "Secrets", secret_versions "Secrets", claims "PersistentVolumeClaims", accounts "ServiceAccounts",
-            budgets "PodDisruptionBudgets", network_policies "NetworkPolicies", endpoint_slices "EndpointSlices"
+            budgets "PodDisruptionBudgets", network_policies "NetworkPolicies", endpoint_slices "EndpointSlices",
+            policies "CachePolicies", deployments "Deployments", all_stateful_sets "StatefulSets", daemon_sets "DaemonSets",
+            cron_jobs "CronJobs", sidecars "Pods", binding_maps "ConfigMaps", binding_secrets "Secrets"
         );
     }
 }
@@ -168,12 +239,16 @@ impl Starter<'_> {
 
     /// CacheClusters: each change concerns the object itself.
     fn clusters(&mut self, writer: Writer<Cluster>) {
-        let queue = self.queue.clone();
+        let Queues { clusters: queue, policies } = self.queues.clone();
         let events = watcher::watcher(self.api::<Cluster>(), watching()).default_backoff();
         let events = events.modify(|cluster| strip(cluster.meta_mut())).reflect(writer);
         let clusters = self.clusters.clone();
         self.follow("CacheClusters", events, move |cluster: Option<&Cluster>| match cluster {
-            Some(cluster) => key_of(cluster).into_iter().for_each(|key| queue.add_changed(key, cluster.meta().generation)),
+            Some(cluster) => key_of(cluster).into_iter().for_each(|key| {
+                // Its policies miss it where it is gone.
+                policies.add_after(namespace_key(&key.namespace), UNHURRIED);
+                queue.add_changed(key, cluster.meta().generation);
+            }),
             None => keys_of(&clusters).into_iter().for_each(|key| queue.add(key)),
         });
     }
@@ -181,7 +256,7 @@ impl Starter<'_> {
     /// Objects that belong to CacheClusters: each change concerns the one that a label names.
     fn children<P: Part>(&mut self) -> Store<Held<P>> {
         let (reader, writer) = store::<Held<P>>();
-        let (queue, clusters) = (self.queue.clone(), self.clusters.clone());
+        let (queue, clusters) = (self.queues.clusters.clone(), self.clusters.clone());
         let events = watcher::watcher(self.api::<P::Of>(), watching().labels(CLUSTER_LABEL)).default_backoff();
         let events = reflector(writer, events.map_ok(Held::of_event));
         self.follow(&P::Of::plural(&()), events, move |child: Option<&Held<P>>| match child {
@@ -192,10 +267,70 @@ impl Starter<'_> {
         reader
     }
 
-    /// All Secrets by name and version: a change concerns the CacheClusters that refer to it.
+    /// CachePolicies: each change concerns all of its namespace, since a workload may follow several.
+    fn policies(&mut self, writer: Writer<Policy>, bound: Store<Held<Map>>) {
+        let queue = self.queues.policies.clone();
+        let events = watcher::watcher(self.api::<Policy>(), watching()).default_backoff();
+        let events = events.modify(|policy| strip(policy.meta_mut())).reflect(writer);
+        let policies = self.policies.clone();
+        self.follow("CachePolicies", events, move |policy: Option<&Policy>| match policy {
+            Some(policy) => policy.meta().namespace.iter().for_each(|namespace| queue.add(namespace_key(namespace))),
+            None => {
+                let bound = bound.state().into_iter().map(|map| map.namespace().to_owned());
+                let namespaces: BTreeSet<String> = namespaces_of(&policies).into_iter().chain(bound).collect();
+                namespaces.iter().for_each(|namespace| queue.add(namespace_key(namespace)));
+            }
+        });
+    }
+
+    /// Objects of bindings: each change is either Larder's own, or is to be undone.
+    fn bound<P: Part>(&mut self) -> Store<Held<P>> {
+        self.of_policies(Some(BINDING_LABEL), |_, _| UNHURRIED)
+    }
+
+    /// What makes pods. Those are seen themselves; whoever has none yet is in no hurry.
+    fn makers<K: Maker>(&mut self) -> Store<Held<Template<K>>> {
+        self.of_policies(None, |_, _| UNHURRIED)
+    }
+
+    /// Pods with a sidecar. One whose binding has nothing yet waits for it.
+    fn sidecars(&mut self, bound: Store<Held<Map>>) -> Store<Held<Sidecar>> {
+        self.of_policies(Some(BINDING_LABEL), move |namespace: &str, pod: &Held<Sidecar>| {
+            let map = pod.part.binding.as_ref().map(|binding| ObjectRef::new(&binding.object_name()).within(namespace));
+            let has_map = map.is_some_and(|map| bound.get(&map).is_some());
+            if has_map { UNHURRIED } else { Duration::from_millis(20) }
+        })
+    }
+
+    /// Objects that a look at a namespace's policies asks about: each change concerns the namespace, where it has policies, or where it is
+    /// about something of theirs; `delay` says how soon.
+    fn of_policies<P: Part>(
+        &mut self,
+        label: Option<&str>,
+        delay: impl Fn(&str, &Held<P>) -> Duration + Send + 'static,
+    ) -> Store<Held<P>> {
+        let (reader, writer) = store::<Held<P>>();
+        let (queue, policies, is_theirs) = (self.queues.policies.clone(), self.policies.clone(), label.is_some());
+        let config = label.map_or_else(watching, |label| watching().labels(label));
+        let events = watcher::watcher(self.api::<P::Of>(), config).default_backoff();
+        let events = reflector(writer, events.map_ok(Held::of_event));
+        self.follow(&P::Of::plural(&()), events, move |object: Option<&Held<P>>| match object {
+            Some(object) => {
+                let namespace = object.namespace();
+                if is_theirs || has_policies(&policies, namespace) {
+                    queue.add_after(namespace_key(namespace), delay(namespace, object));
+                }
+            }
+            None => namespaces_of(&policies).iter().for_each(|namespace| queue.add(namespace_key(namespace))),
+        });
+        reader
+    }
+
+    /// All Secrets by name and version: a change concerns the CacheClusters and the policies that refer to it.
     fn secret_versions(&mut self) -> Store<Held<Version>> {
         let (reader, writer) = store();
-        let (queue, clusters) = (self.queue.clone(), self.clusters.clone());
+        let (Queues { clusters: queue, policies: of_policies }, clusters) = (self.queues.clone(), self.clusters.clone());
+        let policies = self.policies.clone();
         let events = watcher::watcher(self.api::<<Version as Part>::Of>(), watching()).default_backoff();
         let events = reflector(writer, events.map_ok(Held::of_event));
         self.follow("Secrets", events, move |secret: Option<&Held<Version>>| {
@@ -206,6 +341,14 @@ impl Starter<'_> {
                     && referenced_secret(cluster) == Some(secret.name())
             });
             concerned.iter().filter_map(|cluster| key_of(&**cluster)).for_each(|key| queue.add(key));
+            let refers = |policy: &Policy| {
+                let Ok(policy) = &policy.0 else { return false };
+                policy.metadata.namespace.as_deref() == Some(secret.namespace())
+                    && secrets_of(policy).any(|name| name == secret.name())
+            };
+            if policies.find(refers).is_some() {
+                of_policies.add(namespace_key(secret.namespace()));
+            }
         });
         reader
     }
@@ -276,6 +419,20 @@ pub fn nodes(client: &Client, tasks: &mut JoinSet<()>) -> Store<Node> {
 /// The Secret of the same namespace that a CacheCluster's password is in.
 pub fn referenced_secret(cluster: &CacheCluster) -> Option<&str> {
     Some(&cluster.spec.auth.as_ref()?.password.secret_key_ref.as_ref()?.name)
+}
+
+/// The Secrets of the same namespace that a policy's URLs are in.
+pub fn secrets_of(policy: &CachePolicy) -> impl Iterator<Item = &str> {
+    let access = policy.spec.origins.iter().flat_map(|origin| origin.sql.iter().chain(&origin.http));
+    access.filter_map(|access| Some(access.url.secret_key_ref.as_ref()?.name.as_str()))
+}
+
+fn has_policies(policies: &Store<Policy>, namespace: &str) -> bool {
+    policies.find(|policy| policy.meta().namespace.as_deref() == Some(namespace)).is_some()
+}
+
+fn namespaces_of(policies: &Store<Policy>) -> BTreeSet<String> {
+    policies.state().iter().filter_map(|policy| policy.meta().namespace.clone()).collect()
 }
 
 fn keys_of(clusters: &Store<Cluster>) -> Vec<Key> {

@@ -15,6 +15,7 @@ use super::audit::Entry;
 use super::chart;
 use super::control_plane::User;
 use super::operator::Operator;
+use super::policies;
 use super::scene::{KINDS, Scene, cache_cluster, eventually};
 
 const SHOP: &str = "shop";
@@ -82,6 +83,9 @@ async fn live_through_all(scene: &Scene, operator: &Operator) {
         if left.items.is_empty() { Ok(()) } else { Err(format!("{} are left", left.items.len())) }
     })
     .await;
+    policies::begin_with_policy(scene, operator).await;
+    policies::changes_often(scene, operator).await;
+    policies::end(scene).await;
     operator_sees_deletion(scene, operator).await;
 }
 

@@ -1,4 +1,4 @@
-//! docs/operator.md names every reason that a condition can have: who meets one looks there. docs/operators-pitfalls.md names tests that exist.
+//! docs/operator.md and docs/policies.md name every reason that a condition can have: who meets one looks there. docs/operators-pitfalls.md names tests that exist.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -29,6 +29,22 @@ fn every_reason_of_a_condition_is_explained() {
     let docs = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/operator.md")).expect("docs/operator.md");
     let missing: Vec<&String> = reasons.iter().filter(|reason| !docs.contains(&format!("`{reason}`"))).collect();
     assert!(missing.is_empty(), "docs/operator.md does not explain {missing:?}");
+}
+
+#[test]
+fn every_reason_of_a_policy_s_condition_is_explained() {
+    let mut reasons = quoted_after("src/operator/cache_policy/verdict.rs", &["Verdict::yes(\"", "=> \""]);
+    reasons.extend(quoted_after("src/operator/cache_policy/origins.rs", &["=> \""]));
+    reasons.extend(quoted_after(
+        "src/operator/cache_policy/report.rs",
+        &["Verdict::yes(\"", "Verdict::no(\"", "Verdict::no(\n            \"", "Verdict::no(\n                \""],
+    ));
+    for expected in ["Overlap", "SecretNotFound", "CacheClusterNotFound", "NoWorkload", "NotWritten"] {
+        assert!(reasons.contains(expected), "{expected} is not found in the code any more: {reasons:?}");
+    }
+    let docs = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/policies.md")).expect("docs/policies.md");
+    let missing: Vec<&String> = reasons.iter().filter(|reason| !docs.contains(&format!("`{reason}`"))).collect();
+    assert!(missing.is_empty(), "docs/policies.md does not explain {missing:?}");
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! One look at a CacheCluster, in five steps: fetch, validate, plan, apply, report.
 
+mod bindings;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
@@ -25,9 +27,7 @@ use super::links;
 use super::names::{Component, MANAGER, SENTINEL_PORT, SERVER_PORT};
 use super::objects::{self, Credentials};
 use super::pki::{IssueError, Pki};
-use super::plan::{
-    Action, Desired, Layout, Member, Observed, Sentinel, SentinelId, ServerId, ServerState, Starter, Tries, Why, plan,
-};
+use super::plan::{Action, Desired, Layout, Observed, SentinelId, ServerId, ServerState, Starter, Tries, Why, plan};
 use super::report::{self, Verdict, Verdicts};
 use super::spin::{self, Spins};
 use super::users::{Access, SYSTEM_USER, Users};
@@ -94,6 +94,8 @@ pub struct Memory {
     tries: Tries,
     /// Which generation of users each sentinel was told, by the uid of its pod.
     told_users: BTreeMap<SentinelId, (String, u64)>,
+    /// Users as they were last made: the watch may still show earlier ones, and no generation stands for two things.
+    users: Option<Users>,
     /// Certificates as they were last made: the watch may still show earlier ones, and none is made twice.
     pki: Option<Pki>,
     /// Who is trusted.
@@ -171,7 +173,7 @@ pub async fn reconcile(
             return refuse(context, &place, reason, Problems(problems).to_string(), memory).await;
         }
     };
-    let look = Look { context, watches, cluster, wanted: &wanted, place, until: Instant::now() + WITHIN };
+    let look = Look { context, watches, wanted: &wanted, place, until: Instant::now() + WITHIN };
     match look.credentials(memory).await {
         Ok((credentials, stale_password)) => match look.bring_forward(credentials, stale_password, memory).await {
             // Nobody can be asked where nobody else knows the authorities either.
@@ -333,7 +335,6 @@ struct Proved {
 struct Look<'a> {
     context: &'a Context,
     watches: &'a Watches,
-    cluster: &'a CacheCluster,
     wanted: &'a Wanted,
     place: Place,
     /// When it is given up.
@@ -349,8 +350,10 @@ impl Look<'_> {
         let password = password.and_then(|bytes| String::from_utf8(bytes).ok()).filter(|password| !password.is_empty());
         let password = password.map_or_else(random_password, Ok)?;
         let system = Login { user: SYSTEM_USER.to_owned(), password };
-        let previous = self.own_entry(&names.users_secret(), objects::USERS_STATE).await?;
-        let previous = previous.and_then(|json| Users::parse(&json));
+        let stored = self.own_entry(&names.users_secret(), objects::USERS_STATE).await?;
+        let stored = stored.and_then(|json| Users::parse(&json));
+        let known = memory.users.take().filter(|_| stored.is_some());
+        let previous = stored.into_iter().chain(known).max_by_key(|users| users.generation);
         let wanted = match &self.wanted.auth {
             None => None,
             Some(auth) => {
@@ -360,16 +363,16 @@ impl Look<'_> {
                     (Ok(password), _) => Some(Login { user: auth.user().to_owned(), password }),
                     (Err(error @ (PasswordError::Missing { .. } | PasswordError::Malformed { .. })), Some(previous)) => {
                         let client = self.client_login(previous, None).await?;
-                        return Ok((Credentials { system, users: previous.clone(), client, pki }, Some(error.to_string())));
+                        let users = self.bound(previous.clone(), Some(previous), memory);
+                        return Ok((Credentials { system, users, client, pki }, Some(error.to_string())));
                     }
                     (Err(error), _) => return Err(error),
                 }
             }
         };
         let access = wanted.as_ref().map_or(Access::Open, |login| Access::user(&*login.user, &login.password));
-        let users = self.cluster.status.as_ref().and_then(|status| status.users.as_ref());
-        let proved = memory.status.as_ref().and_then(|status| status.users.as_ref()).or(users).map(|users| users.proved);
-        let users = Users::next(previous.as_ref(), &access, &system.password, proved, SystemTime::now());
+        let users = Users::next(previous.as_ref(), &access, &system.password, self.proved(memory), SystemTime::now());
+        let users = self.bound(users, previous.as_ref(), memory);
         let client = self.client_login(&users, wanted).await?;
         Ok((Credentials { system, users, client, pki }, None))
     }
@@ -472,14 +475,17 @@ impl Look<'_> {
         };
         self.report(&seen, credentials, Proved { users: proved_users, certificates }, memory).await?;
         self.point_at_primary(writer, &seen).await?;
+        let mut told = None;
         if !self.wanted.paused {
-            self.tell_users(writer, &built, (credentials, entry), &observed, memory).await;
+            let is_told = self.tell_users(writer, &built, (credentials, entry), &observed, memory).await;
+            told = proved_users.filter(|_| is_told);
             self.end_preferences(&actor(writer, &built, entry), &observed, &mut memory.unpreferred).await;
             self.hasten(&built, entry, patient).await;
             if let Some(sentinel) = memory.spins.note(&used, Instant::now()) {
                 self.calm(&built, entry, sentinel).await;
             }
         }
+        self.offer(&built, (credentials, entry), told, seen.acting().map(|acting| acting.address));
         self.act(writer, &built, entry, &actions, memory).await?;
         Ok(if seen.is_in_motion() { IN_MOTION } else { EVERY.mul_f64(0.9 + fastrand::f64() * 0.2) })
     }
@@ -558,7 +564,7 @@ impl Look<'_> {
         let sentinels = built.sentinels();
         let listens = memory.listener.as_ref().is_some_and(|listener| listener.is_for(&sentinels, entry));
         if !listens && !sentinels.is_empty() {
-            let (queue, metrics) = (self.context.queue.clone(), self.context.metrics.clone());
+            let (queue, metrics) = (self.context.queues.clusters.clone(), self.context.metrics.clone());
             memory.listener = Some(Listener::start(sentinels, entry, self.place.key.clone(), queue, metrics));
         }
     }
@@ -653,33 +659,6 @@ impl Look<'_> {
             writer.applier.apply(&self.watches.endpoint_slices, slice).await?;
         }
         Ok(())
-    }
-
-    /// Tells sentinels of users that changed. Their files say the same, for when they start.
-    async fn tell_users(
-        &self,
-        writer: &Writer<'_, '_>,
-        built: &Built,
-        (credentials, entry): (&Credentials, Entry<'_>),
-        observed: &Observed,
-        memory: &mut Memory,
-    ) {
-        let generation = credentials.users.generation;
-        let answering = observed.sentinels.iter().filter(|(_, sentinel)| matches!(sentinel, Sentinel::Running { .. }));
-        let mut told = BTreeMap::new();
-        for (id, _) in answering {
-            let Some(pod) = observed.pods.get(&Member::Sentinel(*id)) else { continue };
-            let now = (pod.uid.clone(), generation);
-            if memory.told_users.get(id) != Some(&now) {
-                let actor = actor(writer, built, entry);
-                if let Err(error) = actor.set_users(*id, &credentials.users.on_sentinels()).await {
-                    debug!(key = %self.place.key, %error, "a sentinel was not told of users, and is told again");
-                    continue;
-                }
-            }
-            told.insert(*id, now);
-        }
-        memory.told_users = told;
     }
 
     /// Sees once to what a handover may have left behind at servers, by whoever led before.
@@ -789,7 +768,7 @@ fn actor<'a, 'b>(writer: &'a Writer<'_, 'b>, built: &'a Built, entry: Entry<'a>)
 }
 
 /// A password from the system's own generator, by way of the TLS provider: fastrand is no source of secrets.
-fn random_password() -> Result<String, PasswordError> {
+pub fn random_password() -> Result<String, PasswordError> {
     let mut bytes = [0_u8; PASSWORD_BYTES];
     let provider = rustls::crypto::ring::default_provider();
     provider.secure_random.fill(&mut bytes).map_err(|_| PasswordError::NoRandomness)?;

@@ -99,7 +99,8 @@ pub fn conditions(previous: &[Condition], verdicts: &Verdicts, generation: Optio
     ConditionType::ALL.into_iter().map(condition).collect()
 }
 
-fn shortened(message: &str) -> String {
+/// A message of a length that readers bear.
+pub fn shortened(message: &str) -> String {
     match message.char_indices().nth(MAX_MESSAGE_CHARS) {
         Some((end, _)) => format!("{} …", &message[..end]),
         None => message.to_owned(),

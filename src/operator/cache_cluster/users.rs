@@ -198,6 +198,11 @@ impl Users {
         bindings::is_in_force(&self.bindings, binding, wanted, proved)
     }
 
+    /// What the user of a binding is to be able to do, where there is one.
+    pub fn grant_of(&self, binding: &BindingName) -> Option<Grant> {
+        bindings::grant_of(&self.bindings, binding)
+    }
+
     /// How far a change has come. `proved`: the newest generation that every server has proved.
     pub fn phase(&self, proved: Option<u64>) -> Phase {
         let both = |since: u64| Phase::Both { until: UNIX_EPOCH + Duration::from_secs(since) + GRACE };

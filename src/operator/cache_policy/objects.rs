@@ -99,7 +99,7 @@ impl Binding<'_> {
             namespace: Some(workload.namespace.clone()),
             labels: Some(labels.into_iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect()),
             annotations: Some(BTreeMap::from([annotation])),
-            owner_references: Some(vec![workload.owner_reference()]),
+            owner_references: workload.owner_reference().map(|owner| vec![owner]),
             ..ObjectMeta::default()
         }
     }

@@ -4,11 +4,12 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use crate::api::Reach;
+use crate::api::compile::PATIENCE;
 use crate::operator::cache_cluster::names::SENTINEL_PORT;
 use crate::operator::cache_cluster::objects::Addresses;
 use crate::operator::cache_cluster::validate::Wanted;
 use crate::policy::binding::{CA_FILE, PASSWORD_FILE, SECRET_DIR, SENTINEL_PASSWORD_FILE, SENTINEL_USERNAME_FILE, USERNAME_FILE};
-use crate::policy::snapshot::{Auth, Tls, Topology};
+use crate::policy::snapshot::{Auth, Cluster, DEFAULT_IDLE_TRANSACTION, Tls, Topology};
 
 /// How a CacheCluster is found.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,6 +39,15 @@ impl Place {
             auth: Some(auth(USERNAME_FILE, PASSWORD_FILE)),
             sentinel_auth: Some(auth(SENTINEL_USERNAME_FILE, SENTINEL_PASSWORD_FILE)),
         }
+    }
+}
+
+impl Place {
+    /// What a snapshot says of the CacheCluster of this name that is here.
+    pub fn cluster(&self, name: &str) -> Cluster {
+        let Reach { topology, tls, auth, sentinel_auth } = self.reach();
+        let (name, patience, idle_transaction) = (name.to_owned(), PATIENCE, DEFAULT_IDLE_TRANSACTION);
+        Cluster { name, topology, tls, auth, sentinel_auth, patience, idle_transaction }
     }
 }
 

@@ -19,7 +19,7 @@ pub struct Workload {
     pub kind: String,
     /// Its name.
     pub name: String,
-    /// Its `metadata.uid`.
+    /// Its `metadata.uid`. Empty where nothing tells it: nothing names such a workload as its owner.
     pub uid: String,
     /// The labels of its pods.
     pub labels: BTreeMap<String, String>,
@@ -38,15 +38,15 @@ impl Workload {
     }
 
     /// What marks an object as this workload's own, which goes with it. The workload's own controller minds no such objects.
-    pub fn owner_reference(&self) -> OwnerReference {
-        OwnerReference {
+    pub fn owner_reference(&self) -> Option<OwnerReference> {
+        (!self.uid.is_empty()).then(|| OwnerReference {
             api_version: self.api_version.clone(),
             kind: self.kind.clone(),
             name: self.name.clone(),
             uid: self.uid.clone(),
             controller: None,
             block_owner_deletion: None,
-        }
+        })
     }
 }
 

@@ -70,6 +70,12 @@ impl Grant {
     pub fn new(password: &str, keys: BTreeSet<String>, flush: bool, list: bool) -> Self {
         Self { hash: sha256(password.as_bytes()), keys, flush, list }
     }
+
+    /// The same with another's password.
+    #[must_use]
+    pub fn with_password_of(self, other: &Self) -> Self {
+        Self { hash: other.hash.clone(), ..self }
+    }
 }
 
 /// The user of one binding.
@@ -199,6 +205,11 @@ pub(super) fn next(before: &BindingUsers, wanted: &BTreeMap<BindingName, Grant>,
 pub(super) fn is_in_force(users: &BindingUsers, name: &BindingName, wanted: &Grant, proved: Option<u64>) -> bool {
     let user = users.get(name.as_str()).filter(|user| user.current == *wanted);
     user.is_some_and(|user| user.proved_at.is_some() || proved.is_some_and(|proved| proved >= user.since))
+}
+
+/// What a binding's user is to be.
+pub(super) fn grant_of(users: &BindingUsers, name: &BindingName) -> Option<Grant> {
+    users.get(name.as_str()).map(|user| user.current.clone())
 }
 
 fn each(users: &BindingUsers, rules: fn(&BindingUser, &BindingName) -> UserRules) -> Vec<UserRules> {

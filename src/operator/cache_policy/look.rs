@@ -1,0 +1,432 @@
+//! One look at the policies of a namespace: what there is, what policies make of it, what is written, and what is told.
+//!
+//! A namespace is looked at as a whole, since a workload may follow several policies, and a policy be about several workloads.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use tracing::{debug, warn};
+
+use super::apply::{Applier, Kept};
+use super::cache::{self, Figures};
+use super::delivery::{Decision, Past, Standing, Wish, decide, kept_files};
+use super::fetch::{self, Bound, ReadSecret, Seen, Tenant};
+use super::merge::{Merged, Outcome, merge};
+use super::objects::{Binding, Objects, objects};
+use super::origins::Files;
+use super::parts::{Keyring, Map};
+use super::report::Progress;
+use super::tell::{self, Told};
+use super::ties::{Claim, Claims, Offer};
+use super::user;
+use super::workload::Workload;
+use crate::api::CachePolicy;
+use crate::operator::admin::Login;
+use crate::operator::cache_cluster::apply::ApplyError;
+use crate::operator::cache_cluster::fetch::PasswordError;
+use crate::operator::cache_cluster::reconcile::random_password;
+use crate::operator::controller::Context;
+use crate::operator::held::Held;
+use crate::operator::queue::Key;
+use crate::operator::watches::Watches;
+use crate::policy::Snapshot;
+use crate::policy::binding::{BindingName, CA_FILE, PASSWORD_FILE};
+use crate::policy::snapshot::Cluster;
+
+/// How long one look may take.
+pub const WITHIN: Duration = Duration::from_secs(60);
+/// How often a namespace is looked at without an occasion: what sidecars told ages.
+const EVERY: Duration = Duration::from_secs(60);
+/// How soon it is looked at again while something it needs is not known yet; whoever learns of it says so earlier.
+const NOT_YET: Duration = Duration::from_secs(5);
+/// How soon it is looked at again where another took a generation.
+const OVERTAKEN: Duration = Duration::from_millis(500);
+
+/// What is remembered of a namespace between two looks. Without it a look does the same, with more effort.
+#[derive(Debug, Default)]
+pub struct Memory {
+    /// How many looks in a row failed.
+    pub failures: u32,
+    secrets: HashMap<String, ReadSecret>,
+    written: HashMap<BindingName, Written>,
+    /// What each cache was said to hold last.
+    caches: BTreeMap<String, (Arc<Offer>, BTreeMap<BindingName, Arc<str>>)>,
+    /// What each policy's status says.
+    pub(super) told: HashMap<String, Told>,
+}
+
+impl Memory {
+    /// How many policies and bindings it is of.
+    pub fn counts(&self) -> (usize, usize) {
+        (self.told.len(), self.written.len())
+    }
+}
+
+/// What was written of a binding: the watch may still show what was before.
+#[derive(Debug, Clone, Default)]
+struct Written {
+    login: Option<Login>,
+    text: Option<Arc<str>>,
+    newest: Option<u64>,
+}
+
+/// Why a look broke off. The next one begins anew.
+#[derive(Debug, thiserror::Error)]
+pub enum LookError {
+    /// Something could not be read.
+    #[error("the objects of a binding: {0}")]
+    Read(#[from] kube::Error),
+    /// An object could not be written.
+    #[error(transparent)]
+    Apply(#[from] ApplyError),
+    /// No password could be made.
+    #[error(transparent)]
+    Password(#[from] PasswordError),
+    /// A status could not be written.
+    #[error("the status of CachePolicy {0}: {1}")]
+    Status(String, Box<kube::Error>),
+}
+
+impl LookError {
+    /// The kind of error as a label of metrics.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Apply(ApplyError::NotLeading) => "not_leading",
+            Self::Apply(error) if error.is_refusal() => "refused",
+            Self::Apply(_) => "apply",
+            Self::Read(_) => "read",
+            Self::Password(_) => "password",
+            Self::Status(..) => "status",
+        }
+    }
+}
+
+/// A binding on its way.
+pub(super) struct Delivery<'a> {
+    /// The CacheCluster.
+    pub cluster: String,
+    /// The workload. `None`: it is gone, and the binding's objects go with it.
+    pub tenant: Option<&'a Tenant>,
+    /// What lies there.
+    pub bound: Bound,
+    /// What is to be in force.
+    pub decision: Option<Decision>,
+    /// How far that has come.
+    pub progress: Progress,
+    /// The snapshot that lies there, and its text.
+    pub stands: Option<(Snapshot, Arc<str>)>,
+    wish: Wish<'a>,
+    objects: Option<Objects>,
+    claim: Option<Claim>,
+}
+
+/// What came of the policies that one workload follows.
+pub(super) struct Judged<'a> {
+    /// The workload.
+    pub tenant: &'a Tenant,
+    /// What came of them.
+    pub outcome: Outcome,
+}
+
+/// Does all that is due now in a namespace. When to look again.
+pub async fn look(context: &Context, watches: &Watches, namespace: &str, memory: &mut Memory) -> Result<Duration, LookError> {
+    let Some(seen) = fetch::see(context, watches, namespace, &mut memory.secrets).await? else { return Ok(NOT_YET) };
+    let policies = seen.readable();
+    let judged = judge(&seen, &policies);
+    let look = Look { context, namespace, seen: &seen, now: SystemTime::now() };
+    let mut next = EVERY.mul_f64(0.9 + fastrand::f64() * 0.2);
+    let mut deliveries = deliveries(&seen, &judged);
+    memory.written.retain(|binding, _| deliveries.contains_key(binding));
+    let mut failed = None;
+    for (binding, delivery) in &mut deliveries {
+        match look.prepare(binding, delivery, memory).await {
+            Ok(until) => next = next.min(until.unwrap_or(next)),
+            Err(error) => failed = Some(note(namespace, binding, delivery, error)),
+        }
+    }
+    look.claim(&deliveries);
+    for (binding, delivery) in &mut deliveries {
+        match look.deliver(binding, delivery, memory).await {
+            Ok(Kept::Now) => {}
+            Ok(Kept::Taken) => next = next.min(OVERTAKEN),
+            Err(error) => failed = Some(note(namespace, binding, delivery, error)),
+        }
+    }
+    look.fill_caches(&deliveries, memory);
+    let figures = look.figures(&deliveries);
+    let scene = tell::Scene { context, namespace, seen: &seen, judged: &judged, deliveries: &deliveries, figures: &figures };
+    let told = scene.tell(memory).await;
+    match (failed, told) {
+        (Some(error), _) | (None, Err(error)) => Err(error),
+        (None, Ok(again)) => Ok(next.min(again.unwrap_or(next))),
+    }
+}
+
+/// Notes what kept a binding from being delivered; others are, all the same.
+fn note(namespace: &str, binding: &BindingName, delivery: &mut Delivery<'_>, error: LookError) -> LookError {
+    warn!(namespace, %binding, %error, "a binding could not be delivered");
+    delivery.progress = Progress::NotWritten(error.to_string());
+    delivery.objects = None;
+    error
+}
+
+/// What came of the policies for each workload that follows any.
+fn judge<'a>(seen: &'a Seen, policies: &[&CachePolicy]) -> Vec<Judged<'a>> {
+    let judged = seen.tenants.iter().filter_map(|tenant| {
+        let outcome = merge(&tenant.workload, policies, &seen.namespace, 0)?;
+        Some(Judged { tenant, outcome })
+    });
+    judged.collect()
+}
+
+/// Every binding that is to be, or that something is left of.
+fn deliveries<'a>(seen: &'a Seen, judged: &'a [Judged<'a>]) -> BTreeMap<BindingName, Delivery<'a>> {
+    let mut all = BTreeMap::new();
+    let delivery = |cluster: String, tenant: Option<&'a Tenant>, bound: &Bound, wish: Wish<'a>| Delivery {
+        cluster,
+        tenant,
+        bound: bound.clone(),
+        decision: None,
+        progress: Progress::Nothing,
+        stands: None,
+        wish,
+        objects: None,
+        claim: None,
+    };
+    for Judged { tenant, outcome } in judged {
+        if let Some(merged) = &outcome.merged {
+            let bound = seen.bound.get(&merged.binding).cloned().unwrap_or_default();
+            all.insert(merged.binding.clone(), delivery(merged.cluster.clone(), Some(tenant), &bound, Wish::Merged(merged)));
+        }
+    }
+    let is_unsure = seen.policies.iter().any(|policy| policy.0.is_err());
+    for (binding, bound) in &seen.bound {
+        let Some(cluster) = bound.cluster() else { continue };
+        if all.contains_key(binding) {
+            continue;
+        }
+        let tenant = seen.tenants.iter().find(|tenant| is_of(binding, bound, tenant));
+        let outcome = judged.iter().find(|judged| tenant.is_some_and(|tenant| std::ptr::eq(tenant, judged.tenant)));
+        let is_refused = outcome.is_some_and(|judged| judged.outcome.merged.is_none());
+        // Whom a policy selects that cannot be read is not known: nobody is told farewell meanwhile.
+        let wish = if is_refused || is_unsure { Wish::Refused } else { Wish::Nobody };
+        all.insert(binding.clone(), delivery(cluster.to_owned(), tenant, bound, wish));
+    }
+    all
+}
+
+fn is_of(binding: &BindingName, bound: &Bound, tenant: &Tenant) -> bool {
+    let Workload { kind, name, .. } = &tenant.workload;
+    tenant.mounted.contains(binding) || bound.workload() == Some(&format!("{kind}/{name}"))
+}
+
+struct Look<'a> {
+    context: &'a Context,
+    namespace: &'a str,
+    seen: &'a Seen,
+    now: SystemTime,
+}
+
+impl Look<'_> {
+    fn applier(&self) -> Applier<'_> {
+        Applier { context: self.context, namespace: self.namespace }
+    }
+
+    fn key(&self, cluster: &str) -> Key {
+        Key { namespace: self.namespace.to_owned(), name: cluster.to_owned() }
+    }
+
+    /// Decides over a binding, and writes its Secret: the password is kept before anybody is told of it. When fewer files are to be in it.
+    async fn prepare(
+        &self,
+        binding: &BindingName,
+        delivery: &mut Delivery<'_>,
+        memory: &mut Memory,
+    ) -> Result<Option<Duration>, LookError> {
+        let written = memory.written.entry(binding.clone()).or_default();
+        let standing = self.standing(binding, delivery, written).await?;
+        delivery.stands = standing.snapshot.clone().zip(standing.text.clone());
+        let offer = self.seen.offers.get(&delivery.cluster);
+        let place: Option<Cluster> = offer.map(|offer| offer.place.cluster(&delivery.cluster));
+        delivery.decision = decide(&standing, delivery.wish, place.as_ref(), self.now);
+        let Some(decision) = delivery.decision.clone() else { return Ok(None) };
+        let login = match (&delivery.tenant, login_of(binding, delivery.bound.secret.as_deref(), written)) {
+            (_, Some(login)) => login,
+            // Whoever it was of is gone.
+            (None, None) => return Ok(None),
+            (Some(_), None) => self.new_login(binding, delivery).await?,
+        };
+        written.login = Some(login.clone());
+        let grant = user::grant(&decision.snapshot, &login.password);
+        delivery.claim = Some(if decision.is_wished { Claim::Exactly(grant) } else { Claim::AsItIs(grant) });
+        let Some(tenant) = delivery.tenant else { return Ok(None) };
+        let (files, until) = self.files(delivery);
+        let merged =
+            Merged { cluster: delivery.cluster.clone(), binding: binding.clone(), snapshot: None, is_complete: false, files };
+        let entry = |name: &str| Some(&**delivery.bound.secret.as_ref()?.part.entries.get(name)?);
+        let authorities = offer.map_or_else(|| entry(CA_FILE), |offer| offer.authorities.as_deref());
+        let (workload, snapshot) = (&tenant.workload, &decision.snapshot);
+        let objects = objects(&Binding { workload, merged: &merged, snapshot, login: &login, authorities });
+        self.applier().secret(&objects.secret, &delivery.bound).await?;
+        delivery.objects = Some(objects);
+        Ok(until.and_then(|until| until.duration_since(self.now).ok()))
+    }
+
+    /// What stands of a binding: what the watch shows, or what was written since.
+    async fn standing(&self, binding: &BindingName, delivery: &Delivery<'_>, written: &Written) -> Result<Standing, LookError> {
+        let bound = &delivery.bound;
+        let shown = bound.map.as_ref().and_then(|map| map.part.text.clone());
+        let generation = |text: &Arc<str>| Snapshot::claimed_generation(text.as_bytes());
+        let known = shown.into_iter().chain(written.text.clone()).max_by_key(generation);
+        let text = match known {
+            Some(text) => Some(text),
+            None => fetch::restored(self.context, self.namespace, bound).await?,
+        };
+        let kept = bound.past.iter().chain(&bound.map).filter_map(|map| map.part.generation);
+        let newest = kept.chain(written.newest).chain(text.as_ref().and_then(generation));
+        // A cache that holds what nobody here remembers is gone on from, too.
+        let figures = self.context.caches.figures(&self.key(&delivery.cluster), binding);
+        let newest = newest.chain(figures.and_then(|figures| figures.newer_in_cache)).max();
+        let snapshot = text.as_ref().and_then(|text| Snapshot::parse(text.as_bytes()).ok());
+        Ok(Standing { text, snapshot, newest })
+    }
+
+    /// The login of a binding that has none yet.
+    async fn new_login(&self, binding: &BindingName, delivery: &mut Delivery<'_>) -> Result<Login, LookError> {
+        if delivery.bound.secret.is_none() {
+            delivery.bound.secret = fetch::own_secret(self.context, self.namespace, binding).await?;
+        }
+        let there = login_of(binding, delivery.bound.secret.as_deref(), &Written::default());
+        Ok(match there {
+            Some(login) => login,
+            None => Login { user: binding.user(), password: random_password()? },
+        })
+    }
+
+    /// The files of origins: those of the policies, and those that sidecars may still read.
+    fn files(&self, delivery: &Delivery<'_>) -> (Files, Option<SystemTime>) {
+        let past = |map: &Held<Map>| {
+            let files = map.part.files.iter().map(|file| file.to_string()).collect();
+            Some(Past { generation: map.part.generation?, since: map.part.created, files })
+        };
+        // Of one generation both say the same; only what keeps it tells when it came.
+        let mut all: BTreeMap<u64, Past> = BTreeMap::new();
+        let maps = delivery.bound.map.iter().chain(&delivery.bound.past);
+        for past in maps.filter_map(|map| past(map)) {
+            all.insert(past.generation, past);
+        }
+        let (kept, until) = kept_files(&all.into_values().collect::<Vec<_>>(), self.now);
+        let there = delivery.bound.secret.iter().flat_map(|secret| &secret.part.entries);
+        let kept = there.filter(|(name, _)| kept.contains(&***name)).map(|(name, url)| (name.to_string(), url.to_string()));
+        let mut files: BTreeMap<String, String> = kept.collect();
+        if let Wish::Merged(merged) = delivery.wish {
+            files.extend(merged.files.0.clone());
+        }
+        (Files(files), until)
+    }
+
+    /// Says which users each CacheCluster of the namespace is to have.
+    fn claim(&self, deliveries: &BTreeMap<BindingName, Delivery<'_>>) {
+        for cluster in &self.seen.clusters {
+            let of_it = deliveries.iter().filter(|(_, delivery)| delivery.cluster == *cluster);
+            let claims: Claims =
+                of_it.filter_map(|(binding, delivery)| Some((binding.clone(), delivery.claim.clone()?))).collect();
+            let key = self.key(cluster);
+            if self.context.ties.claim(&key, claims) {
+                debug!(%key, "its users for bindings change");
+                self.context.queues.clusters.add_urgent(key);
+            }
+        }
+    }
+
+    /// Brings what is decided to where sidecars find it, once servers know their user.
+    async fn deliver(&self, binding: &BindingName, delivery: &mut Delivery<'_>, memory: &mut Memory) -> Result<Kept, LookError> {
+        let (Some(decision), Some(objects)) = (delivery.decision.take(), delivery.objects.take()) else { return Ok(Kept::Now) };
+        if decision.is_new && decision.is_wished && !self.is_in_force(binding, delivery) {
+            delivery.progress = Progress::WaitsForUser { cluster: delivery.cluster.clone() };
+            return Ok(Kept::Now);
+        }
+        let written = memory.written.entry(binding.clone()).or_default();
+        if decision.is_new {
+            let generation = decision.snapshot.generation;
+            written.newest = written.newest.max(Some(generation));
+            if self.applier().history(&objects.history).await? == Kept::Taken {
+                return Ok(Kept::Taken);
+            }
+        }
+        self.applier().config_map(&objects.config_map, &delivery.bound).await?;
+        let text = objects.config_map.data.as_ref().and_then(|data| data.values().next());
+        let text: Option<Arc<str>> = text.map(|text| text.as_str().into());
+        written.text.clone_from(&text);
+        delivery.progress = Progress::Delivered;
+        self.applier().delete_outlived(binding, &delivery.bound, &decision.snapshot).await?;
+        delivery.stands = Some(decision.snapshot).zip(text);
+        Ok(Kept::Now)
+    }
+
+    fn is_in_force(&self, binding: &BindingName, delivery: &Delivery<'_>) -> bool {
+        let (Some(offer), Some(Claim::Exactly(grant))) = (self.seen.offers.get(&delivery.cluster), &delivery.claim) else {
+            return false;
+        };
+        offer.users.is_in_force(binding, grant, offer.proved)
+    }
+
+    /// Says what each cache is to hold.
+    fn fill_caches(&self, deliveries: &BTreeMap<BindingName, Delivery<'_>>, memory: &mut Memory) {
+        memory.caches.retain(|cluster, _| {
+            let stays = self.seen.clusters.contains(cluster);
+            if !stays {
+                self.context.caches.set(&self.key(cluster), None);
+            }
+            stays
+        });
+        for (cluster, offer) in &self.seen.offers {
+            let of_it = deliveries.iter().filter(|(_, delivery)| delivery.cluster == *cluster);
+            let bindings: BTreeMap<BindingName, Arc<str>> =
+                of_it.filter_map(|(binding, delivery)| Some((binding.clone(), delivery.stands.as_ref()?.1.clone()))).collect();
+            let is_known = |(before, texts): &(Arc<Offer>, BTreeMap<BindingName, Arc<str>>)| {
+                is_same_place(before, offer) && *texts == bindings
+            };
+            let before = memory.caches.get(cluster);
+            if before.is_some_and(is_known) || (before.is_none() && bindings.is_empty()) {
+                continue;
+            }
+            let servers = cache::Servers {
+                servers: offer.servers.clone(),
+                sentinels: offer.sentinels.clone(),
+                master: offer.master.clone(),
+            };
+            let wanted =
+                (!bindings.is_empty()).then(|| cache::Wanted { servers, keys: offer.keys.clone(), bindings: bindings.clone() });
+            let holds = wanted.is_some();
+            self.context.caches.set(&self.key(cluster), wanted);
+            if holds {
+                memory.caches.insert(cluster.clone(), (offer.clone(), bindings));
+            } else {
+                memory.caches.remove(cluster);
+            }
+        }
+    }
+
+    /// What the sidecars of each binding told.
+    fn figures(&self, deliveries: &BTreeMap<BindingName, Delivery<'_>>) -> BTreeMap<BindingName, Figures> {
+        let told = deliveries.iter().filter_map(|(binding, delivery)| {
+            Some((binding.clone(), self.context.caches.figures(&self.key(&delivery.cluster), binding)?))
+        });
+        told.collect()
+    }
+}
+
+/// Whether a cache is where it was, as far as its own task minds.
+fn is_same_place(before: &Offer, now: &Offer) -> bool {
+    let of = |offer: &Offer| (offer.servers.clone(), offer.sentinels.clone(), offer.master.clone(), offer.primary);
+    before.keys == now.keys && of(before) == of(now)
+}
+
+/// The login that lies in a binding's Secret, or that was made for it.
+fn login_of(binding: &BindingName, secret: Option<&Held<Keyring>>, written: &Written) -> Option<Login> {
+    let there = secret.and_then(|secret| secret.part.entries.get(PASSWORD_FILE)).filter(|password| !password.is_empty());
+    let there = there.map(|password| Login { user: binding.user(), password: password.to_string() });
+    there.or_else(|| written.login.clone())
+}

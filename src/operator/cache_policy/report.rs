@@ -1,0 +1,474 @@
+//! What is told of a policy: its status, and the events that a change of it makes. Pure: facts become words, all of them bounded.
+
+use std::collections::BTreeSet;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use k8s_openapi::jiff::Timestamp;
+
+use super::cache::{Figures, Notice};
+use super::verdict::Judgement;
+use crate::api::CachePolicy;
+use crate::api::cache_policy::{CachePolicyStatus, ConditionType, ConnectionsStatus, MAX_NAMED, SidecarsStatus, WorkloadsStatus};
+use crate::operator::cache_cluster::report::{Happening, Verdict, shortened};
+use crate::policy::Snapshot;
+
+/// How far the snapshot of a workload has come.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Progress {
+    /// It lies where sidecars find it.
+    Delivered,
+    /// Servers do not know yet what its sidecars may do.
+    WaitsForUser {
+        /// The CacheCluster.
+        cluster: String,
+    },
+    /// There is none, and an earlier one stays where there was one: something is missing, or no policy is accepted.
+    Nothing,
+    /// An object could not be written.
+    NotWritten(String),
+}
+
+/// What a policy is to one workload.
+#[derive(Debug, Clone, Copy)]
+pub struct Part<'a> {
+    /// The workload, as a kind and a name with a slash between.
+    pub workload: &'a str,
+    /// What came of the policy there.
+    pub judgement: &'a Judgement,
+    /// How far the snapshot has come.
+    pub progress: &'a Progress,
+    /// The snapshot that lies there.
+    pub snapshot: Option<&'a Snapshot>,
+    /// How many pods run that mount it.
+    pub sidecars: u32,
+    /// What they told.
+    pub figures: Option<&'a Figures>,
+    /// What the policy's rules are called in the snapshot.
+    pub rules: &'a BTreeSet<String>,
+}
+
+/// All verdicts on a policy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Verdicts {
+    accepted: Verdict,
+    resolved: Verdict,
+    delivered: Verdict,
+}
+
+impl Verdicts {
+    /// From what came of a policy for each workload. `alone`: what would come of it for one that it had to itself.
+    pub fn of(parts: &[Part<'_>], alone: &Judgement) -> Self {
+        let first = |verdict: fn(&Judgement) -> Verdict| {
+            let all = parts.iter().map(|part| verdict(part.judgement));
+            let worst = all.clone().find(|verdict| !verdict.holds);
+            // Of those that hold, one that has something to say.
+            worst.or_else(|| all.max_by_key(|verdict| verdict.message.len())).unwrap_or_else(|| verdict(alone))
+        };
+        let (accepted, resolved) = (first(Judgement::accepted), first(Judgement::resolved_refs));
+        let delivered = delivered(parts, accepted.holds && resolved.holds);
+        Self { accepted, resolved, delivered }
+    }
+
+    /// Of a policy that cannot be read.
+    pub fn unreadable(error: &str) -> Self {
+        let later = "nothing is known of it until it can be read";
+        Self {
+            accepted: Verdict::no("Unreadable", format!("it cannot be read: {error}: correct it, or delete it")),
+            resolved: Verdict::no("Unreadable", later),
+            delivered: Verdict::no("Unreadable", later),
+        }
+    }
+
+    fn get(&self, kind: ConditionType) -> &Verdict {
+        match kind {
+            ConditionType::Accepted => &self.accepted,
+            ConditionType::ResolvedRefs => &self.resolved,
+            ConditionType::Delivered => &self.delivered,
+        }
+    }
+
+    /// In a word or two.
+    fn summary(&self) -> &'static str {
+        match self {
+            Self { accepted: Verdict { holds: false, reason, .. }, .. }
+            | Self { resolved: Verdict { holds: false, reason, .. }, .. } => reason,
+            Self { delivered: Verdict { holds: true, .. }, .. } => "Delivered",
+            Self { delivered: Verdict { reason: "WaitsForUser", .. }, .. } => "Waiting",
+            Self { delivered, .. } => delivered.reason,
+        }
+    }
+}
+
+fn delivered(parts: &[Part<'_>], is_in_order: bool) -> Verdict {
+    let failed = parts.iter().find_map(|part| match part.progress {
+        Progress::NotWritten(error) => Some(Verdict::no("NotWritten", format!("for {}: {error}", part.workload))),
+        _ => None,
+    });
+    let waits = parts.iter().find_map(|part| match part.progress {
+        Progress::WaitsForUser { cluster } => Some(Verdict::no(
+            "WaitsForUser",
+            format!(
+                "the snapshot of {} follows once every server of the CacheCluster `{cluster}` knows what its sidecars may do, which \
+                 takes a minute or so; the status of `{cluster}` tells what it waits for",
+                part.workload
+            ),
+        )),
+        _ => None,
+    });
+    let nothing = parts.iter().any(|part| *part.progress == Progress::Nothing) || !is_in_order;
+    match failed.or(waits) {
+        Some(verdict) => verdict,
+        None if nothing => Verdict::no("NotInForce", "what it says is not in force everywhere: the other conditions tell why"),
+        None if parts.is_empty() => Verdict::no(
+            "NoWorkload",
+            "no Deployment, StatefulSet, DaemonSet or CronJob makes pods with these labels, and no pod with a sidecar has them: see \
+             spec.workloads",
+        ),
+        None => Verdict::yes("Delivered", "its rules lie ready for the sidecars of every workload that it selects"),
+    }
+}
+
+/// The status of a policy, given the one before.
+pub fn status(
+    policy: &CachePolicy,
+    verdicts: &Verdicts,
+    parts: &[Part<'_>],
+    before: &CachePolicyStatus,
+    now: Timestamp,
+) -> CachePolicyStatus {
+    let names = parts.iter().take(MAX_NAMED).map(|part| part.workload.to_owned()).collect();
+    CachePolicyStatus {
+        observed_generation: policy.metadata.generation,
+        conditions: conditions(&before.conditions, verdicts, policy.metadata.generation, now),
+        summary: Some(verdicts.summary().to_owned()),
+        workloads: Some(WorkloadsStatus {
+            matched: u32::try_from(parts.len()).unwrap_or(u32::MAX),
+            names,
+            generation: parts.iter().filter_map(|part| Some(part.snapshot?.generation)).max(),
+        }),
+        sidecars: Some(sidecars(parts)),
+        hit_ratio: ratio(&counts(parts), |count| count.hits, |count| count.misses),
+        origin_load_saved: ratio(&counts(parts), |count| count.saved, |count| count.loads),
+        connections: connections(parts),
+    }
+}
+
+/// The conditions as they are to stand, given those that do.
+pub fn conditions(previous: &[Condition], verdicts: &Verdicts, generation: Option<i64>, now: Timestamp) -> Vec<Condition> {
+    let condition = |kind: ConditionType| {
+        let Verdict { holds, reason, message } = verdicts.get(kind);
+        let status = if *holds { "True" } else { "False" };
+        let before = previous.iter().find(|condition| condition.type_ == kind.as_str() && condition.status == status);
+        Condition {
+            type_: kind.as_str().to_owned(),
+            status: status.to_owned(),
+            reason: (*reason).to_owned(),
+            message: shortened(message),
+            observed_generation: generation,
+            last_transition_time: before.map_or(Time(now), |before| before.last_transition_time.clone()),
+        }
+    };
+    ConditionType::ALL.into_iter().map(condition).collect()
+}
+
+fn sidecars(parts: &[Part<'_>]) -> SidecarsStatus {
+    let total: u32 = parts.iter().map(|part| part.sidecars).fold(0, u32::saturating_add);
+    let heard: Vec<&Figures> = parts
+        .iter()
+        .filter_map(|part| part.figures)
+        .filter(|figures| figures.listening && figures.silent_for.is_some())
+        .collect();
+    let current: u32 = heard.iter().map(|figures| figures.current).fold(0, u32::saturating_add);
+    // What has not been heard, or not of late, is not known.
+    let current = if heard.is_empty() { format!("-/{total}") } else { format!("{}/{total}", current.min(total)) };
+    let refused = heard.iter().find_map(|figures| figures.refused.as_ref());
+    SidecarsStatus { current, total, refused: refused.map(|refused| refused.reason.chars().take(256).collect()) }
+}
+
+/// What was counted for the rules of one policy.
+#[derive(Debug, Clone, Copy, Default)]
+struct Counts {
+    hits: u64,
+    misses: u64,
+    loads: u64,
+    saved: u64,
+}
+
+fn counts(parts: &[Part<'_>]) -> Counts {
+    let mut sum = Counts::default();
+    for part in parts {
+        let rules = part.figures.into_iter().flat_map(|figures| &figures.rules);
+        for (_, beat) in rules.filter(|(name, _)| part.rules.contains(*name)) {
+            // What the application loads under a lease is a load as well.
+            let loads = beat.loads.saturating_add(beat.leases);
+            sum = Counts {
+                hits: sum.hits.saturating_add(beat.hits),
+                misses: sum.misses.saturating_add(beat.misses),
+                loads: sum.loads.saturating_add(loads),
+                saved: sum.saved.saturating_add(beat.loads_saved),
+            };
+        }
+    }
+    sum
+}
+
+/// In whole per cent, rounded down: 100 only where there is nothing else.
+fn ratio(counts: &Counts, of: fn(&Counts) -> u64, and: fn(&Counts) -> u64) -> Option<String> {
+    let (part, rest) = (u128::from(of(counts)), u128::from(and(counts)));
+    (part + rest > 0).then(|| format!("{}%", part * 100 / (part + rest)))
+}
+
+/// How many connections the origins of these snapshots may see. Nothing where there is no origin.
+fn connections(parts: &[Part<'_>]) -> Option<ConnectionsStatus> {
+    let of = |part: &Part<'_>| {
+        let shares = part.snapshot?.origins.iter().map(|origin| u64::from(origin.share(part.sidecars.max(1))));
+        let each: u64 = shares.sum();
+        (each > 0).then(|| (each, each.saturating_mul(u64::from(part.sidecars))))
+    };
+    let all: Vec<(u64, u64)> = parts.iter().filter_map(of).collect();
+    let per_sidecar = all.iter().map(|(each, _)| *each).max()?;
+    Some(ConnectionsStatus { per_sidecar, fleet: all.iter().map(|(_, fleet)| *fleet).fold(0, u64::saturating_add) })
+}
+
+/// What happened between two statuses: conditions that turned. That all is well needs no event unless it was not.
+pub fn happenings(before: &CachePolicyStatus, after: &CachePolicyStatus) -> Vec<Happening> {
+    let find = |status: &CachePolicyStatus, kind: ConditionType| {
+        status.conditions.iter().find(|condition| condition.type_ == kind.as_str()).cloned()
+    };
+    let turned = |kind: ConditionType| {
+        let (earlier, now) = (find(before, kind), find(after, kind)?);
+        let same = earlier.as_ref().is_some_and(|earlier| earlier.reason == now.reason && earlier.status == now.status);
+        let holds = now.status == "True";
+        // A delivery that waits for something is on its way, or another condition tells more.
+        let is_told = match kind {
+            ConditionType::Accepted | ConditionType::ResolvedRefs => !holds || earlier.is_some(),
+            ConditionType::Delivered => holds || now.reason == "NotWritten",
+        };
+        (!same && is_told).then(|| Happening { warning: !holds, reason: now.reason, note: now.message })
+    };
+    ConditionType::ALL.into_iter().filter_map(turned).collect()
+}
+
+/// What a person should know of what sidecars tell of these rules, each with a key by which it is told once.
+pub fn notices(parts: &[Part<'_>]) -> Vec<(String, Happening)> {
+    let mut all = Vec::new();
+    for part in parts {
+        for notice in part.figures.into_iter().flat_map(|figures| &figures.notices) {
+            let (rule, note) = match notice {
+                Notice::SidecarUnused { sidecars, of } => {
+                    (None, format!("no client has come to {sidecars} of {of} sidecars: see that the application uses REDIS_URL"))
+                }
+                Notice::NeverMatched { rule } => (
+                    Some(rule),
+                    format!("no key matched the rule `{rule}` for ten minutes, though others were used: see its pattern"),
+                ),
+                Notice::NeverFilled { rule, reads, of } => (
+                    Some(rule),
+                    format!(
+                        "{reads} of {of} reads under the rule `{rule}` were of keys that nobody fills: see what the application stores"
+                    ),
+                ),
+                Notice::WaitsTimeOut { rule, reads, of } => (
+                    Some(rule),
+                    format!(
+                        "{reads} of {of} misses under the rule `{rule}` waited for a load in vain: loads take longer than its wait"
+                    ),
+                ),
+            };
+            if rule.is_none_or(|rule| part.rules.contains(rule)) {
+                let key = format!("{} {} {}", part.workload, notice.reason(), rule.map_or("", String::as_str));
+                let note = format!("{}: {note}", part.workload);
+                all.push((key, Happening { warning: true, reason: notice.reason().to_owned(), note }));
+            }
+        }
+    }
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use serde_json::json;
+
+    use super::super::origins::UrlError;
+    use super::super::verdict::{Missing, Refusal};
+    use super::*;
+    use crate::policy::heartbeat::RuleBeat;
+
+    fn judgement() -> Judgement {
+        Judgement { policy: "shop".to_owned(), accepted: Ok(()), resolved: Ok(()), remarks: Vec::new() }
+    }
+
+    fn policy() -> CachePolicy {
+        let policy = json!({
+            "apiVersion": "larder.dev/v1alpha1", "kind": "CachePolicy",
+            "metadata": {"name": "shop", "namespace": "store", "generation": 4},
+            "spec": {"cacheCluster": "main", "workloads": {"matchLabels": {"app": "shop"}},
+                "rules": [{"name": "r", "keys": "a:{id}", "strategy": "CacheAside"}]},
+        });
+        serde_json::from_value(policy).unwrap()
+    }
+
+    fn snapshot() -> Snapshot {
+        let origin = |name: &str, most: u32, total: Option<u32>| {
+            let mut origin = json!({"name": name, "kind": {"sql": {"url": {"file": "/etc/larder/secret/x"}}}, "maxConnections": most,
+                "connectTimeout": "1s", "timeout": "2s"});
+            if let Some(total) = total {
+                origin["maxTotalConnections"] = json!(total);
+            }
+            origin
+        };
+        let snapshot = json!({
+            "version": 3, "requires": 3, "generation": 12,
+            "cluster": {"name": "main", "topology": {"sentinel": {"master": "main", "sentinels": ["10.0.0.1:26379"]}}},
+            "unmatched": {"bypass": {}}, "rules": [], "origins": [origin("a", 8, Some(40)), origin("b", 2, None)],
+        });
+        serde_json::from_value(snapshot).unwrap()
+    }
+
+    fn shown(parts: &[Part<'_>]) -> CachePolicyStatus {
+        let verdicts = Verdicts::of(parts, &judgement());
+        status(&policy(), &verdicts, parts, &CachePolicyStatus::default(), Timestamp::UNIX_EPOCH)
+    }
+
+    fn reasons(status: &CachePolicyStatus) -> Vec<(&str, &str)> {
+        status.conditions.iter().map(|condition| (condition.status.as_str(), condition.reason.as_str())).collect()
+    }
+
+    #[test]
+    fn the_worst_of_all_workloads_is_told() {
+        let (fine, none) = (judgement(), BTreeSet::new());
+        let clash = Judgement {
+            accepted: Err(Refusal::TwoClusters {
+                workload: "Deployment b".to_owned(),
+                winner: "w".to_owned(),
+                cluster: "c".to_owned(),
+            }),
+            ..judgement()
+        };
+        let missing = Judgement {
+            resolved: Err(Missing::Url(UrlError::NoSecret {
+                origin: "o".to_owned(),
+                secret: "s".to_owned(),
+                key: "k".to_owned(),
+            })),
+            ..judgement()
+        };
+        let part = |judgement, progress| Part {
+            workload: "Deployment/a",
+            judgement,
+            progress,
+            snapshot: None,
+            sidecars: 0,
+            figures: None,
+            rules: &none,
+        };
+        let waits = Progress::WaitsForUser { cluster: "main".to_owned() };
+        let (there, failed) = (Progress::Delivered, Progress::NotWritten("ConfigMap x: no".to_owned()));
+        for (parts, expected, summary) in [
+            (vec![part(&fine, &there)], [("True", "Accepted"), ("True", "ResolvedRefs"), ("True", "Delivered")], "Delivered"),
+            (
+                vec![part(&fine, &there), part(&clash, &there)],
+                [("False", "TwoClusters"), ("True", "ResolvedRefs"), ("False", "NotInForce")],
+                "TwoClusters",
+            ),
+            (
+                vec![part(&missing, &there), part(&fine, &waits)],
+                [("True", "Accepted"), ("False", "SecretNotFound"), ("False", "WaitsForUser")],
+                "SecretNotFound",
+            ),
+            (vec![part(&fine, &waits)], [("True", "Accepted"), ("True", "ResolvedRefs"), ("False", "WaitsForUser")], "Waiting"),
+            (
+                vec![part(&fine, &waits), part(&fine, &failed)],
+                [("True", "Accepted"), ("True", "ResolvedRefs"), ("False", "NotWritten")],
+                "NotWritten",
+            ),
+            (vec![], [("True", "Accepted"), ("True", "ResolvedRefs"), ("False", "NoWorkload")], "NoWorkload"),
+        ] {
+            let status = shown(&parts);
+            assert_eq!((reasons(&status), status.summary.as_deref()), (expected.to_vec(), Some(summary)));
+            assert!(status.conditions.iter().all(|condition| condition.observed_generation == Some(4)));
+        }
+    }
+
+    #[test]
+    fn figures_are_those_of_the_policy_s_own_rules() {
+        let (fine, there, snapshot) = (judgement(), Progress::Delivered, snapshot());
+        let beat = |name: &str, hits, misses, loads, loads_saved| {
+            (name.to_owned(), RuleBeat { name: name.to_owned(), hits, misses, loads, loads_saved, ..RuleBeat::default() })
+        };
+        let figures = Figures {
+            listening: true,
+            silent_for: Some(Duration::ZERO),
+            current: 9,
+            rules: [beat("r", 90, 10, 5, 95), beat("other/r", 0, 100, 100, 0)].into(),
+            notices: vec![
+                Notice::NeverMatched { rule: "r".to_owned() },
+                Notice::NeverMatched { rule: "other/r".to_owned() },
+                Notice::SidecarUnused { sidecars: 1, of: 10 },
+            ],
+            ..Figures::default()
+        };
+        let own: BTreeSet<String> = ["r".to_owned()].into();
+        let part = |figures| Part {
+            workload: "Deployment/shop",
+            judgement: &fine,
+            progress: &there,
+            snapshot: Some(&snapshot),
+            sidecars: 10,
+            figures,
+            rules: &own,
+        };
+        let status = shown(&[part(Some(&figures))]);
+        assert_eq!((status.hit_ratio.as_deref(), status.origin_load_saved.as_deref()), (Some("90%"), Some("95%")));
+        let sidecars = status.sidecars.unwrap();
+        assert_eq!((sidecars.current.as_str(), sidecars.total), ("9/10", 10));
+        // 4 of the first for each of ten, and 2 of the second.
+        assert_eq!(status.connections, Some(ConnectionsStatus { per_sidecar: 6, fleet: 60 }));
+        assert_eq!(status.workloads.unwrap().generation, Some(12));
+        let notices = notices(&[part(Some(&figures))]);
+        let reasons: Vec<&str> = notices.iter().map(|(_, happening)| happening.reason.as_str()).collect();
+        assert_eq!(reasons, ["RuleNeverMatched", "SidecarUnused"]);
+        let silent = Figures { listening: false, ..figures };
+        assert_eq!(shown(&[part(Some(&silent))]).sidecars.unwrap().current, "-/10");
+        assert_eq!(shown(&[part(None)]).hit_ratio, None);
+    }
+
+    #[test]
+    fn a_status_is_bounded_however_many_workloads_there_are() {
+        let (fine, there, none) = (judgement(), Progress::Delivered, BTreeSet::new());
+        let names: Vec<String> = (0..1000).map(|index| format!("Deployment/shop-{index}")).collect();
+        let parts: Vec<Part<'_>> = names
+            .iter()
+            .map(|workload| Part {
+                workload,
+                judgement: &fine,
+                progress: &there,
+                snapshot: None,
+                sidecars: 3,
+                figures: None,
+                rules: &none,
+            })
+            .collect();
+        let workloads = shown(&parts).workloads.unwrap();
+        assert_eq!((workloads.matched, workloads.names.len()), (1000, MAX_NAMED));
+    }
+
+    #[test]
+    fn a_condition_is_told_when_it_turns() {
+        let with =
+            |verdicts: &Verdicts, before: &CachePolicyStatus| status(&policy(), verdicts, &[], before, Timestamp::UNIX_EPOCH);
+        let fine = Verdicts::of(&[], &judgement());
+        let broken = Verdicts { resolved: Verdict::no("SecretNotFound", "create it"), ..fine.clone() };
+        let none = CachePolicyStatus::default();
+        let (first, second) = (with(&fine, &none), with(&broken, &none));
+        let told = |before: &CachePolicyStatus, after: &CachePolicyStatus| -> Vec<(bool, String)> {
+            happenings(before, after).into_iter().map(|happening| (happening.warning, happening.reason)).collect()
+        };
+        assert_eq!(told(&none, &first), []);
+        assert_eq!(told(&first, &second), [(true, "SecretNotFound".to_owned())]);
+        assert_eq!(told(&second, &second), []);
+        assert_eq!(told(&second, &first), [(false, "ResolvedRefs".to_owned())]);
+    }
+}

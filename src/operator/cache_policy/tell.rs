@@ -1,0 +1,280 @@
+//! What became of the policies of a namespace is told: each status at most once in ten seconds, and only where it differs.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::ObjectReference;
+use k8s_openapi::jiff::Timestamp;
+use kube::api::{ApiResource, DynamicObject, Patch, PatchParams};
+use kube::core::ObjectMeta;
+use kube::runtime::events::Event;
+use kube::{Api, Resource as _};
+use serde_json::json;
+use tokio::time::Instant;
+use tracing::{debug, info, warn};
+
+use super::cache::Figures;
+use super::fetch::Seen;
+use super::look::{Delivery, Judged, LookError, Memory};
+use super::merge::{Outcome, merge};
+use super::report::{self, Part, Progress, Verdicts};
+use super::verdict::Judgement;
+use super::workload::Workload;
+use crate::api::CachePolicy;
+use crate::api::cache_policy::CachePolicyStatus;
+use crate::operator::cache_cluster::names::MANAGER;
+use crate::operator::cache_cluster::report::Happening;
+use crate::operator::controller::Context;
+use crate::policy::binding::BindingName;
+
+/// How long a status stands before it is written again.
+const APART: Duration = Duration::from_secs(10);
+/// The longest note of an event.
+const MAX_NOTE_CHARS: usize = 1000;
+
+/// What was told of a policy last.
+#[derive(Debug)]
+pub struct Told {
+    uid: Option<String>,
+    status: CachePolicyStatus,
+    at: Option<Instant>,
+    /// What of its sidecars was told.
+    notices: BTreeSet<String>,
+}
+
+/// What there is to tell of.
+pub(super) struct Scene<'a> {
+    /// What the operator may use.
+    pub context: &'a Context,
+    /// The namespace.
+    pub namespace: &'a str,
+    /// What there is.
+    pub seen: &'a Seen,
+    /// What came of policies, for each workload.
+    pub judged: &'a [Judged<'a>],
+    /// What came of bindings.
+    pub deliveries: &'a BTreeMap<BindingName, Delivery<'a>>,
+    /// What their sidecars told.
+    pub figures: &'a BTreeMap<BindingName, Figures>,
+}
+
+/// What a policy is to one workload, as far as it is not held elsewhere.
+struct Share<'a> {
+    workload: String,
+    judgement: &'a Judgement,
+    delivery: Option<&'a Delivery<'a>>,
+    figures: Option<&'a Figures>,
+    rules: BTreeSet<String>,
+}
+
+impl Scene<'_> {
+    /// Tells of every policy. How soon there is more to tell that came too early.
+    pub async fn tell(&self, memory: &mut Memory) -> Result<Option<Duration>, LookError> {
+        let mut again: Option<Duration> = None;
+        let mut outcome = Ok(());
+        let mut before = std::mem::take(&mut memory.told);
+        for policy in &self.seen.policies {
+            let metadata = policy.meta();
+            let Some(name) = metadata.name.clone() else { continue };
+            let known = before.remove(&name).filter(|told| told.uid == metadata.uid);
+            let mut told = known.unwrap_or_else(|| Told {
+                uid: metadata.uid.clone(),
+                status: policy.0.as_ref().ok().and_then(|policy| policy.status.clone()).unwrap_or_default(),
+                at: None,
+                notices: BTreeSet::new(),
+            });
+            let wait = match &policy.0 {
+                Ok(policy) => self.tell_of(policy, &mut told).await,
+                Err(invalid) => self.tell_unreadable(metadata, &invalid.error.to_string(), &mut told).await,
+            };
+            memory.told.insert(name, told);
+            match wait {
+                Ok(wait) => again = again.into_iter().chain(wait).min(),
+                Err(error) => outcome = Err(error),
+            }
+        }
+        outcome.map(|()| again)
+    }
+
+    async fn tell_of(&self, policy: &CachePolicy, told: &mut Told) -> Result<Option<Duration>, LookError> {
+        let shares = self.shares(policy);
+        let parts: Vec<Part<'_>> = shares.iter().map(Share::part).collect();
+        let verdicts = Verdicts::of(&parts, &alone(policy, self.seen));
+        let status = report::status(policy, &verdicts, &parts, &told.status, Timestamp::now());
+        let notices = report::notices(&parts);
+        for (key, happening) in &notices {
+            if !told.notices.contains(key) {
+                self.publish(&policy.metadata, happening).await;
+            }
+        }
+        told.notices = notices.into_iter().map(|(key, _)| key).collect();
+        self.write(&policy.metadata, status, told).await
+    }
+
+    async fn tell_unreadable(&self, metadata: &ObjectMeta, error: &str, told: &mut Told) -> Result<Option<Duration>, LookError> {
+        let verdicts = Verdicts::unreadable(error);
+        let conditions = report::conditions(&told.status.conditions, &verdicts, metadata.generation, Timestamp::now());
+        let status = CachePolicyStatus {
+            observed_generation: metadata.generation,
+            conditions,
+            summary: Some("Unreadable".to_owned()),
+            ..CachePolicyStatus::default()
+        };
+        if told.status == status {
+            return Ok(None);
+        }
+        match self.write(metadata, status.clone(), told).await {
+            // The API server takes no status for one whose fields are of another kind than its definition says: events have to do.
+            Err(LookError::Status(_, error)) if matches!(*error, kube::Error::Api(_)) => {
+                debug!(namespace = self.namespace, %error, "the status of a policy that cannot be read cannot be written");
+                for happening in report::happenings(&told.status, &status) {
+                    self.publish(metadata, &happening).await;
+                }
+                told.status = status;
+                Ok(None)
+            }
+            outcome => outcome,
+        }
+    }
+
+    /// What a policy is to each workload that it selects.
+    fn shares<'s>(&'s self, policy: &CachePolicy) -> Vec<Share<'s>> {
+        let name = policy.metadata.name.as_deref().unwrap_or_default();
+        let policies = self.seen.readable();
+        let share = |judged: &'s Judged<'_>| {
+            let judgement = judged.outcome.judgements.iter().find(|judgement| judgement.policy == name)?;
+            let Workload { kind, name: workload, .. } = &judged.tenant.workload;
+            let binding = match &judged.outcome.merged {
+                Some(merged) => Some(&merged.binding),
+                None => self.deliveries.iter().find(|(_, delivery)| is_of(delivery, judged)).map(|(binding, _)| binding),
+            };
+            Some(Share {
+                workload: format!("{kind}/{workload}"),
+                judgement,
+                delivery: binding.and_then(|binding| self.deliveries.get(binding)),
+                figures: binding.and_then(|binding| self.figures.get(binding)),
+                rules: rules_of(&judged.outcome, &policies, name),
+            })
+        };
+        self.judged.iter().filter_map(share).collect()
+    }
+
+    /// Writes a status if it differs, and if it may be by now. How soon it may.
+    async fn write(
+        &self,
+        metadata: &ObjectMeta,
+        status: CachePolicyStatus,
+        told: &mut Told,
+    ) -> Result<Option<Duration>, LookError> {
+        if told.status == status {
+            return Ok(None);
+        }
+        let waits = told.at.and_then(|at| APART.checked_sub(at.elapsed())).filter(|waits| !waits.is_zero());
+        if waits.is_some() || !self.context.leadership.holds() {
+            return Ok(waits);
+        }
+        let resource = ApiResource::erase::<CachePolicy>(&());
+        let api: Api<DynamicObject> = Api::namespaced_with(self.context.client.clone(), self.namespace, &resource);
+        let name = metadata.name.clone().unwrap_or_default();
+        let document = json!({
+            "apiVersion": resource.api_version,
+            "kind": resource.kind,
+            "metadata": {"name": name, "uid": metadata.uid},
+            "status": status,
+        });
+        match api.patch_status(&name, &PatchParams::apply(MANAGER).force(), &Patch::Apply(&document)).await {
+            Ok(_) => {}
+            // Deleted in the meantime, or another of the same name.
+            Err(kube::Error::Api(status)) if status.code == 404 || status.code == 409 => return Ok(None),
+            Err(error) => return Err(LookError::Status(name, Box::new(error))),
+        }
+        self.context.metrics.wrote_policy_status();
+        let happenings = report::happenings(&told.status, &status);
+        (told.status, told.at) = (status, Some(Instant::now()));
+        for happening in happenings {
+            self.publish(metadata, &happening).await;
+        }
+        Ok(None)
+    }
+
+    /// Tells an event. One that cannot be told is no reason to break off.
+    async fn publish(&self, metadata: &ObjectMeta, happening: &Happening) {
+        let name = metadata.name.clone().unwrap_or_default();
+        info!(namespace = self.namespace, policy = name, reason = happening.reason, "{}", happening.note);
+        let event = Event {
+            type_: happening.event_type(),
+            reason: happening.reason.clone(),
+            note: Some(happening.note.chars().take(MAX_NOTE_CHARS).collect()),
+            action: "Reconcile".to_owned(),
+            secondary: None,
+        };
+        let regarding = ObjectReference {
+            api_version: Some(CachePolicy::api_version(&()).into_owned()),
+            kind: Some(CachePolicy::kind(&()).into_owned()),
+            name: Some(name),
+            namespace: Some(self.namespace.to_owned()),
+            uid: metadata.uid.clone(),
+            ..ObjectReference::default()
+        };
+        if let Err(error) = self.context.recorder.publish(&event, &regarding).await {
+            warn!(namespace = self.namespace, %error, "an event could not be told");
+        }
+    }
+}
+
+impl Share<'_> {
+    fn part(&self) -> Part<'_> {
+        Part {
+            workload: &self.workload,
+            judgement: self.judgement,
+            progress: self.delivery.map_or(&Progress::Nothing, |delivery| &delivery.progress),
+            snapshot: self.delivery.and_then(|delivery| Some(&delivery.stands.as_ref()?.0)),
+            sidecars: self.delivery.map_or(0, |delivery| delivery.bound.sidecars),
+            figures: self.figures,
+            rules: &self.rules,
+        }
+    }
+}
+
+fn is_of(delivery: &Delivery<'_>, judged: &Judged<'_>) -> bool {
+    delivery.tenant.is_some_and(|tenant| std::ptr::eq(tenant, judged.tenant))
+}
+
+/// What would come of a policy for a workload that follows no other: where it selects none, it is judged all the same.
+fn alone(policy: &CachePolicy, seen: &Seen) -> Judgement {
+    let workload = Workload {
+        namespace: policy.metadata.namespace.clone().unwrap_or_default(),
+        api_version: String::new(),
+        kind: "a workload".to_owned(),
+        name: "with these labels".to_owned(),
+        uid: String::new(),
+        labels: policy.spec.workloads.match_labels.clone(),
+    };
+    let outcome = merge(&workload, &[policy], &seen.namespace, 0);
+    let judgement = outcome.and_then(|outcome| outcome.judgements.into_iter().next());
+    judgement.unwrap_or_else(|| Judgement {
+        policy: policy.metadata.name.clone().unwrap_or_default(),
+        accepted: Ok(()),
+        resolved: Ok(()),
+        remarks: Vec::new(),
+    })
+}
+
+/// What the rules of a policy are called in the snapshot: where several policies use one name, the younger's has its policy's before it.
+fn rules_of(outcome: &Outcome, policies: &[&CachePolicy], wanted: &str) -> BTreeSet<String> {
+    let mut taken = BTreeSet::new();
+    for judgement in outcome.judgements.iter().filter(|judgement| judgement.accepted.is_ok() && judgement.resolved.is_ok()) {
+        let Some(policy) = policies.iter().find(|policy| policy.metadata.name.as_deref() == Some(&judgement.policy)) else {
+            continue;
+        };
+        let named = policy.spec.rules.iter().map(|rule| {
+            if taken.contains(&rule.name) { format!("{}/{}", judgement.policy, rule.name) } else { rule.name.clone() }
+        });
+        let named: Vec<String> = named.collect();
+        if judgement.policy == wanted {
+            return named.into_iter().collect();
+        }
+        taken.extend(named);
+    }
+    BTreeSet::new()
+}
