@@ -4,6 +4,7 @@ mod bindings;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use k8s_openapi::api::core::v1::ConfigMap;
@@ -37,6 +38,7 @@ use crate::api::CacheCluster;
 use crate::api::cache_cluster::{CacheClusterStatus, CertificatesStatus, SentinelsStatus, ServersStatus, UsersStatus};
 use crate::api::problem::Problems;
 use crate::operator::admin::{Entry, Login, Trust, TrustError};
+use crate::operator::cache_policy::ties::Claims;
 use crate::operator::controller::Context;
 use crate::operator::queue::Key;
 use crate::operator::switches::Listener;
@@ -96,6 +98,8 @@ pub struct Memory {
     told_users: BTreeMap<SentinelId, (String, u64)>,
     /// Users as they were last made: the watch may still show earlier ones, and no generation stands for two things.
     users: Option<Users>,
+    /// What policies claimed when those were made.
+    claims: Option<Arc<Claims>>,
     /// Certificates as they were last made: the watch may still show earlier ones, and none is made twice.
     pki: Option<Pki>,
     /// Who is trusted.
@@ -485,7 +489,7 @@ impl Look<'_> {
                 self.calm(&built, entry, sentinel).await;
             }
         }
-        self.offer(&built, (credentials, entry), told, seen.acting().map(|acting| acting.address));
+        self.offer(&built, (credentials, entry), told, seen.acting().map(|acting| acting.address), memory);
         self.act(writer, &built, entry, &actions, memory).await?;
         Ok(if seen.is_in_motion() { IN_MOTION } else { EVERY.mul_f64(0.9 + fastrand::f64() * 0.2) })
     }

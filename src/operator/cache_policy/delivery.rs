@@ -28,6 +28,8 @@ pub struct Standing {
     pub snapshot: Option<Snapshot>,
     /// The newest generation that was ever given.
     pub newest: Option<u64>,
+    /// The generation of a newer snapshot that the cache holds, and that nobody here knows.
+    pub in_cache: Option<u64>,
 }
 
 /// What policies make of a binding.
@@ -68,9 +70,10 @@ pub fn decide(standing: &Standing, wish: Wish<'_>, cluster: Option<&Cluster>, no
         snapshot.cluster = cluster.clone();
     }
     snapshot.generation = before.map_or(0, |before| before.generation);
-    let is_new = before != Some(&snapshot);
+    // What the cache holds would be followed instead.
+    let is_new = before != Some(&snapshot) || standing.in_cache > before.map(|before| before.generation);
     if is_new {
-        snapshot.generation = next_generation(standing.newest, now);
+        snapshot.generation = next_generation(standing.newest.max(standing.in_cache), now);
     }
     Some(Decision { snapshot, is_new, is_wished })
 }
@@ -164,6 +167,7 @@ mod tests {
             text: Some(text.as_str().into()),
             snapshot: Snapshot::parse(text.as_bytes()).ok(),
             newest: Some(decision.snapshot.generation),
+            in_cache: None,
         }
     }
 
@@ -177,6 +181,17 @@ mod tests {
         let other = decide(&standing(&first), Wish::Merged(&merged(Some("b:{id}"), true)), None, at(9)).unwrap();
         assert_eq!((other.snapshot.generation, other.is_new), (1_700_000_001, true), "a clock that falls back changes nothing");
         assert_eq!(decide(&Standing::default(), Wish::Nobody, None, at(9)), None);
+    }
+
+    #[test]
+    fn what_nobody_here_remembers_is_gone_on_from() {
+        let wish = merged(Some("a:{id}"), true);
+        let first = decide(&Standing::default(), Wish::Merged(&wish), None, at(7)).unwrap();
+        let standing = |in_cache| Standing { in_cache: Some(in_cache), ..standing(&first) };
+        let above = decide(&standing(90), Wish::Merged(&wish), None, at(8)).unwrap();
+        assert_eq!((above.snapshot.generation, above.is_new), (91, true));
+        assert!(!decide(&standing(7), Wish::Merged(&wish), None, at(8)).unwrap().is_new, "it is the one that stands");
+        assert!(!decide(&standing(6), Wish::Merged(&wish), None, at(8)).unwrap().is_new);
     }
 
     #[test]

@@ -284,12 +284,11 @@ impl Look<'_> {
             None => fetch::restored(self.context, self.namespace, bound).await?,
         };
         let kept = bound.past.iter().chain(&bound.map).filter_map(|map| map.part.generation);
-        let newest = kept.chain(written.newest).chain(text.as_ref().and_then(generation));
-        // A cache that holds what nobody here remembers is gone on from, too.
+        let newest = kept.chain(written.newest).chain(text.as_ref().and_then(generation)).max();
         let figures = self.context.caches.figures(&self.key(&delivery.cluster), binding);
-        let newest = newest.chain(figures.and_then(|figures| figures.newer_in_cache)).max();
+        let in_cache = figures.and_then(|figures| figures.newer_in_cache);
         let snapshot = text.as_ref().and_then(|text| Snapshot::parse(text.as_bytes()).ok());
-        Ok(Standing { text, snapshot, newest })
+        Ok(Standing { text, snapshot, newest, in_cache })
     }
 
     /// The login of a binding that has none yet.
@@ -344,7 +343,9 @@ impl Look<'_> {
     async fn deliver(&self, binding: &BindingName, delivery: &mut Delivery<'_>, memory: &mut Memory) -> Result<Kept, LookError> {
         let (Some(decision), Some(objects)) = (delivery.decision.take(), delivery.objects.take()) else { return Ok(Kept::Now) };
         if decision.is_new && decision.is_wished && !self.is_in_force(binding, delivery) {
-            delivery.progress = Progress::WaitsForUser { cluster: delivery.cluster.clone() };
+            let cluster = delivery.cluster.clone();
+            let has_room = self.has_room(binding, &cluster);
+            delivery.progress = if has_room { Progress::WaitsForUser { cluster } } else { Progress::NoRoom { cluster } };
             return Ok(Kept::Now);
         }
         let written = memory.written.entry(binding.clone()).or_default();
@@ -370,6 +371,13 @@ impl Look<'_> {
             return false;
         };
         offer.users.is_in_force(binding, grant, offer.proved)
+    }
+
+    /// Whether a CacheCluster had room for a binding's user, as far as that is known.
+    fn has_room(&self, binding: &BindingName, cluster: &str) -> bool {
+        let Some(offer) = self.seen.offers.get(cluster) else { return true };
+        let is_answered = offer.claims.is_some() && offer.claims == self.context.ties.claims(&self.key(cluster));
+        !is_answered || offer.users.grant_of(binding).is_some()
     }
 
     /// Says what each cache is to hold.

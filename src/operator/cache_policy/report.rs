@@ -22,6 +22,11 @@ pub enum Progress {
         /// The CacheCluster.
         cluster: String,
     },
+    /// The CacheCluster has no room for another workload's user, or for all that it is to be able to do.
+    NoRoom {
+        /// The CacheCluster.
+        cluster: String,
+    },
     /// There is none, and an earlier one stays where there was one: something is missing, or no policy is accepted.
     Nothing,
     /// An object could not be written.
@@ -56,13 +61,13 @@ pub struct Verdicts {
 }
 
 impl Verdicts {
-    /// From what came of a policy for each workload. `alone`: what would come of it for one that it had to itself.
-    pub fn of(parts: &[Part<'_>], alone: &Judgement) -> Self {
+    /// From what came of a policy for each workload. `alone`: what would come of it for one that it had to itself, asked where there is none.
+    pub fn of(parts: &[Part<'_>], alone: impl Fn() -> Judgement) -> Self {
         let first = |verdict: fn(&Judgement) -> Verdict| {
             let all = parts.iter().map(|part| verdict(part.judgement));
             let worst = all.clone().find(|verdict| !verdict.holds);
             // Of those that hold, one that has something to say.
-            worst.or_else(|| all.max_by_key(|verdict| verdict.message.len())).unwrap_or_else(|| verdict(alone))
+            worst.or_else(|| all.max_by_key(|verdict| verdict.message.len())).unwrap_or_else(|| verdict(&alone()))
         };
         let (accepted, resolved) = (first(Judgement::accepted), first(Judgement::resolved_refs));
         let delivered = delivered(parts, accepted.holds && resolved.holds);
@@ -104,6 +109,17 @@ fn delivered(parts: &[Part<'_>], is_in_order: bool) -> Verdict {
         Progress::NotWritten(error) => Some(Verdict::no("NotWritten", format!("for {}: {error}", part.workload))),
         _ => None,
     });
+    let has_no_room = parts.iter().find_map(|part| match part.progress {
+        Progress::NoRoom { cluster } => Some(Verdict::no(
+            "NoRoom",
+            format!(
+                "the CacheCluster `{cluster}` has no room for the user of {}: it takes 900 workloads, and 800 KiB of what they may do; shorten \
+                 patterns, or use another CacheCluster",
+                part.workload
+            ),
+        )),
+        _ => None,
+    });
     let waits = parts.iter().find_map(|part| match part.progress {
         Progress::WaitsForUser { cluster } => Some(Verdict::no(
             "WaitsForUser",
@@ -116,7 +132,7 @@ fn delivered(parts: &[Part<'_>], is_in_order: bool) -> Verdict {
         _ => None,
     });
     let nothing = parts.iter().any(|part| *part.progress == Progress::Nothing) || !is_in_order;
-    match failed.or(waits) {
+    match failed.or(has_no_room).or(waits) {
         Some(verdict) => verdict,
         None if nothing => Verdict::no("NotInForce", "what it says is not in force everywhere: the other conditions tell why"),
         None if parts.is_empty() => Verdict::no(
@@ -242,7 +258,7 @@ pub fn happenings(before: &CachePolicyStatus, after: &CachePolicyStatus) -> Vec<
         // A delivery that waits for something is on its way, or another condition tells more.
         let is_told = match kind {
             ConditionType::Accepted | ConditionType::ResolvedRefs => !holds || earlier.is_some(),
-            ConditionType::Delivered => holds || now.reason == "NotWritten",
+            ConditionType::Delivered => holds || ["NotWritten", "NoRoom"].contains(&now.reason.as_str()),
         };
         (!same && is_told).then(|| Happening { warning: !holds, reason: now.reason, note: now.message })
     };
@@ -328,7 +344,7 @@ mod tests {
     }
 
     fn shown(parts: &[Part<'_>]) -> CachePolicyStatus {
-        let verdicts = Verdicts::of(parts, &judgement());
+        let verdicts = Verdicts::of(parts, judgement);
         status(&policy(), &verdicts, parts, &CachePolicyStatus::default(), Timestamp::UNIX_EPOCH)
     }
 
@@ -365,6 +381,7 @@ mod tests {
             rules: &none,
         };
         let waits = Progress::WaitsForUser { cluster: "main".to_owned() };
+        let full = Progress::NoRoom { cluster: "main".to_owned() };
         let (there, failed) = (Progress::Delivered, Progress::NotWritten("ConfigMap x: no".to_owned()));
         for (parts, expected, summary) in [
             (vec![part(&fine, &there)], [("True", "Accepted"), ("True", "ResolvedRefs"), ("True", "Delivered")], "Delivered"),
@@ -384,6 +401,7 @@ mod tests {
                 [("True", "Accepted"), ("True", "ResolvedRefs"), ("False", "NotWritten")],
                 "NotWritten",
             ),
+            (vec![part(&fine, &full)], [("True", "Accepted"), ("True", "ResolvedRefs"), ("False", "NoRoom")], "NoRoom"),
             (vec![], [("True", "Accepted"), ("True", "ResolvedRefs"), ("False", "NoWorkload")], "NoWorkload"),
         ] {
             let status = shown(&parts);
@@ -430,7 +448,7 @@ mod tests {
         let notices = notices(&[part(Some(&figures))]);
         let reasons: Vec<&str> = notices.iter().map(|(_, happening)| happening.reason.as_str()).collect();
         assert_eq!(reasons, ["RuleNeverMatched", "SidecarUnused"]);
-        let silent = Figures { listening: false, ..figures };
+        let silent = Figures { listening: false, ..figures.clone() };
         assert_eq!(shown(&[part(Some(&silent))]).sidecars.unwrap().current, "-/10");
         assert_eq!(shown(&[part(None)]).hit_ratio, None);
     }
@@ -459,7 +477,7 @@ mod tests {
     fn a_condition_is_told_when_it_turns() {
         let with =
             |verdicts: &Verdicts, before: &CachePolicyStatus| status(&policy(), verdicts, &[], before, Timestamp::UNIX_EPOCH);
-        let fine = Verdicts::of(&[], &judgement());
+        let fine = Verdicts::of(&[], judgement);
         let broken = Verdicts { resolved: Verdict::no("SecretNotFound", "create it"), ..fine.clone() };
         let none = CachePolicyStatus::default();
         let (first, second) = (with(&fine, &none), with(&broken, &none));

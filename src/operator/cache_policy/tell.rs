@@ -99,7 +99,7 @@ impl Scene<'_> {
     async fn tell_of(&self, policy: &CachePolicy, told: &mut Told) -> Result<Option<Duration>, LookError> {
         let shares = self.shares(policy);
         let parts: Vec<Part<'_>> = shares.iter().map(Share::part).collect();
-        let verdicts = Verdicts::of(&parts, &alone(policy, self.seen));
+        let verdicts = Verdicts::of(&parts, || alone(policy, self.seen));
         let status = report::status(policy, &verdicts, &parts, &told.status, Timestamp::now());
         let notices = report::notices(&parts);
         for (key, happening) in &notices {

@@ -46,6 +46,8 @@ pub struct Offer {
     pub primary: Option<SocketAddr>,
     /// Everybody's users.
     pub users: Users,
+    /// What was claimed when those were made.
+    pub claims: Option<Arc<Claims>>,
     /// The newest generation of those that every server has proved and every sentinel was told; `None`: not known.
     pub proved: Option<u64>,
 }

@@ -26,8 +26,9 @@ impl Look<'_> {
 
     /// Users with those of bindings as policies claim them. Nobody has said so yet: as they were.
     pub(super) fn bound(&self, users: Users, previous: Option<&Users>, memory: &mut Memory) -> Users {
-        let users = match self.context.ties.claims(&self.place.key) {
-            Some(claims) => users.bind(previous, &ties::grants(&claims, previous), self.proved(memory), SystemTime::now()),
+        memory.claims = self.context.ties.claims(&self.place.key);
+        let users = match &memory.claims {
+            Some(claims) => users.bind(previous, &ties::grants(claims, previous), self.proved(memory), SystemTime::now()),
             None => users,
         };
         memory.users = Some(users.clone());
@@ -69,6 +70,7 @@ impl Look<'_> {
         (credentials, entry): (&Credentials, Entry<'_>),
         proved: Option<u64>,
         primary: Option<SocketAddr>,
+        memory: &Memory,
     ) {
         let Some(addresses) = built.configured.as_ref().filter(|_| self.context.leadership.holds()) else { return };
         let Some(place) = Place::under_sentinel(self.wanted, addresses) else { return };
@@ -81,6 +83,7 @@ impl Look<'_> {
             master: self.wanted.master_name().to_owned(),
             primary,
             users: credentials.users.clone(),
+            claims: memory.claims.clone(),
             proved,
         };
         if self.context.ties.offer(&self.place.key, offer) {
