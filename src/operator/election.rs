@@ -5,6 +5,7 @@
 //! their clocks differ, as long as these run at about the same speed. Written for this one use: the public crates offer no question
 //! that is cheap enough to ask before each command.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
@@ -22,6 +23,8 @@ const DURATION: Duration = Duration::from_secs(15);
 const TRUSTED: Duration = Duration::from_secs(10);
 /// How often it is renewed, or looked at.
 const EVERY: Duration = Duration::from_secs(3);
+/// As long as any process runs.
+const FOR_GOOD: Duration = Duration::from_secs(100 * 365 * 86_400);
 /// How long one request may take.
 const REQUEST_WITHIN: Duration = Duration::from_secs(4);
 
@@ -29,14 +32,15 @@ const REQUEST_WITHIN: Duration = Duration::from_secs(4);
 #[derive(Debug, Clone)]
 pub struct Leadership {
     until: watch::Receiver<Option<Instant>>,
+    /// Where there is no election that would end.
+    _kept: Option<Arc<watch::Sender<Option<Instant>>>>,
 }
 
 impl Leadership {
-    /// One that nobody takes away.
-    #[cfg(test)]
+    /// One that nobody takes away: there is no other operator.
     pub fn for_good() -> Self {
-        let (_, until) = watch::channel(Some(Instant::now() + Duration::from_secs(3600)));
-        Self { until }
+        let (kept, until) = watch::channel(Some(Instant::now() + FOR_GOOD));
+        Self { until, _kept: Some(Arc::new(kept)) }
     }
 
     /// Whether it may act now.
@@ -92,7 +96,7 @@ impl Election {
             own: None,
             seen: None,
         };
-        (election, Leadership { until: follow })
+        (election, Leadership { until: follow, _kept: None })
     }
 
     /// Seeks and keeps the lease until `stop` is complete, then gives it up, so that another need not wait for it.
@@ -225,7 +229,7 @@ mod tests {
     #[tokio::test]
     async fn leadership_ends_by_itself() {
         let (sender, until) = watch::channel(None);
-        let mut leadership = Leadership { until };
+        let mut leadership = Leadership { until, _kept: None };
         assert!(!leadership.holds());
         sender.send_replace(Some(Instant::now() + TRUSTED));
         leadership.gained().await;

@@ -44,6 +44,7 @@ pub struct Metrics {
     policy_status_writes: Counter,
     policies: Gauge,
     bindings: Gauge,
+    heartbeats: Family<Result, Counter>,
     resident: Gauge<i64>,
     cpu: Counter<f64, AtomicU64>,
 }
@@ -69,6 +70,7 @@ impl Default for Metrics {
             policy_status_writes: Counter::default(),
             policies: Gauge::default(),
             bindings: Gauge::default(),
+            heartbeats: Family::default(),
             resident: Gauge::default(),
             cpu: Counter::default(),
         };
@@ -101,6 +103,7 @@ impl Metrics {
         registry.register("policy_status_writes", help, self.policy_status_writes.clone());
         registry.register("policies", "CachePolicies that are kept", self.policies.clone());
         registry.register("bindings", "Workloads that are tied to a CacheCluster", self.bindings.clone());
+        registry.register("heartbeats", "Messages on the channels of bindings, by what became of them", self.heartbeats.clone());
         registry.register_with_unit("resident_memory", "Memory that the process holds", Unit::Bytes, self.resident.clone());
         registry.register_with_unit("cpu", "Processor time that the process used", Unit::Seconds, self.cpu.clone());
     }
@@ -176,6 +179,11 @@ impl Metrics {
         for (gauge, count) in [(&self.policies, policies), (&self.bindings, bindings)] {
             gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
         }
+    }
+
+    /// A message came on a binding's channel, of which this became.
+    pub fn heard(&self, result: &'static str) {
+        self.heartbeats.get_or_create(&Result { result }).inc();
     }
 
     /// How many CacheClusters there are, how many of them are ready, and how many are refused.

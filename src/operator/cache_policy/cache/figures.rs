@@ -107,4 +107,12 @@ impl Notice {
             Self::WaitsTimeOut { .. } => "WaitsTimeOut",
         }
     }
+    /// What it is about, whatever the numbers.
+    pub fn subject(&self) -> (&'static str, &str) {
+        let rule = match self {
+            Self::SidecarUnused { .. } => "",
+            Self::NeverMatched { rule } | Self::NeverFilled { rule, .. } | Self::WaitsTimeOut { rule, .. } => rule,
+        };
+        (self.reason(), rule)
+    }
 }

@@ -3,13 +3,30 @@
 //! One task for each CacheCluster that has bindings. It keeps the newest snapshot of each binding at the primary, whichever server that
 //! is, tells sidecars of it, hears their heartbeats, and tells them how many they are. The API server has no part in it.
 
+mod board;
 mod figures;
+mod fleet;
+mod heard;
+mod hearing;
+mod primary;
+mod room;
+mod rules;
+mod store;
+mod task;
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
 
+use tokio::sync::watch;
+use tokio::task::AbortHandle;
+use tokio::time::Instant;
+
+use self::board::Board;
+use self::room::Room;
+use self::task::Task;
 use crate::operator::admin::Keys;
 use crate::operator::election::Leadership;
 use crate::operator::metrics::Metrics;
@@ -40,20 +57,57 @@ pub struct Servers {
     pub master: String,
 }
 
+/// How often what is done.
+#[derive(Debug, Clone, Copy)]
+pub struct Pace {
+    /// How often it is looked at whether all is still there, give or take a quarter.
+    pub check: Duration,
+    /// How often it is looked at who is gone, and what has changed.
+    pub tick: Duration,
+    /// For how long there have to be fewer sidecars before they are told of fewer.
+    pub hold: Duration,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self { check: Duration::from_secs(10), tick: Duration::from_secs(2), hold: fleet::HOLD }
+    }
+}
+
 /// Hears that the figures of a binding are worth to be told anew.
-type OnChange = Arc<dyn Fn(&Key, &BindingName) + Send + Sync>;
+type OnChange = Box<dyn Fn(&Key, &BindingName) + Send + Sync>;
 
 /// All caches of this operator. A handle; the tasks end with the last one.
 #[derive(Clone)]
 pub struct Caches {
-    shared: Arc<Shared>,
+    inner: Arc<Inner>,
 }
 
-struct Shared {
+struct Inner {
+    common: Arc<Common>,
+    lines: Mutex<HashMap<Key, Line>>,
+}
+
+/// What all tasks share.
+struct Common {
     leadership: Leadership,
     metrics: Arc<Metrics>,
     on_change: OnChange,
-    wanted: Mutex<HashMap<Key, Arc<Wanted>>>,
+    room: Arc<Room>,
+    pace: Pace,
+}
+
+/// The task of one CacheCluster.
+struct Line {
+    wanted: watch::Sender<Option<Arc<Wanted>>>,
+    board: Arc<Mutex<Board>>,
+    task: AbortHandle,
+}
+
+impl Drop for Line {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
 }
 
 impl fmt::Debug for Caches {
@@ -70,34 +124,69 @@ impl Caches {
         metrics: Arc<Metrics>,
         on_change: impl Fn(&Key, &BindingName) + Send + Sync + 'static,
     ) -> Self {
-        Self { shared: Arc::new(Shared { leadership, metrics, on_change: Arc::new(on_change), wanted: Mutex::default() }) }
+        Self::with_pace(leadership, metrics, Pace::default(), on_change)
+    }
+
+    /// [`Caches::new`], at another pace.
+    pub fn with_pace(
+        leadership: Leadership,
+        metrics: Arc<Metrics>,
+        pace: Pace,
+        on_change: impl Fn(&Key, &BindingName) + Send + Sync + 'static,
+    ) -> Self {
+        let common = Common { leadership, metrics, on_change: Box::new(on_change), room: Arc::default(), pace };
+        Self { inner: Arc::new(Inner { common: Arc::new(common), lines: Mutex::default() }) }
     }
 
     /// What a CacheCluster's cache is to hold from now on; whatever was said before is forgotten. `None`: nothing, and what Larder put
-    /// there is taken away where it can be reached. Returns at once. Without leadership nothing is written.
+    /// there is taken away where it can be reached. Returns at once; to be called within a runtime. Without leadership nothing is written.
     ///
     /// Whoever says the same again has the primary looked for: to be done when sentinels told of another.
     pub fn set(&self, cluster: &Key, wanted: Option<Wanted>) {
-        let mut all = self.shared.lock();
-        match wanted {
-            Some(wanted) => drop(all.insert(cluster.clone(), Arc::new(wanted))),
-            None => drop(all.remove(cluster)),
+        let mut lines = self.inner.lock();
+        let wanted = wanted.map(Arc::new);
+        match lines.get(cluster) {
+            Some(line) => drop(line.wanted.send_replace(wanted)),
+            None if wanted.is_none() => {}
+            None => drop(lines.insert(cluster.clone(), self.start(cluster, wanted))),
         }
+    }
+
+    fn start(&self, cluster: &Key, wanted: Option<Arc<Wanted>>) -> Line {
+        let common = &self.inner.common;
+        let board = Arc::new(Mutex::new(Board::new(common.room.clone(), common.pace)));
+        let (wanted, follow) = watch::channel(wanted);
+        let inner = Arc::downgrade(&self.inner);
+        let task = Task::new(cluster.clone(), common.clone(), follow, board.clone());
+        let task = tokio::spawn(task.run(move |cluster| ends(&inner, cluster))).abort_handle();
+        Line { wanted, board, task }
     }
 
     /// Lets go of every cache and leaves all as it is: another leads now.
     pub fn leave(&self) {
-        self.shared.lock().clear();
+        self.inner.lock().clear();
     }
 
     /// What the sidecars of a binding have told. `None`: the binding is not known here.
     pub fn figures(&self, cluster: &Key, binding: &BindingName) -> Option<Figures> {
-        self.shared.lock().get(cluster)?.bindings.contains_key(binding).then(Figures::default)
+        let board = self.inner.lock().get(cluster)?.board.clone();
+        board.lock().unwrap_or_else(PoisonError::into_inner).figures(Instant::now(), binding)
     }
 }
 
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, HashMap<Key, Arc<Wanted>>> {
-        self.wanted.lock().unwrap_or_else(PoisonError::into_inner)
+impl Inner {
+    fn lock(&self) -> MutexGuard<'_, HashMap<Key, Line>> {
+        self.lines.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Whether the task of a CacheCluster ends: nothing was wanted anew since it looked. From then on another may be started.
+fn ends(inner: &Weak<Inner>, cluster: &Key) -> bool {
+    let Some(inner) = inner.upgrade() else { return true };
+    let mut lines = inner.lock();
+    let ends = lines.get(cluster).is_none_or(|line| line.wanted.borrow().is_none());
+    if ends {
+        lines.remove(cluster);
+    }
+    ends
 }
