@@ -31,6 +31,7 @@ mod large_replies;
 mod local_commands;
 mod long_keys;
 mod observe;
+mod operator_cache;
 mod operator_docs;
 mod origin_column_types;
 mod origin_http;

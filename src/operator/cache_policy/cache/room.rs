@@ -54,6 +54,7 @@ impl Room {
     }
 
     /// How many sidecars and counts there is room for.
+    #[cfg(test)]
     pub fn left(&self) -> (usize, usize) {
         (self.sidecars.load(Ordering::Relaxed), self.counts.load(Ordering::Relaxed))
     }

@@ -136,7 +136,12 @@ struct Changes {
 
 impl Task {
     /// A task that follows what is wanted.
-    pub fn new(cluster: Key, common: Arc<Common>, wanted: watch::Receiver<Option<Arc<Wanted>>>, board: Arc<Mutex<Board>>) -> Self {
+    pub fn new(
+        cluster: Key,
+        common: Arc<Common>,
+        wanted: watch::Receiver<Option<Arc<Wanted>>>,
+        board: Arc<Mutex<Board>>,
+    ) -> Self {
         Self { cluster, common, wanted, board, stored: BTreeMap::new(), last: None, came: Arc::default() }
     }
 

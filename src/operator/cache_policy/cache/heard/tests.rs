@@ -199,7 +199,8 @@ fn a_crowd_has_bounds_and_is_counted_all_the_same() {
     heard.expect(start, 7, ["user"].into_iter());
     heard.listen(start);
     let speak = |heard: &mut Heard, second| {
-        (0..25).map(|number| hear(heard, at(start, second), with_rules(&format!("s{number}"), second, vec![rule("user", 1, 1)])))
+        (0..25)
+            .map(|number| hear(heard, at(start, second), with_rules(&format!("s{number}"), second, vec![rule("user", 1, 1)])))
             .filter(|taken| *taken == Taken::Crowded)
             .count()
     };
@@ -220,7 +221,8 @@ fn who_is_gone_makes_room() {
     let start = Instant::now();
     let mut heard = listening(start);
     let many = |heard: &mut Heard, prefix: &str, second| {
-        (0..SIDECARS_OF_ONE).all(|number| hear(heard, at(start, second), heartbeat(&format!("{prefix}{number}"), 1)) == Taken::New)
+        (0..SIDECARS_OF_ONE)
+            .all(|number| hear(heard, at(start, second), heartbeat(&format!("{prefix}{number}"), 1)) == Taken::New)
     };
     assert!(many(&mut heard, "a", 0));
     assert_eq!(hear(&mut heard, start, heartbeat("late", 1)), Taken::Crowded);
@@ -323,8 +325,11 @@ proptest! {
 /// Heartbeats of anybody, and what is none.
 fn hostile() -> impl Strategy<Value = Vec<u8>> {
     let number = prop_oneof![Just(0), Just(u64::MAX), any::<u64>()];
-    let rule = ("[abcx]|\\PC{0,40}", number.clone(), number.clone())
-        .prop_map(|(name, hits, waits)| RuleBeat { wait_timeouts: waits, never_filled: hits, ..rule(&name, hits, waits) });
+    let rule = ("[abcx]|\\PC{0,40}", number.clone(), number.clone()).prop_map(|(name, hits, waits)| RuleBeat {
+        wait_timeouts: waits,
+        never_filled: hits,
+        ..rule(&name, hits, waits)
+    });
     let rules = proptest::collection::vec(rule, 0..8);
     let beat = ("[a-e]{1,2}|\\PC{0,200}", number.clone(), number, any::<Option<u64>>(), rules, "\\PC{0,300}|\n{0,300}").prop_map(
         |(sidecar, uptime, clients, generation, rules, reason)| Heartbeat {

@@ -1,0 +1,333 @@
+//! Ten thousand sidecars, by their heartbeats, before the operator's part in caches: what it costs in time and memory, and what the cache
+//! is asked.
+//!
+//! The operator's part runs in a process of its own, so that all that is measured is its. `LARDER_FLEET_REPORT` names the file for the
+//! table. Absolute times are of one machine; what is judged is memory, and counts.
+
+use std::env;
+use std::fmt::Write as _;
+use std::fs;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::process::{Child, ChildStdout, Command, Stdio};
+use std::sync::mpsc;
+
+use larder::policy::heartbeat::{Heartbeat, RuleBeat, VERSION};
+
+use super::*;
+
+/// Bindings, and sidecars of each.
+const SIZES: [(usize, usize); 2] = [(500, 20), (1, 10_000)];
+/// How many rules a policy has, of which a sidecar tells.
+const RULES: usize = 10;
+/// How often each sidecar speaks, in all.
+const ROUNDS: u64 = 4;
+/// Heartbeats in a tenth of a second, at the most: ten thousand sidecars speak every five seconds.
+const AT_ONCE: usize = 200;
+/// The most memory that the operator's part may take for them.
+const MOST_MEMORY_KIB: u64 = 64 * 1024;
+
+fn binding(number: usize) -> BindingName {
+    BindingName::of("Deployment", &format!("shop-{number:03}"), "main")
+}
+
+fn heartbeat(binding: &BindingName, sidecar: usize, round: u64) -> Vec<u8> {
+    let rule = |number: usize| {
+        let (hits, misses) = (round * 1000 + number as u64, round * 10);
+        RuleBeat { name: format!("rule-{number}"), hits, misses, loads: misses / 2, loads_saved: hits, ..RuleBeat::default() }
+    };
+    let beat = Heartbeat {
+        version: VERSION,
+        sidecar: format!("{binding}-7c9d8b6f5-{sidecar:05}-{:08x}", sidecar.wrapping_mul(2_654_435_761) as u32),
+        binding: binding.to_string(),
+        larder: "0.1.0".to_owned(),
+        understands: 3,
+        generation: Some(1),
+        refused: None,
+        uptime_seconds: 100 + round * 5,
+        clients: 8,
+        clients_ever: 20,
+        rules: (0..RULES).map(rule).collect(),
+        rules_left_out: 0,
+    };
+    beat.to_json()
+}
+
+fn wanted(port: u16, bindings: usize, generation: u64) -> Wanted {
+    let rule = |number: usize| {
+        json!({"name": format!("rule-{number}"), "keys": format!("r{number}:{{id}}"),
+            "strategy": {"cacheAside": {"ttl": {"default": "5m", "max": "24h", "jitter": "10%"}}}})
+    };
+    let rules: Vec<Json> = (0..RULES).map(rule).collect();
+    let cluster = json!({"name": "main", "topology": {"sentinel": {"master": "main", "sentinels": ["10.96.0.7:26379"]}}});
+    let snapshot: Arc<str> = Arc::from(policy(cluster, generation, &[], &rules).to_string());
+    Wanted {
+        servers: Servers { servers: vec![at(port)], ..Servers::default() },
+        keys: Keys::from(Entry::default()),
+        bindings: (0..bindings).map(|number| (binding(number), snapshot.clone())).collect(),
+    }
+}
+
+/// The operator's part, started by the test below: it answers each line of its input.
+#[test]
+#[ignore = "a test of scale starts it as a process of its own"]
+fn the_operators_part() {
+    let number = |name: &str| env::var(name).expect("the test of scale tells").parse::<usize>().expect("a number");
+    let (port, bindings) = (u16::try_from(number("LARDER_FLEET_PORT")).unwrap(), number("LARDER_FLEET_BINDINGS"));
+    let (lines, mut asked) = tokio::sync::mpsc::channel(1);
+    thread::spawn(move || std::io::stdin().lines().map_while(Result::ok).try_for_each(|line| lines.blocking_send(line)));
+    let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(async move {
+        let told = Arc::new(AtomicUsize::new(0));
+        let count = told.clone();
+        let caches = Caches::new(Leadership::for_good(), Arc::default(), move |_, _| {
+            count.fetch_add(1, Ordering::Relaxed);
+        });
+        while let Some(line) = asked.recv().await {
+            if let Some(generation) = line.strip_prefix("set ") {
+                caches.set(&key(), Some(wanted(port, bindings, generation.parse().expect("a number"))));
+                continue;
+            }
+            let all: Vec<Figures> = (0..bindings).filter_map(|number| caches.figures(&key(), &binding(number))).collect();
+            let hits = |figures: &Figures| figures.rules.values().map(|rule| rule.hits).sum::<u64>();
+            let answer = json!({
+                "cpuNanos": cpu_nanos(), "memoryKib": memory_kib("VmRSS:"), "peakKib": memory_kib("VmHWM:"),
+                "live": all.iter().map(|figures| figures.live).sum::<u32>(), "hits": all.iter().map(hits).sum::<u64>(),
+                "least": all.iter().map(|figures| figures.live).min(), "bindings": all.len(),
+                "told": told.load(Ordering::Relaxed),
+            });
+            println!("\n{answer}");
+        }
+    });
+}
+
+/// The time that this thread has run, which is the runtime's.
+fn cpu_nanos() -> u64 {
+    let text = fs::read_to_string("/proc/thread-self/schedstat").expect("the kernel counts");
+    text.split_ascii_whitespace().next().and_then(|nanos| nanos.parse().ok()).expect("a number")
+}
+
+fn memory_kib(field: &str) -> u64 {
+    let status = fs::read_to_string("/proc/self/status").expect("the kernel counts");
+    let line = status.lines().find_map(|line| line.strip_prefix(field)).expect("a field");
+    line.trim().trim_end_matches(" kB").parse().expect("a number")
+}
+
+/// The process with the operator's part.
+struct Part {
+    child: Child,
+    answers: BufReader<ChildStdout>,
+}
+
+impl Part {
+    fn start(server: &Redis, bindings: usize) -> Self {
+        let mut child = Command::new(env::current_exe().expect("this program has a file"))
+            .args(["--exact", "operator_cache::scale::the_operators_part", "--ignored", "--nocapture"])
+            .env("LARDER_FLEET_PORT", server.port().to_string())
+            .env("LARDER_FLEET_BINDINGS", bindings.to_string())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("it runs");
+        let answers = BufReader::new(child.stdout.take().expect("it is piped"));
+        Self { child, answers }
+    }
+
+    fn say(&mut self, line: &str) {
+        writeln!(self.child.stdin.as_mut().expect("it is piped"), "{line}").expect("it reads");
+    }
+
+    fn ask(&mut self) -> Json {
+        self.say("report");
+        let mut line = String::new();
+        while !line.starts_with('{') {
+            line.clear();
+            assert_ne!(self.answers.read_line(&mut line).expect("it writes"), 0, "the operator's part ended");
+        }
+        serde_json::from_str(&line).expect("JSON")
+    }
+}
+
+impl Drop for Part {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// How often the server carried a command out.
+fn calls(server: &mut Client, command: &str) -> u64 {
+    let text = server.line("INFO commandstats").text();
+    let line = text.lines().find_map(|line| line.strip_prefix(&format!("cmdstat_{command}:calls=")));
+    line.map_or(0, |line| line.split(',').next().unwrap_or_default().parse().expect("a number"))
+}
+
+/// The commands that the operator's part sends. What a script does within the server counts beside them.
+const COMMANDS: [&str; 7] = ["eval", "role", "set", "getrange", "subscribe", "ping", "auth"];
+const WITHIN: [&str; 5] = ["type", "strlen", "get", "sadd", "srandmember"];
+
+fn all_calls(server: &mut Client, commands: &[&str]) -> u64 {
+    commands.iter().map(|command| calls(server, command)).sum()
+}
+
+/// Every sidecar speaks once. Returns once the server has told whoever listens.
+fn round(server: &mut Client, (bindings, sidecars): (usize, usize), round: u64) {
+    let names: Vec<(BindingName, String)> =
+        (0..bindings).map(binding).map(|name| (name.clone(), name.heartbeat_channel())).collect();
+    let all: Vec<(usize, usize)> = (0..sidecars).flat_map(|sidecar| (0..bindings).map(move |number| (number, sidecar))).collect();
+    let began = Instant::now();
+    for (part, some) in all.chunks(AT_ONCE).enumerate() {
+        let mut commands = Vec::new();
+        for (number, sidecar) in some {
+            let (name, channel) = &names[*number];
+            let beat = heartbeat(name, *sidecar, round);
+            commands.extend(crate::support::resp::encode(&[b"PUBLISH".as_slice(), channel.as_bytes(), &beat]));
+        }
+        server.send(&commands).expect("the server reads");
+        some.iter().for_each(|_| assert_eq!(server.read().expect("an answer").int(), 1, "nobody listens"));
+        // As sidecars speak: not all at once.
+        let due = Duration::from_millis(100) * u32::try_from(part + 1).unwrap();
+        thread::sleep(due.saturating_sub(began.elapsed()));
+    }
+}
+
+#[derive(Debug)]
+struct Row {
+    bindings: usize,
+    sidecars: usize,
+    written_in: Duration,
+    changed_in: Duration,
+    beats: u64,
+    window: Duration,
+    cpu_nanos: u64,
+    memory_kib: u64,
+    peak_kib: u64,
+    commands: u64,
+    within: u64,
+    told: u64,
+}
+
+fn measure(size: (usize, usize)) -> Row {
+    let (bindings, sidecars) = size;
+    let server = Redis::start(Engine::Redis7);
+    let mut client = server.client();
+    let mut part = Part::start(&server, bindings);
+    let empty = part.ask();
+    let began = Instant::now();
+    part.say("set 1");
+    wait_for("all snapshots", LIMIT, || client.line("SCARD larder:bindings").int() == bindings as i64);
+    let written_in = began.elapsed();
+    wait_for("all channels", LIMIT, || {
+        let channels = (0..bindings).map(|number| binding(number).heartbeat_channel());
+        let command: Vec<String> = ["PUBSUB".to_owned(), "NUMSUB".to_owned()].into_iter().chain(channels).collect();
+        client.call(&command).items().chunks(2).all(|pair| pair[1].int() == 1)
+    });
+    round(&mut client, size, 0);
+    wait_for("all sidecars", LIMIT, || part.ask()["live"] == (bindings * sidecars) as u64);
+
+    let counts = |client: &mut Client| (all_calls(client, &COMMANDS), all_calls(client, &WITHIN));
+    let ((commands, within), first, began) = (counts(&mut client), part.ask(), Instant::now());
+    (1..=ROUNDS).for_each(|number| round(&mut client, size, number));
+    let hits: u64 = (0..RULES as u64).map(|rule| ROUNDS * 1000 + rule).sum::<u64>() * (bindings * sidecars) as u64;
+    wait_for("all counts", LIMIT, || part.ask()["hits"] == hits);
+    let (last, window) = (part.ask(), began.elapsed());
+    let (commands, within) = {
+        let now = counts(&mut client);
+        (now.0 - commands, now.1 - within)
+    };
+    assert_eq!((&last["live"], &last["least"]), (&json!(bindings * sidecars), &json!(sidecars)), "{last}");
+    let fleets = (0..bindings).all(|number| {
+        let told = client.call(&["GET", &binding(number).fleet_key()]);
+        Fleet::parse(told.text().as_bytes()).is_ok_and(|fleet| fleet.sidecars as usize >= sidecars)
+    });
+    assert!(fleets, "some sidecars take too big a share");
+
+    let mut hears = server.client();
+    hears.call(&["PSUBSCRIBE", "larder:p:*"]);
+    let began = Instant::now();
+    part.say("set 2");
+    let (tell, told) = mpsc::channel();
+    thread::spawn(move || {
+        let mut waiting: std::collections::BTreeSet<String> =
+            (0..bindings).map(|number| binding(number).snapshot_key()).collect();
+        while !waiting.is_empty() {
+            let message = hears.read().expect("a message").items();
+            if message[3].text() == "2" {
+                waiting.remove(&message[2].text());
+            }
+        }
+        tell.send(began.elapsed())
+    });
+    let changed_in = told.recv_timeout(LIMIT).expect("all are told of the change");
+    let figure = |json: &Json, name: &str| json[name].as_u64().expect("a number");
+    Row {
+        bindings,
+        sidecars,
+        written_in,
+        changed_in,
+        beats: ROUNDS * (bindings * sidecars) as u64,
+        window,
+        cpu_nanos: figure(&last, "cpuNanos") - figure(&first, "cpuNanos"),
+        memory_kib: figure(&last, "memoryKib").saturating_sub(figure(&empty, "memoryKib")),
+        peak_kib: figure(&last, "peakKib"),
+        commands,
+        within,
+        told: figure(&last, "told") - figure(&first, "told"),
+    }
+}
+
+fn table(rows: &[Row]) -> String {
+    let processors = thread::available_parallelism().map_or(0, usize::from);
+    let mut text = format!(
+        "# Ten thousand sidecars\n\n\
+         `LARDER_FLEET_REPORT=docs/benchmarks/fleet.md cargo test --profile quick --test integration operator_cache::scale` writes this. The\n\
+         heartbeats of {} sidecars, each with {RULES} rules, go through a real server ({:?}) to the operator's part in caches, which runs in a\n\
+         process of its own. That, the server and who speaks for the sidecars share a machine of {processors} processors. The library was built\n\
+         {}.\n\n\
+         | bindings | sidecars of each | heartbeats | a second | processor, of one | a heartbeat | memory for all | at most, the whole process | commands a second | calls within scripts a second | figures told of | first snapshots within | a change of all within |\n\
+         |---|---|---|---|---|---|---|---|---|---|---|---|---|\n",
+        SIZES[0].0 * SIZES[0].1,
+        Engine::Redis7,
+        if cfg!(debug_assertions) { "with its assertions" } else { "as Cargo's profile says" },
+    );
+    for row in rows {
+        let seconds = row.window.as_secs_f64();
+        let _ = writeln!(
+            text,
+            "| {} | {} | {} | {:.0} | {:.1} % | {:.1} µs | {:.1} MiB | {:.1} MiB | {:.1} | {:.0} | {} | {:.2} s | {:.2} s |",
+            row.bindings,
+            row.sidecars,
+            row.beats,
+            row.beats as f64 / seconds,
+            row.cpu_nanos as f64 / 1e9 / seconds * 100.0,
+            row.cpu_nanos as f64 / 1e3 / row.beats as f64,
+            row.memory_kib as f64 / 1024.0,
+            row.peak_kib as f64 / 1024.0,
+            row.commands as f64 / seconds,
+            row.within as f64 / seconds,
+            row.told,
+            row.written_in.as_secs_f64(),
+            row.changed_in.as_secs_f64(),
+        );
+    }
+    text + "\nThe processor's time is that of the thread that does all of it: reading, summing, looking after the cache, and making figures. The\n\
+            commands are the operator's own, without what is published on behalf of sidecars; within a script the server makes several calls for\n\
+            each binding. \"A change of all\" is from saying what is wanted to the last message that tells sidecars of it. A thousand sidecars of one\n\
+            binding speak every five seconds, ten thousand every twenty: here they speak four times as often as they would.\n"
+}
+
+#[test]
+fn ten_thousand_sidecars_cost_little() {
+    let rows: Vec<Row> = SIZES.into_iter().map(measure).collect();
+    for row in &rows {
+        println!("{row:?}");
+        assert!(row.memory_kib <= MOST_MEMORY_KIB, "too much memory: {row:?}");
+        // A look in ten seconds at all bindings, fifty at a time, and a number for each binding once.
+        let looks = (row.window.as_secs_f64() / 7.5 + 1.0) * (row.bindings as f64 / 50.0 + 2.0);
+        let pings = row.window.as_secs_f64() / 5.0 + 2.0;
+        assert!((row.commands as f64) <= looks + pings + row.bindings as f64 + 20.0, "the cache is asked too often: {row:?}");
+    }
+    if let Some(file) = env::var_os("LARDER_FLEET_REPORT") {
+        fs::write(file, table(&rows)).expect("the report");
+    }
+}
