@@ -43,6 +43,12 @@ impl Leadership {
         Self { until, _kept: Some(Arc::new(kept)) }
     }
 
+    /// One that a test gives and takes.
+    #[cfg(test)]
+    pub fn given(until: watch::Receiver<Option<Instant>>) -> Self {
+        Self { until, _kept: None }
+    }
+
     /// Whether it may act now.
     pub fn holds(&self) -> bool {
         self.until.borrow().is_some_and(|until| Instant::now() < until)
@@ -229,7 +235,7 @@ mod tests {
     #[tokio::test]
     async fn leadership_ends_by_itself() {
         let (sender, until) = watch::channel(None);
-        let mut leadership = Leadership { until, _kept: None };
+        let mut leadership = Leadership::given(until);
         assert!(!leadership.holds());
         sender.send_replace(Some(Instant::now() + TRUSTED));
         leadership.gained().await;
@@ -240,6 +246,7 @@ mod tests {
         assert!(!leadership.holds());
         sender.send_replace(None);
         leadership.lost().await;
+        assert!(Leadership::for_good().holds());
     }
 
     #[test]

@@ -92,6 +92,11 @@ impl BindingName {
         format!("larder:fleet:{{{}}}", self.snapshot_key())
     }
 
+    /// The key in the cache that the one of its sidecars holds which repairs keys without a TTL.
+    pub fn sweep_key(&self) -> String {
+        format!("larder:sweep:{self}")
+    }
+
     /// The ACL user of its sidecars at the servers.
     pub fn user(&self) -> String {
         format!("larder-b-{self}")

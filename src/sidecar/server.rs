@@ -23,7 +23,7 @@ use super::pulse::Pulse;
 use super::reload::{Board, InForce, Policies, PolicyError, Setting, Told};
 use super::roster::{Inbox, Roster, run_errands};
 use super::session::{Ending, Reader, Session, split_tcp, split_unix};
-use super::sweep::sweep_forever;
+use super::sweep;
 use super::upstream::discovery::Refresh;
 use super::upstream::node::NodeAddr;
 use super::upstream::view::View;
@@ -128,10 +128,12 @@ async fn supervise(config: &Config) -> Result<(), StartError> {
     let (roster, inboxes) = Roster::new(config.workers);
     let feeds = Feeds { told: told.clone(), stage: stage.clone(), origins: Handle::current(), roster, metrics: metrics.clone() };
     let mut threads = Vec::new();
+    let lease = sweep::lease(config.binding.as_ref().map(|binding| &binding.name));
     for (index, (listeners, inbox)) in listeners.into_iter().zip(inboxes).enumerate() {
         let feeds = feeds.clone();
+        let sweeps = (index == 0).then(|| lease.clone());
         let thread = std::thread::Builder::new().name(format!("worker-{index}"));
-        threads.push(thread.spawn(move || serve(feeds, inbox, listeners, index == 0))?);
+        threads.push(thread.spawn(move || serve(feeds, inbox, listeners, sweeps))?);
     }
     let (_stop_admin, admin_stop) = watch::channel(false);
     let binding = config.binding.as_ref().map(|binding| binding.name.to_string());
@@ -269,13 +271,13 @@ fn listen_unix(path: &Path, mode: u32) -> io::Result<std::os::unix::net::UnixLis
 }
 
 /// A worker's thread.
-fn serve(feeds: Feeds, inbox: Inbox, listeners: Listeners, first: bool) {
+fn serve(feeds: Feeds, inbox: Inbox, listeners: Listeners, sweeps: Option<String>) {
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return tracing::error!(%error, "cannot start a worker"),
     };
     let local = LocalSet::new();
-    runtime.block_on(local.run_until(work(feeds, inbox, listeners, first)));
+    runtime.block_on(local.run_until(work(feeds, inbox, listeners, sweeps)));
 }
 
 struct FromBackground(Refresh);
@@ -290,7 +292,7 @@ impl Outside for FromBackground {
     }
 }
 
-async fn work(feeds: Feeds, inbox: Inbox, listeners: Listeners, first: bool) {
+async fn work(feeds: Feeds, inbox: Inbox, listeners: Listeners, sweeps: Option<String>) {
     let Feeds { mut told, mut stage, origins, roster, metrics } = feeds;
     let (opens, door) = Door::new();
     let mut accepting: Vec<Accepting> = listeners.tcp.into_iter().map(|listener| accept_tcp(&door, listener)).collect();
@@ -307,8 +309,8 @@ async fn work(feeds: Feeds, inbox: Inbox, listeners: Listeners, first: bool) {
     worker.router().adopt(&worker, &View::clone(&view.borrow_and_update()));
     tokio::task::spawn_local(worker.clone().tick_forever());
     tokio::task::spawn_local(run_errands(worker.clone(), inbox));
-    if first {
-        tokio::task::spawn_local(sweep_forever(worker.clone()));
+    if let Some(lease) = sweeps {
+        tokio::task::spawn_local(sweep::sweep_forever(worker.clone(), lease));
     }
     opens.send_replace(Some(worker.clone()));
     loop {

@@ -1,9 +1,9 @@
 //! The sweep: repairs covered keys without a TTL, however they came about.
 //!
 //! What the sidecar forwards keeps its keys' TTLs in the same transaction. What it does not see does not: scripts that write
-//! undeclared keys, writers that bypass it, keys older than the policy. So one sidecar of all, by a lease in the cache, walks
-//! all keys of all shards within each period, and gives a TTL to each covered key that has none. `PEXPIRE … NX` does nothing to
-//! a key that has one.
+//! undeclared keys, writers that bypass it, keys older than the policy. So one sidecar of each binding, by a lease in the cache,
+//! walks all keys of all shards within each period, and gives a TTL to each covered key that has none. `PEXPIRE … NX` does nothing
+//! to a key that has one. Bindings walk one after another: a server answers one walk at a time, however many bindings it has.
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -19,9 +19,14 @@ use super::upstream::queue::{ANY_SLOT, Pending, Retry};
 use super::upstream::router::Node;
 use super::upstream::sink::{Answer, Sink};
 use super::worker::Worker;
+use crate::policy::binding::BindingName;
 
-/// Held by the sidecar that sweeps. It ends by itself a little before the next sweep is due.
-const LEASE: &[u8] = b"larder:sweep";
+/// Held by the sidecar that sweeps, of all without a binding. It ends by itself a little before the next sweep is due.
+const LEASE: &str = "larder:sweep";
+/// Held by whoever walks the keys, of whichever binding.
+const TURN: &[u8] = b"larder:sweeps";
+/// For how long a turn is held that nobody gives back, at the most and at the least.
+const TURN_FOR: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 /// How many keys a step looks at, about.
 const KEYS_PER_STEP: &[u8] = b"200";
 /// How often the policy is looked at for another period.
@@ -31,11 +36,16 @@ const PAUSE: Duration = Duration::from_millis(20);
 /// The sweep may take half of the period; where there are more keys than that allows, steps follow each other without pause.
 const SHARE_OF_PERIOD: u32 = 2;
 
+/// The lease by which one sidecar of all those of a binding sweeps, or of those without one.
+pub fn lease(binding: Option<&BindingName>) -> String {
+    binding.map_or_else(|| LEASE.to_owned(), BindingName::sweep_key)
+}
+
 /// Sweeps once in each period, for ever. One worker of each sidecar runs it; the lease picks one sidecar.
-pub async fn sweep_forever(worker: Rc<Worker>) {
+pub async fn sweep_forever(worker: Rc<Worker>, lease: String) {
     loop {
         let period = wait_for_turn(&worker).await;
-        if worker.policy().covers_anything() && take_lease(&worker, period).await {
+        if worker.policy().covers_anything() && take(&worker, lease.as_bytes(), period / 2).await {
             let repaired = sweep(&worker, period).await;
             if repaired > 0 {
                 tracing::warn!(repaired, "keys without a TTL were given one: something writes them past the sidecar");
@@ -59,19 +69,51 @@ async fn wait_for_turn(worker: &Rc<Worker>) -> Duration {
     }
 }
 
-async fn take_lease(worker: &Rc<Worker>, period: Duration) -> bool {
-    let millis = (period / 2).as_millis().to_string();
-    let slot = if worker.is_cluster() { slots::slot_of(LEASE) } else { ANY_SLOT };
-    let Some(node) = worker.router().node_of(slot) else { return false };
-    let taken = ask(worker, &node, 0, &[b"SET", LEASE, b"1", b"NX", b"PX", millis.as_bytes()]).await;
+/// Takes a key that others would take as well, for so long. Whether it was free.
+async fn take(worker: &Rc<Worker>, key: &[u8], length: Duration) -> bool {
+    let millis = length.as_millis().to_string();
+    let Some(node) = owner(worker, key) else { return false };
+    let taken = ask(worker, &node, 0, &[b"SET", key, b"1", b"NX", b"PX", millis.as_bytes()]).await;
     taken.as_deref() == Some(b"+OK\r\n")
 }
 
-/// Walks all shards at once. How many keys were given a TTL.
+fn owner(worker: &Rc<Worker>, key: &[u8]) -> Option<Rc<Node>> {
+    let slot = if worker.is_cluster() { slots::slot_of(key) } else { ANY_SLOT };
+    worker.router().node_of(slot)
+}
+
+/// Walks all shards at once, when nobody else walks. How many keys were given a TTL.
 async fn sweep(worker: &Rc<Worker>, period: Duration) -> u64 {
-    let nodes = worker.router().primaries();
     let until = Instant::now() + period / SHARE_OF_PERIOD;
-    join_all(nodes.iter().map(|node| sweep_node(worker, node, until))).await.into_iter().sum()
+    let held = (period / 4).clamp(TURN_FOR.0, TURN_FOR.1);
+    while !take(worker, TURN, held).await {
+        if Instant::now() >= until {
+            // Others took all of the time; the next sweep begins anew.
+            return 0;
+        }
+        sleep(LOOK.mul_f64(0.5 + f64::from(worker.random()) / f64::from(u32::MAX))).await;
+    }
+    let nodes = worker.router().primaries();
+    let walk = join_all(nodes.iter().map(|node| sweep_node(worker, node, until)));
+    let repaired = tokio::select! {
+        repaired = walk => repaired.into_iter().sum(),
+        () = keep_turn(worker, held) => 0,
+    };
+    if let Some(node) = owner(worker, TURN) {
+        let _ = ask(worker, &node, 0, &[b"DEL", TURN]).await;
+    }
+    repaired
+}
+
+/// Holds the turn for as long as it is asked to.
+async fn keep_turn(worker: &Rc<Worker>, held: Duration) {
+    let millis = held.as_millis().to_string();
+    loop {
+        sleep(held / 3).await;
+        if let Some(node) = owner(worker, TURN) {
+            let _ = ask(worker, &node, 0, &[b"PEXPIRE", TURN, millis.as_bytes()]).await;
+        }
+    }
 }
 
 /// Walks one shard and all its databases, each to its end or until it does not answer: the next sweep begins anew.

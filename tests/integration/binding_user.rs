@@ -274,7 +274,7 @@ fn the_rest_is_refused(scene: &Scene) {
     let mut admin = scene.servers.holder_of("item:1");
     let (name, own, fleet) = (scene.binding.user(), scene.binding.snapshot_key(), scene.binding.fleet_key());
     let mut tried = |command: &str| {
-        let command = command.replace("@own", &own).replace("@fleet", &fleet);
+        let command = command.replace("@own", &own).replace("@fleet", &fleet).replace("@sweep", &scene.binding.sweep_key());
         let words: Vec<&str> = ["ACL", "DRYRUN", &name].into_iter().chain(command.split(' ')).collect();
         admin.call(&words).text()
     };
@@ -292,11 +292,12 @@ fn the_rest_is_refused(scene: &Scene) {
     assert!(matches!(&sorted, Value::Error(text) if text.contains("BY option of SORT denied")), "{sorted:?}");
 }
 
-const ALLOWED: [&str; 9] = [
+const ALLOWED: [&str; 10] = [
     "GET @own",
     "GET @fleet",
     "SUBSCRIBE @own",
-    "SET larder:sweep 1 NX PX 10",
+    "SET @sweep 1 NX PX 10",
+    "SET larder:sweeps 1 NX PX 10",
     "UNLINK larder:w:{abc}",
     "SET larder:n:{abc}item:1 x",
     "SSUBSCRIBE larder:l:{abc}item:1",
@@ -304,14 +305,15 @@ const ALLOWED: [&str; 9] = [
     "CLIENT TRACKING ON",
 ];
 
-const DENIED: [&str; 51] = [
+const DENIED: [&str; 52] = [
     "SET @own x",
     "SET @fleet x",
     "DEL @own",
     "GET larder:p:other",
     "SUBSCRIBE larder:p:other",
     "PUBLISH larder:hb:other x",
-    "GET larder:sweep",
+    "GET @sweep",
+    "SET larder:sweep:other 1 NX PX 10",
     "SET larder:l:{abc}other:1 x",
     "GET larder:d:{abc}item:1",
     "SSUBSCRIBE larder:l:{abc}other:1",

@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use super::support::server::{Engine, RedisCluster};
-use super::support::sidecar::{Sidecar, cluster_topology};
+use super::support::resp::Value;
+use super::support::server::{Engine, RedisCluster, SentinelCluster};
+use super::support::sidecar::{Sidecar, cluster_topology, sentinel_topology};
 use super::support::wait_for;
 
 #[test]
@@ -30,6 +31,33 @@ fn keys_written_past_the_sidecar_get_a_ttl_and_no_others() {
     let bound = 5 * 60 * 1000;
     assert!(covered.iter().all(|key| client.call(&["PTTL", key]).int() <= bound));
     assert_eq!(client.call(&["PTTL", "other"]).int(), -1);
+}
+
+/// Each binding sweeps by its own rules: that another does, or an unbound sidecar, is no reason to wait for long.
+#[test]
+fn each_binding_has_a_sweep_of_its_own() {
+    let servers = SentinelCluster::start(Engine::Valkey9, 0);
+    let mut server = servers.primary().client();
+    let sidecar = |name: &str| {
+        let rule = json!({"name": "covered", "keys": format!("{name}:{{number}}"),
+            "strategy": {"cacheAside": {"ttl": {"default": "5m", "max": "1h", "jitter": "10%"}}}});
+        let snapshot = json!({"version": 1, "requires": 1, "generation": 1, "cluster": sentinel_topology(&servers),
+            "unmatched": {"bypass": {}}, "ttlSweep": "2s", "rules": [rule]});
+        Sidecar::start_with(&snapshot, &["--binding", name])
+    };
+    // One of the first binding's sidecars, that is gone, holds its lease for good; and somebody was killed in its turn.
+    for (key, end) in [("larder:sweep", &[][..]), ("larder:sweep:one", &[]), ("larder:sweeps", &["PX", "3000"])] {
+        assert_eq!(server.call(&[&["SET", key, "1"], end].concat()), Value::Simple("OK".to_owned()));
+    }
+    for name in ["one", "two"] {
+        (0..50).for_each(|number| drop(server.call(&["SET", &format!("{name}:{number}"), "v"])));
+    }
+    let _sidecars = ["one", "two"].map(sidecar);
+    let mut repaired = |name: &str| (0..50).all(|number| server.call(&["PTTL", &format!("{name}:{number}")]).int() > 0);
+    wait_for("the second's keys", Duration::from_secs(60), || repaired("two"));
+    assert!(!repaired("one"), "nobody of theirs may sweep");
+    servers.primary().client().line("DEL larder:sweep:one").int();
+    wait_for("the first's keys", Duration::from_secs(60), || repaired("one"));
 }
 
 fn slot_of(key: &str) -> u16 {

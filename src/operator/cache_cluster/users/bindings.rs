@@ -7,8 +7,8 @@
 //! What a user can do:
 //! - Its keys, and channels of such names, are those that some rule covers, whatever the policies say of unmatched keys: elsewhere the
 //!   server answers NOPERM. Globs say less than patterns: [`crate::policy::glob`] tells what they let through besides.
-//! - Of Larder's own keys, the companions of those, the mark of WAIT and the lease of the sweep. Its own snapshot, and how many sidecars
-//!   it has, can only be read.
+//! - Of Larder's own keys, the companions of those, the mark of WAIT, and its lease and turn to sweep. Its own snapshot, and how many
+//!   sidecars it has, can only be read.
 //! - All commands on keys but those that copy servers' innards (RESTORE, MIGRATE); none of administration. CONFIG GET is among these: it
 //!   shows the password that servers log in with.
 //! - EVAL and EVALSHA, which leases are made of. Within a script the user's own limits hold for each command, declared or not; a script
@@ -39,8 +39,8 @@ const COMMANDS: &str = "-@all +@read +@write +@connection +@pubsub +@transaction
 const FLUSH: &str = "+flushall +flushdb";
 /// What `allow.keys` adds.
 const LIST: &str = "+keys";
-/// Keys that sidecars of all bindings share: the lease of the sweep, and the marks of WAIT.
-const SHARED_KEYS: &str = "%W~larder:sweep %W~larder:w:{???}";
+/// Keys that sidecars of all bindings share: whose turn it is to sweep, and the marks of WAIT.
+const SHARED_KEYS: &str = "%W~larder:sweeps %W~larder:w:{???}";
 
 /// How the user of a binding is to log in, and what it can do. `Debug` does not show the hash.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -156,7 +156,7 @@ impl BindingUser {
             rules.extend([format!("&{glob}"), format!("&larder:l:{{???}}{glob}")]);
         }
         let snapshot = name.snapshot_key();
-        rules.extend([format!("%R~{snapshot}"), format!("%R~{}", name.fleet_key())]);
+        rules.extend([format!("%R~{snapshot}"), format!("%R~{}", name.fleet_key()), format!("%W~{}", name.sweep_key())]);
         rules.extend([format!("&{snapshot}"), format!("&{}", name.heartbeat_channel())]);
         let flush = self.grants().any(|grant| grant.flush).then_some(FLUSH);
         let list = self.grants().any(|grant| grant.list).then_some(LIST);
@@ -276,7 +276,8 @@ mod tests {
         let rules = of(&users.on_servers(), "shop").unwrap().rules.join(" ");
         let expected = format!(
             "on #{} resetchannels ~user:[^:]* ~larder:[lsn]:{{???}}user:[^:]* &user:[^:]* &larder:l:{{???}}user:[^:]* \
-             %R~larder:p:{name} %R~larder:fleet:{{larder:p:{name}}} &larder:p:{name} &larder:hb:{name} %W~larder:sweep %W~larder:w:{{???}} \
+             %R~larder:p:{name} %R~larder:fleet:{{larder:p:{name}}} %W~larder:sweep:{name} &larder:p:{name} &larder:hb:{name} \
+             %W~larder:sweeps %W~larder:w:{{???}} \
              -@all +@read +@write +@connection +@pubsub +@transaction +eval +eval_ro +evalsha +evalsha_ro +script|exists +script|load \
              +cluster -@admin -@dangerous -function +info +role +sort +sort_ro +time",
             sha256(b"one")

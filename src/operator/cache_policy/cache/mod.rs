@@ -190,3 +190,59 @@ fn ends(inner: &Weak<Inner>, cluster: &Key) -> bool {
     }
     ends
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+    use tokio::time::timeout;
+
+    use super::*;
+    use crate::operator::admin::Entry;
+
+    const SOON: Duration = Duration::from_millis(300);
+
+    fn key() -> Key {
+        Key { namespace: "store".to_owned(), name: "main".to_owned() }
+    }
+
+    #[tokio::test]
+    async fn who_does_not_lead_goes_to_no_cache() {
+        let server = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (lead, until) = watch::channel(None);
+        let caches = Caches::new(Leadership::given(until), Arc::default(), |_, _| ());
+        let (binding, snapshot) = (BindingName::parse("shop").unwrap(), Arc::from(r#"{"generation": 3, "rules": []}"#));
+        let servers = Servers { servers: vec![server.local_addr().unwrap()], ..Servers::default() };
+        let bindings = BTreeMap::from([(binding.clone(), snapshot)]);
+        caches.set(&key(), Some(Wanted { servers, keys: Keys::from(Entry::default()), bindings }));
+        assert!(timeout(SOON, server.accept()).await.is_err());
+        let figures = caches.figures(&key(), &binding).unwrap();
+        assert_eq!((figures.wanted, figures.listening), (3, false));
+
+        lead.send_replace(Some(Instant::now() + Duration::from_secs(3600)));
+        let (stream, _) = timeout(Duration::from_secs(30), server.accept()).await.unwrap().unwrap();
+        drop(stream);
+        // Another leads: all is left as it is, and nobody comes any more.
+        lead.send_replace(None);
+        caches.leave();
+        assert_eq!(caches.figures(&key(), &binding), None);
+        while let Ok(accepted) = timeout(SOON, server.accept()).await {
+            drop(accepted);
+        }
+        caches.set(&key(), None);
+        assert!(timeout(SOON, server.accept()).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn a_task_ends_with_what_is_wanted() {
+        let caches = Caches::new(Leadership::for_good(), Arc::default(), |_, _| ());
+        let wanted = || Wanted { servers: Servers::default(), keys: Keys::from(Entry::default()), bindings: BTreeMap::new() };
+        caches.set(&key(), Some(wanted()));
+        caches.set(&key(), None);
+        let gone = async {
+            while !caches.inner.lock().is_empty() {
+                tokio::task::yield_now().await;
+            }
+        };
+        timeout(Duration::from_secs(30), gone).await.unwrap();
+    }
+}
