@@ -35,8 +35,8 @@ use crate::policy::binding::BindingName;
 
 pub use figures::{Figures, MAX_GENERATIONS, MAX_NOTICES, Notice, Refusal};
 
-/// What a CacheCluster's cache is to hold, and how it is reached.
-#[derive(Debug, Clone)]
+/// What a CacheCluster's cache is to hold, and how it is reached. `Debug` does not show snapshots, which may hold URLs with passwords.
+#[derive(Clone)]
 pub struct Wanted {
     /// Where its servers and sentinels are.
     pub servers: Servers,
@@ -44,6 +44,14 @@ pub struct Wanted {
     pub keys: Keys,
     /// The snapshot of each binding, JSON.
     pub bindings: BTreeMap<BindingName, Arc<str>>,
+}
+
+impl fmt::Debug for Wanted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { servers, keys, bindings } = self;
+        let mut shown = f.debug_struct("Wanted");
+        shown.field("servers", servers).field("keys", keys).field("bindings", &bindings.keys()).finish_non_exhaustive()
+    }
 }
 
 /// Where the servers of a CacheCluster are, and who watches them.

@@ -26,7 +26,7 @@ use crate::policy::binding::BindingName;
 
 /// The pauses between attempts to reach a primary.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
-const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// How many failures in a row are nothing special: a failover has so many.
 const QUIET_FAILURES: u32 = 5;
 /// How long it may take to leave.
@@ -44,7 +44,6 @@ const FLEET_EVERY: Duration = Duration::from_secs(3600);
 const ATTEMPTS: usize = 4;
 
 /// What is known of a binding's keys.
-#[derive(Debug)]
 struct Stored {
     snapshot: Arc<str>,
     generation: u64,
@@ -160,6 +159,7 @@ impl Task {
             let since = Instant::now();
             let ended = self.serve(&wanted).await;
             self.lock().deaf(Instant::now());
+            self.tell_changes();
             if since.elapsed() > LONGEST_PAUSE {
                 failures = 0;
             }
@@ -245,8 +245,7 @@ impl Task {
             }
             Event::Tick => {
                 line.tick_at = Instant::now() + self.common.pace.tick;
-                let changed = self.lock().tick(Instant::now());
-                changed.iter().for_each(|binding| (self.common.on_change)(&self.cluster, binding));
+                self.tell_changes();
                 self.tell_fleets(line).await
             }
             Event::Ping => {
@@ -265,6 +264,11 @@ impl Task {
             Event::Led => Err(Ended::Led),
             Event::Wanted => Ok(()),
         }
+    }
+
+    fn tell_changes(&self) {
+        let changed = self.lock().tick(Instant::now());
+        changed.iter().for_each(|binding| (self.common.on_change)(&self.cluster, binding));
     }
 
     async fn open(&self, address: SocketAddr, server: Admin, wanted: &Wanted) -> Result<Line, Ended> {
@@ -354,9 +358,10 @@ impl Task {
     }
 
     /// Takes away what earlier leaders, or this one, left there of bindings that are gone.
-    async fn clean(&mut self, server: &mut Admin) -> Result<(), Ended> {
+    async fn clean(&self, server: &mut Admin) -> Result<(), Ended> {
+        let is_wanted = |binding: &BindingName| self.last.as_ref().is_some_and(|wanted| wanted.bindings.contains_key(binding));
         let names = store::names(server).await?;
-        for binding in names.iter().filter(|binding| !self.stored.contains_key(*binding)) {
+        for binding in names.iter().filter(|binding| !is_wanted(binding)) {
             self.remove(server, binding).await?;
         }
         Ok(())
