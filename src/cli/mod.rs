@@ -6,6 +6,7 @@
 //! Exit codes: 0 done; 1 it failed; 2 the command line is wrong. `larder check` has its own, which its help lists.
 
 mod agent;
+mod ask;
 #[cfg(feature = "control-plane")]
 mod check;
 #[cfg(feature = "control-plane")]
@@ -15,6 +16,7 @@ mod demo;
 #[cfg(feature = "control-plane")]
 mod dev;
 mod failure;
+mod local;
 #[cfg(feature = "control-plane")]
 mod operator;
 mod sidecar;
@@ -68,6 +70,7 @@ commands! {
     /// What `larderd` can do.
     Larderd {
         Agent(agent),
+        Explain(ask),
         Sidecar(sidecar),
     }
 }

@@ -6,14 +6,14 @@
 use serde_json::{Value, json};
 
 use super::patch::Plan;
-use crate::policy::binding::{POLICY_DIR, SECRET_DIR};
+use crate::policy::binding::{self, POLICY_DIR, SECRET_DIR};
 
 /// The directory of the sockets that applications use.
 pub const SOCKET_DIR: &str = "/run/larder";
 /// The socket that applications use.
 pub const SOCKET: &str = "/run/larder/redis.sock";
 /// The socket at which policy and keys are explained.
-pub const ADMIN_SOCKET: &str = "/run/larder-admin/admin.sock";
+pub const ADMIN_SOCKET: &str = binding::ADMIN_SOCKET;
 /// The volume of [`SOCKET`].
 pub const SOCKET_VOLUME: &str = "larder-socket";
 

@@ -23,6 +23,8 @@ pub const SENTINEL_USERNAME_FILE: &str = "sentinel-username";
 pub const SENTINEL_PASSWORD_FILE: &str = "sentinel-password";
 /// The authorities of servers, PEM.
 pub const CA_FILE: &str = "ca.crt";
+/// The socket at which a sidecar in a pod explains itself.
+pub const ADMIN_SOCKET: &str = "/run/larder-admin/admin.sock";
 
 /// The most bytes of a binding's name: what is put before it still makes a DNS label.
 const MAX_NAME: usize = 52;

@@ -29,6 +29,7 @@ use crate::policy::Snapshot;
 use crate::policy::snapshot::{OriginKind, Sensitive};
 use crate::sidecar::delivery::Delivered;
 use crate::sidecar::served_tls::{SecuredListener, Served};
+use crate::telemetry::hot_keys::Hottest;
 use crate::telemetry::metrics::MetricsHub;
 use crate::telemetry::readings::{Reading, ReadingKind};
 
@@ -38,6 +39,8 @@ const MAX_CONNECTIONS: usize = 32;
 const IDLE_LIMIT: Duration = Duration::from_secs(30);
 /// How long an explanation may take.
 const EXPLAIN_LIMIT: Duration = Duration::from_secs(2);
+/// The longest watch of keys: shorter than a connection may be silent.
+const MAX_HOT_SECONDS: u64 = 20;
 /// The longest key that can be asked about: what fits a request line.
 const MAX_KEY_BYTES: usize = 4096;
 /// The type of what [`MetricsHub::render`] and its like return.
@@ -156,7 +159,11 @@ pub async fn serve(
         .route("/readyz", get(readyz))
         .route("/metrics", get(show_metrics))
         .with_state(shared.clone());
-    let private = Router::new().route("/policy", get(show_policy)).route("/explain", get(explain)).with_state(shared);
+    let private = Router::new()
+        .route("/policy", get(show_policy))
+        .route("/explain", get(explain))
+        .route("/hot", get(hot))
+        .with_state(shared);
     serve_routers(listeners, public, private, None, stop).await
 }
 
@@ -266,9 +273,34 @@ async fn explain(State(shared): State<Arc<Shared>>, RawQuery(query): RawQuery) -
         return (StatusCode::BAD_REQUEST, remedy).into_response();
     };
     match timeout(EXPLAIN_LIMIT, shared.sidecar.explain(key)).await {
-        Ok(Some(explanation)) => as_json(&explanation),
-        _ => (StatusCode::SERVICE_UNAVAILABLE, "no worker answered in time\n").into_response(),
+        Ok(Some(mut explanation)) => {
+            let (binding, Delivered { way, refused, .. }) = shared.sidecar.delivered();
+            if let Some(fields) = explanation.as_object_mut() {
+                let delivered = [("binding", json!(binding)), ("way", json!(way)), ("refused", json!(refused))];
+                fields.extend(delivered.map(|(name, value)| (name.to_owned(), value)));
+            }
+            as_json(&explanation)
+        }
+        _ => (StatusCode::SERVICE_UNAVAILABLE, "no policy is in force yet, or no worker answered in time\n").into_response(),
     }
+}
+
+/// Which keys are used most from now on, for as long as the caller says.
+async fn hot(State(shared): State<Arc<Shared>>, RawQuery(query): RawQuery) -> Response {
+    let seconds = query.as_deref().and_then(|query| query.strip_prefix("seconds=")).map(str::parse::<u64>);
+    let Some(Ok(seconds @ 1..=MAX_HOT_SECONDS)) = seconds else {
+        return (StatusCode::BAD_REQUEST, "write /hot?seconds=N, with N from 1 to 20\n").into_response();
+    };
+    let Some(Hottest { keys, total, uncertainty }) = shared.metrics.hot_keys().watch(Duration::from_secs(seconds)).await else {
+        return (StatusCode::CONFLICT, "somebody else is watching: ask again in half a minute\n").into_response();
+    };
+    let mut told = Vec::new();
+    for (key, count) in keys {
+        let explained = timeout(EXPLAIN_LIMIT, shared.sidecar.explain(key.clone())).await.ok().flatten();
+        let rule = explained.map(|explained| explained["rule"].clone());
+        told.push(json!({"key": String::from_utf8_lossy(&key), "count": count, "rule": rule}));
+    }
+    as_json(&json!({"seconds": seconds, "total": total, "uncertainty": uncertainty, "keys": told}))
 }
 
 /// The bytes that `text` stands for: `%XX` is a byte, everything else (`+` too) is itself.
@@ -433,6 +465,7 @@ mod tests {
         assert!(metrics.contains(r#"larder_origin_queries_total{origin="db"} 0"#) && metrics.ends_with("# EOF\n"), "{metrics}");
         assert!(tcp("/policy").await.starts_with("HTTP/1.1 404"));
         assert!(tcp("/explain?key=k").await.starts_with("HTTP/1.1 404"));
+        assert!(tcp("/hot?seconds=1").await.starts_with("HTTP/1.1 404"));
 
         let unix = |line: &'static str| {
             let path = path.clone();
@@ -443,10 +476,12 @@ mod tests {
         let told = policy.replace(char::is_whitespace, "");
         assert!(told.contains(r#""refused":{"generation":8,"reason":"itistoonew","way":"cache"}"#), "{told}");
         assert!(told.contains(r#""way":"file""#) && told.contains(r#""binding":"shop""#), "{told}");
-        assert!(unix("/explain?key=%00a%2B+").await.replace(char::is_whitespace, "").contains("[0,97,43,43]"));
+        let explained = unix("/explain?key=%00a%2B+").await.replace(char::is_whitespace, "");
+        assert!(explained.contains("[0,97,43,43]") && explained.contains(r#""binding":"shop""#), "{explained}");
         assert!(unix("/explain?key=hang").await.starts_with("HTTP/1.1 503"));
         assert!(unix("/explain?key=%0").await.starts_with("HTTP/1.1 400"));
         assert!(unix("/explain").await.starts_with("HTTP/1.1 400"));
+        assert!(unix("/hot?seconds=21").await.starts_with("HTTP/1.1 400") && unix("/hot").await.starts_with("HTTP/1.1 400"));
 
         stop.send_replace(true);
         timeout(Duration::from_secs(20), serving).await.expect("it stops").unwrap().unwrap();

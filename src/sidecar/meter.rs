@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use super::engine::lease::Doubt;
 use super::policy::{ActivePolicy, RuleId};
 use super::upstream::node::NodeAddr;
+use crate::telemetry::hot_keys::HotKeys;
 use crate::telemetry::metrics::{MetricsHub, NodeMeter, RuleCounters, WorkerMetrics};
 use crate::telemetry::slow_log::SlowLog;
 
@@ -40,6 +41,12 @@ impl Meter {
     /// The counters of a rule by their names, summed over all workers.
     pub fn rule_totals(&self, rule: &str) -> Vec<(&'static str, u64)> {
         self.hub.rule_totals(rule)
+    }
+
+    /// Where keys are noted while somebody asks which are used most.
+    #[inline]
+    pub fn hot_keys(&self) -> &HotKeys {
+        self.hub.hot_keys()
     }
 
     #[inline]

@@ -2,10 +2,9 @@
 
 use std::sync::Arc;
 
-use serde_json::json;
-
 use super::engine::ttl::{Cover, Coverage};
 use crate::origin::{Loader, OriginError, Origins};
+use crate::policy::explain::{KeyFacts, explain};
 use crate::policy::snapshot::{Allow, Topology};
 use crate::policy::{CacheAside, Lifetime, Mode, ReadThrough, Rule, RuleIndex, Snapshot, Span, Strategy, Unmatched};
 
@@ -212,32 +211,9 @@ impl ActivePolicy {
     }
 
     /// Which rule covers `key`, what it does, and why.
-    pub fn explain(&self, key: &[u8]) -> serde_json::Value {
+    pub fn explain(&self, key: &[u8]) -> KeyFacts {
         let id = self.find(key);
-        let lifetime = self
-            .observed(id)
-            .map_or_else(|| self.lifetime_of(id), |rule| rule.lifetime().copied())
-            .map(|lifetime| json!({ "default": lifetime.default, "max": lifetime.max, "jitter": lifetime.jitter }));
-        let shown = String::from_utf8_lossy(key);
-        match self.rule(id) {
-            Some(rule) => {
-                let parts: serde_json::Map<String, serde_json::Value> =
-                    rule.keys.captures(key).map_or_else(Default::default, |found| {
-                        let text = |range: std::ops::Range<usize>| String::from_utf8_lossy(&key[range]).into_owned();
-                        rule.keys.parts().zip(found).map(|(name, range)| (name.to_owned(), text(range).into())).collect()
-                    });
-                json!({
-                    "key": shown, "rule": rule.name, "pattern": rule.keys, "parts": parts,
-                    "strategy": rule.strategy.name(), "mode": rule.mode, "ttl": lifetime,
-                    "why": format!("the first rule whose pattern covers the key is `{}`, number {} of {}",
-                        rule.name, id + 1, self.snapshot.rules.len()),
-                })
-            }
-            None => json!({
-                "key": shown, "rule": null, "strategy": self.snapshot.unmatched.name(), "ttl": lifetime,
-                "why": "no rule covers the key: `unmatched` decides",
-            }),
-        }
+        explain(&self.snapshot, (id != UNMATCHED).then_some(usize::from(id)), key)
     }
 
     /// Whether commands on keys that no rule covers are refused.

@@ -201,7 +201,7 @@ impl Introspect for Insight {
     }
 
     fn explain(&self, key: Vec<u8>) -> Explanation {
-        let explained = self.in_force().map(|in_force| in_force.policy.explain(&key));
+        let explained = self.in_force().and_then(|in_force| serde_json::to_value(in_force.policy.explain(&key)).ok());
         Box::pin(std::future::ready(explained))
     }
 }

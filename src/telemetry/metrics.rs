@@ -17,6 +17,7 @@ use prometheus_client::registry::{Registry, Unit};
 use super::background::Background;
 use super::counter::{Counter, Gauge};
 use super::histogram::{Distribution, Histogram};
+use super::hot_keys::HotKeys;
 use super::readings::{self, Reading};
 
 /// The label of keys that no rule covers.
@@ -266,6 +267,7 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 pub struct MetricsHub {
     sums: Arc<Sums>,
     registry: Registry,
+    hot_keys: HotKeys,
 }
 
 #[derive(Debug)]
@@ -280,7 +282,13 @@ impl MetricsHub {
         let sums = Arc::new(Sums { background, workers: Mutex::default() });
         let mut registry = Registry::default();
         registry.register_collector(Box::new(sums.clone()));
-        Self { sums, registry }
+        Self { sums, registry, hot_keys: HotKeys::default() }
+    }
+
+    /// Which keys are used most, while somebody asks.
+    #[inline]
+    pub fn hot_keys(&self) -> &HotKeys {
+        &self.hot_keys
     }
 
     /// The counters of another worker.

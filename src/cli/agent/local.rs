@@ -5,9 +5,9 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use reqwest::{Client, Method, StatusCode};
+use reqwest::{Method, StatusCode};
 
-use crate::cli::{Failure, Outcome};
+use crate::cli::{Failure, Outcome, local};
 
 /// How long a question may take, besides what it waits for.
 const LIMIT: Duration = Duration::from_secs(5);
@@ -33,16 +33,5 @@ pub fn handover(socket: &Path, limit: Duration) -> Outcome {
 }
 
 fn ask(socket: &Path, method: Method, path: &str, limit: Duration) -> Result<(StatusCode, String), Failure> {
-    let fail = |error: &dyn std::fmt::Display| {
-        Failure::new(format!("{}: {error}", socket.display()), "name the socket of a running `larderd agent exec` with --socket")
-    };
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| fail(&error))?;
-    let exchange = async {
-        // The server's image may have no certificates, without which the usual verifier does not start.
-        let client = Client::builder().no_proxy().tls_certs_only([]).unix_socket(socket).timeout(limit).build()?;
-        let response = client.request(method, format!("http://agent{path}")).send().await?;
-        let status = response.status();
-        Ok::<_, reqwest::Error>((status, response.text().await?))
-    };
-    runtime.block_on(exchange).map_err(|error| fail(&error))
+    local::ask(socket, method, path, limit, "a running `larderd agent exec`")
 }

@@ -16,7 +16,7 @@ pub use data::{CROSS_SLOT, note_written, unmatched_text};
 pub use local::invalidate::write as write_invalidation;
 pub use split::submit_part;
 
-use super::commands::{self, Access, Class, CommandSpec};
+use super::commands::{self, Access, Class, CommandSpec, Effect};
 use super::exclusive::Exclusive;
 use super::patterns::cache_aside;
 use super::resp::{CommandArgs, encode};
@@ -58,6 +58,9 @@ pub fn command(session: &Rc<Session>, raw: &[u8], args: CommandArgs<'_>) -> Flow
         }
     };
     let request = Request { raw, args, spec };
+    if session.worker().metrics().hot_keys().are_watched() {
+        note_keys(session, &request);
+    }
     session.set_leaving(false);
     if session.has_parked() {
         cache_aside::arrives(session, &request);
@@ -89,6 +92,14 @@ pub fn command(session: &Rc<Session>, raw: &[u8], args: CommandArgs<'_>) -> Flow
             refuse(session, &format!("NOPERM {name} is not passed on by Larder: {}", refusal.remedy()))
         }
     }
+}
+
+/// Somebody asks which keys are used most.
+#[cold]
+fn note_keys(session: &Rc<Session>, request: &Request<'_>) {
+    let named = request.spec.keys(&request.args).unwrap_or_default();
+    let keys = named.iter().filter(|at| at.effect != Effect::Route).filter_map(|at| request.args.get(at.index as usize));
+    keys.for_each(|key| session.worker().metrics().hot_keys().note(key));
 }
 
 fn refuse(session: &Rc<Session>, text: &str) -> Flow {
