@@ -3,31 +3,46 @@
 //! To add a command: a file with `Args` (whose doc comment is its help) and `run(Args) -> Outcome`, its `mod` line, and one line in
 //! [`Larder`] or [`Larderd`] below.
 //!
-//! Exit codes: 0 done; 1 it failed; 2 the command line is wrong. `larder check` has its own, which its help lists.
+//! Exit codes: 0 done; 1 it failed; 2 the command line is wrong. `larder check`, `larder status` and `larder explain` have their own, which
+//! their help lists.
 
 mod agent;
 mod ask;
 #[cfg(feature = "control-plane")]
 mod check;
 #[cfg(feature = "control-plane")]
+mod cluster;
+#[cfg(feature = "control-plane")]
+mod completion;
+#[cfg(feature = "control-plane")]
 mod crds;
 #[cfg(feature = "control-plane")]
 mod demo;
 #[cfg(feature = "control-plane")]
 mod dev;
+#[cfg(feature = "control-plane")]
+mod explain;
 mod failure;
 mod local;
 #[cfg(feature = "control-plane")]
 mod operator;
+#[cfg(feature = "control-plane")]
+mod output;
 mod sidecar;
 #[cfg(feature = "control-plane")]
+mod status;
+#[cfg(feature = "control-plane")]
 mod uninstall_check;
+#[cfg(feature = "control-plane")]
+mod waiting;
 
 use std::process::ExitCode;
 
 use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+#[cfg(feature = "control-plane")]
+use completion::words as complete_words;
 pub use failure::{Failure, Outcome, WRONG_LINE};
 
 use crate::telemetry::logs::{self, LogFormat};
@@ -57,11 +72,15 @@ commands! {
     Larder {
         Agent(agent),
         Check(check),
+        CompleteWords(complete_words),
+        Completion(completion),
         Crds(crds),
         Demo(demo),
         Dev(dev),
+        Explain(explain),
         Operator(operator),
         Sidecar(sidecar),
+        Status(status),
         UninstallCheck(uninstall_check),
     }
 }
@@ -104,10 +123,17 @@ enum Format {
     Json,
 }
 
+/// The name under which kubectl finds a plugin, and what its users type.
+#[cfg(feature = "control-plane")]
+const PLUGIN: (&str, &str) = ("kubectl-larder", "kubectl larder");
+
 /// Runs `larder` with the process' arguments.
 #[cfg(feature = "control-plane")]
 pub fn larder() -> ExitCode {
-    main::<Larder>("larder", "Managed cache tiers: custom resources, their checks, and everything on one machine.", Larder::run)
+    let program = std::env::args_os().next().unwrap_or_default();
+    let is_plugin = std::path::Path::new(&program).file_name() == Some(PLUGIN.0.as_ref());
+    let name = if is_plugin { PLUGIN.1 } else { "larder" };
+    main::<Larder>(name, "Managed cache tiers: custom resources, their checks, and everything on one machine.", Larder::run)
 }
 
 /// Runs `larderd` with the process' arguments.
@@ -116,7 +142,7 @@ pub fn larderd() -> ExitCode {
 }
 
 fn main<C: Subcommand>(name: &'static str, about: &'static str, run: fn(C) -> Outcome) -> ExitCode {
-    let command = <Line<C> as clap::CommandFactory>::command().name(name).about(about);
+    let command = <Line<C> as clap::CommandFactory>::command().name(name).bin_name(name).about(about);
     let line = command.try_get_matches().and_then(|matches| <Line<C> as clap::FromArgMatches>::from_arg_matches(&matches));
     let line = match line {
         Ok(line) => line,

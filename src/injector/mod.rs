@@ -21,3 +21,7 @@ mod tests;
 pub use diff::Step;
 pub use patch::{Occasion, Outcome, Settings, inject};
 pub use run::{Config, bind, start};
+
+pub use annotations::BINDING;
+pub use container::NAME as CONTAINER;
+pub use owner::{Owner, owner};

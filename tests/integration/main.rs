@@ -40,6 +40,7 @@ mod origin_postgres_tls;
 mod origin_query_log;
 mod origin_sqlite;
 mod partial_writes;
+mod person_view;
 mod planned_handover;
 mod read_through;
 mod readme;

@@ -1,0 +1,208 @@
+//! What is said of a key to people.
+
+use std::fmt::Write as _;
+
+use super::Explained;
+use crate::cli::output::{Paint, harmless};
+use crate::policy::explain::{AskedOrigin, KeyFacts};
+use crate::policy::{AtWaitEnd, Lifetime, Mode, Query};
+
+/// The facts, line by line, and what follows from them.
+pub fn text(explained: &Explained, paint: &Paint) -> String {
+    let Explained { workload, namespace, source, policy, facts, notes } = explained;
+    let mut lines = vec![
+        ("key", facts.key.clone()),
+        ("workload", format!("{workload}, namespace {namespace}")),
+        ("source", source.to_string()),
+        ("policy", policy.clone().unwrap_or_else(|| "-".to_owned())),
+        ("rule", rule(facts)),
+        ("why", facts.why.clone()),
+        ("strategy", format!("{}{}", facts.strategy, if facts.mode == Mode::Observe { ", mode Observe" } else { "" })),
+    ];
+    lines.extend(facts.ttl.as_ref().map(|ttl| ("ttl", lifetime(ttl))));
+    let spans = [("stale", facts.stale), ("negative", facts.negative_ttl), ("lease", facts.lease), ("wait", facts.wait)];
+    lines.extend(spans.into_iter().filter_map(|(name, span)| Some((name, span?.to_string()))));
+    lines.extend(facts.origin.as_ref().map(|origin| ("origin", asked(origin))));
+    let mut text = String::new();
+    // Writing to a text cannot fail.
+    for (name, line) in lines {
+        let _ = writeln!(text, "{}{name:<10}{}{}", paint.head, paint.plain, harmless(&line));
+    }
+    let _ = writeln!(text, "\n{}what the sidecar does{}", paint.head, paint.plain);
+    for line in does(facts) {
+        let _ = writeln!(text, "  - {}", harmless(&line));
+    }
+    for note in notes {
+        let _ = writeln!(text, "\n{}note:{} {}", paint.busy, paint.plain, harmless(note));
+    }
+    text
+}
+
+fn rule(facts: &KeyFacts) -> String {
+    let Some(rule) = &facts.rule else { return "none".to_owned() };
+    let mut text = rule.clone();
+    if let Some(pattern) = &facts.pattern {
+        let _ = write!(text, ": {pattern}");
+    }
+    let parts: Vec<String> = facts.parts.iter().map(|(name, value)| format!("{name} = {value}")).collect();
+    if !parts.is_empty() {
+        let _ = write!(text, ", where {}", parts.join(", "));
+    }
+    text
+}
+
+fn lifetime(ttl: &Lifetime) -> String {
+    format!("{}, shortened by up to {}; at most {}", ttl.default, ttl.jitter, ttl.max)
+}
+
+fn asked(origin: &AskedOrigin) -> String {
+    let AskedOrigin { name, kind, query, timeout, max_connections } = origin;
+    let question = match query {
+        Query::Sql { read, read_many: None } => read.clone(),
+        Query::Sql { read, read_many: Some(many) } => format!("{read}; for MGET: {many}"),
+        Query::Http { path } => format!("GET {path}"),
+    };
+    format!("{name} ({kind}, within {timeout}, at most {max_connections} at a time): {question}")
+}
+
+/// What becomes of commands on the key, in sentences.
+pub fn does(facts: &KeyFacts) -> Vec<String> {
+    let mut told = match (facts.rule.is_some(), facts.strategy.as_str()) {
+        (false, "Refuse") => vec!["commands that name the key are refused".to_owned()],
+        (false, "Ttl") => vec!["reads and deletions pass untouched".to_owned()],
+        (_, "Bypass") => vec!["every command passes untouched, and is counted".to_owned()],
+        (true, "CacheAside") => cache_aside(facts),
+        (true, "ReadThrough") => read_through(facts),
+        (_, other) => vec![format!("{other}: this version of larder does not know more of it")],
+    };
+    if let Some(Lifetime { default, max, .. }) = &facts.ttl {
+        told.push(format!("what is written without a TTL gets {default}; a TTL above {max} is cut to that"));
+    }
+    if facts.mode == Mode::Observe {
+        told.insert(0, "nothing yet: the rule only observes, and /metrics counts what it would do; in mode Enforce:".to_owned());
+    }
+    told
+}
+
+fn cache_aside(facts: &KeyFacts) -> Vec<String> {
+    let mut told = vec!["a read is answered from the cache; on a miss the application loads, and stores".to_owned()];
+    told.push(match (facts.lease, facts.wait) {
+        (Some(lease), Some(wait)) => {
+            let end = match facts.at_wait_end {
+                Some(AtWaitEnd::Error) => "an error that says to try again",
+                _ => "the miss",
+            };
+            format!("of all who miss it one is told so and may load for {lease}; the others wait up to {wait}, then get {end}")
+        }
+        _ => "everybody who misses it loads: the rule has no stampede protection".to_owned(),
+    });
+    if let Some(stale) = facts.stale {
+        told.push(format!("up to {stale} past its TTL the old value is served while one loads"));
+    }
+    if facts.early_expiry.is_some_and(|beta| beta.get() > 0.0) {
+        told.push("a key that is read often is loaded anew by one client shortly before it expires".to_owned());
+    }
+    told
+}
+
+fn read_through(facts: &KeyFacts) -> Vec<String> {
+    let origin = facts.origin.as_ref().map_or("its origin", |origin| origin.name.as_str());
+    let mut told =
+        vec![format!("a read is answered from the cache; a miss is loaded from `{origin}` by the sidecar, once for all who ask")];
+    if let Some(negative) = facts.negative_ttl {
+        told.push(format!("that `{origin}` has no such key is remembered for {negative}"));
+    }
+    if let Some(stale) = facts.stale {
+        told.push(format!("up to {stale} past its TTL the old value is served where `{origin}` fails"));
+    }
+    if let Some(wait) = facts.wait {
+        told.push(format!("a read waits up to {wait} for a load that another pod makes, then loads by itself"));
+    }
+    told
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::cli::explain::Source;
+
+    fn explained(facts: serde_json::Value) -> Explained {
+        Explained {
+            workload: "Deployment shop".to_owned(),
+            namespace: "shop".to_owned(),
+            source: Source::Sidecar {
+                pod: "shop-1".to_owned(),
+                binding: Some("shop-1f0c".to_owned()),
+                way: Some("cache".to_owned()),
+                generation: Some(7),
+            },
+            policy: Some("catalog".to_owned()),
+            facts: serde_json::from_value(facts).expect("facts"),
+            notes: vec!["mind\nthis".to_owned()],
+        }
+    }
+
+    #[test]
+    fn everything_that_decides_is_shown() {
+        let shown = text(
+            &explained(json!({
+                "key": "user:42", "rule": "user", "pattern": "user:{id}", "parts": {"id": "42"}, "strategy": "ReadThrough",
+                "ttl": {"default": "10m", "max": "24h", "jitter": "10%"}, "stale": "1m", "negativeTtl": "10s", "lease": "3s", "wait": "2s",
+                "origin": {"name": "db", "kind": "sql", "query": {"sql": {"read": "SELECT name FROM users WHERE id = $id"}},
+                    "timeout": "2s", "maxConnections": 4},
+                "why": "the first",
+            })),
+            &Paint::NONE,
+        );
+        let expected = "\
+key       user:42
+workload  Deployment shop, namespace shop
+source    the sidecar of pod shop-1: binding shop-1f0c, generation 7, which came by cache
+policy    catalog
+rule      user: user:{id}, where id = 42
+why       the first
+strategy  ReadThrough
+ttl       10m, shortened by up to 10%; at most 24h
+stale     1m
+negative  10s
+lease     3s
+wait      2s
+origin    db (sql, within 2s, at most 4 at a time): SELECT name FROM users WHERE id = $id
+
+what the sidecar does
+  - a read is answered from the cache; a miss is loaded from `db` by the sidecar, once for all who ask
+  - that `db` has no such key is remembered for 10s
+  - up to 1m past its TTL the old value is served where `db` fails
+  - a read waits up to 2s for a load that another pod makes, then loads by itself
+  - what is written without a TTL gets 10m; a TTL above 24h is cut to that
+
+note: mind this
+";
+        assert_eq!(shown, expected, "{shown}");
+    }
+
+    #[track_caller]
+    fn says(facts: serde_json::Value, words: &[&str]) {
+        let told = does(&serde_json::from_value(facts).expect("facts")).join("\n");
+        for words in words {
+            assert!(told.contains(words), "{words} in {told}");
+        }
+    }
+
+    #[test]
+    fn each_strategy_has_its_own_words() {
+        let ttl = json!({"default": "5m", "max": "1h", "jitter": "0%"});
+        says(json!({"key": "a", "rule": null, "strategy": "Bypass", "why": ""}), &["passes untouched"]);
+        says(json!({"key": "a", "rule": null, "strategy": "Refuse", "why": ""}), &["are refused"]);
+        says(json!({"key": "a", "rule": null, "strategy": "Ttl", "ttl": ttl, "why": ""}), &["gets 5m", "cut to that"]);
+        says(json!({"key": "a", "rule": "r", "strategy": "CacheAside", "ttl": ttl, "why": ""}), &["no stampede protection"]);
+        says(
+            json!({"key": "a", "rule": "r", "strategy": "CacheAside", "mode": "observe", "ttl": ttl, "lease": "3s", "wait": "1s",
+                "atWaitEnd": "error", "stale": "1m", "earlyExpiry": 1.0, "why": ""}),
+            &["nothing yet: the rule only observes", "may load for 3s", "wait up to 1s, then get an error", "before it expires"],
+        );
+        says(json!({"key": "a", "rule": "r", "strategy": "WriteThrough", "why": ""}), &["does not know more of it"]);
+    }
+}
