@@ -13,19 +13,27 @@ use tempfile::TempDir;
 use super::support::dev::Dev;
 use super::support::resp::{Client, Value, encode};
 use super::support::server::Engine;
+use super::support::wait_for;
 
 /// One example, run from a copy in which `places` are put where this test has them.
 fn run(example: &str, places: &[(&str, &str)]) -> (Dev, Client) {
+    let (dev, client, _) = run_copy(example, places);
+    (dev, client)
+}
+
+/// The same, with the copy.
+fn run_copy(example: &str, places: &[(&str, &str)]) -> (Dev, Client, Arc<TempDir>) {
     let copy = TempDir::new().unwrap();
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples").join(example);
-    for file in fs::read_dir(source).unwrap().flatten() {
+    for file in fs::read_dir(source).unwrap().flatten().filter(|entry| entry.path().is_file()) {
         let text = fs::read_to_string(file.path()).unwrap();
         let text = places.iter().fold(text, |text, (from, to)| text.replace(from, to));
         fs::write(copy.path().join(file.file_name()), text).unwrap();
     }
-    let mut dev = Dev::start_in(Engine::Redis7, &Arc::new(copy), &["--sidecars", "1"]);
+    let copy = Arc::new(copy);
+    let mut dev = Dev::start_in(Engine::Redis7, &copy, &["--sidecars", "1"]);
     let port = dev.ready(1)[0];
-    (dev, Client::connect(port).unwrap())
+    (dev, Client::connect(port).unwrap(), copy)
 }
 
 #[test]
@@ -91,6 +99,61 @@ fn of_all_who_miss_a_key_one_loads_and_the_others_wait_for_what_it_stores() {
     assert_eq!(second.read().unwrap().text(), "Ann");
     assert!((500..=600).contains(&first.call(&["TTL", "user:1"]).int()));
     assert!(first.call(&["KEYS", "*"]).is_error());
+    dev.stop();
+}
+
+/// How many of these clients had to load a key that all of them want: each that misses takes a while to.
+fn loads(port: u16, key: &str) -> i64 {
+    let client = || {
+        let mut client = Client::connect(port).unwrap();
+        let missed = client.call(&["GET", key]) == Value::Nil;
+        if missed {
+            std::thread::sleep(std::time::Duration::from_millis(300));
+            client.call(&["SET", key, "loaded"]);
+        }
+        i64::from(missed)
+    };
+    std::thread::scope(|scope| {
+        let clients: Vec<_> = (0..10).map(|_| scope.spawn(client)).collect();
+        clients.into_iter().map(|client| client.join().unwrap()).sum()
+    })
+}
+
+#[test]
+fn what_observing_predicts_enforcing_brings() {
+    let (dev, mut client, copy) = run_copy("observe-to-enforce", &[]);
+    let port = client.stream().peer_addr().unwrap().port();
+    let mut count = |counter: &str| {
+        let stats = client.call(&["LARDER.STATS", "user"]);
+        let counts = stats.items()[1].items();
+        let at = counts.iter().position(|name| *name == Value::Bulk(counter.as_bytes().to_vec()));
+        counts[at.unwrap_or_else(|| panic!("no {counter}")) + 1].int()
+    };
+    let observed = loads(port, "user:1");
+    assert!(observed > 1, "they come one after another");
+    assert_eq!((count("predicted_loads_saved"), count("loads_saved")), (observed - 1, 0));
+    assert_eq!(Client::connect(port).unwrap().call(&["TTL", "user:1"]).int(), -1);
+
+    let enforce = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/observe-to-enforce/enforce/policy.yaml");
+    let text = fs::read_to_string(&enforce).unwrap();
+    let observe = fs::read_to_string(copy.path().join("policy.yaml")).unwrap();
+    let spec = |text: &str| {
+        text.lines()
+            .filter(|line| !line.contains("mode: "))
+            .map(|line| line.split('#').next().unwrap().trim_end().to_owned())
+            .filter(|line| !line.is_empty())
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(spec(&text), spec(&observe), "they differ in more than their mode");
+    fs::write(copy.path().join("policy.yaml"), text).unwrap();
+    wait_for("the policy to be enforced", std::time::Duration::from_secs(60), || {
+        let mut other = Client::connect(port).unwrap();
+        other.call(&["SET", "user:probe", "x"]);
+        other.call(&["TTL", "user:probe"]).int() > 0
+    });
+    assert_eq!(loads(port, "user:2"), 1);
+    assert!(count("loads_saved") > 0);
+    assert_eq!(count("leases"), 1);
     dev.stop();
 }
 
