@@ -19,6 +19,7 @@ mod forming;
 mod injected;
 mod many;
 mod operator;
+mod person;
 mod policies;
 mod process;
 mod refusals;
