@@ -140,28 +140,48 @@ impl Cluster {
 impl Policy {
     fn of(object: &Value) -> Self {
         let (spec, status) = (&object["spec"], &object["status"]);
-        let sidecars = &status["sidecars"];
-        let (current, total) = (&sidecars["current"], &sidecars["total"]);
         let mut about = About::of(object, "is the operator running, and does it watch this namespace?", weigh_policy);
-        if let (Some(current), Some(total)) = (current.as_u64(), total.as_u64())
+        let refused = &status["sidecars"]["refused"];
+        if !refused.is_null() {
+            let message = format!("sidecars go on under an earlier snapshot, since they refuse the newest: {}", text(refused));
+            about.add(Finding { weight: Weight::Wrong, ..Finding::note("Refused", message) });
+        }
+        let (current, total) = sidecars(&status["sidecars"]);
+        if let (Ok(current), Ok(total)) = (current.parse::<u64>(), total.parse::<u64>())
             && current < total
         {
             let message = format!("{} of {total} sidecars have not taken up what is written last", total - current);
-            about.findings.push(Finding::note("Lagging", message));
+            about.add(Finding::note("Lagging", message));
         }
+        let told = [current.as_str(), total.as_str()].iter().any(|number| *number != UNKNOWN);
         Self {
             about,
             cluster: text(&spec["cacheCluster"]),
             mode: if spec["mode"].is_null() { "Enforce".to_owned() } else { text(&spec["mode"]) },
             workloads: count(&status["workloads"]),
-            sidecars: if sidecars.is_object() { format!("{}/{}", text(current), text(total)) } else { text(sidecars) },
+            sidecars: if told { format!("{current}/{total}") } else { UNKNOWN.to_owned() },
             hit_ratio: ratio(&status["hitRatio"]),
             origin_load_saved: ratio(&status["originLoadSaved"]),
         }
     }
 }
 
+/// How many have the newest, and how many there are: as two numbers, or as `2/3` beside one.
+fn sidecars(value: &Value) -> (String, String) {
+    let (current, total) = (text(&value["current"]), text(&value["total"]));
+    match current.split_once('/') {
+        Some((current, total)) => (current.to_owned(), total.to_owned()),
+        None => (current, total),
+    }
+}
+
 impl About {
+    fn add(&mut self, finding: Finding) {
+        self.well &= finding.weight != Weight::Wrong;
+        self.findings.push(finding);
+        self.findings.sort_by_key(|finding| finding.weight);
+    }
+
     fn of(object: &Value, unheard: &str, weigh: fn(&Condition) -> Option<Weight>) -> Self {
         let metadata = &object["metadata"];
         let conditions: Vec<Condition> =
@@ -254,7 +274,12 @@ fn weigh_cluster(condition: &Condition) -> Option<Weight> {
 
 /// The same of a CachePolicy, all of whose conditions hold when all is well.
 fn weigh_policy(condition: &Condition) -> Option<Weight> {
-    (condition.status != "True").then_some(Weight::Wrong)
+    match (condition.status.as_str(), condition.reason.as_str()) {
+        ("True", _) => None,
+        // Servers are told what the workload may do, before its sidecars are told to do it.
+        ("False", "WaitsForUser") => Some(Weight::Note),
+        _ => Some(Weight::Wrong),
+    }
 }
 
 /// A value as people read it.
@@ -267,11 +292,11 @@ fn text(value: &Value) -> String {
     if text.is_empty() { UNKNOWN.to_owned() } else { text }
 }
 
-/// A number, or how many a list or a map has.
+/// A number, how many a list has, or how many are `matched`.
 fn count(value: &Value) -> String {
     match value {
         Value::Array(list) => list.len().to_string(),
-        Value::Object(map) => map.len().to_string(),
+        Value::Object(fields) => fields.get("matched").map_or_else(|| UNKNOWN.to_owned(), text),
         other => text(other),
     }
 }
@@ -396,6 +421,31 @@ mod tests {
     }
 
     #[test]
+    fn what_sidecars_say_is_told() {
+        let policy = |sidecars: Value, delivered: Value| {
+            let policy = json!({
+                "metadata": {"namespace": "shop", "name": "catalog", "generation": 2}, "spec": {"cacheCluster": "main"},
+                "status": {"observedGeneration": 2, "conditions": [delivered], "sidecars": sidecars,
+                    "workloads": {"matched": 2, "names": ["Deployment/shop", "CronJob/report"], "generation": 9}},
+            });
+            Report::of(&[], &[policy]).policies.remove(0)
+        };
+        let weights = |policy: &Policy| -> Vec<Weight> { policy.about.findings.iter().map(|finding| finding.weight).collect() };
+        let delivered = || condition("Delivered", "True", "Delivered");
+        let all = policy(json!({"current": "3/3", "total": 3}), delivered());
+        assert_eq!((all.workloads.as_str(), all.sidecars.as_str(), weights(&all)), ("2", "3/3", vec![]));
+        let unheard = policy(json!({"current": "-/3", "total": 3}), delivered());
+        assert_eq!((unheard.sidecars.as_str(), weights(&unheard)), ("-/3", vec![]));
+        let behind = policy(json!({"current": "1/3", "total": 3, "refused": "it is too new"}), delivered());
+        assert_eq!((behind.about.well, weights(&behind)), (false, vec![Weight::Wrong, Weight::Note]));
+        assert!(behind.about.findings[0].message.ends_with("it is too new"), "{behind:?}");
+        let waits = policy(json!({"current": "0/0", "total": 0}), condition("Delivered", "False", "WaitsForUser"));
+        assert_eq!((waits.about.well, weights(&waits)), (true, vec![Weight::Note]));
+        let lost = policy(json!({"current": "0/0", "total": 0}), condition("Delivered", "False", "NoWorkload"));
+        assert_eq!((lost.about.well, weights(&lost)), (false, vec![Weight::Wrong]));
+    }
+
+    #[test]
     fn fields_of_another_kind_are_shown_as_they_are() {
         let policy = json!({
             "metadata": {"name": "odd"}, "spec": {"cacheCluster": 7},
@@ -403,7 +453,7 @@ mod tests {
         });
         let report = Report::of(&[], &[policy]);
         let odd = &report.policies[0];
-        assert_eq!([&odd.cluster, &odd.workloads, &odd.sidecars, &odd.hit_ratio], ["7", "2", "many", "12"]);
+        assert_eq!([&odd.cluster, &odd.workloads, &odd.sidecars, &odd.hit_ratio], ["7", "2", "-", "12"]);
         assert_eq!(odd.about.namespace, UNKNOWN);
     }
 }
