@@ -22,6 +22,4 @@ pub use diff::Step;
 pub use patch::{Occasion, Outcome, Settings, inject};
 pub use run::{Config, bind, start};
 
-pub use annotations::BINDING;
 pub use container::NAME as CONTAINER;
-pub use owner::{Owner, owner};

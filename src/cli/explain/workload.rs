@@ -9,7 +9,9 @@ use serde_json::Value;
 
 use crate::cli::Failure;
 use crate::cli::cluster::{Cluster, object_name};
-use crate::injector::{self, BINDING, Owner};
+use crate::injector::CONTAINER;
+use crate::operator::cache_policy::objects::BINDING_LABEL;
+use crate::operator::owner::{Owner, owner};
 use crate::policy::binding::ADMIN_SOCKET;
 
 /// The kinds of workloads, by what people call them: kind, group, version.
@@ -69,7 +71,7 @@ impl WorkloadName {
     }
 
     fn owns(&self, pod: &Value) -> bool {
-        let Owner { kind, name } = injector::owner(pod);
+        let Owner { kind, name } = owner(pod);
         kind == self.kind && name == self.name
     }
 
@@ -93,7 +95,7 @@ impl WorkloadName {
             self.owns(&pod).then(|| Injected::of(&pod)).flatten()
         };
         let enough = |found: &[DynamicObject]| found.iter().filter_map(of_mine).take(MOST_ASKED).count() == MOST_ASKED;
-        let pods = cluster.list(&resource, Some(namespace), ListParams::default().labels(BINDING), enough).await?;
+        let pods = cluster.list(&resource, Some(namespace), ListParams::default().labels(BINDING_LABEL), enough).await?;
         Ok(pods.unwrap_or_default().iter().filter_map(of_mine).take(MOST_ASKED).collect())
     }
 }
@@ -116,7 +118,7 @@ impl Injected {
     fn of(pod: &Value) -> Option<Self> {
         let ours = |list: &'static str| {
             let of_list = pod.pointer(list)?.as_array()?;
-            of_list.iter().find(|container| container["name"] == injector::CONTAINER)
+            of_list.iter().find(|container| container["name"] == CONTAINER)
         };
         let status = ours("/status/initContainerStatuses")?;
         if status["state"]["running"].is_null() || !pod["metadata"]["deletionTimestamp"].is_null() {
