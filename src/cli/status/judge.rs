@@ -389,7 +389,7 @@ mod tests {
     #[test]
     fn what_nobody_looked_at_is_not_well() {
         let unseen = json!({"metadata": {"namespace": "shop", "name": "new", "generation": 1}, "spec": {}});
-        let report = Report::of(std::slice::from_ref(&unseen), &[unseen.clone()]);
+        let report = Report::of(std::slice::from_ref(&unseen), std::slice::from_ref(&unseen));
         assert!(!report.well && !report.clusters[0].about.well && !report.policies[0].about.well);
         let Policy { workloads, sidecars, hit_ratio, origin_load_saved, mode, .. } = &report.policies[0];
         assert_eq!([workloads, sidecars, hit_ratio, origin_load_saved, mode], ["-", "-", "-", "-", "Enforce"]);
