@@ -29,6 +29,7 @@ pub fn container(plan: &Plan) -> Value {
         "image": plan.image,
         "command": ["/larderd"],
         "args": arguments(plan),
+        "env": [environment()],
         "restartPolicy": "Always",
         "ports": [{"name": "larder-metrics", "containerPort": plan.admin, "protocol": "TCP"}],
         "startupProbe": probe(START_WITHIN, 1),
@@ -61,6 +62,11 @@ fn arguments(plan: &Plan) -> Vec<String> {
     arguments.extend(["--admin".to_owned(), format!("[::]:{}", plan.admin)]);
     arguments.extend(["--admin-socket", ADMIN_SOCKET, "--drain", DRAIN].map(str::to_owned));
     arguments
+}
+
+/// How heartbeats name the pod, whose name may not be known yet. The version is what the API server fills in.
+fn environment() -> Value {
+    json!({"name": "POD_NAME", "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": "metadata.name"}}})
 }
 
 /// The `restricted` profile of Pod Security, whatever the pod says for others.
@@ -105,7 +111,8 @@ pub fn repaired(existing: &Value, wanted: Value) -> Value {
         match name.as_str() {
             "name" | "command" | "args" | "restartPolicy" => drop(fields.insert(name.clone(), value.clone())),
             "securityContext" => enforce(fields.entry(name.clone()).or_insert(Value::Null), value),
-            "volumeMounts" => enforce_mounts(fields, value),
+            "volumeMounts" => enforce_each(fields, name, "mountPath", value),
+            "env" => enforce_each(fields, name, "name", value),
             _ => drop(fields.entry(name.clone()).or_insert_with(|| value.clone())),
         }
     }
@@ -124,18 +131,18 @@ fn enforce(place: &mut Value, wanted: &Value) {
     }
 }
 
-/// Each of the wanted mounts is in its place; others stay beside it.
-fn enforce_mounts(fields: &mut Map<String, Value>, wanted: &Value) {
-    let place = fields.entry("volumeMounts").or_insert(Value::Null);
+/// Each of the wanted entries of a list is in its place, which `key` tells; others stay beside it.
+fn enforce_each(fields: &mut Map<String, Value>, list: &str, key: &str, wanted: &Value) {
+    let place = fields.entry(list).or_insert(Value::Null);
     if !place.is_array() {
         *place = json!([]);
     }
-    let (Some(mounts), Some(wanted)) = (place.as_array_mut(), wanted.as_array()) else { return };
-    for mount in wanted {
-        match mounts.iter_mut().find(|found| found["mountPath"] == mount["mountPath"]) {
-            Some(found) if contains(found, mount) => {}
-            Some(found) => *found = mount.clone(),
-            None => mounts.push(mount.clone()),
+    let (Some(entries), Some(wanted)) = (place.as_array_mut(), wanted.as_array()) else { return };
+    for entry in wanted {
+        match entries.iter_mut().find(|found| found[key] == entry[key]) {
+            Some(found) if contains(found, entry) => {}
+            Some(found) => *found = entry.clone(),
+            None => entries.push(entry.clone()),
         }
     }
 }

@@ -6,7 +6,6 @@
 mod annotations;
 mod certificates;
 mod container;
-mod diff;
 mod environment;
 mod known;
 mod patch;
@@ -18,7 +17,6 @@ mod volumes;
 #[cfg(test)]
 mod tests;
 
-pub use diff::Step;
 pub use patch::{Occasion, Outcome, Settings, inject};
 pub use run::{Config, bind, start};
 

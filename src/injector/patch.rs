@@ -5,11 +5,11 @@
 
 use std::collections::BTreeSet;
 
+use json_patch::{Patch, diff};
 use serde_json::{Value, json};
 
 use super::annotations::{BINDING, CONTAINERS, INJECT, INJECTED, PORT, Record, Wishes, wishes};
 use super::container::{NAME, container, repaired};
-use super::diff::{Step, steps};
 use super::environment::equip;
 use super::volumes::{NAMES, volumes};
 use crate::api::CachePolicy;
@@ -69,7 +69,7 @@ pub enum Outcome {
     /// It is changed.
     Patched {
         /// How.
-        steps: Vec<Step>,
+        steps: Patch,
         /// What a person should know.
         warnings: Vec<String>,
     },
@@ -278,7 +278,7 @@ fn carried_out(pod: &Value, plan: &Plan, mut warnings: Vec<String>) -> Outcome {
     put_volumes(list_in(spec, "volumes"), plan);
     put_pull_secrets(spec, plan);
     mark(&mut changed, plan);
-    match steps(pod, &changed) {
+    match diff(pod, &changed) {
         steps if steps.is_empty() => Outcome::Unchanged { why: "it has its sidecar", warnings },
         steps => Outcome::Patched { steps, warnings },
     }

@@ -1,6 +1,6 @@
 //! What the API server asks and is answered: `AdmissionReview` of `admission.k8s.io/v1`.
 //!
-//! Written out, since the crate's own types come with a second implementation of JSON Patch; the pod stays as it was sent.
+//! Written out, so that the object stays as it was sent.
 
 use k8s_openapi::ByteString;
 use serde::{Deserialize, Serialize};
@@ -140,7 +140,6 @@ struct Status {
 mod tests {
     use serde_json::json;
 
-    use super::super::diff::Step;
     use super::*;
 
     fn question(change: &Value) -> Vec<u8> {
@@ -170,7 +169,7 @@ mod tests {
     fn answers_have_their_form() {
         let request = Review::parse(&question(&json!({}))).unwrap().request;
         let answer = |outcome: &Outcome| serde_json::to_value(request.answer(outcome)).unwrap()["response"].clone();
-        let steps = vec![Step::Add { path: "/b".to_owned(), value: json!(2) }];
+        let steps = json_patch::diff(&json!({}), &json!({"b": 2}));
         let long = vec!["x".repeat(1000); 20];
         let patched = answer(&Outcome::Patched { steps, warnings: long });
         assert_eq!(

@@ -237,7 +237,7 @@ fn what_others_changed_since_is_put_right_and_theirs_is_left() {
     let repaired = sidecar(&again);
     assert_eq!(repaired["image"], "mirror.example/larder:1");
     assert_eq!(repaired["securityContext"]["runAsUser"], 65532);
-    assert_eq!(repaired["env"][0]["name"], "TRACE");
+    assert_eq!(texts(&repaired["env"], "name"), ["TRACE", "POD_NAME"]);
     assert_eq!(again["spec"]["initContainers"][1]["name"], "mesh");
 
     let mut declared = first;

@@ -5,11 +5,11 @@ mod properties;
 
 use std::collections::BTreeSet;
 
+use json_patch::patch as apply;
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::{Value, json};
 
 use super::container::NAME;
-use super::diff::apply;
 use super::patch::{Occasion, Outcome, Settings, inject};
 use crate::api::CachePolicy;
 
@@ -138,5 +138,8 @@ fn check_structure(pod: &Value) {
     let mounts = sidecar(pod)["volumeMounts"].as_array().unwrap();
     let there = mounts.iter().find(|mount| mount["mountPath"] == token).expect("something in the token's place");
     assert_eq!(there["name"], "larder-no-token");
+    let names: Vec<&Value> = sidecar(pod)["env"].as_array().unwrap().iter().filter(|entry| entry["name"] == "POD_NAME").collect();
+    let of_the_pod = json!({"apiVersion": "v1", "fieldPath": "metadata.name"});
+    assert!(names.len() == 1 && names[0]["valueFrom"]["fieldRef"] == of_the_pod, "heartbeats name the pod: {names:?}");
     assert!(pod["metadata"]["labels"]["larder.dev/binding"].as_str().is_some_and(|name| name.len() <= 63));
 }

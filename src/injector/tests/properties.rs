@@ -179,6 +179,7 @@ fn meddle(pod: &mut Value, how: usize) {
             .unwrap()
             .push(json!({"name": "redis", "ports": [{"containerPort": 6379}, {"containerPort": 9121}]})),
         8 => drop(first.remove(0)),
+        9 => first[0]["env"] = json!([{"name": "POD_NAME", "value": "x"}, {"name": "TRACE", "value": "1"}]),
         _ => spec["containers"][0]["env"] = json!([]),
     }
 }
@@ -199,7 +200,7 @@ proptest! {
     }
 
     #[test]
-    fn whatever_others_do_the_next_look_puts_right(pod in a_pod(), policy in a_policy(), how in prop::collection::vec(0..10_usize, 1..4)) {
+    fn whatever_others_do_the_next_look_puts_right(pod in a_pod(), policy in a_policy(), how in prop::collection::vec(0..11_usize, 1..4)) {
         let policies = [policy];
         let (mut changed, _) = patched(under(&policies, &pod), &pod);
         for how in how {
