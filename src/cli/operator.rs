@@ -56,7 +56,7 @@ struct WebhookArgs {
     /// Where the webhook is served that gives pods their sidecar; otherwise it is not
     #[arg(long, value_name = "HOST:PORT", requires_all = ["webhook_configuration", "webhook_secret", "webhook_host"])]
     webhook_listen: Option<SocketAddr>,
-    /// The MutatingWebhookConfiguration that leads to it
+    /// The MutatingWebhookConfiguration that leads to it, and the ValidatingWebhookConfiguration of the same name
     #[arg(long, value_name = "NAME")]
     webhook_configuration: Option<String>,
     /// The Secret, in the namespace of the Lease, with its certificate

@@ -1,11 +1,11 @@
-//! Why the API server believes the webhook: a certificate of an authority of its own, which stands in the webhook's configuration.
+//! Why the API server believes the webhooks: a certificate of an authority of its own, which stands in their configurations.
 //!
 //! All that is remembered is one JSON document in one Secret, as for CacheClusters; every replica serves what it says. The leader alone
-//! writes it, and puts whom it trusts into the configuration. An authority is replaced in the same steps: the configuration has named the
-//! new one beside the old for a month before it signs, and the old one beside the new for a month after. So whichever replica answers,
-//! and however late the API servers read the configuration, the answer is believed.
+//! writes it, and puts whom it trusts into the configurations: of the webhook that changes pods, and of the one that warns of policies.
+//! An authority is replaced in the same steps: both have named the new one beside the old for a month before it signs, and the old one
+//! beside the new for a month after. So whichever replica answers, and however late the API servers read them, the answer is believed.
 //!
-//! The chart makes both objects; to make others takes no right.
+//! The chart makes all three objects; to make others takes no right. A configuration that somebody removed holds nothing up.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -13,12 +13,12 @@ use std::time::{Duration, SystemTime};
 
 use futures_util::{Stream, StreamExt as _};
 use k8s_openapi::ByteString;
-use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
+use k8s_openapi::api::admissionregistration::v1::{MutatingWebhookConfiguration, ValidatingWebhookConfiguration};
 use k8s_openapi::api::core::v1::Secret;
 use kube::api::{Patch, PatchParams};
 use kube::runtime::WatchStreamExt as _;
 use kube::runtime::watcher::{self, watch_object};
-use kube::{Api, Client};
+use kube::{Api, Client, Resource};
 use rustls::ServerConfig;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -47,9 +47,9 @@ pub struct Places {
     pub namespace: String,
     /// The Secret.
     pub secret: String,
-    /// The MutatingWebhookConfiguration.
+    /// The MutatingWebhookConfiguration, and the ValidatingWebhookConfiguration of the same name.
     pub configuration: String,
-    /// The names under which the API server finds the webhook.
+    /// The names under which the API server finds the webhooks.
     pub hosts: BTreeSet<String>,
 }
 
@@ -73,11 +73,12 @@ pub async fn keep(
     tell: watch::Sender<String>,
 ) {
     let secrets: Api<Secret> = Api::namespaced(client.clone(), &places.namespace);
-    let configurations: Api<MutatingWebhookConfiguration> = Api::all(client);
+    let (changing, warning) = (Configured::of(&client), Configured::of(&client));
     let mut found_secrets = std::pin::pin!(watch_object(secrets.clone(), &places.secret).default_backoff());
-    let mut found_configurations = std::pin::pin!(watch_object(configurations.clone(), &places.configuration).default_backoff());
+    let mut found_changing = std::pin::pin!(watch_object(changing.api.clone(), &places.configuration).default_backoff());
+    let mut found_warning = std::pin::pin!(watch_object(warning.api.clone(), &places.configuration).default_backoff());
     let (mut gained, mut lost) = (leadership.clone(), leadership.clone());
-    let mut keeper = Keeper { places, secrets, configurations, secret: None, configuration: None };
+    let mut keeper = Keeper { places, secrets, secret: None, changing, warning };
     let (mut leads, mut pause) = (false, LOOK_EVERY);
     loop {
         tokio::select! {
@@ -85,7 +86,8 @@ pub async fn keep(
                 keeper.secret = secret;
                 keeper.publish(&served, &tell);
             }
-            configuration = next("MutatingWebhookConfiguration", &mut found_configurations) => keeper.configuration = configuration,
+            found = next("MutatingWebhookConfiguration", &mut found_changing) => keeper.changing.found = Some(found),
+            found = next("ValidatingWebhookConfiguration", &mut found_warning) => keeper.warning.found = Some(found),
             () = gained.gained(), if !leads => leads = true,
             () = lost.lost(), if leads => leads = false,
             () = sleep(pause) => {}
@@ -117,12 +119,65 @@ async fn next<K>(kind: &'static str, events: &mut (impl Stream<Item = watcher::R
     }
 }
 
+/// What leads the API server to webhooks, and says whom it believes there.
+trait Configuration: Resource + Clone + std::fmt::Debug + serde::de::DeserializeOwned {
+    /// Each webhook's name, and the authorities that are believed.
+    fn webhooks(&self) -> Vec<(&str, Option<&ByteString>)>;
+}
+
+impl Configuration for MutatingWebhookConfiguration {
+    fn webhooks(&self) -> Vec<(&str, Option<&ByteString>)> {
+        let webhooks = self.webhooks.iter().flatten();
+        webhooks.map(|webhook| (webhook.name.as_str(), webhook.client_config.ca_bundle.as_ref())).collect()
+    }
+}
+
+impl Configuration for ValidatingWebhookConfiguration {
+    fn webhooks(&self) -> Vec<(&str, Option<&ByteString>)> {
+        let webhooks = self.webhooks.iter().flatten();
+        webhooks.map(|webhook| (webhook.name.as_str(), webhook.client_config.ca_bundle.as_ref())).collect()
+    }
+}
+
+/// One configuration.
+struct Configured<C> {
+    api: Api<C>,
+    /// `None`: not known yet. `Some(None)`: there is none.
+    found: Option<Option<C>>,
+}
+
+impl<C: Configuration<DynamicType = ()>> Configured<C> {
+    fn of(client: &Client) -> Self {
+        Self { api: Api::all(client.clone()), found: None }
+    }
+
+    /// Whether each of its webhooks trusts whom it should. Where there is no configuration, nobody is to.
+    fn trusts(&self, bundle: &ByteString) -> bool {
+        let Some(found) = &self.found else { return false };
+        found.as_ref().is_none_or(|found| found.webhooks().iter().all(|(_, trusted)| *trusted == Some(bundle)))
+    }
+
+    /// Puts whom the API server is to trust into it, where it says otherwise.
+    async fn announce(&self, bundle: &ByteString) -> Result<(), KeepError> {
+        let Some(Some(found)) = self.found.as_ref().filter(|_| !self.trusts(bundle)) else { return Ok(()) };
+        let webhooks: Vec<_> =
+            found.webhooks().iter().map(|(name, _)| json!({"name": name, "clientConfig": {"caBundle": bundle}})).collect();
+        // By name, so that nothing else of them is touched.
+        let patch = json!({"metadata": {"resourceVersion": found.meta().resource_version}, "webhooks": webhooks});
+        let name = found.meta().name.as_deref().unwrap_or_default();
+        let (how, patch) = (PatchParams::default(), Patch::Strategic(&patch));
+        within("the webhooks' configuration", self.api.patch(name, &how, &patch)).await?;
+        info!(kind = %C::kind(&()), name, "the API server is told whom to believe");
+        Ok(())
+    }
+}
+
 struct Keeper {
     places: Places,
     secrets: Api<Secret>,
-    configurations: Api<MutatingWebhookConfiguration>,
     secret: Option<Secret>,
-    configuration: Option<MutatingWebhookConfiguration>,
+    changing: Configured<MutatingWebhookConfiguration>,
+    warning: Configured<ValidatingWebhookConfiguration>,
 }
 
 impl Keeper {
@@ -163,7 +218,9 @@ impl Keeper {
     async fn settle(&self, now: SystemTime) -> Result<(), KeepError> {
         let Some(secret) = &self.secret else { return Ok(()) };
         let pki = self.remembered();
-        let next = pki.next(&self.places.subjects(), self.trusts(&pki), now)?;
+        let bundle = ByteString(pki.bundle().into_bytes());
+        let everybody_trusts = self.changing.trusts(&bundle) && self.warning.trusts(&bundle);
+        let next = pki.next(&self.places.subjects(), everybody_trusts, now)?;
         if next != pki {
             let patch = json!({
                 // Nobody else has written it since.
@@ -173,31 +230,10 @@ impl Keeper {
             let (how, patch) = (PatchParams::default(), Patch::Merge(&patch));
             within("the webhook's Secret", self.secrets.patch(&self.places.secret, &how, &patch)).await?;
             info!(generation = next.generation(), "the webhook's certificates were written");
-        } else if !self.trusts(&pki) {
-            self.announce(&pki).await?;
+        } else {
+            self.changing.announce(&bundle).await?;
+            self.warning.announce(&bundle).await?;
         }
-        Ok(())
-    }
-
-    /// Whether every webhook of the configuration trusts whom it should.
-    fn trusts(&self, pki: &Pki) -> bool {
-        let Some(configuration) = &self.configuration else { return false };
-        let bundle = ByteString(pki.bundle().into_bytes());
-        configuration.webhooks.iter().flatten().all(|webhook| webhook.client_config.ca_bundle.as_ref() == Some(&bundle))
-    }
-
-    /// Puts whom the API server is to trust into the configuration.
-    async fn announce(&self, pki: &Pki) -> Result<(), KeepError> {
-        let Some(configuration) = &self.configuration else { return Ok(()) };
-        let bundle = ByteString(pki.bundle().into_bytes());
-        let webhooks = configuration.webhooks.iter().flatten();
-        let webhooks: Vec<_> =
-            webhooks.map(|webhook| json!({"name": webhook.name, "clientConfig": {"caBundle": bundle}})).collect();
-        // By name, so that nothing else of them is touched.
-        let patch = json!({"metadata": {"resourceVersion": configuration.metadata.resource_version}, "webhooks": webhooks});
-        let (how, patch) = (PatchParams::default(), Patch::Strategic(&patch));
-        within("the webhook's configuration", self.configurations.patch(&self.places.configuration, &how, &patch)).await?;
-        info!(configuration = self.places.configuration, "the API server is told whom to believe");
         Ok(())
     }
 }

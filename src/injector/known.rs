@@ -1,4 +1,6 @@
-//! What an admission needs to know of the cluster, kept at hand by watches: nothing is asked of the API server while a pod waits.
+//! What an admission needs to know of the cluster, kept at hand by watches: nothing is asked of the API server while an object waits.
+
+use std::collections::{BTreeMap, BTreeSet};
 
 use futures_util::{Stream, StreamExt as _};
 use k8s_openapi::NamespaceResourceScope;
@@ -58,10 +60,34 @@ impl Known {
         }
     }
 
+    /// What is watched of a namespace.
+    fn scope(&self, namespace: &str) -> Option<&Scope> {
+        self.scopes.iter().find(|scope| scope.namespace.as_deref().is_none_or(|own| own == namespace))
+    }
+
+    /// The policies of a namespace, but for those on their way out, and those that cannot be read.
+    pub fn policies(&self, namespace: &str) -> Vec<CachePolicy> {
+        let of_namespace = |policy: &Policy| is_in_force(policy, namespace);
+        let found = self.scope(namespace).map(|scope| scope.policies.state_filter(of_namespace)).unwrap_or_default();
+        found.iter().filter_map(|policy| policy.0.as_ref().ok().cloned()).collect()
+    }
+
+    /// Which pods policies select: in each namespace, the labels of each.
+    pub fn selectors(&self) -> BTreeSet<(String, BTreeMap<String, String>)> {
+        let policies = self.scopes.iter().flat_map(|scope| scope.policies.state());
+        let selectors = policies.filter_map(|policy| {
+            let policy = policy.0.as_ref().ok().filter(|policy| policy.metadata.deletion_timestamp.is_none())?;
+            Some((policy.metadata.namespace.clone()?, policy.spec.workloads.match_labels.clone()))
+        });
+        // No label at all stands for no pod, and would ask for every one.
+        selectors.filter(|(_, labels)| !labels.is_empty()).collect()
+    }
+
     /// What becomes of a pod in a namespace.
     pub fn admit(&self, namespace: &str, pod: &Value, settings: &Settings) -> Outcome {
-        let scope = self.scopes.iter().find(|scope| scope.namespace.as_deref().is_none_or(|own| own == namespace));
-        let Some(scope) = scope else { return Outcome::Unchanged { why: "its namespace is not watched", warnings: Vec::new() } };
+        let Some(scope) = self.scope(namespace) else {
+            return Outcome::Unchanged { why: "its namespace is not watched", warnings: Vec::new() };
+        };
         let selecting = scope.policies.state_filter(|policy| selects(policy, namespace, pod));
         let policies: Vec<&CachePolicy> = selecting.iter().filter_map(|policy| policy.0.as_ref().ok()).collect();
         let has_cluster = |name: &str| scope.clusters.get(&ObjectRef::new(name).within(namespace)).is_some();
@@ -72,18 +98,22 @@ impl Known {
 
 /// Whether a policy is about the pods of this namespace with such labels. One that is on its way out is about none.
 fn selects(policy: &Policy, namespace: &str, pod: &Value) -> bool {
-    let Ok(policy) = &policy.0 else { return false };
     let labels = &pod["metadata"]["labels"];
-    policy.metadata.namespace.as_deref() == Some(namespace)
-        && policy.metadata.deletion_timestamp.is_none()
-        && policy.spec.workloads.include(|name| labels[name].as_str())
+    is_in_force(policy, namespace)
+        && policy.0.as_ref().is_ok_and(|policy| policy.spec.workloads.include(|name| labels[name].as_str()))
+}
+
+/// Whether it can be read, is one of this namespace, and stays.
+fn is_in_force(policy: &Policy, namespace: &str) -> bool {
+    let Ok(policy) = &policy.0 else { return false };
+    policy.metadata.namespace.as_deref() == Some(namespace) && policy.metadata.deletion_timestamp.is_none()
 }
 
 impl Scope {
     fn start(client: &Client, namespace: Option<&str>, tasks: &mut JoinSet<()>) -> Self {
         let config = || watcher::Config::default().page_size(PAGE);
         let (policies, writer) = store();
-        let events = watcher::watcher(api::<Policy>(client, namespace), config()).default_backoff().modify(slim);
+        let events = watcher::watcher(api::<Policy>(client, namespace), config()).default_backoff().modify(strip);
         follow("CachePolicies", events.reflect(writer), tasks);
         let (clusters, writer) = store();
         let events = watcher::watcher(api::<PartialObjectMeta<CacheCluster>>(client, namespace), config()).default_backoff();
@@ -106,15 +136,7 @@ where
     }
 }
 
-/// Forgets what no admission asks: rules can be many.
-fn slim(policy: &mut Policy) {
-    strip(policy);
-    if let Ok(policy) = &mut policy.0 {
-        policy.spec.rules = Vec::new();
-        policy.spec.origins = Vec::new();
-    }
-}
-
+/// Forgets what no admission asks.
 fn strip<K: Resource>(object: &mut K) {
     let metadata = object.meta_mut();
     metadata.managed_fields = None;

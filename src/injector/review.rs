@@ -24,7 +24,7 @@ pub struct Review {
     pub request: Request,
 }
 
-/// An object that is about to be made.
+/// An object that is about to be made, or changed.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Request {
@@ -80,6 +80,18 @@ impl Request {
         self.operation == "CREATE" && group.is_empty() && resource == "pods" && self.sub_resource.is_empty()
     }
 
+    /// Whether a policy is about to be made or changed, and not its status.
+    pub fn is_about_a_policy(&self) -> bool {
+        let Resource { group, resource } = &self.resource;
+        let is_written = ["CREATE", "UPDATE"].contains(&self.operation.as_str()) && self.sub_resource.is_empty();
+        is_written && group == "larder.dev" && resource == "cachepolicies"
+    }
+
+    /// The answer that lets the object be as it is.
+    pub fn advise(&self, warnings: &[String]) -> Answer {
+        self.answer(&Outcome::Unchanged { why: "it is only looked at", warnings: warnings.to_vec() })
+    }
+
     /// The answer.
     pub fn answer(&self, outcome: &Outcome) -> Answer {
         let mut response = Response { uid: self.uid.clone(), allowed: true, ..Response::default() };
@@ -100,8 +112,20 @@ impl Request {
 }
 
 fn bounded(warnings: &[String]) -> Vec<String> {
-    let short = |warning: &String| format!("larder: {warning}").chars().take(MAX_WARNING_CHARS).collect();
-    warnings.iter().take(MAX_WARNINGS).map(short).collect()
+    warnings.iter().flat_map(|warning| pieces(&format!("larder: {warning}"))).take(MAX_WARNINGS).collect()
+}
+
+/// A long text in pieces, broken at blanks where it has some.
+fn pieces(text: &str) -> Vec<String> {
+    let (mut pieces, mut rest) = (Vec::new(), text);
+    while let Some((bound, _)) = rest.char_indices().nth(MAX_WARNING_CHARS) {
+        let end = rest[..bound].rfind(' ').filter(|end| *end > bound / 2).unwrap_or(bound);
+        let (piece, after) = rest.split_at(end);
+        pieces.push(piece.to_owned());
+        rest = after.trim_start();
+    }
+    pieces.push(rest.to_owned());
+    pieces
 }
 
 /// An answer.
@@ -163,6 +187,28 @@ mod tests {
         assert!(Review::parse(b"{}").is_err());
         let other = br#"{"apiVersion": "admission.k8s.io/v1beta1", "request": {"uid": "7"}}"#;
         assert!(Review::parse(other).is_err_and(|error| error.to_string().contains("v1beta1")));
+    }
+
+    #[test]
+    fn policies_are_looked_at_when_they_are_written() {
+        let policies = json!({"group": "larder.dev", "version": "v1alpha1", "resource": "cachepolicies"});
+        let is_one = |operation: &str, sub: &str| {
+            let change = json!({"operation": operation, "subResource": sub, "resource": policies});
+            Review::parse(&question(&change)).unwrap().request.is_about_a_policy()
+        };
+        assert!(is_one("CREATE", "") && is_one("UPDATE", ""));
+        assert!(!is_one("UPDATE", "status") && !is_one("DELETE", ""));
+        assert!(!Review::parse(&question(&json!({}))).unwrap().request.is_about_a_policy());
+    }
+
+    #[test]
+    fn long_warnings_are_told_in_pieces() {
+        let words = "word ".repeat(100);
+        let told = bounded(&[words.trim().to_owned(), "short".to_owned()]);
+        assert_eq!(told.len(), 3);
+        assert!(told.iter().all(|piece| piece.chars().count() <= MAX_WARNING_CHARS));
+        assert_eq!(told[..told.len() - 1].join(" "), format!("larder: {}", words.trim()));
+        assert_eq!(told.last().map(String::as_str), Some("larder: short"));
     }
 
     #[test]

@@ -12,6 +12,7 @@ use tracing::{error, info};
 
 use super::certificates::{self, Places};
 use super::known::Known;
+use super::missed::Missed;
 use super::patch::Settings;
 use super::serve::{self, Desk};
 use crate::operator::controller::Beside;
@@ -25,9 +26,9 @@ pub struct Config {
     pub namespaces: Vec<String>,
     /// The namespace of the Secret.
     pub namespace: String,
-    /// The Secret with the webhook's certificate.
+    /// The Secret with the webhooks' certificate.
     pub secret: String,
-    /// The MutatingWebhookConfiguration that leads to the webhook.
+    /// The MutatingWebhookConfiguration, and the ValidatingWebhookConfiguration of the same name, that lead to the webhooks.
     pub configuration: String,
     /// The names under which the API server finds it.
     pub hosts: BTreeSet<String>,
@@ -57,9 +58,17 @@ pub fn start(config: Config, listener: TcpListener, beside: Beside<'_>) -> Vec<w
     let (tell_known, known_waiting) = watch::channel("what the injector watches".to_owned());
     let (tell_served, served_waiting) = watch::channel("the Secret with the webhook's certificate".to_owned());
     let (served, certificate) = watch::channel(None);
+    let missed = Missed {
+        client: client.clone(),
+        known: known.clone(),
+        settings: settings.clone(),
+        metrics: metrics.clone(),
+        own_namespace: namespace.clone(),
+    };
+    tasks.spawn(missed.follow(leadership.clone(), known_waiting.clone()));
     let places = Places { namespace, secret, configuration, hosts };
     tasks.spawn(certificates::keep(client.clone(), places, leadership.clone(), served, tell_served));
-    let desk = Desk { known: known.clone(), ready: known_waiting.clone(), settings, metrics: metrics.clone() };
+    let desk = Desk::new(known.clone(), known_waiting.clone(), settings, metrics.clone());
     tasks.spawn(answer(listener, certificate, desk));
     tasks.spawn(async move {
         known.ready().await;

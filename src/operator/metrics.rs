@@ -45,6 +45,8 @@ pub struct Metrics {
     policies: Gauge,
     bindings: Gauge,
     heartbeats: Family<Result, Counter>,
+    policy_reviews: Family<Result, Counter>,
+    missed_pods: Gauge,
     resident: Gauge<i64>,
     cpu: Counter<f64, AtomicU64>,
 }
@@ -71,6 +73,8 @@ impl Default for Metrics {
             policies: Gauge::default(),
             bindings: Gauge::default(),
             heartbeats: Family::default(),
+            policy_reviews: Family::default(),
+            missed_pods: Gauge::default(),
             resident: Gauge::default(),
             cpu: Counter::default(),
         };
@@ -104,6 +108,10 @@ impl Metrics {
         registry.register("policies", "CachePolicies that are kept", self.policies.clone());
         registry.register("bindings", "Workloads that are tied to a CacheCluster", self.bindings.clone());
         registry.register("heartbeats", "Messages on the channels of bindings, by what became of them", self.heartbeats.clone());
+        let help = "Policies that the webhook was asked about, by what was said of them";
+        registry.register("policy_reviews", help, self.policy_reviews.clone());
+        let help = "Pods without the sidecar that they would be given if they were made now, as this operator found while it led";
+        registry.register("missed_pods", help, self.missed_pods.clone());
         registry.register_with_unit("resident_memory", "Memory that the process holds", Unit::Bytes, self.resident.clone());
         registry.register_with_unit("cpu", "Processor time that the process used", Unit::Seconds, self.cpu.clone());
     }
@@ -184,6 +192,16 @@ impl Metrics {
     /// A message came on a binding's channel, of which this became.
     pub fn heard(&self, result: &'static str) {
         self.heartbeats.get_or_create(&Result { result }).inc();
+    }
+
+    /// The webhook was asked about a policy, of which this was said.
+    pub fn reviewed_policy(&self, result: &'static str) {
+        self.policy_reviews.get_or_create(&Result { result }).inc();
+    }
+
+    /// How many pods lack the sidecar that they would be given now.
+    pub fn set_missed_pods(&self, count: usize) {
+        self.missed_pods.set(i64::try_from(count).unwrap_or(i64::MAX));
     }
 
     /// How many CacheClusters there are, how many of them are ready, and how many are refused.

@@ -143,6 +143,18 @@ impl ControlPlane {
 
     /// One request by the administrator: the status and the text of the answer.
     pub async fn request(&self, method: Method, path: &str, headers: &[(&str, &str)], body: Option<&Value>) -> (u16, String) {
+        let answer = self.send(method, path, headers, body).await;
+        (answer.status().as_u16(), answer.text().await.expect("a text"))
+    }
+
+    /// The warnings that come with the answer, in one text, behind its status.
+    pub async fn warnings(&self, method: Method, path: &str, headers: &[(&str, &str)], body: Option<&Value>) -> (u16, String) {
+        let answer = self.send(method, path, headers, body).await;
+        let told = answer.headers().get_all("warning").iter().filter_map(|warning| warning.to_str().ok());
+        (answer.status().as_u16(), told.collect::<Vec<_>>().join("\n"))
+    }
+
+    async fn send(&self, method: Method, path: &str, headers: &[(&str, &str)], body: Option<&Value>) -> reqwest::Response {
         let url = format!("https://127.0.0.1:{}{path}", self.port);
         let mut request = self.http.request(method, url).bearer_auth(User::Admin.token());
         for (name, value) in headers {
@@ -151,8 +163,7 @@ impl ControlPlane {
         if let Some(body) = body {
             request = request.body(body.to_string());
         }
-        let answer = request.send().await.expect("the API server answers");
-        (answer.status().as_u16(), answer.text().await.expect("a text"))
+        request.send().await.expect("the API server answers")
     }
 
     /// A document of the API server.

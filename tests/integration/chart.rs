@@ -193,8 +193,16 @@ fn the_injector_asks_for_what_it_names_and_leaves_the_cluster_alone() {
     assert_eq!(selector["matchExpressions"][0]["operator"], "NotIn");
     assert_eq!(texts(&selector["matchExpressions"][1]["values"]), ["shop", "system"].map(str::to_owned).into());
     let strict = render(&helm, &[&values[..], &["--set", "injector.failurePolicy=Fail"]].concat()).expect("rendered");
-    let strict = of_kind(&strict, "MutatingWebhookConfiguration").next().expect("a configuration");
-    assert_eq!(strict["webhooks"][0]["failurePolicy"], "Fail");
+    let policy_of = |kind: &str| {
+        let configuration = strict.iter().find(|object| object["kind"] == kind).expect("a configuration");
+        configuration["webhooks"][0]["failurePolicy"].as_str().expect("a policy").to_owned()
+    };
+    assert_eq!(policy_of("MutatingWebhookConfiguration"), "Fail");
+    assert_eq!(policy_of("ValidatingWebhookConfiguration"), "Ignore", "it only warns");
+    let warning = of_kind(&objects, "ValidatingWebhookConfiguration").next().expect("a configuration");
+    assert_eq!(warning["metadata"]["name"], configuration["metadata"]["name"]);
+    let selected = &warning["webhooks"][0]["namespaceSelector"]["matchExpressions"][0]["values"];
+    assert_eq!(texts(selected), ["shop", "system"].map(str::to_owned).into());
 
     // What leads to the webhook, and what the operator is told of it, fit each other.
     let name = |kind: &'static str| of_kind(&objects, kind).next().expect(kind)["metadata"]["name"].as_str().expect("a name");
@@ -210,9 +218,18 @@ fn the_injector_asks_for_what_it_names_and_leaves_the_cluster_alone() {
     }
 
     let more: BTreeSet<(String, String)> = grants(&objects).difference(&grants(&plain)).cloned().collect();
-    let configurations = "admissionregistration.k8s.io/mutatingwebhookconfigurations";
-    let expected = ["list", "watch", "patch"].map(|verb| ("all".to_owned(), format!("{verb} {configurations}")));
-    assert_eq!(more, BTreeSet::from(expected));
+    let expected = [
+        ("all", "admissionregistration.k8s.io/mutatingwebhookconfigurations", &["list", "watch", "patch"][..]),
+        ("all", "admissionregistration.k8s.io/validatingwebhookconfigurations", &["list", "watch", "patch"]),
+        ("shop", "/namespaces", &["get"]),
+        ("system", "/namespaces", &["get"]),
+        ("shop", "apps/deployments", &["get"]),
+        ("system", "apps/deployments", &["get"]),
+    ];
+    let expected = expected
+        .iter()
+        .flat_map(|(place, what, verbs)| verbs.iter().map(move |verb| ((*place).to_owned(), format!("{verb} {what}"))));
+    assert_eq!(more, expected.collect::<BTreeSet<_>>());
     let cluster_wide = of_kind(&objects, "ClusterRole").filter(|role| role["metadata"]["name"] == "system-larder-injector");
     let rule = &cluster_wide.last().expect("a ClusterRole")["rules"][0];
     assert_eq!(texts(&rule["resourceNames"]), BTreeSet::from(["system-larder-injector".to_owned()]));
