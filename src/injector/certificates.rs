@@ -139,6 +139,11 @@ impl Configuration for ValidatingWebhookConfiguration {
     }
 }
 
+/// Whether each webhook of a configuration trusts whom it should. Where there is no configuration, nobody is to.
+fn trusts<C: Configuration>(found: Option<&C>, bundle: &ByteString) -> bool {
+    found.is_none_or(|found| found.webhooks().iter().all(|(_, trusted)| *trusted == Some(bundle)))
+}
+
 /// One configuration.
 struct Configured<C> {
     api: Api<C>,
@@ -151,10 +156,9 @@ impl<C: Configuration<DynamicType = ()>> Configured<C> {
         Self { api: Api::all(client.clone()), found: None }
     }
 
-    /// Whether each of its webhooks trusts whom it should. Where there is no configuration, nobody is to.
+    /// See [`trusts`].
     fn trusts(&self, bundle: &ByteString) -> bool {
-        let Some(found) = &self.found else { return false };
-        found.as_ref().is_none_or(|found| found.webhooks().iter().all(|(_, trusted)| *trusted == Some(bundle)))
+        self.found.as_ref().is_some_and(|found| trusts(found.as_ref(), bundle))
     }
 
     /// Puts whom the API server is to trust into it, where it says otherwise.
@@ -321,6 +325,21 @@ mod tests {
         // Each was alone, then beside the next.
         assert!(bundles.len() >= 4 && certificates.len() > 100, "{} bundles, {} certificates", bundles.len(), certificates.len());
         assert!(pki.sentinels().is_none(), "nobody asked for one");
+    }
+
+    #[test]
+    fn each_webhook_of_a_configuration_counts_and_one_that_is_gone_does_not() {
+        let bundle = ByteString(b"an authority".to_vec());
+        let webhooks = |bundles: &[Option<&ByteString>]| -> ValidatingWebhookConfiguration {
+            let webhook = |bundle: &Option<&ByteString>| json!({"name": "w", "admissionReviewVersions": ["v1"], "sideEffects": "None", "clientConfig": {"caBundle": bundle}});
+            let webhooks: Vec<_> = bundles.iter().map(webhook).collect();
+            serde_json::from_value(json!({"metadata": {}, "webhooks": webhooks})).unwrap()
+        };
+        let other = ByteString(b"another".to_vec());
+        assert!(trusts(Some(&webhooks(&[Some(&bundle), Some(&bundle)])), &bundle));
+        assert!(!trusts(Some(&webhooks(&[Some(&bundle), Some(&other)])), &bundle));
+        assert!(!trusts(Some(&webhooks(&[Some(&bundle), None])), &bundle));
+        assert!(trusts::<ValidatingWebhookConfiguration>(None, &bundle), "somebody removed it");
     }
 
     #[test]
