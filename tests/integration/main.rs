@@ -47,6 +47,7 @@ mod readme;
 mod secured;
 mod sentinel_connections;
 mod setup_script;
+mod shop;
 mod sidecar_process;
 mod sidecar_start;
 mod support;
