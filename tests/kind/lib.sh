@@ -165,8 +165,30 @@ image_of() {
     docker build --quiet --file "$dockerfile" --tag "$name:$tag" --tag "$name:dev" "$context" >/dev/null
     rm -r "$context"
   fi
-  if [[ ${LARDER_KIND_LOAD:-yes} != no ]]; then
-    kind load docker-image --quiet --name "$cluster" "$name:$tag" "$name:dev" >&2
-  fi
+  load "$name:$tag" "$name:dev"
   printf '%s\n' "$name:$tag"
+}
+
+# load IMAGE...: put images into the cluster's nodes, unless LARDER_KIND_LOAD=no.
+load() {
+  if [[ ${LARDER_KIND_LOAD:-yes} != no ]]; then
+    kind load docker-image --quiet --name "$cluster" "$@" >&2
+  fi
+}
+
+# python_root DIR REQUIREMENT...: make DIR a root with Debian's Python, a shell and packages from the index, for user 10001.
+python_root() {
+  local dir=$1 pip=$cache/pip
+  shift
+  fetch_root bookworm "$dir" python3 busybox-static
+  ln -sf busybox "$dir/bin/sh"
+  mkdir -p "$dir"/{etc,tmp,app}
+  chmod 1777 "$dir/tmp"
+  printf 'root:x:0:0:root:/:/bin/sh\nuser:x:10001:10001::/app:/bin/sh\n' >"$dir/etc/passwd"
+  printf 'root:x:0:\nuser:x:10001:\n' >"$dir/etc/group"
+  rm -rf "$dir"/usr/share/{doc,man,info,lintian,locale}
+  [[ -x $pip/bin/pip ]] || python3 -m venv "$pip"
+  # For the Python of the root, whatever the one here is; async-timeout is what redis needs before 3.11.3, which pip judges by the one here.
+  "$pip/bin/pip" install --quiet --disable-pip-version-check --target "$dir/usr/lib/python3/dist-packages" --only-binary :all: \
+    --implementation cp --python-version 3.11 --platform manylinux2014_x86_64 --platform manylinux_2_28_x86_64 async-timeout "$@" >&2
 }
