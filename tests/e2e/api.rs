@@ -39,6 +39,7 @@ pub fn path(namespace: &str, kind: &str) -> String {
     let place = format!("namespaces/{namespace}/");
     match kind.trim_end_matches('s') {
         "cachecluster" => format!("/apis/larder.dev/v1alpha1/{place}cacheclusters"),
+        "cachepolicy" => format!("/apis/larder.dev/v1alpha1/{place}cachepolicies"),
         "crd" => "/apis/apiextensions.k8s.io/v1/customresourcedefinitions".to_owned(),
         "deployment" => format!("/apis/apps/v1/{place}deployments"),
         "statefulset" => format!("/apis/apps/v1/{place}statefulsets"),
@@ -62,6 +63,11 @@ pub fn escaped(text: &str) -> String {
 
 /// What stands there. None where nothing does, or where the API server does not answer: states are polled.
 pub fn get(path: &str) -> Option<Value> {
+    serde_json::from_str(&text(path)?).ok()
+}
+
+/// The same as a text, which what is asked through the API server may answer.
+pub fn text(path: &str) -> Option<String> {
     let mut stream = TcpStream::connect(&proxy().address).ok()?;
     stream.set_read_timeout(Some(ANSWER_WITHIN)).ok()?;
     // By HTTP/1.0 the answer ends with the connection.
@@ -71,5 +77,5 @@ pub fn get(path: &str) -> Option<Value> {
     let text = String::from_utf8(answer).ok()?;
     let (head, body) = text.split_once("\r\n\r\n")?;
     let is_ok = head.split_ascii_whitespace().nth(1) == Some("200");
-    if is_ok { serde_json::from_str(body).ok() } else { None }
+    is_ok.then(|| body.to_owned())
 }

@@ -6,6 +6,7 @@ use std::sync::{OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard
 use serde_json::json;
 
 use super::cluster::{apply, kubectl, run};
+use super::policies::GATE;
 
 /// Where the operator runs.
 pub const SYSTEM: &str = "larder-e2e-system";
@@ -58,7 +59,8 @@ pub fn install() -> Result<(), String> {
     }
     let image = image("LARDER_E2E_IMAGE");
     let (repository, tag) = image.rsplit_once(':').ok_or("LARDER_E2E_IMAGE is REPOSITORY:TAG")?;
-    let values = format!("image.repository={repository},watchNamespaces={{{PLACE}}}");
+    let injector = env::var_os(GATE).is_some();
+    let values = format!("image.repository={repository},watchNamespaces={{{PLACE}}},injector.enabled={injector}");
     let chart = format!("{}/charts/larder", env!("CARGO_MANIFEST_DIR"));
     // As text: a tag of digits alone would be taken for a number.
     let tag = format!("image.tag={tag}");
@@ -71,6 +73,11 @@ pub fn install() -> Result<(), String> {
         let log = kubectl(&["-n", SYSTEM, "logs", "-l", "app.kubernetes.io/component=operator", "--tail=20"]).unwrap_or_default();
         format!("{error}\n{pods}\n{log}")
     })
+}
+
+/// Ends a test that was begun without what the run must be given for it.
+pub fn requires(variable: &str) {
+    assert!(env::var_os(variable).is_some(), "{variable} is not set: run `make e2e-policies`");
 }
 
 /// The image that `make e2e` names in a variable.

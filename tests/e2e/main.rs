@@ -16,6 +16,9 @@
 //! With `LARDER_E2E_FULL=1` (`make e2e-full`) every engine meets every disruption with both kinds of storage, with and without the restart.
 //! `LARDER_E2E_CASES=a,b` runs the disruptions whose names contain one of the parts.
 //!
+//! What concerns policies and sidecars ([`policies`], [`quick_start`]) is ignored, since no operator delivers policies yet; the output says so of
+//! each. `make e2e-policies` runs these alone, on a release with the injector.
+//!
 //! Four tests run at a time, since most of each is waiting. What touches whole nodes, or takes the operator away, has them to itself; and the
 //! floor that bounds are relative to is measured under the same conditions.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr)]
@@ -33,8 +36,11 @@ mod matrix;
 mod nodes;
 mod operator;
 mod planned;
+mod policies;
+mod quick_start;
 mod refusals;
 mod report;
+mod shop;
 mod tier;
 mod trouble;
 mod uninstall;

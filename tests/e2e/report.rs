@@ -23,6 +23,11 @@ impl Line {
     pub fn of(tier: &Tier, case: &str) -> Self {
         Self { tier: tier.name.clone(), case: case.to_owned(), report: None, took: None, problem: None }
     }
+
+    /// A row about the shop, with figures of its own.
+    pub fn figures(case: &str, took: Option<Duration>, figures: &str) -> Self {
+        Self { tier: "shop".to_owned(), case: case.to_owned(), report: None, took, problem: Some(figures.to_owned()) }
+    }
 }
 
 static LINES: Mutex<Vec<Line>> = Mutex::new(Vec::new());
