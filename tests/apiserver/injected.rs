@@ -2,6 +2,8 @@
 //! were made while nobody answered are found.
 
 use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
 use std::time::Duration;
 
 use reqwest::Method;
@@ -145,6 +147,32 @@ async fn others_stay(scene: &Scene) {
     assert!(status == 422 && message.contains("never runs as root"), "{status} {refusal}");
 }
 
+/// The pods of examples/shop are taken as they stand, by the restricted profile too, and the shop's get their sidecar before all else.
+async fn the_example_is_taken(scene: &Scene) {
+    for file in ["app.yaml", "database.yaml"] {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/shop/app").join(file);
+        let objects: Vec<Value> = serde_saphyr::from_multiple(&fs::read_to_string(&path).expect(file)).expect("YAML");
+        for mut object in objects {
+            object["metadata"]["namespace"] = SHOP.into();
+            scene.apply(&object).await.unwrap_or_else(|error| panic!("{file}: {error}"));
+            if object["kind"] != "Deployment" {
+                continue;
+            }
+            let mut pod = object["spec"]["template"].clone();
+            pod["apiVersion"] = "v1".into();
+            pod["kind"] = "Pod".into();
+            pod["metadata"]["name"] = object["metadata"]["name"].clone();
+            let (status, made) = make(scene, SHOP, &pod, "dryRun=All&fieldValidation=Strict").await;
+            assert_eq!((status, has_sidecar(&made)), (201, file == "app.yaml"), "{file}: {made}");
+            if has_sidecar(&made) {
+                for container in [&made["spec"]["initContainers"][1], &made["spec"]["containers"][0]] {
+                    assert_eq!(container["env"][0]["name"], "REDIS_URL", "{container}");
+                }
+            }
+        }
+    }
+}
+
 /// A policy for the pods with these labels.
 fn policy(name: &str, cluster: &str, app: &str, keys: &str) -> Value {
     json!({
@@ -238,6 +266,7 @@ async fn selected_pods_get_their_sidecar() {
     .await;
     looks_right(&scene).await;
     others_stay(&scene).await;
+    the_example_is_taken(&scene).await;
     policies_are_advised_of(&scene, &operator).await;
 
     let before = waited(&scene).await;
