@@ -16,14 +16,15 @@ const MOST_WORKLOADS: usize = 16;
 
 type Labels = BTreeMap<String, String>;
 
-/// What is to be said of a policy beside the others of its namespace, in the form in which it is about to be kept.
-pub fn advise(policy: &CachePolicy, others: &[CachePolicy]) -> Vec<String> {
+/// What is to be said of a policy beside the others of its namespace, in the form in which it is about to be kept. `goes_on` is asked before
+/// each kind of workload: policies of a thousand rules take their time.
+pub fn advise(policy: &CachePolicy, others: &[CachePolicy], goes_on: impl Fn() -> bool) -> Vec<String> {
     let others: Vec<&CachePolicy> = others.iter().filter(|other| other.metadata.name != policy.metadata.name).collect();
     let mut told = Vec::new();
-    for workload in workloads(policy, &others) {
-        let before = judgements(&workload, &others);
+    for workload in workloads(policy, &others).iter().take_while(|_| goes_on()) {
+        let before = judgements(workload, &others);
         let all: Vec<&CachePolicy> = others.iter().copied().chain([policy]).collect();
-        for judgement in judgements(&workload, &all) {
+        for judgement in judgements(workload, &all) {
             let Err(refusal) = &judgement.accepted else { continue };
             let warning = if Some(&judgement.policy) == policy.metadata.name.as_ref() {
                 format!("has no effect as long as this holds: {refusal}")
@@ -100,7 +101,7 @@ mod tests {
 
     #[track_caller]
     fn told(policy: &CachePolicy, others: &[CachePolicy], parts: &[&str]) {
-        let said = advise(policy, others);
+        let said = advise(policy, others, || true);
         assert_eq!(said.len(), usize::from(!parts.is_empty()), "{said:?}");
         for part in parts {
             assert!(said[0].contains(part), "{part}: {said:?}");
@@ -144,6 +145,12 @@ mod tests {
             .map(|index| policy(&format!("p{index}"), 1, &json!({format!("l{index}"): "x"}), "main", &format!("k{index}:{{id}}")))
             .collect();
         let policy = policy("one", 2, &json!({"app": "shop"}), "main", "user:{id}");
+        let kinds = std::cell::Cell::new(0);
+        let count = || {
+            kinds.set(kinds.get() + 1);
+            kinds.get() < 4
+        };
+        assert_eq!((advise(&policy, &others, count), kinds.get()), (vec![], 4), "there are more, and time was up");
         let others: Vec<&CachePolicy> = others.iter().collect();
         assert_eq!(workloads(&policy, &others).len(), MOST_WORKLOADS);
     }

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::body::Bytes;
@@ -36,8 +36,9 @@ const MOST_JUDGED: usize = 1;
 const MAX_BODY_BYTES: usize = 3 << 20;
 /// The most connections: several API servers keep some dozens each.
 const MAX_CONNECTIONS: usize = 1024;
-/// How long a policy waits for its turn to be judged. The API server waits for two seconds in all.
-const TURN_WITHIN: Duration = Duration::from_secs(1);
+/// How long a policy waits for its turn to be judged, and for how long it is judged. The API server waits for two seconds in all.
+const TURN_WITHIN: Duration = Duration::from_millis(700);
+const JUDGED_WITHIN: Duration = Duration::from_millis(800);
 /// How long a connection may be silent. Longer than the API server keeps an idle one, so that it is never closed under a question.
 const IDLE_LIMIT: Duration = Duration::from_secs(120);
 
@@ -108,7 +109,8 @@ async fn judge(desk: &Desk, request: &Request) -> Vec<String> {
     let Ok(turn) = timeout(TURN_WITHIN, desk.judging.clone().acquire_owned()).await else { return Vec::new() };
     let judged = tokio::task::spawn_blocking(move || {
         let _turn = turn;
-        advise(&policy, &others)
+        let began = Instant::now();
+        advise(&policy, &others, || began.elapsed() < JUDGED_WITHIN)
     });
     judged.await.unwrap_or_default()
 }
