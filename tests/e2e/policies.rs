@@ -132,7 +132,7 @@ impl Scene {
     /// The policy with another TTL.
     fn apply_ttl(&self, ttl: &str) {
         self.shop.apply(&["policy.yaml"], |text| {
-            text.replace("cacheCluster: main", "cacheCluster: shop").replace("ttl: 3m", &format!("ttl: {ttl}"))
+            text.replace("cacheCluster: main", "cacheCluster: shop").replace("ttl: 5m", &format!("ttl: {ttl}"))
         });
     }
 
@@ -214,7 +214,7 @@ fn a_change_reaches_every_pod(scene: &Scene) -> String {
         let ttl = scene.ttl_of(product);
         assert!((60..=90).contains(&ttl), "{} stores for {ttl} s", name(pod));
     }
-    scene.apply_ttl("3m");
+    scene.apply_ttl("5m");
     scene.shop.scale(2);
     delays.sort();
     let (p50, p99) = (delays[delays.len() / 2], delays[delays.len() * 99 / 100]);

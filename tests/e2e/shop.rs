@@ -162,7 +162,7 @@ impl Customers {
             {"name": "TARGET", "value": "http://shop"},
             {"name": "DATABASE_URL", "valueFrom": {"secretKeyRef": {"name": "shop-db", "key": "url"}}},
             // As in the example's app.yaml.
-            {"name": "PAGE_KIB", "value": "56"},
+            {"name": "PAGE_KIB", "value": "47"},
         ]);
         let pod = json!({
             "apiVersion": "v1", "kind": "Pod",
