@@ -4,7 +4,7 @@
     python shop.py            serves at port 8080
 
     GET /products/7           the product, as JSON
-    PUT /products/7           {"price": 1250}: the price that whoever reads it afterwards is told
+    PUT /products/7           {"price": 1250, "version": 3}: the price that whoever reads it afterwards is told, where 3 is its version
     GET /healthz
 
 DATABASE_URL says where Postgres is, REDIS_URL where the cache is; without that every request asks the database. PORT, PRODUCTS, PAGE_KIB
@@ -37,7 +37,7 @@ ON CONFLICT DO NOTHING
 READ = """
 SELECT id, name, price, version, repeat(md5(id || ':' || version), %s) AS text FROM products, pg_sleep(%s) WHERE id = %s
 """
-WRITE = "UPDATE products SET price = %s, version = version + 1 WHERE id = %s RETURNING version"
+WRITE = "UPDATE products SET price = %s, version = version + 1 WHERE id = %s AND version = %s RETURNING version"
 
 
 class Database:
@@ -101,8 +101,8 @@ class Shop:
                 self.cache.set(key, product)
         return product
 
-    def reprice(self, number: int, price: int):
-        row = self.database.row(WRITE, price, number)
+    def reprice(self, number: int, price: int, version: int):
+        row = self.database.row(WRITE, price, number, version)
         if row is not None:
             self.cache.delete(f"product:{number}")
         return None if row is None else {"id": number, "version": row[0]}
@@ -122,7 +122,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_PUT(self):
         body = self.rfile.read(int(self.headers.get("content-length", 0)))
-        self.about_product(lambda number: self.shop.reprice(number, int(json.loads(body)["price"])))
+        asked = json.loads(body)
+        self.about_product(lambda number: self.shop.reprice(number, int(asked["price"]), int(asked["version"])))
 
     def about_product(self, action):
         kind, _, number = self.path.strip("/").partition("/")
@@ -131,9 +132,10 @@ class Handler(BaseHTTPRequestHandler):
         try:
             found = action(int(number))
         except Exception as error:  # whatever went wrong, the next request is answered
-            print(f"error: {self.command} {self.path}: {error!r}", file=sys.stderr, flush=True)
-            return self.answer(500, {"error": repr(error)})
-        self.answer(404 if found is None else 200, found or {"error": "no such product"})
+            what = f"{type(error).__name__}: {error}"
+            print(f"error: {self.command} {self.path}: {what}", file=sys.stderr, flush=True)
+            return self.answer(500, {"error": what})
+        self.answer(404 if found is None else 200, found or {"error": "no such product, or of another version"})
 
     def answer(self, status: int, value):
         body = json.dumps(value).encode()
