@@ -260,7 +260,7 @@ pub fn happenings(before: &CachePolicyStatus, after: &CachePolicyStatus) -> Vec<
             ConditionType::Accepted | ConditionType::ResolvedRefs => !holds || earlier.is_some(),
             ConditionType::Delivered => holds || ["NotWritten", "NoRoom"].contains(&now.reason.as_str()),
         };
-        (!same && is_told).then(|| Happening { warning: !holds, reason: now.reason, note: now.message })
+        (!same && is_told).then_some(Happening { warning: !holds, reason: now.reason, note: now.message })
     };
     ConditionType::ALL.into_iter().filter_map(turned).collect()
 }
