@@ -260,9 +260,9 @@ impl Context {
     }
 
     /// Keeps what was learned about the policies of a namespace.
-    fn remember_policies(&self, namespace: &str, memory: Option<look::Memory>) {
+    fn remember_policies(&self, term: u64, namespace: &str, memory: Option<look::Memory>) {
         let mut known = self.known();
-        if let Some(memory) = memory.filter(|_| self.leadership.holds()) {
+        if let Some(memory) = memory.filter(|_| self.leadership.holds() && self.ties.term() == term) {
             known.policies.insert(namespace.to_owned(), memory);
         }
         let (policies, bindings) =
@@ -295,6 +295,7 @@ async fn follow_leadership(context: Arc<Context>) {
     let mut leadership = context.leadership.clone();
     loop {
         leadership.gained().await;
+        context.ties.forget();
         context.metrics.set_leads(true);
         let keys = context.watches.iter().flat_map(Watches::keys);
         keys.for_each(|key| context.queues.clusters.add(key));
@@ -404,6 +405,7 @@ async fn look_at(context: Arc<Context>, key: Key) {
 async fn look_at_policies(context: Arc<Context>, key: Key) {
     let namespace = &key.namespace;
     let Some(watches) = context.watches_of(namespace) else { return };
+    let term = context.ties.term();
     let mut memory = context.known().policies.remove(namespace).unwrap_or_default();
     let start = Instant::now();
     let outcome = timeout(look::WITHIN, look::look(&context, watches, namespace, &mut memory)).await;
@@ -426,7 +428,7 @@ async fn look_at_policies(context: Arc<Context>, key: Key) {
     };
     context.metrics.looked_at_policies(word, start.elapsed());
     let is_over = memory.counts() == (0, 0) && word == "ok";
-    context.remember_policies(namespace, (!is_over).then_some(memory));
+    context.remember_policies(term, namespace, (!is_over).then_some(memory));
     // Where nothing is, nothing ages.
     if !is_over {
         context.queues.policies.add_after(key, next);

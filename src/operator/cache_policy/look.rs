@@ -131,10 +131,11 @@ pub(super) struct Judged<'a> {
 
 /// Does all that is due now in a namespace. When to look again.
 pub async fn look(context: &Context, watches: &Watches, namespace: &str, memory: &mut Memory) -> Result<Duration, LookError> {
+    let term = context.ties.term();
     let Some(seen) = fetch::see(context, watches, namespace, &mut memory.secrets).await? else { return Ok(NOT_YET) };
     let policies = seen.readable();
     let judged = judge(&seen, &policies);
-    let look = Look { context, namespace, seen: &seen, now: SystemTime::now() };
+    let look = Look { context, namespace, seen: &seen, now: SystemTime::now(), term };
     let mut next = EVERY.mul_f64(0.9 + fastrand::f64() * 0.2);
     let mut deliveries = deliveries(&seen, &judged);
     memory.written.retain(|binding, _| deliveries.contains_key(binding));
@@ -226,6 +227,7 @@ struct Look<'a> {
     namespace: &'a str,
     seen: &'a Seen,
     now: SystemTime,
+    term: u64,
 }
 
 impl Look<'_> {
@@ -332,7 +334,7 @@ impl Look<'_> {
             let claims: Claims =
                 of_it.filter_map(|(binding, delivery)| Some((binding.clone(), delivery.claim.clone()?))).collect();
             let key = self.key(cluster);
-            if self.context.ties.claim(&key, claims) {
+            if self.context.ties.claim(self.term, &key, claims) {
                 debug!(%key, "its users for bindings change");
                 self.context.queues.clusters.add_urgent(key);
             }

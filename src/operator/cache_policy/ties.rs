@@ -74,18 +74,33 @@ struct Tie {
 /// See the module.
 #[derive(Debug, Default)]
 pub struct Ties {
-    all: Mutex<HashMap<Key, Tie>>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    term: u64,
+    all: HashMap<Key, Tie>,
 }
 
 impl Ties {
-    fn lock(&self) -> MutexGuard<'_, HashMap<Key, Tie>> {
-        self.all.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Says which users a CacheCluster is to have for bindings. Whether that is new.
-    pub fn claim(&self, cluster: &Key, claims: Claims) -> bool {
-        let mut all = self.lock();
-        let tie = all.entry(cluster.clone()).or_default();
+    /// Counts the times that this process began to lead, or ceased to. A look that began in an earlier one knows nothing of what others
+    /// did since.
+    pub fn term(&self) -> u64 {
+        self.lock().term
+    }
+
+    /// Says which users a CacheCluster is to have for bindings, by a look that began in this term. Whether that is new.
+    pub fn claim(&self, term: u64, cluster: &Key, claims: Claims) -> bool {
+        let mut state = self.lock();
+        if state.term != term {
+            return false;
+        }
+        let tie = state.all.entry(cluster.clone()).or_default();
         if tie.claims.as_deref() == Some(&claims) {
             return false;
         }
@@ -97,13 +112,13 @@ impl Ties {
 
     /// What was claimed last.
     pub fn claims(&self, cluster: &Key) -> Option<Arc<Claims>> {
-        self.lock().get(cluster)?.claims.clone()
+        self.lock().all.get(cluster)?.claims.clone()
     }
 
     /// Says what a look at a CacheCluster found. Whether that is new.
     pub fn offer(&self, cluster: &Key, offer: Offer) -> bool {
-        let mut all = self.lock();
-        let tie = all.entry(cluster.clone()).or_default();
+        let mut state = self.lock();
+        let tie = state.all.entry(cluster.clone()).or_default();
         let is_new = tie.offer.as_deref() != Some(&offer);
         if is_new {
             tie.offer = Some(Arc::new(offer));
@@ -114,13 +129,12 @@ impl Ties {
 
     /// A look at a CacheCluster has ended, whatever it found. Whether it was the first.
     pub fn looked(&self, cluster: &Key) -> bool {
-        let mut all = self.lock();
-        !std::mem::replace(&mut all.entry(cluster.clone()).or_default().looked, true)
+        !std::mem::replace(&mut self.lock().all.entry(cluster.clone()).or_default().looked, true)
     }
 
     /// What is known of a CacheCluster.
     pub fn found(&self, cluster: &Key) -> Found {
-        match self.lock().get(cluster) {
+        match self.lock().all.get(cluster) {
             Some(Tie { offer: Some(offer), .. }) => Found::Offer(offer.clone()),
             Some(Tie { looked: true, .. }) => Found::Nothing,
             _ => Found::NotYet,
@@ -129,12 +143,14 @@ impl Ties {
 
     /// A CacheCluster is gone.
     pub fn gone(&self, cluster: &Key) {
-        self.lock().remove(cluster);
+        self.lock().all.remove(cluster);
     }
 
-    /// Another may have changed everything.
+    /// Another may have changed everything: another term begins.
     pub fn forget(&self) {
-        self.lock().clear();
+        let mut state = self.lock();
+        state.term += 1;
+        state.all.clear();
     }
 }
 
@@ -171,16 +187,18 @@ mod tests {
     #[test]
     fn only_news_wake() {
         let (ties, name) = (Ties::default(), BindingName::of("Deployment", "shop", "main"));
-        assert!(!ties.claim(&key(), Claims::new()), "nobody had any");
+        assert!(!ties.claim(0, &key(), Claims::new()), "nobody had any");
         let claims = Claims::from([(name, Claim::Exactly(grant("p", &["a"])))]);
-        assert!(ties.claim(&key(), claims.clone()) && !ties.claim(&key(), claims.clone()));
+        assert!(ties.claim(0, &key(), claims.clone()) && !ties.claim(0, &key(), claims.clone()));
         assert_eq!(ties.claims(&key()).as_deref(), Some(&claims));
-        assert!(ties.claim(&key(), Claims::new()));
+        assert!(ties.claim(0, &key(), Claims::new()));
         assert!(matches!(ties.found(&key()), Found::NotYet));
         assert!(ties.looked(&key()) && !ties.looked(&key()));
         assert!(matches!(ties.found(&key()), Found::Nothing));
         ties.forget();
         assert!(matches!(ties.found(&key()), Found::NotYet) && ties.claims(&key()).is_none());
+        assert!(!ties.claim(0, &key(), claims.clone()) && ties.claims(&key()).is_none(), "others led in between");
+        assert!(ties.claim(ties.term(), &key(), claims));
     }
 
     #[test]
