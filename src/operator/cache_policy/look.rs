@@ -43,6 +43,9 @@ const NOT_YET: Duration = Duration::from_secs(5);
 /// How soon it is looked at again where another took a generation.
 const OVERTAKEN: Duration = Duration::from_millis(500);
 
+/// How a cache is reached, and the snapshots that it is to hold.
+type Filled = (Arc<Offer>, BTreeMap<BindingName, Arc<str>>);
+
 /// What is remembered of a namespace between two looks. Without it a look does the same, with more effort.
 #[derive(Debug, Default)]
 pub struct Memory {
@@ -51,7 +54,7 @@ pub struct Memory {
     secrets: HashMap<String, ReadSecret>,
     written: HashMap<BindingName, Written>,
     /// What each cache was said to hold last.
-    caches: BTreeMap<String, (Arc<Offer>, BTreeMap<BindingName, Arc<str>>)>,
+    caches: BTreeMap<String, Filled>,
     /// What each policy's status says.
     pub(super) told: HashMap<String, Told>,
 }
