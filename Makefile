@@ -67,7 +67,7 @@ e2e: ## End to end on Kubernetes: on the cluster of KUBECONFIG, else on that of 
 e2e-full: ## The same, with every engine in every way
 	LARDER_E2E_FULL=1 CARGO='$(CARGO)' PROFILE=$(PROFILE) tests/e2e/run $(E2E_ARGS)
 
-e2e-policies: ## Policies and sidecars on Kubernetes, which `make e2e` leaves out until policies are delivered there
+e2e-policies: ## Policies and sidecars on Kubernetes, which `make e2e` leaves out until all of it passes
 	LARDER_E2E_POLICIES=1 CARGO='$(CARGO)' PROFILE=$(PROFILE) tests/e2e/run policies_ --ignored $(E2E_ARGS)
 
 lint: ## Format, clippy on both planes

@@ -112,7 +112,7 @@ fn without_larder() -> (Visits, f64) {
 }
 
 #[test]
-#[ignore = "policies are not delivered yet: make e2e-policies"]
+#[ignore = "make e2e-policies"]
 fn policies_quick_start_takes_nine_of_ten_queries_away() {
     install::requires(GATE);
     let _cluster = install::cluster_alone();
