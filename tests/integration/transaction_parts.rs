@@ -113,7 +113,7 @@ const CONVERSATIONS: &[&[&str]] = &[
         "PING",
     ],
     &["MULTI", "SUBSCRIBE one", "EXEC", "PING", "UNSUBSCRIBE one", "PING"],
-    &["MULTI", "SUBSCRIBE one", "DISCARD", "PUBLISH one x"],
+    &["MULTI", "SUBSCRIBE late", "DISCARD", "PUBLISH late x"],
     &["SUBSCRIBE one", "UNSUBSCRIBE one", "MULTI", "UNSUBSCRIBE", "EXEC"],
     // Tracking.
     &[
