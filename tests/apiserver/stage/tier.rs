@@ -57,6 +57,8 @@ struct Sentinel {
     watch: Option<Watch>,
     /// What it has been told of users.
     users: BTreeSet<String>,
+    /// How old a connection that nobody answers is to be before it makes another, in milliseconds.
+    reconnects_after: String,
     /// What it read when it started.
     presented: Option<Presented>,
 }
@@ -109,7 +111,9 @@ impl Tier {
             }
             Member::Sentinel(ordinal) => {
                 let presented = self.mounted.certificates.as_ref().map(|(_, pair)| pair.present());
-                self.sentinels.insert(ordinal, Sentinel { address, watch: None, users: BTreeSet::new(), presented });
+                let reconnects_after = "15000".to_owned();
+                let sentinel = Sentinel { address, watch: None, users: BTreeSet::new(), reconnects_after, presented };
+                self.sentinels.insert(ordinal, sentinel);
             }
         }
         self.settle();
@@ -332,6 +336,14 @@ impl Tier {
             ("PING", ..) => Reply::Simple("PONG"),
             // One that does nothing to speak of.
             ("INFO", "CPU", _) => Reply::bulk("# CPU\r\nused_cpu_sys:0.100000\r\nused_cpu_user:0.100000\r\n"),
+            ("INFO", "SENTINEL", _) => Reply::bulk("# Sentinel\r\nsentinel_tilt:0\r\n"),
+            ("SENTINEL", "DEBUG", [_, period, millis]) if period.eq_ignore_ascii_case("min-link-reconnect-period") => {
+                self.sentinels.get_mut(&ordinal)?.reconnects_after = (*millis).to_owned();
+                Reply::Simple("OK")
+            }
+            ("SENTINEL", "DEBUG", [_]) => {
+                Reply::strings(["MIN-LINK-RECONNECT-PERIOD", &self.sentinels.get(&ordinal)?.reconnects_after.clone()])
+            }
             ("ACL", "SETUSER", [_, name, ..]) => {
                 self.sentinels.get_mut(&ordinal)?.users.insert((*name).to_owned());
                 Reply::Simple("OK")
