@@ -83,20 +83,28 @@ impl Verdicts {
 
 /// The conditions as they are to stand, given those that do. `None` of `previous` is none at all.
 pub fn conditions(previous: &[Condition], verdicts: &Verdicts, generation: Option<i64>, now: Timestamp) -> Vec<Condition> {
-    let condition = |kind: ConditionType| {
-        let Verdict { holds, reason, message } = verdicts.of(kind);
-        let status = if *holds { "True" } else { "False" };
-        let before = previous.iter().find(|condition| condition.type_ == kind.as_str() && condition.status == status);
-        Condition {
-            type_: kind.as_str().to_owned(),
-            status: status.to_owned(),
-            reason: (*reason).to_owned(),
-            message: shortened(message),
-            observed_generation: generation,
-            last_transition_time: before.map_or(Time(now), |before| before.last_transition_time.clone()),
-        }
-    };
-    ConditionType::ALL.into_iter().map(condition).collect()
+    let of = |kind: ConditionType| condition(previous, kind.as_str(), verdicts.of(kind), generation, now);
+    ConditionType::ALL.into_iter().map(of).collect()
+}
+
+/// A condition as it is to stand, given those that do: it keeps its time until it turns.
+pub fn condition(
+    previous: &[Condition],
+    kind: &str,
+    Verdict { holds, reason, message }: &Verdict,
+    generation: Option<i64>,
+    now: Timestamp,
+) -> Condition {
+    let status = if *holds { "True" } else { "False" };
+    let before = previous.iter().find(|condition| condition.type_ == kind && condition.status == status);
+    Condition {
+        type_: kind.to_owned(),
+        status: status.to_owned(),
+        reason: (*reason).to_owned(),
+        message: shortened(message),
+        observed_generation: generation,
+        last_transition_time: before.map_or(Time(now), |before| before.last_transition_time.clone()),
+    }
 }
 
 /// A message of a length that readers bear.

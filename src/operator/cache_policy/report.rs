@@ -2,14 +2,14 @@
 
 use std::collections::BTreeSet;
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use k8s_openapi::jiff::Timestamp;
 
 use super::cache::{Figures, Notice};
 use super::verdict::Judgement;
 use crate::api::CachePolicy;
 use crate::api::cache_policy::{CachePolicyStatus, ConditionType, ConnectionsStatus, MAX_NAMED, SidecarsStatus, WorkloadsStatus};
-use crate::operator::cache_cluster::report::{Happening, Verdict, shortened};
+use crate::operator::cache_cluster::report::{Happening, Verdict, condition};
 use crate::policy::Snapshot;
 
 /// How far the snapshot of a workload has come.
@@ -171,20 +171,8 @@ pub fn status(
 
 /// The conditions as they are to stand, given those that do.
 pub fn conditions(previous: &[Condition], verdicts: &Verdicts, generation: Option<i64>, now: Timestamp) -> Vec<Condition> {
-    let condition = |kind: ConditionType| {
-        let Verdict { holds, reason, message } = verdicts.get(kind);
-        let status = if *holds { "True" } else { "False" };
-        let before = previous.iter().find(|condition| condition.type_ == kind.as_str() && condition.status == status);
-        Condition {
-            type_: kind.as_str().to_owned(),
-            status: status.to_owned(),
-            reason: (*reason).to_owned(),
-            message: shortened(message),
-            observed_generation: generation,
-            last_transition_time: before.map_or(Time(now), |before| before.last_transition_time.clone()),
-        }
-    };
-    ConditionType::ALL.into_iter().map(condition).collect()
+    let of = |kind: ConditionType| condition(previous, kind.as_str(), verdicts.get(kind), generation, now);
+    ConditionType::ALL.into_iter().map(of).collect()
 }
 
 fn sidecars(parts: &[Part<'_>]) -> SidecarsStatus {
