@@ -128,7 +128,8 @@ impl Handovers {
             let asked = charge.sentinels.iter().map(|sentinel| async {
                 let mut line = Line::new(sentinel.clone(), self.access.sentinels.clone());
                 let replicas = line.ask(&["SENTINEL", "REPLICAS", &charge.master]).await;
-                replicas.is_ok_and(|replicas| names_promotable(&replicas, &attached)) && !is_in_tilt(&mut line).await
+                replicas.is_ok_and(|replicas| names_promotable(&replicas, &attached))
+                    && !is_in_tilt(&mut line).await.unwrap_or(true)
             });
             if join_all(asked).await.contains(&true) {
                 return;
@@ -162,14 +163,18 @@ impl Handovers {
     /// Otherwise what the last one answered.
     async fn ask_for_failover(&self, charge: &Charge, how: &[&str], first: usize) -> Result<usize, String> {
         let mut last = "no sentinel is configured".to_owned();
-        for (at, sentinel) in from(&charge.sentinels, first) {
+        let all = charge.sentinels.len();
+        for (at, sentinel) in charge.sentinels.iter().enumerate().cycle().skip(first % all.max(1)).take(all) {
             let mut line = Line::new(sentinel.clone(), self.access.sentinels.clone());
-            if is_in_tilt(&mut line).await {
-                last = format!("{sentinel} is in TILT mode, after its clock or the whole of it stood still");
-                continue;
-            }
-            match line.ask(&[&["SENTINEL", "FAILOVER", &charge.master], how].concat()).await {
-                Ok(_) => return Ok(at),
+            let answer = async {
+                if is_in_tilt(&mut line).await? {
+                    return Ok(false);
+                }
+                line.ask(&[&["SENTINEL", "FAILOVER", &charge.master], how].concat()).await.map(|_| true)
+            };
+            match answer.await {
+                Ok(true) => return Ok(at),
+                Ok(false) => last = format!("{sentinel} is in TILT mode, after its clock or the whole of it stood still"),
                 Err(LineError::Refused { text, .. }) if text.starts_with("INPROG") => return Ok(at),
                 Err(error) => {
                     debug!(%error, ?how, "a sentinel begins no failover");
@@ -272,18 +277,14 @@ impl Handovers {
     }
 }
 
-/// All of them with their numbers, that of the number `first` first.
-fn from<T>(all: &[T], first: usize) -> impl Iterator<Item = (usize, &T)> {
-    let (before, behind) = all.split_at(first % all.len().max(1));
-    let behind = behind.iter().enumerate().map(move |(at, one)| (at + before.len(), one));
-    behind.chain(before.iter().enumerate())
-}
-
 /// Whether a sentinel has seen its clock jump, or itself stand still, in the last half minute: it takes orders then, and carries none out
-/// before that is over. One that does not answer is asked for more by others.
-async fn is_in_tilt(sentinel: &mut Line) -> bool {
-    let info = sentinel.ask(&["INFO", "sentinel"]).await;
-    info.is_ok_and(|info| info.as_str().unwrap_or_default().lines().any(|line| line.trim_end() == "sentinel_tilt:1"))
+/// before that is over. One that tells nothing of itself may be asked for more.
+async fn is_in_tilt(sentinel: &mut Line) -> Result<bool, LineError> {
+    match sentinel.ask(&["INFO", "sentinel"]).await {
+        Ok(info) => Ok(info.as_str().unwrap_or_default().lines().any(|line| line.trim_end() == "sentinel_tilt:1")),
+        Err(LineError::Refused { .. }) => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 /// Whether a sentinel is replacing the server at `address`, or has.

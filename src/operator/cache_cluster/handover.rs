@@ -271,8 +271,8 @@ impl Handover<'_> {
     /// Otherwise what the last one answered.
     async fn ask_for_failover(&self, how: &[&str], first: usize) -> Result<usize, String> {
         let mut last = "no sentinel is configured".to_owned();
-        for at in (0..self.sentinels.len()).map(|step| (first + step) % self.sentinels.len()) {
-            let Some(sentinel) = self.sentinels.get(at) else { break };
+        let all = self.sentinels.len();
+        for (at, sentinel) in self.sentinels.iter().enumerate().cycle().skip(first % all.max(1)).take(all) {
             let answer: Result<bool, AdminError> = async {
                 let mut sentinel = self.connect(*sentinel).await?;
                 if is_in_tilt(&mut sentinel).await? {
