@@ -61,16 +61,6 @@ fn a_sentinel_opens_its_connections_anew() {
     }
 }
 
-/// The local ports of connections to this port that nobody has answered, by the kernel's table: the fourth field of a line is the
-/// state, and 02 is SYN-SENT.
-fn unanswered(port: u16) -> BTreeSet<String> {
-    let table = std::fs::read_to_string("/proc/self/net/tcp").expect("the kernel's table");
-    let ends = format!(":{port:04X}");
-    let words = table.lines().map(|line| line.split_ascii_whitespace().collect::<Vec<_>>());
-    let ours = words.filter(|words| words.get(2).is_some_and(|other| other.ends_with(&ends)) && words.get(3) == Some(&"02"));
-    ours.map(|words| words[1].to_owned()).collect()
-}
-
 fn check_given_up(engine: Engine) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let clusters = [SentinelCluster::start(engine, 1), SentinelCluster::start(engine, 1)];
@@ -92,14 +82,14 @@ fn check_given_up(engine: Engine) {
         let mut client = Client::connect(sentinel(index).port()).expect("it accepts");
         assert_eq!(client.line(&format!("SENTINEL MONITOR silent 127.0.0.1 {port} 1")).text(), "OK");
         assert_eq!(client.line("SENTINEL SET silent down-after-milliseconds 1000").text(), "OK");
-        wait_for("an attempt", LIMIT, || !unanswered(port).is_empty());
+        wait_for("an attempt", LIMIT, || !silent[index].attempts().is_empty());
     }
-    let first = [0, 1].map(|index| unanswered(silent[index].port()));
+    let first = silent.each_ref().map(Silent::attempts);
     wait_for("another attempt", LIMIT, || {
-        let now = unanswered(silent[0].port());
+        let now = silent[0].attempts();
         !now.is_empty() && now.is_disjoint(&first[0])
     });
-    let still = unanswered(silent[1].port());
+    let still = silent[1].attempts();
     assert!(still.is_superset(&first[1]), "{engine:?}: a sentinel that was not told gave {:?} up, too", first[1]);
 }
 

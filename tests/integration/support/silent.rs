@@ -1,5 +1,7 @@
 //! An address where nobody answers, as that of a pod that has just died.
 
+use std::collections::BTreeSet;
+use std::fs;
 use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
@@ -34,6 +36,16 @@ impl Silent {
 
     pub fn port(&self) -> u16 {
         self.address().port()
+    }
+
+    /// The connections to it that nobody has answered, by their other ends in the kernel's table: the fourth field of a line is the
+    /// state, and 02 is SYN-SENT.
+    pub fn attempts(&self) -> BTreeSet<String> {
+        let table = fs::read_to_string("/proc/self/net/tcp").expect("the kernel's table");
+        let ends = format!(":{:04X}", self.port());
+        let words = table.lines().map(|line| line.split_ascii_whitespace().collect::<Vec<_>>());
+        let ours = words.filter(|words| words.get(2).is_some_and(|other| other.ends_with(&ends)) && words.get(3) == Some(&"02"));
+        ours.map(|words| words[1].to_owned()).collect()
     }
 
     /// From now on it takes every connection.
