@@ -223,6 +223,7 @@ impl Servers {
             Action::AddSlots { server, slots } => self.add_slots(*server, slots).await,
             Action::ClusterReplicate { server, primary: NodeId(id) } => self.tell(*server, "CLUSTER REPLICATE", &[id]).await,
             Action::ClusterForget { server, node: NodeId(id) } => self.tell(*server, "CLUSTER FORGET", &[id]).await,
+            Action::BumpEpoch { server } => self.tell(*server, "CLUSTER BUMPEPOCH", &[]).await,
             Action::ClusterTakeover { server } => self.tell(*server, "CLUSTER FAILOVER", &["TAKEOVER"]).await,
             // Planned where agents start servers, or pods are rolled; neither is the case here.
             Action::Forget { .. }
@@ -431,7 +432,9 @@ fn forget_data(data: &Path) -> io::Result<()> {
 
 async fn observe_server(place: &mut Place, login: Option<&Login>, in_cluster: bool) -> Server {
     let state = if place.process.is_none() {
-        ServerState::Stopped { data: place.directory.join("data/appendonlydir").is_dir() }
+        let data = place.directory.join("data");
+        let claim = fs::read_to_string(data.join("nodes.conf")).ok().and_then(|nodes| observe::claim(&nodes));
+        ServerState::Stopped { data: data.join("appendonlydir").is_dir(), claim }
     } else {
         match place.exchange(login, async |admin| observe::server(admin, in_cluster).await).await {
             Ok(Some(facts)) => {

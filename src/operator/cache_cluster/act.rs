@@ -210,6 +210,7 @@ pub fn word(action: &Action) -> &'static str {
         | Action::AddSlots { .. }
         | Action::ClusterReplicate { .. }
         | Action::ClusterForget { .. }
+        | Action::BumpEpoch { .. }
         | Action::ClusterTakeover { .. } => "cluster",
         Action::Forget { .. } => "forget",
         Action::SetQuorum { .. } => "set_quorum",

@@ -18,7 +18,8 @@ pub async fn server(admin: &mut Admin, in_cluster: bool) -> Result<Option<Facts>
     if in_cluster {
         let nodes: String = admin.ask("CLUSTER NODES", &[]).await?;
         let state: String = admin.ask("CLUSTER INFO", &[]).await?;
-        facts.cluster = Some(ClusterFacts { ok: is_whole(&state), ..parse_nodes(&nodes) });
+        let (ok, current_epoch) = parse_cluster_info(&state);
+        facts.cluster = Some(ClusterFacts { ok, current_epoch, ..parse_nodes(&nodes) });
     }
     Ok(Some(facts))
 }
@@ -67,9 +68,19 @@ fn parse_address(host: &str, port: &str) -> Option<SocketAddr> {
     Some(SocketAddr::new(host.parse().ok()?, port.parse().ok()?))
 }
 
-fn is_whole(cluster_info: &str) -> bool {
-    let field = |name: &str| cluster_info.lines().find_map(|line| line.trim_end().strip_prefix(name));
-    field("cluster_state:") == Some("ok") && field("cluster_slots_ok:") == Some("16384")
+/// Reads `CLUSTER INFO`: whether the Cluster is whole, and the greatest epoch that was heard of.
+fn parse_cluster_info(info: &str) -> (bool, u64) {
+    let field = |name: &str| info.lines().find_map(|line| line.trim_end().strip_prefix(name));
+    let is_whole = field("cluster_state:") == Some("ok") && field("cluster_slots_ok:") == Some("16384");
+    (is_whole, field("cluster_current_epoch:").and_then(|epoch| epoch.parse().ok()).unwrap_or(0))
+}
+
+/// The epoch with which a node that starts with this file, its `nodes.conf`, claims slots as a primary.
+pub fn claim(nodes_conf: &str) -> Option<u64> {
+    let own =
+        |line: &&str| line.split_ascii_whitespace().nth(2).is_some_and(|flags| flags.split(',').any(|flag| flag == "myself"));
+    let facts = parse_nodes(nodes_conf.lines().find(own)?);
+    (!facts.slots.is_empty()).then_some(facts.epoch)
 }
 
 /// Reads `CLUSTER NODES`: `id ip:port@bus[,name] flags primary ping pong epoch link slots…`.
@@ -81,8 +92,9 @@ fn parse_nodes(nodes: &str) -> ClusterFacts {
         let flags: Vec<&str> = flags.split(',').collect();
         let id = NodeId((*id).to_owned());
         let slots = slots.iter().filter_map(|slots| parse_slots(slots)).collect();
+        let epoch = epoch.parse().unwrap_or(0);
         if flags.contains(&"myself") {
-            (facts.id, facts.epoch, facts.slots) = (id, epoch.parse().unwrap_or(0), slots);
+            (facts.id, facts.epoch, facts.slots) = (id, epoch, slots);
             continue;
         }
         let address = address.split_once('@').and_then(|(address, _)| address.parse().ok());
@@ -148,6 +160,15 @@ mod tests {
         for flags in ["s_down,master", "s_down,o_down,master", "master,failover_in_progress"] {
             assert_eq!(parse_master(&fields(flags)), Some(Watch { alarmed: true, ..watch }), "{flags}");
         }
+    }
+
+    #[test]
+    fn the_claim_of_a_file_is_read() {
+        let peer = "bb 127.0.0.1:7001@17001 master - 0 1 9 connected 5461-10921\n";
+        let file = |own: &str| format!("{peer}{own}vars currentEpoch 9 lastVoteEpoch 0\n");
+        assert_eq!(claim(&file("aa 127.0.0.1:7000@17000 myself,master - 0 0 3 connected 0-5460\n")), Some(3));
+        assert_eq!(claim(&file("aa 127.0.0.1:7000@17000 myself,slave bb 0 0 9 connected\n")), None);
+        assert_eq!(claim(&file("")), None);
     }
 
     #[test]

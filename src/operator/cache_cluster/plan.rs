@@ -86,7 +86,11 @@ impl Observed {
         let server = |(id, server): (&ServerId, &Server)| {
             let mut server = server.clone();
             match &mut server.state {
-                ServerState::Running(facts) => (facts.offset, facts.holds_data, facts.lineage) = (0, false, None),
+                ServerState::Running(facts) => {
+                    (facts.offset, facts.holds_data, facts.lineage) = (0, false, None);
+                    // Each vote that is lost makes it greater.
+                    facts.cluster.iter_mut().for_each(|view| view.current_epoch = 0);
+                }
                 ServerState::Held(held) => held.message.clear(),
                 // One that begins again and again loads a little more each time.
                 ServerState::Starting(data) => *data = DataState::Empty,

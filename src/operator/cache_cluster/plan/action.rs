@@ -80,6 +80,11 @@ pub enum Action {
         /// Which.
         server: ServerId,
     },
+    /// Make a primary of a Cluster renew its claim to its slots with an epoch that nobody has.
+    BumpEpoch {
+        /// Which.
+        server: ServerId,
+    },
     /// Make a sentinel watch nothing.
     Forget {
         /// Which sentinel.

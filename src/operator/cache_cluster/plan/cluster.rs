@@ -90,6 +90,29 @@ impl<'a> Cluster<'a> {
         !self.nodes.iter().any(|node| node.view.peers.iter().any(contests))
     }
 
+    /// Whether the primary's claim beats that of every stopped server of its shard, as the primary that it would come back as.
+    ///
+    /// `CLUSTER FAILOVER TAKEOVER` takes a new epoch only where the replica's own, which it does not show, is not the greatest that it
+    /// knows. Where it is, the claims tie: no other node accepts the new one, and of the two primaries the one with the smaller id
+    /// would win, be it the empty one.
+    fn beats_stopped(&self, primary: &Node<'_>) -> bool {
+        let claim = |server: &Server| match server.state {
+            ServerState::Stopped { claim, .. } => claim,
+            _ => None,
+        };
+        self.in_shard(primary.id.shard).all(|(_, server)| claim(server) < Some(primary.view.epoch))
+    }
+
+    /// Who is to renew its claim, so that the primary's becomes the greatest. `CLUSTER BUMPEPOCH` takes a new epoch under the same
+    /// condition as a takeover does, so another primary takes one first; that the primary hears of it is waited for.
+    fn bump(&self, primary: &Node<'_>) -> Option<Action> {
+        let can_bump = |node: &&Node<'_>| node.serves() && node.view.epoch < node.view.current_epoch;
+        let mut others = self.nodes.iter().filter(|node| node.id != primary.id && node.serves());
+        let is_told = others.clone().any(|node| node.view.current_epoch > primary.view.epoch);
+        let bumped = if can_bump(&primary) { Some(primary) } else { others.find(can_bump).filter(|_| !is_told) };
+        bumped.map(|node| Action::BumpEpoch { server: node.id })
+    }
+
     /// Starts the stopped servers of a shard. A node comes back in the role that its own file remembers, so a former primary
     /// waits until its shard has failed over: then its peers correct it before anyone follows it.
     fn fill(&self, shard: u16) -> Vec<Action> {
@@ -101,6 +124,9 @@ impl<'a> Cluster<'a> {
         }
         if let Some(primary) = self.primary(shard) {
             let settled = self.members(shard).all(|node| node.id == primary.id || follows(node, primary) || is_blank(node));
+            if settled && !self.beats_stopped(primary) {
+                return self.bump(primary).into_iter().chain(failover()).collect();
+            }
             return if settled && self.is_acknowledged(primary) { start() } else { failover() };
         }
         if let Some((silent, _)) = self.in_shard(shard).find(|(_, server)| server.is_silent()) {
@@ -108,7 +134,7 @@ impl<'a> Cluster<'a> {
         }
         let electable = || self.members(shard).filter(|node| node.facts.is_electable());
         let Some(best) = electable().max_by_key(|node| node.facts.merit()) else {
-            let on_disk = self.in_shard(shard).any(|(_, server)| server.state == ServerState::Stopped { data: true });
+            let on_disk = self.in_shard(shard).any(|(_, server)| matches!(server.state, ServerState::Stopped { data: true, .. }));
             let members = self.members(shard).map(|node| (node.id, node.server, node.facts));
             return match super::only_copy(members) {
                 Some(server) if !on_disk => vec![Action::AllowPromotion { server }, Action::Wait(Waiting::Failover { shard })],

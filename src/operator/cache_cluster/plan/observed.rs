@@ -105,6 +105,8 @@ pub enum ServerState {
     Stopped {
         /// Whether its directory holds data.
         data: bool,
+        /// The epoch with which it comes back as a primary of a Cluster that claims slots; `None` where it does not.
+        claim: Option<u64>,
     },
     /// There is no pod, and so no process.
     Absent,
@@ -177,6 +179,8 @@ pub struct ClusterFacts {
     pub id: NodeId,
     /// The epoch of its claim to its slots: of two claims, the greater one holds.
     pub epoch: u64,
+    /// The greatest epoch that it has heard of.
+    pub current_epoch: u64,
     /// Whether it sees the Cluster as whole.
     pub ok: bool,
     /// Its own slots; none for a replica.

@@ -86,7 +86,7 @@ fn believed<'a>(desired: &Desired, observed: &'a Observed, address: SocketAddr) 
         ServerState::Silent | ServerState::Starting(_) | ServerState::Absent | ServerState::Held(_) => {
             Verdict::Open(Waiting::Server(id))
         }
-        ServerState::Stopped { data } => vacant(desired, observed, id, *data),
+        ServerState::Stopped { data, .. } => vacant(desired, observed, id, *data),
     }
 }
 
@@ -143,7 +143,7 @@ fn unremembered<'a>(desired: &Desired, observed: &'a Observed) -> Verdict<'a> {
     if let Some((best, ..)) = observed.running().max_by_key(|(_, _, facts)| facts.merit()) {
         return if patience_over { Verdict::Promote(best) } else { Verdict::Open(Waiting::Agreement) };
     }
-    let with_data = observed.servers.iter().find(|(_, server)| server.state == ServerState::Stopped { data: true });
+    let with_data = observed.servers.iter().find(|(_, server)| matches!(server.state, ServerState::Stopped { data: true, .. }));
     let stopped = || observed.servers.iter().find(|(_, server)| server.is_stopped());
     match with_data.or_else(stopped) {
         Some((server, _)) => Verdict::Start(*server),

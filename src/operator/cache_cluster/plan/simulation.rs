@@ -34,6 +34,8 @@ struct SimServer {
     promotable: bool,
     /// The claim to the shard's slots.
     epoch: u64,
+    /// How many claims were made before it: of two that tie, the others believe the earlier one.
+    claimed: u64,
     serves: bool,
     knows: BTreeSet<ServerId>,
     absent_for: u32,
@@ -59,6 +61,11 @@ struct World {
     servers: BTreeMap<ServerId, SimServer>,
     sentinels: BTreeMap<SentinelId, SimSentinel>,
     epoch: u64,
+    /// The greatest epoch that the nodes had heard of at the last tick.
+    heard: u64,
+    /// Whether replicas have the epoch of their primary from their birth, as nodes that were made at the same moment may.
+    born_alike: bool,
+    claims: u64,
     seen: Option<Observed>,
     steady: Duration,
     writes: u64,
@@ -73,7 +80,7 @@ fn node_id(id: ServerId) -> NodeId {
 }
 
 impl World {
-    fn new(desired: Desired, persistent: bool) -> Self {
+    fn new(desired: Desired, persistent: bool, born_alike: bool) -> Self {
         let blank = SimServer {
             process: Process::Stopped,
             version: 0,
@@ -81,6 +88,7 @@ impl World {
             syncing_for: 0,
             promotable: true,
             epoch: 0,
+            claimed: 0,
             serves: false,
             knows: BTreeSet::new(),
             absent_for: 0,
@@ -92,6 +100,9 @@ impl World {
             servers: desired.servers().map(|id| (id, blank.clone())).collect(),
             sentinels: desired.sentinels().map(|id| (id, sentinel.clone())).collect(),
             epoch: 0,
+            heard: 0,
+            born_alike,
+            claims: 0,
             seen: None,
             steady: Duration::ZERO,
             writes: 0,
@@ -120,7 +131,8 @@ impl World {
 
     /// The node with the latest claim to the shard's slots.
     fn owner(&self, shard: u16) -> Option<ServerId> {
-        self.shard(shard).into_iter().filter(|id| self.servers[id].serves).max_by_key(|id| self.servers[id].epoch)
+        let claim = |id: &ServerId| (self.servers[id].epoch, std::cmp::Reverse(self.servers[id].claimed));
+        self.shard(shard).into_iter().filter(|id| self.servers[id].serves).max_by_key(claim)
     }
 
     /// Whom clients would write to.
@@ -200,7 +212,9 @@ impl World {
             let theirs: BTreeSet<_> = self.servers[&id].knows.iter().flat_map(|peer| self.servers[peer].knows.clone()).collect();
             self.servers.get_mut(&id).unwrap().knows.extend(theirs.into_iter().filter(|peer| *peer != id));
         }
+        self.heard = self.epoch;
         for shard in 0..self.desired.shards() {
+            self.part_ties(shard);
             let Some(owner) = self.owner(shard) else { continue };
             // Any primary that still runs corrects those whose claim is beaten.
             if self.is_up(owner) || self.voters() > 0 {
@@ -216,6 +230,33 @@ impl World {
             if self.servers[&owner].absent_for >= FAILOVER_TICKS && self.voters() > self.desired.shards() / 2 {
                 self.elect(shard, owner);
             }
+        }
+    }
+
+    /// Of two primaries that meet with the same claim, the one with the smaller id renews its own.
+    fn part_ties(&mut self, shard: u16) {
+        let up: Vec<ServerId> = self.shard(shard).into_iter().filter(|id| self.is_up(*id) && self.servers[id].serves).collect();
+        if let [first, second, ..] = up[..]
+            && self.servers[&first].epoch == self.servers[&second].epoch
+        {
+            self.claim(first);
+        }
+    }
+
+    fn claim(&mut self, id: ServerId) {
+        (self.epoch, self.claims) = (self.epoch + 1, self.claims + 1);
+        let (epoch, claimed) = (self.epoch, self.claims);
+        let server = self.servers.get_mut(&id).unwrap();
+        (server.epoch, server.claimed) = (epoch, claimed);
+    }
+
+    /// A node whose epoch is the greatest that it has heard of takes no other without a vote.
+    fn claim_unasked(&mut self, id: ServerId) {
+        if self.servers[&id].epoch < self.heard {
+            self.claim(id);
+        } else {
+            self.claims += 1;
+            self.servers.get_mut(&id).unwrap().claimed = self.claims;
         }
     }
 
@@ -236,12 +277,14 @@ impl World {
     }
 
     fn promote(&mut self, id: ServerId) {
-        self.epoch += 1;
-        let (epoch, cluster) = (self.epoch, self.is_cluster());
+        self.claim(id);
+        self.lead(id);
+    }
+
+    fn lead(&mut self, id: ServerId) {
+        let cluster = self.is_cluster();
         let server = self.servers.get_mut(&id).unwrap();
-        server.role = Role::Primary;
-        server.epoch = epoch;
-        server.serves = cluster;
+        (server.role, server.serves) = (Role::Primary, cluster);
     }
 
     fn follow(&mut self, id: ServerId, of: SocketAddr) {
@@ -322,7 +365,9 @@ impl World {
     fn observe(&mut self) -> Observed {
         let servers = self.servers.iter().map(|(id, server)| {
             let state = match server.process {
-                Process::Stopped => ServerState::Stopped { data: server.version > 0 },
+                Process::Stopped => {
+                    ServerState::Stopped { data: server.version > 0, claim: server.serves.then_some(server.epoch) }
+                }
                 Process::Frozen { .. } => ServerState::Silent,
                 Process::Running => ServerState::Running(self.facts(*id)),
             };
@@ -352,7 +397,8 @@ impl World {
         let server = &self.servers[&id];
         // A node believes its own claim until it is told better; others believe the latest claim.
         let slots = |of: &ServerId| {
-            let believed = self.servers[of].serves && (*of == id || self.owner(of.shard) == Some(*of));
+            let contested = server.serves && of.shard == id.shard;
+            let believed = self.servers[of].serves && (*of == id || !contested && self.owner(of.shard) == Some(*of));
             if believed { vec![self.desired.home_slots(of.shard)] } else { Vec::new() }
         };
         let peers = server.knows.iter().map(|peer| Peer {
@@ -364,6 +410,7 @@ impl World {
         let cluster = ClusterFacts {
             id: node_id(id),
             epoch: server.epoch,
+            current_epoch: self.heard.max(server.epoch),
             ok: (0..self.desired.shards()).all(|shard| self.acting(shard).is_some()),
             slots: slots(&id),
             peers: peers.collect(),
@@ -388,7 +435,12 @@ impl World {
                 (sentinel.watch, sentinel.epoch) = (Some(*primary), epoch);
             }
             Action::ReplicateFrom { server, primary } if self.is_up(*server) => self.follow(*server, *primary),
-            Action::Promote { server } | Action::ClusterTakeover { server } if self.is_up(*server) => self.promote(*server),
+            Action::Promote { server } if self.is_up(*server) => self.promote(*server),
+            Action::ClusterTakeover { server } if self.is_up(*server) => {
+                self.claim_unasked(*server);
+                self.lead(*server);
+            }
+            Action::BumpEpoch { server } if self.is_up(*server) && self.servers[server].epoch < self.heard => self.claim(*server),
             Action::AllowPromotion { server } if self.is_up(*server) => {
                 self.servers.get_mut(server).unwrap().promotable = true;
             }
@@ -405,6 +457,9 @@ impl World {
                 let primary = self.servers.keys().copied().find(|id| node_id(*id) == *primary).unwrap();
                 assert!(!self.servers[server].serves && self.servers[server].knows.contains(&primary));
                 self.follow(*server, address(primary));
+                if self.born_alike {
+                    self.servers.get_mut(server).unwrap().epoch = self.servers[&primary].epoch;
+                }
             }
             Action::ClusterForget { .. } => panic!("nobody is to be forgotten here"),
             _ => {}
@@ -479,8 +534,10 @@ fn faults() -> impl Strategy<Value = Vec<(u32, Fault, usize)>> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 100, ..ProptestConfig::default() })]
     #[test]
-    fn every_cluster_converges_and_keeps_its_data(desired in desired(), persistent in any::<bool>(), faults in faults()) {
-        World::new(desired, persistent).run(plan, &faults);
+    fn every_cluster_converges_and_keeps_its_data(
+        desired in desired(), persistent in any::<bool>(), born_alike in any::<bool>(), faults in faults(),
+    ) {
+        World::new(desired, persistent, born_alike).run(plan, &faults);
     }
 }
 
@@ -498,7 +555,7 @@ fn hasty(desired: &Desired, observed: &Observed) -> Vec<Action> {
 fn check_hasty_is_caught(layout: Layout) {
     let desired = Desired::on_one_machine(layout, 1, TICK * 12);
     let kill_the_primary = [(40, Fault::Kill(0), usize::MAX)];
-    let caught = std::panic::catch_unwind(|| World::new(desired, false).run(hasty, &kill_the_primary));
+    let caught = std::panic::catch_unwind(|| World::new(desired, false, false).run(hasty, &kill_the_primary));
     let message = *caught.unwrap_err().downcast::<String>().unwrap();
     assert!(message.contains("replaces its data by nothing") || message.contains("primary and empty"), "{message}");
 }
@@ -507,4 +564,20 @@ fn check_hasty_is_caught(layout: Layout) {
 fn the_checks_catch_a_hasty_restart() {
     check_hasty_is_caught(Layout::Sentinel { sentinels: 3 });
     check_hasty_is_caught(Layout::Cluster { shards: 3 });
+}
+
+/// A planner that takes no notice of claims that tie.
+fn careless_of_ties(desired: &Desired, observed: &Observed) -> Vec<Action> {
+    plan(desired, observed).into_iter().filter(|action| !matches!(action, Action::BumpEpoch { .. })).collect()
+}
+
+/// Two of three primaries die. The replica that takes the last shard over has the greatest epoch already.
+#[test]
+fn a_takeover_that_ties_with_the_dead_primary_is_ended() {
+    let desired = Desired::on_one_machine(Layout::Cluster { shards: 3 }, 1, TICK * 12);
+    let two_die = [(60, Fault::Kill(2), usize::MAX), (0, Fault::Kill(4), usize::MAX)];
+    World::new(desired.clone(), false, true).run(plan, &two_die);
+    let stuck = std::panic::catch_unwind(|| World::new(desired, false, true).run(careless_of_ties, &two_die));
+    let message = *stuck.unwrap_err().downcast::<String>().unwrap();
+    assert!(message.contains("not converged"), "{message}");
 }
