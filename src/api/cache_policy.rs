@@ -13,8 +13,8 @@ use serde::{Deserialize, Serialize};
 
 use super::sensitive::SensitiveSource;
 use super::text::{
-    DurationText, HttpPathText, MAX_ORIGINS, MAX_RULES, NameText, ObjectNameText, PatternText, PercentText, PeriodText,
-    PositiveDurationText, SqlText,
+    DurationText, HttpPathText, MAX_ORIGINS, MAX_RULES, NameText, ObjectNameText, PatienceText, PatternText, PercentText,
+    PeriodText, PositiveDurationText, SqlText,
 };
 use crate::policy::{AtWaitEnd, Mode, Percent, ReplyForm, Span};
 
@@ -146,6 +146,13 @@ pub struct Defaults {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<PeriodText>")]
     pub ttl_sweep: Option<Span>,
+    /// How long the sidecar tries a command before its client is told that no server could take it (TRYAGAIN). What may already have been
+    /// carried out is repeated only where that changes nothing: a write that was under way when its server died is never. A client that
+    /// closes its connection ends the trying earlier. Where several policies about a cluster say it, the longest counts; those that only
+    /// observe say nothing. From 100ms to 1m; default 8s, in which the first attempt at an automatic failover succeeds, or is given up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<PatienceText>")]
+    pub patience: Option<Span>,
     /// What becomes of keys that no rule covers. Bypass, which is the default: they pass untouched, and are counted. Ttl: they
     /// get the TTL of these defaults. Refuse: commands that name them are refused.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -40,8 +40,6 @@ pub const DEFAULT_MAX_CONNECTIONS: u32 = 4;
 pub const DEFAULT_CONNECT_TIMEOUT: Span = Span::from_secs(1);
 /// How long one load may take.
 pub const DEFAULT_TIMEOUT: Span = Span::from_secs(2);
-/// How long a command that has not left the sidecar waits for a reachable server.
-pub const PATIENCE: Span = Span::from_secs(2);
 
 /// How a sidecar reaches the cache: what the resources do not say, because it depends on where the servers run.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,6 +52,8 @@ pub struct Reach {
     pub auth: Option<Auth>,
     /// Files with the user and the password for sentinels.
     pub sentinel_auth: Option<Auth>,
+    /// How long a command is tried where no policy says: what a failover of such servers takes.
+    pub patience: Span,
 }
 
 /// Where the text of an entry in a Secret of `namespace` can be read by a sidecar: a file, or the text itself. The error says why
@@ -96,7 +96,7 @@ pub fn compile_about(
         merged.add(cluster, policy, secrets);
     }
     let name = cluster.name.clone();
-    let Reach { topology, tls, auth, sentinel_auth } = reach;
+    let Reach { topology, tls, auth, sentinel_auth, patience } = reach;
     let snapshot = Snapshot {
         version: snapshot::VERSION,
         requires: snapshot::required_form(&merged.origins, &merged.rules),
@@ -107,7 +107,7 @@ pub fn compile_about(
             tls,
             auth,
             sentinel_auth,
-            patience: PATIENCE,
+            patience: merged.patience.unwrap_or(patience),
             idle_transaction: snapshot::DEFAULT_IDLE_TRANSACTION,
         },
         unmatched: merged.unmatched.map_or(Unmatched::Bypass {}, |stated| stated.unmatched),
@@ -162,6 +162,7 @@ struct Stated {
 struct Merged {
     unmatched: Option<Stated>,
     ttl_sweep: Option<Span>,
+    patience: Option<Span>,
     allow: Allow,
     origins: Vec<Origin>,
     rules: Vec<Rule>,
@@ -199,6 +200,9 @@ impl Merged {
         self.add_unmatched(&mut source);
         // Each policy is promised that it takes no longer.
         self.ttl_sweep = self.ttl_sweep.into_iter().chain(source.defaults.ttl_sweep).min();
+        // Each is promised that it is tried at least that long.
+        let patience = source.defaults.patience.filter(|_| mode == Mode::Enforce);
+        self.patience = self.patience.into_iter().chain(patience).max();
         let AllowSpec { flush, keys } = policy.spec.allow.unwrap_or_default();
         self.allow = Allow { flush: self.allow.flush || flush, keys: self.allow.keys || keys };
         let renamed = self.add_origins(&mut source, secrets);
@@ -521,6 +525,7 @@ spec: {engine: {kind: Redis, version: "7.0"}, mode: Sentinel, memory: 256Mi}
             tls: None,
             auth: None,
             sentinel_auth: None,
+            patience: Span::from_secs(8),
         };
         let secrets = |_: &str, secret: &SecretKeyRef| match secret.name.as_str() {
             "shop-db" => Ok(Sensitive::File("/secrets/url".into())),
@@ -642,6 +647,23 @@ spec: {engine: {kind: Redis, version: "7.0"}, mode: Sentinel, memory: 256Mi}
         assert_eq!(sweeps(&[""]), Span::from_secs(600));
         assert_eq!(sweeps(&["", &stated("5m"), &stated("1h")]), Span::from_secs(300));
         assert_eq!(sweeps(&[&stated("1h")]), Span::from_secs(3600));
+    }
+
+    #[test]
+    fn the_longest_patience_of_those_that_take_effect_counts() {
+        let patience = |said: &[&str]| {
+            let rules = "  rules: [{name: r, keys: 'x:{id}', strategy: CacheAside}]\n";
+            let named = |(index, said): (usize, &&str)| policy(&format!("p{index}"), &format!("{said}\n{rules}"));
+            let policies: Vec<String> = said.iter().enumerate().map(named).collect();
+            compile_all(&policies).expect("valid").cluster.patience
+        };
+        let stated = |patience: &str| format!("  defaults: {{patience: {patience}}}");
+        let observed = |patience: &str| format!("  mode: Observe\n{}", stated(patience));
+        assert_eq!(patience(&[""]), Span::from_secs(8), "the CacheCluster's");
+        assert_eq!(patience(&["", &stated("500ms")]), Span::from_millis(500));
+        assert_eq!(patience(&[&stated("500ms"), &stated("30s"), &stated("2s")]), Span::from_secs(30));
+        assert_eq!(patience(&[&stated("500ms"), &observed("30s")]), Span::from_millis(500));
+        assert_eq!(patience(&[&observed("30s")]), Span::from_secs(8));
     }
 
     #[test]

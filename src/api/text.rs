@@ -61,6 +61,12 @@ text_schemas! {
         rule: "self.matches('^([0-9]{1,4}h|[0-9]{1,6}m|[0-9]{1,8}s|[0-9]{1,11}ms){1,4}$') && duration(self) >= duration('10s') && duration(self) <= duration('24h')",
         message: "write a duration from 10s to 24h in whole numbers with units, such as 90s, 10m or 1h30m",
     }
+    /// How long a command is tried.
+    PatienceText {
+        max: 24,
+        rule: "self.matches('^([0-9]{1,2}m|[0-9]{1,3}s|[0-9]{1,5}ms){1,3}$') && duration(self) >= duration('100ms') && duration(self) <= duration('1m')",
+        message: "write a duration from 100ms to 1m in whole numbers with units, such as 500ms, 8s or 1m",
+    }
     /// The memory of a server: a [`crate::policy::ByteSize`] that leaves an empty one room to work.
     MemoryText {
         max: 8,

@@ -13,6 +13,7 @@ use crate::api::{
     CacheCluster, CacheClusterSpec, FieldPath, Manifests, Problem, Reach, Refused, SecretKeyRef, SensitiveSource, compile,
 };
 use crate::operator::admin::Login;
+use crate::operator::cache_cluster::build::PATIENCE;
 use crate::policy::Snapshot;
 use crate::policy::snapshot::{Auth, Sensitive, Topology};
 
@@ -86,7 +87,7 @@ impl Loaded {
     pub fn compile(&self, run_dir: &RunDir, generation: u64, topology: Topology) -> Result<Snapshot, ManifestError> {
         let auth = self.login.as_ref().map(|login| auth_files(run_dir, login)).transpose()?;
         let sentinel_auth = auth.clone().filter(|_| matches!(topology, Topology::Sentinel { .. }));
-        let reach = Reach { topology, tls: None, auth, sentinel_auth };
+        let reach = Reach { topology, tls: None, auth, sentinel_auth, patience: PATIENCE };
         let secrets = |namespace: &str, reference: &SecretKeyRef| {
             let bytes = self.manifests.secret_entry(namespace, reference)?;
             let path = secret_file(run_dir, namespace, reference).map_err(|error| error.to_string())?;

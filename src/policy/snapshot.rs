@@ -78,13 +78,23 @@ pub struct Cluster {
     /// The user to log in as at the sentinels. Absent: none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sentinel_auth: Option<Auth>,
-    /// How long a command that has not left the sidecar may wait for a reachable server. Clients commonly time out at 3 s.
+    /// How long a command is tried that surely was not carried out, or does no harm when repeated. At most [`MAX_PATIENCE`].
     #[serde(default = "default_patience")]
     pub patience: Span,
     /// How long a transaction, or watched keys, may hold a server connection of their own while their client sends nothing.
     #[serde(default = "default_idle_transaction")]
     pub idle_transaction: Span,
 }
+
+impl Cluster {
+    /// Whether both say the same of where the cache is and how to speak to it.
+    pub fn is_same_place(&self, other: &Self) -> bool {
+        *self == Self { patience: self.patience, idle_transaction: self.idle_transaction, ..other.clone() }
+    }
+}
+
+/// The longest that a command is tried: whoever writes the binding's key in the cache may not have clients wait for ever.
+pub const MAX_PATIENCE: Span = Span::from_secs(60);
 
 /// The time within which covered keys without a TTL are repaired, where nothing else is said.
 pub const DEFAULT_TTL_SWEEP: Span = Span::from_secs(600);
@@ -301,6 +311,9 @@ impl Snapshot {
         if self.cluster.idle_transaction < Span::from_secs(1) {
             return Err(invalid("cluster.idleTransaction", "it must be one second or more"));
         }
+        if self.cluster.patience > MAX_PATIENCE {
+            return Err(invalid("cluster.patience", format!("it must be at most {MAX_PATIENCE}")));
+        }
         if self.rules.len() > MAX_RULES {
             return Err(invalid("rules", format!("there are more than {MAX_RULES}")));
         }
@@ -488,6 +501,7 @@ mod tests {
             (r#""requires":1"#, r#""requires":4"#, "upgrade"),
             (r#""generation":1"#, r#""generation":1,"extra":1"#, "extra"),
             ("127.0.0.1:7000", "nowhere", "host:port"),
+            (r#""cluster":{"#, r#""cluster":{"patience":"61s","#, "at most 1m"),
             (r#""origin":"db""#, r#""origin":"dc""#, "dc"),
             (r#""maxConnections":2"#, r#""maxConnections":2,"maxTotalConnections":0"#, "above zero"),
             (r#""default":"10m""#, r#""default":"48h""#, "maxTtl"),

@@ -247,8 +247,8 @@ impl Policies {
         let file = self.offers.file()?.clone();
         let before = self.active.as_ref().map(|active| active.snapshot().cluster.clone());
         let cluster = &file.snapshot.cluster;
-        if before.as_ref() == Some(cluster) {
-            return before.map(|cluster| Place { cluster, access: None });
+        if before.as_ref().is_some_and(|before| before.is_same_place(cluster)) {
+            return Some(Place { cluster: cluster.clone(), access: None });
         }
         match open_access(cluster, self.counters.clone()).await {
             Ok(access) => Some(Place { cluster: cluster.clone(), access: Some(access) }),

@@ -34,6 +34,9 @@ const TICK: Duration = Duration::from_millis(20);
 const REPEAT_MS: u64 = 25;
 /// How often the watched keys of idle clients are looked for.
 const LOOK_MS: u64 = 1_000;
+/// How long a command is tried whose client has closed its side. Not at all would be too short for one that has closed it right behind its
+/// commands, and still reads. Longer is for nobody: most have given up, and what they wrote is not to come behind what they write anew.
+const LEFT_MS: u64 = 2_000;
 /// The most redirects that one command follows.
 const MAX_HOPS: u8 = 8;
 
@@ -284,12 +287,14 @@ impl Worker {
         self.router.return_to_lobby(early);
     }
 
-    /// Whether a command has waited for as long as the policy allows.
+    /// Whether a command has been tried for as long as the policy allows, and its client is likely to wait.
     pub fn is_patience_over(&self, pending: &Pending) -> bool {
-        self.now().saturating_sub(pending.since) > self.patience()
+        let tried = self.now().saturating_sub(pending.since);
+        let has_left = || pending.sink.session().is_some_and(|session| session.has_left());
+        tried > self.patience() || (tried > LEFT_MS && has_left())
     }
 
-    /// How long a command that has not left may wait, in milliseconds.
+    /// How long a command is tried where the policy allows it, in milliseconds.
     pub fn patience(&self) -> u64 {
         self.policy.borrow().patience().as_millis()
     }
@@ -400,12 +405,12 @@ impl Worker {
     }
 
     fn run_repeats(self: &Rc<Self>) {
-        let (now, patience) = (self.now(), self.patience());
+        let now = self.now();
         let (due, later): (Vec<Repeat>, Vec<Repeat>) = self.repeats.take().into_iter().partition(|repeat| repeat.due <= now);
         *self.repeats.borrow_mut() = later;
         for repeat in due {
             let session = repeat.recovered.pending.sink.session().cloned();
-            if now.saturating_sub(repeat.recovered.pending.since) >= patience {
+            if self.is_patience_over(&repeat.recovered.pending) {
                 repeat.recovered.pending.sink.deliver(self, Answer::Reply(&repeat.error));
             } else {
                 self.resubmit_all(vec![repeat.recovered]);
@@ -427,7 +432,7 @@ impl Worker {
             if !self.repeats.borrow().is_empty() {
                 self.run_repeats();
             }
-            self.router.tick(&self, self.now().saturating_sub(self.patience()));
+            self.router.tick(&self);
             self.aside.tick(&self);
             self.tracking.tick();
             if self.now() >= look_at {

@@ -248,7 +248,7 @@ fn policies() -> Vec<Value> {
             "spec": {
                 "cacheCluster": "main",
                 "workloads": {"matchLabels": {"app": "shop"}},
-                "defaults": {"ttl": "5m", "maxTtl": "24h", "jitter": "10%", "ttlSweep": "10m", "unmatched": "Bypass"},
+                "defaults": {"ttl": "5m", "maxTtl": "24h", "jitter": "10%", "ttlSweep": "10m", "patience": "8s", "unmatched": "Bypass"},
                 "inject": {"env": "IfAbsent", "port": 6380, "socket": true},
                 "origins": [{"name": "db", "sql": origin}, {"name": "api", "http": origin}],
                 "rules": [

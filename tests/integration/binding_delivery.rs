@@ -226,6 +226,37 @@ fn what_cannot_come_into_force_keeps_the_last_good_one() {
 }
 
 #[test]
+fn how_long_a_command_is_tried_may_come_through_the_cache() {
+    let mut servers = SentinelCluster::start(Engine::Redis7, 0);
+    let snapshot = |generation, patience: &str| {
+        let mut topology = sentinel_topology(&servers);
+        topology["patience"] = patience.into();
+        of(topology, generation)
+    };
+    let bound = Bound::start(&snapshot(1, "1m"));
+    let key = binding().snapshot_key();
+    let mut server = servers.primary().client();
+    assert_eq!(server.call(&["SET", &key, &snapshot(2, "300ms").to_string()]), Value::Simple("OK".to_owned()));
+    wait_for("the newer one", LIMIT, || {
+        server.call(&["PUBLISH", &key, "newer"]);
+        generation(&bound.sidecar) == 2
+    });
+    assert_eq!(bound.policy()["policy"]["cluster"]["patience"], "300ms", "{}", bound.policy());
+    // Nobody may have clients wait for ever.
+    server.call(&["SET", &key, &snapshot(3, "2m").to_string()]);
+    wait_for("the next one to be refused", LIMIT, || {
+        server.call(&["PUBLISH", &key, "newer"]);
+        rejected(&bound.sidecar) == 1
+    });
+    servers.servers[0].kill();
+    let mut client = bound.sidecar.client();
+    wait_for("a command to be given up", LIMIT, || match client.line("SET aside:1 x") {
+        Value::Error(text) => text.contains("tried for 300ms") || text.contains("reached for 300ms"),
+        other => panic!("{other:?}"),
+    });
+}
+
+#[test]
 fn a_snapshot_in_the_cache_moves_no_sidecar() {
     let (servers, others) = (Servers::sentinel(), Servers::sentinel());
     let sidecar = Sidecar::start_with(&of(servers.topology(), 1), &BOUND);

@@ -11,6 +11,7 @@ use crate::api::manifest::{Located, Manifests};
 use crate::api::problem::{Problem, Problems, namespace_of};
 use crate::api::{CacheCluster, CacheClusterSpec, CachePolicy, FieldPath, Reach, SecretKeyRef};
 use crate::cli::Failure;
+use crate::operator::cache_cluster::build::PATIENCE;
 use crate::origin::{self, OriginError};
 use crate::policy::snapshot::{Sensitive, Snapshot, Topology};
 use crate::policy::{ByteSize, Strategy};
@@ -148,7 +149,8 @@ fn compile_for_check(manifests: &Manifests, cluster: &CacheCluster, policies: &[
     };
     // Any address will do: nothing is dialled.
     let topology = Topology::Cluster { seeds: vec!["localhost:6379".to_owned()] };
-    compile(cluster, policies, 1, Reach { topology, tls: None, auth: None, sentinel_auth: None }, &secrets)
+    let reach = Reach { topology, tls: None, auth: None, sentinel_auth: None, patience: PATIENCE };
+    compile(cluster, policies, 1, reach, &secrets)
 }
 
 /// A cluster of that name: what a policy compiles to depends on no other field.

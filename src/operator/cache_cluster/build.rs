@@ -8,13 +8,18 @@ use std::time::Duration;
 use super::plan::Start;
 use crate::api::cache_cluster::WritesSpec;
 use crate::operator::admin::Login;
-use crate::policy::ByteSize;
 use crate::policy::config_file::{self, Lines, SentinelLogin};
+use crate::policy::{ByteSize, Span};
 
 /// How long a server may be silent before Sentinel or the Cluster bus takes it for dead.
 pub const DOWN_AFTER: Duration = Duration::from_secs(2);
 /// How long one failover attempt by Sentinel may take; the next begins after twice that.
 pub const FAILOVER_TIMEOUT: Duration = Duration::from_secs(6);
+/// For how long sidecars try a command where no policy says: until the first attempt at a failover has succeeded, or is given up. One that
+/// succeeds takes some four seconds, and up to six: [`DOWN_AFTER`], half a second until a majority thinks so, a second each for its
+/// agreement, for the delay that chance adds, and for the promotion to be seen, and half a second until sidecars know. A second attempt
+/// begins twelve seconds after the first, which is longer than those wait who wait for an application.
+pub const PATIENCE: Span = Span::from_millis((DOWN_AFTER.as_millis() + FAILOVER_TIMEOUT.as_millis()) as u64);
 /// How long nothing may change before the planner acts where Sentinel or the bus should have: two failover attempts and more.
 pub const TAKEOVER_AFTER: Duration = Duration::from_secs(20);
 

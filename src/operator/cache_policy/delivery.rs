@@ -67,7 +67,9 @@ pub fn decide(standing: &Standing, wish: Wish<'_>, cluster: Option<&Cluster>, no
         Wish::Nobody => (before?.farewell(0, lifetime(before?)), false),
     };
     if let Some(cluster) = cluster.filter(|_| !is_wished) {
-        snapshot.cluster = cluster.clone();
+        // How long a command is tried stays as policies said it, with all else that they said.
+        let patience = if is_farewell(&snapshot) { cluster.patience } else { snapshot.cluster.patience };
+        snapshot.cluster = Cluster { patience, ..cluster.clone() };
     }
     snapshot.generation = before.map_or(0, |before| before.generation);
     // What the cache holds would be followed instead.
@@ -133,6 +135,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::policy::Span;
     use crate::policy::binding::BindingName;
 
     fn at(secs: u64) -> SystemTime {
@@ -210,6 +213,18 @@ mod tests {
         let kept = decide(&standing(&first), Wish::Refused, Some(&moved), at(9)).unwrap();
         assert_eq!((kept.snapshot.generation, kept.is_new, kept.is_wished), (2, true, false));
         assert_eq!((&kept.snapshot.cluster, &kept.snapshot.rules), (&moved, &first.snapshot.rules));
+    }
+
+    #[test]
+    fn how_long_commands_are_tried_stays_until_the_last_policy_is_gone() {
+        let mut wish = merged(Some("a:{id}"), true);
+        wish.snapshot.as_mut().unwrap().cluster.patience = Span::from_secs(30);
+        let first = decide(&Standing::default(), Wish::Merged(&wish), None, at(1)).unwrap();
+        let place = Cluster { patience: Span::from_secs(8), ..first.snapshot.cluster.clone() };
+        let kept = decide(&standing(&first), Wish::Refused, Some(&place), at(9)).unwrap();
+        assert_eq!((kept.snapshot.cluster.patience, kept.is_new), (Span::from_secs(30), false));
+        let last = decide(&standing(&first), Wish::Nobody, Some(&place), at(9)).unwrap();
+        assert_eq!((last.snapshot.cluster.patience, last.is_new), (Span::from_secs(8), true));
     }
 
     #[test]

@@ -7,7 +7,8 @@
 //! - One that makes the snapshot too large is refused (`TooLarge`, `TooManyKeys`); smaller ones behind it may still find room.
 //!
 //! What policies say of all keys at once is settled so that no younger policy weakens an older one: `unmatched` is said by the oldest
-//! that says it; the sweep takes no longer than any asks for; FLUSHALL and KEYS are allowed where each policy that takes effect does.
+//! that says it; the sweep takes no longer than any asks for; a command is tried for as long as any that takes effect asks for; FLUSHALL and
+//! KEYS are allowed where each policy that takes effect does.
 //!
 //! A policy that names something that is missing keeps its place, so that none of its rivals takes it over meanwhile. The snapshot is then
 //! not complete, and stands only where there is no earlier one.

@@ -201,7 +201,7 @@ mod tests {
             r#""sentinels":["10.96.0.7:26379"]}},"tls":{"caFile":"/etc/larder/secret/ca.crt"},"#,
             r#""auth":{"usernameFile":"/etc/larder/secret/username","passwordFile":"/etc/larder/secret/password"},"#,
             r#""sentinelAuth":{"usernameFile":"/etc/larder/secret/sentinel-username","#,
-            r#""passwordFile":"/etc/larder/secret/sentinel-password"},"patience":"2s","idleTransaction":"1m"},"#,
+            r#""passwordFile":"/etc/larder/secret/sentinel-password"},"patience":"8s","idleTransaction":"1m"},"#,
             r#""unmatched":{"bypass":{}},"ttlSweep":"10m","allow":{"flush":false,"keys":false},"#,
             r#""origins":[{"name":"db","kind":{"sql":{"url":{"file":"/etc/larder/secret/origin-ORIGIN-url"}}},"#,
             r#""maxConnections":4,"connectTimeout":"1s","timeout":"2s"}],"#,

@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use crate::api::Reach;
-use crate::api::compile::PATIENCE;
+use crate::operator::cache_cluster::build::PATIENCE;
 use crate::operator::cache_cluster::names::SENTINEL_PORT;
 use crate::operator::cache_cluster::objects::Addresses;
 use crate::operator::cache_cluster::validate::Wanted;
@@ -38,15 +38,16 @@ impl Place {
             tls: self.tls.then_some(tls),
             auth: Some(auth(USERNAME_FILE, PASSWORD_FILE)),
             sentinel_auth: Some(auth(SENTINEL_USERNAME_FILE, SENTINEL_PASSWORD_FILE)),
+            patience: PATIENCE,
         }
     }
 }
 
 impl Place {
-    /// What a snapshot says of the CacheCluster of this name that is here.
+    /// What a snapshot says of the CacheCluster of this name that is here, where no policy says anything of it.
     pub fn cluster(&self, name: &str) -> Cluster {
-        let Reach { topology, tls, auth, sentinel_auth } = self.reach();
-        let (name, patience, idle_transaction) = (name.to_owned(), PATIENCE, DEFAULT_IDLE_TRANSACTION);
+        let Reach { topology, tls, auth, sentinel_auth, patience } = self.reach();
+        let (name, idle_transaction) = (name.to_owned(), DEFAULT_IDLE_TRANSACTION);
         Cluster { name, topology, tls, auth, sentinel_auth, patience, idle_transaction }
     }
 }

@@ -89,14 +89,16 @@ fn check_origin(origin: &Origin, file: &Snapshot, secrets: &Path, exists: &impl 
     }
 }
 
-/// The snapshot to put in force: what `offered` says of keys, and where `cluster` is.
+/// The snapshot to put in force: what `offered` says of keys, and of how long a command is tried, and where `cluster` is.
 pub fn placed(offered: &Snapshot, cluster: &Cluster) -> Snapshot {
-    Snapshot { cluster: cluster.clone(), ..offered.clone() }
+    let cluster = Cluster { patience: offered.cluster.patience, ..cluster.clone() };
+    Snapshot { cluster, ..offered.clone() }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::policy::Span;
     use crate::policy::snapshot::Topology;
 
     const SECRETS: &str = "/etc/larder/secret";
@@ -155,6 +157,10 @@ mod tests {
         offered.cluster.topology = Topology::Cluster { seeds: vec!["10.6.6.6:6379".to_owned()] };
         assert_eq!(verdict(&offered, &file), Ok(()));
         assert_eq!(placed(&offered, &file.cluster).cluster, file.cluster);
+        offered.cluster.patience = Span::from_secs(30);
+        let cluster = placed(&offered, &file.cluster).cluster;
+        assert!(cluster.is_same_place(&file.cluster), "{cluster:?}");
+        assert_eq!(cluster.patience, Span::from_secs(30), "is about no place");
         offered.cluster.name = "other".to_owned();
         assert!(matches!(verdict(&offered, &file), Err(BoundsError::OtherCluster { .. })));
     }

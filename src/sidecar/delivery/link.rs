@@ -239,7 +239,7 @@ impl Line {
     /// Whether the servers are to be reached in another way from now on.
     fn adopt_cluster(&mut self) -> bool {
         let now = self.in_force.borrow_and_update().clone();
-        let moved = now.policy.snapshot().cluster != self.served.policy.snapshot().cluster;
+        let moved = !now.policy.snapshot().cluster.is_same_place(&self.served.policy.snapshot().cluster);
         if moved {
             self.access = now.access.clone();
             self.served = now;

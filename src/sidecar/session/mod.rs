@@ -80,6 +80,8 @@ pub struct Session {
     holding: Cell<u32>,
     /// Set when a connection waited for this client to read, in vain.
     hopeless: Cell<bool>,
+    /// Whether the client has closed its side.
+    left: Cell<bool>,
     ending: Cell<Ending>,
     lane: Cell<Lane>,
     /// Set while something must be looked at before its next command is handed on.
@@ -148,6 +150,7 @@ impl Session {
             starved: Cell::new(false),
             holding: Cell::new(0),
             hopeless: Cell::new(false),
+            left: Cell::new(false),
             ending: Cell::new(Ending::No),
             lane: Cell::default(),
             alert: Cell::new(false),
@@ -618,6 +621,22 @@ impl Session {
         if self.holding.get() == 0 {
             self.wake();
         }
+    }
+
+    /// Whether something keeps further commands from being read.
+    pub fn is_held(&self) -> bool {
+        self.holding.get() > 0
+    }
+
+    /// The client has closed its side: it sends nothing more, and hardly reads.
+    pub fn note_left(&self) {
+        self.left.set(true);
+    }
+
+    /// Whether it has.
+    #[inline]
+    pub fn has_left(&self) -> bool {
+        self.left.get()
     }
 
     /// A connection has waited in vain for this client to read.

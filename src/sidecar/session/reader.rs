@@ -240,7 +240,10 @@ impl Reader {
         for _ in 0..READS_PER_TURN {
             match flow {
                 Flow::Continue if self.may_go_on() => flow = ready!(self.poll_more(cx)),
-                Flow::Continue => return Poll::Pending,
+                Flow::Continue => {
+                    self.watch_for_the_end(cx);
+                    return Poll::Pending;
+                }
                 Flow::Wait | Flow::Quiet => {
                     self.session.watch_answers();
                     return Poll::Pending;
@@ -250,6 +253,26 @@ impl Reader {
         }
         cx.waker().wake_by_ref();
         Poll::Pending
+    }
+
+    /// While a command of the client's is repeated, none behind it is handed on. That the client has left is seen all the same: nobody
+    /// waits for the command any more.
+    fn watch_for_the_end(&mut self, cx: &mut Context<'_>) {
+        while self.session.is_held() && !self.session.has_left() && self.inbox.len() < MOST_HELD_BYTES {
+            let scratch = self.session.worker().scratch();
+            let mut scratch = scratch.borrow_mut();
+            let room = (MOST_HELD_BYTES - self.inbox.len()).min(SCRATCH_BYTES);
+            let mut buffer = ReadBuf::new(&mut scratch[..room]);
+            match self.source.poll_read(cx, &mut buffer) {
+                Poll::Pending => return,
+                Poll::Ready(Ok(())) if !buffer.filled().is_empty() => {
+                    self.session.worker().metrics().client_bytes(buffer.filled().len());
+                    self.inbox.extend_from_slice(buffer.filled());
+                }
+                // Read anew, it says so anew: what came before it is handed on first.
+                Poll::Ready(_) => self.session.note_left(),
+            }
+        }
     }
 
     fn may_go_on(&self) -> bool {
@@ -273,8 +296,14 @@ impl Reader {
         let mut buffer = ReadBuf::new(&mut scratch[..SCRATCH_BYTES]);
         match self.source.poll_read(cx, &mut buffer) {
             Poll::Pending => return Poll::Pending,
-            Poll::Ready(Err(_)) => self.session.end(Ending::Now),
-            Poll::Ready(Ok(())) if buffer.filled().is_empty() => self.session.end(Ending::Draining),
+            Poll::Ready(Err(_)) => {
+                self.session.note_left();
+                self.session.end(Ending::Now);
+            }
+            Poll::Ready(Ok(())) if buffer.filled().is_empty() => {
+                self.session.note_left();
+                self.session.end(Ending::Draining);
+            }
             Poll::Ready(Ok(())) => {}
         }
         self.session.worker().metrics().client_bytes(buffer.filled().len());

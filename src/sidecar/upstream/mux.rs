@@ -213,9 +213,9 @@ impl Mux {
         self.connected.get()
     }
 
-    /// Answers commands that never left and have waited since before `deadline`. Called with each tick of the worker.
-    pub fn expire(&self, worker: &Rc<Worker>, deadline: u64) {
-        for expired in self.take_unsent(|pending| pending.since <= deadline) {
+    /// Answers commands that never left and have waited for too long. Called with each tick of the worker.
+    pub fn expire(&self, worker: &Rc<Worker>) {
+        for expired in self.take_unsent(|pending| worker.is_patience_over(pending)) {
             self.fail(worker, expired);
         }
         if self.stalled.borrow().is_some() || (self.connected.get() && !self.queue.borrow().is_empty()) {

@@ -323,7 +323,7 @@ impl Router {
     }
 
     /// What the worker's clock brings: patience ends, nodes that nobody needs go.
-    pub fn tick(&self, worker: &Rc<Worker>, deadline: u64) {
+    pub fn tick(&self, worker: &Rc<Worker>) {
         let overdue: Vec<Rc<Mux>> = self.handovers.borrow().iter().flat_map(|change| change.overdue(worker)).collect();
         overdue.iter().for_each(|mux| mux.retire(worker));
         self.finish_handover(worker);
@@ -331,11 +331,11 @@ impl Router {
         let nodes: Vec<Rc<Node>> = self.nodes.borrow().values().cloned().collect();
         let keys = worker.access().current();
         for mux in nodes.iter().flat_map(|node| node.all_muxes()) {
-            mux.expire(worker, deadline);
+            mux.expire(worker);
             mux.renew_login(worker, &keys);
         }
         nodes.iter().for_each(|node| node.pool.close_idle(worker.now(), &keys));
-        self.expire_lobby(worker, deadline);
+        self.expire_lobby(worker);
     }
 
     /// Ends the connections of nodes that are in no view, and those for large replies that nobody uses, once they owe nothing.
@@ -356,8 +356,8 @@ impl Router {
         left.iter().for_each(|mux| mux.retire(worker));
     }
 
-    fn expire_lobby(&self, worker: &Rc<Worker>, deadline: u64) {
-        let expired = self.lobby.borrow_mut().take_unsent(|pending| pending.since <= deadline);
+    fn expire_lobby(&self, worker: &Rc<Worker>) {
+        let expired = self.lobby.borrow_mut().take_unsent(|pending| worker.is_patience_over(pending));
         expired.into_iter().for_each(|recovered| worker.fail_unreachable(recovered));
     }
 }

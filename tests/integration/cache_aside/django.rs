@@ -4,6 +4,7 @@ use std::path::Path;
 use std::process::Command;
 
 use larder::api::{CacheCluster, CachePolicy, Reach, SecretKeyRef, compile};
+use larder::policy::Span;
 use larder::policy::snapshot::Sensitive;
 use serde_json::{Value as Json, json};
 
@@ -34,7 +35,7 @@ fn snapshot(servers: &Servers, stampede: &Json) -> Json {
     let cluster = CacheCluster::new("main", serde_json::from_value(cluster).expect("a CacheCluster"));
     let policy = CachePolicy::new("django", serde_json::from_value(policy).expect("a CachePolicy"));
     let topology = serde_json::from_value(servers.topology()["topology"].clone()).expect("a topology");
-    let reach = Reach { topology, tls: None, auth: None, sentinel_auth: None };
+    let reach = Reach { topology, tls: None, auth: None, sentinel_auth: None, patience: Span::from_secs(2) };
     let none = |_: &str, _: &SecretKeyRef| -> Result<Sensitive, String> { Err("there are no Secrets".to_owned()) };
     serde_json::to_value(compile(&cluster, &[&policy], 1, reach, &none).expect("it compiles")).expect("a snapshot")
 }

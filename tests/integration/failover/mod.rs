@@ -3,6 +3,7 @@
 
 mod load;
 mod moved;
+mod patience;
 mod reshard;
 mod secured;
 

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use larder::api::{Manifests, Reach, SecretKeyRef, compile};
+use larder::policy::Span;
 use larder::policy::snapshot::Sensitive;
 use serde_json::{Value as Json, json};
 
@@ -69,7 +70,7 @@ spec:
     );
     let manifests = Manifests::parse(Path::new("shop.yaml"), &manifests).expect("valid manifests");
     let topology = serde_json::from_value(servers.topology()["topology"].clone()).expect("a topology");
-    let reach = Reach { topology, tls: None, auth: None, sentinel_auth: None };
+    let reach = Reach { topology, tls: None, auth: None, sentinel_auth: None, patience: Span::from_secs(2) };
     let cluster = &manifests.clusters[0].object;
     let secrets = |_: &str, _: &SecretKeyRef| -> Result<Sensitive, String> { Err("there are no Secrets".to_owned()) };
     let snapshot = compile(cluster, &manifests.policies_for(cluster), 1, reach, &secrets).expect("a valid policy");

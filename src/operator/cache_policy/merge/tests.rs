@@ -117,7 +117,7 @@ fn the_snapshot_names_files_where_sidecars_find_them() {
             "sentinelAuth": {
                 "usernameFile": "/etc/larder/secret/sentinel-username", "passwordFile": "/etc/larder/secret/sentinel-password",
             },
-            "patience": "2s", "idleTransaction": "1m",
+            "patience": "8s", "idleTransaction": "1m",
         })
     );
     assert_eq!(Snapshot::parse(json.to_string().as_bytes()).unwrap(), snapshot);
