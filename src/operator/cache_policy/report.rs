@@ -264,7 +264,7 @@ pub fn notices(parts: &[Part<'_>]) -> Vec<(String, Happening)> {
                 }
                 Notice::NeverMatched { rule } => (
                     Some(rule),
-                    format!("no key matched the rule `{rule}` for ten minutes, though others were used: see its pattern"),
+                    format!("no read matched the rule `{rule}` for ten minutes, though others were used: see its pattern"),
                 ),
                 Notice::NeverFilled { rule, reads, of } => (
                     Some(rule),

@@ -72,7 +72,7 @@ pub enum Notice {
         /// Of so many.
         of: u32,
     },
-    /// No key that was used matched a rule for ten minutes, though others were.
+    /// No read matched a rule for ten minutes, though others were used. Writes are not told of.
     NeverMatched {
         /// The rule.
         rule: String,
