@@ -40,7 +40,7 @@ pub struct Args {
     /// Who may connect there, as an octal mode
     #[arg(long, value_name = "MODE", default_value = "660", value_parser = socket_mode)]
     socket_mode: u32,
-    /// Where /livez, /readyz and /metrics are served
+    /// Where /livez, /livez?started, /readyz and /metrics are served
     #[arg(long, value_name = "HOST:PORT")]
     admin: Option<SocketAddr>,
     /// Where the policy and keys are explained, for this machine's owner alone
@@ -49,6 +49,10 @@ pub struct Args {
     /// How many threads serve clients. One, where any rule has stampede: more are refused
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=64))]
     workers: u8,
+    /// For how long /livez?started may say that no policy has arrived, or that no server lets the sidecar in: applications that wait for it
+    /// start after that in any case
+    #[arg(long, value_name = "DURATION", default_value = "15s")]
+    start_hold: Span,
     /// How long clients may finish after the signal to stop
     #[arg(long, value_name = "DURATION", default_value = "10s")]
     drain: Span,
@@ -56,7 +60,7 @@ pub struct Args {
 
 /// Serves until it is told to stop.
 pub fn run(args: Args) -> Outcome {
-    let Args { snapshot, binding, secrets, listen, socket, socket_mode, admin, admin_socket, workers, drain } = args;
+    let Args { snapshot, binding, secrets, listen, socket, socket_mode, admin, admin_socket, workers, start_hold, drain } = args;
     let config = Config {
         snapshot: snapshot.unwrap_or_else(|| PathBuf::from(binding::POLICY_DIR).join(binding::SNAPSHOT_FILE)),
         binding: binding.map(|name| Binding { name, secrets }),
@@ -66,6 +70,7 @@ pub fn run(args: Args) -> Outcome {
         admin,
         admin_socket,
         workers: usize::from(workers),
+        start_hold: start_hold.as_duration(),
         drain: drain.as_duration(),
     };
     match server::run(&config) {

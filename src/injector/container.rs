@@ -10,17 +10,23 @@ use crate::policy::binding::{POLICY_DIR, SNAPSHOT_FILE};
 pub const NAME: &str = "larder-sidecar";
 /// How long clients may finish. The sidecar is told to stop after every other container has stopped, or with two seconds left.
 const DRAIN: &str = "1s";
-/// For how long the sidecar may take to listen, in seconds.
+/// For how long the sidecar may take to listen, and to let applications start, in seconds. Far longer than it takes it upon itself to hold
+/// them up.
 const START_WITHIN: u32 = 120;
+/// Whether applications may start.
+const STARTED: &str = "/livez?started";
+/// Whether it listens.
+const ALIVE: &str = "/livez";
 
 /// The container as it is to be.
 ///
-/// A native sidecar: it starts before all others, and stops after them. Its probes ask whether it listens and never whether it reaches the
-/// cache, which would take every application down with that. There is none of readiness: once started it listens until it ends.
+/// A native sidecar: it starts before all others, which wait until it says that they may start: until its policy and its login are in force, and
+/// for a while at most. It stops after them. From then on it is asked whether it listens and never whether it reaches the cache, which would
+/// take every application down with that. There is no probe of readiness: once started it listens until it ends.
 pub fn container(plan: &Plan) -> Value {
-    let probe = |failures: u32, period: u32| {
+    let probe = |path: &str, failures: u32, period: u32| {
         json!({
-            "httpGet": {"path": "/livez", "port": plan.admin, "scheme": "HTTP"},
+            "httpGet": {"path": path, "port": plan.admin, "scheme": "HTTP"},
             "periodSeconds": period, "timeoutSeconds": 5, "successThreshold": 1, "failureThreshold": failures,
         })
     };
@@ -32,8 +38,8 @@ pub fn container(plan: &Plan) -> Value {
         "env": [environment()],
         "restartPolicy": "Always",
         "ports": [{"name": "larder-metrics", "containerPort": plan.admin, "protocol": "TCP"}],
-        "startupProbe": probe(START_WITHIN, 1),
-        "livenessProbe": probe(6, 10),
+        "startupProbe": probe(STARTED, START_WITHIN, 1),
+        "livenessProbe": probe(ALIVE, 6, 10),
         "securityContext": security(plan.uid),
         "volumeMounts": sidecar_mounts(plan),
         "terminationMessagePath": "/dev/termination-log",

@@ -51,6 +51,8 @@ pub type Explanation = Pin<Box<dyn Future<Output = Option<serde_json::Value>> + 
 
 /// What the admin server asks the sidecar.
 pub trait Introspect: Send + Sync + 'static {
+    /// Whether applications may start, or what is missing. Once they may, they always may.
+    fn started(&self) -> Result<(), String>;
     /// Whether commands can be served, or what is missing.
     fn readiness(&self) -> Result<(), String>;
     /// The policy in force. `None`: there is none yet.
@@ -155,7 +157,7 @@ pub async fn serve(
 ) -> io::Result<()> {
     let shared = Arc::new(Shared { sidecar, metrics });
     let public = Router::new()
-        .route("/livez", get(|| async { "ok\n" }))
+        .route("/livez", get(livez))
         .route("/readyz", get(readyz))
         .route("/metrics", get(show_metrics))
         .with_state(shared.clone());
@@ -203,10 +205,21 @@ where
     axum::serve(bounded, router).with_graceful_shutdown(stopped).into_future().await
 }
 
+/// Whether the process serves; with `?started` also whether applications may start. One path, since a pod may have been given a sidecar that
+/// does not know the question yet: that one says yes.
+async fn livez(State(shared): State<Arc<Shared>>, RawQuery(query): RawQuery) -> Response {
+    let verdict = if query.as_deref() == Some("started") { shared.sidecar.started() } else { Ok(()) };
+    tell(verdict, "not started")
+}
+
 async fn readyz(State(shared): State<Arc<Shared>>) -> Response {
-    match shared.sidecar.readiness() {
+    tell(shared.sidecar.readiness(), "not ready")
+}
+
+fn tell(verdict: Result<(), String>, not: &str) -> Response {
+    match verdict {
         Ok(()) => "ok\n".into_response(),
-        Err(missing) => (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {missing}\n")).into_response(),
+        Err(missing) => (StatusCode::SERVICE_UNAVAILABLE, format!("{not}: {missing}\n")).into_response(),
     }
 }
 
@@ -415,6 +428,9 @@ mod tests {
     struct Fake(AtomicBool);
 
     impl Introspect for Fake {
+        fn started(&self) -> Result<(), String> {
+            if self.0.load(Ordering::Relaxed) { Ok(()) } else { Err("no policy".to_owned()) }
+        }
         fn readiness(&self) -> Result<(), String> {
             if self.0.load(Ordering::Relaxed) { Ok(()) } else { Err("no server was found yet".to_owned()) }
         }
@@ -456,10 +472,13 @@ mod tests {
 
         let tcp = |path: &'static str| async move { request(TcpStream::connect(address).await.unwrap(), path).await };
         assert!(tcp("/livez").await.starts_with("HTTP/1.1 200"));
+        let held = tcp("/livez?started").await;
+        assert!(held.starts_with("HTTP/1.1 503") && held.contains("not started: no policy"), "{held}");
         let unready = tcp("/readyz").await;
         assert!(unready.starts_with("HTTP/1.1 503") && unready.contains("no server"), "{unready}");
         sidecar.0.store(true, Ordering::Relaxed);
         assert!(tcp("/readyz").await.starts_with("HTTP/1.1 200"));
+        assert!(tcp("/livez?started").await.starts_with("HTTP/1.1 200"));
         let metrics = tcp("/metrics").await;
         assert!(metrics.contains("openmetrics-text") && metrics.contains("larder_policy_generation 0"), "{metrics}");
         assert!(metrics.contains(r#"larder_origin_queries_total{origin="db"} 0"#) && metrics.ends_with("# EOF\n"), "{metrics}");

@@ -19,6 +19,7 @@ pub mod served_tls;
 pub mod server;
 pub mod session;
 pub mod slots;
+pub mod start_gate;
 pub mod sweep;
 pub mod tracking;
 pub mod upstream;

@@ -23,6 +23,7 @@ use super::pulse::Pulse;
 use super::reload::{Board, InForce, Policies, PolicyError, Setting, Told};
 use super::roster::{Inbox, Roster, run_errands};
 use super::session::{Ending, Reader, Session, split_tcp, split_unix};
+use super::start_gate::{self, Missing};
 use super::sweep;
 use super::upstream::discovery::Refresh;
 use super::upstream::node::NodeAddr;
@@ -58,6 +59,8 @@ pub struct Config {
     pub admin_socket: Option<PathBuf>,
     /// How many threads serve clients.
     pub workers: usize,
+    /// For how long it may be told that applications should not start yet.
+    pub start_hold: Duration,
     /// How long clients may finish after the signal to stop.
     pub drain: Duration,
 }
@@ -137,7 +140,9 @@ async fn supervise(config: &Config) -> Result<(), StartError> {
     }
     let (_stop_admin, admin_stop) = watch::channel(false);
     let binding = config.binding.as_ref().map(|binding| binding.name.to_string());
-    let insight = Arc::new(Insight { told, delivered, binding, stage });
+    let (gate, missing) = watch::channel(Some(start_gate::NO_POLICY.to_owned()));
+    let opening = tokio::spawn(start_gate::keep(told.clone(), config.start_hold, gate));
+    let insight = Arc::new(Insight { told, delivered, binding, stage, missing });
     let serving_admin = tokio::spawn(admin::serve(admin, insight, metrics, admin_stop));
     let following = tokio::spawn(policies.follow());
     stop_signal().await?;
@@ -149,6 +154,7 @@ async fn supervise(config: &Config) -> Result<(), StartError> {
     }
     serving_admin.abort();
     following.abort();
+    opening.abort();
     if let Some(path) = &config.socket {
         let _ = std::fs::remove_file(path);
     }
@@ -174,15 +180,21 @@ struct Insight {
     delivered: watch::Receiver<Delivered>,
     binding: Option<String>,
     stage: watch::Receiver<Stage>,
+    /// What keeps applications from starting.
+    missing: watch::Receiver<Missing>,
 }
 
 impl Introspect for Insight {
+    fn started(&self) -> Result<(), String> {
+        self.missing.borrow().clone().map_or(Ok(()), Err)
+    }
+
     fn readiness(&self) -> Result<(), String> {
         if *self.stage.borrow() != Stage::Serving {
             return Err("the sidecar is stopping and takes no new clients".to_owned());
         }
         match &*self.told.borrow() {
-            None => Err("no policy has arrived yet".to_owned()),
+            None => Err(start_gate::NO_POLICY.to_owned()),
             Some(told) if !told.view.borrow().kind.is_usable() => Err("no server of the cluster has been found yet".to_owned()),
             Some(_) => Ok(()),
         }

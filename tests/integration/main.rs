@@ -50,6 +50,7 @@ mod setup_script;
 mod shop;
 mod sidecar_process;
 mod sidecar_start;
+mod start_gate;
 mod support;
 mod tidy;
 mod tracking;

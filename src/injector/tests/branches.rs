@@ -56,9 +56,9 @@ fn a_pod_gets_its_sidecar() {
     ] {
         assert_eq!(sidecar["securityContext"][field], value, "{field}");
     }
-    for probe in ["startupProbe", "livenessProbe"] {
-        assert_eq!(sidecar[probe]["httpGet"]["path"], "/livez", "{probe} asks whether the sidecar listens, and nothing else");
-    }
+    let asks = |probe: &str| &sidecar[probe]["httpGet"]["path"];
+    assert_eq!(asks("livenessProbe"), "/livez", "it asks whether the sidecar listens, and nothing else");
+    assert_eq!(asks("startupProbe"), "/livez?started", "applications start under their policy");
     assert!(sidecar.get("readinessProbe").is_none());
     let volumes = changed["spec"]["volumes"].as_array().unwrap();
     assert_eq!(volumes[0]["configMap"], json!({"name": binding.object_name(), "optional": true, "defaultMode": 0o644}));

@@ -72,6 +72,8 @@ struct Written {
     login: Option<Login>,
     text: Option<Arc<str>>,
     newest: Option<u64>,
+    /// Whether the first snapshot was written before servers knew its user, who is still waited for.
+    early: bool,
 }
 
 /// Why a look broke off. The next one begins anew.
@@ -347,13 +349,17 @@ impl Look<'_> {
     /// Brings what is decided to where sidecars find it, once servers know their user.
     async fn deliver(&self, binding: &BindingName, delivery: &mut Delivery<'_>, memory: &mut Memory) -> Result<Kept, LookError> {
         let (Some(decision), Some(objects)) = (delivery.decision.take(), delivery.objects.take()) else { return Ok(Kept::Now) };
-        if decision.is_new && decision.is_wished && !self.is_in_force(binding, delivery) {
-            let cluster = delivery.cluster.clone();
-            let has_room = self.has_room(binding, &cluster);
-            delivery.progress = if has_room { Progress::WaitsForUser { cluster } } else { Progress::NoRoom { cluster } };
+        let written = memory.written.entry(binding.clone()).or_default();
+        let waits = decision.is_wished && (decision.is_new || written.early) && !self.is_in_force(binding, delivery);
+        let progress = if waits { self.waits_for_user(binding, &delivery.cluster) } else { Progress::Delivered };
+        let is_first = delivery.bound.map.is_none() && delivery.bound.past.is_empty() && written.newest.is_none();
+        if waits && decision.is_new && !is_first {
+            delivery.progress = progress;
             return Ok(Kept::Now);
         }
-        let written = memory.written.entry(binding.clone()).or_default();
+        // The first is written at once: a kubelet that mounts nothing looks again a minute later. Sidecars hold applications up until they are
+        // let in, and nobody acts under anything else meanwhile.
+        written.early = waits;
         if decision.is_new {
             let generation = decision.snapshot.generation;
             written.newest = written.newest.max(Some(generation));
@@ -365,10 +371,15 @@ impl Look<'_> {
         let text = objects.config_map.data.as_ref().and_then(|data| data.values().next());
         let text: Option<Arc<str>> = text.map(|text| text.as_str().into());
         written.text.clone_from(&text);
-        delivery.progress = Progress::Delivered;
+        delivery.progress = progress;
         self.applier().delete_outlived(binding, &delivery.bound, &decision.snapshot).await?;
         delivery.stands = Some(decision.snapshot).zip(text);
         Ok(Kept::Now)
+    }
+
+    fn waits_for_user(&self, binding: &BindingName, cluster: &str) -> Progress {
+        let cluster = cluster.to_owned();
+        if self.has_room(binding, &cluster) { Progress::WaitsForUser { cluster } } else { Progress::NoRoom { cluster } }
     }
 
     fn is_in_force(&self, binding: &BindingName, delivery: &Delivery<'_>) -> bool {
