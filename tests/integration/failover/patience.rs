@@ -21,6 +21,10 @@ const APPLICATIONS: usize = 12;
 const ROUNDS: usize = 100;
 /// Fewer than applications: they meet at them.
 const SHARED: usize = 8;
+/// How often sentinels may fail in their first attempt, as they do where they have no time. That is longer than anybody is to wait.
+const TIERS: usize = 4;
+/// How soon a sidecar hears of a promotion.
+const TAKEN_UP: Duration = Duration::from_secs(1);
 
 /// What the policy of an application that caches aside becomes on Kubernetes.
 fn snapshot(servers: &SentinelCluster) -> Json {
@@ -60,8 +64,8 @@ struct Applications {
 }
 
 impl Applications {
-    /// The longest that one command took. Panics where one failed.
-    fn work(&self, port: u16, number: usize) -> Duration {
+    /// The longest that one command took, or which failed.
+    fn work(&self, port: u16, number: usize) -> Result<Duration, String> {
         let mut client = Client::connect(port).expect("the sidecar accepts");
         let mut longest = Duration::ZERO;
         for round in 0.. {
@@ -70,29 +74,33 @@ impl Applications {
             }
             let place = (round + number) % SHARED;
             for key in [format!("own:{number}:{place}"), format!("shared:{place}")] {
-                longest = longest.max(self.read(&mut client, &key, round));
+                longest = longest.max(self.read(&mut client, &key, round)?);
             }
             self.rounds[number].fetch_add(1, Ordering::Relaxed);
             std::thread::sleep(Duration::from_millis(3));
         }
-        longest
+        Ok(longest)
     }
 
     /// Reads a key, and writes it where it is missing, and now and then anew.
-    fn read(&self, client: &mut Client, key: &str, round: usize) -> Duration {
+    fn read(&self, client: &mut Client, key: &str, round: usize) -> Result<Duration, String> {
         let began = Instant::now();
         let reply = client.call(&["GET", key]);
         let mut longest = began.elapsed();
         let is_missing = reply == Value::Nil;
-        assert!(is_missing || matches!(&reply, Value::Bulk(value) if value == key.as_bytes()), "GET {key}: {reply:?}");
+        if !is_missing && !matches!(&reply, Value::Bulk(value) if value == key.as_bytes()) {
+            return Err(format!("GET {key}: {reply:?}"));
+        }
         if is_missing || round.is_multiple_of(10) {
             let _writing = self.writing.read().unwrap_or_else(PoisonError::into_inner);
             let began = Instant::now();
             let reply = client.call(&["SET", key, key]);
-            assert_eq!(reply, Value::Simple("OK".to_owned()), "SET {key}");
+            if reply != Value::Simple("OK".to_owned()) {
+                return Err(format!("SET {key}: {reply:?}"));
+            }
             longest = longest.max(began.elapsed());
         }
-        longest
+        Ok(longest)
     }
 
     /// Waits until each has gone so many rounds further.
@@ -103,7 +111,7 @@ impl Applications {
     }
 }
 
-/// Has everybody stop when it is dropped, also by a panic.
+/// Has everybody stop when it is dropped, also where one fails.
 struct Stopping<'a>(&'a Applications);
 
 impl Drop for Stopping<'_> {
@@ -112,14 +120,16 @@ impl Drop for Stopping<'_> {
     }
 }
 
-fn nobody_is_told_of_a_killed_primary(engine: Engine) {
+/// Kills the primary of a tier under applications. How long they were without one, and the longest that one of their commands took, or
+/// which failed.
+fn kill_a_primary(engine: Engine) -> (Duration, Result<Duration, String>) {
     let mut servers = SentinelCluster::start(engine, 2);
     watch_as_on_kubernetes(&servers);
     let sidecar = Sidecar::start(&snapshot(&servers));
     let old = servers.primary_port();
     let at = servers.servers.iter().position(|server| server.service_port() == old).expect("one of ours");
     let applications = Applications::default();
-    let longest = std::thread::scope(|scope| {
+    std::thread::scope(|scope| {
         let (applications, port) = (&applications, sidecar.port());
         let work = |number| {
             scope.spawn(move || {
@@ -136,14 +146,25 @@ fn nobody_is_told_of_a_killed_primary(engine: Engine) {
         wait_for("the sidecar to notice", LONG, || sidecar.log().contains("lost a server connection"));
         drop(writing);
         wait_for("a promotion", LONG, || servers.primary_port() != old);
-        println!("{engine:?}: promoted after {:?}", began.elapsed());
+        let promoted = began.elapsed();
         applications.wait_for_rounds();
         drop(stopping);
-        let longest = threads.into_iter().map(|thread| thread.join().expect("no command fails"));
-        longest.max().expect("there are applications")
-    });
-    println!("{engine:?}: the longest command took {longest:?}");
-    assert!(longest >= DOWN_AFTER, "nobody had to wait: the test shows nothing");
+        let all: Result<Vec<Duration>, String> = threads.into_iter().map(|thread| thread.join().expect("it ends")).collect();
+        (promoted, all.map(|all| all.into_iter().max().unwrap_or_default()))
+    })
+}
+
+fn nobody_is_told_of_a_killed_primary(engine: Engine) {
+    for _ in 0..TIERS {
+        let (promoted, longest) = kill_a_primary(engine);
+        println!("{engine:?}: promoted after {promoted:?}, the longest command: {longest:?}");
+        if promoted + TAKEN_UP < PATIENCE.as_duration() {
+            let longest = longest.expect("no command fails");
+            assert!(longest >= DOWN_AFTER, "nobody had to wait: the test shows nothing");
+            return;
+        }
+    }
+    panic!("no first attempt at a failover succeeded");
 }
 
 #[test]
