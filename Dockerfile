@@ -3,8 +3,9 @@
 #   docker build --build-arg BASE=REPOSITORY:TAG -f Dockerfile DIRECTORY
 #
 # DIRECTORY holds `larder` and `larderd`. On an empty base they must be linked statically (each by
-# `cargo rustc --release --bin NAME -- -C target-feature=+crt-static`), and there are no public certificate authorities: origins
-# whose certificates such an authority signed need a base that brings them.
+# `cargo rustc --release --bin NAME -- -C target-feature=+crt-static`; larderd, which runs in every pod, is smaller with
+# `--no-default-features --features data-plane`), and there are no public certificate authorities: origins whose certificates such
+# an authority signed need a base that brings them.
 ARG BASE=scratch
 FROM ${BASE}
 # Not at /larder: pods of servers mount the directory there into which `larderd agent install` copies the agent.

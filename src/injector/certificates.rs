@@ -2,6 +2,8 @@
 //!
 //! All that is remembered is one JSON document in one Secret, as for CacheClusters; every replica serves what it says. The leader alone
 //! writes it, and puts whom it trusts into the configurations: of the webhook that changes pods, and of the one that warns of policies.
+//! While there is nothing to serve, any replica writes the first: where an upgrade brings the injector, a leader of the release before knows
+//! nothing of it, and stays until a new replica is ready.
 //! An authority is replaced in the same steps: both have named the new one beside the old for a month before it signs, and the old one
 //! beside the new for a month after. So whichever replica answers, and however late the API servers read them, the answer is believed.
 //!
@@ -64,7 +66,7 @@ enum KeepError {
     Late { what: &'static str },
 }
 
-/// Keeps both objects while this process leads, and has `served` follow the Secret. Never ends.
+/// Keeps both objects while this process leads, or while there is nothing to serve, and has `served` follow the Secret. Never ends.
 pub async fn keep(
     client: Client,
     places: Places,
@@ -93,8 +95,7 @@ pub async fn keep(
             () = sleep(pause) => {}
         }
         pause = LOOK_EVERY;
-        if leads
-            && leadership.holds()
+        if (leads && leadership.holds() || keeper.is_vacant())
             && let Err(error) = keeper.settle(SystemTime::now()).await
         {
             warn!(%error, "the webhook's certificate could not be seen to");
@@ -205,7 +206,7 @@ impl Keeper {
         let pki = self.remembered();
         let Some(certified) = pki.servers() else {
             let Places { namespace, secret, .. } = &self.places;
-            let missing = if self.secret.is_some() { "the leader to make the certificate in" } else { "the chart to make" };
+            let missing = if self.secret.is_some() { "the certificate in" } else { "the chart to make" };
             return drop(tell.send_replace(format!("{missing} the Secret {namespace}/{secret}")));
         };
         match server_config(certified) {
@@ -216,6 +217,11 @@ impl Keeper {
             }
             Err(error) => warn!(%error, "the webhook's certificate cannot be served; the one before stays"),
         }
+    }
+
+    /// Whether the Secret is there, and nothing in it that could be served.
+    fn is_vacant(&self) -> bool {
+        self.secret.is_some() && self.remembered().servers().is_none()
     }
 
     /// Makes what is due, one step at a time: each is followed by an event, which leads here again.

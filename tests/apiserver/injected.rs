@@ -60,6 +60,16 @@ async fn start(scene: &Scene) -> Operator {
     Operator::start_with(&scene.plane, &[SHOP], &arguments)
 }
 
+/// Has a release without an injector lead, as where an upgrade brings it. Returns the path of its Lease.
+async fn leads_elsewhere(scene: &Scene) -> String {
+    let lease = json!({
+        "apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": "larder-operator", "namespace": SYSTEM},
+        "spec": {"holderIdentity": "larder-before", "leaseDurationSeconds": 3600},
+    });
+    scene.apply(&lease).await.expect("a Lease");
+    format!("/apis/coordination.k8s.io/v1/namespaces/{SYSTEM}/leases/larder-operator")
+}
+
 fn pod(name: &str, labels: &Value, annotations: &Value) -> Value {
     let security = json!({
         "allowPrivilegeEscalation": false, "runAsNonRoot": true, "runAsUser": 1000, "capabilities": {"drop": ["ALL"]},
@@ -253,12 +263,14 @@ async fn selected_pods_get_their_sidecar() {
     let scene = Scene::start(&[SHOP]).await;
     let chart = chart::render_with(&[SHOP], &["injector.enabled=true"]);
     install(&scene, &chart).await;
+    let lease = leads_elsewhere(&scene).await;
     let operator = start(&scene).await;
     scene.apply(&policy("catalog", "main", "shop", "user:{id}")).await.expect("a policy");
     eventually("the operator is ready", SOON, async || {
         operator.waits_for().await.map_or(Ok(()), |what| Err(format!("it waits for {what}\n{}", operator.log_end())))
     })
     .await;
+    assert_eq!(scene.plane.request(Method::DELETE, &lease, &[], None).await.0, 200, "the leader of the release before ends");
     eventually("a pod with a sidecar", SOON, async || {
         let (_, made) = make(&scene, SHOP, &selected("first"), "dryRun=All").await;
         if has_sidecar(&made) { Ok(()) } else { Err(format!("{made}\n{}", operator.log_end())) }

@@ -1,5 +1,6 @@
 //! Servers under agents, and the sentinels that watch them, as processes on loopback.
 
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
@@ -19,6 +20,11 @@ pub const LIMIT: Duration = Duration::from_secs(90);
 const MASTER: &str = "main";
 /// As in the image of an engine, which has no certificates of authorities.
 const WITHOUT_AUTHORITIES: [(&str, &str); 2] = [("SSL_CERT_FILE", "/nonexistent"), ("SSL_CERT_DIR", "/nonexistent")];
+
+/// The agent as it is shipped, where `make agent-memory` names it: what is built for tests is larger.
+pub fn shipped() -> Option<OsString> {
+    std::env::var_os("LARDER_AGENT_PROGRAM")
+}
 
 /// One tier: servers from ordinal 0, and three sentinels that know nothing yet.
 pub struct Tier {
@@ -202,7 +208,7 @@ impl Member {
     pub fn start_agent(&mut self) {
         let log = File::options().create(true).append(true).open(self.directory.path().join("agent.log")).expect("a log");
         let data = self.data().display().to_string();
-        let agent = Command::new(env!("CARGO_BIN_EXE_larderd"))
+        let agent = Command::new(shipped().unwrap_or_else(|| env!("CARGO_BIN_EXE_larderd").into()))
             .args(["agent", "exec", "--listen", &format!("127.0.0.1:{}", self.agent_port)])
             .envs(WITHOUT_AUTHORITIES)
             .args(["--config".as_ref(), self.config_path().as_os_str()])
