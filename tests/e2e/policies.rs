@@ -366,7 +366,10 @@ fn django_caches(scene: &Scene) -> String {
         "apiVersion": "larder.dev/v1alpha1", "kind": "CachePolicy", "metadata": {"name": "site", "namespace": PLACE},
         "spec": {
             "cacheCluster": "shop", "workloads": {"matchLabels": {"app": "site"}},
-            "rules": [{"name": "site", "keys": "site:{key…}", "strategy": "CacheAside", "maxTtl": "1h"}],
+            // As docs/django.md advises: Django asks again and again for keys that nobody stores.
+            "rules": [{
+                "name": "site", "keys": "site:{key…}", "strategy": "CacheAside", "maxTtl": "1h", "stampede": {"atWaitEnd": "Miss"},
+            }],
         },
     });
     apply(&policy).expect("applied");
