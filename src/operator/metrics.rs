@@ -41,6 +41,7 @@ pub struct Metrics {
     reviews: Family<Result, Counter>,
     policy_looks: Family<Result, Counter>,
     policy_duration: Histogram,
+    policy_merges: Counter,
     policy_status_writes: Counter,
     policies: Gauge,
     bindings: Gauge,
@@ -69,6 +70,7 @@ impl Default for Metrics {
             reviews: Family::default(),
             policy_looks: Family::default(),
             policy_duration: Histogram::new(exponential_buckets(0.001, 2.0, 14)),
+            policy_merges: Counter::default(),
             policy_status_writes: Counter::default(),
             policies: Gauge::default(),
             bindings: Gauge::default(),
@@ -103,6 +105,8 @@ impl Metrics {
         registry.register("policy_looks", help, self.policy_looks.clone());
         let help = "How long looks at the policies of a namespace took";
         registry.register_with_unit("policy_look_duration", help, Unit::Seconds, self.policy_duration.clone());
+        let help = "Workloads whose policies were merged: one for each that is concerned by a change";
+        registry.register("policy_merges", help, self.policy_merges.clone());
         let help = "Status documents of policies that were written";
         registry.register("policy_status_writes", help, self.policy_status_writes.clone());
         registry.register("policies", "CachePolicies that are kept", self.policies.clone());
@@ -175,6 +179,11 @@ impl Metrics {
     pub fn looked_at_policies(&self, result: &'static str, took: Duration) {
         self.policy_looks.get_or_create(&Result { result }).inc();
         self.policy_duration.observe(took.as_secs_f64());
+    }
+
+    /// The policies of so many workloads were merged.
+    pub fn merged(&self, workloads: usize) {
+        self.policy_merges.inc_by(u64::try_from(workloads).unwrap_or(u64::MAX));
     }
 
     /// The status of a policy was written.

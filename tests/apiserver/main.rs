@@ -18,6 +18,7 @@ mod explained;
 mod forming;
 mod injected;
 mod many;
+mod many_policies;
 mod operator;
 mod person;
 mod policies;

@@ -119,7 +119,7 @@ async fn measure(scene: &Scene, mut operator: Operator, size: usize, from: usize
 }
 
 /// The profile by which the operator is built.
-fn profile() -> String {
+pub fn profile() -> String {
     let directory = Path::new(env!("CARGO_BIN_EXE_larder")).parent().and_then(Path::file_name);
     directory.map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
 }

@@ -25,7 +25,7 @@ pub struct Standing {
     /// The snapshot as it lies there.
     pub text: Option<Arc<str>>,
     /// The same, where it can be read.
-    pub snapshot: Option<Snapshot>,
+    pub snapshot: Option<Arc<Snapshot>>,
     /// The newest generation that was ever given.
     pub newest: Option<u64>,
     /// The generation of a newer snapshot that the cache holds, and that nobody here knows.
@@ -57,7 +57,7 @@ pub struct Decision {
 
 /// What is to be in force. `cluster`: how the CacheCluster is found, where that is known. `None`: nothing, since nothing ever was.
 pub fn decide(standing: &Standing, wish: Wish<'_>, cluster: Option<&Cluster>, now: SystemTime) -> Option<Decision> {
-    let before = standing.snapshot.as_ref();
+    let before = standing.snapshot.as_deref();
     let (mut snapshot, is_wished) = match wish {
         Wish::Merged(Merged { snapshot: Some(merged), is_complete, .. }) if *is_complete || before.is_none() => {
             (merged.clone(), true)
@@ -168,7 +168,7 @@ mod tests {
         let text = serde_json::to_string(&decision.snapshot).unwrap();
         Standing {
             text: Some(text.as_str().into()),
-            snapshot: Snapshot::parse(text.as_bytes()).ok(),
+            snapshot: Snapshot::parse(text.as_bytes()).ok().map(Arc::new),
             newest: Some(decision.snapshot.generation),
             in_cache: None,
         }
@@ -280,7 +280,7 @@ mod tests {
                 if decision.is_new {
                     prop_assert!(decision.snapshot.generation > newest, "{:?} after {}", decision, newest);
                 } else {
-                    prop_assert_eq!(Some(&decision.snapshot), stands.snapshot.as_ref());
+                    prop_assert_eq!(Some(&decision.snapshot), stands.snapshot.as_deref());
                 }
                 newest = decision.snapshot.generation;
                 let again = decide(&standing(&decision), wish, None, at(now + 1)).unwrap();

@@ -31,6 +31,13 @@ pub struct ReadSecret {
     entries: BTreeMap<String, Vec<u8>>,
 }
 
+impl ReadSecret {
+    /// The version in which it was read.
+    pub fn version(&self) -> Option<&str> {
+        self.version.as_deref()
+    }
+}
+
 impl fmt::Debug for ReadSecret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ReadSecret").field("version", &self.version).finish_non_exhaustive()

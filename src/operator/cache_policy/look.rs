@@ -12,7 +12,8 @@ use super::apply::{Applier, Kept};
 use super::cache::{self, Figures};
 use super::delivery::{Decision, Past, Standing, Wish, decide, kept_files};
 use super::fetch::{self, Bound, ReadSecret, Seen, Tenant};
-use super::merge::{Merged, Outcome, merge};
+use super::judged::{Judged, Outcomes, judge};
+use super::merge::Merged;
 use super::objects::{Binding, Objects, objects};
 use super::origins::Files;
 use super::parts::{Keyring, Map};
@@ -21,7 +22,6 @@ use super::tell::{self, Told};
 use super::ties::{Claim, Claims, Offer};
 use super::user;
 use super::workload::Workload;
-use crate::api::CachePolicy;
 use crate::operator::admin::Login;
 use crate::operator::cache_cluster::apply::ApplyError;
 use crate::operator::cache_cluster::fetch::PasswordError;
@@ -52,6 +52,7 @@ pub struct Memory {
     /// How many looks in a row failed.
     pub failures: u32,
     secrets: HashMap<String, ReadSecret>,
+    outcomes: Outcomes,
     written: HashMap<BindingName, Written>,
     /// What each cache was said to hold last.
     caches: BTreeMap<String, Filled>,
@@ -74,6 +75,20 @@ struct Written {
     newest: Option<u64>,
     /// Whether the first snapshot was written before servers knew its user, who is still waited for.
     early: bool,
+    /// A text that was read, and the snapshot in it.
+    read: Option<(Arc<str>, Arc<Snapshot>)>,
+}
+
+impl Written {
+    /// The snapshot of a text; none where it cannot be read. The same text is read once.
+    fn snapshot(&mut self, text: &Arc<str>) -> Option<Arc<Snapshot>> {
+        if let Some((_, snapshot)) = self.read.as_ref().filter(|(known, _)| known == text) {
+            return Some(snapshot.clone());
+        }
+        let snapshot = Snapshot::parse(text.as_bytes()).ok().map(Arc::new);
+        self.read = snapshot.clone().map(|snapshot| (text.clone(), snapshot));
+        snapshot
+    }
 }
 
 /// Why a look broke off. The next one begins anew.
@@ -120,32 +135,28 @@ pub(super) struct Delivery<'a> {
     /// How far that has come.
     pub progress: Progress,
     /// The snapshot that lies there, and its text.
-    pub stands: Option<(Snapshot, Arc<str>)>,
+    pub stands: Option<(Arc<Snapshot>, Arc<str>)>,
     wish: Wish<'a>,
     objects: Option<Objects>,
     claim: Option<Claim>,
-}
-
-/// What came of the policies that one workload follows.
-pub(super) struct Judged<'a> {
-    /// The workload.
-    pub tenant: &'a Tenant,
-    /// What came of them.
-    pub outcome: Outcome,
 }
 
 /// Does all that is due now in a namespace. When to look again.
 pub async fn look(context: &Context, watches: &Watches, namespace: &str, memory: &mut Memory) -> Result<Duration, LookError> {
     let term = context.ties.term();
     let Some(seen) = fetch::see(context, watches, namespace, &mut memory.secrets).await? else { return Ok(NOT_YET) };
-    let policies = seen.readable();
-    let judged = judge(&seen, &policies);
+    let versions: HashMap<&str, Option<&str>> =
+        memory.secrets.iter().map(|(name, secret)| (name.as_str(), secret.version())).collect();
+    let (judged, merged) = judge(&seen, &versions, &mut memory.outcomes).await;
+    context.metrics.merged(merged);
     let look = Look { context, namespace, seen: &seen, now: SystemTime::now(), term };
     let mut next = EVERY.mul_f64(0.9 + fastrand::f64() * 0.2);
     let mut deliveries = deliveries(&seen, &judged);
     memory.written.retain(|binding, _| deliveries.contains_key(binding));
     let mut failed = None;
     for (binding, delivery) in &mut deliveries {
+        // Hundreds of bindings take their time also where nothing is to be written.
+        tokio::task::yield_now().await;
         match look.prepare(binding, delivery, memory).await {
             Ok(until) => next = next.min(until.unwrap_or(next)),
             Err(error) => failed = Some(note(namespace, binding, delivery, error)),
@@ -177,15 +188,6 @@ fn note(namespace: &str, binding: &BindingName, delivery: &mut Delivery<'_>, err
     error
 }
 
-/// What came of the policies for each workload that follows any.
-fn judge<'a>(seen: &'a Seen, policies: &[&CachePolicy]) -> Vec<Judged<'a>> {
-    let judged = seen.tenants.iter().filter_map(|tenant| {
-        let outcome = merge(&tenant.workload, policies, &seen.namespace, 0)?;
-        Some(Judged { tenant, outcome })
-    });
-    judged.collect()
-}
-
 /// Every binding that is to be, or that something is left of.
 fn deliveries<'a>(seen: &'a Seen, judged: &'a [Judged<'a>]) -> BTreeMap<BindingName, Delivery<'a>> {
     let mut all = BTreeMap::new();
@@ -200,10 +202,11 @@ fn deliveries<'a>(seen: &'a Seen, judged: &'a [Judged<'a>]) -> BTreeMap<BindingN
         objects: None,
         claim: None,
     };
-    for Judged { tenant, outcome } in judged {
-        if let Some(merged) = &outcome.merged {
+    for judged in judged {
+        if let Some(merged) = &judged.outcome().merged {
             let bound = seen.bound.get(&merged.binding).cloned().unwrap_or_default();
-            all.insert(merged.binding.clone(), delivery(merged.cluster.clone(), Some(tenant), &bound, Wish::Merged(merged)));
+            let tenant = Some(judged.tenant);
+            all.insert(merged.binding.clone(), delivery(merged.cluster.clone(), tenant, &bound, Wish::Merged(merged)));
         }
     }
     let is_unsure = seen.policies.iter().any(|policy| policy.0.is_err());
@@ -214,7 +217,7 @@ fn deliveries<'a>(seen: &'a Seen, judged: &'a [Judged<'a>]) -> BTreeMap<BindingN
         }
         let tenant = seen.tenants.iter().find(|tenant| is_of(binding, bound, tenant));
         let outcome = judged.iter().find(|judged| tenant.is_some_and(|tenant| std::ptr::eq(tenant, judged.tenant)));
-        let is_refused = outcome.is_some_and(|judged| judged.outcome.merged.is_none());
+        let is_refused = outcome.is_some_and(|judged| judged.outcome().merged.is_none());
         // Whom a policy selects that cannot be read is not known: nobody is told farewell meanwhile.
         let wish = if is_refused || is_unsure { Wish::Refused } else { Wish::Nobody };
         all.insert(binding.clone(), delivery(cluster.to_owned(), tenant, bound, wish));
@@ -281,7 +284,12 @@ impl Look<'_> {
     }
 
     /// What stands of a binding: what the watch shows, or what was written since.
-    async fn standing(&self, binding: &BindingName, delivery: &Delivery<'_>, written: &Written) -> Result<Standing, LookError> {
+    async fn standing(
+        &self,
+        binding: &BindingName,
+        delivery: &Delivery<'_>,
+        written: &mut Written,
+    ) -> Result<Standing, LookError> {
         let bound = &delivery.bound;
         let shown = bound.map.as_ref().and_then(|map| map.part.text.clone());
         let generation = |text: &Arc<str>| Snapshot::claimed_generation(text.as_bytes());
@@ -294,7 +302,7 @@ impl Look<'_> {
         let newest = kept.chain(written.newest).chain(text.as_ref().and_then(generation)).max();
         let figures = self.context.caches.figures(&self.key(&delivery.cluster), binding);
         let in_cache = figures.and_then(|figures| figures.newer_in_cache);
-        let snapshot = text.as_ref().and_then(|text| Snapshot::parse(text.as_bytes()).ok());
+        let snapshot = text.as_ref().and_then(|text| written.snapshot(text));
         Ok(Standing { text, snapshot, newest, in_cache })
     }
 
@@ -373,7 +381,7 @@ impl Look<'_> {
         written.text.clone_from(&text);
         delivery.progress = progress;
         self.applier().delete_outlived(binding, &delivery.bound, &decision.snapshot).await?;
-        delivery.stands = Some(decision.snapshot).zip(text);
+        delivery.stands = Some(Arc::new(decision.snapshot)).zip(text);
         Ok(Kept::Now)
     }
 

@@ -13,7 +13,8 @@
 //! A policy that names something that is missing keeps its place, so that none of its rivals takes it over meanwhile. The snapshot is then
 //! not complete, and stands only where there is no earlier one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Bound;
 use std::path::PathBuf;
 
 use super::origins::{self, Files, KnownSecrets};
@@ -67,17 +68,36 @@ pub fn merge(workload: &Workload, policies: &[&CachePolicy], namespace: &Namespa
     if followed.is_empty() {
         return None;
     }
-    let mut merging = Merging { workload, namespace, accepted: Vec::new(), judgements: Vec::new() };
-    in_order(&followed).into_iter().for_each(|policy| merging.take(policy));
+    let followed = in_order(&followed);
+    let take_all = |measure: Measure| {
+        let mut merging = Merging::new(workload, namespace, measure);
+        followed.iter().for_each(|policy| merging.take(policy));
+        merging
+    };
+    // What has room as a whole has room at each step. Only where it has not, is it to be known which policy was too much.
+    let mut merging = take_all(Measure::AtTheEnd);
+    if !merging.has_room() {
+        merging = take_all(Measure::AtEachStep);
+    }
     merging.remark_on_allow();
     let merged = merging.merged(generation);
     Some(Outcome { judgements: merging.judgements, merged })
 }
 
+/// When it is measured how much all that is accepted takes: each time costs as much as all of it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Measure {
+    AtEachStep,
+    AtTheEnd,
+}
+
 struct Merging<'a> {
     workload: &'a Workload,
     namespace: &'a Namespace,
+    measure: Measure,
     accepted: Vec<Accepted>,
+    /// The rules of those, each as the numbers of its policy and its own, by what their keys begin with.
+    beginnings: BTreeMap<Vec<u8>, Vec<(usize, usize)>>,
     judgements: Vec<Judgement>,
 }
 
@@ -110,6 +130,12 @@ fn unmatched(policy: &CachePolicy) -> Option<UnmatchedMode> {
     policy.spec.defaults.as_ref().filter(|_| takes_effect(policy))?.unmatched
 }
 
+impl<'a> Merging<'a> {
+    fn new(workload: &'a Workload, namespace: &'a Namespace, measure: Measure) -> Self {
+        Self { workload, namespace, measure, accepted: Vec::new(), beginnings: BTreeMap::new(), judgements: Vec::new() }
+    }
+}
+
 impl Merging<'_> {
     fn take(&mut self, policy: &CachePolicy) {
         let resolved = self.resolve(policy);
@@ -124,7 +150,13 @@ impl Merging<'_> {
             Ok(files) => (Ok(()), Some(files)),
             Err(missing) => (Err(missing), None),
         };
-        self.accepted.extend(rules.map(|rules| Accepted { policy: compiled, rules, files }));
+        if let Some(rules) = rules {
+            for (number, rule) in rules.iter().enumerate() {
+                let place = (self.accepted.len(), number);
+                self.beginnings.entry(rule.keys.literal_prefix().to_vec()).or_default().push(place);
+            }
+            self.accepted.push(Accepted { policy: compiled, rules, files });
+        }
         self.judgements.push(Judgement { policy: name_of(policy), accepted, resolved, remarks });
     }
 
@@ -162,10 +194,20 @@ impl Merging<'_> {
         }
         let alone = self.compile(&[policy], u64::MAX).map_err(Refusal::Invalid)?;
         self.check_overlap(&alone.rules)?;
+        match self.measure {
+            Measure::AtEachStep => self.measure_with(policy, &alone)?,
+            Measure::AtTheEnd => {}
+        }
+        Ok(alone.rules)
+    }
+
+    /// Whether there is room for a policy besides those that are accepted; `alone` is what it says.
+    fn measure_with(&self, policy: &CachePolicy, alone: &Snapshot) -> Result<(), Refusal> {
+        let workload = self.workload.to_string();
         let all: Vec<&CachePolicy> = self.accepted.iter().map(|accepted| &accepted.policy).chain([policy]).collect();
         let rules = alone.rules.len() + self.accepted.iter().map(|accepted| accepted.rules.len()).sum::<usize>();
         if rules > MAX_RULES {
-            let bytes = bytes_of(&alone);
+            let bytes = bytes_of(alone);
             return Err(Refusal::TooLarge { workload, bytes, rules });
         }
         let together = self.compile(&all, u64::MAX).map_err(Refusal::Invalid)?;
@@ -177,24 +219,50 @@ impl Merging<'_> {
         if bytes > most {
             return Err(Refusal::TooManyKeys { workload, bytes, most });
         }
-        Ok(alone.rules)
+        Ok(())
+    }
+
+    /// Whether there is room for all that is accepted.
+    fn has_room(&self) -> bool {
+        let all: Vec<&CachePolicy> = self.accepted.iter().map(|accepted| &accepted.policy).collect();
+        let rules: usize = self.accepted.iter().map(|accepted| accepted.rules.len()).sum();
+        let fits = |together: Snapshot| {
+            bytes_of(&together) <= MAX_BYTES && user::size(&user::globs(&together)) <= user::MAX_GLOB_BYTES
+        };
+        all.is_empty() || (rules <= MAX_RULES && self.compile(&all, u64::MAX).is_ok_and(fits))
+    }
+
+    /// The rules of accepted policies that may have a key in common with these, each as the numbers of its policy and its own, the
+    /// oldest first: of two whose keys do not begin alike, no key is both's.
+    fn near(&self, rules: &[Rule]) -> Vec<(usize, usize)> {
+        let mut places = Vec::new();
+        for rule in rules {
+            let prefix = rule.keys.literal_prefix();
+            let shorter = (0..prefix.len()).filter_map(|length| self.beginnings.get(&prefix[..length]));
+            let from = (Bound::Included(prefix), Bound::Unbounded);
+            let as_long = self.beginnings.range::<[u8], _>(from).take_while(|(other, _)| other.starts_with(prefix));
+            places.extend(shorter.chain(as_long.map(|(_, places)| places)).flatten());
+        }
+        places.sort_unstable();
+        places.dedup();
+        places
     }
 
     fn check_overlap(&self, rules: &[Rule]) -> Result<(), Refusal> {
-        for earlier in &self.accepted {
-            for theirs in &earlier.rules {
-                let shared = rules.iter().find_map(|ours| Some((ours, ours.keys.common_key(&theirs.keys)?)));
-                let Some((ours, key)) = shared else { continue };
-                return Err(Refusal::Overlap(Box::new(Clash {
-                    workload: self.workload.to_string(),
-                    rule: ours.name.clone(),
-                    keys: ours.keys.to_string(),
-                    winner: earlier.name(),
-                    winning_rule: theirs.name.clone(),
-                    winning_keys: theirs.keys.to_string(),
-                    key: String::from_utf8_lossy(&key).into_owned(),
-                })));
-            }
+        for (number, of_it) in self.near(rules) {
+            let earlier = &self.accepted[number];
+            let theirs = &earlier.rules[of_it];
+            let shared = rules.iter().find_map(|ours| Some((ours, ours.keys.common_key(&theirs.keys)?)));
+            let Some((ours, key)) = shared else { continue };
+            return Err(Refusal::Overlap(Box::new(Clash {
+                workload: self.workload.to_string(),
+                rule: ours.name.clone(),
+                keys: ours.keys.to_string(),
+                winner: earlier.name(),
+                winning_rule: theirs.name.clone(),
+                winning_keys: theirs.keys.to_string(),
+                key: String::from_utf8_lossy(&key).into_owned(),
+            })));
         }
         Ok(())
     }
@@ -218,8 +286,10 @@ impl Merging<'_> {
     fn remark_on_allow(&mut self) {
         let policies: Vec<&CachePolicy> = self.accepted.iter().map(|accepted| &accepted.policy).collect();
         let together = allow(&policies);
+        let by_name: HashMap<&str, &CachePolicy> =
+            policies.iter().filter_map(|policy| Some((policy.metadata.name.as_deref()?, *policy))).collect();
         for judgement in self.judgements.iter_mut().filter(|judgement| judgement.accepted.is_ok()) {
-            let policy = policies.iter().find(|policy| name_of(policy) == judgement.policy);
+            let policy = by_name.get(judgement.policy.as_str());
             let AllowSpec { flush, keys } = policy.and_then(|policy| policy.spec.allow).unwrap_or_default();
             for (what, wanted, allowed) in [("flush", flush, together.flush), ("keys", keys, together.keys)] {
                 if wanted && !allowed {

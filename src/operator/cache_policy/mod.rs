@@ -10,6 +10,7 @@ pub mod apply;
 pub mod cache;
 pub mod delivery;
 pub mod fetch;
+pub mod judged;
 pub mod look;
 pub mod merge;
 pub mod objects;

@@ -1,6 +1,6 @@
 //! What became of the policies of a namespace is told: each status at most once in ten seconds, and only where it differs.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::ObjectReference;
@@ -15,8 +15,9 @@ use tracing::{debug, info, warn};
 
 use super::cache::Figures;
 use super::fetch::Seen;
-use super::look::{Delivery, Judged, LookError, Memory};
-use super::merge::{Outcome, merge};
+use super::judged::Judged;
+use super::look::{Delivery, LookError, Memory};
+use super::merge::merge;
 use super::report::{self, Part, Progress, Verdicts};
 use super::verdict::Judgement;
 use super::workload::Workload;
@@ -64,8 +65,14 @@ struct Share<'a> {
     judgement: &'a Judgement,
     delivery: Option<&'a Delivery<'a>>,
     figures: Option<&'a Figures>,
-    rules: BTreeSet<String>,
+    rules: &'a BTreeSet<String>,
 }
+
+/// For each policy the workloads that follow it, and what came of it there.
+type Followers<'a> = HashMap<&'a str, Vec<(&'a Judged<'a>, &'a Judgement)>>;
+
+/// No rules at all.
+static NONE: BTreeSet<String> = BTreeSet::new();
 
 impl Scene<'_> {
     /// Tells of every policy. How soon there is more to tell that came too early.
@@ -73,6 +80,7 @@ impl Scene<'_> {
         let mut again: Option<Duration> = None;
         let mut outcome = Ok(());
         let mut before = std::mem::take(&mut memory.told);
+        let followers = self.followers();
         for policy in &self.seen.policies {
             let metadata = policy.meta();
             let Some(name) = metadata.name.clone() else { continue };
@@ -84,7 +92,7 @@ impl Scene<'_> {
                 notices: BTreeSet::new(),
             });
             let wait = match &policy.0 {
-                Ok(policy) => self.tell_of(policy, &mut told).await,
+                Ok(policy) => self.tell_of(policy, &followers, &mut told).await,
                 Err(invalid) => self.tell_unreadable(metadata, &invalid.error.to_string(), &mut told).await,
             };
             memory.told.insert(name, told);
@@ -96,8 +104,23 @@ impl Scene<'_> {
         outcome.map(|()| again)
     }
 
-    async fn tell_of(&self, policy: &CachePolicy, told: &mut Told) -> Result<Option<Duration>, LookError> {
-        let shares = self.shares(policy);
+    fn followers(&self) -> Followers<'_> {
+        let mut all = Followers::new();
+        for judged in self.judged {
+            for judgement in &judged.outcome().judgements {
+                all.entry(judgement.policy.as_str()).or_default().push((judged, judgement));
+            }
+        }
+        all
+    }
+
+    async fn tell_of(
+        &self,
+        policy: &CachePolicy,
+        followers: &Followers<'_>,
+        told: &mut Told,
+    ) -> Result<Option<Duration>, LookError> {
+        let shares = self.shares(policy, followers);
         let parts: Vec<Part<'_>> = shares.iter().map(Share::part).collect();
         let verdicts = Verdicts::of(&parts, || alone(policy, self.seen));
         let status = report::status(policy, &verdicts, &parts, &told.status, Timestamp::now());
@@ -138,25 +161,23 @@ impl Scene<'_> {
     }
 
     /// What a policy is to each workload that it selects.
-    fn shares<'s>(&'s self, policy: &CachePolicy) -> Vec<Share<'s>> {
+    fn shares<'s>(&'s self, policy: &CachePolicy, followers: &Followers<'s>) -> Vec<Share<'s>> {
         let name = policy.metadata.name.as_deref().unwrap_or_default();
-        let policies = self.seen.readable();
-        let share = |judged: &'s Judged<'_>| {
-            let judgement = judged.outcome.judgements.iter().find(|judgement| judgement.policy == name)?;
+        let share = |(judged, judgement): &(&'s Judged<'s>, &'s Judgement)| {
             let Workload { kind, name: workload, .. } = &judged.tenant.workload;
-            let binding = match &judged.outcome.merged {
+            let binding = match &judged.outcome().merged {
                 Some(merged) => Some(&merged.binding),
                 None => self.deliveries.iter().find(|(_, delivery)| is_of(delivery, judged)).map(|(binding, _)| binding),
             };
-            Some(Share {
+            Share {
                 workload: format!("{kind}/{workload}"),
                 judgement,
                 delivery: binding.and_then(|binding| self.deliveries.get(binding)),
                 figures: binding.and_then(|binding| self.figures.get(binding)),
-                rules: rules_of(&judged.outcome, &policies, name),
-            })
+                rules: judged.rules_of(name).unwrap_or(&NONE),
+            }
         };
-        self.judged.iter().filter_map(share).collect()
+        followers.get(name).into_iter().flatten().map(share).collect()
     }
 
     /// Writes a status if it differs, and if it may be by now. How soon it may.
@@ -228,10 +249,10 @@ impl Share<'_> {
             workload: &self.workload,
             judgement: self.judgement,
             progress: self.delivery.map_or(&Progress::Nothing, |delivery| &delivery.progress),
-            snapshot: self.delivery.and_then(|delivery| Some(&delivery.stands.as_ref()?.0)),
+            snapshot: self.delivery.and_then(|delivery| Some(&*delivery.stands.as_ref()?.0)),
             sidecars: self.delivery.map_or(0, |delivery| delivery.bound.sidecars),
             figures: self.figures,
-            rules: &self.rules,
+            rules: self.rules,
         }
     }
 }
@@ -258,23 +279,4 @@ fn alone(policy: &CachePolicy, seen: &Seen) -> Judgement {
         resolved: Ok(()),
         remarks: Vec::new(),
     })
-}
-
-/// What the rules of a policy are called in the snapshot: where several policies use one name, the younger's has its policy's before it.
-fn rules_of(outcome: &Outcome, policies: &[&CachePolicy], wanted: &str) -> BTreeSet<String> {
-    let mut taken = BTreeSet::new();
-    for judgement in outcome.judgements.iter().filter(|judgement| judgement.accepted.is_ok() && judgement.resolved.is_ok()) {
-        let Some(policy) = policies.iter().find(|policy| policy.metadata.name.as_deref() == Some(&judgement.policy)) else {
-            continue;
-        };
-        let named = policy.spec.rules.iter().map(|rule| {
-            if taken.contains(&rule.name) { format!("{}/{}", judgement.policy, rule.name) } else { rule.name.clone() }
-        });
-        let named: Vec<String> = named.collect();
-        if judgement.policy == wanted {
-            return named.into_iter().collect();
-        }
-        taken.extend(named);
-    }
-    BTreeSet::new()
 }

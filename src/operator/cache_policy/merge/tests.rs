@@ -294,6 +294,16 @@ fn no_younger_policy_weakens_an_older_one() {
     assert_eq!(snapshot.allow, Allow { flush: false, keys: true });
 }
 
+/// Five hundred policies of one workload: each is measured with all before it only where there is no room for all.
+#[test]
+fn a_workload_may_follow_hundreds_of_policies() {
+    let policies: Vec<CachePolicy> = (0..500).map(|number| covering(&format!("p{number:03}"), number, &format!("k{number}:{{id}}"))).collect();
+    let outcome = outcome(&policies);
+    assert!(outcome.judgements.len() == 500 && outcome.judgements.iter().all(|judgement| judgement.accepted.is_ok()));
+    let merged = outcome.merged.unwrap();
+    assert!(merged.is_complete && merged.snapshot.unwrap().rules.len() == 500);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
