@@ -11,6 +11,7 @@ use super::{Failure, Outcome};
 use crate::injector;
 use crate::operator::cache_cluster::objects::Installation;
 use crate::operator::controller::{self, Beside, Config, OperatorError};
+use crate::policy::{Span, UnitError};
 
 /// Where Kubernetes tells a pod its namespace.
 const NAMESPACE_FILE: &str = "/var/run/secrets/kubernetes.io/serviceaccount/namespace";
@@ -45,6 +46,9 @@ pub struct Args {
     /// This process' name among the operators; otherwise the host's name with a random end
     #[arg(long, value_name = "NAME")]
     identity: Option<String>,
+    /// How old the password by which a workload's sidecars log in may grow, such as 720h; 0s: until somebody asks for another
+    #[arg(long, value_name = "DURATION", default_value = "720h", value_parser = password_age)]
+    password_age: Span,
     #[command(flatten)]
     webhook: WebhookArgs,
 }
@@ -85,6 +89,12 @@ struct WebhookArgs {
     sidecar_memory: String,
 }
 
+/// A new password is on its way for some minutes, and the earlier one works for ten more.
+fn password_age(text: &str) -> Result<Span, String> {
+    let age: Span = text.parse().map_err(|error: UnitError| error.to_string())?;
+    if age.is_zero() || age >= Span::from_secs(3600) { Ok(age) } else { Err("write 1h or more, or 0s".to_owned()) }
+}
+
 /// Runs until a signal comes.
 pub fn run(args: Args) -> Outcome {
     let (config, injector) = config(args)?;
@@ -106,7 +116,7 @@ pub fn run(args: Args) -> Outcome {
 }
 
 fn config(args: Args) -> Result<(Config, Option<injector::Config>), Failure> {
-    let Args { mut watch_namespaces, listen, larder_image, image_pull_policy, lease_namespace, identity, webhook } = args;
+    let Args { mut watch_namespaces, listen, larder_image, image_pull_policy, lease_namespace, identity, password_age, webhook } = args;
     watch_namespaces.sort();
     watch_namespaces.dedup();
     let own_namespace = || std::fs::read_to_string(NAMESPACE_FILE).ok().map(|name| name.trim().to_owned());
@@ -117,7 +127,8 @@ fn config(args: Args) -> Result<(Config, Option<injector::Config>), Failure> {
     let identity = identity.unwrap_or_else(|| format!("{}-{:08x}", host(), fastrand::u32(..)));
     let operator_namespace = own_namespace().unwrap_or_else(|| lease_namespace.clone());
     let installation = Installation { larder_image, image_pull_policy, operator_namespace };
-    let config = Config { namespaces: watch_namespaces, listen, lease_namespace, identity, installation };
+    let password_age = (!password_age.is_zero()).then_some(password_age.as_duration());
+    let config = Config { namespaces: watch_namespaces, listen, lease_namespace, identity, installation, password_age };
     let injector = injector_config(webhook, &config);
     Ok((config, injector))
 }

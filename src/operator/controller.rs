@@ -54,6 +54,8 @@ pub struct Config {
     pub identity: String,
     /// What all CacheClusters share.
     pub installation: Installation,
+    /// How old the password of a workload's user may grow. `None`: it is replaced when somebody asks for it.
+    pub password_age: Option<Duration>,
 }
 
 /// Why the operator cannot run. Each text ends in the remedy.
@@ -96,6 +98,8 @@ pub struct Context {
     pub caches: Caches,
     /// What all CacheClusters share.
     pub installation: Installation,
+    /// See [`Config::password_age`].
+    pub password_age: Option<Duration>,
     /// The nodes, where this operator may see them.
     pub nodes: Store<Node>,
     watches: Vec<Watches>,
@@ -228,6 +232,7 @@ impl Context {
             metrics,
             queues,
             installation: config.installation.clone(),
+            password_age: config.password_age,
             watches,
             known: Mutex::default(),
         })
@@ -452,6 +457,7 @@ pub(super) mod tests {
                 image_pull_policy: None,
                 operator_namespace: "larder-system".to_owned(),
             },
+            password_age: None,
         };
         // An error means that another test was first.
         let _ = rustls::crypto::ring::default_provider().install_default();

@@ -6,7 +6,7 @@ use std::time::Duration;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret};
-use kube::api::{DeleteParams, ListParams};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
 use larder::api::CachePolicy;
 use larder::api::cache_policy::CachePolicyStatus;
 use larder::policy::binding::BindingName;
@@ -304,6 +304,51 @@ async fn outlives_the_operator(scene: &Scene, operator: Operator) -> Operator {
     operator
 }
 
+fn hash(password: &str) -> String {
+    format!("#{}", larder::policy::digest::sha256(password.as_bytes()))
+}
+
+/// Waits until the Secret has another password than `before`. Servers take both by then.
+async fn await_password(scene: &Scene, operator: &Operator, before: &str) -> Lying {
+    let is_other = |lying: &Lying| lying.entries.get("password").is_some_and(|password| password != before);
+    let after = await_lying(scene, operator, "another password", is_other).await;
+    assert!(!after.entries.contains_key("next-password"));
+    assert_eq!(after.entries["password"], after.entries["sentinel-password"]);
+    let rules = user_rules(scene).await.expect("a user");
+    assert!(rules.contains(&hash(before)) && rules.contains(&hash(&after.entries["password"])), "{rules}");
+    after
+}
+
+/// Who asks for another password gets one, and who deletes the Secret cuts nobody off.
+async fn changes_passwords(scene: &Scene, operator: Operator) -> Operator {
+    let (secrets, name) = (scene.api::<Secret>(SHOP), binding().object_name());
+    let before = lying(scene).await.unwrap_or_else(|error| panic!("{error}"));
+    let asked = json!({"metadata": {"annotations": {"larder.dev/rotate-password": "today"}}});
+    secrets.patch(&name, &PatchParams::default(), &Patch::Merge(asked)).await.expect("annotated");
+    let rotated = await_password(scene, &operator, &before.entries["password"]).await;
+    assert_eq!(rotated.snapshot, before.snapshot, "no sidecar need hear of it otherwise");
+    let annotations = secrets.get(&name).await.expect("a Secret").metadata.annotations.unwrap_or_default();
+    assert_eq!(annotations.get("larder.dev/password-rotated-for").map(String::as_str), Some("today"));
+    assert!(annotations.contains_key("larder.dev/password-since"), "{annotations:?}");
+
+    let uid = async || secrets.get(&name).await.ok().and_then(|secret| secret.metadata.uid);
+    let first = uid().await;
+    secrets.delete(&name, &DeleteParams::default()).await.expect("deleted");
+    eventually("the Secret is back", SOON, async || {
+        let now = uid().await;
+        if now.is_some() && now != first { Ok(()) } else { Err(operator.log_end()) }
+    })
+    .await;
+    let back = lying(scene).await.unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(back.entries, rotated.entries, "the operator remembers it");
+
+    operator.stop();
+    secrets.delete(&name, &DeleteParams::default()).await.expect("deleted");
+    let operator = scene.operator();
+    await_password(scene, &operator, &back.entries["password"]).await;
+    operator
+}
+
 /// The last policy leaves a farewell, and the user its keys; the workload takes everything with it.
 async fn ends(scene: &Scene, operator: &Operator) {
     let before = lying(scene).await.unwrap_or_else(|error| panic!("{error}"));
@@ -347,6 +392,7 @@ async fn policies_reach_their_workloads_and_leave_them() {
     misses(&scene, &operator).await;
     changes_often(&scene, &operator).await;
     let operator = outlives_the_operator(&scene, operator).await;
+    let operator = changes_passwords(&scene, operator).await;
     // Its status is written at most every ten seconds.
     await_policy(&scene, &operator, "users", "told", |status| status.summary.as_deref() == Some("Delivered")).await;
     forming::nothing_is_written(&scene, &operator).await;

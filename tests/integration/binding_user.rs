@@ -1,18 +1,23 @@
 //! The user of a binding at real servers: under it a sidecar does all that its policies ask for, and nothing beyond their keys is let
 //! through.
 
+mod passwords;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 use larder::api::CachePolicy;
 use larder::operator::cache_cluster::users::{Access, Users};
 use larder::operator::cache_policy::merge::{Merged, Namespace, merge};
 use larder::operator::cache_policy::origins::KnownSecrets;
+use larder::operator::cache_policy::passwords::Passwords;
 use larder::operator::cache_policy::place::Place;
 use larder::operator::cache_policy::user;
 use larder::operator::cache_policy::workload::Workload;
+use larder::policy::Snapshot;
 use larder::policy::binding::{BindingName, SECRET_DIR};
 use larder::policy::snapshot::Topology;
 use larder::sidecar::slots::slot_of;
@@ -111,9 +116,10 @@ fn merged(place: Place, url: &str) -> Merged {
 struct Scene {
     servers: Servers,
     binding: BindingName,
+    snapshot: Snapshot,
+    users: Users,
     sidecars: Vec<Sidecar>,
-    /// The files that the sidecars read.
-    _directory: TempDir,
+    directory: TempDir,
 }
 
 impl Scene {
@@ -124,7 +130,8 @@ impl Scene {
         let merged = merged(servers.place(), &url);
         let snapshot = merged.snapshot.expect("all is there");
         let binding = merged.binding;
-        set_users(&servers, &binding, &users_of(&binding, &snapshot));
+        let users = users_of(&binding, &snapshot);
+        (0..servers.admins().len()).for_each(|place| set_users_at(&servers, &binding, &users, place));
         let secret = directory.path().join("secret");
         fs::create_dir(&secret).expect("a directory");
         let (user, password) = (binding.user(), PASSWORD.to_owned());
@@ -136,7 +143,12 @@ impl Scene {
         let json: Json = serde_json::from_str(&json.replace(SECRET_DIR, &secret.display().to_string())).expect("JSON");
         let arguments = ["--binding", binding.as_str(), "--secrets", &secret.display().to_string()];
         let sidecars = (0..2).map(|_| Sidecar::start_with(&json, &arguments)).collect();
-        Self { servers, binding, sidecars, _directory: directory }
+        Self { servers, binding, snapshot, users, sidecars, directory }
+    }
+
+    /// Where the files are that sidecars read as their Secret.
+    fn secret(&self) -> PathBuf {
+        self.directory.path().join("secret")
     }
 
     /// What was refused so far, at any server.
@@ -145,22 +157,19 @@ impl Scene {
     }
 }
 
-fn users_of(binding: &BindingName, snapshot: &larder::policy::Snapshot) -> Users {
+fn users_of(binding: &BindingName, snapshot: &Snapshot) -> Users {
     let now = SystemTime::UNIX_EPOCH;
-    let wanted = BTreeMap::from([(binding.clone(), user::grant(snapshot, PASSWORD))]);
+    let wanted = BTreeMap::from([(binding.clone(), user::grant(snapshot, &Passwords { current: Some(PASSWORD.to_owned()), ..Passwords::default() }, None))]);
     Users::next(None, &Access::Open, "system", None, now).bind(None, &wanted, None, now)
 }
 
-/// As agents and the operator make them known.
-fn set_users(servers: &Servers, binding: &BindingName, users: &Users) {
-    let (on_servers, on_sentinels) = (users.on_servers(), users.on_sentinels());
-    for (index, admin) in servers.admins().iter_mut().enumerate() {
-        let users = if index < servers.all().len() { &on_servers } else { &on_sentinels };
-        let user = users.iter().find(|user| user.name == binding.user()).expect("it has a user");
-        let mut command = vec!["ACL", "SETUSER", user.name.as_str(), "reset"];
-        command.extend(user.rules.iter().map(String::as_str));
-        assert_eq!(admin.call(&command), ok(), "{:?}", user.rules);
-    }
+/// As agents and the operator make them known, at one of the servers or sentinels.
+fn set_users_at(servers: &Servers, binding: &BindingName, users: &Users, place: usize) {
+    let users = if place < servers.all().len() { users.on_servers() } else { users.on_sentinels() };
+    let user = users.iter().find(|user| user.name == binding.user()).expect("it has a user");
+    let mut command = vec!["ACL", "SETUSER", user.name.as_str(), "reset"];
+    command.extend(user.rules.iter().map(String::as_str));
+    assert_eq!(servers.admins()[place].call(&command), ok(), "{:?}", user.rules);
 }
 
 fn ok() -> Value {

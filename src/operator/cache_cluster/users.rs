@@ -198,6 +198,11 @@ impl Users {
         bindings::is_in_force(&self.bindings, binding, wanted, proved)
     }
 
+    /// Whether every server takes this password of a binding's user, as one that is to stay.
+    pub fn takes(&self, binding: &BindingName, password: &str, proved: Option<u64>) -> bool {
+        bindings::takes(&self.bindings, binding, password, proved)
+    }
+
     /// What the user of a binding is to be able to do, where there is one.
     pub fn grant_of(&self, binding: &BindingName) -> Option<Grant> {
         bindings::grant_of(&self.bindings, binding)

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 use super::apply::{Applier, Kept};
 use super::cache::{self, Figures};
@@ -17,12 +17,12 @@ use super::merge::Merged;
 use super::objects::{Binding, Objects, objects};
 use super::origins::Files;
 use super::parts::{Keyring, Map};
+use super::passwords::{Due, Passwords, Servers};
 use super::report::Progress;
 use super::tell::{self, Told};
 use super::ties::{Claim, Claims, Offer};
 use super::user;
 use super::workload::Workload;
-use crate::operator::admin::Login;
 use crate::operator::cache_cluster::apply::ApplyError;
 use crate::operator::cache_cluster::fetch::PasswordError;
 use crate::operator::cache_cluster::reconcile::random_password;
@@ -31,7 +31,8 @@ use crate::operator::held::Held;
 use crate::operator::queue::Key;
 use crate::operator::watches::Watches;
 use crate::policy::Snapshot;
-use crate::policy::binding::{BindingName, CA_FILE, PASSWORD_FILE};
+use crate::policy::binding::{BindingName, CA_FILE};
+use crate::policy::digest::Digest;
 use crate::policy::snapshot::Cluster;
 
 /// How long one look may take.
@@ -70,7 +71,7 @@ impl Memory {
 /// What was written of a binding: the watch may still show what was before.
 #[derive(Debug, Clone, Default)]
 struct Written {
-    login: Option<Login>,
+    passwords: Option<Put>,
     text: Option<Arc<str>>,
     newest: Option<u64>,
     /// Whether the first snapshot was written before servers knew its user, who is still waited for.
@@ -79,7 +80,24 @@ struct Written {
     read: Option<(Arc<str>, Arc<Snapshot>)>,
 }
 
+/// Passwords that were put into a Secret.
+#[derive(Debug, Clone)]
+struct Put {
+    passwords: Passwords,
+    /// What the watch showed of the Secret then: as long as it does, it lags.
+    over: Option<Digest>,
+}
+
 impl Written {
+    /// The passwords that lie in a binding's Secret: as the watch shows it, but where that lags, or the Secret is gone.
+    fn passwords(&self, secret: Option<&Held<Keyring>>) -> Passwords {
+        let shown = secret.map(|secret| secret.part.tag.substance);
+        match &self.passwords {
+            Some(Put { passwords, over }) if shown.is_none() || shown == *over => passwords.clone(),
+            _ => secret.map(|secret| Passwords::of(&secret.part)).unwrap_or_default(),
+        }
+    }
+
     /// The snapshot of a text; none where it cannot be read. The same text is read once.
     fn snapshot(&mut self, text: &Arc<str>) -> Option<Arc<Snapshot>> {
         if let Some((_, snapshot)) = self.read.as_ref().filter(|(known, _)| known == text) {
@@ -261,14 +279,13 @@ impl Look<'_> {
         let place: Option<Cluster> = offer.map(|offer| offer.place.cluster(&delivery.cluster));
         delivery.decision = decide(&standing, delivery.wish, place.as_ref(), self.now);
         let Some(decision) = delivery.decision.clone() else { return Ok(None) };
-        let login = match (&delivery.tenant, login_of(binding, delivery.bound.secret.as_deref(), written)) {
-            (_, Some(login)) => login,
-            // Whoever it was of is gone.
-            (None, None) => return Ok(None),
-            (Some(_), None) => self.new_login(binding, delivery).await?,
-        };
-        written.login = Some(login.clone());
-        let grant = user::grant(&decision.snapshot, &login.password);
+        let passwords = self.passwords(binding, delivery, written).await?;
+        if passwords.are_missing() {
+            // Whoever they were of is gone.
+            return Ok(None);
+        }
+        let known = offer.and_then(|offer| offer.users.grant_of(binding));
+        let grant = user::grant(&decision.snapshot, &passwords, known.as_ref());
         delivery.claim = Some(if decision.is_wished { Claim::Exactly(grant) } else { Claim::AsItIs(grant) });
         let Some(tenant) = delivery.tenant else { return Ok(None) };
         let (files, until) = self.files(delivery);
@@ -277,7 +294,7 @@ impl Look<'_> {
         let entry = |name: &str| Some(&**delivery.bound.secret.as_ref()?.part.entries.get(name)?);
         let authorities = offer.map_or_else(|| entry(CA_FILE), |offer| offer.authorities.as_deref());
         let (workload, snapshot) = (&tenant.workload, &decision.snapshot);
-        let objects = objects(&Binding { workload, merged: &merged, snapshot, login: &login, authorities });
+        let objects = objects(&Binding { workload, merged: &merged, snapshot, passwords: &passwords, authorities });
         self.applier().secret(&objects.secret, &delivery.bound).await?;
         delivery.objects = Some(objects);
         Ok(until.and_then(|until| until.duration_since(self.now).ok()))
@@ -306,16 +323,38 @@ impl Look<'_> {
         Ok(Standing { text, snapshot, newest, in_cache })
     }
 
-    /// The login of a binding that has none yet.
-    async fn new_login(&self, binding: &BindingName, delivery: &mut Delivery<'_>) -> Result<Login, LookError> {
-        if delivery.bound.secret.is_none() {
-            delivery.bound.secret = fetch::own_secret(self.context, self.namespace, binding).await?;
+    /// The passwords of a binding's user as they are to lie in its Secret now.
+    async fn passwords(
+        &self,
+        binding: &BindingName,
+        delivery: &mut Delivery<'_>,
+        written: &mut Written,
+    ) -> Result<Passwords, LookError> {
+        let mut before = written.passwords(delivery.bound.secret.as_deref());
+        if delivery.tenant.is_none() {
+            return Ok(before);
         }
-        let there = login_of(binding, delivery.bound.secret.as_deref(), &Written::default());
-        Ok(match there {
-            Some(login) => login,
-            None => Login { user: binding.user(), password: random_password()? },
-        })
+        if before.are_missing() && delivery.bound.secret.is_none() {
+            delivery.bound.secret = fetch::own_secret(self.context, self.namespace, binding).await?;
+            before = written.passwords(delivery.bound.secret.as_deref());
+        }
+        let secret = delivery.bound.secret.as_ref().map(|secret| &secret.part);
+        let due = Due {
+            now: self.now,
+            age: self.context.password_age,
+            binding,
+            created: secret.and_then(|secret| secret.created),
+            asked: secret.and_then(|secret| secret.asked.as_deref()),
+        };
+        let servers = AtServers { offer: self.seen.offers.get(&delivery.cluster), binding };
+        let passwords = before.next(due, &servers, random_password)?;
+        if passwords != before {
+            let (namespace, is_on_its_way) = (self.namespace, passwords.next.is_some());
+            info!(namespace, %binding, is_on_its_way, "the password of a workload's user changes");
+        }
+        written.passwords =
+            Some(Put { passwords: passwords.clone(), over: secret.map(|secret| secret.tag.substance) });
+        Ok(passwords)
     }
 
     /// The files of origins: those of the policies, and those that sidecars may still read.
@@ -456,9 +495,18 @@ fn is_same_place(before: &Offer, now: &Offer) -> bool {
     before.keys == now.keys && of(before) == of(now)
 }
 
-/// The login that lies in a binding's Secret, or that was made for it.
-fn login_of(binding: &BindingName, secret: Option<&Held<Keyring>>, written: &Written) -> Option<Login> {
-    let there = secret.and_then(|secret| secret.part.entries.get(PASSWORD_FILE)).filter(|password| !password.is_empty());
-    let there = there.map(|password| Login { user: binding.user(), password: password.to_string() });
-    there.or_else(|| written.login.clone())
+/// What is known of a binding's user at servers and sentinels.
+struct AtServers<'a> {
+    offer: Option<&'a Arc<Offer>>,
+    binding: &'a BindingName,
+}
+
+impl Servers for AtServers<'_> {
+    fn know_the_user(&self) -> bool {
+        self.offer.is_none_or(|offer| offer.users.grant_of(self.binding).is_some())
+    }
+
+    fn take(&self, password: &str) -> bool {
+        self.offer.is_some_and(|offer| offer.users.takes(self.binding, password, offer.proved))
+    }
 }

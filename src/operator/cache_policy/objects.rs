@@ -11,8 +11,8 @@ use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::core::ObjectMeta;
 
 use super::merge::Merged;
+use super::passwords::{NEXT_PASSWORD, Passwords};
 use super::workload::Workload;
-use crate::operator::admin::Login;
 use crate::operator::cache_cluster::names::MANAGER;
 use crate::policy::Snapshot;
 use crate::policy::binding::{
@@ -39,8 +39,8 @@ pub struct Binding<'a> {
     pub merged: &'a Merged,
     /// The snapshot that is to be in force: the merged one, or an earlier one where that is not complete.
     pub snapshot: &'a Snapshot,
-    /// The login that every server knows.
-    pub login: &'a Login,
+    /// The passwords of its user.
+    pub passwords: &'a Passwords,
     /// The authorities of servers, PEM, where they speak TLS.
     pub authorities: Option<&'a str>,
 }
@@ -64,7 +64,7 @@ pub fn objects(binding: &Binding<'_>) -> Objects {
     let metadata = |object: String, content: &str| binding.metadata(object, content);
     Objects {
         secret: Secret {
-            metadata: metadata(name.object_name(), "secret"),
+            metadata: binding.secret_metadata(),
             data: Some(binding.secret_entries()),
             type_: Some("Opaque".to_owned()),
             ..Secret::default()
@@ -104,15 +104,23 @@ impl Binding<'_> {
         }
     }
 
+    fn secret_metadata(&self) -> ObjectMeta {
+        let mut metadata = self.metadata(self.merged.binding.object_name(), "secret");
+        metadata.annotations.get_or_insert_default().extend(self.passwords.annotations());
+        metadata
+    }
+
     fn secret_entries(&self) -> BTreeMap<String, ByteString> {
-        let Login { user, password } = self.login;
+        let user = self.merged.binding.user();
+        let Passwords { current, next, .. } = self.passwords;
         let login = [
-            (USERNAME_FILE, user),
-            (PASSWORD_FILE, password),
-            (SENTINEL_USERNAME_FILE, user),
-            (SENTINEL_PASSWORD_FILE, password),
+            (USERNAME_FILE, Some(&user)),
+            (PASSWORD_FILE, current.as_ref()),
+            (SENTINEL_USERNAME_FILE, Some(&user)),
+            (SENTINEL_PASSWORD_FILE, current.as_ref()),
+            (NEXT_PASSWORD, next.as_ref()),
         ];
-        let login = login.into_iter().map(|(entry, text)| (entry, text.as_str()));
+        let login = login.into_iter().filter_map(|(entry, text)| Some((entry, text?.as_str())));
         let authorities = self.authorities.map(|authorities| (CA_FILE, authorities));
         let urls = self.merged.files.0.iter().map(|(entry, url)| (entry.as_str(), url.as_str()));
         let entries = login.chain(authorities).chain(urls);
@@ -169,9 +177,9 @@ mod tests {
     }
 
     fn build(merged: &Merged) -> Objects {
-        let login = Login { user: merged.binding.user(), password: "binding password".to_owned() };
+        let passwords = Passwords { current: Some("binding password".to_owned()), ..Passwords::default() };
         let snapshot = merged.snapshot.as_ref().unwrap();
-        objects(&Binding { workload: &Workload::shop(), merged, snapshot, login: &login, authorities: Some("PEM") })
+        objects(&Binding { workload: &Workload::shop(), merged, snapshot, passwords: &passwords, authorities: Some("PEM") })
     }
 
     fn metadata(name: &str, content: &str) -> serde_json::Value {
@@ -245,11 +253,13 @@ mod tests {
         let open = json!([history, config_map]).to_string();
         assert!(!open.contains("hidden") && !open.contains("binding password"), "{open}");
         let merged = Merged { cluster: "plain".to_owned(), ..merged() };
-        let login = Login { user: "u".to_owned(), password: "p".to_owned() };
+        let passwords = Passwords { next: Some("p".to_owned()), since: Some(0), ..Passwords::default() };
         let snapshot = merged.snapshot.as_ref().unwrap();
-        let plain =
-            objects(&Binding { workload: &Workload::shop(), merged: &merged, snapshot, login: &login, authorities: None });
-        assert!(!plain.secret.data.unwrap().contains_key("ca.crt"));
+        let binding = Binding { workload: &Workload::shop(), merged: &merged, snapshot, passwords: &passwords, authorities: None };
+        let secret = objects(&binding).secret;
+        let entries: Vec<String> = secret.data.unwrap().into_keys().filter(|entry| !entry.starts_with("origin-")).collect();
+        assert_eq!(entries, ["next-password", "sentinel-username", "username"], "what servers do not take is no password yet");
+        assert_eq!(secret.metadata.annotations.unwrap()["larder.dev/password-since"], "1970-01-01T00:00:00Z");
     }
 
     #[test]

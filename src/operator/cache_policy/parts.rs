@@ -11,6 +11,7 @@ use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, StatefulSet};
 use k8s_openapi::api::batch::v1::CronJob;
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, PodTemplateSpec, Secret as KubeSecret};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use k8s_openapi::jiff::Timestamp;
 use kube::Resource;
 use kube::core::ObjectMeta;
 use serde::Serialize;
@@ -18,6 +19,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::objects::{BINDING_LABEL, CONTENT_LABEL, USES_LABEL, WORKLOAD_ANNOTATION};
+use super::passwords::{ASKED_ANNOTATION, HEEDED_ANNOTATION, SINCE_ANNOTATION};
 use crate::operator::held::Part;
 use crate::operator::owner::{Owner, owners};
 use crate::policy::Snapshot;
@@ -189,8 +191,16 @@ impl Tag {
 }
 
 /// The labels and annotations that Larder writes on a binding's objects. Whatever else people put there is theirs.
-const OWN: [&str; 6] =
-    ["app.kubernetes.io/name", "app.kubernetes.io/managed-by", BINDING_LABEL, USES_LABEL, CONTENT_LABEL, WORKLOAD_ANNOTATION];
+const OWN: [&str; 8] = [
+    "app.kubernetes.io/name",
+    "app.kubernetes.io/managed-by",
+    BINDING_LABEL,
+    USES_LABEL,
+    CONTENT_LABEL,
+    WORKLOAD_ANNOTATION,
+    SINCE_ANNOTATION,
+    HEEDED_ANNOTATION,
+];
 
 /// A digest of what Larder writes of an object: its own labels, annotations and owners, and all that is in it. The API server adds nothing
 /// to these, so that what is to be and what is there can be compared.
@@ -272,11 +282,20 @@ pub struct Keyring {
     pub tag: Tag,
     /// What is in it, where it is text.
     pub entries: BTreeMap<Box<str>, Box<str>>,
+    /// When it was made.
+    pub created: Option<SystemTime>,
+    /// Since when its password is the one, where it says so.
+    pub since: Option<SystemTime>,
+    /// What a person asks of its password.
+    pub asked: Option<Box<str>>,
+    /// What was asked when its newest password was made.
+    pub heeded: Option<Box<str>>,
 }
 
 impl fmt::Debug for Keyring {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Keyring").field("tag", &self.tag).field("entries", &self.entries.keys()).finish()
+        let Self { tag, entries, .. } = self;
+        f.debug_struct("Keyring").field("tag", tag).field("entries", &entries.keys()).finish_non_exhaustive()
     }
 }
 
@@ -287,7 +306,16 @@ impl Part for Keyring {
     fn of(secret: &KubeSecret) -> Self {
         let text = |bytes: &[u8]| std::str::from_utf8(bytes).ok().map(Box::from);
         let entries = secret.data.iter().flatten().filter_map(|(name, bytes)| Some((name.as_str().into(), text(&bytes.0)?)));
-        Self { tag: Tag::of(&secret.metadata, &content_of_secret(secret)), entries: entries.collect() }
+        let annotation = |name: &str| secret.metadata.annotations.as_ref()?.get(name).map(String::as_str);
+        let since = annotation(SINCE_ANNOTATION).and_then(|since| since.parse::<Timestamp>().ok());
+        Self {
+            tag: Tag::of(&secret.metadata, &content_of_secret(secret)),
+            entries: entries.collect(),
+            created: secret.metadata.creation_timestamp.as_ref().map(|time| time.0.into()),
+            since: since.map(Into::into),
+            asked: annotation(ASKED_ANNOTATION).map(Into::into),
+            heeded: annotation(HEEDED_ANNOTATION).map(Into::into),
+        }
     }
 }
 

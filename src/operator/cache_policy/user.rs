@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use super::passwords::Passwords;
 use crate::operator::cache_cluster::users::Grant;
 use crate::policy::{KeyPattern, Snapshot};
 
@@ -20,7 +21,19 @@ pub fn size(globs: &BTreeSet<String>) -> usize {
     globs.iter().map(String::len).sum()
 }
 
-/// What the sidecars of a binding need under this snapshot, with this password.
-pub fn grant(snapshot: &Snapshot, password: &str) -> Grant {
-    Grant::new(password, globs(snapshot), snapshot.allow.flush, snapshot.allow.keys)
+/// What the sidecars of a binding need under this snapshot, with these passwords. `known`: what its user can do already.
+pub fn grant(snapshot: &Snapshot, passwords: &Passwords, known: Option<&Grant>) -> Grant {
+    let with = |password: &str| Grant::new(password, globs(snapshot), snapshot.allow.flush, snapshot.allow.keys);
+    with_passwords(with, passwords, known)
+}
+
+/// A grant with these passwords: the one that sidecars have, and the one that they are to have. Where the first is lost, its hash is what
+/// is `known` of it, and it works on.
+pub fn with_passwords(with: impl FnOnce(&str) -> Grant, passwords: &Passwords, known: Option<&Grant>) -> Grant {
+    match (&passwords.current, &passwords.next, known) {
+        (Some(current), Some(next), _) => with(current).and(next),
+        (None, Some(next), Some(known)) => with(next).with_password_of(known).and(next),
+        (None, Some(next), None) => with(next),
+        (current, None, _) => with(current.as_deref().unwrap_or_default()),
+    }
 }

@@ -30,6 +30,8 @@ const MAX_BYTES: usize = 800 * 1024;
 const MAX_BINDINGS: usize = 900;
 /// The most that a user may still do besides what it is to. The next change waits until these are gone.
 const MAX_EARLIER: usize = 8;
+/// The most passwords of a grant besides its own, of which one is on its way and others may have been lost there.
+const MAX_ALSO: usize = 3;
 
 /// Commands on keys, connections, channels and transactions, and scripts; nothing that is an administrator's, or concerns all keys.
 /// By categories, so that each engine and version knows all the words. Functions count as writes.
@@ -48,6 +50,9 @@ const SHARED_KEYS: &str = "%W~larder:sweeps %W~larder:w:{???}";
 pub struct Grant {
     /// The SHA-256 of its password, in hexadecimal.
     hash: String,
+    /// Those of others that work as well, the newest first: they are on their way to its sidecars.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    also: Vec<String>,
     /// Globs of its keys.
     keys: BTreeSet<String>,
     /// FLUSHALL and FLUSHDB.
@@ -60,7 +65,7 @@ pub struct Grant {
 
 impl fmt::Debug for Grant {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { hash: _, keys, flush, list } = self;
+        let Self { hash: _, also: _, keys, flush, list } = self;
         f.debug_struct("Grant").field("keys", keys).field("flush", flush).field("list", list).finish_non_exhaustive()
     }
 }
@@ -68,13 +73,28 @@ impl fmt::Debug for Grant {
 impl Grant {
     /// With this password, the keys of these globs; `flush` and `list` for commands that touch or name every key.
     pub fn new(password: &str, keys: BTreeSet<String>, flush: bool, list: bool) -> Self {
-        Self { hash: sha256(password.as_bytes()), keys, flush, list }
+        Self { hash: sha256(password.as_bytes()), also: Vec::new(), keys, flush, list }
     }
 
-    /// The same with another's password.
+    /// The same with another's passwords.
     #[must_use]
     pub fn with_password_of(self, other: &Self) -> Self {
-        Self { hash: other.hash.clone(), ..self }
+        Self { hash: other.hash.clone(), also: other.also.clone(), ..self }
+    }
+
+    /// The same with this password besides.
+    #[must_use]
+    pub fn and(mut self, password: &str) -> Self {
+        let hash = sha256(password.as_bytes());
+        if !self.hashes().any(|known| *known == hash) {
+            self.also.insert(0, hash);
+            self.also.truncate(MAX_ALSO);
+        }
+        self
+    }
+
+    fn hashes(&self) -> impl Iterator<Item = &String> {
+        [&self.hash].into_iter().chain(&self.also)
     }
 }
 
@@ -138,12 +158,17 @@ impl BindingUser {
         next
     }
 
+    /// Whether every server has proved what it is to be.
+    fn is_proved(&self, proved: Option<u64>) -> bool {
+        self.proved_at.is_some() || proved.is_some_and(|proved| proved >= self.since)
+    }
+
     fn grants(&self) -> impl Iterator<Item = &Grant> {
         [&self.current].into_iter().chain(&self.earlier)
     }
 
     fn with_hashes(&self, name: &BindingName, rules: impl IntoIterator<Item = String>) -> UserRules {
-        let hashes: BTreeSet<String> = self.grants().map(|grant| format!("#{}", grant.hash)).collect();
+        let hashes: BTreeSet<String> = self.grants().flat_map(Grant::hashes).map(|hash| format!("#{hash}")).collect();
         UserRules { name: name.user(), rules: ["on".to_owned()].into_iter().chain(hashes).chain(rules).collect() }
     }
 
@@ -204,7 +229,13 @@ pub(super) fn next(before: &BindingUsers, wanted: &BTreeMap<BindingName, Grant>,
 /// Whether a binding's user is as it is to be, and every server has proved it.
 pub(super) fn is_in_force(users: &BindingUsers, name: &BindingName, wanted: &Grant, proved: Option<u64>) -> bool {
     let user = users.get(name.as_str()).filter(|user| user.current == *wanted);
-    user.is_some_and(|user| user.proved_at.is_some() || proved.is_some_and(|proved| proved >= user.since))
+    user.is_some_and(|user| user.is_proved(proved))
+}
+
+/// Whether every server has proved that a password opens a binding's user.
+pub(super) fn takes(users: &BindingUsers, name: &BindingName, password: &str, proved: Option<u64>) -> bool {
+    let hash = sha256(password.as_bytes());
+    users.get(name.as_str()).is_some_and(|user| user.is_proved(proved) && user.current.hashes().any(|known| *known == hash))
 }
 
 /// What a binding's user is to be.
