@@ -116,7 +116,8 @@ pub fn run(args: Args) -> Outcome {
 }
 
 fn config(args: Args) -> Result<(Config, Option<injector::Config>), Failure> {
-    let Args { mut watch_namespaces, listen, larder_image, image_pull_policy, lease_namespace, identity, password_age, webhook } = args;
+    let Args { mut watch_namespaces, listen, larder_image, image_pull_policy, lease_namespace, identity, password_age, webhook } =
+        args;
     watch_namespaces.sort();
     watch_namespaces.dedup();
     let own_namespace = || std::fs::read_to_string(NAMESPACE_FILE).ok().map(|name| name.trim().to_owned());

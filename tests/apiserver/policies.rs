@@ -53,6 +53,13 @@ fn loading(name: &str, ttl: &str) -> Value {
     policy
 }
 
+/// The same from a Secret that is not there.
+fn elsewhere(name: &str) -> Value {
+    let mut policy = loading(name, "10m");
+    policy["spec"]["origins"][0]["sql"]["url"]["secretKeyRef"]["name"] = json!("nowhere");
+    policy
+}
+
 /// A policy of one rule.
 fn covering(name: &str, keys: &str) -> Value {
     policy(name, &json!([{"name": "only", "keys": keys, "strategy": "CacheAside"}]))
@@ -232,16 +239,29 @@ async fn merge(scene: &Scene, operator: &Operator, first: &Lying) {
     scene.api::<CachePolicy>(SHOP).delete("thief", &DeleteParams::default()).await.expect("deleted");
 }
 
-/// What is missing keeps the last good snapshot, and is told; a URL that changes reaches sidecars by its file alone.
+/// Where a Secret is gone, rules go on with the URL that was in it, which is told, and other policies change; a URL that changes reaches
+/// sidecars by its file alone. What never had a URL waits, and others with it, as they are told.
 async fn misses(scene: &Scene, operator: &Operator) {
     let before = lying(scene).await.unwrap_or_else(|error| panic!("{error}"));
     scene.api::<Secret>(SHOP).delete("shop-db", &DeleteParams::default()).await.expect("deleted");
     let status =
         await_policy(scene, operator, "users", "missing", |status| status.summary.as_deref() == Some("SecretNotFound")).await;
     assert_eq!(reasons(&status)[..2], [("True", "Accepted"), ("False", "SecretNotFound")]);
-    assert!(message(&status, "ResolvedRefs").ends_with("the last good snapshot stays in force"), "{status:?}");
+    assert!(message(&status, "ResolvedRefs").ends_with("its rules go on with the URL that was there last"), "{status:?}");
     let during = lying(scene).await.unwrap_or_else(|error| panic!("{error}"));
     assert_eq!((during.snapshot, &during.entries), (before.snapshot.clone(), &before.entries));
+    scene.apply(&covering("pages", "site:{path…}")).await.expect("a policy");
+    let before = await_lying(scene, operator, "another's change", |lying| keys(lying) == ["user:{id}", "site:{path…}"]).await;
+    assert_eq!(before.entries, during.entries);
+    scene.apply(&elsewhere("users")).await.expect("a policy");
+    await_policy(scene, operator, "users", "waiting", |status| message(status, "ResolvedRefs").contains("`nowhere`")).await;
+    scene.apply(&covering("pages", "page:{path…}")).await.expect("a policy");
+    let status = await_policy(scene, operator, "pages", "waiting", |status| status.summary.as_deref() == Some("Waiting")).await;
+    assert_eq!(reasons(&status)[2], ("False", "WaitsForPolicy"));
+    assert!(message(&status, "Delivered").contains("the CachePolicy `users`"), "{status:?}");
+    assert_eq!(lying(scene).await.ok().map(|lying| lying.snapshot), Some(before.snapshot), "nothing came of either");
+    scene.apply(&loading("users", "10m")).await.expect("a policy");
+    let before = await_lying(scene, operator, "both", |lying| keys(lying) == ["user:{id}", "page:{path…}"]).await;
     scene.apply(&database("postgres://app:other@db/shop")).await.expect("a Secret");
     let has_other = |lying: &Lying| lying.entries.values().any(|url| url == "postgres://app:other@db/shop");
     let after = await_lying(scene, operator, "the other URL", has_other).await;

@@ -107,6 +107,7 @@ fn merged(place: Place, url: &str) -> Merged {
     let namespace = Namespace {
         clusters: BTreeMap::from([("main".to_owned(), Some(place))]),
         secrets: KnownSecrets(BTreeMap::from([("shop-db".to_owned(), entries)])),
+        ..Namespace::default()
     };
     let outcome = merge(&workload, &[&policy()], &namespace, 1).expect("it is followed");
     outcome.merged.expect("it is accepted")
@@ -159,7 +160,10 @@ impl Scene {
 
 fn users_of(binding: &BindingName, snapshot: &Snapshot) -> Users {
     let now = SystemTime::UNIX_EPOCH;
-    let wanted = BTreeMap::from([(binding.clone(), user::grant(snapshot, &Passwords { current: Some(PASSWORD.to_owned()), ..Passwords::default() }, None))]);
+    let wanted = BTreeMap::from([(
+        binding.clone(),
+        user::grant(snapshot, &Passwords { current: Some(PASSWORD.to_owned()), ..Passwords::default() }, None),
+    )]);
     Users::next(None, &Access::Open, "system", None, now).bind(None, &wanted, None, now)
 }
 

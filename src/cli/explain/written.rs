@@ -98,7 +98,7 @@ fn with_stand_ins(policies: &[&CachePolicy]) -> Namespace {
             }
         }
     }
-    Namespace { clusters, secrets: KnownSecrets(secrets) }
+    Namespace { clusters, secrets: KnownSecrets(secrets), ..Namespace::default() }
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use kube::runtime::reflector::{ObjectRef, Store};
 use kube::{Api, Resource as _};
 
 use super::merge::Namespace;
-use super::origins::KnownSecrets;
+use super::origins::{Files, KnownSecrets, is_file_of_an_origin};
 use super::parts::{Controller, Keyring, Maker, Map, Sidecar, Template, labels};
 use super::ties::{Found, Offer};
 use super::workload::Workload;
@@ -127,8 +127,18 @@ pub async fn see(
         return Ok(None);
     }
     seen.tenants = tenants(watches, namespace, &seen.clusters);
+    seen.namespace.lying = lying(&seen.bound);
     seen.namespace.secrets = secrets(context, watches, namespace, &seen, read).await?;
     Ok(Some(seen))
+}
+
+/// The files of origins that lie ready for sidecars.
+fn lying(bound: &BTreeMap<BindingName, Bound>) -> BTreeMap<BindingName, Files> {
+    let of = |secret: &Held<Keyring>| {
+        let files = secret.part.entries.iter().filter(|(entry, _)| is_file_of_an_origin(entry));
+        Files(files.map(|(entry, url)| (entry.to_string(), url.to_string())).collect())
+    };
+    bound.iter().filter_map(|(binding, bound)| Some((binding.clone(), of(bound.secret.as_ref()?)))).collect()
 }
 
 /// What is known of CacheClusters. Whether it is enough.

@@ -125,13 +125,15 @@ pub async fn judge<'a>(
         let key = (workload.kind.clone(), workload.name.clone());
         let basis = Basis::of(workload, &followed, &seen.namespace, versions);
         let known = before.remove(&key).filter(|(known, _)| basis.is_some() && *known == basis);
-        let settled = match known {
-            Some((_, settled)) => settled,
+        let (basis, settled) = match known {
+            Some(known) => known,
             None => {
                 let Some(outcome) = merge(workload, &followed, &seen.namespace, 0) else { continue };
                 merged += 1;
                 tokio::task::yield_now().await;
-                Arc::new(Settled { rules: rules(&outcome, &followed), outcome })
+                // What goes on instead of something that is missing depends on more.
+                let is_whole = outcome.judgements.iter().all(|judgement| judgement.resolved.is_ok());
+                (basis.filter(|_| is_whole), Arc::new(Settled { rules: rules(&outcome, &followed), outcome }))
             }
         };
         outcomes.all.insert(key, (basis, settled.clone()));
@@ -145,7 +147,7 @@ fn rules(outcome: &Outcome, followed: &[&CachePolicy]) -> HashMap<String, BTreeS
     let by_name: HashMap<&str, &CachePolicy> =
         followed.iter().filter_map(|policy| Some((policy.metadata.name.as_deref()?, *policy))).collect();
     let (mut taken, mut all) = (BTreeSet::new(), HashMap::new());
-    for judgement in outcome.judgements.iter().filter(|judgement| judgement.accepted.is_ok() && judgement.resolved.is_ok()) {
+    for judgement in outcome.judgements.iter().filter(|judgement| judgement.has_part()) {
         let Some(policy) = by_name.get(judgement.policy.as_str()) else { continue };
         let named = policy.spec.rules.iter().map(|rule| {
             if taken.contains(&rule.name) { format!("{}/{}", judgement.policy, rule.name) } else { rule.name.clone() }
@@ -197,6 +199,7 @@ mod tests {
             namespace: Namespace {
                 clusters: BTreeMap::from([("main".to_owned(), Some(Place { topology, tls: false }))]),
                 secrets: KnownSecrets(BTreeMap::from([("db".to_owned(), url)])),
+                ..Namespace::default()
             },
             offers: BTreeMap::new(),
             clusters: BTreeSet::from(["main".to_owned()]),
@@ -248,7 +251,8 @@ mod tests {
     #[tokio::test]
     async fn rules_are_known_by_their_names_in_the_snapshot() {
         let labels = json!({"app": "a"});
-        let policies = vec![policy("one", 1, &labels, "a:{id}"), policy("two", 1, &labels, "b:{id}"), policy("x", 1, &labels, "a:1")];
+        let policies =
+            vec![policy("one", 1, &labels, "a:{id}"), policy("two", 1, &labels, "b:{id}"), policy("x", 1, &labels, "a:1")];
         let seen = seen(policies, &["a"], 1);
         let (judged, _) = judge(&seen, &HashMap::from([("db", Some("1"))]), &mut Outcomes::default()).await;
         let named = |policy: &str| judged[0].rules_of(policy).map(|rules| rules.iter().cloned().collect::<Vec<_>>());

@@ -159,6 +159,16 @@ pub(super) struct Delivery<'a> {
     claim: Option<Claim>,
 }
 
+impl Delivery<'_> {
+    /// What policies say together, as far as they have what they name.
+    pub fn merged(&self) -> Option<&Snapshot> {
+        match self.wish {
+            Wish::Merged(merged) => merged.snapshot.as_ref(),
+            Wish::Refused | Wish::Nobody => None,
+        }
+    }
+}
+
 /// Does all that is due now in a namespace. When to look again.
 pub async fn look(context: &Context, watches: &Watches, namespace: &str, memory: &mut Memory) -> Result<Duration, LookError> {
     let term = context.ties.term();
@@ -167,7 +177,7 @@ pub async fn look(context: &Context, watches: &Watches, namespace: &str, memory:
         memory.secrets.iter().map(|(name, secret)| (name.as_str(), secret.version())).collect();
     let (judged, merged) = judge(&seen, &versions, &mut memory.outcomes).await;
     context.metrics.merged(merged);
-    let look = Look { context, namespace, seen: &seen, now: SystemTime::now(), term };
+    let look = Look { context, namespace, seen: &seen, judged: &judged, now: SystemTime::now(), term };
     let mut next = EVERY.mul_f64(0.9 + fastrand::f64() * 0.2);
     let mut deliveries = deliveries(&seen, &judged);
     memory.written.retain(|binding, _| deliveries.contains_key(binding));
@@ -252,6 +262,7 @@ struct Look<'a> {
     context: &'a Context,
     namespace: &'a str,
     seen: &'a Seen,
+    judged: &'a [Judged<'a>],
     now: SystemTime,
     term: u64,
 }
@@ -352,8 +363,7 @@ impl Look<'_> {
             let (namespace, is_on_its_way) = (self.namespace, passwords.next.is_some());
             info!(namespace, %binding, is_on_its_way, "the password of a workload's user changes");
         }
-        written.passwords =
-            Some(Put { passwords: passwords.clone(), over: secret.map(|secret| secret.tag.substance) });
+        written.passwords = Some(Put { passwords: passwords.clone(), over: secret.map(|secret| secret.tag.substance) });
         Ok(passwords)
     }
 
@@ -418,7 +428,10 @@ impl Look<'_> {
         let text = objects.config_map.data.as_ref().and_then(|data| data.values().next());
         let text: Option<Arc<str>> = text.map(|text| text.as_str().into());
         written.text.clone_from(&text);
-        delivery.progress = progress;
+        delivery.progress = match delivery.wish {
+            Wish::Merged(_) if !decision.is_wished => Progress::WaitsForPolicies(self.lacking(delivery)),
+            _ => progress,
+        };
         self.applier().delete_outlived(binding, &delivery.bound, &decision.snapshot).await?;
         delivery.stands = Some(Arc::new(decision.snapshot)).zip(text);
         Ok(Kept::Now)
@@ -427,6 +440,14 @@ impl Look<'_> {
     fn waits_for_user(&self, binding: &BindingName, cluster: &str) -> Progress {
         let cluster = cluster.to_owned();
         if self.has_room(binding, &cluster) { Progress::WaitsForUser { cluster } } else { Progress::NoRoom { cluster } }
+    }
+
+    /// The policies of a workload that keep its earlier snapshot in force, since they lack something.
+    fn lacking(&self, delivery: &Delivery<'_>) -> Vec<String> {
+        let is_of_it = |judged: &&Judged<'_>| delivery.tenant.is_some_and(|tenant| std::ptr::eq(tenant, judged.tenant));
+        let judgements = self.judged.iter().find(is_of_it).map(|judged| &judged.outcome().judgements);
+        let lacking = judgements.into_iter().flatten().filter(|judgement| judgement.accepted.is_ok() && !judgement.has_part());
+        lacking.map(|judgement| judgement.policy.clone()).collect()
     }
 
     fn is_in_force(&self, binding: &BindingName, delivery: &Delivery<'_>) -> bool {

@@ -10,14 +10,15 @@
 //! that says it; the sweep takes no longer than any asks for; a command is tried for as long as any that takes effect asks for; FLUSHALL and
 //! KEYS are allowed where each policy that takes effect does.
 //!
-//! A policy that names something that is missing keeps its place, so that none of its rivals takes it over meanwhile. The snapshot is then
-//! not complete, and stands only where there is no earlier one.
+//! A policy whose URL is missing goes on with the one that it had, where that still lies ready for the workload's sidecars. Any other that
+//! names something that is missing keeps its place, so that none of its rivals takes it over meanwhile. The snapshot is then not complete, and
+//! stands only where there is no earlier one.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Bound;
 use std::path::PathBuf;
 
-use super::origins::{self, Files, KnownSecrets};
+use super::origins::{self, Files, KnownSecrets, Urls};
 use super::place::Place;
 use super::user;
 use super::verdict::{Clash, Judgement, Missing, Refusal};
@@ -36,6 +37,8 @@ pub struct Namespace {
     pub clusters: BTreeMap<String, Option<Place>>,
     /// The Secrets.
     pub secrets: KnownSecrets,
+    /// Of each binding the files of origins that lie ready for its sidecars.
+    pub lying: BTreeMap<BindingName, Files>,
 }
 
 /// What came of the policies that a workload follows.
@@ -54,7 +57,7 @@ pub struct Merged {
     pub cluster: String,
     /// What ties the workload to it.
     pub binding: BindingName,
-    /// The rules of all policies that have what they name. `None`: none has.
+    /// The rules of all policies that have what they name, or had it. `None`: none has.
     pub snapshot: Option<Snapshot>,
     /// Whether those are all accepted ones. Otherwise an earlier snapshot, if there is one, stays in force.
     pub is_complete: bool,
@@ -107,7 +110,7 @@ struct Accepted {
     policy: CachePolicy,
     /// Its rules, under their own names.
     rules: Vec<Rule>,
-    /// What of it lies in files. `None`: something that it names is missing.
+    /// What of it lies in files. `None`: something that it names is missing, and nothing goes on in its place.
     files: Option<Files>,
 }
 
@@ -147,9 +150,11 @@ impl Merging<'_> {
         };
         let remarks = if accepted.is_ok() { remarks } else { Vec::new() };
         let (resolved, files) = match resolved {
-            Ok(files) => (Ok(()), Some(files)),
+            Ok(Urls { files, missing: None }) => (Ok(()), files),
+            Ok(Urls { files, missing: Some(missing) }) => (Err(missing.into()), files),
             Err(missing) => (Err(missing), None),
         };
+        let goes_on = resolved.is_err() && files.is_some();
         if let Some(rules) = rules {
             for (number, rule) in rules.iter().enumerate() {
                 let place = (self.accepted.len(), number);
@@ -157,16 +162,19 @@ impl Merging<'_> {
             }
             self.accepted.push(Accepted { policy: compiled, rules, files });
         }
-        self.judgements.push(Judgement { policy: name_of(policy), accepted, resolved, remarks });
+        self.judgements.push(Judgement { policy: name_of(policy), accepted, resolved, goes_on, remarks });
     }
 
     /// Whether all is there that a policy names, and what of it lies in files.
-    fn resolve(&self, policy: &CachePolicy) -> Result<Files, Missing> {
+    fn resolve(&self, policy: &CachePolicy) -> Result<Urls, Missing> {
         let cluster = &policy.spec.cache_cluster;
         match self.namespace.clusters.get(cluster) {
             None => Err(Missing::CacheCluster(cluster.clone())),
             Some(None) => Err(Missing::Address(cluster.clone())),
-            Some(Some(_)) => Ok(origins::urls(policy, &self.namespace.secrets)?),
+            Some(Some(_)) => {
+                let lying = self.namespace.lying.get(&self.workload.binding(cluster));
+                Ok(origins::urls(policy, &self.namespace.secrets, lying))
+            }
         }
     }
 
@@ -226,9 +234,8 @@ impl Merging<'_> {
     fn has_room(&self) -> bool {
         let all: Vec<&CachePolicy> = self.accepted.iter().map(|accepted| &accepted.policy).collect();
         let rules: usize = self.accepted.iter().map(|accepted| accepted.rules.len()).sum();
-        let fits = |together: Snapshot| {
-            bytes_of(&together) <= MAX_BYTES && user::size(&user::globs(&together)) <= user::MAX_GLOB_BYTES
-        };
+        let fits =
+            |together: Snapshot| bytes_of(&together) <= MAX_BYTES && user::size(&user::globs(&together)) <= user::MAX_GLOB_BYTES;
         all.is_empty() || (rules <= MAX_RULES && self.compile(&all, u64::MAX).is_ok_and(fits))
     }
 

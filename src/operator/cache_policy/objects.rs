@@ -172,6 +172,7 @@ mod tests {
         let namespace = Namespace {
             clusters: BTreeMap::from([("main".to_owned(), Some(Place { topology, tls: true }))]),
             secrets: KnownSecrets(BTreeMap::from([("shop-db".to_owned(), url)])),
+            ..Namespace::default()
         };
         merge(&Workload::shop(), &[&policy], &namespace, 12).unwrap().merged.unwrap()
     }
@@ -255,7 +256,8 @@ mod tests {
         let merged = Merged { cluster: "plain".to_owned(), ..merged() };
         let passwords = Passwords { next: Some("p".to_owned()), since: Some(0), ..Passwords::default() };
         let snapshot = merged.snapshot.as_ref().unwrap();
-        let binding = Binding { workload: &Workload::shop(), merged: &merged, snapshot, passwords: &passwords, authorities: None };
+        let binding =
+            Binding { workload: &Workload::shop(), merged: &merged, snapshot, passwords: &passwords, authorities: None };
         let secret = objects(&binding).secret;
         let entries: Vec<String> = secret.data.unwrap().into_keys().filter(|entry| !entry.starts_with("origin-")).collect();
         assert_eq!(entries, ["next-password", "sentinel-username", "username"], "what servers do not take is no password yet");

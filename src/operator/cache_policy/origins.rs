@@ -16,6 +16,9 @@ use crate::policy::snapshot::{Origin, OriginKind, Sensitive, Snapshot};
 
 /// Hexadecimal digits that tell one file from another.
 const FINGERPRINT: usize = 10;
+/// How the name of each file begins and ends.
+const FILE_BEGINS: &str = "origin-";
+const FILE_ENDS: &str = "-url";
 /// The longest URL, as in a policy.
 const MAX_URL_BYTES: usize = 2048;
 
@@ -118,7 +121,7 @@ impl Used<'_> {
                 format!("value {} {} {}", self.policy, self.spec.name, place_of(value.as_deref().unwrap_or_default()))
             }
         };
-        format!("origin-{}-url", &sha256(source.as_bytes())[..FINGERPRINT])
+        format!("{FILE_BEGINS}{}{FILE_ENDS}", &sha256(source.as_bytes())[..FINGERPRINT])
     }
 
     fn url(&self, secrets: &KnownSecrets) -> Result<String, UrlError> {
@@ -145,10 +148,37 @@ fn place_of(url: &str) -> String {
     format!("{scheme}://{}{path}", authority.rsplit('@').next().unwrap_or_default())
 }
 
-/// The URLs that a policy's rules load from, each under the name of its file.
-pub fn urls(policy: &CachePolicy, secrets: &KnownSecrets) -> Result<Files, UrlError> {
-    let files = used(policy).flatten().map(|used| Ok((used.entry(), used.url(secrets)?)));
-    files.collect::<Result<_, _>>().map(Files)
+/// Whether an entry of a binding's Secret is such a file.
+pub fn is_file_of_an_origin(entry: &str) -> bool {
+    entry.starts_with(FILE_BEGINS) && entry.ends_with(FILE_ENDS)
+}
+
+/// The URLs that a policy's rules load from.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Urls {
+    /// Each under the name of its file; `None` where there is none for some.
+    pub files: Option<Files>,
+    /// What cannot be read. Where there are files nevertheless, they are what was read when it could.
+    pub missing: Option<UrlError>,
+}
+
+/// The URLs that a policy's rules load from. `lying`: the files of the workload's binding, of which one that has the name goes on as it
+/// is, where what it is made of is there no more.
+pub fn urls(policy: &CachePolicy, secrets: &KnownSecrets, lying: Option<&Files>) -> Urls {
+    let (mut files, mut missing, mut is_whole) = (BTreeMap::new(), None, true);
+    for used in used(policy).flatten() {
+        let entry = used.entry();
+        let url = used.url(secrets).or_else(|error| {
+            let earlier = lying.and_then(|lying| lying.0.get(&entry)).cloned();
+            missing.get_or_insert(error);
+            earlier.ok_or(())
+        });
+        match url {
+            Ok(url) => drop(files.insert(entry, url)),
+            Err(()) => is_whole = false,
+        }
+    }
+    Urls { files: is_whole.then_some(Files(files)), missing }
 }
 
 /// Has a snapshot of these policies, in the order in which they were compiled, name files instead of URLs; without origins that no rule

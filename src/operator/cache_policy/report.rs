@@ -17,6 +17,8 @@ use crate::policy::Snapshot;
 pub enum Progress {
     /// It lies where sidecars find it.
     Delivered,
+    /// An earlier one stays, since something is missing that these policies name.
+    WaitsForPolicies(Vec<String>),
     /// Servers do not know yet what its sidecars may do.
     WaitsForUser {
         /// The CacheCluster.
@@ -70,7 +72,8 @@ impl Verdicts {
             worst.or_else(|| all.max_by_key(|verdict| verdict.message.len())).unwrap_or_else(|| verdict(&alone()))
         };
         let (accepted, resolved) = (first(Judgement::accepted), first(Judgement::resolved_refs));
-        let delivered = delivered(parts, accepted.holds && resolved.holds);
+        let goes_on = !parts.is_empty() && parts.iter().all(|part| part.judgement.has_part());
+        let delivered = delivered(parts, accepted.holds && (resolved.holds || goes_on));
         Self { accepted, resolved, delivered }
     }
 
@@ -98,7 +101,7 @@ impl Verdicts {
             Self { accepted: Verdict { holds: false, reason, .. }, .. }
             | Self { resolved: Verdict { holds: false, reason, .. }, .. } => reason,
             Self { delivered: Verdict { holds: true, .. }, .. } => "Delivered",
-            Self { delivered: Verdict { reason: "WaitsForUser", .. }, .. } => "Waiting",
+            Self { delivered: Verdict { reason: "WaitsForUser" | "WaitsForPolicy", .. }, .. } => "Waiting",
             Self { delivered, .. } => delivered.reason,
         }
     }
@@ -131,8 +134,20 @@ fn delivered(parts: &[Part<'_>], is_in_order: bool) -> Verdict {
         )),
         _ => None,
     });
+    let waits_for_others = parts.iter().find_map(|part| match part.progress {
+        Progress::WaitsForPolicies(policies) => Some(Verdict::no(
+            "WaitsForPolicy",
+            format!(
+                "the last good snapshot of {} stays in force, without what was changed here, until all is there that the CachePolicy {} \
+                 names: its own status tells what is missing",
+                part.workload,
+                policies.iter().take(MAX_NAMED).map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")
+            ),
+        )),
+        _ => None,
+    });
     let nothing = parts.iter().any(|part| *part.progress == Progress::Nothing) || !is_in_order;
-    match failed.or(has_no_room).or(waits) {
+    match failed.or(has_no_room).or(waits).or(waits_for_others.filter(|_| is_in_order)) {
         Some(verdict) => verdict,
         None if nothing => Verdict::no("NotInForce", "what it says is not in force everywhere: the other conditions tell why"),
         None if parts.is_empty() => Verdict::no(
@@ -301,7 +316,7 @@ mod tests {
     use crate::policy::heartbeat::RuleBeat;
 
     fn judgement() -> Judgement {
-        Judgement { policy: "shop".to_owned(), accepted: Ok(()), resolved: Ok(()), remarks: Vec::new() }
+        Judgement { policy: "shop".to_owned(), accepted: Ok(()), resolved: Ok(()), goes_on: false, remarks: Vec::new() }
     }
 
     fn policy() -> CachePolicy {
@@ -359,6 +374,8 @@ mod tests {
             })),
             ..judgement()
         };
+        let goes_on = Judgement { goes_on: true, ..missing.clone() };
+        let others = Progress::WaitsForPolicies(vec!["users".to_owned()]);
         let part = |judgement, progress| Part {
             workload: "Deployment/a",
             judgement,
@@ -388,6 +405,21 @@ mod tests {
                 vec![part(&fine, &waits), part(&fine, &failed)],
                 [("True", "Accepted"), ("True", "ResolvedRefs"), ("False", "NotWritten")],
                 "NotWritten",
+            ),
+            (
+                vec![part(&fine, &others)],
+                [("True", "Accepted"), ("True", "ResolvedRefs"), ("False", "WaitsForPolicy")],
+                "Waiting",
+            ),
+            (
+                vec![part(&missing, &others)],
+                [("True", "Accepted"), ("False", "SecretNotFound"), ("False", "NotInForce")],
+                "SecretNotFound",
+            ),
+            (
+                vec![part(&goes_on, &there)],
+                [("True", "Accepted"), ("False", "SecretNotFound"), ("True", "Delivered")],
+                "SecretNotFound",
             ),
             (vec![part(&fine, &full)], [("True", "Accepted"), ("True", "ResolvedRefs"), ("False", "NoRoom")], "NoRoom"),
             (vec![], [("True", "Accepted"), ("True", "ResolvedRefs"), ("False", "NoWorkload")], "NoWorkload"),

@@ -26,6 +26,7 @@ use crate::api::cache_policy::CachePolicyStatus;
 use crate::operator::cache_cluster::names::MANAGER;
 use crate::operator::cache_cluster::report::Happening;
 use crate::operator::controller::Context;
+use crate::policy::Snapshot;
 use crate::policy::binding::BindingName;
 
 /// How long a status stands before it is written again.
@@ -244,11 +245,25 @@ impl Scene<'_> {
 }
 
 impl Share<'_> {
+    /// How far it has come with this policy: where others are waited for, its own rules may be in force as they are.
+    fn progress(&self) -> &Progress {
+        let Some(delivery) = self.delivery else { return &Progress::Nothing };
+        let is_in_force = || {
+            let (Some((stands, _)), Some(merged)) = (&delivery.stands, delivery.merged()) else { return false };
+            let rule = |snapshot: &'_ Snapshot, name: &String| snapshot.rules.iter().find(|rule| rule.name == *name).cloned();
+            self.judgement.has_part() && self.rules.iter().all(|name| rule(stands, name) == rule(merged, name))
+        };
+        match &delivery.progress {
+            Progress::WaitsForPolicies(_) if is_in_force() => &Progress::Delivered,
+            progress => progress,
+        }
+    }
+
     fn part(&self) -> Part<'_> {
         Part {
             workload: &self.workload,
             judgement: self.judgement,
-            progress: self.delivery.map_or(&Progress::Nothing, |delivery| &delivery.progress),
+            progress: self.progress(),
             snapshot: self.delivery.and_then(|delivery| Some(&*delivery.stands.as_ref()?.0)),
             sidecars: self.delivery.map_or(0, |delivery| delivery.bound.sidecars),
             figures: self.figures,
@@ -277,6 +292,7 @@ fn alone(policy: &CachePolicy, seen: &Seen) -> Judgement {
         policy: policy.metadata.name.clone().unwrap_or_default(),
         accepted: Ok(()),
         resolved: Ok(()),
+        goes_on: false,
         remarks: Vec::new(),
     })
 }

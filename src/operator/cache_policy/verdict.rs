@@ -140,6 +140,8 @@ pub struct Judgement {
     pub accepted: Result<(), Refusal>,
     /// Whether all is there that it names.
     pub resolved: Result<(), Missing>,
+    /// Whether its rules go on where something is missing: with the URL that lies ready for sidecars since it was there.
+    pub goes_on: bool,
     /// What of it another policy decides, for people.
     pub remarks: Vec<String>,
 }
@@ -154,9 +156,17 @@ impl Judgement {
         }
     }
 
+    /// Whether the policy's rules have a part in the snapshot.
+    pub fn has_part(&self) -> bool {
+        self.accepted.is_ok() && (self.resolved.is_ok() || self.goes_on)
+    }
+
     /// The condition [`RESOLVED_REFS`].
     pub fn resolved_refs(&self) -> Verdict {
         match &self.resolved {
+            Err(missing) if self.goes_on => {
+                Verdict::no(missing.reason(), format!("{missing}; until then its rules go on with the URL that was there last"))
+            }
             Err(missing) => Verdict::no(missing.reason(), format!("{missing}; until then the last good snapshot stays in force")),
             Ok(()) => Verdict::yes("ResolvedRefs", "all that it names is there"),
         }

@@ -56,6 +56,7 @@ fn namespace() -> Namespace {
             ("new".to_owned(), None),
         ]),
         secrets: KnownSecrets(BTreeMap::from([("shop-db".to_owned(), url)])),
+        ..Namespace::default()
     }
 }
 
@@ -261,6 +262,36 @@ fn what_is_missing_is_told_and_keeps_its_place() {
     }
 }
 
+/// Where its Secret is gone a policy goes on, and changes, with the URL that its sidecars have; a new origin has none.
+#[test]
+fn a_url_that_is_gone_goes_on_as_it_lies_there() {
+    let before = outcome(&[loading("old", 2, "user", &secret("gone", "url"))]);
+    assert!(!before.judgements[0].has_part());
+    let entry =
+        outcome(&[loading("old", 2, "user", &secret("shop-db", "url"))]).merged.unwrap().files.0.into_keys().next().unwrap();
+    let lying = |entry: &str| {
+        let files = Files(BTreeMap::from([(entry.to_owned(), "postgres://app:hidden@old/shop".to_owned())]));
+        Namespace {
+            secrets: KnownSecrets::default(),
+            lying: BTreeMap::from([(Workload::shop().binding("main"), files)]),
+            ..namespace()
+        }
+    };
+    let policies = [loading("old", 2, "member", &secret("shop-db", "url")), covering("beside", 1, "page:{id}")];
+    let merge = |namespace: &Namespace| merge(&Workload::shop(), &policies.iter().collect::<Vec<_>>(), namespace, 7).unwrap();
+    let goes_on = merge(&lying(&entry));
+    assert!(goes_on.judgements.iter().all(Judgement::has_part));
+    let verdict = goes_on.judgements[0].resolved_refs();
+    assert_eq!((verdict.holds, verdict.reason), (false, "SecretNotFound"));
+    assert!(verdict.message.ends_with("its rules go on with the URL that was there last"), "{}", verdict.message);
+    let merged = goes_on.merged.unwrap();
+    let rules: Vec<String> = merged.snapshot.unwrap().rules.iter().map(|rule| rule.keys.to_string()).collect();
+    assert_eq!((merged.is_complete, rules), (true, vec!["member:{id}".to_owned(), "page:{id}".to_owned()]));
+    assert_eq!(merged.files.0[&entry], "postgres://app:hidden@old/shop");
+    let elsewhere = merge(&lying("origin-0123456789-url"));
+    assert!(!elsewhere.judgements[0].has_part() && !elsewhere.merged.unwrap().is_complete, "never another's URL");
+}
+
 #[test]
 fn origins_that_no_rule_loads_from_are_nobodys_business() {
     let mut unused = loading("shop", 1, "user", &secret("shop-db", "url"));
@@ -297,7 +328,8 @@ fn no_younger_policy_weakens_an_older_one() {
 /// Five hundred policies of one workload: each is measured with all before it only where there is no room for all.
 #[test]
 fn a_workload_may_follow_hundreds_of_policies() {
-    let policies: Vec<CachePolicy> = (0..500).map(|number| covering(&format!("p{number:03}"), number, &format!("k{number}:{{id}}"))).collect();
+    let policies: Vec<CachePolicy> =
+        (0..500).map(|number| covering(&format!("p{number:03}"), number, &format!("k{number}:{{id}}"))).collect();
     let outcome = outcome(&policies);
     assert!(outcome.judgements.len() == 500 && outcome.judgements.iter().all(|judgement| judgement.accepted.is_ok()));
     let merged = outcome.merged.unwrap();
