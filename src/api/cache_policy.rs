@@ -13,8 +13,8 @@ use serde::{Deserialize, Serialize};
 
 use super::sensitive::SensitiveSource;
 use super::text::{
-    DurationText, HttpPathText, MAX_ORIGINS, MAX_RULES, NameText, ObjectNameText, PatienceText, PatternText, PercentText,
-    PeriodText, PositiveDurationText, SqlText,
+    ColumnText, DurationText, HttpPathText, MAX_ORIGINS, MAX_RULES, NameText, ObjectNameText, PatienceText, PatternText,
+    PercentText, PeriodText, PositiveDurationText, SqlText,
 };
 use crate::policy::{AtWaitEnd, Mode, Percent, ReplyForm, Span};
 
@@ -227,7 +227,7 @@ pub struct OriginSpec {
     /// A database.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sql: Option<OriginAccess>,
-    /// A service that answers GET requests.
+    /// A service that answers GET requests, and PUT and DELETE where a rule writes through.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub http: Option<OriginAccess>,
 }
@@ -240,11 +240,11 @@ pub struct OriginSpec {
 pub struct OriginAccess {
     /// The URL: postgres://… or sqlite://… of a database, http://… or https://… of a service.
     pub url: SensitiveSource,
-    /// The most loads under way at once from one sidecar. Default 4.
+    /// The most loads and writes under way at once from one sidecar. Default 4.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 1000))]
     pub max_connections: Option<u32>,
-    /// The most loads under way at once from all sidecars of a workload together, which share it evenly, with at least one each:
+    /// The most loads and writes under way at once from all sidecars of a workload together, which share it evenly, with at least one each:
     /// a thousand pods do not open thousands of connections to a database. Default: only maxConnections bounds them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 1_000_000))]
@@ -253,7 +253,7 @@ pub struct OriginAccess {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<PositiveDurationText>")]
     pub connect_timeout: Option<Span>,
-    /// How long one load may take. Default 2s.
+    /// How long one load or write may take. Default 2s.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<PositiveDurationText>")]
     pub timeout: Option<Span>,
@@ -264,18 +264,24 @@ pub struct OriginAccess {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[x_kube(validation = Rule::new("self.strategy != 'ReadThrough' || has(self.origin)")
     .message("a ReadThrough rule loads what is missing: write origin, with the name of one of spec.origins and read or path"))]
-#[x_kube(validation = Rule::new("self.strategy == 'ReadThrough' || !has(self.origin)")
-    .message("only a ReadThrough rule loads: remove origin, or write strategy: ReadThrough"))]
-#[x_kube(validation = Rule::new("self.strategy == 'ReadThrough' || !has(self.negativeTtl)")
-    .message("only a ReadThrough rule knows what the origin does not have: remove negativeTtl, or write strategy: ReadThrough"))]
+#[x_kube(validation = Rule::new("self.strategy != 'WriteThrough' || has(self.origin)")
+    .message("a WriteThrough rule loads what is missing and writes: write origin, with the name of one of spec.origins and read and write, or path"))]
+#[x_kube(validation = Rule::new("self.strategy in ['ReadThrough', 'WriteThrough'] || !has(self.origin)")
+    .message("only a ReadThrough or WriteThrough rule has an origin: remove origin, or write strategy: ReadThrough"))]
+#[x_kube(validation = Rule::new("self.strategy in ['ReadThrough', 'WriteThrough'] || !has(self.negativeTtl)")
+    .message("only a ReadThrough or WriteThrough rule knows what the origin does not have: remove negativeTtl, or write strategy: ReadThrough"))]
+#[x_kube(validation = Rule::new("self.strategy == 'WriteThrough' || !has(self.origin) || (!has(self.origin.write) && !has(self.origin.delete) && !has(self.origin.version))")
+    .message("only a WriteThrough rule writes: remove origin.write, origin.delete and origin.version, or write strategy: WriteThrough"))]
+#[x_kube(validation = Rule::new("self.strategy != 'WriteThrough' || !has(self.origin) || !has(self.origin.read) || has(self.origin.write)")
+    .message("a WriteThrough rule carries writes to its origin: write origin.write, the statement that stores $value"))]
 #[x_kube(validation = Rule::new("self.strategy != 'Bypass' || (!has(self.ttl) && !has(self.maxTtl) && !has(self.jitter) && !has(self.stale) && !has(self.stampede))")
     .message("a Bypass rule touches nothing: remove ttl, maxTtl, jitter, stale and stampede, or write strategy: CacheAside"))]
-#[x_kube(validation = Rule::new("self.strategy != 'ReadThrough' || !has(self.stampede) || !has(self.stampede.mode) || self.stampede.mode != 'Disabled'")
-    .message("a ReadThrough rule always makes one load of many misses: remove stampede.mode, or write strategy: CacheAside"))]
-#[x_kube(validation = Rule::new("self.strategy != 'ReadThrough' || !has(self.stampede) || !has(self.stampede.earlyExpiry)")
+#[x_kube(validation = Rule::new("!(self.strategy in ['ReadThrough', 'WriteThrough']) || !has(self.stampede) || !has(self.stampede.mode) || self.stampede.mode != 'Disabled'")
+    .message("a ReadThrough or WriteThrough rule always makes one load of many misses: remove stampede.mode, or write strategy: CacheAside"))]
+#[x_kube(validation = Rule::new("!(self.strategy in ['ReadThrough', 'WriteThrough']) || !has(self.stampede) || !has(self.stampede.earlyExpiry)")
     .message("earlyExpiry is supported on CacheAside rules only, so far: remove it; one sidecar loads an expired key while the others wait"))]
-#[x_kube(validation = Rule::new("self.strategy != 'ReadThrough' || !has(self.stampede) || !has(self.stampede.atWaitEnd)")
-    .message("at the end of its wait a ReadThrough rule loads by itself: remove atWaitEnd, or write strategy: CacheAside"))]
+#[x_kube(validation = Rule::new("!(self.strategy in ['ReadThrough', 'WriteThrough']) || !has(self.stampede) || !has(self.stampede.atWaitEnd)")
+    .message("at the end of its wait a ReadThrough or WriteThrough rule loads by itself: remove atWaitEnd, or write strategy: CacheAside"))]
 #[x_kube(validation = Rule::new("self.strategy != 'CacheAside' || !has(self.stampede) || !has(self.stampede.wait) || has(self.stampede.lease) || duration(self.stampede.wait) < duration('3s')")
     .message("wait is not shorter than the 3s that a lease lasts where none is given: write a longer lease as well, or a shorter wait"))]
 #[x_kube(validation = Rule::new("self.strategy != 'CacheAside' || !has(self.stale) || duration(self.stale) == duration('0s') || !has(self.stampede) || !has(self.stampede.mode) || self.stampede.mode != 'Disabled'")
@@ -291,7 +297,8 @@ pub struct RuleSpec {
     #[schemars(with = "PatternText")]
     pub keys: String,
     /// What the sidecar does. CacheAside: the application loads and stores, the sidecar sees to the TTL and to one load of many
-    /// misses. ReadThrough: the sidecar loads what is missing from an origin. Bypass: commands pass untouched.
+    /// misses. ReadThrough: the sidecar loads what is missing from an origin. WriteThrough: it does, and carries SET and DEL to the origin
+    /// before the cache has them. Bypass: commands pass untouched.
     pub strategy: StrategyKind,
     /// The TTL of a key whose writer gave none. Default: that of spec.defaults.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -330,6 +337,8 @@ pub enum StrategyKind {
     CacheAside,
     /// The sidecar loads what is missing.
     ReadThrough,
+    /// The sidecar loads what is missing, and carries writes to the origin before the cache has them.
+    WriteThrough,
     /// Commands pass untouched.
     Bypass,
 }
@@ -405,6 +414,10 @@ impl From<WaitEnd> for AtWaitEnd {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[x_kube(validation = Rule::new("has(self.read) != has(self.path)").message("write either read (for an sql origin) or path (for an http origin)"))]
 #[x_kube(validation = Rule::new("!has(self.readMany) || has(self.read)").message("readMany answers MGET beside read: write read as well"))]
+#[x_kube(validation = Rule::new("!has(self.path) || (!has(self.write) && !has(self.delete))")
+    .message("an http origin is written to by PUT and DELETE of path: remove write and delete"))]
+#[x_kube(validation = Rule::new("!has(self.path) || !has(self.version) || self.version == 'ETag'")
+    .message("an http origin tells versions by its ETag header: write version: ETag, or remove it"))]
 pub struct RuleOrigin {
     /// The name of one of spec.origins.
     #[schemars(with = "NameText")]
@@ -423,6 +436,23 @@ pub struct RuleOrigin {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<HttpPathText>")]
     pub path: Option<String>,
+    /// On a WriteThrough rule with an sql origin: the statement that stores a value, in which $part stands for a part of the key, $value for
+    /// the value and $value.field for a member of its JSON object, always as bound parameters. Where it changes no row, the write is
+    /// refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<SqlText>")]
+    pub write: Option<String>,
+    /// On a WriteThrough rule with an sql origin: the statement that deletes a key's row, in which $part stands for a part of the key. The
+    /// reply to DEL is the number of rows. Without it, DEL is refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<SqlText>")]
+    pub delete: Option<String>,
+    /// On a WriteThrough rule: which of two writes of a key is the later. For an sql origin a column that write returns (RETURNING
+    /// row_version), a whole number that rises with each write; without it, of writes that overlap none is kept in the cache. For an
+    /// http origin ETag: a write is made on condition that the origin still has what was last seen of it (If-Match).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<ColumnText>")]
+    pub version: Option<String>,
     /// How the answer becomes the key's value. String: the only column, or the body, as it is. Json: the row as a JSON object.
     /// Default: one column as it is, several as a JSON object, a body as it is.
     #[serde(default, rename = "as", skip_serializing_if = "Option::is_none")]

@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 
+use super::cache_cluster::Eviction;
 use super::cache_policy::{
     self, AllowSpec, Defaults, OriginAccess, OriginSpec, RuleSpec, StampedeMode, StrategyKind, UnmatchedMode,
 };
@@ -10,8 +11,8 @@ use super::problem::{ObjectRef, Problem, Problems};
 use super::{CacheCluster, CachePolicy, SecretKeyRef, SensitiveSource};
 use crate::policy::snapshot::{self, Allow, Auth, Cluster, Origin, OriginKind, Sensitive, Snapshot, Tls, Topology};
 use crate::policy::{
-    AtWaitEnd, Beta, CacheAside, KeyPattern, Lifetime, Load, Mode, Percent, Query, ReadThrough, Rule, Span, Stampede, Strategy,
-    Unmatched,
+    AtWaitEnd, Beta, CacheAside, KeyPattern, Lifetime, Load, Mode, Percent, Query, ReadThrough, Rule, Span, Stampede, Store,
+    Strategy, Unmatched, WriteThrough,
 };
 
 /// The TTL of a key whose writer and policy give none.
@@ -80,18 +81,19 @@ pub fn compile(
     reach: Reach,
     secrets: &dyn Secrets,
 ) -> Result<Snapshot, Problems> {
-    compile_about(&cluster_ref(cluster), policies, generation, reach, secrets)
+    compile_about(&cluster_ref(cluster), Some(cluster.spec.eviction()), policies, generation, reach, secrets)
 }
 
-/// [`compile`], where the cluster is known by its name alone.
+/// [`compile`], where of the cluster only its name is known, and perhaps what its servers do when they are full.
 pub fn compile_about(
     cluster: &ObjectRef,
+    eviction: Option<Eviction>,
     policies: &[&CachePolicy],
     generation: u64,
     reach: Reach,
     secrets: &dyn Secrets,
 ) -> Result<Snapshot, Problems> {
-    let mut merged = Merged::default();
+    let mut merged = Merged { eviction, ..Merged::default() };
     for policy in in_order(policies) {
         merged.add(cluster, policy, secrets);
     }
@@ -160,6 +162,7 @@ struct Stated {
 
 #[derive(Default)]
 struct Merged {
+    eviction: Option<Eviction>,
     unmatched: Option<Stated>,
     ttl_sweep: Option<Span>,
     patience: Option<Span>,
@@ -258,6 +261,13 @@ impl Merged {
                 source.refuse(place.key("keys"), what, remedy);
             }
             let strategy = compile_strategy(source, spec, &place, keys.as_ref().ok(), origin_names);
+            if spec.strategy == StrategyKind::WriteThrough && self.eviction.is_some_and(Eviction::drops_any_key) {
+                source.refuse(
+                    place.key("strategy"),
+                    "the CacheCluster's eviction also drops keys that have no TTL, among them the marks of writes under way",
+                    "write eviction: volatile-lfu there",
+                );
+            }
             if let (Ok(keys), Some(strategy)) = (keys, strategy) {
                 self.rules.push(Rule { name, keys, mode: source.mode, strategy });
             }
@@ -398,14 +408,30 @@ fn compile_strategy(
     }
     let load = compile_load(source, spec, place, keys, origin_names)?;
     let (lease, wait) = lease_and_wait_of_loads(&stampede, timeout_of(source, spec));
-    Some(Strategy::ReadThrough(Box::new(ReadThrough {
-        ttl,
-        stale,
-        negative_ttl: spec.negative_ttl.unwrap_or(DEFAULT_NEGATIVE_TTL),
-        lease,
-        wait,
-        load,
-    })))
+    let negative_ttl = spec.negative_ttl.unwrap_or(DEFAULT_NEGATIVE_TTL);
+    let read = ReadThrough { ttl, stale, negative_ttl, lease, wait, load };
+    if spec.strategy == StrategyKind::ReadThrough {
+        return Some(Strategy::ReadThrough(Box::new(read)));
+    }
+    let store = compile_store(source, spec, place, &read.load)?;
+    Some(Strategy::WriteThrough(Box::new(WriteThrough { read, store })))
+}
+
+/// What a rule that writes through tells its origin.
+fn compile_store(source: &mut Source<'_>, spec: &RuleSpec, place: &FieldPath, load: &Load) -> Option<Store> {
+    let origin = spec.origin.as_ref()?;
+    match (&load.query, &origin.write) {
+        (Query::Http { .. }, _) => Some(Store::Http { if_match: origin.version.is_some() }),
+        (Query::Sql { .. }, Some(write)) => {
+            let (write, delete, version) = (write.clone(), origin.delete.clone(), origin.version.clone());
+            Some(Store::Sql { write, delete, version })
+        }
+        (Query::Sql { .. }, None) => {
+            let what = "a WriteThrough rule carries writes to its origin";
+            source.refuse(place.key("origin"), what, "write `write`, the statement that stores $value");
+            None
+        }
+    }
 }
 
 /// How long the sidecar may hold a lease while it loads from an origin of this timeout, and how long other sidecars wait for it. A
@@ -468,7 +494,7 @@ fn compile_load(
     origin_names: &[String],
 ) -> Option<Load> {
     let Some(origin) = &spec.origin else {
-        source.refuse(place.clone(), "a ReadThrough rule loads what is missing", "write its origin");
+        source.refuse(place.clone(), "the rule loads what is missing", "write its origin");
         return None;
     };
     let place = place.key("origin");
@@ -581,6 +607,47 @@ spec: {engine: {kind: Redis, version: "7.0"}, mode: Sentinel, memory: 256Mi}
         ] {
             assert_eq!(of_loads(timeout, stampede), (lease.to_owned(), wait.to_owned()), "{timeout} {stampede}");
         }
+    }
+
+    const WRITE_THROUGH: &str = r#"
+  origins: [{name: db, sql: {url: {secretKeyRef: {name: shop-db, key: url}}}}]
+  rules:
+    - name: user
+      keys: "user:{id}"
+      strategy: WriteThrough
+      origin: {name: db, read: "SELECT 1", write: "INSERT INTO t VALUES ($id, $value)", delete: "DELETE FROM t WHERE id = $id", version: v}
+"#;
+
+    #[test]
+    fn a_rule_that_writes_through_loads_as_one_that_reads_through() {
+        let snapshot = compile_all(&[policy("shop", WRITE_THROUGH)]).expect("valid");
+        let rule = snapshot.rules.first().expect("one rule");
+        let Strategy::WriteThrough(write_through) = &rule.strategy else { panic!("not write-through") };
+        let Store::Sql { write, delete, version } = &write_through.store else { panic!("not SQL") };
+        assert_eq!((write.as_str(), version.as_deref()), ("INSERT INTO t VALUES ($id, $value)", Some("v")));
+        assert!(delete.is_some() && snapshot.requires == 4);
+        assert_eq!(
+            rule.lease().map(|(lease, wait)| (lease.to_string(), wait.to_string())),
+            Some(("3s".into(), "2s500ms".into()))
+        );
+        let json = serde_json::to_vec(&snapshot).expect("serialises");
+        assert_eq!(Snapshot::parse(&json).expect("a sidecar reads it"), snapshot);
+    }
+
+    #[test]
+    fn marks_of_writes_under_way_must_not_be_evicted() {
+        let text = format!(
+            "{}{}",
+            CLUSTER.replacen("memory: 256Mi", "memory: 256Mi, eviction: allkeys-lru", 1),
+            policy("p", WRITE_THROUGH)
+        );
+        let manifests = Manifests::parse(Path::new("t.yaml"), &text).expect("readable");
+        let cluster = &manifests.clusters.first().expect("a cluster").object;
+        let topology = Topology::Sentinel { master: "main".to_owned(), sentinels: vec!["127.0.0.1:26379".to_owned()] };
+        let reach = Reach { topology, tls: None, auth: None, sentinel_auth: None };
+        let secrets = |_: &str, _: &SecretKeyRef| Ok(Sensitive::File("/secrets/url".into()));
+        let problems = compile(cluster, &manifests.policies_for(cluster), 7, reach, &secrets).expect_err("evicts anything");
+        assert!(problems.to_string().contains("write eviction: volatile-lfu"), "{problems}");
     }
 
     #[track_caller]

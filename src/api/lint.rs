@@ -187,7 +187,7 @@ fn lint_origins(linter: &mut Linter<'_>, spec: &CachePolicySpec) {
                 at!("spec", "origins", index),
                 format!("no rule loads from `{}`", origin.name),
                 "",
-                "remove it, or name it in a ReadThrough rule's origin",
+                "remove it, or name it in a ReadThrough or WriteThrough rule's origin",
             );
         }
     }
@@ -250,7 +250,7 @@ fn lint_loads(linter: &mut Linter<'_>, path: &FieldPath, rule: &RuleSpec, defaul
                 );
             }
         }
-        StrategyKind::ReadThrough => {
+        StrategyKind::ReadThrough | StrategyKind::WriteThrough => {
             let wait = rule.stampede.as_ref().and_then(|stampede| stampede.wait);
             if wait.is_some_and(|wait| wait.is_zero()) {
                 linter.warn(

@@ -115,6 +115,12 @@ text_schemas! {
         rule: "self.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')",
         message: "write a name of lower-case letters, digits and dashes that begins with a letter, such as user-profile",
     }
+    /// The name of a column.
+    ColumnText {
+        max: 63,
+        rule: "self.matches('^[A-Za-z_][A-Za-z0-9_]*$')",
+        message: "write the name of a column, such as row_version, or ETag for an http origin",
+    }
     /// The name of another object.
     ObjectNameText {
         max: 253,

@@ -35,7 +35,7 @@ pub enum OriginError {
     /// A statement or a path is malformed or contradicts the rule's pattern.
     #[error("{place}: {why}")]
     Template {
-        /// `read`, `readMany` or `path`.
+        /// `read`, `readMany`, `write`, `delete` or `path`.
         place: &'static str,
         /// What is wrong and what to write instead.
         why: String,
@@ -91,6 +91,22 @@ pub enum LoadError {
         /// What does not fit and what to write instead.
         why: String,
     },
+    /// Of a write alone: the origin will not have it, and nothing has changed.
+    #[error("origin `{origin}` refused the write: {why}")]
+    Rejected {
+        /// The origin's name.
+        origin: String,
+        /// The origin's own words.
+        why: String,
+    },
+    /// Of a write alone: it is not known whether it was made.
+    #[error("origin `{origin}` may have made the write or not: {why}")]
+    Unknown {
+        /// The origin's name.
+        origin: String,
+        /// What happened.
+        why: String,
+    },
 }
 
 impl LoadError {
@@ -103,6 +119,8 @@ impl LoadError {
             Self::Unreachable { .. } => "unreachable",
             Self::Failed { .. } => "failed",
             Self::Unusable { .. } => "unusable",
+            Self::Rejected { .. } => "rejected",
+            Self::Unknown { .. } => "unknown",
         }
     }
 }
@@ -118,16 +136,20 @@ pub(super) enum Failure {
     Failed { why: String, retry: bool, retry_after: Option<Duration> },
     /// The origin is well, and the question or the answer is wrong.
     Unusable(String),
+    /// The origin is well, and will not have the write.
+    Rejected(String),
+    /// The write may have been made.
+    Unknown { why: String, retry: bool },
 }
 
 impl Failure {
     pub(super) fn is_retriable(&self) -> bool {
-        matches!(self, Self::Unreachable(_) | Self::Failed { retry: true, .. })
+        matches!(self, Self::Unreachable(_) | Self::Failed { retry: true, .. } | Self::Unknown { retry: true, .. })
     }
 
     /// Whether it speaks against the origin's health.
     pub(super) fn is_trouble(&self) -> bool {
-        !matches!(self, Self::Unusable(_))
+        !matches!(self, Self::Unusable(_) | Self::Rejected(_))
     }
 
     pub(super) fn retry_after(&self) -> Option<Duration> {
@@ -144,6 +166,8 @@ impl Failure {
             Self::Unreachable(why) => LoadError::Unreachable { origin, why },
             Self::Failed { why, .. } => LoadError::Failed { origin, why },
             Self::Unusable(why) => LoadError::Unusable { origin, why },
+            Self::Rejected(why) => LoadError::Rejected { origin, why },
+            Self::Unknown { why, .. } => LoadError::Unknown { origin, why },
         }
     }
 }

@@ -115,7 +115,8 @@ impl Gate {
     }
 
     /// Runs `attempt`, which asks for `asked`, within the cap and the deadline, and once more where the first failure makes that
-    /// sensible. Loads only read, so repeating one is safe. Dropping the returned future abandons the attempt.
+    /// sensible: loads only read, and a write's failure says whether it may be repeated. Dropping the returned future abandons the
+    /// attempt.
     pub(super) async fn run<T, F>(&self, asked: Asked<'_>, attempt: impl Fn(Instant) -> F) -> Result<T, LoadError>
     where
         F: Future<Output = Result<T, Failure>>,

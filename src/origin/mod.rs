@@ -13,6 +13,7 @@ mod http;
 mod permits;
 pub mod query_log;
 mod sql;
+mod writer;
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -25,12 +26,14 @@ pub use self::breaker::BreakerState;
 pub use self::error::{LoadError, OriginError};
 pub use self::gate::OriginStats;
 pub use self::http::MAX_BODY_BYTES;
+pub use self::writer::{Change, Changed, Writer};
 
 use self::error::Failure;
 use self::gate::{Counters, Gate};
 use self::query_log::Asked;
+use self::writer::{Commits, Orders};
 use crate::policy::snapshot::{Origin, OriginKind, Sensitive};
-use crate::policy::{KeyPattern, Load, Query, Span};
+use crate::policy::{KeyPattern, Load, Query, Span, Store};
 
 /// The most keys in one query of [`Loader::load_many`]. More are asked for in several.
 pub const MAX_BATCH: usize = 500;
@@ -84,6 +87,8 @@ pub enum Loaded {
         value: Vec<u8>,
         /// The longest time that it may be kept, where the origin sets a limit. Zero: it must not be stored.
         max_age: Option<Span>,
+        /// What the origin calls this state of it, where it has names for such.
+        tag: Option<String>,
     },
     /// That there is none.
     NotFound,
@@ -117,6 +122,13 @@ impl Origins {
         Ok(Loader { inner: Arc::new(Inner { source: Arc::clone(source), keys: keys.clone(), question }) })
     }
 
+    /// Prepares to write the keys that `keys` covers, at the origin that `load` asks. Checks what can be checked without asking it.
+    pub fn writer(&self, keys: &KeyPattern, load: &Load, store: &Store) -> Result<Writer, OriginError> {
+        let source = self.by_name.get(&load.origin).ok_or_else(|| OriginError::Unknown(load.origin.clone()))?;
+        let orders = Orders::new(&source.config, keys, load, store)?;
+        Ok(Writer::new(Arc::clone(source), keys.clone(), orders))
+    }
+
     /// Leaves each origin the connections that are this sidecar's share where there are so many, from now on. What is under way
     /// goes on.
     pub fn share_among(&self, sidecars: u32) {
@@ -137,24 +149,30 @@ impl Origins {
     }
 }
 
-/// Checks a rule's question against its pattern and its origin, without connecting to anything: placeholders name parts, and
-/// the statement is a single query. `larder check` and the sidecar refuse the same.
-pub fn check_load(origin: &Origin, keys: &KeyPattern, load: &Load) -> Result<(), OriginError> {
+/// Checks what a rule asks and tells its origin against its pattern and that origin, without connecting to anything: placeholders name
+/// parts, and each statement is a single one. `larder check` and the sidecar refuse the same.
+pub fn check_rule(origin: &Origin, keys: &KeyPattern, load: &Load, store: Option<&Store>) -> Result<(), OriginError> {
     Source::new(origin, None)?;
-    Question::new(origin, keys, load).map(|_| ())
+    Question::new(origin, keys, load)?;
+    store.map_or(Ok(()), |store| Orders::new(origin, keys, load, store).map(|_| ()))
 }
 
-/// The same as [`check_load`], where the origin's URL may stand in a file, which is read: it may say something else later.
-pub async fn check_load_and_file(origin: &Origin, keys: &KeyPattern, load: &Load) -> Result<(), OriginError> {
+/// The same as [`check_rule`], where the origin's URL may stand in a file, which is read: it may say something else later.
+pub async fn check_rule_and_file(
+    origin: &Origin,
+    keys: &KeyPattern,
+    load: &Load,
+    store: Option<&Store>,
+) -> Result<(), OriginError> {
     let (OriginKind::Sql { url } | OriginKind::Http { url }) = &origin.kind;
-    let Sensitive::File(path) = url else { return check_load(origin, keys, load) };
+    let Sensitive::File(path) = url else { return check_rule(origin, keys, load, store) };
     let unusable = |why| OriginError::Secret { origin: origin.name.clone(), path: path.clone(), why };
     let url = read_url(path).await.map(Sensitive::Value).map_err(unusable)?;
     let kind = match &origin.kind {
         OriginKind::Sql { .. } => OriginKind::Sql { url },
         OriginKind::Http { .. } => OriginKind::Http { url },
     };
-    match check_load(&Origin { kind, ..origin.clone() }, keys, load) {
+    match check_rule(&Origin { kind, ..origin.clone() }, keys, load, store) {
         Err(OriginError::Url { why, .. }) => Err(unusable(why)),
         checked => checked,
     }

@@ -13,7 +13,7 @@
 //! | `count` | how many keys the query asks for |
 //! | `at_us` | microseconds since 1970, by the system's clock |
 //! | `took_us` | at the end alone: microseconds since it began |
-//! | `outcome` | at the end alone: `answered`, `timeout`, `unreachable`, `failed`, `unusable`, or `abandoned` |
+//! | `outcome` | at the end alone: `answered`, `timeout`, `unreachable`, `failed`, `unusable`, `abandoned`, or of a write `rejected` or `unknown` |
 //!
 //! Keys never appear: they may hold what is nobody's business. A fingerprint tells which queries were the same, across sidecars too,
 //! and whoever knows a key can look for it. It is no secret: short keys can be guessed from it.
@@ -124,6 +124,8 @@ impl Logged<'_> {
             Some(Failure::Unreachable(_)) => "unreachable",
             Some(Failure::Failed { .. }) => "failed",
             Some(Failure::Unusable(_)) => "unusable",
+            Some(Failure::Rejected(_)) => "rejected",
+            Some(Failure::Unknown { .. }) => "unknown",
         };
     }
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::pattern::KeyPattern;
-use super::rule::{AtWaitEnd, Lifetime, Mode, Query, ReadThrough, Rule, Stampede, Strategy, Unmatched};
+use super::rule::{AtWaitEnd, Lifetime, Mode, Query, ReadThrough, Rule, Stampede, Store, Strategy, Unmatched};
 use super::snapshot::{OriginKind, Snapshot};
 use super::units::{Beta, Span};
 
@@ -61,6 +61,9 @@ pub struct KeyFacts {
     /// What is asked where the key is missing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub origin: Option<AskedOrigin>,
+    /// What that origin is told where the key is written.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub store: Option<Store>,
     /// Why that rule decides.
     pub why: String,
 }
@@ -118,6 +121,7 @@ fn bare(key: &[u8], strategy: &str, why: String) -> KeyFacts {
         early_expiry: None,
         at_wait_end: None,
         origin: None,
+        store: None,
         why,
     }
 }
@@ -148,6 +152,9 @@ fn covered(snapshot: &Snapshot, at: usize, rule: &Rule, key: &[u8]) -> KeyFacts 
             cache_aside.stampede.as_ref(),
         ),
         Strategy::ReadThrough(read_through) => with_load(facts, snapshot, read_through),
+        Strategy::WriteThrough(write_through) => {
+            KeyFacts { store: Some(write_through.store.clone()), ..with_load(facts, snapshot, &write_through.read) }
+        }
     }
 }
 

@@ -16,7 +16,10 @@ pub mod snapshot;
 pub mod units;
 
 pub use pattern::{Captures, KeyPattern, PatternError};
-pub use rule::{AtWaitEnd, CacheAside, Lifetime, Load, Mode, Query, ReadThrough, ReplyForm, Rule, Stampede, Strategy, Unmatched};
+pub use rule::{
+    AtWaitEnd, CacheAside, Lifetime, Load, Mode, Query, ReadThrough, ReplyForm, Rule, Stampede, Store, Strategy, Unmatched,
+    WriteThrough,
+};
 pub use rule_index::{RuleIndex, RuleScan};
 pub use snapshot::{Snapshot, SnapshotError};
 pub use units::{Beta, ByteSize, Percent, Span, UnitError};

@@ -47,6 +47,8 @@ pub enum Strategy {
     CacheAside(CacheAside),
     /// The sidecar loads what is missing.
     ReadThrough(Box<ReadThrough>),
+    /// The sidecar loads what is missing, and carries writes to the origin before the cache has them.
+    WriteThrough(Box<WriteThrough>),
 }
 
 /// How long covered keys live.
@@ -131,6 +133,41 @@ pub struct ReadThrough {
     pub load: Load,
 }
 
+/// What misses and writes on a write-through rule do.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct WriteThrough {
+    /// A miss is loaded as on a read-through rule.
+    pub read: ReadThrough,
+    /// What is written, at the origin that `read` loads from.
+    pub store: Store,
+}
+
+/// What a write tells its origin.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", rename_all_fields = "camelCase", deny_unknown_fields)]
+pub enum Store {
+    /// Statements in which `$part` stands for a part of the key, `$value` for the value and `$value.field` for a member of its JSON
+    /// object, always as bound parameters.
+    Sql {
+        /// For a value. A statement that changes no row counts as refused.
+        write: String,
+        /// For a deletion, whose reply is the number of rows that it changes. `None`: deletions are refused.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        delete: Option<String>,
+        /// The column of what `write` returns that tells which of two writes of a row is the later: a whole number that rises. `None`:
+        /// of writes that overlap none is kept in the cache.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        version: Option<String>,
+    },
+    /// PUT and DELETE of the path that loads ask for.
+    Http {
+        /// Whether a write is made on condition that the origin has what was last seen of it: `If-Match`, where an `ETag` is known.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        if_match: bool,
+    },
+}
+
 /// What a load asks of its origin.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -191,6 +228,26 @@ impl Strategy {
             Self::Bypass {} => "Bypass",
             Self::CacheAside(_) => "CacheAside",
             Self::ReadThrough(_) => "ReadThrough",
+            Self::WriteThrough(_) => "WriteThrough",
+        }
+    }
+}
+
+impl Strategy {
+    /// What a miss does, where it is loaded by the sidecar.
+    pub fn loads(&self) -> Option<&ReadThrough> {
+        match self {
+            Self::Bypass {} | Self::CacheAside(_) => None,
+            Self::ReadThrough(read_through) => Some(read_through),
+            Self::WriteThrough(write_through) => Some(&write_through.read),
+        }
+    }
+
+    /// What a write does, where the sidecar carries it to an origin.
+    pub fn writes(&self) -> Option<&WriteThrough> {
+        match self {
+            Self::WriteThrough(write_through) => Some(write_through),
+            Self::Bypass {} | Self::CacheAside(_) | Self::ReadThrough(_) => None,
         }
     }
 }
@@ -213,6 +270,7 @@ impl Rule {
             Strategy::Bypass {} => None,
             Strategy::CacheAside(cache_aside) => Some(&cache_aside.ttl),
             Strategy::ReadThrough(read_through) => Some(&read_through.ttl),
+            Strategy::WriteThrough(write_through) => Some(&write_through.read.ttl),
         }
     }
 
@@ -221,7 +279,9 @@ impl Rule {
         match &self.strategy {
             Strategy::Bypass {} => None,
             Strategy::CacheAside(cache_aside) => cache_aside.stampede.map(|stampede| (stampede.lease, stampede.wait)),
-            Strategy::ReadThrough(read_through) => Some((read_through.lease, read_through.wait)),
+            Strategy::ReadThrough(_) | Strategy::WriteThrough(_) => {
+                self.strategy.loads().map(|read_through| (read_through.lease, read_through.wait))
+            }
         }
     }
 }

@@ -10,14 +10,15 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::pattern::KeyPattern;
-use super::rule::{CacheAside, Lifetime, Mode, Query, Rule, Strategy, Unmatched};
+use super::rule::{CacheAside, Lifetime, Mode, Query, Rule, Store, Strategy, Unmatched, WriteThrough};
 use super::units::Span;
 
 /// The newest form that this build writes and reads.
 ///
 /// 2: rules may have a `mode`, and cache-aside rules `stale` and `stampede` (with `waitFollowsLoads`).
 /// 3: origins may have `maxTotalConnections`.
-pub const VERSION: u32 = 3;
+/// 4: rules may write through.
+pub const VERSION: u32 = 4;
 /// The largest snapshot in bytes, which also fits a ConfigMap.
 pub const MAX_BYTES: usize = 900 * 1024;
 /// The most rules in one snapshot.
@@ -349,6 +350,10 @@ impl Snapshot {
             Strategy::Bypass {} => return Ok(()),
             Strategy::CacheAside(cache_aside) => return check_stampede(cache_aside),
             Strategy::ReadThrough(read_through) => read_through,
+            Strategy::WriteThrough(write_through) => {
+                check_store(write_through)?;
+                &write_through.read
+            }
         };
         let load = &read_through.load;
         let origin = self.origins.iter().find(|origin| origin.name == load.origin);
@@ -372,8 +377,11 @@ pub fn required_form(origins: &[Origin], rules: &[Rule]) -> u32 {
     let is_newer = |rule: &Rule| match &rule.strategy {
         _ if rule.mode == Mode::Observe => true,
         Strategy::CacheAside(cache_aside) => cache_aside.stampede.is_some() || !cache_aside.stale.is_zero(),
-        Strategy::Bypass {} | Strategy::ReadThrough(_) => false,
+        Strategy::Bypass {} | Strategy::ReadThrough(_) | Strategy::WriteThrough(_) => false,
     };
+    if rules.iter().any(|rule| rule.strategy.writes().is_some()) {
+        return 4;
+    }
     if origins.iter().any(|origin| origin.max_total_connections.is_some()) {
         return 3;
     }
@@ -387,6 +395,14 @@ fn check_stampede(cache_aside: &CacheAside) -> Result<(), String> {
             Err("stale is served while one caller loads: it needs stampede as well".to_owned())
         }
         Some(_) | None => Ok(()),
+    }
+}
+
+fn check_store(write_through: &WriteThrough) -> Result<(), String> {
+    match (&write_through.read.load.query, &write_through.store) {
+        (Query::Sql { .. }, Store::Sql { .. }) | (Query::Http { .. }, Store::Http { .. }) => Ok(()),
+        (Query::Sql { .. }, Store::Http { .. }) => Err("an sql origin is written to by `write`".to_owned()),
+        (Query::Http { .. }, Store::Sql { .. }) => Err("an http origin is written to by its `path`, not by `write`".to_owned()),
     }
 }
 
@@ -490,6 +506,22 @@ mod tests {
     }
 
     #[test]
+    fn rules_that_write_through_need_sidecars_that_know_them() {
+        let write_through = |store: &str| {
+            let json = MINIMAL.replacen("readThrough\":{", "writeThrough\":{\"read\":{", 1).replacen(
+                "\"reply\":null}}",
+                &format!("\"reply\":null}}}},\"store\":{store}}}"),
+                1,
+            );
+            Snapshot::parse(json.as_bytes())
+        };
+        let sql = write_through(r#"{"sql":{"write":"INSERT INTO users VALUES ($id, $value)"}}"#).expect("valid");
+        assert_eq!(required_form(&sql.origins, &sql.rules), 4);
+        assert_eq!(Snapshot::parse(&serde_json::to_vec(&sql).expect("serialises")).expect("valid"), sql);
+        assert!(write_through(r#"{"http":{}}"#).is_err_and(|error| error.to_string().contains("by `write`")));
+    }
+
+    #[test]
     fn secrets_do_not_show() {
         let snapshot = Snapshot::parse(MINIMAL.as_bytes()).expect("valid");
         assert!(!format!("{snapshot:?}").contains("secret"));
@@ -498,7 +530,7 @@ mod tests {
     #[test]
     fn contradictions_name_the_place() {
         for (from, to, word) in [
-            (r#""requires":1"#, r#""requires":4"#, "upgrade"),
+            (r#""requires":1"#, r#""requires":5"#, "upgrade"),
             (r#""generation":1"#, r#""generation":1,"extra":1"#, "extra"),
             ("127.0.0.1:7000", "nowhere", "host:port"),
             (r#""cluster":{"#, r#""cluster":{"patience":"61s","#, "at most 1m"),

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use super::engine::lease::Doubt;
 use super::policy::{ActivePolicy, RuleId};
 use super::upstream::node::NodeAddr;
+use crate::origin::LoadError;
 use crate::telemetry::hot_keys::HotKeys;
 use crate::telemetry::metrics::{MetricsHub, NodeMeter, RuleCounters, WorkerMetrics};
 use crate::telemetry::slow_log::SlowLog;
@@ -158,6 +159,24 @@ impl Meter {
     /// A rule has no leases for a while.
     pub fn disarmed(&self, rule: RuleId) {
         self.on_rule(rule, |counters| counters.disarmed.inc());
+    }
+
+    /// A command's changes were carried to the origin. `failed`: how, where they were not made.
+    pub fn written(&self, rule: RuleId, failed: Option<&LoadError>) {
+        self.on_rule(rule, |counters| {
+            counters.writes.inc();
+            match failed {
+                None => {}
+                Some(LoadError::Rejected { .. }) => counters.writes_rejected.inc(),
+                Some(LoadError::Unknown { .. }) => counters.writes_unknown.inc(),
+                Some(_) => counters.write_errors.inc(),
+            }
+        });
+    }
+
+    /// A value that was written is not kept: another write of its key was under way.
+    pub fn unkept(&self, rule: RuleId) {
+        self.on_rule(rule, |counters| counters.writes_unkept.inc());
     }
 
     /// A write was given what keeps its keys within their TTLs.

@@ -3,10 +3,12 @@
 use std::sync::Arc;
 
 use super::engine::ttl::{Cover, Coverage};
-use crate::origin::{Loader, OriginError, Origins};
+use crate::origin::{Loader, OriginError, Origins, Writer};
 use crate::policy::explain::{KeyFacts, explain};
 use crate::policy::snapshot::{Allow, Topology};
-use crate::policy::{CacheAside, Lifetime, Mode, ReadThrough, Rule, RuleIndex, Snapshot, Span, Strategy, Unmatched};
+use crate::policy::{
+    CacheAside, Lifetime, Mode, ReadThrough, Rule, RuleIndex, Snapshot, Span, Strategy, Unmatched, WriteThrough,
+};
 
 /// The position of a rule in its snapshot.
 pub type RuleId = u16;
@@ -20,6 +22,9 @@ pub struct ActivePolicy {
     index: RuleIndex,
     /// For each rule, how its misses are loaded.
     loaders: Vec<Option<Loader>>,
+    /// For each rule, how its writes reach an origin.
+    writers: Vec<Option<Writer>>,
+    has_writers: bool,
     /// For each rule, whether a miss takes a lease.
     leases: Vec<bool>,
     /// For each rule, how eagerly its values are loaded anew before they expire.
@@ -35,17 +40,22 @@ pub struct ActivePolicy {
 impl ActivePolicy {
     /// Indexes a snapshot, whose origins are `origins`. Connects to nothing.
     pub fn new(snapshot: Arc<Snapshot>, origins: &Origins) -> Result<Self, OriginError> {
-        let loader = |rule: &Rule| match &rule.strategy {
-            Strategy::ReadThrough(read_through) => {
-                let loader = origins.loader(&rule.keys, &read_through.load)?;
-                Ok(Some(loader).filter(|_| rule.mode == Mode::Enforce))
-            }
-            Strategy::Bypass {} | Strategy::CacheAside(_) => Ok(None),
+        let loader = |rule: &Rule| {
+            let Some(read_through) = rule.strategy.loads() else { return Ok(None) };
+            let loader = origins.loader(&rule.keys, &read_through.load)?;
+            Ok(Some(loader).filter(|_| rule.mode == Mode::Enforce))
         };
         let loaders = snapshot.rules.iter().map(loader).collect::<Result<_, _>>()?;
+        let writer = |rule: &Rule| {
+            let Some(WriteThrough { read, store }) = rule.strategy.writes() else { return Ok(None) };
+            let writer = origins.writer(&rule.keys, &read.load, store)?;
+            Ok(Some(writer).filter(|_| rule.mode == Mode::Enforce))
+        };
+        let writers: Vec<Option<Writer>> = snapshot.rules.iter().map(writer).collect::<Result<_, _>>()?;
+        let has_writers = writers.iter().any(Option::is_some);
         let leases = |rule: &Rule| match &rule.strategy {
             Strategy::CacheAside(cache_aside) => rule.mode == Mode::Enforce && cache_aside.stampede.is_some(),
-            Strategy::Bypass {} | Strategy::ReadThrough(_) => false,
+            Strategy::Bypass {} | Strategy::ReadThrough(_) | Strategy::WriteThrough(_) => false,
         };
         let leases: Vec<bool> = snapshot.rules.iter().map(leases).collect();
         let has_leases = leases.contains(&true);
@@ -53,14 +63,26 @@ impl ActivePolicy {
             Strategy::CacheAside(cache_aside) if rule.mode == Mode::Enforce => {
                 cache_aside.stampede.as_ref().and_then(|stampede| stampede.early_expiry).map(|beta| beta.get())
             }
-            Strategy::CacheAside(_) | Strategy::Bypass {} | Strategy::ReadThrough(_) => None,
+            Strategy::CacheAside(_) | Strategy::Bypass {} | Strategy::ReadThrough(_) | Strategy::WriteThrough(_) => None,
         };
         let early_expiry: Vec<Option<f64>> = snapshot.rules.iter().map(early_expiry).collect();
         let has_early_expiry = early_expiry.iter().any(Option::is_some);
         let observes = snapshot.rules.iter().any(|rule| rule.mode == Mode::Observe);
         let index = RuleIndex::new(snapshot.patterns().cloned());
         let transparent = snapshot.rules.is_empty() && snapshot.unmatched == Unmatched::Bypass {};
-        Ok(Self { snapshot, index, loaders, leases, early_expiry, has_leases, has_early_expiry, observes, transparent })
+        Ok(Self {
+            snapshot,
+            index,
+            loaders,
+            writers,
+            has_writers,
+            leases,
+            early_expiry,
+            has_leases,
+            has_early_expiry,
+            observes,
+            transparent,
+        })
     }
 
     /// The snapshot that it was made from.
@@ -182,16 +204,35 @@ impl ActivePolicy {
     pub fn cache_aside(&self, id: RuleId) -> Option<&CacheAside> {
         match &self.enforced(id)?.strategy {
             Strategy::CacheAside(cache_aside) => Some(cache_aside),
-            Strategy::Bypass {} | Strategy::ReadThrough(_) => None,
+            Strategy::Bypass {} | Strategy::ReadThrough(_) | Strategy::WriteThrough(_) => None,
         }
     }
 
     /// What a miss of the rule does, where misses are loaded.
     pub fn read_through(&self, id: RuleId) -> Option<&ReadThrough> {
-        match &self.enforced(id)?.strategy {
-            Strategy::ReadThrough(read_through) => Some(read_through),
-            Strategy::Bypass {} | Strategy::CacheAside(_) => None,
-        }
+        self.enforced(id)?.strategy.loads()
+    }
+
+    /// What a write of the rule does, where writes are carried to an origin.
+    pub fn write_through(&self, id: RuleId) -> Option<&WriteThrough> {
+        self.enforced(id)?.strategy.writes()
+    }
+
+    /// Whether writes of any rule are carried to an origin.
+    #[inline]
+    pub fn has_writers(&self) -> bool {
+        self.has_writers
+    }
+
+    /// Whether writes of the rule are carried to its origin.
+    #[inline]
+    pub fn writes_through(&self, id: RuleId) -> bool {
+        self.writer(id).is_some()
+    }
+
+    /// How writes of the rule reach its origin.
+    pub fn writer(&self, id: RuleId) -> Option<&Writer> {
+        self.writers.get(usize::from(id))?.as_ref()
     }
 
     /// How misses of the rule are loaded.
@@ -237,7 +278,9 @@ impl Coverage for Covered<'_> {
         let lifetime = self.policy.lifetime_of(rule)?;
         let (companions, stale, writes_copy) = match self.policy.enforced(rule).map(|rule| &rule.strategy) {
             Some(Strategy::CacheAside(cache_aside)) => (cache_aside.stampede.is_some(), cache_aside.stale, true),
-            Some(Strategy::ReadThrough(read_through)) => (true, read_through.stale, false),
+            Some(strategy @ (Strategy::ReadThrough(_) | Strategy::WriteThrough(_))) => {
+                (true, strategy.loads().map_or(Span::default(), |read_through| read_through.stale), false)
+            }
             Some(Strategy::Bypass {}) | None => (false, Span::default(), false),
         };
         Some(Cover { lifetime, companions, stale, writes_copy })

@@ -19,10 +19,10 @@ use super::upstream::access::{Access, ClusterAccess};
 use super::upstream::discovery::{Discovery, Refresh};
 use super::upstream::node::NodeAddrError;
 use super::upstream::view::View;
-use crate::origin::{OriginError, Origins, check_load_and_file};
+use crate::origin::{OriginError, Origins, check_rule_and_file};
+use crate::policy::Mode;
 use crate::policy::digest::digest;
 use crate::policy::snapshot::{Cluster, MAX_BYTES, Snapshot, SnapshotError};
-use crate::policy::{Mode, Strategy};
 use crate::telemetry::background::Background;
 
 /// How soon what could not come into force is tried again: a secret that it names may be on its way.
@@ -397,9 +397,10 @@ fn fingerprint(bytes: &[u8]) -> u64 {
 /// policy fails the loads from that origin, and nothing else.
 async fn check_origins(snapshot: &Snapshot) -> Result<(), OriginError> {
     for rule in snapshot.rules.iter().filter(|rule| rule.mode == Mode::Enforce) {
-        let Strategy::ReadThrough(read_through) = &rule.strategy else { continue };
+        let Some(read_through) = rule.strategy.loads() else { continue };
         if let Some(origin) = snapshot.origins.iter().find(|origin| origin.name == read_through.load.origin) {
-            check_load_and_file(origin, &rule.keys, &read_through.load).await?;
+            let store = rule.strategy.writes().map(|write_through| &write_through.store);
+            check_rule_and_file(origin, &rule.keys, &read_through.load, store).await?;
         }
     }
     Ok(())

@@ -11,6 +11,7 @@ use super::meter::Meter;
 use super::patterns::cache_aside::{self, Aside};
 use super::patterns::observe;
 use super::patterns::read_through::{self, Flights};
+use super::patterns::write_through::Writes;
 use super::policy::ActivePolicy;
 use super::resp::{encode, reply};
 use super::roster::Roster;
@@ -64,6 +65,7 @@ pub struct Worker {
     clock: Cell<u64>,
     repeats: RefCell<Vec<Repeat>>,
     flights: Flights,
+    writes: Writes,
     aside: Aside,
     forecast: RefCell<Forecast>,
     /// The runtime of the thread that asks origins.
@@ -113,6 +115,7 @@ impl Worker {
             clock: Cell::new(1),
             repeats: RefCell::default(),
             flights: Flights::default(),
+            writes: Writes::default(),
             aside: Aside::new(fastrand::u64(..)),
             forecast: RefCell::default(),
             origins,
@@ -164,6 +167,11 @@ impl Worker {
     /// What is being loaded.
     pub fn flights(&self) -> &Flights {
         &self.flights
+    }
+
+    /// What is on its way to origins.
+    pub fn writes(&self) -> &Writes {
+        &self.writes
     }
 
     /// What is known of leases.

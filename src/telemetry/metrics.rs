@@ -72,6 +72,16 @@ counters!(
         negative,
         /// Loads that failed
         load_errors,
+        /// Commands whose changes were carried to the origin, whatever came of them
+        writes,
+        /// Of those, commands that the origin refused
+        writes_rejected,
+        /// Of those, commands that failed before anything was changed
+        write_errors,
+        /// Of those, commands of which it is not known whether the origin made them
+        writes_unknown,
+        /// Values that were written and not kept, since another write of the key was under way
+        writes_unkept,
         /// Keys that were given a TTL that their writer had not given
         ttl_added,
         /// Misses whose client may load while others wait

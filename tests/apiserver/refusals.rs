@@ -84,6 +84,7 @@ fn of_texts() -> Vec<(&'static str, Change)> {
         ("write the keys with their parts", Is(json!("user:*"))),
         ("write a path that begins with a slash", Is(json!("products"))),
         ("an SQL statement has no NUL", Is(json!("SELECT \u{0}"))),
+        ("write the name of a column", Is(json!("row-version"))),
     ]
 }
 
@@ -125,12 +126,26 @@ fn of_policies() -> Vec<(&'static str, Change)> {
         ("maxConnections is more than maxTotal", Gets(json!({"maxConnections": 5, "maxTotalConnections": 4}))),
         ("write either sql or http", Gets(json!({"sql": url, "http": url}))),
         ("a ReadThrough rule loads what is missing", Gets(json!({"strategy": "ReadThrough", "origin": null}))),
-        ("only a ReadThrough rule loads", Gets(json!({"strategy": "CacheAside", "origin": {"name": "db", "read": "SELECT 1"}}))),
-        ("only a ReadThrough rule knows", Gets(json!({"strategy": "CacheAside", "negativeTtl": "1m"}))),
+        (
+            "only a ReadThrough or WriteThrough rule has an origin",
+            Gets(json!({"strategy": "CacheAside", "origin": {"name": "db", "read": "SELECT 1"}})),
+        ),
+        ("only a ReadThrough or WriteThrough rule knows", Gets(json!({"strategy": "CacheAside", "negativeTtl": "1m"}))),
+        ("a WriteThrough rule loads what is missing and writes", Gets(json!({"strategy": "WriteThrough", "origin": null}))),
+        ("a WriteThrough rule carries writes", Gets(json!({"strategy": "WriteThrough"}))),
+        ("only a WriteThrough rule writes", Gets(json!({"origin": {"version": "v"}}))),
+        ("an http origin is written to", Gets(json!({"read": null, "readMany": null, "path": "/x", "write": "INSERT"}))),
+        ("an http origin tells versions", Gets(json!({"read": null, "readMany": null, "path": "/x", "version": "v"}))),
         ("a Bypass rule touches nothing", Gets(json!({"strategy": "Bypass", "ttl": "1m"}))),
-        ("a ReadThrough rule always makes one load", Gets(json!({"strategy": "ReadThrough", "stampede": {"mode": "Disabled"}}))),
+        (
+            "a ReadThrough or WriteThrough rule always makes one load",
+            Gets(json!({"strategy": "ReadThrough", "stampede": {"mode": "Disabled"}})),
+        ),
         ("earlyExpiry is supported on CacheAside", Gets(json!({"strategy": "ReadThrough", "stampede": {"earlyExpiry": 1.0}}))),
-        ("at the end of its wait a ReadThrough", Gets(json!({"strategy": "ReadThrough", "stampede": {"atWaitEnd": "Miss"}}))),
+        (
+            "at the end of its wait a ReadThrough or WriteThrough",
+            Gets(json!({"strategy": "ReadThrough", "stampede": {"atWaitEnd": "Miss"}})),
+        ),
         (
             "stale values are served while",
             Gets(json!({"strategy": "CacheAside", "stale": "1m", "stampede": {"mode": "Disabled"}})),
@@ -270,6 +285,18 @@ fn policies() -> Vec<Value> {
                         },
                     },
                     {"name": "page", "keys": "page:{id}", "strategy": "ReadThrough", "origin": {"name": "api", "path": "/pages/{id}"}},
+                    {
+                        "name": "cart",
+                        "keys": "cart:{id}",
+                        "strategy": "WriteThrough",
+                        "origin": {
+                            "name": "db",
+                            "read": "SELECT body FROM carts WHERE id = $id",
+                            "write": "UPDATE carts SET body = $value WHERE id = $id RETURNING row_version",
+                            "delete": "DELETE FROM carts WHERE id = $id",
+                            "version": "row_version",
+                        },
+                    },
                     {
                         "name": "session",
                         "keys": "session:{id}",

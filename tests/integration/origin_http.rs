@@ -82,7 +82,7 @@ async fn statuses_and_headers_decide() {
         let loader = loader(&origin, "{p}", &path("/{p}", reply));
         async move { loader.load(key.as_bytes()).await }
     };
-    let limited = |secs| Loaded::Found { value: b"x".to_vec(), max_age: Some(Span::from_secs(secs)) };
+    let limited = |secs| Loaded::Found { value: b"x".to_vec(), max_age: Some(Span::from_secs(secs)), tag: None };
     assert_eq!(load("plain", None).await, Ok(found("found")));
     assert_eq!(load("max-age", None).await, Ok(limited(45)));
     assert_eq!(load("no-store", None).await, Ok(limited(0)));

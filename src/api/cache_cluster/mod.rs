@@ -196,6 +196,11 @@ impl EngineKind {
 }
 
 impl Eviction {
+    /// Whether a full server also drops keys that have no TTL.
+    pub const fn drops_any_key(self) -> bool {
+        matches!(self, Self::AllkeysLfu | Self::AllkeysLru | Self::AllkeysRandom)
+    }
+
     /// The value of `maxmemory-policy`.
     pub const fn as_str(self) -> &'static str {
         match self {

@@ -12,20 +12,19 @@ const POLICY_FIELDS: &[(&str, &str)] = &[
     ("spec.workloads.matchExpressions", "remove it, and select workloads by matchLabels"),
     ("spec.rules[].invalidate", "remove it: keys are invalidated by DEL, LARDER.INVALIDATE and their TTL"),
     ("spec.rules[].nearCache", "remove it: values are kept in the cache tier only"),
-    ("spec.rules[].writeBehind", "remove it: the application writes to its database itself, then deletes the key"),
-    ("spec.rules[].origin.write", "remove it: the application writes to its database itself, then deletes the key"),
-    ("spec.rules[].origin.delete", "remove it: the application deletes in its database itself, then deletes the key"),
-    ("spec.rules[].origin.version", "remove it: values are not versioned"),
+    (
+        "spec.rules[].writeBehind",
+        "remove it, and write strategy: WriteThrough: writes reach the database before they are acknowledged",
+    ),
     ("spec.rules[].origin.increment", "remove it: the application counts in its database itself, then deletes the key"),
 ];
 
 const VALUES: &[(Kind, &str, &str, &str)] = &[
-    (Kind::CachePolicy, "spec.rules[].strategy", "WriteThrough", WRITES),
     (Kind::CachePolicy, "spec.rules[].strategy", "WriteBehind", WRITES),
     (Kind::CachePolicy, "spec.rules[].origin.as", "Hash", "write Json or String"),
 ];
 
-const WRITES: &str = "write ReadThrough, and let the application write to its database itself, then delete the key";
+const WRITES: &str = "write WriteThrough: writes reach the database before they are acknowledged";
 
 const BOUNDS: &[(Kind, &str, &str)] = &[
     (Kind::CacheCluster, "spec.replicas", "write at least 1: a single instance is no cache tier, its death empties the cache"),

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use crate::api::cache_cluster::{Engine, EngineKind, Mode};
+use crate::api::cache_cluster::{Engine, EngineKind, Eviction, Mode};
 use crate::api::compile::{compile, policy_ref};
 use crate::api::finding::{Finding, Severity};
 use crate::api::lint::{self, lint};
@@ -13,8 +13,8 @@ use crate::api::{CacheCluster, CacheClusterSpec, CachePolicy, FieldPath, Reach, 
 use crate::cli::Failure;
 use crate::operator::cache_cluster::build::PATIENCE;
 use crate::origin::{self, OriginError};
+use crate::policy::ByteSize;
 use crate::policy::snapshot::{Sensitive, Snapshot, Topology};
-use crate::policy::{ByteSize, Strategy};
 
 /// What was found.
 pub(super) struct Review {
@@ -127,7 +127,12 @@ fn check_compilation(manifests: &Manifests, findings: &mut Vec<Finding>) {
         groups.entry(key).or_default().push(&policy.object);
     }
     for ((namespace, name), policies) in groups {
-        let cluster = stand_in(namespace, name);
+        let given = |cluster: &&Located<CacheCluster>| {
+            let metadata = &cluster.object.metadata;
+            namespace_of(metadata) == namespace && metadata.name.as_deref() == Some(name)
+        };
+        let eviction = manifests.clusters.iter().find(given).and_then(|cluster| cluster.object.spec.eviction);
+        let cluster = stand_in(namespace, name, eviction);
         match compile_for_check(manifests, &cluster, &policies) {
             Ok(_) => {
                 for policy in policies {
@@ -153,8 +158,8 @@ fn compile_for_check(manifests: &Manifests, cluster: &CacheCluster, policies: &[
     compile(cluster, policies, 1, reach, &secrets)
 }
 
-/// A cluster of that name: what a policy compiles to depends on no other field.
-fn stand_in(namespace: &str, name: &str) -> CacheCluster {
+/// A cluster of that name: what a policy compiles to depends on no field but its eviction.
+fn stand_in(namespace: &str, name: &str, eviction: Option<Eviction>) -> CacheCluster {
     let spec = CacheClusterSpec {
         engine: Engine { kind: EngineKind::Valkey, version: "8.1".to_owned(), image: None },
         mode: Mode::Sentinel,
@@ -162,7 +167,7 @@ fn stand_in(namespace: &str, name: &str) -> CacheCluster {
         replicas: None,
         sentinels: None,
         memory: ByteSize::from_bytes(1 << 30),
-        eviction: None,
+        eviction,
         parameters: BTreeMap::new(),
         auth: None,
         tls: None,
@@ -181,9 +186,10 @@ fn stand_in(namespace: &str, name: &str) -> CacheCluster {
 /// Has the origin layer parse the statements and paths of one policy, whose rules stand in `snapshot` in their order.
 fn check_loads(manifests: &Manifests, policy: &CachePolicy, snapshot: &Snapshot, findings: &mut Vec<Finding>) {
     for (index, rule) in snapshot.rules.iter().enumerate() {
-        let Strategy::ReadThrough(read_through) = &rule.strategy else { continue };
+        let Some(read_through) = rule.strategy.loads() else { continue };
         let Some(origin) = snapshot.origins.iter().find(|origin| origin.name == read_through.load.origin) else { continue };
-        if let Err(error) = origin::check_load(origin, &rule.keys, &read_through.load) {
+        let store = rule.strategy.writes().map(|write_through| &write_through.store);
+        if let Err(error) = origin::check_rule(origin, &rule.keys, &read_through.load, store) {
             let path = FieldPath::root().key("spec").key("rules").index(index).key("origin");
             findings.push(manifests.locate(load_problem(policy, path, &error)));
         }

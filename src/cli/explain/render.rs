@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use super::Explained;
 use crate::cli::output::{Paint, harmless};
 use crate::policy::explain::{AskedOrigin, KeyFacts};
-use crate::policy::{AtWaitEnd, Lifetime, Mode, Query};
+use crate::policy::{AtWaitEnd, Lifetime, Mode, Query, Store};
 
 /// The facts, line by line, and what follows from them.
 pub fn text(explained: &Explained, paint: &Paint) -> String {
@@ -73,6 +73,7 @@ pub fn does(facts: &KeyFacts) -> Vec<String> {
         (_, "Bypass") => vec!["every command passes untouched, and is counted".to_owned()],
         (true, "CacheAside") => cache_aside(facts),
         (true, "ReadThrough") => read_through(facts),
+        (true, "WriteThrough") => write_through(facts),
         (_, other) => vec![format!("{other}: this version of larder does not know more of it")],
     };
     if let Some(Lifetime { default, max, .. }) = &facts.ttl {
@@ -117,6 +118,36 @@ fn read_through(facts: &KeyFacts) -> Vec<String> {
     }
     if let Some(wait) = facts.wait {
         told.push(format!("a read waits up to {wait} for a load that another pod makes, then loads by itself"));
+    }
+    told
+}
+
+fn write_through(facts: &KeyFacts) -> Vec<String> {
+    let origin = facts.origin.as_ref().map_or("its origin", |origin| origin.name.as_str());
+    let mut told = read_through(facts);
+    told.push(format!(
+        "SET, SETEX, PSETEX and MSET are carried to `{origin}` first, and acknowledged when it has them; commands that change a part of a \
+         value are refused"
+    ));
+    match &facts.store {
+        Some(Store::Sql { write, delete, version }) => {
+            told.push(format!("a value is written by: {write}"));
+            told.push(match delete {
+                Some(delete) => format!("DEL and UNLINK answer how many rows this changed: {delete}"),
+                None => "DEL and UNLINK are refused: the rule has no origin.delete".to_owned(),
+            });
+            told.push(match version {
+                Some(version) => format!("of writes that overlap, the cache keeps the one with the greatest `{version}`"),
+                None => "of writes that overlap, the cache keeps none: the next read loads".to_owned(),
+            });
+        }
+        Some(Store::Http { if_match }) => {
+            told.push("a value is written by PUT of that path, DEL and UNLINK send DELETE".to_owned());
+            if *if_match {
+                told.push("each on condition that the origin still has what was last seen of it (If-Match)".to_owned());
+            }
+        }
+        None => {}
     }
     told
 }
@@ -203,6 +234,11 @@ note: mind this
                 "atWaitEnd": "error", "stale": "1m", "earlyExpiry": 1.0, "why": ""}),
             &["nothing yet: the rule only observes", "may load for 3s", "wait up to 1s, then get an error", "before it expires"],
         );
-        says(json!({"key": "a", "rule": "r", "strategy": "WriteThrough", "why": ""}), &["does not know more of it"]);
+        says(json!({"key": "a", "rule": "r", "strategy": "WriteBehind", "why": ""}), &["does not know more of it"]);
+        let store = json!({"sql": {"write": "INSERT INTO t VALUES ($id, $value)", "delete": "DELETE FROM t WHERE id = $id"}});
+        says(
+            json!({"key": "a:1", "rule": "a", "strategy": "WriteThrough", "store": store, "why": ""}),
+            &["carried to `its origin` first", "written by: INSERT", "rows this changed: DELETE", "the cache keeps none"],
+        );
     }
 }

@@ -280,11 +280,11 @@ impl Merging<'_> {
         let place = self.namespace.clusters.get(&name).cloned().flatten();
         // Whether a policy is valid does not depend on whether its CacheCluster is there already.
         let nowhere = || Topology::Sentinel { master: name.clone(), sentinels: vec!["localhost:26379".to_owned()] };
-        let place = place.unwrap_or_else(|| Place { topology: nowhere(), tls: false });
+        let place = place.unwrap_or_else(|| Place { topology: nowhere(), tls: false, eviction: None });
         let cluster = ObjectRef { kind: "CacheCluster", namespace: self.workload.namespace.clone(), name };
         // Which file it is comes later, and what is in it is seen apart.
         let in_file = |_: &str, _: &SecretKeyRef| -> Result<Sensitive, String> { Ok(Sensitive::File(PathBuf::new())) };
-        let mut snapshot = compile_about(&cluster, policies, generation, place.reach(), &in_file)?;
+        let mut snapshot = compile_about(&cluster, place.eviction, policies, generation, place.reach(), &in_file)?;
         origins::read_from_files(&mut snapshot, policies);
         snapshot.allow = allow(policies);
         Ok(snapshot)

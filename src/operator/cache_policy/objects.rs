@@ -170,7 +170,7 @@ mod tests {
         let topology = Topology::Sentinel { master: "main".to_owned(), sentinels: vec!["10.96.0.7:26379".to_owned()] };
         let url = BTreeMap::from([("url".to_owned(), b"postgres://app:hidden@db/shop".to_vec())]);
         let namespace = Namespace {
-            clusters: BTreeMap::from([("main".to_owned(), Some(Place { topology, tls: true }))]),
+            clusters: BTreeMap::from([("main".to_owned(), Some(Place { topology, tls: true, eviction: None }))]),
             secrets: KnownSecrets(BTreeMap::from([("shop-db".to_owned(), url)])),
             ..Namespace::default()
         };
@@ -206,7 +206,7 @@ mod tests {
         let Objects { secret, history, config_map } = build(&merged);
         let name = "larder-b-shop-4469096e2a";
         let snapshot = concat!(
-            r#"{"version":3,"requires":1,"generation":12,"cluster":{"name":"main","topology":{"sentinel":{"master":"main","#,
+            r#"{"version":4,"requires":1,"generation":12,"cluster":{"name":"main","topology":{"sentinel":{"master":"main","#,
             r#""sentinels":["10.96.0.7:26379"]}},"tls":{"caFile":"/etc/larder/secret/ca.crt"},"#,
             r#""auth":{"usernameFile":"/etc/larder/secret/username","passwordFile":"/etc/larder/secret/password"},"#,
             r#""sentinelAuth":{"usernameFile":"/etc/larder/secret/sentinel-username","#,

@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use crate::api::Reach;
+use crate::api::cache_cluster::Eviction;
 use crate::operator::cache_cluster::build::PATIENCE;
 use crate::operator::cache_cluster::names::SENTINEL_PORT;
 use crate::operator::cache_cluster::objects::Addresses;
@@ -18,6 +19,8 @@ pub struct Place {
     pub topology: Topology,
     /// Whether they and the sentinels speak TLS.
     pub tls: bool,
+    /// What its servers do when they are full, where that is known.
+    pub eviction: Option<Eviction>,
 }
 
 impl Place {
@@ -26,7 +29,7 @@ impl Place {
         let at = |address: &IpAddr| SocketAddr::new(*address, SENTINEL_PORT).to_string();
         let sentinels: Vec<String> = addresses.sentinels.values().map(at).collect();
         let topology = Topology::Sentinel { master: wanted.master_name().to_owned(), sentinels };
-        (!addresses.sentinels.is_empty()).then_some(Self { topology, tls: wanted.tls.is_some() })
+        (!addresses.sentinels.is_empty()).then_some(Self { topology, tls: wanted.tls.is_some(), eviction: Some(wanted.eviction) })
     }
 
     /// As a sidecar reaches it that has the binding's Secret. Every binding has a login of its own, also where others need none.

@@ -7,19 +7,25 @@ mod template;
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use reqwest::header::{HeaderMap, RETRY_AFTER};
+use reqwest::header::{CONTENT_TYPE, ETAG, HeaderMap, HeaderValue, IF_MATCH, RETRY_AFTER};
 use reqwest::redirect::Policy;
 use reqwest::{Client, Response, StatusCode, Url};
 use tokio::time::Instant;
 
 use self::template::Template;
-use super::Loaded;
 use super::error::{Failure, OriginError};
+use super::{Changed, Commits, Loaded};
 use crate::policy::snapshot::{Origin, Sensitive};
 use crate::policy::{KeyPattern, ReplyForm};
 
 /// The largest body that is accepted, in bytes.
 pub const MAX_BODY_BYTES: usize = 64 * 1024 * 1024;
+/// How much of a body that explains a refusal is told to the client, in bytes.
+const MAX_REASON_BYTES: usize = 256;
+/// The longest `ETag` that is kept, in bytes.
+const MAX_TAG_BYTES: usize = 1024;
+/// Tells a service which requests are one and the same.
+const IDEMPOTENCY_KEY: &str = "idempotency-key";
 /// How many redirects within the origin are followed.
 const MAX_REDIRECTS: usize = 3;
 
@@ -40,6 +46,19 @@ pub(super) struct Service {
 pub(super) struct Question {
     path: Template,
     json: bool,
+}
+
+/// One change at a service.
+#[derive(Debug)]
+pub(super) struct Step<'a> {
+    /// As [`Question::path`] made it.
+    pub(super) path: &'a str,
+    /// What is stored. `None`: the resource is deleted.
+    pub(super) value: Option<&'a [u8]>,
+    /// What the resource must be still, where that is asked for.
+    pub(super) if_match: Option<&'a str>,
+    /// The same in each attempt at this change, and in no other.
+    pub(super) id: &'a str,
 }
 
 impl Question {
@@ -77,6 +96,51 @@ impl Service {
         let request = self.client(url.scheme() == "https")?.get(url).timeout(deadline.saturating_duration_since(Instant::now()));
         let response = request.send().await.map_err(|error| failure(&error))?;
         answer(response, question).await
+    }
+
+    /// Makes one change, by PUT or DELETE. A service that takes heed of the idempotency key makes it once, however often it is told.
+    pub(super) async fn write(
+        &self,
+        question: &Question,
+        step: &Step<'_>,
+        deadline: Instant,
+        commits: &Commits,
+    ) -> Result<Changed, Failure> {
+        let base = super::reveal(&self.url).await?;
+        let url = parse_url(&base).map_err(|why| Failure::Unusable(why.to_owned()))?;
+        let url = Url::parse(&format!("{}{}", url.as_str().trim_end_matches('/'), step.path))
+            .map_err(|_| Failure::Unusable("url and path do not make a URL".to_owned()))?;
+        let client = self.client(url.scheme() == "https")?;
+        let request = match step.value {
+            Some(value) => {
+                let kind = if question.json { "application/json" } else { "application/octet-stream" };
+                client.put(url).header(CONTENT_TYPE, kind).body(value.to_vec())
+            }
+            None => client.delete(url),
+        };
+        let request = request.header(IDEMPOTENCY_KEY, step.id).timeout(deadline.saturating_duration_since(Instant::now()));
+        let request = match step.if_match.and_then(|tag| HeaderValue::from_str(tag).ok()) {
+            Some(tag) => request.header(IF_MATCH, tag),
+            None => request,
+        };
+        commits.begin();
+        let outcome = match request.send().await {
+            Ok(response) => changed(response, step.value.is_none()).await,
+            Err(error) if error.is_connect() => Err(failure(&error)),
+            Err(error) => {
+                let why = match failure(&error) {
+                    Failure::Unreachable(why) => why,
+                    _ => "no answer in time".to_owned(),
+                };
+                Err(Failure::Unknown { why, retry: true })
+            }
+        };
+        match &outcome {
+            Err(Failure::Unknown { .. }) => commits.doubt(),
+            // What was answered, or never left, is settled.
+            _ => commits.never_left(),
+        }
+        outcome
     }
 
     /// The client of a scheme; redirects never lead to the other.
@@ -125,12 +189,56 @@ async fn answer(response: Response, question: &Question) -> Result<Loaded, Failu
         StatusCode::NOT_FOUND | StatusCode::GONE | StatusCode::NO_CONTENT => return Ok(Loaded::NotFound),
         _ => return Err(refusal(status, response.headers())),
     }
-    let max_age = cache_control::max_age(response.headers());
+    let (max_age, tag) = (cache_control::max_age(response.headers()), tag_of(response.headers()));
     let value = body(response).await?;
     if question.json && serde_json::from_slice::<serde::de::IgnoredAny>(&value).is_err() {
         return Err(Failure::Unusable("the body is not JSON: write `as: String` to keep any body".to_owned()));
     }
-    Ok(Loaded::Found { value, max_age })
+    Ok(Loaded::Found { value, max_age, tag })
+}
+
+/// The `ETag`, where it is one that `If-Match` can compare: a weak one never equals anything there.
+fn tag_of(headers: &HeaderMap) -> Option<String> {
+    let tag = headers.get(ETAG)?.to_str().ok()?;
+    (tag.starts_with('"') && tag.len() <= MAX_TAG_BYTES).then(|| tag.to_owned())
+}
+
+/// What a service's answer says of a change.
+async fn changed(response: Response, is_deletion: bool) -> Result<Changed, Failure> {
+    let status = response.status();
+    if status.is_success() {
+        let tag = tag_of(response.headers());
+        return Ok(Changed { rows: 1, version: None, tag });
+    }
+    if is_deletion && matches!(status, StatusCode::NOT_FOUND | StatusCode::GONE) {
+        return Ok(Changed { rows: 0, version: None, tag: None });
+    }
+    match refusal(status, response.headers()) {
+        // These say that the request was turned away.
+        trouble @ Failure::Failed { .. }
+            if matches!(
+                status,
+                StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE | StatusCode::NOT_IMPLEMENTED
+            ) =>
+        {
+            Err(trouble)
+        }
+        Failure::Failed { why, retry, .. } => Err(Failure::Unknown { why, retry }),
+        Failure::Unusable(why) if status.is_client_error() => Err(Failure::Rejected(reason(why, response).await)),
+        other => Err(other),
+    }
+}
+
+/// Why a service refuses, with the first line of what it says of it.
+async fn reason(why: String, mut response: Response) -> String {
+    let is_text = response.headers().get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).is_some_and(|kind| {
+        let kind = kind.to_ascii_lowercase();
+        kind.starts_with("text/plain") || kind.contains("json")
+    });
+    let Some(Ok(Some(chunk))) = (if is_text { Some(response.chunk().await) } else { None }) else { return why };
+    let text = String::from_utf8_lossy(&chunk[..chunk.len().min(MAX_REASON_BYTES)]).into_owned();
+    let line: String = text.trim().lines().next().unwrap_or_default().chars().filter(|c| !c.is_control()).collect();
+    if line.is_empty() { why } else { format!("{why}: {line}") }
 }
 
 /// The body, as long as it stays within the bound.

@@ -1,10 +1,12 @@
 //! SQL origins: what is common to Postgres and SQLite.
 
 mod batch;
+mod input;
 mod postgres;
 mod shape;
 mod sqlite;
 mod template;
+mod write;
 
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -14,11 +16,13 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
 
 pub(super) use self::batch::Batch;
+pub(super) use self::write::{Orders, Step};
 
 use self::batch::Parts;
-use self::template::{Dialect, Template};
+use self::template::{Dialect, Purpose, Template};
 use super::Loaded;
 use super::error::{Failure, OriginError};
+use super::{Changed, Commits};
 use crate::policy::snapshot::{Origin, Sensitive};
 use crate::policy::{KeyPattern, ReplyForm};
 
@@ -50,6 +54,8 @@ struct Held {
     url: u64,
     born: Instant,
     idle_since: Instant,
+    /// Whether it may change anything.
+    writes: bool,
 }
 
 #[derive(Debug)]
@@ -127,7 +133,8 @@ impl Question {
 
 impl Statements {
     fn parse(read: &str, read_many: Option<&str>, keys: &KeyPattern, dialect: Dialect) -> Result<Self, OriginError> {
-        let parse = |place, text| Template::parse(text, keys, dialect).map_err(|why| OriginError::Template { place, why });
+        let parse =
+            |place, text| Template::parse(text, keys, dialect, Purpose::Read).map_err(|why| OriginError::Template { place, why });
         let read = parse("read", read)?;
         let read_many = read_many.map(|text| parse("readMany", text)).transpose()?;
         if let Some(many) = &read_many {
@@ -177,7 +184,7 @@ impl Database {
 
     /// Asks for one key.
     pub(super) async fn load(&self, question: &Question, parts: &Parts, deadline: Instant) -> Result<Loaded, Failure> {
-        let mut held = self.take().await?;
+        let mut held = self.take(false).await?;
         let outcome = match &mut held.connection {
             Connection::Postgres(connection) => postgres::load(connection, question, parts, deadline).await,
             Connection::Sqlite(client) => sqlite::load(client, question, parts).await,
@@ -193,7 +200,7 @@ impl Database {
         batch: &Batch,
         deadline: Instant,
     ) -> Result<Vec<batch::Answer>, Failure> {
-        let mut held = self.take().await?;
+        let mut held = self.take(false).await?;
         let outcome = match &mut held.connection {
             Connection::Postgres(connection) => postgres::load_many(connection, question, batch.keys(), deadline).await,
             Connection::Sqlite(client) => sqlite::load_many(client, question, batch.keys()).await,
@@ -202,10 +209,27 @@ impl Database {
         outcome
     }
 
-    /// An idle connection or a new one. The URL is read anew for each new one.
-    async fn take(&self) -> Result<Held, Failure> {
+    /// Makes all changes in one transaction, or none. What came of each, in their order.
+    pub(super) async fn write(
+        &self,
+        orders: &Orders,
+        steps: &[Step],
+        deadline: Instant,
+        commits: &Commits,
+    ) -> Result<Vec<Changed>, Failure> {
+        let mut held = self.take(true).await?;
+        let outcome = match &mut held.connection {
+            Connection::Postgres(connection) => write::in_postgres(connection, orders, steps, deadline, commits).await,
+            Connection::Sqlite(client) => sqlite::write(client, orders, steps, deadline, commits).await,
+        };
+        self.give_back(held, outcome.as_ref().err());
+        outcome
+    }
+
+    /// An idle connection or a new one, which `writes` or only reads. The URL is read anew for each new one.
+    async fn take(&self, writes: bool) -> Result<Held, Failure> {
         self.follow_url().await;
-        if let Some(held) = self.take_idle() {
+        if let Some(held) = self.take_idle(writes) {
             return Ok(held);
         }
         let connected_by = Instant::now() + self.connect_timeout;
@@ -213,7 +237,7 @@ impl Database {
             let url = super::reveal(&self.url).await?;
             check_url(&url).map_err(Failure::Unusable)?;
             let connection = match dialect_of(&url) {
-                Some(Dialect::Sqlite) => Connection::Sqlite(Box::new(sqlite::connect(&url).await?)),
+                Some(Dialect::Sqlite) => Connection::Sqlite(Box::new(sqlite::connect(&url, writes).await?)),
                 _ => Connection::Postgres(Box::new(postgres::connect(&url).await?)),
             };
             Ok((connection, hash_of(&url)))
@@ -222,7 +246,7 @@ impl Database {
         let late = |_| Failure::Unreachable("no connection in time".to_owned());
         let (connection, url) = timeout_at(connected_by, connect).await.map_err(late)??;
         let born = Instant::now();
-        Ok(Held { connection, url, born, idle_since: born })
+        Ok(Held { connection, url, born, idle_since: born, writes })
     }
 
     /// Closes connections by an earlier URL, where a file holds it. One that cannot be read is for the next connection to tell.
@@ -245,18 +269,20 @@ impl Database {
         is_time
     }
 
-    fn take_idle(&self) -> Option<Held> {
+    fn take_idle(&self, writes: bool) -> Option<Held> {
         let now = Instant::now();
         let mut idle = self.idle();
         idle.retain(|held| now - held.idle_since < MAX_IDLE && now - held.born < MAX_AGE);
-        idle.pop()
+        // Postgres has each transaction say whether it only reads.
+        let serves = |held: &Held| held.writes == writes || matches!(held.connection, Connection::Postgres(_));
+        idle.iter().rposition(serves).map(|at| idle.remove(at))
     }
 
     /// Keeps the connection, unless it may be in the midst of something or broken. Where one broke, the idle ones did too:
     /// most likely the server went away.
     fn give_back(&self, mut held: Held, failure: Option<&Failure>) {
         match failure {
-            None | Some(Failure::Unusable(_)) => {
+            None | Some(Failure::Unusable(_) | Failure::Rejected(_)) => {
                 held.idle_since = Instant::now();
                 let mut idle = self.idle();
                 if idle.len() < self.most_idle.load(Ordering::Relaxed) {
@@ -264,7 +290,7 @@ impl Database {
                 }
             }
             Some(Failure::Unreachable(_)) => self.idle().clear(),
-            Some(Failure::Timeout | Failure::Failed { .. }) => {}
+            Some(Failure::Timeout | Failure::Failed { .. } | Failure::Unknown { .. }) => {}
         }
     }
 

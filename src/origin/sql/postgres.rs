@@ -50,7 +50,7 @@ const URL_PARAMETERS: [&str; 19] = [
 ];
 
 /// Settings that decide how values are written. A role or a database may have set others.
-const SETTINGS: &str = "SET LOCAL DateStyle = 'ISO, MDY'; SET LOCAL TimeZone = 'UTC'; SET LOCAL IntervalStyle = 'postgres'; \
+pub(super) const SETTINGS: &str = "SET LOCAL DateStyle = 'ISO, MDY'; SET LOCAL TimeZone = 'UTC'; SET LOCAL IntervalStyle = 'postgres'; \
      SET LOCAL bytea_output = 'hex'; SET LOCAL extra_float_digits = 1; SET LOCAL standard_conforming_strings = on";
 
 const BYTEA: u32 = 17;
@@ -77,12 +77,12 @@ struct Statement {
 
 /// How a part of the key is bound.
 #[derive(Debug, Clone)]
-struct Parameter {
+pub(super) struct Parameter {
     /// Its place among the pattern's parts.
-    index: usize,
+    pub(super) index: usize,
     check: Check,
     /// The type as SQL names it; for `readMany` an array's.
-    cast: String,
+    pub(super) cast: String,
 }
 
 /// Which texts a type takes. One value has one spelling as far as possible: else one row would be cached under many keys, and
@@ -108,7 +108,7 @@ struct Column {
 
 /// Why a transaction ended.
 #[derive(Debug)]
-enum Fault {
+pub(super) enum Fault {
     Sql(sqlx::Error),
     Failure(Failure),
 }
@@ -380,7 +380,7 @@ async fn describe_many(
 }
 
 /// Asks the server which types the placeholders have.
-async fn parameters(connection: &mut PgConnection, template: &Template) -> Result<Vec<Parameter>, Fault> {
+pub(super) async fn parameters(connection: &mut PgConnection, template: &Template) -> Result<Vec<Parameter>, Fault> {
     if template.parts().is_empty() {
         return Ok(Vec::new());
     }
@@ -422,7 +422,7 @@ async fn columns(connection: &mut PgConnection, template: &Template, parameters:
 }
 
 /// The statement with `value(n)`, cast to the parameter's type, for the n-th parameter.
-fn cast(template: &Template, parameters: &[Parameter], value: impl Fn(usize) -> String) -> String {
+pub(super) fn cast(template: &Template, parameters: &[Parameter], value: impl Fn(usize) -> String) -> String {
     template.render(|index| {
         let cast = parameters.get(index).map_or("text", |parameter| parameter.cast.as_str());
         format!("CAST({} AS {cast})", value(index))
@@ -452,7 +452,7 @@ fn wrapped(
     format!("SELECT {taken} FROM (\n{statement}\n) AS larder_row ({names}) LIMIT {limit}")
 }
 
-fn unnamed(sql: &str) -> Query<'_, Postgres, PgArguments> {
+pub(super) fn unnamed(sql: &str) -> Query<'_, Postgres, PgArguments> {
     sqlx::query(AssertSqlSafe(sql.to_owned())).persistent(false)
 }
 
@@ -539,7 +539,7 @@ async fn probe(connection: &mut PgConnection, template: &Template, parts: &Parts
     Ok(())
 }
 
-fn plain(fault: Fault) -> Failure {
+pub(super) fn plain(fault: Fault) -> Failure {
     match fault {
         Fault::Sql(error) => failure(&error),
         Fault::Failure(failure) => failure,
@@ -547,7 +547,7 @@ fn plain(fault: Fault) -> Failure {
 }
 
 /// What an error means for the load. Texts of the server are repeated only for classes that speak of names, not of values.
-fn failure(error: &sqlx::Error) -> Failure {
+pub(super) fn failure(error: &sqlx::Error) -> Failure {
     const QUERY_CANCELED: &str = "57014";
     match error {
         sqlx::Error::Database(error) => {

@@ -43,7 +43,7 @@ impl Form {
         if value.len() > MAX_BODY_BYTES {
             return Err(Failure::Unusable(format!("the value is larger than {MAX_BODY_BYTES} bytes")));
         }
-        Ok(Loaded::Found { value, max_age: None })
+        Ok(Loaded::Found { value, max_age: None, tag: None })
     }
 }
 
@@ -107,7 +107,7 @@ mod tests {
     #[test]
     fn rows_become_values() {
         let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
-        let found = |text: &str| Ok(Loaded::Found { value: text.into(), max_age: None });
+        let found = |text: &str| Ok(Loaded::Found { value: text.into(), max_age: None, tag: None });
         let one = Form::of(&names(&["a"]), None).expect("valid");
         assert_eq!(one.value([Some(b"x".as_slice())].into_iter()), found("x"));
         assert_eq!(one.value([None].into_iter()), Ok(Loaded::NotFound));

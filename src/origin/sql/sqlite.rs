@@ -13,12 +13,19 @@ use sqlx::{
     ValueRef as _,
 };
 
-use super::super::Loaded;
+use tokio::time::Instant;
+
 use super::super::error::Failure;
+use super::super::{Changed, Commits, Loaded};
 use super::batch::{Answer, Matching, Parts, several_rows};
+use super::input::{Input, Inputs};
 use super::shape::{Form, canonical_integer, hex, string};
 use super::template::{Dialect, Template};
+use super::write::{Orders, Step, no_version};
 use super::{Question, Statements};
+
+/// A statement with what is bound to it.
+type Asked<'q> = sqlx::query::Query<'q, sqlx::Sqlite, SqliteArguments>;
 
 /// How long a statement waits for a writer's lock. The load's own deadline usually ends first.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -45,18 +52,18 @@ pub(super) fn check_url(url: &str) -> Result<(), String> {
     if url.contains(":memory:") || url.contains("mode=memory") {
         return Err("a database in memory is empty: write sqlite://FILE".to_owned());
     }
-    options(url).map(|_| ())
+    options(url, false).map(|_| ())
 }
 
-fn options(url: &str) -> Result<SqliteConnectOptions, String> {
+fn options(url: &str, writes: bool) -> Result<SqliteConnectOptions, String> {
     let options = SqliteConnectOptions::from_str(url.trim());
     let options = options.map_err(|_| "write sqlite://FILE, where ?immutable=1 and ?vfs=… may follow".to_owned())?;
-    Ok(options.read_only(true).create_if_missing(false).busy_timeout(BUSY_TIMEOUT).disable_statement_logging())
+    Ok(options.read_only(!writes).create_if_missing(false).busy_timeout(BUSY_TIMEOUT).disable_statement_logging())
 }
 
-/// Opens the file for reading only.
-pub(super) async fn connect(url: &str) -> Result<Client, Failure> {
-    let options = options(url).map_err(Failure::Unusable)?;
+/// Opens the file, for reading only unless it `writes`.
+pub(super) async fn connect(url: &str, writes: bool) -> Result<Client, Failure> {
+    let options = options(url, writes).map_err(Failure::Unusable)?;
     let mut connection = options.connect().await.map_err(|error| failure(&error))?;
     let abandoned = Arc::new(AtomicBool::new(false));
     let look = Arc::clone(&abandoned);
@@ -116,6 +123,111 @@ pub(super) async fn load_many(client: &mut Client, question: &Question, keys: &[
     // A column without affinity equals an integer where `read` binds one, but no text.
     let certain = |parts: &[String]| parts.iter().all(|part| canonical_integer(part).is_none());
     Ok(matching.finish(complete, certain))
+}
+
+/// Makes all changes in one transaction, or none.
+pub(super) async fn write(
+    client: &mut Client,
+    orders: &Orders,
+    steps: &[Step],
+    deadline: Instant,
+    commits: &Commits,
+) -> Result<Vec<Changed>, Failure> {
+    // Whoever writes takes the lock at once: two that had begun to read could not both go on.
+    execute(client, "BEGIN IMMEDIATE").await.map_err(|error| failure(&error))?;
+    match steps_of(client, orders, steps).await {
+        Ok(changed) if Instant::now() < deadline => {
+            commits.begin();
+            // The file is on this machine: where the commit fails, nothing is committed.
+            execute(client, "COMMIT").await.map_err(|error| refusal(&error))?;
+            Ok(changed)
+        }
+        outcome => {
+            execute(client, "ROLLBACK").await.map_err(|error| failure(&error))?;
+            Err(outcome.err().unwrap_or(Failure::Timeout))
+        }
+    }
+}
+
+async fn execute(client: &mut Client, sql: &'static str) -> Result<(), sqlx::Error> {
+    client.abandoned.store(false, Relaxed);
+    sqlx::raw_sql(sql).execute(&mut client.connection).await.map(|_| ())
+}
+
+async fn steps_of(client: &mut Client, orders: &Orders, steps: &[Step]) -> Result<Vec<Changed>, Failure> {
+    let mut changed = Vec::with_capacity(steps.len());
+    for step in steps {
+        let (template, version) = orders.order(Dialect::Sqlite, step)?;
+        let mut query = sqlx::query(AssertSqlSafe(numbered(template)));
+        let inputs = Inputs::new(template, step).map_err(Failure::Rejected)?;
+        for used in template.parts() {
+            query = bind(query, inputs.get(used.index));
+        }
+        changed.push(run(client, query, version).await?.checked(step)?);
+    }
+    Ok(changed)
+}
+
+fn bind<'q>(query: Asked<'q>, input: Input) -> Asked<'q> {
+    match input {
+        Input::Null => query.bind(None::<String>),
+        Input::Part(text) => match canonical_integer(&text) {
+            Some(number) => query.bind(number),
+            None => query.bind(text),
+        },
+        Input::Truth(truth) => query.bind(truth),
+        Input::Text(text) => query.bind(text),
+        Input::Number(text) => match (canonical_integer(&text), text.parse::<f64>()) {
+            (Some(number), _) => query.bind(number),
+            (None, Ok(number)) => query.bind(number),
+            (None, Err(_)) => query.bind(text),
+        },
+        Input::Whole(bytes) => match String::from_utf8(bytes) {
+            Ok(text) => query.bind(text),
+            Err(bytes) => query.bind(bytes.into_bytes()),
+        },
+    }
+}
+
+async fn run(client: &mut Client, query: Asked<'_>, version: Option<&str>) -> Result<Changed, Failure> {
+    let mut interrupt = Interrupt(&client.abandoned, true);
+    client.abandoned.store(false, Relaxed);
+    let changed = match version {
+        None => {
+            let done = query.execute(&mut client.connection).await.map_err(|error| refusal(&error))?;
+            Changed { rows: done.rows_affected(), ..Changed::default() }
+        }
+        Some(column) => {
+            let rows = query.fetch_all(&mut client.connection).await.map_err(|error| refusal(&error))?;
+            let version = |row: &SqliteRow| {
+                let index = row.columns().iter().position(|found| found.name() == column).ok_or_else(|| no_version(column))?;
+                match Cell::of(row, index)? {
+                    Cell::Integer(number) => Ok(number),
+                    _ => Err(no_version(column)),
+                }
+            };
+            let versions = rows.iter().map(version).collect::<Result<Vec<_>, _>>()?;
+            Changed::of(rows.len(), versions)
+        }
+    };
+    interrupt.1 = false;
+    Ok(changed)
+}
+
+/// What a failure means for a write: what the database refuses is told in its own words, which are about the client's own values.
+fn refusal(error: &sqlx::Error) -> Failure {
+    const CONSTRAINT: u32 = 19;
+    /// Mismatch of types, and too big.
+    const VALUE: [u32; 2] = [20, 18];
+    const READ_ONLY: u32 = 8;
+    let sqlx::Error::Database(database) = error else { return failure(error) };
+    let code = database.code().and_then(|code| code.parse::<u32>().ok()).unwrap_or(0);
+    match code & 0xff {
+        CONSTRAINT => Failure::Rejected(database.message().to_owned()),
+        primary if VALUE.contains(&primary) => Failure::Rejected(database.message().to_owned()),
+        READ_ONLY => Failure::Unusable("the file can only be read: let the sidecar write to it and to its directory".to_owned()),
+        _ => failure(error),
+    }
 }
 
 fn numbered(template: &Template) -> String {

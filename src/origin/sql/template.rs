@@ -5,6 +5,8 @@
 
 use crate::policy::KeyPattern;
 
+/// What stands for the value in a statement that stores it.
+const VALUE: &str = "value";
 /// The longest statement, in bytes.
 const MAX_STATEMENT_BYTES: usize = 64 * 1024;
 
@@ -21,14 +23,27 @@ pub(super) struct Template {
     pieces: Vec<Piece>,
     /// Which of the pattern's parts the statement uses, in the order of its parameters.
     parts: Vec<Used>,
+    /// What of the value it uses: each a way through JSON objects, or none for the value itself.
+    values: Vec<Vec<String>>,
 }
 
-/// A part of the key that a statement uses.
+/// A part of the key, or of the value, that a statement uses.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Used {
     pub(super) name: String,
-    /// Its place among the pattern's parts.
+    /// Its place among the pattern's parts, and behind these among what is used of the value.
     pub(super) index: usize,
+}
+
+/// What a statement is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// To find values.
+    Read,
+    /// To store one, `$value`.
+    Write,
+    /// To delete.
+    Delete,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,25 +55,35 @@ enum Piece {
 
 impl Template {
     /// Cuts `statement` at its placeholders, each of which must be a part of `keys`. The error says what to write instead.
-    pub(super) fn parse(statement: &str, keys: &KeyPattern, dialect: Dialect) -> Result<Self, String> {
+    pub(super) fn parse(statement: &str, keys: &KeyPattern, dialect: Dialect, purpose: Purpose) -> Result<Self, String> {
         if statement.len() > MAX_STATEMENT_BYTES {
             return Err(format!("the statement is longer than {MAX_STATEMENT_BYTES} bytes"));
         }
         if statement.contains('\0') {
             return Err("the statement holds a NUL byte".to_owned());
         }
-        let mut cutter = Cutter { text: statement, at: 0, dialect, literal: String::new(), depth: 0, template: Self::empty() };
+        if purpose == Purpose::Write && keys.parts().any(|part| part == VALUE) {
+            return Err("`value` is a part of the key, and $value is the value: give that part another name".to_owned());
+        }
+        let (literal, template) = (String::new(), Self::empty());
+        let mut cutter = Cutter { text: statement, at: 0, dialect, purpose, literal, depth: 0, template };
         cutter.run(keys)?;
         let template = cutter.template;
         match template.pieces.first() {
-            Some(Piece::Text(text)) if is_query(text, dialect) => Ok(template),
-            Some(_) => Err("it must be a query: SELECT, VALUES or WITH … SELECT".to_owned()),
-            None => Err("the statement is empty: write a SELECT".to_owned()),
+            Some(Piece::Text(text)) if is_fit(text, dialect, purpose) => Ok(template),
+            Some(_) if purpose == Purpose::Read => Err("it must be a query: SELECT, VALUES or WITH … SELECT".to_owned()),
+            Some(_) => Err("it must change rows: INSERT, UPDATE, DELETE or WITH … one of them".to_owned()),
+            None => Err("the statement is empty: write one".to_owned()),
         }
     }
 
     fn empty() -> Self {
-        Self { pieces: Vec::new(), parts: Vec::new() }
+        Self { pieces: Vec::new(), parts: Vec::new(), values: Vec::new() }
+    }
+
+    /// What it uses of the value, in the order of the places behind the pattern's parts.
+    pub(super) fn values(&self) -> &[Vec<String>] {
+        &self.values
     }
 
     /// The parts it uses, in the order of its parameters.
@@ -83,6 +108,7 @@ struct Cutter<'a> {
     text: &'a str,
     at: usize,
     dialect: Dialect,
+    purpose: Purpose,
     literal: String,
     depth: u32,
     template: Template,
@@ -214,21 +240,50 @@ impl<'a> Cutter<'a> {
         if name.is_empty() || name.starts_with(|c: char| c.is_ascii_digit()) {
             return Err(format!("`${name}` names no part: write $ and the name of a part of the key, such as $id"));
         }
+        if self.purpose == Purpose::Write && name == VALUE {
+            return self.value(&after[length..], keys);
+        }
         let Some(index) = keys.parts().position(|part| part == name) else {
             let known = keys.parts().map(|part| format!("${part}")).collect::<Vec<_>>().join(", ");
             let known = if known.is_empty() { "none".to_owned() } else { known };
             return Err(format!("`${name}` is not a part of the pattern {keys}: its parts are {known}"));
         };
+        self.parameter(name.to_owned(), index, 1 + length);
+        Ok(())
+    }
+
+    /// `$value`, or a way into it, `$value.address.city`. `after` stands behind the first word.
+    fn value(&mut self, after: &str, keys: &KeyPattern) -> Result<(), String> {
+        let (mut way, mut rest) = (Vec::new(), after);
+        while let Some(next) = rest.strip_prefix('.').filter(|next| next.starts_with(is_word_start)) {
+            let length = next.find(|c: char| !is_word(c)).unwrap_or(next.len());
+            way.push(next[..length].to_owned());
+            rest = &next[length..];
+        }
+        if rest.starts_with('.') {
+            return Err(format!("`${VALUE}` is followed by a dot: write $value, or $value.name for a member of its JSON object"));
+        }
+        let (name, taken) = ([vec![VALUE.to_owned()], way.clone()].concat().join("."), after.len() - rest.len());
+        let values = &mut self.template.values;
+        let place = values.iter().position(|known| *known == way).unwrap_or_else(|| {
+            values.push(way);
+            values.len() - 1
+        });
+        self.parameter(name, keys.parts().count() + place, 1 + VALUE.len() + taken);
+        Ok(())
+    }
+
+    /// A placeholder of `length` bytes.
+    fn parameter(&mut self, name: String, index: usize, length: usize) {
         let parts = &mut self.template.parts;
         let parameter = parts.iter().position(|used| used.index == index).unwrap_or_else(|| {
-            parts.push(Used { name: name.to_owned(), index });
+            parts.push(Used { name, index });
             parts.len() - 1
         });
-        let end = self.at + 1 + length;
+        let end = self.at + length;
         self.flush();
         self.template.pieces.push(Piece::Parameter(parameter));
         self.at = end;
-        Ok(())
     }
 
     /// `$tag$ … $tag$`, of which `opening` bytes open and close it.
@@ -291,12 +346,19 @@ fn is_word(c: char) -> bool {
     is_word_start(c) || c.is_ascii_digit()
 }
 
-/// Whether the statement begins as one that reads.
-fn is_query(text: &str, dialect: Dialect) -> bool {
+/// Whether the statement begins as one for this purpose.
+fn is_fit(text: &str, dialect: Dialect, purpose: Purpose) -> bool {
     let text = text.trim_start_matches(|c: char| c.is_whitespace() || c == '(');
     let word: String = text.chars().take_while(|c| is_word(*c)).collect();
     let word = word.to_ascii_uppercase();
-    matches!(word.as_str(), "SELECT" | "VALUES" | "WITH") || (word == "TABLE" && dialect == Dialect::Postgres)
+    match (purpose, dialect) {
+        (_, _) if word == "WITH" => true,
+        (Purpose::Read, Dialect::Postgres) if word == "TABLE" => true,
+        (Purpose::Read, _) => matches!(word.as_str(), "SELECT" | "VALUES"),
+        (_, Dialect::Postgres) if word == "MERGE" => true,
+        (_, Dialect::Sqlite) if word == "REPLACE" => true,
+        (_, _) => matches!(word.as_str(), "INSERT" | "UPDATE" | "DELETE"),
+    }
 }
 
 #[cfg(test)]
@@ -306,7 +368,7 @@ mod tests {
 
     fn parse(statement: &str, dialect: Dialect) -> Result<(String, Vec<String>), String> {
         let keys: KeyPattern = "shop:{tenant}:{id}".parse().expect("valid");
-        let template = Template::parse(statement, &keys, dialect)?;
+        let template = Template::parse(statement, &keys, dialect, Purpose::Read)?;
         let parts = template.parts().iter().map(|used| used.name.clone()).collect();
         Ok((template.render(|n| format!("<{n}>")), parts))
     }
@@ -333,6 +395,52 @@ mod tests {
             check("with x as (values (1)) select * from x", "with x as (values (1)) select * from x", &[]);
             check("select 'é$id', é, $id", "select 'é$id', é, <0>", &["id"]);
         }
+    }
+
+    fn parse_write(statement: &str, dialect: Dialect) -> Result<(String, Vec<String>), String> {
+        let keys: KeyPattern = "shop:{tenant}:{id}".parse().expect("valid");
+        let template = Template::parse(statement, &keys, dialect, Purpose::Write)?;
+        let used = template.parts().iter().map(|used| format!("{}@{}", used.name, used.index)).collect();
+        Ok((template.render(|n| format!("<{n}>")), used))
+    }
+
+    #[test]
+    fn a_value_and_its_members_are_parameters_behind_the_key_s_parts() {
+        for dialect in [Dialect::Postgres, Dialect::Sqlite] {
+            let check = |statement, rendered: &str, used: &[&str]| {
+                let (sql, names) = parse_write(statement, dialect).expect(statement);
+                assert_eq!((sql.as_str(), names.iter().map(String::as_str).collect::<Vec<_>>().as_slice()), (rendered, used));
+            };
+            check(
+                "INSERT INTO t VALUES ($id, $value.name, $value.a.b, $value, $value.name)",
+                "INSERT INTO t VALUES (<0>, <1>, <2>, <3>, <1>)",
+                &["id@1", "value.name@2", "value.a.b@3", "value@4"],
+            );
+            check(
+                "UPDATE t SET v = '$value.x' || $value WHERE id = $id",
+                "UPDATE t SET v = '$value.x' || <0> WHERE id = <1>",
+                &["value@2", "id@1"],
+            );
+            for (statement, word) in [
+                ("SELECT $value", "must change rows"),
+                ("INSERT INTO t VALUES ($value.)", "followed by a dot"),
+                ("INSERT INTO t VALUES ($value.1)", "followed by a dot"),
+                ("INSERT INTO t VALUES ($values)", "its parts are"),
+                ("INSERT INTO t VALUES ($id); DROP TABLE t", "single"),
+            ] {
+                assert!(parse_write(statement, dialect).is_err_and(|error| error.contains(word)), "{statement}");
+            }
+        }
+        let keys: KeyPattern = "a:{value}".parse().expect("valid");
+        let clash = Template::parse("INSERT INTO t VALUES ($value)", &keys, Dialect::Postgres, Purpose::Write);
+        assert!(clash.is_err_and(|error| error.contains("another name")));
+        let delete = Template::parse(
+            "DELETE FROM t WHERE v = $value",
+            &"a:{id}".parse().expect("valid"),
+            Dialect::Postgres,
+            Purpose::Delete,
+        );
+        assert!(delete.is_err_and(|error| error.contains("not a part")));
     }
 
     #[test]

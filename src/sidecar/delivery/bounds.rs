@@ -5,12 +5,13 @@
 //! which databases and services there are, and where passwords lie. What comes through the cache says how keys are cached, and
 //! names places that the mounts know. So a writer of that key can move no sidecar to servers of his own, have no file read but
 //! those in the binding's Secret, and have nothing asked that was not asked before by somebody's leave; nor can he put a
-//! generation in force that the control plane cannot surpass.
+//! generation in force that the control plane cannot surpass. What is written to an origin is the file's to say as well: whoever
+//! could have another statement carried out there could change the workload's data.
 
 use std::path::{Path, PathBuf};
 
-use crate::policy::Snapshot;
 use crate::policy::snapshot::{Cluster, Origin, OriginKind, Sensitive};
+use crate::policy::{KeyPattern, Query, Rule, Snapshot, Store, WriteThrough};
 
 /// How far a generation in the cache may be ahead of the file's. Far beyond what a file is late, and far below the largest
 /// generation: one more can always be written to the file.
@@ -57,6 +58,14 @@ pub enum BoundsError {
         /// The origin.
         origin: String,
     },
+    /// It writes to an origin in a way that the file does not know.
+    #[error(
+        "rule `{rule}` writes to its origin in a way that the snapshot's file does not say: new ones count once the file brings them"
+    )]
+    NewWrite {
+        /// The rule.
+        rule: String,
+    },
 }
 
 /// Checks a snapshot from the cache against the newest from the file. `exists` says whether there is a file.
@@ -71,7 +80,20 @@ pub fn check(offered: &Snapshot, file: &Snapshot, secrets: &Path, exists: impl F
     if offered.generation > file.generation.saturating_add(MAX_LEAD) {
         return Err(BoundsError::TooFarAhead { generation: offered.generation, file: file.generation });
     }
-    offered.origins.iter().try_for_each(|origin| check_origin(origin, file, secrets, &exists))
+    offered.origins.iter().try_for_each(|origin| check_origin(origin, file, secrets, &exists))?;
+    let known: Vec<Told<'_>> = file.rules.iter().filter_map(|rule| told(file, rule)).collect();
+    let is_new = |rule: &&Rule| told(offered, rule).is_some_and(|told| !known.contains(&told));
+    offered.rules.iter().find(is_new).map_or(Ok(()), |rule| Err(BoundsError::NewWrite { rule: rule.name.clone() }))
+}
+
+/// What a rule tells which place about which keys.
+type Told<'a> = (&'a KeyPattern, &'a Store, &'a Query, Option<&'a OriginKind>);
+
+/// `None`: it writes nothing.
+fn told<'a>(snapshot: &'a Snapshot, rule: &'a Rule) -> Option<Told<'a>> {
+    let WriteThrough { read, store } = rule.strategy.writes()?;
+    let origin = snapshot.origins.iter().find(|origin| origin.name == read.load.origin);
+    Some((&rule.keys, store, &read.load.query, origin.map(|origin| &origin.kind)))
 }
 
 fn check_origin(origin: &Origin, file: &Snapshot, secrets: &Path, exists: &impl Fn(&Path) -> bool) -> Result<(), BoundsError> {
@@ -147,6 +169,29 @@ mod tests {
         for new in [http("http://169.254.169.254"), origin("sql", r#"{"value":"sqlite:///etc/larder/x"}"#)] {
             let verdict = verdict(&snapshot(2, &new), &file);
             assert!(matches!(verdict, Err(BoundsError::NewUrl { .. })), "{verdict:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_written_is_the_file_s_to_say() {
+        let with = |generation: u64, keys: &str, write: &str, url: &str| {
+            let mut snapshot = snapshot(generation, &origin("sql", &format!(r#"{{"value":"{url}"}}"#)));
+            let rule = format!(
+                r#"{{"name":"user","keys":"{keys}","strategy":{{"writeThrough":{{"read":{{"ttl":{{"default":"1m","max":"1h","jitter":"0%"}},
+                    "stale":"0s","negativeTtl":"0s","lease":"3s","wait":"1s","load":{{"origin":"db","query":{{"sql":{{"read":"SELECT 1"}}}},
+                    "reply":null}}}},"store":{{"sql":{{"write":"{write}"}}}}}}}}}}"#
+            );
+            snapshot.rules.push(serde_json::from_str(&rule).expect("a rule"));
+            snapshot
+        };
+        let usual = ("user:{id}", "INSERT INTO t VALUES ($id, $value)", "sqlite://x.db");
+        let file = with(1, usual.0, usual.1, usual.2);
+        let mut offered = with(2, usual.0, usual.1, usual.2);
+        assert_eq!(verdict(&offered, &file), Ok(()));
+        offered.rules.clear();
+        assert_eq!(verdict(&offered, &file), Ok(()), "to write no longer is no danger");
+        for other in [with(2, "other:{id}", usual.1, usual.2), with(2, usual.0, "INSERT INTO u VALUES ($id, $value)", usual.2)] {
+            assert_eq!(verdict(&other, &file), Err(BoundsError::NewWrite { rule: "user".to_owned() }));
         }
     }
 

@@ -18,7 +18,7 @@ pub use split::submit_part;
 
 use super::commands::{self, Access, Class, CommandSpec, Effect};
 use super::exclusive::Exclusive;
-use super::patterns::cache_aside;
+use super::patterns::{cache_aside, write_through};
 use super::resp::{CommandArgs, encode};
 use super::session::Session;
 
@@ -70,6 +70,11 @@ pub fn command(session: &Rc<Session>, raw: &[u8], args: CommandArgs<'_>) -> Flow
     }
     if let Some(key) = own_keys::named_by(&request) {
         return own_keys::refuse(session, key);
+    }
+    if spec.access == Access::Write
+        && let Some(flow) = write_through::takes(session, &request)
+    {
+        return flow;
     }
     match spec.class {
         Class::Data | Class::Script | Class::Publish | Class::Unknown => data::forward(session, &request),

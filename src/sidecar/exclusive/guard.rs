@@ -8,7 +8,7 @@ use crate::sidecar::commands::{Access, CommandSpec, Effect};
 use crate::sidecar::dispatch::{CROSS_SLOT, note_written, own_keys, unmatched_text};
 use crate::sidecar::engine::ttl::{self, TtlPlan};
 use crate::sidecar::patterns::cache_aside::writes;
-use crate::sidecar::patterns::observe;
+use crate::sidecar::patterns::{observe, write_through};
 use crate::sidecar::policy::{ActivePolicy, Covered, RuleId, UNMATCHED};
 use crate::sidecar::resp::{CommandArgs, encode};
 use crate::sidecar::session::Session;
@@ -26,6 +26,11 @@ pub fn admit(session: &Rc<Session>, args: &CommandArgs<'_>, spec: &CommandSpec) 
     let worker = session.worker();
     let policy = worker.policy();
     // Where the arguments contradict themselves any server answers with the error that fits.
+    if policy.has_writers()
+        && let Some(text) = write_through::refusal_apart(&policy, spec, args, "a transaction or a command that takes its own way")
+    {
+        return Err(text);
+    }
     let keys = spec.keys(args).unwrap_or_default();
     let mut slot = ANY_SLOT;
     for at in &keys {

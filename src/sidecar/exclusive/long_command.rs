@@ -9,6 +9,8 @@ use super::turn::{Turn, Want, turn};
 use crate::policy::RuleScan;
 use crate::sidecar::commands::{CommandSpec, Effect, KeySpan};
 use crate::sidecar::dispatch::{own_keys, unmatched_text};
+use crate::sidecar::engine::ttl::changes;
+use crate::sidecar::patterns::write_through;
 use crate::sidecar::policy::{ActivePolicy, RuleId, UNMATCHED};
 use crate::sidecar::resp::command::argument_header;
 use crate::sidecar::resp::{CommandArgs, CommandTail, ProtocolError};
@@ -305,6 +307,8 @@ impl LongCommand {
                 self.refusal = Some(own_keys::refusal(head));
             } else if key.rule == UNMATCHED && self.policy.refuses_unmatched() {
                 self.refusal = Some(unmatched_text(head));
+            } else if changes(key.effect) && self.policy.writes_through(key.rule) {
+                self.refusal = Some(write_through::too_long_text(&self.policy, key.rule));
             }
         }
         self.keys.push(key);

@@ -23,6 +23,7 @@ use super::{guard, long_pass, refuse};
 use crate::sidecar::commands::{self, Class, CommandSpec, UNKNOWN};
 use crate::sidecar::engine::ttl::{EXEC, MULTI};
 use crate::sidecar::patterns::cache_aside::writes;
+use crate::sidecar::patterns::write_through;
 use crate::sidecar::resp::{CommandArgs, CommandTail, encode};
 use crate::sidecar::session::{Ending, Reader, Session};
 use crate::sidecar::tracking;
@@ -162,8 +163,13 @@ fn judge(session: &Rc<Session>, args: &CommandArgs<'_>, announced: usize, last: 
         Class::Split(_) => one_server && last,
         _ => false,
     };
-    // What may be a fill is stored by a script, which needs all of it. What is too long for that is not kept.
-    let passable = passable && (last || !writes::may_fill(session, spec, args));
+    // What may be a fill is stored by a script, and an origin is told a value, which need all of it. What is too long for that is not
+    // kept, or refused.
+    let carried = write_through::may_carry(session, spec, args);
+    if let Some(text) = carried.as_ref().filter(|_| last) {
+        return Decision::Refuse(text.clone());
+    }
+    let passable = passable && (last || !(writes::may_fill(session, spec, args) || carried.is_some()));
     if passable {
         return match guard::admit(session, args, spec) {
             Ok(slot) => Decision::Pass(spec, slot),

@@ -64,13 +64,18 @@ pub async fn run(reader: &mut Reader, command: &Taken, gather: Gather) {
     }
 }
 
+/// The error reply for keys that are removed, of which not all replicas have heard.
+pub fn removal_text(why: &str) -> String {
+    format!("NOREPLICAS the keys are removed, but {why}: after a failover their old values might come back; repeat the command")
+}
+
 /// How long a primary's replicas may take to confirm what it has executed.
 const REPLICAS_MS: u64 = 1_000;
 
 /// Waits until all connected replicas of the primaries that serve `slots` have what these have executed by now.
 ///
 /// # Errors
-/// The text of the error reply, where they have not within a second, or it cannot be told.
+/// Why they have not within a second, or why it cannot be told.
 pub async fn wait_for_replicas(worker: &Rc<Worker>, lane: Lane, slots: &[u16]) -> Result<(), String> {
     let mut targets: Vec<(Target, u16)> = Vec::new();
     for slot in slots {
@@ -84,16 +89,11 @@ pub async fn wait_for_replicas(worker: &Rc<Worker>, lane: Lane, slots: &[u16]) -
 }
 
 async fn confirm(worker: &Rc<Worker>, target: &Target, slot: u16, lane: Lane) -> Result<(), String> {
-    let doubt = |why: &str| {
-        format!(
-            "NOREPLICAS the keys are removed, but {why}: after a failover their old values might come back; repeat the command"
-        )
-    };
-    let mut connection = acquire(worker, target, lane, Hold::Brief).await.map_err(|text| doubt(&format!("({text})")))?;
+    let mut connection = acquire(worker, target, lane, Hold::Brief).await.map_err(|text| format!("({text})"))?;
     let node = connection.address().clone();
     let lost = |broken: Broken| {
         tracing::warn!(%node, error = %broken, "lost the connection on which replicas were to confirm a removal");
-        doubt("the connection to the server was lost before its replicas confirmed it")
+        "the connection to the server was lost before its replicas confirmed it".to_owned()
     };
     let role = call(&mut connection, &[b"ROLE"]).await.map_err(lost)?;
     let replicas = reply::elements(&role).and_then(|role| Some(reply::elements(role.get(2)?)?.len())).unwrap_or_default();
@@ -103,13 +103,13 @@ async fn confirm(worker: &Rc<Worker>, target: &Target, slot: u16, lane: Lane) ->
         settle(&mut connection, false).await.map_err(lost)?;
         let marked = connection.take_kept();
         if let Some(error) = marked.first().and_then(|reply| reply.strip_prefix(b"-")) {
-            return Err(doubt(&format!("the server says ({})", String::from_utf8_lossy(error).trim_end())));
+            return Err(format!("the server says ({})", String::from_utf8_lossy(error).trim_end()));
         }
         let (count, bound) = (replicas.to_string(), REPLICAS_MS.to_string());
         let answer = call(&mut connection, &[b"WAIT", count.as_bytes(), bound.as_bytes()]).await.map_err(lost)?;
         let have = reply::integer(&answer).unwrap_or_default();
         if have < replicas as i64 {
-            return Err(doubt(&format!("{have} of {replicas} replicas confirmed it within {REPLICAS_MS} ms")));
+            return Err(format!("{have} of {replicas} replicas confirmed it within {REPLICAS_MS} ms"));
         }
     }
     connection.give_back();

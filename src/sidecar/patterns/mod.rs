@@ -18,3 +18,4 @@ if value then return {'value', value} end
 pub mod cache_aside;
 pub mod observe;
 pub mod read_through;
+pub mod write_through;

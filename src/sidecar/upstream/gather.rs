@@ -11,7 +11,7 @@ use super::lane::Lane;
 use super::sink::Answer;
 use crate::sidecar::commands::{Gather, Join};
 use crate::sidecar::dispatch::own_keys;
-use crate::sidecar::exclusive::wait::wait_for_replicas;
+use crate::sidecar::exclusive::wait::{removal_text, wait_for_replicas};
 use crate::sidecar::patterns::read_through;
 use crate::sidecar::resp::{encode, reply};
 use crate::sidecar::session::Session;
@@ -178,7 +178,7 @@ impl Meeting {
         tokio::task::spawn_local(async move {
             match wait_for_replicas(session.worker(), lane, &slots).await {
                 Ok(()) => session.deliver(sequence, &whole),
-                Err(text) => session.answer(sequence, |out| encode::error(out, &text)),
+                Err(why) => session.answer(sequence, |out| encode::error(out, &removal_text(&why))),
             }
             session.worker().flush_dirty();
         });

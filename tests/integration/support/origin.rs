@@ -41,5 +41,5 @@ pub fn loader(origin: &Origin, keys: &str, load: &Load) -> Loader {
 
 /// A value without a limit of its age.
 pub fn found(value: impl AsRef<[u8]>) -> Loaded {
-    Loaded::Found { value: value.as_ref().to_vec(), max_age: None }
+    Loaded::Found { value: value.as_ref().to_vec(), max_age: None, tag: None }
 }

@@ -177,7 +177,7 @@ impl BindingUser {
         let globs: BTreeSet<&String> = self.grants().flat_map(|grant| &grant.keys).collect();
         let mut rules = vec!["resetchannels".to_owned()];
         for glob in &globs {
-            rules.extend([format!("~{glob}"), format!("~larder:[lsn]:{{???}}{glob}")]);
+            rules.extend([format!("~{glob}"), format!("~larder:[ilnsv]:{{???}}{glob}")]);
             rules.extend([format!("&{glob}"), format!("&larder:l:{{???}}{glob}")]);
         }
         let snapshot = name.snapshot_key();
@@ -306,7 +306,7 @@ mod tests {
         let users = look(None, &wanted(&[("shop", &grant("one", &["user:[^:]*"]))]), None, 0);
         let rules = of(&users.on_servers(), "shop").unwrap().rules.join(" ");
         let expected = format!(
-            "on #{} resetchannels ~user:[^:]* ~larder:[lsn]:{{???}}user:[^:]* &user:[^:]* &larder:l:{{???}}user:[^:]* \
+            "on #{} resetchannels ~user:[^:]* ~larder:[ilnsv]:{{???}}user:[^:]* &user:[^:]* &larder:l:{{???}}user:[^:]* \
              %R~larder:p:{name} %R~larder:fleet:{{larder:p:{name}}} %W~larder:sweep:{name} &larder:p:{name} &larder:hb:{name} \
              %W~larder:sweeps %W~larder:w:{{???}} \
              -@all +@read +@write +@connection +@pubsub +@transaction +eval +eval_ro +evalsha +evalsha_ro +script|exists +script|load \

@@ -41,7 +41,11 @@ fn loading(name: &str, age: u32, keys: &str, url: &Value) -> CachePolicy {
 }
 
 fn place() -> Place {
-    Place { topology: Topology::Sentinel { master: "main".to_owned(), sentinels: vec!["10.0.0.1:26379".to_owned()] }, tls: true }
+    Place {
+        topology: Topology::Sentinel { master: "main".to_owned(), sentinels: vec!["10.0.0.1:26379".to_owned()] },
+        tls: true,
+        eviction: None,
+    }
 }
 
 fn namespace() -> Namespace {

@@ -3,9 +3,11 @@
 use std::cell::Cell;
 use std::rc::Rc;
 
+use smallvec::SmallVec;
 use tokio::sync::oneshot;
 
 use super::FlightKey;
+use crate::origin::Writer;
 use crate::sidecar::resp::{encode, reply};
 use crate::sidecar::slots::{self, Companion};
 use crate::sidecar::upstream::lane::Lane;
@@ -13,12 +15,23 @@ use crate::sidecar::upstream::queue::{ANY_SLOT, Pending, Retry};
 use crate::sidecar::upstream::sink::{Answer, Sink};
 use crate::sidecar::worker::Worker;
 
-/// KEYS: key, lease, negative entry, stale copy. ARGV: token, lease in ms. One's own lease counts as granted, so that the
-/// script may be repeated.
+/// KEYS: key, lease, negative entry, stale copy, where the rule writes through the mark of writes under way, and where these take heed
+/// of it what the origin calls the value. ARGV: token, lease in
+/// ms. One's own lease counts as granted, so that the script may be repeated. While a write may still come to something, nobody gets
+/// the lease: what he loads could be older than it.
 const BEGIN: &str = concat!(
     end_with_value!(),
     "\
 if redis.call('EXISTS', KEYS[3]) == 1 then return {'nothing'} end
+if KEYS[5] and redis.call('EXISTS', KEYS[5]) == 1 then
+  local time = redis.call('TIME')
+  local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+  local marks = redis.call('HGETALL', KEYS[5])
+  for i = 1, #marks, 2 do
+    if string.sub(marks[i], 1, 2) == 't:' and tonumber(marks[i + 1]) > now then return {'written'} end
+  end
+  redis.call('UNLINK', KEYS[5])
+end
 local holder = redis.call('GET', KEYS[2])
 local state = 'busy'
 if not holder then
@@ -30,18 +43,23 @@ end
 return {state, redis.call('GET', KEYS[4]), holder, redis.call('PTTL', KEYS[2])}"
 );
 
-/// ARGV: token, value, TTL in ms, lifetime of the stale copy in ms or 0. Stores nothing without the lease.
+/// ARGV: token, value, TTL in ms, lifetime of the stale copy in ms or 0, what the origin calls the value or nothing. Stores nothing
+/// without the lease.
 const FILL: &str = "\
 if redis.call('GET', KEYS[2]) ~= ARGV[1] then return 0 end
 redis.call('DEL', KEYS[2], KEYS[3])
 redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
 if ARGV[4] ~= '0' then redis.call('SET', KEYS[4], ARGV[2], 'PX', ARGV[4]) else redis.call('DEL', KEYS[4]) end
+if KEYS[6] then
+  if ARGV[5] ~= '' then redis.call('SET', KEYS[6], ARGV[5], 'PX', ARGV[3]) else redis.call('DEL', KEYS[6]) end
+end
 return 1";
 
 /// ARGV: token, lifetime of the negative entry in ms or 0. The origin does not know the key: neither does the cache.
 const NOTHING: &str = "\
 if redis.call('GET', KEYS[2]) ~= ARGV[1] then return 0 end
 redis.call('DEL', KEYS[2], KEYS[4])
+if KEYS[6] then redis.call('DEL', KEYS[6]) end
 if ARGV[2] ~= '0' then redis.call('SET', KEYS[3], '', 'PX', ARGV[2]) end
 return 1";
 
@@ -71,6 +89,8 @@ pub enum Begun {
         /// For how many milliseconds the lease still stands.
         left_ms: u64,
     },
+    /// A write is under way: whatever is loaded now may not be stored.
+    Written,
     /// The server is there, and takes no lease: it is full, say, or the login may not write.
     Refused,
 }
@@ -83,18 +103,23 @@ const REFUSALS: [&str; 4] = ["OOM ", "NOPERM ", "MISCONF ", "NOREPLICAS "];
 pub struct Entry {
     lane: Lane,
     slot: u16,
-    names: [Vec<u8>; 4],
+    names: SmallVec<[Vec<u8>; 4]>,
     token: String,
     /// Becomes true at the moment in which the answer to [`Entry::begin`] or a fill is read, which is before anybody heeds it.
     is_answered: Rc<Cell<bool>>,
 }
 
 impl Entry {
-    /// The entry of `key` under a fresh token, which tells `is_answered` when its key's state has been read.
-    pub fn new(worker: &Worker, key: &FlightKey, is_answered: Rc<Cell<bool>>) -> Self {
+    /// The entry of `key` under a fresh token, which tells `is_answered` when its key's state has been read. `writer`: who
+    /// writes the rule's keys.
+    pub fn new(worker: &Worker, key: &FlightKey, writer: Option<&Writer>, is_answered: Rc<Cell<bool>>) -> Self {
         let (lane, key) = key;
         let slot = if worker.is_cluster() { slots::slot_of(key) } else { ANY_SLOT };
-        let names = [key.clone(), Companion::Lease.name(key), Companion::Negative.name(key), Companion::Stale.name(key)];
+        let mut names: SmallVec<[Vec<u8>; 4]> = SmallVec::new();
+        names.push(key.clone());
+        names.extend([Companion::Lease, Companion::Negative, Companion::Stale].map(|companion| companion.name(key)));
+        names.extend(writer.map(|_| Companion::Intent.name(key)));
+        names.extend(writer.filter(|writer| writer.takes_tags()).map(|_| Companion::Versions.name(key)));
         let token = format!("{:08x}{:08x}{:08x}", worker.random(), worker.random(), worker.random());
         Self { lane: *lane, slot, names, token, is_answered }
     }
@@ -111,6 +136,7 @@ impl Entry {
             (Some(b"value"), Some(value)) => Ok(Begun::Value(value)),
             (Some(b"other"), _) => Ok(Begun::Other),
             (Some(b"nothing"), _) => Ok(Begun::Nothing),
+            (Some(b"written"), _) => Ok(Begun::Written),
             (Some(b"leased"), stale) => Ok(Begun::Leased(stale)),
             (Some(b"busy"), stale) => {
                 let holder = parts.get(2).and_then(|part| reply::text(part)).unwrap_or_default().to_vec();
@@ -121,10 +147,19 @@ impl Entry {
         }
     }
 
-    /// Stores a loaded value. `false`: the lease was gone, nothing is stored.
-    pub async fn fill(&self, worker: &Rc<Worker>, value: &[u8], ttl_ms: u64, stale_ms: u64) -> Result<bool, String> {
-        let (ttl, stale) = (ttl_ms.to_string(), stale_ms.to_string());
-        self.decide(worker, FILL, &[value, ttl.as_bytes(), stale.as_bytes()]).await.and_then(|answer| flag(&answer))
+    /// Stores a loaded value, which the origin calls `tag`. `false`: the lease was gone, nothing is stored.
+    pub async fn fill(
+        &self,
+        worker: &Rc<Worker>,
+        value: &[u8],
+        tag: Option<&str>,
+        ttl_ms: u64,
+        stale_ms: u64,
+    ) -> Result<bool, String> {
+        let (ttl, stale, tag) = (ttl_ms.to_string(), stale_ms.to_string(), tag.unwrap_or_default());
+        self.decide(worker, FILL, &[value, ttl.as_bytes(), stale.as_bytes(), tag.as_bytes()])
+            .await
+            .and_then(|answer| flag(&answer))
     }
 
     /// Remembers that the origin does not know the key. `false`: the lease was gone, nothing is stored.
@@ -177,7 +212,7 @@ impl Entry {
         encode::array(&mut wire, 3 + self.names.len() + 1 + args.len());
         encode::bulk(&mut wire, b"EVAL");
         encode::bulk(&mut wire, script.as_bytes());
-        encode::bulk(&mut wire, b"4");
+        encode::bulk(&mut wire, self.names.len().to_string().as_bytes());
         self.names.iter().for_each(|name| encode::bulk(&mut wire, name));
         encode::bulk(&mut wire, self.token.as_bytes());
         args.iter().for_each(|arg| encode::bulk(&mut wire, arg));

@@ -100,7 +100,7 @@ impl Flight {
     }
 
     fn entry(&self, worker: &Worker) -> Entry {
-        Entry::new(worker, &self.key, self.is_answered.clone())
+        Entry::new(worker, &self.key, worker.policy().writer(self.rule), self.is_answered.clone())
     }
 
     /// Gives the outcome to everybody; the flight is over.
@@ -210,7 +210,7 @@ fn react(worker: &Rc<Worker>, flight: &Rc<Flight>, begun: Result<Begun, String>)
             Outcome::Cached(stale)
         }
         Ok(Begun::Busy { stale: None, holder, left_ms }) => return Next::LookAgain(holder, left_ms),
-        Ok(Begun::Refused) => return Next::LoadAlone,
+        Ok(Begun::Written | Begun::Refused) => return Next::LoadAlone,
         Err(text) => {
             flight.settle(worker, &Outcome::Failed(text));
             return Next::Over;
@@ -308,7 +308,7 @@ async fn conclude(
     result: Result<Loaded, LoadError>,
 ) -> bool {
     let stored = match &result {
-        Ok(Loaded::Found { value, max_age }) => {
+        Ok(Loaded::Found { value, max_age, tag }) => {
             let ttl = plan.rule.ttl.jittered(worker.random());
             let ttl = max_age.map_or(ttl, |limit| ttl.min(limit)).as_millis();
             let stale = plan.rule.stale.as_millis();
@@ -316,7 +316,7 @@ async fn conclude(
                 entry.give_back(worker);
                 Ok(false)
             } else {
-                entry.fill(worker, value, ttl, if stale > 0 { ttl + stale } else { 0 }).await
+                entry.fill(worker, value, tag.as_deref(), ttl, if stale > 0 { ttl + stale } else { 0 }).await
             }
         }
         Ok(Loaded::NotFound) => entry.fill_nothing(worker, plan.rule.negative_ttl.as_millis()).await,

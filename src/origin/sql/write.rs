@@ -1,0 +1,329 @@
+//! What a rule writes to a database, and how Postgres is told.
+//!
+//! All changes of a command are one transaction, whose statements the server bounds in time, and the pauses between them as well: so
+//! however long this process sleeps, a write is over within a few times the origin's timeout.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use sqlx::postgres::{PgArguments, PgConnection, PgRow};
+use sqlx::query::Query;
+use sqlx::{AssertSqlSafe, Column as _, Postgres, Row as _};
+use tokio::time::Instant;
+
+use super::super::error::{Failure, OriginError};
+use super::super::{Changed, Commits};
+use super::batch::Parts;
+use super::input::{Input, Inputs};
+use super::postgres::{Fault, Parameter, SETTINGS, cast, failure, parameters, plain, unnamed};
+use super::template::{Dialect, Purpose, Template};
+use super::{dialect_of, text_of};
+use crate::policy::KeyPattern;
+use crate::policy::snapshot::Sensitive;
+
+/// After this time a statement is described anew: its tables may have changed.
+const DESCRIPTION_LASTS: Duration = Duration::from_secs(60);
+/// The longest message of a server that is told to a client, in bytes.
+const MAX_MESSAGE_BYTES: usize = 512;
+
+/// What a rule writes to a database.
+#[derive(Debug)]
+pub(in crate::origin) struct Orders {
+    /// Absent where the statements do not follow the dialect. One is always there.
+    postgres: Option<Kit>,
+    sqlite: Option<Kit>,
+    version: Option<String>,
+    deletes: bool,
+}
+
+#[derive(Debug)]
+struct Kit {
+    write: Template,
+    delete: Option<Template>,
+    described: [Described; 2],
+}
+
+/// One change.
+#[derive(Debug)]
+pub(in crate::origin) struct Step {
+    /// The key's parts.
+    pub(super) parts: Parts,
+    /// What is stored. `None`: the key is deleted.
+    pub(super) value: Option<Vec<u8>>,
+}
+
+/// How the server takes a statement's parameters.
+#[derive(Debug, Default)]
+struct Described(Mutex<Option<(Instant, Arc<Statement>)>>);
+
+#[derive(Debug)]
+struct Statement {
+    sql: String,
+    parameters: Vec<Parameter>,
+}
+
+impl Orders {
+    pub(in crate::origin) fn new(
+        keys: &KeyPattern,
+        url: &Sensitive,
+        write: &str,
+        delete: Option<&str>,
+        version: Option<&str>,
+    ) -> Result<Self, OriginError> {
+        let known = match url {
+            Sensitive::Value(url) => dialect_of(url),
+            Sensitive::File(_) => None,
+        };
+        let parse = |dialect| Kit::parse(keys, dialect, write, delete);
+        let (postgres, sqlite) = match known {
+            Some(Dialect::Postgres) => (Some(parse(Dialect::Postgres)?), None),
+            Some(Dialect::Sqlite) => (None, Some(parse(Dialect::Sqlite)?)),
+            None => match (parse(Dialect::Postgres), parse(Dialect::Sqlite)) {
+                (Err(why), Err(_)) => return Err(why),
+                (postgres, sqlite) => (postgres.ok(), sqlite.ok()),
+            },
+        };
+        Ok(Self { postgres, sqlite, version: version.map(str::to_owned), deletes: delete.is_some() })
+    }
+
+    /// Whether there is a statement for deletions.
+    pub(in crate::origin) fn deletes(&self) -> bool {
+        self.deletes
+    }
+
+    /// One change. `None` where a part of the key cannot be in a database.
+    pub(in crate::origin) fn step(parts: &[&[u8]], value: Option<Vec<u8>>) -> Option<Step> {
+        Some(Step { parts: parts.iter().map(|part| text_of(part)).collect::<Option<Parts>>()?, value })
+    }
+
+    fn kit(&self, dialect: Dialect) -> Result<&Kit, Failure> {
+        let kit = match dialect {
+            Dialect::Postgres => self.postgres.as_ref(),
+            Dialect::Sqlite => self.sqlite.as_ref(),
+        };
+        kit.ok_or_else(|| Failure::Unusable(format!("the statement is not {dialect:?}'s SQL, and the url is")))
+    }
+
+    /// The statement for a change, and the column that tells its version.
+    pub(super) fn order(&self, dialect: Dialect, step: &Step) -> Result<(&Template, Option<&str>), Failure> {
+        let kit = self.kit(dialect)?;
+        if step.value.is_some() {
+            return Ok((&kit.write, self.version.as_deref()));
+        }
+        let delete = kit.delete.as_ref().ok_or_else(|| Failure::Unusable("there is no `delete`: write one".to_owned()))?;
+        Ok((delete, None))
+    }
+}
+
+impl Kit {
+    fn parse(keys: &KeyPattern, dialect: Dialect, write: &str, delete: Option<&str>) -> Result<Self, OriginError> {
+        let parse = |place, text, purpose| {
+            Template::parse(text, keys, dialect, purpose).map_err(|why| OriginError::Template { place, why })
+        };
+        let write = parse("write", write, Purpose::Write)?;
+        if write.values().is_empty() {
+            let why = "it stores nothing of the value: write $value, or $value.name for a member of its JSON object".to_owned();
+            return Err(OriginError::Template { place: "write", why });
+        }
+        let delete = delete.map(|text| parse("delete", text, Purpose::Delete)).transpose()?;
+        for (place, template) in [("write", Some(&write)), ("delete", delete.as_ref())] {
+            let names_all =
+                |template: &Template| (0..keys.parts().count()).all(|at| template.parts().iter().any(|u| u.index == at));
+            if template.is_some_and(|template| !names_all(template)) {
+                let parts = keys.parts().map(|part| format!("${part}")).collect::<Vec<_>>().join(", ");
+                let why = format!("it leaves out a part of the key, and could touch other keys' rows: use {parts}");
+                return Err(OriginError::Template { place, why });
+            }
+        }
+        Ok(Self { write, delete, described: Default::default() })
+    }
+}
+
+impl Changed {
+    /// What the rows say that a write returned.
+    pub(super) fn of(rows: usize, versions: Vec<i64>) -> Self {
+        let version = versions.into_iter().max().and_then(|version| u64::try_from(version).ok());
+        Self { rows: rows as u64, version, tag: None }
+    }
+
+    /// A write that changed nothing was not made.
+    pub(super) fn checked(self, step: &Step) -> Result<Self, Failure> {
+        match (self.rows, &step.value) {
+            (0, Some(_)) => {
+                Err(Failure::Rejected("the statement changed no row: none is there, or it is newer than this".to_owned()))
+            }
+            _ => Ok(self),
+        }
+    }
+}
+
+/// Why a write told no version.
+pub(super) fn no_version(column: &str) -> Failure {
+    Failure::Unusable(format!("`write` gives no column `{column}` that is a whole number: end it with RETURNING {column}"))
+}
+
+/// Makes all changes in one transaction of Postgres, or none.
+pub(super) async fn in_postgres(
+    connection: &mut PgConnection,
+    orders: &Orders,
+    steps: &[Step],
+    deadline: Instant,
+    commits: &Commits,
+) -> Result<Vec<Changed>, Failure> {
+    let kit = orders.kit(Dialect::Postgres)?;
+    let outcome = match begin(connection, deadline).await {
+        Ok(()) => run_all(connection, orders, kit, steps).await,
+        Err(fault) => Err(fault),
+    };
+    match outcome {
+        Ok(changed) if Instant::now() < deadline => commit(connection, changed, commits).await,
+        Ok(_) => undo(connection, Failure::Timeout).await,
+        Err(fault) => {
+            // The statements may no longer be what was described.
+            kit.described.iter().for_each(|described| described.set(None));
+            undo(connection, refusal(fault)).await
+        }
+    }
+}
+
+async fn begin(connection: &mut PgConnection, deadline: Instant) -> Result<(), Fault> {
+    let millis = deadline.saturating_duration_since(Instant::now()).as_millis().clamp(1, i32::MAX as u128);
+    let sql = format!(
+        "BEGIN READ WRITE; SET LOCAL statement_timeout = {millis}; \
+         SET LOCAL idle_in_transaction_session_timeout = {millis}; {SETTINGS}"
+    );
+    sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut *connection).await?;
+    Ok(())
+}
+
+async fn run_all(connection: &mut PgConnection, orders: &Orders, kit: &Kit, steps: &[Step]) -> Result<Vec<Changed>, Fault> {
+    let mut changed = Vec::with_capacity(steps.len());
+    for step in steps {
+        let (template, version) = orders.order(Dialect::Postgres, step)?;
+        let described = &kit.described[usize::from(step.value.is_none())];
+        let statement = describe(connection, described, template).await?;
+        let inputs = Inputs::new(template, step).map_err(Failure::Rejected)?;
+        let mut query = unnamed(&statement.sql);
+        for (used, parameter) in template.parts().iter().zip(&statement.parameters) {
+            query = bind(query, parameter, inputs.get(used.index), &used.name)?;
+        }
+        changed.push(run(connection, query, version).await?.checked(step)?);
+    }
+    Ok(changed)
+}
+
+async fn describe(connection: &mut PgConnection, described: &Described, template: &Template) -> Result<Arc<Statement>, Fault> {
+    if let Some(statement) = described.get() {
+        return Ok(statement);
+    }
+    let parameters = parameters(connection, template).await?;
+    let sql = cast(template, &parameters, |index| format!("${}", index + 1));
+    let statement = Arc::new(Statement { sql, parameters });
+    described.set(Some(Arc::clone(&statement)));
+    Ok(statement)
+}
+
+type Asked<'q> = Query<'q, Postgres, PgArguments>;
+
+/// Each parameter is bound as text and cast by the server, but for bytes, which go as they are.
+fn bind<'q>(query: Asked<'q>, parameter: &Parameter, input: Input, name: &str) -> Result<Asked<'q>, Fault> {
+    let text = match input {
+        Input::Null => return Ok(query.bind(None::<String>)),
+        Input::Whole(bytes) if parameter.cast == "bytea" => return Ok(query.bind(bytes)),
+        Input::Whole(bytes) => match String::from_utf8(bytes) {
+            Ok(text) if !text.contains('\0') => text,
+            _ => {
+                let why = format!("the value is no text, and ${name} is a {}: store it in a bytea", parameter.cast);
+                return Err(Failure::Rejected(why).into());
+            }
+        },
+        Input::Part(text) | Input::Text(text) | Input::Number(text) => text,
+        Input::Truth(truth) => truth.to_string(),
+    };
+    Ok(query.bind(text))
+}
+
+async fn run(connection: &mut PgConnection, query: Asked<'_>, version: Option<&str>) -> Result<Changed, Fault> {
+    let Some(column) = version else {
+        let done = query.execute(&mut *connection).await?;
+        return Ok(Changed { rows: done.rows_affected(), ..Changed::default() });
+    };
+    let rows = query.fetch_all(&mut *connection).await?;
+    let versions = rows.iter().map(|row| version_of(row, column)).collect::<Result<Vec<_>, _>>()?;
+    Ok(Changed::of(rows.len(), versions))
+}
+
+fn version_of(row: &PgRow, column: &str) -> Result<i64, Failure> {
+    let index = row.columns().iter().position(|found| found.name() == column).ok_or_else(|| no_version(column))?;
+    let wide = row.try_get::<i64, _>(index);
+    let narrow = || row.try_get::<i32, _>(index).map(i64::from);
+    let narrowest = || row.try_get::<i16, _>(index).map(i64::from);
+    wide.or_else(|_| narrow()).or_else(|_| narrowest()).map_err(|_| no_version(column))
+}
+
+/// From here on it may be that the write is made and nobody hears of it.
+async fn commit(connection: &mut PgConnection, changed: Vec<Changed>, commits: &Commits) -> Result<Vec<Changed>, Failure> {
+    commits.begin();
+    match sqlx::raw_sql("COMMIT").execute(&mut *connection).await {
+        Ok(_) => Ok(changed),
+        // What is checked at the end of the transaction, a deferred constraint for example, undoes it.
+        Err(error) if matches!(class_of(&error).as_deref(), Some("22" | "23" | "40" | "44" | "P0")) => Err(refusal(error.into())),
+        Err(error) => Err(Failure::Unknown { why: unknown(&error), retry: false }),
+    }
+}
+
+fn unknown(error: &sqlx::Error) -> String {
+    match failure(error) {
+        Failure::Failed { why, .. } | Failure::Unreachable(why) | Failure::Unusable(why) => format!("at its end, {why}"),
+        _ => "its end was not confirmed".to_owned(),
+    }
+}
+
+/// Ends a transaction that failed. The failure stays what it is, unless the connection is gone as well.
+async fn undo<T>(connection: &mut PgConnection, failure: Failure) -> Result<T, Failure> {
+    match sqlx::raw_sql("ROLLBACK").execute(&mut *connection).await {
+        Ok(_) => Err(failure),
+        Err(_) if failure.is_trouble() => Err(failure),
+        // Without its COMMIT the transaction is undone, and the connection must serve nobody.
+        Err(_) => Err(Failure::Failed { why: message_of(&failure), retry: false, retry_after: None }),
+    }
+}
+
+fn message_of(failure: &Failure) -> String {
+    match failure {
+        Failure::Rejected(why) | Failure::Unusable(why) => why.clone(),
+        _ => "the transaction was undone".to_owned(),
+    }
+}
+
+fn class_of(error: &sqlx::Error) -> Option<String> {
+    let sqlx::Error::Database(error) = error else { return None };
+    error.code()?.get(..2).map(str::to_owned)
+}
+
+/// What a failure means for a write. What the database refuses is told in its own words: they are about the client's own values.
+fn refusal(fault: Fault) -> Failure {
+    match fault {
+        Fault::Sql(sqlx::Error::Database(error))
+            if matches!(error.code().as_deref().and_then(|code| code.get(..2)), Some("22" | "23" | "27" | "44" | "P0")) =>
+        {
+            let mut message = error.message().to_owned();
+            let end = (0..=MAX_MESSAGE_BYTES.min(message.len())).rev().find(|at| message.is_char_boundary(*at)).unwrap_or(0);
+            message.truncate(end);
+            Failure::Rejected(format!("{message} (SQLSTATE {})", error.code().unwrap_or_default()))
+        }
+        fault => plain(fault),
+    }
+}
+
+impl Described {
+    fn get(&self) -> Option<Arc<Statement>> {
+        let current = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        current.as_ref().filter(|(since, _)| since.elapsed() < DESCRIPTION_LASTS).map(|(_, statement)| Arc::clone(statement))
+    }
+
+    fn set(&self, statement: Option<Arc<Statement>>) {
+        let mut current = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        *current = statement.map(|statement| (Instant::now(), statement));
+    }
+}

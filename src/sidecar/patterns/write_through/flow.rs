@@ -1,0 +1,218 @@
+//! A write's way to the origin and to the cache.
+
+use std::cell::Cell;
+use std::rc::Rc;
+
+use futures_util::future::join_all;
+use tokio::sync::oneshot;
+use tokio::time::{Duration, Instant};
+
+use super::scripts::{self, Names, Outcome};
+use super::wish::Order;
+use crate::origin::{Change, Changed, LoadError, Writer};
+use crate::policy::{Lifetime, Span};
+use crate::sidecar::exclusive::wait::wait_for_replicas;
+use crate::sidecar::policy::{ActivePolicy, RuleId};
+use crate::sidecar::resp::encode;
+use crate::sidecar::session::Session;
+use crate::sidecar::slots;
+use crate::sidecar::upstream::lane::Lane;
+use crate::sidecar::upstream::queue::{ANY_SLOT, Pending, Retry};
+use crate::sidecar::upstream::sink::{Answer, Sink};
+use crate::sidecar::worker::Worker;
+
+/// The origin is told within this time of the mark, or not at all.
+const ORIGIN_WITHIN: Duration = Duration::from_secs(5);
+/// A mark outlasts its write by this, for the sake of clocks.
+const MARGIN_MS: u64 = 1_000;
+/// How many times its timeout a transaction may take at most: it begins within one, and between its beginning, its statement and its
+/// end the server lets none of them, and no pause, take longer than one more.
+const TIMEOUTS: u64 = 5;
+/// The most writes of one worker under way at once; more are told to try again.
+const MOST_WRITES: usize = 10_000;
+
+/// How many writes a worker has under way.
+#[derive(Debug, Default)]
+pub struct Writes(Cell<usize>);
+
+/// One write, with all that it needs of its rule: a change of policy does not tear it.
+struct Write {
+    rule: RuleId,
+    lane: Lane,
+    token: String,
+    writer: Writer,
+    lifetime: Lifetime,
+    stale: Span,
+    mark_ms: u64,
+    order: Order,
+    names: Vec<Names>,
+}
+
+/// Begins a write. Its session hands on nothing more until it is answered.
+pub fn launch(session: &Rc<Session>, policy: &ActivePolicy, order: Order) {
+    let worker = session.worker().clone();
+    let place = session.take_place();
+    let writes = worker.writes();
+    if writes.0.get() >= MOST_WRITES {
+        return session
+            .answer(place, |out| encode::error(out, "TRYAGAIN too many writes are under way at once: repeat it later"));
+    }
+    let Some(write) = Write::new(&worker, policy, session.lane().shared(), order) else {
+        return session.answer(place, |out| encode::error(out, "TRYAGAIN the policy has changed: repeat the write"));
+    };
+    writes.0.set(writes.0.get() + 1);
+    session.hold();
+    let session = session.clone();
+    tokio::task::spawn_local(async move {
+        let reply = Rc::new(write).run(&worker).await;
+        worker.writes().0.set(worker.writes().0.get().saturating_sub(1));
+        session.answer(place, |out| match reply {
+            Ok(Reply::Stored) => encode::status(out, "OK"),
+            Ok(Reply::Deleted(rows)) => encode::integer(out, i64::try_from(rows).unwrap_or(i64::MAX)),
+            Err(text) => encode::error(out, &text),
+        });
+        session.release();
+        worker.flush_dirty();
+    });
+}
+
+enum Reply {
+    Stored,
+    Deleted(u64),
+}
+
+impl Write {
+    fn new(worker: &Worker, policy: &ActivePolicy, lane: Lane, order: Order) -> Option<Self> {
+        let rule = order.rule;
+        let write_through = policy.write_through(rule)?;
+        let origin = policy.snapshot().origins.iter().find(|origin| origin.name == write_through.read.load.origin)?;
+        let within = u64::try_from(ORIGIN_WITHIN.as_millis()).unwrap_or(u64::MAX);
+        Some(Self {
+            rule,
+            lane,
+            token: format!("{:08x}{:08x}{:08x}{:08x}", worker.random(), worker.random(), worker.random(), worker.random()),
+            writer: policy.writer(rule)?.clone(),
+            lifetime: write_through.read.ttl,
+            stale: write_through.read.stale,
+            mark_ms: within + TIMEOUTS * origin.timeout.as_millis() + MARGIN_MS,
+            names: order
+                .keys
+                .iter()
+                .map(|(key, _)| Names::of(key, policy.writer(rule).is_some_and(Writer::takes_tags)))
+                .collect(),
+            order,
+        })
+    }
+
+    async fn run(self: Rc<Self>, worker: &Rc<Worker>) -> Result<Reply, String> {
+        let began = Instant::now();
+        let tags = match self.mark(worker).await {
+            Ok(tags) => tags,
+            Err(text) => {
+                // The cache is in trouble: the client need not wait until it is not.
+                let worker = worker.clone();
+                drop(tokio::task::spawn_local(async move { self.end_all(&worker, |_| Outcome::Refused(None)).await }));
+                return Err(text);
+            }
+        };
+        if began.elapsed() >= ORIGIN_WITHIN {
+            self.end_all(worker, |_| Outcome::Refused(None)).await;
+            return Err("TRYAGAIN the cache took too long to prepare for the write: nothing was written".to_owned());
+        }
+        let written = self.tell_origin(worker, &tags).await;
+        worker.metrics().written(self.rule, written.as_ref().err());
+        match written {
+            Ok(changed) => Ok(self.conclude(worker, &changed).await),
+            // The mark stays: until its time is over, nobody knows what the origin will have.
+            Err(error @ LoadError::Unknown { .. }) => Err(format!("ORIGIN {error}: read the key before you repeat it")),
+            Err(error) => {
+                self.end_all(worker, |index| Outcome::Refused(tags.get(index).and_then(Option::as_deref))).await;
+                Err(format!("ORIGIN {error}: nothing was written"))
+            }
+        }
+    }
+
+    /// Says that a write is under way, and takes the old value away for good. What the origin called each value.
+    async fn mark(&self, worker: &Rc<Worker>) -> Result<Vec<Option<String>>, String> {
+        let begin = |index: usize| {
+            let mut wire = Vec::new();
+            scripts::begin(&self.names[index], &self.token, self.mark_ms, &mut wire);
+            self.ask(worker, index, wire)
+        };
+        let untouched = |text: String| format!("{text} (nothing was written)");
+        let answers = join_all((0..self.names.len()).map(begin)).await.into_iter();
+        let begun = answers.map(|answer| answer.and_then(|answer| scripts::begun(&answer)).map_err(untouched));
+        let tags = begun.collect::<Result<Vec<_>, String>>()?;
+        let mut slots: Vec<u16> = self.order.keys.iter().map(|(key, _)| self.slot(worker, key)).collect();
+        slots.sort_unstable();
+        slots.dedup();
+        let confirmed = wait_for_replicas(worker, self.lane, &slots).await;
+        confirmed.map_err(|why| {
+            format!("NOREPLICAS nothing was written: the old value is removed, but {why}: after a failover it might come back")
+        })?;
+        Ok(tags)
+    }
+
+    async fn tell_origin(&self, worker: &Rc<Worker>, tags: &[Option<String>]) -> Result<Vec<Changed>, LoadError> {
+        let keys = self.order.keys.iter().zip(tags);
+        let changes: Vec<Change> =
+            keys.map(|((key, value), tag)| Change { key: key.clone(), value: value.clone(), tag: tag.clone() }).collect();
+        let (writer, token) = (self.writer.clone(), self.token.clone());
+        let told = worker.origins().spawn(async move { writer.write(&changes, &format!("\"{token}\"")).await });
+        // The thread of origins is gone: so is this process, soon, and whether the write left is not known.
+        let gone = |_| LoadError::Unknown { origin: String::new(), why: "the sidecar is stopping".to_owned() };
+        told.await.unwrap_or_else(|error| Err(gone(error)))
+    }
+
+    /// The origin has made the changes: the cache hears of it. Where it cannot, the old value is gone all the same.
+    async fn conclude<'a>(&'a self, worker: &Rc<Worker>, changed: &'a [Changed]) -> Reply {
+        let life = self.order.life.resolve(&self.lifetime, worker.random());
+        let (most, stale) = (self.lifetime.max.as_millis(), self.stale.as_millis());
+        let outcome = |index: usize| match &self.order.keys[index].1 {
+            Some(value) => {
+                let told = changed.get(index);
+                let (version, tag) = (told.and_then(|told| told.version), told.and_then(|told| told.tag.as_deref()));
+                Outcome::Stored { version, value, life, most, stale, tag }
+            }
+            None => Outcome::Deleted,
+        };
+        let kept = self.end_all(worker, outcome).await;
+        let stores = self.order.keys.iter().any(|(_, value)| value.is_some());
+        if !stores {
+            return Reply::Deleted(changed.iter().map(|changed| changed.rows).sum());
+        }
+        kept.into_iter().filter(|kept| !kept).for_each(|_| worker.metrics().unkept(self.rule));
+        Reply::Stored
+    }
+
+    /// Takes the marks away, with what came of each write. Whether each value is kept.
+    async fn end_all<'a>(&'a self, worker: &Rc<Worker>, outcome: impl Fn(usize) -> Outcome<'a>) -> Vec<bool> {
+        let end = |index: usize| {
+            let mut wire = Vec::new();
+            scripts::end(&self.names[index], &self.token, outcome(index), &mut wire);
+            self.ask(worker, index, wire)
+        };
+        let answers = join_all((0..self.names.len()).map(end)).await;
+        answers.into_iter().map(|answer| answer.and_then(|answer| scripts::ended(&answer)).unwrap_or(false)).collect()
+    }
+
+    fn slot(&self, worker: &Worker, key: &[u8]) -> u16 {
+        if worker.is_cluster() { slots::slot_of(key) } else { ANY_SLOT }
+    }
+
+    /// Sends a script about one key. It may be repeated: at worst its key is a miss once more.
+    async fn ask(&self, worker: &Rc<Worker>, index: usize, wire: Vec<u8>) -> Result<Vec<u8>, String> {
+        let (sender, receiver) = oneshot::channel();
+        let sink = Sink::Call(Box::new(move |_, answer| {
+            let answer = match answer {
+                Answer::Reply(bytes) => Ok(bytes.to_vec()),
+                Answer::Failed(text) => Err(text.to_owned()),
+            };
+            // Whoever asked may have gone.
+            let _ = sender.send(answer);
+        }));
+        let slot = self.order.keys.get(index).map_or(ANY_SLOT, |(key, _)| self.slot(worker, key));
+        worker.submit(&[&wire], Pending::new(sink, slot, Retry::Safe, self.lane, worker.now()));
+        receiver.await.unwrap_or_else(|_| Err("TRYAGAIN the sidecar is stopping".to_owned()))
+    }
+}
