@@ -8,7 +8,7 @@ use std::time::SystemTime;
 use super::run_dir::{RunDir, RunDirError, write_private};
 use crate::api::cache_cluster::AuthSpec;
 use crate::api::compile::cluster_ref;
-use crate::api::manifest::Located;
+use crate::api::manifest::{Located, is_manifest};
 use crate::api::{
     CacheCluster, CacheClusterSpec, FieldPath, Manifests, Problem, Reach, Refused, SecretKeyRef, SensitiveSource, compile,
 };
@@ -223,12 +223,12 @@ pub fn write_snapshot(path: &Path, snapshot: &Snapshot) -> Result<(), ManifestEr
 pub struct Fingerprint(Vec<(PathBuf, Option<SystemTime>, u64)>);
 
 impl Fingerprint {
-    /// Looks at the files, and at those in directories.
+    /// Looks at the files, and at the manifests in directories: a database may lie beside them.
     pub fn of(paths: &[PathBuf]) -> Self {
         let mut files = Vec::new();
         for path in paths {
             let entries = fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path());
-            files.extend(entries.chain([path.clone()]));
+            files.extend(entries.filter(|file| is_manifest(file)).chain((!path.is_dir()).then(|| path.clone())));
         }
         files.sort();
         let seen = files.into_iter().map(|path| {
@@ -238,5 +238,28 @@ impl Fingerprint {
             (path, modified, length)
         });
         Self(seen.collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_database_beside_the_manifests_is_none_of_them() {
+        let directory = tempfile::TempDir::new().expect("a temporary directory");
+        let write = |name: &str, text: &str| fs::write(directory.path().join(name), text).expect("the directory is writable");
+        write("policy.yaml", "a");
+        let look = || Fingerprint::of(&[directory.path().to_owned()]);
+        let before = look();
+        write("shop.db", "x");
+        write("shop.db-journal", "y");
+        fs::remove_file(directory.path().join("shop.db-journal")).expect("a file");
+        assert_eq!(look(), before);
+        write("policy.yaml", "ab");
+        let changed = look();
+        assert_ne!(changed, before);
+        write("more.yml", "");
+        assert_ne!(look(), changed);
     }
 }

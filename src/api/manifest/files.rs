@@ -57,7 +57,8 @@ fn expand(path: &Path, findings: &mut Vec<Finding>) -> Vec<PathBuf> {
     files
 }
 
-fn is_manifest(file: &Path) -> bool {
+/// Whether a file of this name in a directory is one.
+pub fn is_manifest(file: &Path) -> bool {
     let hidden = file.file_name().is_none_or(|name| name.as_encoded_bytes().starts_with(b"."));
     !hidden && file.extension().is_some_and(|extension| ["yaml", "yml", "json"].iter().any(|known| extension == *known))
 }

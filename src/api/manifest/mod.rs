@@ -11,7 +11,7 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::Secret;
 use serde::de::DeserializeOwned;
 
-pub use files::{MAX_FILE_BYTES, MAX_FILES};
+pub use files::{MAX_FILE_BYTES, MAX_FILES, is_manifest};
 pub use tree::{Entry, Node, Position, Tree};
 
 use super::finding::{Finding, INVALID, Refused, Severity};
