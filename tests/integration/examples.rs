@@ -68,6 +68,29 @@ fn rows_are_read_through_from_sql() {
     dev.stop();
 }
 
+#[test]
+fn values_are_written_through_to_sql() {
+    let directory = TempDir::new().unwrap();
+    let database = directory.path().join("shop.db");
+    let sqlite = |statement: &str| {
+        let output = Command::new("sqlite3").arg(&database).arg(statement).output().expect("make setup installs sqlite3");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    };
+    sqlite("CREATE TABLE users (id INTEGER PRIMARY KEY, name TEXT, mail TEXT UNIQUE, row_version INTEGER NOT NULL DEFAULT 1)");
+    let (dev, mut client) = run("write-through-sql", &[("sqlite://shop.db", &format!("sqlite://{}", database.display()))]);
+    let ann = r#"{"name":"Ann","mail":"ann@example.com"}"#;
+    assert_eq!(client.call(&["SET", "user:42", ann]).text(), "OK");
+    assert_eq!(sqlite("SELECT id || name || mail FROM users"), "42Annann@example.com");
+    assert_eq!(client.call(&["GET", "user:42"]).text(), ann);
+    assert!(client.call(&["TTL", "user:42"]).int() <= 600);
+    let taken = client.call(&["SET", "user:43", ann]);
+    assert!(matches!(&taken, Value::Error(text) if text.contains("UNIQUE constraint failed: users.mail")), "{taken:?}");
+    assert_eq!((client.call(&["DEL", "user:42"]), client.call(&["GET", "user:42"])), (Value::Int(1), Value::Nil));
+    assert_eq!(sqlite("SELECT count(*) FROM users"), "0");
+    dev.stop();
+}
+
 /// The clients of examples/clients, with the packages that `make setup` has installed for tests/clients.
 fn ordinary_clients_read(port: u16, key: &str, value: &str) {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));

@@ -60,3 +60,4 @@ mod ttl_sweep;
 mod uninstall_check;
 mod wire;
 mod wire_fuzz;
+mod write_through;

@@ -24,6 +24,7 @@ pub struct Postgres {
     port: u16,
     child: Child,
     directory: TempDir,
+    settings: Vec<String>,
 }
 
 impl Postgres {
@@ -72,20 +73,9 @@ impl Postgres {
             .arg(format!("--pwfile={}", password.display())));
         for _ in 0..5 {
             let port = free_port();
-            let log = std::fs::File::create(directory.path().join("log")).expect("the directory is writable");
-            let mut command = as_user(&binary("postgres"), directory.path());
-            command.arg("-D").arg(&data).args(["-p", &port.to_string(), "-h", "127.0.0.1"]);
-            command.arg("-k").arg(directory.path());
-            for setting in
-                ["fsync=off", "log_statement=all", "log_parameter_max_length=0", "log_line_prefix=%p ", "max_connections=200"]
-            {
-                command.args(["-c", setting]);
-            }
-            for setting in settings {
-                command.args(["-c", setting]);
-            }
-            let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().expect("postgres runs");
-            let mut server = Self { port, child, directory: TempDir::new().expect("a temporary directory") };
+            let child = spawn(directory.path(), port, settings);
+            let elsewhere = TempDir::new().expect("a temporary directory");
+            let mut server = Self { port, child, directory: elsewhere, settings: settings.to_vec() };
             if server.answers(directory.path()) {
                 server.directory = directory;
                 return server;
@@ -108,6 +98,25 @@ impl Postgres {
             std::thread::sleep(Duration::from_millis(30));
         }
         false
+    }
+
+    /// Ends the server and all its connections at once, and starts it again: what it had committed is there.
+    pub fn restart(&mut self) {
+        self.quit();
+        self.child = spawn(self.directory.path(), self.port, &self.settings);
+        let directory = self.directory.path().to_owned();
+        assert!(self.answers(&directory), "postgres does not come back: {}", self.log());
+    }
+
+    /// SIGQUIT ends the server and its children at once; killed, the children would linger.
+    fn quit(&mut self) {
+        let _ = Command::new("kill").args(["-QUIT", &self.child.id().to_string()]).status();
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while self.child.try_wait().is_ok_and(|status| status.is_none()) && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 
     pub fn port(&self) -> u16 {
@@ -161,15 +170,24 @@ impl Postgres {
 
 impl Drop for Postgres {
     fn drop(&mut self) {
-        // SIGQUIT ends the server and its children at once; killed, the children would linger.
-        let _ = Command::new("kill").args(["-QUIT", &self.child.id().to_string()]).status();
-        let deadline = Instant::now() + Duration::from_secs(10);
-        while self.child.try_wait().is_ok_and(|status| status.is_none()) && Instant::now() < deadline {
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        self.quit();
     }
+}
+
+/// A server's process on the data in `directory`.
+fn spawn(directory: &Path, port: u16, settings: &[String]) -> Child {
+    let log = std::fs::File::options().create(true).append(true).open(directory.join("log")).expect("the directory is writable");
+    let mut command = as_user(&binary("postgres"), directory);
+    command.arg("-D").arg(directory.join("data")).args(["-p", &port.to_string(), "-h", "127.0.0.1"]);
+    command.arg("-k").arg(directory);
+    for setting in ["fsync=off", "log_statement=all", "log_parameter_max_length=0", "log_line_prefix=%p ", "max_connections=200"]
+    {
+        command.args(["-c", setting]);
+    }
+    for setting in settings {
+        command.args(["-c", setting]);
+    }
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().expect("postgres runs")
 }
 
 /// PgBouncer in transaction mode before a server, with one server connection for all clients.
