@@ -644,7 +644,7 @@ spec: {engine: {kind: Redis, version: "7.0"}, mode: Sentinel, memory: 256Mi}
         let manifests = Manifests::parse(Path::new("t.yaml"), &text).expect("readable");
         let cluster = &manifests.clusters.first().expect("a cluster").object;
         let topology = Topology::Sentinel { master: "main".to_owned(), sentinels: vec!["127.0.0.1:26379".to_owned()] };
-        let reach = Reach { topology, tls: None, auth: None, sentinel_auth: None };
+        let reach = Reach { topology, tls: None, auth: None, sentinel_auth: None, patience: Span::from_secs(8) };
         let secrets = |_: &str, _: &SecretKeyRef| Ok(Sensitive::File("/secrets/url".into()));
         let problems = compile(cluster, &manifests.policies_for(cluster), 7, reach, &secrets).expect_err("evicts anything");
         assert!(problems.to_string().contains("write eviction: volatile-lfu"), "{problems}");
