@@ -16,11 +16,11 @@ const PLACES: [&str; 2] = ["shop", "larder-system"];
 /// A namespace in which the same shop runs without Larder.
 const BEFORE: &str = "larder-e2e-shop-before";
 /// The customers' reads a second, and changed prices.
-const RATE: u32 = 120;
+const RATE: u32 = 160;
 const WRITES: u32 = 1;
 /// How many requests are made before those that count, so that the cache is full and keys have begun to expire; and how many count.
-const WARM_UP: u64 = 120 * 120;
-const COUNTED: u64 = 120 * 240;
+const WARM_UP: u64 = 120 * RATE as u64;
+const COUNTED: u64 = 240 * RATE as u64;
 /// How many count without a cache, where each is a query.
 const COUNTED_BEFORE: u64 = 3000;
 /// The definitions, which outlive a release.
