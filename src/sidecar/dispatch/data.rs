@@ -139,6 +139,9 @@ pub fn submit_write(session: &Rc<Session>, request: &Request<'_>, slot: u16, sin
         wire.clear();
         if let Some(judged) = judged.as_ref().filter(|judged| judged.needs_care()) {
             pending.sink = write_with_care(session, request, judged, (plan, planned), pending.sink, wire);
+            if matches!(pending.sink, Sink::Fill(_)) && judged.may_be_repeated(request.spec, &request.args) {
+                pending.retry = Retry::Safe;
+            }
             return worker.submit(&[wire], pending);
         }
         let expects = plan.write(request.raw, request.args.len(), planned, wire);

@@ -22,7 +22,7 @@ pub const ASKING: &[u8] = b"*1\r\n$6\r\nASKING\r\n";
 pub enum Retry {
     /// It changes something: never.
     Never,
-    /// A read, or the deletion of covered keys: yes.
+    /// A read, the deletion of covered keys, or the fill of one after a miss: yes.
     Safe,
     /// It is about the connection itself, and of no use on another.
     Here,

@@ -10,7 +10,7 @@ use larder::policy::snapshot::Sensitive;
 use serde_json::{Value as Json, json};
 
 use super::LONG;
-use crate::support::admin::metric;
+use crate::support::admin::{metric, rule_count};
 use crate::support::resp::{Client, Value, encode};
 use crate::support::server::{Engine, PRIMARY_NAME, SentinelCluster};
 use crate::support::sidecar::{Sidecar, bypass, sentinel_topology};
@@ -175,6 +175,28 @@ fn nobody_is_told_of_a_killed_primary_of_redis() {
 #[test]
 fn nobody_is_told_of_a_killed_primary_of_valkey() {
     nobody_is_told_of_a_killed_primary(Engine::Valkey9);
+}
+
+/// A write that follows a miss is stored under the right to it, or not at all: it may be sent to the next primary, too. Of another nobody
+/// knows, and that is told.
+#[test]
+fn a_fill_that_was_under_way_is_sent_to_the_next_primary() {
+    let mut servers = SentinelCluster::start(Engine::Redis7, 2);
+    let sidecar = Sidecar::start(&snapshot(&servers));
+    let mut client = sidecar.client();
+    assert_eq!(client.line("SET shared:2 old"), Value::Simple("OK".to_owned()));
+    assert_eq!(client.line("GET shared:1"), Value::Nil);
+    let old = servers.primary_port();
+    let at = servers.servers.iter().position(|server| server.service_port() == old).expect("one of ours");
+    servers.servers[at].pause();
+    let both = [encode(&["SET", "shared:1", "new"]), encode(&["SET", "shared:2", "new"])].concat();
+    client.send(&both).expect("the sidecar reads");
+    wait_for("both to lie at a server that answers nobody", LONG, || rule_count(&sidecar, "shared", "ttl_added") == 3);
+    servers.servers[at].kill();
+    assert_eq!(client.read().expect("an answer"), Value::Simple("OK".to_owned()));
+    let told = client.read().expect("an answer");
+    assert!(matches!(&told, Value::Error(text) if text.starts_with("UNCERTAIN ")), "{told:?}");
+    assert_ne!(servers.primary_port(), old);
 }
 
 /// What waits for a server when its client gives up would else come behind what that client, or another, writes anew.

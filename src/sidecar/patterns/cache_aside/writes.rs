@@ -18,6 +18,9 @@ use crate::sidecar::worker::Worker;
 /// A script takes an MSET of so many keys; a larger one is never a fill.
 const MOST_KEYS: usize = 1000;
 
+/// Options of SET whose answer depends on what was there before.
+const ASKING_OPTIONS: [&[u8]; 4] = [b"NX", b"XX", b"GET", b"KEEPTTL"];
+
 /// Where the value is among the arguments of a command that may fill its one key.
 pub fn value_at(name: &str) -> Option<usize> {
     match name {
@@ -95,6 +98,17 @@ impl Judged {
     /// Whether any key may not simply keep what is written.
     pub fn needs_care(&self) -> bool {
         self.keys.iter().any(|(.., verdict)| *verdict != Verdict::Update)
+    }
+
+    /// Whether the script may be sent twice. A fill that comes late removes its key, whoever has written it since; once the first has been
+    /// carried out, so does the second. Only what tells in its answer what was there before could be answered otherwise.
+    pub fn may_be_repeated(&self, spec: &CommandSpec, args: &CommandArgs<'_>) -> bool {
+        let answers_ok = match spec.name {
+            "set" => args.iter().skip(3).all(|arg| !ASKING_OPTIONS.iter().any(|option| arg.eq_ignore_ascii_case(option))),
+            "setex" | "psetex" => true,
+            _ => false,
+        };
+        answers_ok && self.is_fill() && self.keys.iter().all(|(.., verdict)| *verdict != Verdict::Update)
     }
 
     /// Appends the script. `queued` is the command, and behind it what sees to its TTLs. `None`: there is no such script.
