@@ -294,6 +294,22 @@ impl Snapshot {
         }
     }
 
+    /// The same for readers who know no newer form than `form`: without what it cannot say. They are better served by that than by nothing at
+    /// all, which is what they make of a snapshot that is newer than they are.
+    #[must_use]
+    pub fn in_form(mut self, form: u32) -> Self {
+        let form = form.max(1);
+        if form < 3 {
+            self.origins.iter_mut().for_each(|origin| origin.max_total_connections = None);
+        }
+        if form < 2 {
+            self.rules.iter_mut().for_each(in_first_form);
+        }
+        self.version = self.version.min(form);
+        self.requires = required_form(&self.origins, &self.rules);
+        self
+    }
+
     /// Checks what the types cannot express.
     pub fn check(&self) -> Result<(), SnapshotError> {
         let addresses = match &self.cluster.topology {
@@ -369,6 +385,16 @@ impl Snapshot {
     /// The patterns of all rules, in order.
     pub fn patterns(&self) -> impl Iterator<Item = &KeyPattern> {
         self.rules.iter().map(|rule| &rule.keys)
+    }
+}
+
+/// A rule as the first form says it. What is only observed is passed by, and misses are everybody's to load.
+fn in_first_form(rule: &mut Rule) {
+    if rule.mode == Mode::Observe {
+        (rule.mode, rule.strategy) = (Mode::Enforce, Strategy::Bypass {});
+    }
+    if let Strategy::CacheAside(cache_aside) = &mut rule.strategy {
+        (cache_aside.stampede, cache_aside.stale) = (None, Span::default());
     }
 }
 
@@ -474,6 +500,35 @@ mod tests {
             (r#","stale":"1m""#.to_owned(), "needs stampede"),
         ] {
             assert!(cache_aside(&more).is_err_and(|error| error.contains(word)), "{more}");
+        }
+    }
+
+    #[test]
+    fn older_readers_are_told_what_they_can_be_told() {
+        let json = MINIMAL.replacen(r#""maxConnections":2"#, r#""maxConnections":2,"maxTotalConnections":50"#, 1);
+        let mut newest = Snapshot::parse(json.as_bytes()).expect("valid");
+        let leases = cache_aside(r#","stale":"1m","stampede":{"lease":"3s","wait":"1s","atWaitEnd":"error"}"#).expect("valid");
+        newest.rules.extend(leases.rules);
+        let mut watched = newest.rules[0].clone();
+        (watched.name, watched.mode) = ("watched".to_owned(), Mode::Observe);
+        newest.rules.push(watched);
+        (newest.version, newest.requires) = (VERSION, required_form(&newest.origins, &newest.rules));
+        newest.check().expect("valid");
+        for form in [VERSION, VERSION + 1] {
+            assert_eq!(newest.clone().in_form(form), newest);
+        }
+        let second = newest.clone().in_form(2);
+        assert_eq!((second.version, second.requires, &second.rules), (2, 2, &newest.rules));
+        for form in [1, 0] {
+            let first = newest.clone().in_form(form);
+            assert_eq!((first.version, first.requires), (1, 1));
+            assert_eq!(first.rules.len(), newest.rules.len());
+            let text = serde_json::to_string(&first).expect("serialises");
+            for novelty in ["mode", "stampede", "maxTotalConnections"] {
+                assert!(!text.contains(novelty), "{novelty} in {text}");
+            }
+            assert_eq!(first.rules.last().map(|rule| &rule.strategy), Some(&Strategy::Bypass {}));
+            assert_eq!(Snapshot::parse(text.as_bytes()).expect("it can be read"), first);
         }
     }
 

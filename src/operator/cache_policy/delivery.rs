@@ -4,6 +4,8 @@
 //!   the policies that have what they name begin without the others.
 //! - Where no policy is left, the last snapshot says farewell: no rules, and a TTL for every key.
 //! - Where the CacheCluster is, is always said anew: sidecars of a snapshot that stays have to find it, too.
+//! - Sidecars may be older than this operator. What they all understand, by what they tell, is what is said; where none has told, what was
+//!   last said to them. So a new operator changes nothing before it knows who listens, and says all once the last old one is gone.
 //! - A generation is never given twice, and only rises. The first of a binding is the time in seconds: one that was removed and is made
 //!   again under its name goes on above what its cache, or a pod on its way out, may still hold.
 
@@ -30,6 +32,8 @@ pub struct Standing {
     pub newest: Option<u64>,
     /// The generation of a newer snapshot that the cache holds, and that nobody here knows.
     pub in_cache: Option<u64>,
+    /// The newest form that all sidecars understand. `None`: that is not known.
+    pub understood: Option<u32>,
 }
 
 /// What policies make of a binding.
@@ -70,6 +74,9 @@ pub fn decide(standing: &Standing, wish: Wish<'_>, cluster: Option<&Cluster>, no
         // How long a command is tried stays as policies said it, with all else that they said.
         let patience = if is_farewell(&snapshot) { cluster.patience } else { snapshot.cluster.patience };
         snapshot.cluster = Cluster { patience, ..cluster.clone() };
+    }
+    if let Some(form) = standing.understood.or(before.map(|before| before.version)) {
+        snapshot = snapshot.in_form(form);
     }
     snapshot.generation = before.map_or(0, |before| before.generation);
     // What the cache holds would be followed instead.
@@ -171,6 +178,7 @@ mod tests {
             snapshot: Snapshot::parse(text.as_bytes()).ok().map(Arc::new),
             newest: Some(decision.snapshot.generation),
             in_cache: None,
+            understood: None,
         }
     }
 
@@ -213,6 +221,30 @@ mod tests {
         let kept = decide(&standing(&first), Wish::Refused, Some(&moved), at(9)).unwrap();
         assert_eq!((kept.snapshot.generation, kept.is_new, kept.is_wished), (2, true, false));
         assert_eq!((&kept.snapshot.cluster, &kept.snapshot.rules), (&moved, &first.snapshot.rules));
+    }
+
+    #[test]
+    fn older_sidecars_are_told_what_they_understand() {
+        let mut wish = merged(Some("a:{id}"), true);
+        let json = json!({"name": "db", "kind": {"http": {"url": {"value": "http://a"}}}, "maxConnections": 2,
+            "maxTotalConnections": 9, "connectTimeout": "1s", "timeout": "1s"});
+        wish.snapshot.as_mut().unwrap().origins.push(serde_json::from_value(json).unwrap());
+        let heard = |decision: &Decision, understood| {
+            decide(&Standing { understood, ..standing(decision) }, Wish::Merged(&wish), None, at(9)).unwrap()
+        };
+        let first = decide(&Standing::default(), Wish::Merged(&wish), None, at(1)).unwrap();
+        assert_eq!((first.snapshot.version, first.snapshot.origins[0].max_total_connections), (3, Some(9)), "nobody has spoken");
+        let older = heard(&first, Some(2));
+        assert_eq!((older.snapshot.version, older.snapshot.origins[0].max_total_connections), (2, None));
+        assert!(older.is_new && older.snapshot.generation == 2);
+        // It stays so while none is heard, by this operator or the next.
+        assert!(!heard(&older, None).is_new && !heard(&older, Some(2)).is_new);
+        let all = heard(&older, Some(3));
+        assert_eq!((all.snapshot.version, all.snapshot.generation), (3, 3));
+        assert_eq!((all.snapshot.origins, all.is_new), (first.snapshot.origins, true));
+        // A snapshot that stays is not said anew in a newer form.
+        let kept = Standing { understood: Some(3), ..standing(&older) };
+        assert!(!decide(&kept, Wish::Refused, None, at(9)).unwrap().is_new);
     }
 
     #[test]

@@ -329,9 +329,9 @@ impl Look<'_> {
         let kept = bound.past.iter().chain(&bound.map).filter_map(|map| map.part.generation);
         let newest = kept.chain(written.newest).chain(text.as_ref().and_then(generation)).max();
         let figures = self.context.caches.figures(&self.key(&delivery.cluster), binding);
-        let in_cache = figures.and_then(|figures| figures.newer_in_cache);
+        let (in_cache, understood) = figures.map_or((None, None), |figures| (figures.newer_in_cache, figures.understands));
         let snapshot = text.as_ref().and_then(|text| written.snapshot(text));
-        Ok(Standing { text, snapshot, newest, in_cache })
+        Ok(Standing { text, snapshot, newest, in_cache, understood })
     }
 
     /// The passwords of a binding's user as they are to lie in its Secret now.

@@ -11,6 +11,10 @@ use crate::api::CachePolicy;
 use crate::api::cache_policy::{CachePolicyStatus, ConditionType, ConnectionsStatus, MAX_NAMED, SidecarsStatus, WorkloadsStatus};
 use crate::operator::cache_cluster::report::{Happening, Verdict, condition};
 use crate::policy::Snapshot;
+use crate::policy::snapshot::VERSION;
+
+/// What is told of a policy that is delivered.
+const READY: &str = "its rules lie ready for the sidecars of every workload that it selects";
 
 /// How far the snapshot of a workload has come.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -155,8 +159,19 @@ fn delivered(parts: &[Part<'_>], is_in_order: bool) -> Verdict {
             "no Deployment, StatefulSet, DaemonSet or CronJob makes pods with these labels, and no pod with a sidecar has them: see \
              spec.workloads",
         ),
-        None => Verdict::yes("Delivered", "its rules lie ready for the sidecars of every workload that it selects"),
+        None => Verdict::yes("Delivered", format!("{READY}{}", left_out(parts).unwrap_or_default())),
     }
+}
+
+/// What follows that where sidecars are older than this operator.
+fn left_out(parts: &[Part<'_>]) -> Option<String> {
+    let is_older = |part: &&Part<'_>| part.sidecars > 0 && part.snapshot.is_some_and(|snapshot| snapshot.version < VERSION);
+    let part = parts.iter().find(is_older)?;
+    let (workload, form) = (part.workload, part.snapshot?.version);
+    Some(format!(
+        "; sidecars of {workload} are of an older version, and know the form {form} of snapshots: what it cannot say is left out until all of \
+         its pods have been made anew"
+    ))
 }
 
 /// The status of a policy, given the one before.
@@ -428,6 +443,26 @@ mod tests {
             assert_eq!((reasons(&status), status.summary.as_deref()), (expected.to_vec(), Some(summary)));
             assert!(status.conditions.iter().all(|condition| condition.observed_generation == Some(4)));
         }
+    }
+
+    #[test]
+    fn what_older_sidecars_are_not_told_is_told() {
+        let (fine, there, none) = (judgement(), Progress::Delivered, BTreeSet::new());
+        let told = |snapshot: &Snapshot, sidecars| {
+            let part = Part {
+                workload: "Deployment/a",
+                judgement: &fine,
+                progress: &there,
+                snapshot: Some(snapshot),
+                sidecars,
+                figures: None,
+                rules: &none,
+            };
+            shown(&[part]).conditions.into_iter().find(|condition| condition.type_ == "Delivered").unwrap().message
+        };
+        let older = snapshot().in_form(2);
+        assert!(told(&older, 1).starts_with(&format!("{READY}; sidecars of Deployment/a")) && told(&older, 1).contains("form 2"));
+        assert_eq!([told(&older, 0), told(&snapshot(), 1)], [READY, READY]);
     }
 
     #[test]

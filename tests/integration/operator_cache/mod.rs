@@ -8,16 +8,21 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use larder::operator::admin::{Entry, Keys};
 use larder::operator::cache_policy::cache::{Caches, Figures, Pace, Servers, Wanted};
+use larder::operator::cache_policy::delivery::{Standing, Wish, decide};
+use larder::operator::cache_policy::merge::Merged;
+use larder::operator::cache_policy::origins::Files;
 use larder::operator::election::Leadership;
 use larder::operator::metrics::Metrics;
 use larder::operator::queue::Key;
+use larder::policy::Snapshot;
 use larder::policy::binding::BindingName;
 use larder::policy::heartbeat::Fleet;
 use serde_json::{Value as Json, json};
+use tempfile::TempDir;
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::oneshot;
 
@@ -205,6 +210,75 @@ fn two_sidecars_are_told_and_heard() {
         wait_for("the other to have all", LIMIT, || fleet_at(&mut primary) == Some(1));
         assert_eq!(operator.figures().fleet, Some(1));
     }
+}
+
+/// What an older sidecar tells, who knows the second form of snapshots.
+fn older_beat() -> Vec<u8> {
+    let beat = json!({
+        "version": 1, "sidecar": "shop-old-1", "binding": shop().to_string(), "larder": "0.0.9", "understands": 2, "generation": 1,
+        "uptimeSeconds": 100, "clients": 1, "clientsEver": 1,
+    });
+    beat.to_string().into_bytes()
+}
+
+/// A sidecar that is older than the operator, beside one that is not: both are told what both understand, until the older one is gone.
+#[test]
+fn an_older_sidecar_is_told_what_it_understands() {
+    let servers = SentinelCluster::start(Engine::Valkey9, 0);
+    let mut policies = snapshot(&servers, 1);
+    (policies["version"], policies["requires"]) = (3.into(), 3.into());
+    policies["origins"] = json!([{"name": "api", "kind": {"http": {"url": {"file": "/etc/larder/secret/api"}}}, "maxConnections": 2,
+        "maxTotalConnections": 9, "connectTimeout": "1s", "timeout": "1s"}]);
+    let policies: Snapshot = serde_json::from_value(policies).expect("a snapshot");
+    let merged = Merged {
+        cluster: "main".to_owned(),
+        binding: shop(),
+        snapshot: Some(policies),
+        is_complete: true,
+        files: Files::default(),
+    };
+    // What the operator makes of the policies, given what stands and what was heard.
+    let decided = |stands: Option<&Snapshot>, understood| {
+        let (snapshot, newest) = (stands.cloned(), stands.map(|stands| stands.generation));
+        let text = stands.map(|stands| Arc::from(serde_json::to_string(stands).expect("it serialises")));
+        let standing = Standing { text, snapshot, newest, in_cache: None, understood };
+        decide(&standing, Wish::Merged(&merged), None, UNIX_EPOCH + Duration::from_secs(1)).expect("something is wanted").snapshot
+    };
+    let secrets = TempDir::new().expect("a directory");
+    std::fs::write(secrets.path().join("api"), "http://127.0.0.1:1").expect("the directory is writable");
+    let of_sidecars = |snapshot: &Snapshot| {
+        let text = serde_json::to_string(snapshot).expect("it serialises");
+        text.replace("/etc/larder/secret", &secrets.path().display().to_string())
+    };
+    let first = decided(None, None);
+    assert_eq!((first.version, first.requires), (3, 3), "nobody is known to be older");
+    let json = serde_json::from_str(&of_sidecars(&first)).expect("JSON");
+    let shown = secrets.path().display().to_string();
+    let sidecar = Sidecar::start_with(&json, &[&BOUND[..], &["--secrets", &shown]].concat());
+    let operator = Operator::start();
+    let put = |snapshot: &Snapshot| {
+        let bindings = [(shop(), Arc::from(of_sidecars(snapshot)))].into();
+        operator.set(Some(Wanted { servers: place(&servers), keys: Keys::from(Entry::default()), bindings }));
+    };
+    put(&first);
+    operator.await_figures("one sidecar", |figures| figures.understands == Some(3));
+    let mut server = servers.primary().client();
+    let figures = operator.await_figures("the older one", |figures| {
+        let told = [b"PUBLISH".as_slice(), shop().heartbeat_channel().as_bytes(), &older_beat()];
+        server.call(&told);
+        figures.understands == Some(2)
+    });
+    let second = decided(Some(&first), figures.understands);
+    assert_eq!((second.version, second.requires, second.generation), (2, 1, first.generation + 1));
+    put(&second);
+    operator.await_figures("the newer one follows as well", |figures| figures.generations.contains(&(second.generation, 1)));
+    assert_eq!(in_force(&sidecar), second.generation);
+    // It is heard no more.
+    let figures = operator.await_figures("the older one to be gone", |figures| figures.understands == Some(3));
+    let third = decided(Some(&second), figures.understands);
+    assert_eq!((third.version, third.requires, third.generation), (3, 3, second.generation + 1));
+    put(&third);
+    wait_for("all of it to be in force", LIMIT, || in_force(&sidecar) == third.generation);
 }
 
 #[test]

@@ -248,7 +248,7 @@ mod tests {
         let mut board = Board::new(Arc::default(), Pace::default());
         board.expect(start, &binding(), 1, ["user"].into_iter());
         board.listen(start, [binding()].iter());
-        assert_eq!(told(0..100, start, &mut board, &["a", "b"], 1), [0, 30, 60, 90]);
+        assert_eq!(told(0..100, start, &mut board, &["a", "b"], 1), [0, 10, 40, 70], "at 10 what all understand");
         assert_eq!(told(100..120, start, &mut board, &["a", "b"], 2), [100]);
         // One ends, and is missed after three intervals.
         assert_eq!(told(120..150, start, &mut board, &["a"], 2), [130, 132]);

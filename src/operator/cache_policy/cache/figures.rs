@@ -31,7 +31,7 @@ pub struct Figures {
     pub without_snapshot: u32,
     /// Live sidecars that refused a snapshot since the one in force.
     pub refused: Option<Refusal>,
-    /// The newest form of snapshots that every live sidecar understands.
+    /// The newest form of snapshots that every live sidecar understands. `None`: nobody has spoken, or not everybody had the time to.
     pub understands: Option<u32>,
     /// Clients that are connected to live sidecars.
     pub clients: u64,

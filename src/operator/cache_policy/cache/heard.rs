@@ -18,6 +18,8 @@ use super::room::{COUNTS_OF_ONE, Room, SIDECARS_OF_ONE};
 use super::rules::{self, Count, Rules};
 use crate::policy::heartbeat::{Heartbeat, MAX_REASON_CHARS, RefusedSnapshot, interval};
 
+/// After how many intervals all sidecars have spoken: one may be lost.
+const WORDS: u32 = 2;
 /// How many of its intervals a sidecar may be silent.
 const SILENCES: u32 = 3;
 /// How long a process that is gone is remembered.
@@ -297,10 +299,17 @@ impl Heard {
                 None => figures.without_snapshot += 1,
             }
         }
+        // The oldest may not have spoken yet.
+        figures.understands = figures.understands.filter(|_| self.has_heard_all(now));
         figures.current = generations.get(&self.wanted).copied().unwrap_or_default();
         figures.generations = most(generations);
         figures.notices = self.notices(now, &figures);
         figures
+    }
+
+    /// Whether everybody who lives had the time to speak.
+    fn has_heard_all(&self, now: Instant) -> bool {
+        self.listening.is_ok_and(|since| now.duration_since(since) >= self.interval(now) * WORDS)
     }
 
     fn notices(&self, now: Instant, figures: &Figures) -> Vec<Notice> {

@@ -161,10 +161,29 @@ fn sidecars_are_told_apart_by_what_they_have_in_force() {
     hear(&mut heard, start, Heartbeat { generation: Some(6), refused: refused(3, "long ago"), ..heartbeat("slow", 10) });
     let figures = heard.figures(start);
     assert_eq!((figures.live, figures.current, figures.without_snapshot), (5, 1, 1));
-    assert_eq!((&figures.generations[..], figures.understands, figures.unused), (&[(7, 1), (6, 3)][..], Some(2), 1));
+    assert_eq!((&figures.generations[..], figures.unused), (&[(7, 1), (6, 3)][..], 1));
     let refusal = Refusal { sidecars: 2, generation: Some(7), reason: "odd reason".to_owned() };
     assert_eq!(figures.refused, Some(refusal));
     assert_eq!(figures.notices, [Notice::SidecarUnused { sidecars: 1, of: 5 }]);
+}
+
+#[test]
+fn what_all_understand_is_known_once_all_had_the_time_to_speak() {
+    let start = Instant::now();
+    let mut heard = listening(start);
+    let understood = |heard: &Heard, second| heard.figures(at(start, second)).understands;
+    hear(&mut heard, at(start, 1), heartbeat("new", 10));
+    assert_eq!(understood(&heard, 4), None, "an older one may be among them");
+    hear(&mut heard, at(start, 5), Heartbeat { understands: 2, ..heartbeat("old", 120) });
+    assert_eq!([9, 10].map(|second| understood(&heard, second)), [None, Some(2)]);
+    hear(&mut heard, at(start, 20), heartbeat("new", 29));
+    heard.age(at(start, 21));
+    assert_eq!(understood(&heard, 21), Some(3), "the older one is gone");
+    heard.deaf(at(start, 22));
+    assert_eq!(understood(&heard, 40), None);
+    heard.listen(at(start, 40));
+    hear(&mut heard, at(start, 41), heartbeat("new", 50));
+    assert_eq!([49, 50].map(|second| understood(&heard, second)), [None, Some(3)]);
 }
 
 #[test]
