@@ -13,7 +13,8 @@ use super::pattern::KeyPattern;
 use super::rule::{CacheAside, Lifetime, Mode, Query, Rule, Store, Strategy, Unmatched, WriteThrough};
 use super::units::Span;
 
-/// The newest form that this build writes and reads.
+/// The newest form that this build writes and reads. `requires`, `generation` and `cluster` are said alike in all of them, so that a sidecar
+/// for which the rest is too new can say so where it is heard.
 ///
 /// 2: rules may have a `mode`, and cache-aside rules `stale` and `stampede` (with `waitFollowsLoads`).
 /// 3: origins may have `maxTotalConnections`.
@@ -275,6 +276,32 @@ impl Snapshot {
             generation: u64,
         }
         serde_json::from_slice(json).ok().map(|Claim { generation }| generation)
+    }
+
+    /// Where a document says that the cache is, even if the rest of it is refused: a snapshot that lets no command pass there.
+    pub fn claimed_place(json: &[u8]) -> Option<Self> {
+        #[derive(Deserialize)]
+        struct Claim {
+            generation: u64,
+            cluster: Cluster,
+        }
+        let Claim { generation, cluster } = serde_json::from_slice(json).ok()?;
+        Some(Self::waiting(generation, cluster)).filter(|snapshot| snapshot.check().is_ok())
+    }
+
+    /// What holds where nothing has been said yet but where the cache is: no command passes.
+    pub fn waiting(generation: u64, cluster: Cluster) -> Self {
+        Self {
+            version: VERSION,
+            requires: 1,
+            generation,
+            cluster,
+            unmatched: Unmatched::Refuse {},
+            ttl_sweep: DEFAULT_TTL_SWEEP,
+            allow: Allow::default(),
+            origins: Vec::new(),
+            rules: Vec::new(),
+        }
     }
 
     /// The last snapshot of a binding that is removed: no rule holds any more, and every key that is written gets a TTL.
@@ -574,6 +601,20 @@ mod tests {
         assert_eq!(required_form(&sql.origins, &sql.rules), 4);
         assert_eq!(Snapshot::parse(&serde_json::to_vec(&sql).expect("serialises")).expect("valid"), sql);
         assert!(write_through(r#"{"http":{}}"#).is_err_and(|error| error.to_string().contains("by `write`")));
+    }
+
+    #[test]
+    fn a_snapshot_that_is_refused_tells_where_the_cache_is() {
+        let known = Snapshot::parse(MINIMAL.as_bytes()).expect("valid");
+        let newer = MINIMAL.replacen(r#""requires":1"#, r#""requires":99,"novel":[]"#, 1).replacen("readThrough", "readAhead", 1);
+        assert!(matches!(Snapshot::parse(newer.as_bytes()), Err(SnapshotError::TooNew(99))));
+        let place = Snapshot::claimed_place(newer.as_bytes()).expect("a place");
+        assert_eq!(place, Snapshot::waiting(known.generation, known.cluster));
+        assert!(place.rules.is_empty() && place.unmatched == Unmatched::Refuse {});
+        for (from, to) in [("127.0.0.1:7000", "nowhere"), (r#""cluster":{"#, r#""cluster":{"novel":1,"#), ("}]}", "}]")] {
+            let json = MINIMAL.replacen(from, to, 1);
+            assert!(json != MINIMAL && Snapshot::claimed_place(json.as_bytes()).is_none(), "{json}");
+        }
     }
 
     #[test]

@@ -126,10 +126,12 @@ pub struct Policies {
     counters: Arc<Background>,
 }
 
-/// What there is from the first snapshot on.
+/// What there is from the first snapshot on, or from the first one that could not come into force, but told where the cache is.
 struct Active {
     discovery: Discovery,
     in_force: watch::Sender<InForce>,
+    /// What workers are told once a policy is in force. Until then nobody but the line to the cache knows of the servers.
+    untold: Option<Told>,
 }
 
 impl Active {
@@ -207,7 +209,10 @@ impl Policies {
             if let Some((way, json)) = news {
                 match parse(way, &json) {
                     Ok(offer) => self.offers.add(offer),
-                    Err(error) => self.refuse(way, Snapshot::claimed_generation(&json), fingerprint(&json), &error),
+                    Err(error) => {
+                        self.refuse(way, Snapshot::claimed_generation(&json), fingerprint(&json), &error);
+                        self.heed_place(way, &json);
+                    }
                 }
             }
             self.settle().await;
@@ -240,6 +245,41 @@ impl Policies {
                 }
             }
         }
+        self.wait_at(place);
+    }
+
+    /// What is refused of the file tells at least where the cache is, which is enough as long as nothing is in force.
+    fn heed_place(&mut self, way: Way, json: &[u8]) {
+        let is_waiting = self.active.as_ref().is_none_or(|active| active.untold.is_some());
+        if way == Way::File
+            && is_waiting
+            && let Some(place) = Snapshot::claimed_place(json)
+        {
+            // Another than that of the whole, so that what keeps it from being used is told as well.
+            self.offers.add_place(Offer { way, snapshot: Arc::new(place), fingerprint: !fingerprint(json) });
+        }
+    }
+
+    /// Nothing that came can come into force. The operator hears of it, and of what this sidecar understands: the next one may.
+    fn wait_at(&mut self, place: Place) {
+        let (Some(file), Some(access)) = (self.offers.file().cloned(), place.access) else { return };
+        if let Err(error) = self.introduce(file.snapshot.generation, &place.cluster, access) {
+            self.refuse(Way::File, Some(file.snapshot.generation), file.fingerprint, &error);
+        }
+    }
+
+    fn introduce(&mut self, generation: u64, cluster: &Cluster, access: ClusterAccess) -> Result<(), PolicyError> {
+        let (origins, policy) = self.prepare(Arc::new(Snapshot::waiting(generation, cluster.clone())))?;
+        let waiting = InForce { policy, access: access.servers.clone(), origins };
+        match &self.active {
+            None => self.start(waiting, cluster, access),
+            Some(active) if active.untold.is_some() => {
+                active.discovery.replace(cluster, access)?;
+                active.in_force.send_replace(waiting);
+                Ok(())
+            }
+            Some(_) => Ok(()),
+        }
     }
 
     /// Where the file says that the cache is, or, where that cannot be used, where it was before.
@@ -266,7 +306,7 @@ impl Policies {
             bounds::check(&offer.snapshot, &file.snapshot, &binding.secrets, |path| path.is_file())?;
         }
         let snapshot = bounds::placed(&offer.snapshot, &place.cluster);
-        if self.active.as_ref().is_some_and(|active| *active.snapshot() == snapshot) {
+        if self.active.as_ref().is_some_and(|active| active.untold.is_none() && *active.snapshot() == snapshot) {
             return Ok(false);
         }
         let (origins, policy) = self.prepare(Arc::new(snapshot))?;
@@ -276,6 +316,7 @@ impl Policies {
                 let servers = access.servers.clone();
                 self.start(InForce { policy, access: servers, origins: origins.clone() }, &place.cluster, access.clone())?;
                 self.origins = origins;
+                self.tell();
                 return Ok(true);
             }
             (Some(active), None) => active.in_force.borrow().access.clone(),
@@ -288,7 +329,15 @@ impl Policies {
         if let Some(active) = &self.active {
             active.in_force.send_replace(InForce { policy, access, origins });
         }
+        self.tell();
         Ok(true)
+    }
+
+    /// A policy is in force: workers may know.
+    fn tell(&mut self) {
+        if let Some(told) = self.active.as_mut().and_then(|active| active.untold.take()) {
+            self.board.told.send_replace(Some(told));
+        }
     }
 
     fn prepare(&self, snapshot: Arc<Snapshot>) -> Result<(Origins, Arc<ActivePolicy>), PolicyError> {
@@ -299,13 +348,12 @@ impl Policies {
         Ok((origins, policy))
     }
 
-    /// The first policy: from now on there are servers to find, and a cache to listen to.
+    /// The first policy, or place: from now on there are servers to find, and a cache to listen to.
     fn start(&mut self, first: InForce, cluster: &Cluster, access: ClusterAccess) -> Result<(), PolicyError> {
         let (discovery, view, refresh) = Discovery::start(cluster, access, self.counters.clone())?;
         let (in_force, receiver) = watch::channel(first);
         let told = Told { in_force: receiver, view, refresh };
-        self.board.told.send_replace(Some(told.clone()));
-        self.active = Some(Active { discovery, in_force });
+        self.active = Some(Active { discovery, in_force, untold: Some(told.clone()) });
         if let (Some(binding), Some(pulse)) = (&self.setting.binding, self.pulse.take()) {
             self.link = Some(CacheLink::start(binding.name.clone(), told, pulse, self.counters.clone()));
         }

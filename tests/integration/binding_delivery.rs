@@ -515,6 +515,42 @@ fn heartbeats_tell_what_happened() {
     }
 }
 
+/// The first snapshot that a sidecar finds is of a form that is newer than it is.
+#[test]
+fn a_sidecar_that_is_too_old_for_its_first_snapshot_is_heard_and_told_another() {
+    for servers in [Servers::sentinel(), Servers::cluster()] {
+        let mut subscriber = servers.holder_of("anywhere");
+        subscriber.send(&encode(&["SUBSCRIBE", &binding().heartbeat_channel()])).unwrap();
+        let mut newest = of(servers.topology(), 7);
+        (newest["version"], newest["requires"], newest["novel"]) = (99.into(), 99.into(), json!(["nothing", "known"]));
+        let sidecar = Sidecar::start_before(Some(&newest), &BOUND);
+        let beat = hear(&mut subscriber, |_| true);
+        assert_eq!((beat.generation, beat.understands), (None, larder::policy::snapshot::VERSION), "{beat:?}");
+        let refused = beat.refused.expect("it was refused");
+        assert!(refused.generation == Some(7) && refused.reason.contains("upgrade the sidecar"), "{refused:?}");
+        // Where the cache is does not let a command pass.
+        let mut early = sidecar.client();
+        let Value::Error(text) = early.line("SET aside:1 x") else { panic!("nothing is in force yet") };
+        assert!(text.starts_with("TRYAGAIN no policy has arrived"), "{text}");
+        assert_eq!((generation(&sidecar), get(&sidecar, "/readyz").0), (0, 503));
+        assert_eq!(servers.holder_of("aside:1").line("EXISTS aside:1"), Value::Int(0));
+        // The file is a minute late.
+        publish(&servers, &of(servers.topology(), 8).to_string());
+        wait_for("what it understands", LIMIT, || generation(&sidecar) == 8);
+        assert_eq!(early.line("SET aside:2 x"), Value::Simple("OK".to_owned()), "on the same connection");
+        wait_for("its TTL", LIMIT, || writes_under(8, &servers, &sidecar));
+        let beat = hear(&mut subscriber, |beat| beat.generation == Some(8));
+        assert_eq!(beat.refused, None);
+        // From now on one that is too new keeps the last good one.
+        (newest["generation"], newest["cluster"]["topology"]) = (9.into(), json!({"cluster": {"seeds": ["127.0.0.1:1"]}}));
+        sidecar.replace_snapshot(&newest.to_string());
+        wait_for("it to be refused", LIMIT, || rejected(&sidecar) == 2);
+        sidecar.replace_snapshot(&of(servers.topology(), 10).to_string());
+        wait_for("the file's", LIMIT, || generation(&sidecar) == 10);
+        wait_for("its TTL", LIMIT, || writes_under(10, &servers, &sidecar));
+    }
+}
+
 #[test]
 fn sidecars_share_an_origin_s_connections() {
     let (servers, web) = (Servers::cluster(), Web::start());

@@ -98,6 +98,13 @@ impl Offers {
         self.waiting.push(offer);
     }
 
+    /// A snapshot from the file that cannot come into force tells where the cache is.
+    pub fn add_place(&mut self, place: Offer) {
+        if self.file.as_ref().is_none_or(|file| self.is_at_least(&place, file)) {
+            self.file = Some(place);
+        }
+    }
+
     fn is_at_least(&self, offer: &Offer, other: &Offer) -> bool {
         (self.rank)(offer) >= (self.rank)(other)
     }
@@ -199,6 +206,19 @@ mod tests {
         }
         assert_eq!(offers.in_order().len(), MAX_WAITING + 1);
         assert_eq!(offers.in_order()[0].rank(), (99, Way::Cache));
+    }
+
+    #[test]
+    fn a_place_is_no_policy() {
+        let mut offers = Offers::both_ways();
+        offers.add_place(offer(Way::File, 5));
+        assert!(offers.in_order().is_empty() && offers.file().map(Offer::rank) == Some((5, Way::File)));
+        offers.add_place(offer(Way::File, 4));
+        offers.add(offer(Way::Cache, 6));
+        assert_eq!(offers.in_order().iter().map(Offer::rank).collect::<Vec<_>>(), [(6, Way::Cache)]);
+        assert_eq!(offers.file().map(Offer::rank), Some((5, Way::File)), "an older place, and what the cache says, are none");
+        offers.add(offer(Way::File, 7));
+        assert_eq!((offers.in_order().len(), offers.file().map(Offer::rank)), (2, Some((7, Way::File))));
     }
 
     #[test]
