@@ -322,10 +322,14 @@ impl Snapshot {
     }
 
     /// The same for readers who know no newer form than `form`: without what it cannot say. They are better served by that than by nothing at
-    /// all, which is what they make of a snapshot that is newer than they are.
+    /// all, which is what they make of a snapshot that is newer than they are. But what has to be written to an origin they would write past
+    /// it: with a rule of that kind it stays as it is.
     #[must_use]
     pub fn in_form(mut self, form: u32) -> Self {
         let form = form.max(1);
+        if form < 4 && self.rules.iter().any(|rule| rule.strategy.writes().is_some()) {
+            return self;
+        }
         if form < 3 {
             self.origins.iter_mut().for_each(|origin| origin.max_total_connections = None);
         }
@@ -557,6 +561,10 @@ mod tests {
             assert_eq!(first.rules.last().map(|rule| &rule.strategy), Some(&Strategy::Bypass {}));
             assert_eq!(Snapshot::parse(text.as_bytes()).expect("it can be read"), first);
         }
+        let writing = write_through(r#"{"sql":{"write":"INSERT INTO users VALUES ($id, $value)"}}"#).expect("valid");
+        newest.rules = writing.rules;
+        newest.requires = required_form(&newest.origins, &newest.rules);
+        assert_eq!(newest.clone().in_form(3), newest, "who would write past the origin is told nothing");
     }
 
     #[test]
@@ -587,16 +595,14 @@ mod tests {
         assert_eq!(Snapshot::claimed_generation(b"{"), None);
     }
 
+    fn write_through(store: &str) -> Result<Snapshot, SnapshotError> {
+        let json = MINIMAL.replacen("readThrough\":{", "writeThrough\":{\"read\":{", 1);
+        let json = json.replacen("\"reply\":null}}", &format!("\"reply\":null}}}},\"store\":{store}}}"), 1);
+        Snapshot::parse(json.as_bytes())
+    }
+
     #[test]
     fn rules_that_write_through_need_sidecars_that_know_them() {
-        let write_through = |store: &str| {
-            let json = MINIMAL.replacen("readThrough\":{", "writeThrough\":{\"read\":{", 1).replacen(
-                "\"reply\":null}}",
-                &format!("\"reply\":null}}}},\"store\":{store}}}"),
-                1,
-            );
-            Snapshot::parse(json.as_bytes())
-        };
         let sql = write_through(r#"{"sql":{"write":"INSERT INTO users VALUES ($id, $value)"}}"#).expect("valid");
         assert_eq!(required_form(&sql.origins, &sql.rules), 4);
         assert_eq!(Snapshot::parse(&serde_json::to_vec(&sql).expect("serialises")).expect("valid"), sql);

@@ -239,7 +239,7 @@ fn an_older_sidecar_is_told_what_it_understands() {
     };
     // What the operator makes of the policies, given what stands and what was heard.
     let decided = |stands: Option<&Snapshot>, understood| {
-        let (snapshot, newest) = (stands.cloned(), stands.map(|stands| stands.generation));
+        let (snapshot, newest) = (stands.cloned().map(Arc::new), stands.map(|stands| stands.generation));
         let text = stands.map(|stands| Arc::from(serde_json::to_string(stands).expect("it serialises")));
         let standing = Standing { text, snapshot, newest, in_cache: None, understood };
         decide(&standing, Wish::Merged(&merged), None, UNIX_EPOCH + Duration::from_secs(1)).expect("something is wanted").snapshot
