@@ -161,6 +161,7 @@ fn rotate(scene: &Scene, work: &dyn Fn(usize)) {
     for earlier in [PASSWORD, &lost] {
         assert!(server.call(&["AUTH", &name, earlier]).is_error(), "{earlier}");
     }
+    assert!(!scene.refusals().is_empty(), "the log would have shown refusals");
     assert_eq!(server.call(&["AUTH", &name, &operator.secret.current.expect("one")]), ok());
 }
 
