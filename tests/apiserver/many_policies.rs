@@ -382,7 +382,7 @@ fn table(rows: &[Row]) -> String {
     let processors = std::thread::available_parallelism().map_or(0, usize::from);
     let mut text = format!(
         "# The operator with many CachePolicies\n\n\
-         `make apiserver-tests` writes this. `larder operator`, built by Cargo's profile `{}`, keeps policies of {RULES} rules, {EACH} for each\n\
+         `make apiserver-tests TEST_ARGS=five_hundred` writes this. `larder operator`, built by Cargo's profile `{}`, keeps policies of {RULES} rules, {EACH} for each\n\
          workload, one of them with an origin, on a real API server. That, its etcd, and those who play servers, sentinels and kubelets run\n\
          beside it on a machine of {processors} processors: times are of all of them together.\n\n",
         super::many::profile()
