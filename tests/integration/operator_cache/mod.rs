@@ -74,7 +74,7 @@ impl Operator {
 
     /// Waits until the figures are as they are to be.
     #[track_caller]
-    fn await_figures(&self, what: &str, done: impl Fn(&Figures) -> bool) -> Figures {
+    fn await_figures(&self, what: &str, mut done: impl FnMut(&Figures) -> bool) -> Figures {
         let deadline = Instant::now() + LIMIT;
         loop {
             // At first the task has not heard of the binding.
@@ -262,10 +262,9 @@ fn an_older_sidecar_is_told_what_it_understands() {
     };
     put(&first);
     operator.await_figures("one sidecar", |figures| figures.understands == Some(3));
-    let mut server = servers.primary().client();
+    let (mut server, channel, beat) = (servers.primary().client(), shop().heartbeat_channel(), older_beat());
     let figures = operator.await_figures("the older one", |figures| {
-        let told = [b"PUBLISH".as_slice(), shop().heartbeat_channel().as_bytes(), &older_beat()];
-        server.call(&told);
+        server.call(&[b"PUBLISH".as_slice(), channel.as_bytes(), &beat]);
         figures.understands == Some(2)
     });
     let second = decided(Some(&first), figures.understands);
