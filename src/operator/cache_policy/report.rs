@@ -354,7 +354,7 @@ mod tests {
             origin
         };
         let snapshot = json!({
-            "version": 3, "requires": 3, "generation": 12,
+            "version": VERSION, "requires": 3, "generation": 12,
             "cluster": {"name": "main", "topology": {"sentinel": {"master": "main", "sentinels": ["10.0.0.1:26379"]}}},
             "unmatched": {"bypass": {}}, "rules": [], "origins": [origin("a", 8, Some(40)), origin("b", 2, None)],
         });

@@ -21,6 +21,7 @@ use larder::operator::queue::Key;
 use larder::policy::Snapshot;
 use larder::policy::binding::BindingName;
 use larder::policy::heartbeat::Fleet;
+use larder::policy::snapshot::VERSION;
 use serde_json::{Value as Json, json};
 use tempfile::TempDir;
 use tokio::runtime::{Builder, Handle};
@@ -261,7 +262,7 @@ fn an_older_sidecar_is_told_what_it_understands() {
         operator.set(Some(Wanted { servers: place(&servers), keys: Keys::from(Entry::default()), bindings }));
     };
     put(&first);
-    operator.await_figures("one sidecar", |figures| figures.understands == Some(3));
+    operator.await_figures("one sidecar", |figures| figures.understands == Some(VERSION));
     let (mut server, channel, beat) = (servers.primary().client(), shop().heartbeat_channel(), older_beat());
     let figures = operator.await_figures("the older one", |figures| {
         server.call(&[b"PUBLISH".as_slice(), channel.as_bytes(), &beat]);
@@ -273,7 +274,7 @@ fn an_older_sidecar_is_told_what_it_understands() {
     operator.await_figures("the newer one follows as well", |figures| figures.generations.contains(&(second.generation, 1)));
     assert_eq!(in_force(&sidecar), second.generation);
     // It is heard no more.
-    let figures = operator.await_figures("the older one to be gone", |figures| figures.understands == Some(3));
+    let figures = operator.await_figures("the older one to be gone", |figures| figures.understands == Some(VERSION));
     let third = decided(Some(&second), figures.understands);
     assert_eq!((third.version, third.requires, third.generation), (3, 3, second.generation + 1));
     put(&third);
