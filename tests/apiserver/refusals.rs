@@ -77,6 +77,7 @@ fn of_texts() -> Vec<(&'static str, Change)> {
         ("write letters, digits, dashes, dots, colons", Is(json!("no request!"))),
         ("write a duration from 1s to 1h", Is(json!("250ms"))),
         ("write a duration from 10s to 24h", Is(json!("1s"))),
+        ("write a duration from 100ms to 1m", Is(json!("10ms"))),
         ("write a duration above zero", Is(json!("0s"))),
         ("write a duration in whole numbers", Is(json!("forever"))),
         ("write a share in whole per cent", Is(json!("101%"))),
