@@ -255,6 +255,14 @@ impl Tier {
 
     /// What a member answers to a command of a user that is logged in.
     pub fn answer(&mut self, member: Member, words: &[&str]) -> Reply {
+        let is_there = match member {
+            Member::Server(ordinal) => self.servers.contains_key(&ordinal),
+            Member::Sentinel(ordinal) => self.sentinels.contains_key(&ordinal),
+        };
+        if !is_there {
+            // Its pod is being replaced: who asked over a connection from before is no stranger for it.
+            return Reply::error("ERR the server is shutting down");
+        }
         let known = match member {
             Member::Server(ordinal) => self.answer_of_server(ordinal, words),
             Member::Sentinel(ordinal) => self.answer_of_sentinel(ordinal, words),
