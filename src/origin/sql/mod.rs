@@ -83,6 +83,26 @@ struct Statements {
     read_many: Option<Template>,
 }
 
+/// What `parse` makes of a rule's statements in Postgres' dialect and in SQLite's. Where the URL tells the dialect, in that one alone; else one of
+/// them at least.
+fn by_dialect<T>(
+    url: &Sensitive,
+    parse: impl Fn(Dialect) -> Result<T, OriginError>,
+) -> Result<(Option<T>, Option<T>), OriginError> {
+    let known = match url {
+        Sensitive::Value(url) => dialect_of(url),
+        Sensitive::File(_) => None,
+    };
+    Ok(match known {
+        Some(Dialect::Postgres) => (Some(parse(Dialect::Postgres)?), None),
+        Some(Dialect::Sqlite) => (None, Some(parse(Dialect::Sqlite)?)),
+        None => match (parse(Dialect::Postgres), parse(Dialect::Sqlite)) {
+            (Err(why), Err(_)) => return Err(why),
+            (postgres, sqlite) => (postgres.ok(), sqlite.ok()),
+        },
+    })
+}
+
 impl Question {
     pub(super) fn new(
         keys: &KeyPattern,
@@ -91,19 +111,7 @@ impl Question {
         read_many: Option<&str>,
         reply: Option<ReplyForm>,
     ) -> Result<Self, OriginError> {
-        let known = match url {
-            Sensitive::Value(url) => dialect_of(url),
-            Sensitive::File(_) => None,
-        };
-        let parse = |dialect| Statements::parse(read, read_many, keys, dialect);
-        let (postgres, sqlite) = match known {
-            Some(Dialect::Postgres) => (Some(parse(Dialect::Postgres)?), None),
-            Some(Dialect::Sqlite) => (None, Some(parse(Dialect::Sqlite)?)),
-            None => match (parse(Dialect::Postgres), parse(Dialect::Sqlite)) {
-                (Err(why), Err(_)) => return Err(why),
-                (postgres, sqlite) => (postgres.ok(), sqlite.ok()),
-            },
-        };
+        let (postgres, sqlite) = by_dialect(url, |dialect| Statements::parse(read, read_many, keys, dialect))?;
         let mut used = vec![false; keys.parts().count()];
         for statements in postgres.iter().chain(&sqlite) {
             statements.read.parts().iter().for_each(|part| used[part.index] = true);

@@ -17,7 +17,7 @@ use super::batch::Parts;
 use super::input::{Input, Inputs};
 use super::postgres::{Fault, Parameter, SETTINGS, cast, failure, parameters, plain, unnamed};
 use super::template::{Dialect, Purpose, Template};
-use super::{dialect_of, text_of};
+use super::{by_dialect, text_of};
 use crate::policy::KeyPattern;
 use crate::policy::snapshot::Sensitive;
 
@@ -70,19 +70,7 @@ impl Orders {
         delete: Option<&str>,
         version: Option<&str>,
     ) -> Result<Self, OriginError> {
-        let known = match url {
-            Sensitive::Value(url) => dialect_of(url),
-            Sensitive::File(_) => None,
-        };
-        let parse = |dialect| Kit::parse(keys, dialect, write, delete);
-        let (postgres, sqlite) = match known {
-            Some(Dialect::Postgres) => (Some(parse(Dialect::Postgres)?), None),
-            Some(Dialect::Sqlite) => (None, Some(parse(Dialect::Sqlite)?)),
-            None => match (parse(Dialect::Postgres), parse(Dialect::Sqlite)) {
-                (Err(why), Err(_)) => return Err(why),
-                (postgres, sqlite) => (postgres.ok(), sqlite.ok()),
-            },
-        };
+        let (postgres, sqlite) = by_dialect(url, |dialect| Kit::parse(keys, dialect, write, delete))?;
         Ok(Self { postgres, sqlite, version: version.map(str::to_owned), deletes: delete.is_some() })
     }
 

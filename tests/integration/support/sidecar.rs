@@ -5,6 +5,7 @@ use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value as Json, json};
@@ -217,5 +218,22 @@ fn a_sidecar_passes_commands() {
     for index in 0..20 {
         assert_eq!(client.line(&format!("SET key:{index} {index}")), Value::Simple("OK".to_owned()));
         assert_eq!(client.line(&format!("GET key:{index}")).text(), index.to_string());
+    }
+}
+
+/// A connection to any sidecar that takes one. `ports`: theirs; one that is killed comes back on another.
+#[track_caller]
+pub fn connect_to_any(ports: &Mutex<Vec<u16>>, random: &mut fastrand::Rng, within: Duration) -> Client {
+    let deadline = Instant::now() + within;
+    loop {
+        let port = {
+            let ports = ports.lock().unwrap();
+            ports[random.usize(..ports.len())]
+        };
+        match Client::connect(port) {
+            Ok(client) => return client,
+            Err(error) => assert!(Instant::now() < deadline, "no sidecar takes a connection: {error}"),
+        }
+        std::thread::sleep(Duration::from_millis(5));
     }
 }

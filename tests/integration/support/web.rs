@@ -45,23 +45,29 @@ impl Default for Answer {
     }
 }
 
+/// Serves on a free port of loopback, until the sender is dropped.
+pub fn serve_on_loopback(app: Router) -> (SocketAddr, oneshot::Sender<()>) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).expect("loopback has a free port");
+    let address = listener.local_addr().expect("bound");
+    let (stop, stopped) = oneshot::channel::<()>();
+    std::thread::spawn(move || {
+        runtime.block_on(async move {
+            tokio::select! {
+                served = axum::serve(listener, app) => served.expect("the service goes on"),
+                _ = stopped => {}
+            }
+        });
+    });
+    (address, stop)
+}
+
 impl Web {
     pub fn start() -> Self {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-        let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).expect("loopback has a free port");
-        let address = listener.local_addr().expect("bound");
         let pages: Arc<Mutex<HashMap<String, Page>>> = Arc::default();
         let shared = pages.clone();
         let app = Router::new().fallback(move |uri: Uri| serve(shared.clone(), uri.path().to_owned()));
-        let (stop, stopped) = oneshot::channel::<()>();
-        std::thread::spawn(move || {
-            runtime.block_on(async move {
-                tokio::select! {
-                    served = axum::serve(listener, app) => served.expect("the service goes on"),
-                    _ = stopped => {}
-                }
-            });
-        });
+        let (address, stop) = serve_on_loopback(app);
         Self { address, pages, _stop: stop }
     }
 

@@ -18,7 +18,7 @@ use crate::support::postgres::Postgres;
 use crate::support::resp::{Client, Value};
 use crate::support::saboteur::Change;
 use crate::support::server::{Engine, SentinelCluster};
-use crate::support::sidecar::Sidecar;
+use crate::support::sidecar::{Sidecar, connect_to_any};
 use crate::support::wait_for;
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -94,18 +94,7 @@ impl World {
     }
 
     fn connect(&self, random: &mut fastrand::Rng) -> Client {
-        let deadline = Instant::now() + LIMIT;
-        loop {
-            let port = {
-                let ports = self.ports.lock().unwrap();
-                ports[random.usize(..ports.len())]
-            };
-            match Client::connect(port) {
-                Ok(client) => return client,
-                Err(error) => assert!(Instant::now() < deadline, "no sidecar takes a connection: {error}"),
-            }
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        connect_to_any(&self.ports, random, LIMIT)
     }
 
     fn note_error(&self, text: &str) {

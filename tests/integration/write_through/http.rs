@@ -11,13 +11,13 @@ use axum::http::header::{CONTENT_TYPE, ETAG, IF_MATCH};
 use axum::http::{HeaderMap, Method, StatusCode, Uri};
 use axum::response::{IntoResponse as _, Response};
 use serde_json::{Value as Json, json};
-use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 
 use super::sidecar;
 use crate::read_through::Servers;
 use crate::support::resp::Value;
 use crate::support::sidecar::Sidecar;
+use crate::support::web::serve_on_loopback;
 
 /// What befalls the next write.
 #[derive(Debug, Clone, Copy)]
@@ -51,23 +51,12 @@ struct Service {
 
 impl Service {
     fn start() -> Self {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-        let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).expect("loopback has a free port");
-        let address = listener.local_addr().expect("bound");
         let state: Arc<Mutex<State>> = Arc::default();
         let shared = state.clone();
         let app = Router::new().fallback(move |method: Method, uri: Uri, headers: HeaderMap, body: Bytes| {
             serve(shared.clone(), method, uri.path().to_owned(), headers, body)
         });
-        let (stop, stopped) = oneshot::channel::<()>();
-        std::thread::spawn(move || {
-            runtime.block_on(async move {
-                tokio::select! {
-                    served = axum::serve(listener, app) => served.expect("the service goes on"),
-                    _ = stopped => {}
-                }
-            });
-        });
+        let (address, stop) = serve_on_loopback(app);
         Self { address, state, _stop: stop }
     }
 

@@ -13,7 +13,7 @@ use super::readers;
 use super::seen::{Refused, Seen};
 use crate::read_through::Servers;
 use crate::support::resp::{Client, Value, encode};
-use crate::support::sidecar::Sidecar;
+use crate::support::sidecar::{Sidecar, connect_to_any};
 
 /// The first half of the keys is deleted after each change, the other half is deleted or set.
 pub const KEYS: usize = 6;
@@ -59,18 +59,7 @@ pub struct World {
 impl World {
     /// A connection to any sidecar that takes one.
     pub fn connect(&self, random: &mut fastrand::Rng) -> Client {
-        let deadline = Instant::now() + Duration::from_secs(60);
-        loop {
-            let port = {
-                let ports = self.ports.lock().unwrap();
-                ports[random.usize(..ports.len())]
-            };
-            match Client::connect(port) {
-                Ok(client) => return client,
-                Err(error) => assert!(Instant::now() < deadline, "no sidecar takes a connection: {error}"),
-            }
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        connect_to_any(&self.ports, random, Duration::from_secs(60))
     }
 
     pub fn is_over(&self) -> bool {
