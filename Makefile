@@ -16,7 +16,7 @@ export PATH := $(CURDIR)/.cache/bin:$(CURDIR)/.cache/venv/bin:$(PATH)
 SETUP := .cache/setup.stamp
 
 .DEFAULT_GOAL := build
-.PHONY: setup build test soak demo bench apiserver-tests agent-memory kind-up kind-down e2e e2e-full e2e-policies lint doc
+.PHONY: setup build test soak demo bench apiserver-tests agent-memory kind-up kind-down e2e e2e-full lint doc
 
 setup: ## Install what is missing for all other targets
 	scripts/setup
@@ -71,9 +71,6 @@ e2e: ## End to end on Kubernetes: on the cluster of KUBECONFIG, else on that of 
 
 e2e-full: ## The same, with every engine in every way
 	LARDER_E2E_FULL=1 CARGO='$(CARGO)' PROFILE=$(PROFILE) tests/e2e/run $(E2E_ARGS)
-
-e2e-policies: ## Policies and sidecars on Kubernetes, which `make e2e` leaves out until all of it passes
-	LARDER_E2E_POLICIES=1 CARGO='$(CARGO)' PROFILE=$(PROFILE) tests/e2e/run policies_ --ignored $(E2E_ARGS)
 
 lint: ## Format, clippy on both planes
 	$(CARGO) fmt --check

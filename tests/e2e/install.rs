@@ -6,7 +6,6 @@ use std::sync::{OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard
 use serde_json::json;
 
 use super::cluster::{apply, kubectl, run};
-use super::policies::GATE;
 
 /// Where the operator runs.
 pub const SYSTEM: &str = "larder-e2e-system";
@@ -18,6 +17,7 @@ pub const RELEASE: &str = "larder-e2e";
 
 static RELEASED: RwLock<()> = RwLock::new(());
 static DISTURBED: RwLock<()> = RwLock::new(());
+static OPERATED: RwLock<()> = RwLock::new(());
 static INSTALLED: OnceLock<Result<(), String>> = OnceLock::new();
 
 /// Hands the cluster, with the release installed, to a test among others.
@@ -50,6 +50,16 @@ pub fn without_others() -> RwLockWriteGuard<'static, ()> {
     DISTURBED.write().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// As long as this is held, no other test ends the operator's pods. Asked for behind one of the two above.
+pub fn with_operator() -> RwLockReadGuard<'static, ()> {
+    OPERATED.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// As long as this is held, the operator's pods may be away. Asked for behind one of the two above.
+pub fn without_operator() -> RwLockWriteGuard<'static, ()> {
+    OPERATED.write().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Installs the release, or brings it to the present image and chart.
 pub fn install() -> Result<(), String> {
     for namespace in [SYSTEM, PLACE, ELSEWHERE] {
@@ -59,8 +69,7 @@ pub fn install() -> Result<(), String> {
     }
     let image = image("LARDER_E2E_IMAGE");
     let (repository, tag) = image.rsplit_once(':').ok_or("LARDER_E2E_IMAGE is REPOSITORY:TAG")?;
-    let injector = env::var_os(GATE).is_some();
-    let values = format!("image.repository={repository},watchNamespaces={{{PLACE}}},injector.enabled={injector}");
+    let values = format!("image.repository={repository},watchNamespaces={{{PLACE}}},injector.enabled=true");
     let chart = format!("{}/charts/larder", env!("CARGO_MANIFEST_DIR"));
     // As text: a tag of digits alone would be taken for a number.
     let tag = format!("image.tag={tag}");
@@ -73,11 +82,6 @@ pub fn install() -> Result<(), String> {
         let log = kubectl(&["-n", SYSTEM, "logs", "-l", "app.kubernetes.io/component=operator", "--tail=20"]).unwrap_or_default();
         format!("{error}\n{pods}\n{log}")
     })
-}
-
-/// Ends a test that was begun without what the run must be given for it.
-pub fn requires(variable: &str) {
-    assert!(env::var_os(variable).is_some(), "{variable} is not set: run `make e2e-policies`");
 }
 
 /// The image that `make e2e` names in a variable.

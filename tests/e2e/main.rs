@@ -1,6 +1,6 @@
 //! End-to-end tests on a Kubernetes cluster: the chart is installed, caches are made, disturbed and judged by what clients see.
 //!
-//! `make e2e` builds the images, makes a cluster where KUBECONFIG names none, and runs them, four tests at a time. The matrix is pairwise:
+//! `make e2e` builds the images, makes a cluster where KUBECONFIG names none, and runs them, six tests at a time. The matrix is pairwise:
 //! of disruption, engine, storage, and whether the operator is restarted in the midst of a change, every two meet.
 //!
 //! | engine | every disruption | operator restarted in | made and served |
@@ -16,10 +16,9 @@
 //! With `LARDER_E2E_FULL=1` (`make e2e-full`) every engine meets every disruption with both kinds of storage, with and without the restart.
 //! `LARDER_E2E_CASES=a,b` runs the disruptions whose names contain one of the parts.
 //!
-//! What concerns policies and sidecars ([`policies`], [`quick_start`]) is ignored, since no operator delivers policies yet; the output says so of
-//! each. `make e2e-policies` runs these alone, on a release with the injector.
+//! What concerns policies and sidecars is in [`policies`] and [`quick_start`]; `make e2e E2E_ARGS=policies_` runs these alone.
 //!
-//! Four tests run at a time, since most of each is waiting. What touches whole nodes, or takes the operator away, has them to itself; and the
+//! Six tests run at a time, since most of each is waiting. What touches whole nodes, or takes the operator away, has them to itself; and the
 //! floor that bounds are relative to is measured under the same conditions.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr)]
 

@@ -1,8 +1,7 @@
 //! Policies on Kubernetes: a shop that knows nothing of Larder runs under customers who compare every body with the database, while policies
 //! and caches change, servers fail, and the operator and the API server are away.
 //!
-//! `make e2e-policies` runs these tests and nothing else; `make e2e` leaves them out until all of them pass.
-//! `LARDER_E2E_CASES=a,b` runs the cases whose names contain one of the parts.
+//! `make e2e E2E_ARGS=policies_` runs these tests and nothing else. `LARDER_E2E_CASES=a,b` runs the cases whose names contain one of the parts.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::thread;
@@ -13,13 +12,10 @@ use serde_json::{Value, json};
 use super::cluster::{apply, eventually, get, kubectl, name, run, uid};
 use super::install::{self, PLACE, image};
 use super::nodes::{is_on_foreign_nodes, kill_process, node_of};
-use super::operator::Away;
+use super::operator::{self, Away};
 use super::report::{self, Line};
 use super::shop::{Customers, Shop, Visits, container, has_sidecar};
 use super::tier::{Tier, VALKEY_8_1, decode};
-
-/// What the release is installed with for these tests.
-pub const GATE: &str = "LARDER_E2E_POLICIES";
 
 /// How soon after `kubectl apply` every sidecar is to follow a policy.
 const DELIVERED_WITHIN: Duration = Duration::from_secs(5);
@@ -69,9 +65,7 @@ const CASES: [Case; 10] = [
 ];
 
 #[test]
-#[ignore = "make e2e-policies"]
 fn policies_under_a_shop_that_knows_nothing_of_them() {
-    install::requires(GATE);
     let _cluster = install::cluster();
     let scene = Scene::open();
     let only = std::env::var("LARDER_E2E_CASES").ok();
@@ -86,7 +80,8 @@ fn policies_under_a_shop_that_knows_nothing_of_them() {
         }
         let began = Instant::now();
         let alone = case.alone.then(install::without_others);
-        let others = (!case.alone).then(install::beside_others);
+        let others = (!case.alone).then(|| (install::beside_others(), install::with_operator()));
+        operator::await_ready();
         let outcome = catch_unwind(AssertUnwindSafe(|| (case.act)(&scene)));
         drop((alone, others));
         let told = outcome.unwrap_or_else(|panic| {
@@ -108,6 +103,8 @@ fn policies_under_a_shop_that_knows_nothing_of_them() {
 impl Scene {
     /// The shop in the namespace of all tests, before a cache whose login and upgrades the tests can handle.
     fn open() -> Self {
+        let _operator = (install::beside_others(), install::with_operator());
+        operator::await_ready();
         kubectl(&["label", "namespace", PLACE, "larder.dev/injection=enabled", "--overwrite"]).expect("labelled");
         let (tier, _) = Tier::create("shop", VALKEY_8_1, false);
         let shop = Shop::of(PLACE);

@@ -6,7 +6,6 @@ use serde_json::json;
 
 use super::cluster::{apply, eventually, get, kubectl, list, run};
 use super::install::{self, RELEASE, SYSTEM, image};
-use super::policies::GATE;
 use super::report::{self, Line};
 use super::shop::{Customers, Shop, Visits, directory, has_sidecar, readme};
 
@@ -112,9 +111,7 @@ fn without_larder() -> (Visits, f64) {
 }
 
 #[test]
-#[ignore = "make e2e-policies"]
 fn policies_quick_start_takes_nine_of_ten_queries_away() {
-    install::requires(GATE);
     let _cluster = install::cluster_alone();
     let _bare = Bare::make();
     let (before, queries_before) = without_larder();
