@@ -1,11 +1,12 @@
 //! Larder on the cluster, by its chart, once for all tests.
 
 use std::env;
-use std::sync::{OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, TryLockError};
+use std::time::Duration;
 
 use serde_json::json;
 
-use super::cluster::{apply, kubectl, run};
+use super::cluster::{apply, eventually, kubectl, run};
 
 /// Where the operator runs.
 pub const SYSTEM: &str = "larder-e2e-system";
@@ -14,6 +15,9 @@ pub const PLACE: &str = "larder-e2e";
 /// A namespace that it does not watch.
 pub const ELSEWHERE: &str = "larder-e2e-elsewhere";
 pub const RELEASE: &str = "larder-e2e";
+
+/// With every engine in every way, on a slow machine.
+const OTHERS_TAKE_AT_MOST: Duration = Duration::from_secs(3 * 3600);
 
 static RELEASED: RwLock<()> = RwLock::new(());
 static DISTURBED: RwLock<()> = RwLock::new(());
@@ -27,9 +31,13 @@ pub fn cluster() -> RwLockReadGuard<'static, ()> {
     guard
 }
 
-/// The same to one that takes the release away.
+/// The same to one that takes the release away, once no other has it: one that waited in line would keep others from beginning.
 pub fn cluster_alone() -> RwLockWriteGuard<'static, ()> {
-    let guard = RELEASED.write().unwrap_or_else(PoisonError::into_inner);
+    let guard = eventually("no other test has the cluster", OTHERS_TAKE_AT_MOST, || match RELEASED.try_write() {
+        Ok(guard) => Ok(guard),
+        Err(TryLockError::Poisoned(poisoned)) => Ok(poisoned.into_inner()),
+        Err(TryLockError::WouldBlock) => Err("one has it".to_owned()),
+    });
     await_release();
     guard
 }
