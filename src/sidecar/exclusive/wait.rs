@@ -65,55 +65,106 @@ pub async fn run(reader: &mut Reader, command: &Taken, gather: Gather) {
 }
 
 /// The error reply for keys that are removed, of which not all replicas have heard.
-pub fn removal_text(why: &str) -> String {
+pub fn removal_text(why: &Unconfirmed) -> String {
     format!("NOREPLICAS the keys are removed, but {why}: after a failover their old values might come back; repeat the command")
 }
 
 /// How long a primary's replicas may take to confirm what it has executed.
 const REPLICAS_MS: u64 = 1_000;
 
+/// What must stand at the very server whose replicas confirm it: else another has taken its place, which never had it.
+#[derive(Debug, Clone)]
+pub struct Proof {
+    /// The slot of what must stand.
+    pub slot: u16,
+    /// A command that answers 1 where it stands; nothing, where it goes without saying.
+    pub command: Vec<u8>,
+}
+
+/// Why replicas have not confirmed something.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Unconfirmed {
+    /// The server that had it is lost, or no primary any more: whoever repeats it finds another.
+    #[error("{0}")]
+    Moved(&'static str),
+    /// Anything else.
+    #[error("{0}")]
+    Otherwise(String),
+}
+
 /// Waits until all connected replicas of the primaries that serve `slots` have what these have executed by now.
 ///
 /// # Errors
 /// Why they have not within a second, or why it cannot be told.
-pub async fn wait_for_replicas(worker: &Rc<Worker>, lane: Lane, slots: &[u16]) -> Result<(), String> {
-    let mut targets: Vec<(Target, u16)> = Vec::new();
-    for slot in slots {
-        let target = worker.router().node_of(*slot).map_or(Target::Slot(*slot), |node| Target::Node(node.address().clone()));
-        if targets.iter().all(|(other, _)| *other != target) {
-            targets.push((target, *slot));
+pub async fn wait_for_replicas(worker: &Rc<Worker>, lane: Lane, slots: &[u16]) -> Result<(), Unconfirmed> {
+    let proofs: Vec<Proof> = slots.iter().map(|slot| Proof { slot: *slot, command: Vec::new() }).collect();
+    wait_for_replicas_of(worker, lane, &proofs).await
+}
+
+/// As [`wait_for_replicas`], at servers where all of `proofs` stand.
+///
+/// # Errors
+/// As there, and [`Unconfirmed::Moved`] where one does not stand.
+pub async fn wait_for_replicas_of(worker: &Rc<Worker>, lane: Lane, proofs: &[Proof]) -> Result<(), Unconfirmed> {
+    let mut targets: Vec<(Target, Vec<&Proof>)> = Vec::new();
+    for proof in proofs {
+        let slot = proof.slot;
+        let target = worker.router().node_of(slot).map_or(Target::Slot(slot), |node| Target::Node(node.address().clone()));
+        match targets.iter_mut().find(|(other, _)| *other == target) {
+            Some((_, proofs)) => proofs.push(proof),
+            None => targets.push((target, vec![proof])),
         }
     }
-    let confirmed = join_all(targets.iter().map(|(target, slot)| confirm(worker, target, *slot, lane.shared()))).await;
+    let confirmed = join_all(targets.iter().map(|(target, proofs)| confirm(worker, target, proofs, lane.shared()))).await;
     confirmed.into_iter().collect()
 }
 
-async fn confirm(worker: &Rc<Worker>, target: &Target, slot: u16, lane: Lane) -> Result<(), String> {
-    let mut connection = acquire(worker, target, lane, Hold::Brief).await.map_err(|text| format!("({text})"))?;
+async fn confirm(worker: &Rc<Worker>, target: &Target, proofs: &[&Proof], lane: Lane) -> Result<(), Unconfirmed> {
+    let acquired = acquire(worker, target, lane, Hold::Brief).await;
+    let mut connection = acquired.map_err(|text| Unconfirmed::Otherwise(format!("({text})")))?;
     let node = connection.address().clone();
     let lost = |broken: Broken| {
         tracing::warn!(%node, error = %broken, "lost the connection on which replicas were to confirm a removal");
-        "the connection to the server was lost before its replicas confirmed it".to_owned()
+        Unconfirmed::Moved("the connection to the server was lost before its replicas confirmed it")
     };
     let role = call(&mut connection, &[b"ROLE"]).await.map_err(lost)?;
-    let replicas = reply::elements(&role).and_then(|role| Some(reply::elements(role.get(2)?)?.len())).unwrap_or_default();
+    let Some(replicas) = replicas_of(&role) else {
+        return Err(Unconfirmed::Moved("the server is no primary any more"));
+    };
+    for proof in proofs.iter().filter(|proof| !proof.command.is_empty()) {
+        connection.queue(&proof.command);
+        connection.owe(Owed::Kept);
+    }
+    settle(&mut connection, false).await.map_err(lost)?;
+    if connection.take_kept().iter().any(|answer| reply::integer(answer) != Some(1)) {
+        return Err(Unconfirmed::Moved("another server has taken the place of the one that had it"));
+    }
     if replicas > 0 {
+        let slot = proofs.first().map_or(ANY_SLOT, |proof| proof.slot);
         connection.queue(&mark(slot));
         (0..MARK_COMMANDS).for_each(|_| connection.owe(Owed::Kept));
         settle(&mut connection, false).await.map_err(lost)?;
         let marked = connection.take_kept();
         if let Some(error) = marked.first().and_then(|reply| reply.strip_prefix(b"-")) {
-            return Err(format!("the server says ({})", String::from_utf8_lossy(error).trim_end()));
+            return Err(Unconfirmed::Otherwise(format!("the server says ({})", String::from_utf8_lossy(error).trim_end())));
         }
         let (count, bound) = (replicas.to_string(), REPLICAS_MS.to_string());
         let answer = call(&mut connection, &[b"WAIT", count.as_bytes(), bound.as_bytes()]).await.map_err(lost)?;
         let have = reply::integer(&answer).unwrap_or_default();
         if have < replicas as i64 {
-            return Err(format!("{have} of {replicas} replicas confirmed it within {REPLICAS_MS} ms"));
+            let text = format!("{have} of {replicas} replicas confirmed it within {REPLICAS_MS} ms");
+            return Err(Unconfirmed::Otherwise(text));
         }
     }
     connection.give_back();
     Ok(())
+}
+
+/// How many replicas a primary has connected. `None`: it is none.
+fn replicas_of(role: &[u8]) -> Option<usize> {
+    let parts = reply::elements(role)?;
+    let is_primary = parts.first().and_then(|word| reply::text(word)) == Some(b"master");
+    is_primary.then(|| parts.get(2).and_then(|replicas| reply::elements(replicas)).map_or(0, |replicas| replicas.len()))
 }
 
 async fn call(connection: &mut Dedicated, command: &[&[u8]]) -> Result<Vec<u8>, Broken> {

@@ -200,6 +200,12 @@ impl Redis {
         assert!(self.answers(), "the server does not come back: {}", self.log());
     }
 
+    /// [`Redis::restart`], from now on as a replica of the server on `primary`.
+    pub fn restart_following(&mut self, primary: u16) {
+        self.arguments.extend(["--replicaof", "127.0.0.1", &primary.to_string()].map(str::to_owned));
+        self.restart();
+    }
+
     /// SIGSTOP: the process keeps its connections and answers nothing.
     pub fn pause(&self) {
         self.signal("STOP");
@@ -317,12 +323,14 @@ impl SentinelCluster {
 
     /// The primary's port, as the first live sentinel knows it.
     pub fn primary_port(&self) -> u16 {
-        let ask = |sentinel: &Sentinel| {
-            let mut client = Client::connect(sentinel.port).ok()?;
-            let reply = client.try_call(&["SENTINEL", "GET-MASTER-ADDR-BY-NAME", PRIMARY_NAME]).ok()?;
-            reply.items().get(1)?.text().parse().ok()
-        };
-        self.sentinels.iter().find_map(ask).expect("a sentinel names a primary")
+        self.sentinels.iter().find_map(Sentinel::primary_port).expect("a sentinel names a primary")
+    }
+
+    /// The port that most sentinels name as the primary's.
+    pub fn elected_port(&self) -> Option<u16> {
+        let named: Vec<u16> = self.sentinels.iter().filter_map(Sentinel::primary_port).collect();
+        let votes = |port: &u16| named.iter().filter(|other| *other == port).count();
+        named.iter().find(|port| votes(port) * 2 > self.sentinels.len()).copied()
     }
 
     /// The server that the sentinels name as primary.
@@ -333,6 +341,13 @@ impl SentinelCluster {
 }
 
 impl Sentinel {
+    /// The primary's port, where it answers.
+    fn primary_port(&self) -> Option<u16> {
+        let mut client = Client::connect(self.port).ok()?;
+        let reply = client.try_call(&["SENTINEL", "GET-MASTER-ADDR-BY-NAME", PRIMARY_NAME]).ok()?;
+        reply.items().get(1)?.text().parse().ok()
+    }
+
     /// A sentinel that watches `primary`. Of `arguments`, those about TLS hold for it, too.
     fn start(engine: Engine, primary: &Redis, arguments: &[&str]) -> Self {
         let primary = primary.service_port();

@@ -204,14 +204,19 @@ impl Stage {
         }
     }
 
-    /// The primary dies; another takes its place, and follows it when it comes back.
+    /// The primary dies; another takes its place, and it follows that when it comes back. As Larder's agents have it, the server's port
+    /// is not open before most sentinels name another: one that came back as a primary would give and take what nobody else knows of.
     fn fail_over(&mut self) {
         let Servers::Sentinel(cluster) = &mut self.servers else { panic!("not under Sentinel") };
         let old = cluster.primary_port();
         let at = cluster.servers.iter().position(|server| server.service_port() == old).expect("one of ours");
         cluster.servers[at].kill();
-        wait_for("another primary", LIMIT, || cluster.primary_port() != old);
-        cluster.servers[at].restart();
+        let mut new = old;
+        wait_for("another primary", LIMIT, || {
+            new = cluster.elected_port().unwrap_or(old);
+            new != old
+        });
+        cluster.servers[at].restart_following(new);
         wait_for("the old primary to follow", LIMIT, || {
             cluster.servers[at].client().line("INFO replication").text().contains("master_link_status:up")
         });

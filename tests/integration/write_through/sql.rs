@@ -11,6 +11,7 @@ use crate::read_through::Servers;
 use crate::support::admin::rule_count;
 use crate::support::postgres::Postgres;
 use crate::support::resp::{Client, Value, encode};
+use crate::support::saboteur::Change;
 use crate::support::sidecar::Sidecar;
 use crate::support::wait_for;
 
@@ -374,6 +375,25 @@ fn a_write_of_unknown_outcome_says_so_and_leaves_no_value() {
         shop.cached("text:1") != Value::Nil
     });
     assert_eq!(shop.cached("text:1").text(), "before");
+}
+
+/// As when a primary dies once it has the mark, and the next one, which never had it, is asked whether its replicas do.
+#[test]
+fn nothing_is_written_without_the_mark_at_the_server_that_confirms_it() {
+    let shop = Shop::open(
+        Servers::sabotaged(&[Change {
+            from: "redis.call('HSET', KEYS[5], own, string.format('%.0f', now + tonumber(ARGV[2])))",
+            to: "",
+        }]),
+        "5s",
+    );
+    let mut client = shop.sidecar.client();
+    refused(
+        &client.call(&["SET", "text:1", "one"]),
+        &["NOREPLICAS", "nothing was written", "another server has taken the place"],
+    );
+    assert_eq!(shop.value("SELECT count(*)::text FROM texts"), "0");
+    assert!(shop.servers.changed() > 1, "it is tried again");
 }
 
 #[test]

@@ -11,7 +11,7 @@ use super::scripts::{self, Names, Outcome};
 use super::wish::Order;
 use crate::origin::{Change, Changed, LoadError, Writer};
 use crate::policy::{Lifetime, Span};
-use crate::sidecar::exclusive::wait::wait_for_replicas;
+use crate::sidecar::exclusive::wait::{Proof, Unconfirmed, wait_for_replicas_of};
 use crate::sidecar::policy::{ActivePolicy, RuleId};
 use crate::sidecar::resp::encode;
 use crate::sidecar::session::Session;
@@ -23,6 +23,9 @@ use crate::sidecar::worker::Worker;
 
 /// The origin is told within this time of the mark, or not at all.
 const ORIGIN_WITHIN: Duration = Duration::from_secs(5);
+/// Where a server dies that had the mark, the next is told within this time, after pauses as long as that.
+const MARKED_WITHIN: Duration = Duration::from_millis(2_500);
+const MARK_AGAIN_AFTER_MS: u64 = 50;
 /// A mark outlasts its write by this, for the sake of clocks.
 const MARGIN_MS: u64 = 1_000;
 /// How many times its timeout a transaction may take at most: it begins within one, and between its beginning, its statement and its
@@ -133,7 +136,32 @@ impl Write {
     }
 
     /// Says that a write is under way, and takes the old value away for good. What the origin called each value.
+    ///
+    /// The replicas of the very server that has the mark must confirm it: the next primary may have no replica yet, and no mark.
     async fn mark(&self, worker: &Rc<Worker>) -> Result<Vec<Option<String>>, String> {
+        let until = Instant::now() + MARKED_WITHIN;
+        let keys = self.order.keys.iter().zip(&self.names);
+        let proofs: Vec<Proof> = keys
+            .map(|((key, _), names)| Proof { slot: self.slot(worker, key), command: scripts::stands(names, &self.token) })
+            .collect();
+        loop {
+            let tags = self.begin(worker).await?;
+            match wait_for_replicas_of(worker, self.lane, &proofs).await {
+                Ok(()) => return Ok(tags),
+                Err(Unconfirmed::Moved(_)) if Instant::now() < until => {
+                    let pause = MARK_AGAIN_AFTER_MS / 2 + u64::from(worker.random()) % MARK_AGAIN_AFTER_MS;
+                    tokio::time::sleep(Duration::from_millis(pause)).await;
+                }
+                Err(why) => {
+                    return Err(format!(
+                        "NOREPLICAS nothing was written: the old value is removed, but {why}: after a failover it might come back"
+                    ));
+                }
+            }
+        }
+    }
+
+    async fn begin(&self, worker: &Rc<Worker>) -> Result<Vec<Option<String>>, String> {
         let begin = |index: usize| {
             let mut wire = Vec::new();
             scripts::begin(&self.names[index], &self.token, self.mark_ms, &mut wire);
@@ -142,15 +170,7 @@ impl Write {
         let untouched = |text: String| format!("{text} (nothing was written)");
         let answers = join_all((0..self.names.len()).map(begin)).await.into_iter();
         let begun = answers.map(|answer| answer.and_then(|answer| scripts::begun(&answer)).map_err(untouched));
-        let tags = begun.collect::<Result<Vec<_>, String>>()?;
-        let mut slots: Vec<u16> = self.order.keys.iter().map(|(key, _)| self.slot(worker, key)).collect();
-        slots.sort_unstable();
-        slots.dedup();
-        let confirmed = wait_for_replicas(worker, self.lane, &slots).await;
-        confirmed.map_err(|why| {
-            format!("NOREPLICAS nothing was written: the old value is removed, but {why}: after a failover it might come back")
-        })?;
-        Ok(tags)
+        begun.collect()
     }
 
     async fn tell_origin(&self, worker: &Rc<Worker>, tags: &[Option<String>]) -> Result<Vec<Changed>, LoadError> {

@@ -154,6 +154,14 @@ pub fn begin(names: &Names, token: &str, millis: u64, out: &mut Vec<u8>) {
     write(BEGIN, names, &[token.as_bytes(), millis.as_bytes(), most.as_bytes()], out);
 }
 
+/// A command that answers 1 where the mark of a write stands.
+pub fn stands(names: &Names, token: &str) -> Vec<u8> {
+    let mut wire = Vec::new();
+    let mark = names.0.get(4).map_or(&[][..], Vec::as_slice);
+    encode::command(&mut wire, &[&b"HEXISTS"[..], mark, format!("t:{token}").as_bytes()]);
+    wire
+}
+
 /// Reads BEGIN's answer: what the origin last called the value.
 ///
 /// # Errors
