@@ -185,6 +185,7 @@ pub struct Heard {
 pub async fn hear(context: &Context, watches: &Watches, question: Question<'_>) -> Heard {
     let Question { wanted, addresses, entry, scale } = question;
     let mut pods = pods(context, watches, wanted, addresses);
+    pods.extend(scale.into_iter().flat_map(|scale| leaving(context, watches, wanted, scale)));
     let sentinels = addresses.sentinels.iter().map(async |(id, ip)| {
         let exists = pods.contains_key(&Member::Sentinel(*id));
         let asked = if exists { Some(sentinel(SocketAddr::new(*ip, SENTINEL_PORT), entry).await) } else { None };
@@ -310,6 +311,22 @@ fn pods(context: &Context, watches: &Watches, wanted: &Wanted, addresses: &Addre
         Some((member, read_pod(context, &pod)))
     });
     existing.collect()
+}
+
+/// The pods that no set asks for any more and that are still there, which may be before they are deleted: the one that left last, or
+/// several of a set that somebody else made smaller.
+fn leaving(context: &Context, watches: &Watches, wanted: &Wanted, scale: Scale) -> Vec<(Member, Pod)> {
+    let there = |member: Member| {
+        let name = match member {
+            Member::Server(id) => wanted.names.server_pod(id),
+            Member::Sentinel(id) => wanted.names.sentinel_pod(id),
+        };
+        let pod = find(&watches.pods, &wanted.namespace, &name)?;
+        Some((member, Pod { deleting: true, ..read_pod(context, &pod) }))
+    };
+    let servers = (scale.servers..).map(|index| Member::Server(ServerId { shard: 0, index })).map_while(there);
+    let sentinels = (scale.sentinels..).map(|index| Member::Sentinel(SentinelId(index))).map_while(there);
+    servers.chain(sentinels).collect()
 }
 
 fn read_pod(context: &Context, pod: &Held<parts::Pod>) -> Pod {

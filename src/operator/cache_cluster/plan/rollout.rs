@@ -15,9 +15,10 @@ use std::time::Duration;
 const MAX_LAG: u64 = 1 << 20;
 /// How long after a failed handover the next is tried: each may pause writes.
 const HANDOVER_PAUSE: Duration = Duration::from_secs(60);
-/// How long nothing may have changed before a sentinel forgets its ghosts. Forgetting one's peers changes what is seen, so that two
-/// sentinels never do it within this time.
-const PRUNE_AFTER: Duration = Duration::from_secs(30);
+/// How long nothing may have changed before a sentinel forgets its ghosts. One that has forgotten its peers finds them again by their
+/// greetings, every two seconds, and the replicas by what the primary tells it, every ten; until it knows all of them it is waited for,
+/// and then this long. So whoever forgets, all others know everybody, and have been seen to more than once.
+const PRUNE_AFTER: Duration = Duration::from_secs(5);
 
 /// What may be done while the cluster heals: nothing here takes away what works.
 pub(super) fn at_once(desired: &Desired, observed: &Observed) -> Vec<Action> {

@@ -70,11 +70,12 @@ impl World {
         for index in 0..self.sentinels.len() {
             let Some(node) = self.sentinel_node(index) else { continue };
             let Some(mut memory) = self.sentinels[index].memory else { continue };
+            let finds = self.sentinels[index].finds_nobody == 0;
             for other in (0..self.sentinels.len()).filter(|other| *other != index) {
                 let Some(theirs) = self.sentinel_node(other).filter(|there| self.reach(node, *there)) else { continue };
                 let _ = theirs;
                 let Some(theirs) = self.sentinels[other].memory else { continue };
-                memory.peers |= 1 << other;
+                memory.peers |= u8::from(finds) << other;
                 if theirs.epoch > memory.epoch {
                     if theirs.primary != memory.primary {
                         memory.replicas = (memory.replicas | 1 << memory.primary) & !(1 << theirs.primary);
@@ -89,7 +90,7 @@ impl World {
                 memory.gone = 0;
                 for replica in 0..self.servers.len() {
                     let attached = matches!(self.servers[replica].process, Process::Replica { of, .. } if of == primary);
-                    if attached && self.serving_node(replica).is_some_and(|node| self.reach(node, there)) {
+                    if finds && attached && self.serving_node(replica).is_some_and(|node| self.reach(node, there)) {
                         memory.replicas |= 1 << replica;
                     }
                 }

@@ -13,8 +13,8 @@ use crate::policy::agent::{DataState, Position};
 
 pub(super) const TICK: Duration = Duration::from_millis(500);
 pub(super) const TAKEOVER_TICKS: u32 = 16;
-/// No sentinel may forget its ghosts this soon after another did.
-const PRUNE_TICKS: u32 = 58;
+/// No sentinel may forget its ghosts this soon after another did, and knew everybody again at once.
+const PRUNE_TICKS: u32 = 8;
 /// No sentinel may be moved this soon after another was, unless that left its node with fewer.
 const MOVE_TICKS: u32 = 358;
 /// No sentinel may be moved this soon after another was at all.
@@ -150,10 +150,7 @@ impl Operator {
                 world.sentinels[usize::from(sentinel.0)].memory.iter_mut().for_each(|memory| memory.quorum = *quorum);
             }
             Action::PruneGhosts { sentinel } if reaches_sentinel(world, usize::from(sentinel.0)) => {
-                world.sentinels[usize::from(sentinel.0)]
-                    .memory
-                    .iter_mut()
-                    .for_each(|memory| (memory.replicas, memory.peers) = (0, 0));
+                world.forget_peers(usize::from(sentinel.0));
             }
             Action::Forget { .. } | Action::SetQuorum { .. } | Action::PruneGhosts { .. } => {}
             Action::ReplicateFrom { server, primary } if reaches_server(world, usize::from(server.index)) => {
@@ -342,7 +339,10 @@ fn check_disruption(world: &World, action: &Action) -> Verdict {
             check_fewer(world, usize::from(*count))
         }
         Action::SetQuorum { sentinel, quorum } => check_quorum(world, usize::from(sentinel.0), *quorum),
-        Action::PruneGhosts { .. } => check_others(world, None),
+        Action::PruneGhosts { sentinel } => {
+            check_others(world, None)?;
+            check_others_know_all(world, usize::from(sentinel.0))
+        }
         _ => Ok(()),
     }
 }
@@ -362,6 +362,20 @@ fn check_fewer(world: &World, count: usize) -> Verdict {
             return Err(format!(
                 "a sentinel is removed, and with {count} sentinel {index}, which knows {known:b}, cannot fail over"
             ));
+        }
+    }
+    Ok(())
+}
+
+/// While a sentinel forgets whom it knows, the others could fail over to each replica, and know each other.
+fn check_others_know_all(world: &World, forgetful: usize) -> Verdict {
+    let all = |count: usize| ((1u16 << count) - 1) as u8;
+    let Some(primary) = world.named() else { return Ok(()) };
+    for index in (0..world.scale.1).filter(|index| *index != forgetful) {
+        let Some(memory) = world.sentinels[index].memory else { continue };
+        let (replicas, peers) = (memory.replicas | 1 << primary, memory.peers | 1 << index);
+        if replicas & all(world.scale.0) != all(world.scale.0) || peers & all(world.scale.1) != all(world.scale.1) {
+            return Err(format!("sentinel {forgetful} forgets its peers while sentinel {index} does not know all: {memory:?}"));
         }
     }
     Ok(())

@@ -9,6 +9,8 @@ pub(super) const SYNC_TICKS: u32 = 2;
 /// A pod's containers start after this many ticks, and it is gone this many after its deletion.
 const START_TICKS: u32 = 2;
 const GRACE_TICKS: u32 = 2;
+/// A sentinel that has forgotten all knows everybody again after fewer ticks.
+const REDISCOVERY_TICKS: u32 = 21;
 pub(super) const NODES: usize = 4;
 
 /// What went against an invariant.
@@ -117,7 +119,12 @@ pub(super) struct SentinelSim {
     pub(super) pod: Option<PodSim>,
     pub(super) memory: Option<Memory>,
     away: u32,
+    /// For so many ticks it finds nobody, after it has forgotten all.
+    pub(super) finds_nobody: u32,
 }
+
+/// A place of a sentinel that nobody has taken yet.
+const NO_SENTINEL: SentinelSim = SentinelSim { pod: None, memory: None, away: 0, finds_nobody: 0 };
 
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Fault {
@@ -184,7 +191,7 @@ impl World {
             cordoned: [0; NODES],
             schedules_well: false,
             servers: vec![EMPTY_PLACE; scale.0],
-            sentinels: vec![SentinelSim { pod: None, memory: None, away: 0 }; scale.1],
+            sentinels: vec![NO_SENTINEL; scale.1],
             truth: 0,
             lineages: 0,
             epoch: 0,
@@ -330,8 +337,14 @@ impl World {
             self.servers.push(EMPTY_PLACE);
         }
         while self.sentinels.len() < self.desired.sentinels().count() {
-            self.sentinels.push(SentinelSim { pod: None, memory: None, away: 0 });
+            self.sentinels.push(NO_SENTINEL);
         }
+    }
+
+    /// A sentinel forgets all that it knows but the primary, and finds others again within a while.
+    pub(super) fn forget_peers(&mut self, index: usize) {
+        self.sentinels[index].finds_nobody = self.rng.u32(0..REDISCOVERY_TICKS);
+        self.sentinels[index].memory.iter_mut().for_each(|memory| (memory.replicas, memory.peers) = (0, 0));
     }
 
     fn lose_node(&mut self, node: usize) {
@@ -457,6 +470,7 @@ impl World {
                 self.delete_sentinel_pod(index);
             }
             self.sentinels[index].away = self.sentinels[index].away.saturating_sub(1);
+            self.sentinels[index].finds_nobody = self.sentinels[index].finds_nobody.saturating_sub(1);
             let place = (index + 1, Kind::Sentinel);
             match self.age_pod(self.sentinels[index].pod, index < self.scale.1, place, self.sentinel_template) {
                 Aged::Pod(pod) => self.sentinels[index].pod = pod,
