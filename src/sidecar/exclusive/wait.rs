@@ -12,7 +12,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::connection::{Dedicated, Owed};
 use super::guard;
@@ -87,15 +87,28 @@ pub enum Unconfirmed {
     /// The server that had it is lost, or no primary any more: whoever repeats it finds another.
     #[error("{0}")]
     Moved(&'static str),
+    /// A replica that may become primary follows it no longer, or not yet: it may be on its way to be primary without what was done.
+    #[error("{connected} of its {known} replicas follow it")]
+    Detached {
+        /// How many do.
+        connected: usize,
+        /// How many are known that are there.
+        known: usize,
+    },
     /// Anything else.
     #[error("{0}")]
     Otherwise(String),
 }
 
-/// Waits until all connected replicas of the primaries that serve `slots` have what these have executed by now.
+/// How long a replica that is there may be without its primary, as after its start, or until it is known that it is gone.
+const ATTACHED_WITHIN: Duration = Duration::from_secs(3);
+const ATTACHED_LOOK_MS: u64 = 50;
+
+/// Waits until all replicas that might take the place of the primaries that serve `slots` have what these have executed by now. A replica
+/// that is there and follows nobody is none that nothing needs to be known of: sentinels may be about to promote it.
 ///
 /// # Errors
-/// Why they have not within a second, or why it cannot be told.
+/// Why they have not within a second, or three where one follows nobody, or why it cannot be told.
 pub async fn wait_for_replicas(worker: &Rc<Worker>, lane: Lane, slots: &[u16]) -> Result<(), Unconfirmed> {
     let proofs: Vec<Proof> = slots.iter().map(|slot| Proof { slot: *slot, command: Vec::new() }).collect();
     wait_for_replicas_of(worker, lane, &proofs).await
@@ -115,8 +128,23 @@ pub async fn wait_for_replicas_of(worker: &Rc<Worker>, lane: Lane, proofs: &[Pro
             None => targets.push((target, vec![proof])),
         }
     }
-    let confirmed = join_all(targets.iter().map(|(target, proofs)| confirm(worker, target, proofs, lane.shared()))).await;
+    let confirmed =
+        join_all(targets.iter().map(|(target, proofs)| confirm_attached(worker, target, proofs, lane.shared()))).await;
     confirmed.into_iter().collect()
+}
+
+async fn confirm_attached(worker: &Rc<Worker>, target: &Target, proofs: &[&Proof], lane: Lane) -> Result<(), Unconfirmed> {
+    let until = Instant::now() + ATTACHED_WITHIN;
+    loop {
+        match confirm(worker, target, proofs, lane).await {
+            Err(Unconfirmed::Detached { .. }) if Instant::now() < until => {
+                worker.refresh_topology();
+                let pause = ATTACHED_LOOK_MS / 2 + u64::from(worker.random()) % ATTACHED_LOOK_MS;
+                tokio::time::sleep(Duration::from_millis(pause)).await;
+            }
+            outcome => return outcome,
+        }
+    }
 }
 
 async fn confirm(worker: &Rc<Worker>, target: &Target, proofs: &[&Proof], lane: Lane) -> Result<(), Unconfirmed> {
@@ -131,6 +159,11 @@ async fn confirm(worker: &Rc<Worker>, target: &Target, proofs: &[&Proof], lane: 
     let Some(replicas) = replicas_of(&role) else {
         return Err(Unconfirmed::Moved("the server is no primary any more"));
     };
+    let known = worker.router().replicas_at(&node);
+    if replicas < known {
+        connection.give_back();
+        return Err(Unconfirmed::Detached { connected: replicas, known });
+    }
     for proof in proofs.iter().filter(|proof| !proof.command.is_empty()) {
         connection.queue(&proof.command);
         connection.owe(Owed::Kept);

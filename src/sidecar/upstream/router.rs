@@ -107,6 +107,8 @@ struct Handover {
 pub struct Router {
     nodes: RefCell<FxHashMap<NodeAddr, Rc<Node>>>,
     map: RefCell<RouteMap>,
+    /// How many replicas each primary has that are there.
+    replicas: RefCell<FxHashMap<NodeAddr, usize>>,
     handovers: RefCell<Vec<Handover>>,
     handing_over: Cell<bool>,
     lobby: RefCell<Queue>,
@@ -117,6 +119,7 @@ impl Default for Router {
         Self {
             nodes: RefCell::default(),
             map: RefCell::new(RouteMap::Unknown),
+            replicas: RefCell::default(),
             handovers: RefCell::default(),
             handing_over: Cell::new(false),
             lobby: RefCell::default(),
@@ -179,6 +182,11 @@ impl Router {
         self.map.borrow().nodes().iter().any(|node| node.address() == address)
     }
 
+    /// How many replicas of the primary at `address` are there, as far as is known, whether they follow it or not.
+    pub fn replicas_at(&self, address: &NodeAddr) -> usize {
+        self.replicas.borrow().get(address).copied().unwrap_or_default()
+    }
+
     /// Whether [`Router::finish_handover`] may have something to do.
     #[inline]
     pub fn needs_attention(&self) -> bool {
@@ -204,6 +212,13 @@ impl Router {
                 let nodes = map.primaries().iter().map(|address| self.node_at(address)).collect();
                 let index = |slot| map.owner_index(slot as u16).map_or(NOBODY, |owner| owner as u16);
                 RouteMap::Cluster { nodes, owner: (0..SLOTS).map(index).collect() }
+            }
+        };
+        *self.replicas.borrow_mut() = match &view.kind {
+            ViewKind::Unknown => FxHashMap::default(),
+            ViewKind::Primary { node, replicas } => std::iter::once((node.clone(), replicas.len())).collect(),
+            ViewKind::Cluster(map) => {
+                map.primaries().iter().enumerate().map(|(index, node)| (node.clone(), map.replicas(index).len())).collect()
             }
         };
         let old = self.map.replace(fresh);

@@ -146,6 +146,15 @@ impl World {
     }
 }
 
+/// The clients go when this does, also where a test fails.
+struct Ends<'a>(&'a World);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        self.0.over.store(true, Ordering::SeqCst);
+    }
+}
+
 struct Stage {
     servers: Servers,
     postgres: Postgres,
@@ -261,11 +270,11 @@ fn play(servers: Servers, plan: Plan) -> Seen {
         World { keys: plan.keys, ports: Mutex::new(stage.sidecars.iter().map(Sidecar::port).collect()), ..World::default() };
     std::thread::scope(|scope| {
         let world = &world;
+        let _ends = Ends(world);
         (0..WRITERS).for_each(|index| drop(scope.spawn(move || world.write(plan.seed * 1000 + index as u64))));
         (0..READERS).for_each(|index| drop(scope.spawn(move || world.read(plan.seed * 1000 + 500 + index as u64))));
         stage.befall(plan, world, &mut fastrand::Rng::with_seed(plan.seed));
         std::thread::sleep(Duration::from_millis(500));
-        world.over.store(true, Ordering::SeqCst);
     });
     judge(&stage, &world)
 }

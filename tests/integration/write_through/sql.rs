@@ -12,6 +12,7 @@ use crate::support::admin::rule_count;
 use crate::support::postgres::Postgres;
 use crate::support::resp::{Client, Value, encode};
 use crate::support::saboteur::Change;
+use crate::support::server::{Engine, SentinelCluster};
 use crate::support::sidecar::Sidecar;
 use crate::support::wait_for;
 
@@ -394,6 +395,27 @@ fn nothing_is_written_without_the_mark_at_the_server_that_confirms_it() {
     );
     assert_eq!(shop.value("SELECT count(*)::text FROM texts"), "0");
     assert!(shop.servers.changed() > 1, "it is tried again");
+}
+
+/// As when sentinels have begun to promote the replica, and its primary, which is alive, does not know of it yet.
+#[test]
+fn nothing_is_written_while_a_replica_that_may_become_primary_follows_nobody() {
+    let shop = Shop::open(Servers::Sentinel(SentinelCluster::start(Engine::Valkey9, 1)), "5s");
+    let Servers::Sentinel(servers) = &shop.servers else { unreachable!() };
+    let (replica, primary) = (&servers.servers[1], servers.primary_port().to_string());
+    let mut client = shop.sidecar.client();
+    assert_eq!(client.call(&["SET", "text:1", "one"]), Value::Simple("OK".to_owned()));
+    wait_for("the replica to have the value", LIMIT, || replica.client().call(&["GET", "text:1"]).text() == "one");
+    // Sentinels bring one back that follows another only after eight seconds.
+    replica.client().call(&["REPLICAOF", "127.0.0.1", "1"]);
+    wait_for("the primary to be alone", LIMIT, || {
+        servers.servers[0].client().line("INFO replication").text().contains("connected_slaves:0")
+    });
+    refused(&client.call(&["SET", "text:1", "two"]), &["NOREPLICAS", "nothing was written", "0 of its 1 replicas follow it"]);
+    assert_eq!(shop.value("SELECT v FROM texts WHERE id = '1'"), "one");
+    replica.client().call(&["REPLICAOF", "127.0.0.1", &primary]);
+    wait_for("a write with the replica", LIMIT, || client.call(&["SET", "text:1", "three"]) == Value::Simple("OK".to_owned()));
+    assert_eq!(shop.value("SELECT v FROM texts WHERE id = '1'"), "three");
 }
 
 #[test]

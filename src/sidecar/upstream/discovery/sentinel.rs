@@ -139,7 +139,10 @@ fn choose(reports: &[Report], seeds: usize, newest: Option<u64>, minority_will_d
         }
         _ => {}
     }
-    Ok(Candidate { node: best.primary.clone(), epoch: best.epoch, replicas: best.replicas.clone() })
+    // What any of them sees any of them may promote.
+    let agreeing = by_id.values().filter(|report| report.primary == best.primary);
+    let replicas: BTreeSet<NodeAddr> = agreeing.flat_map(|report| report.replicas.iter().cloned()).collect();
+    Ok(Candidate { node: best.primary.clone(), epoch: best.epoch, replicas: replicas.into_iter().collect() })
 }
 
 /// Asks one sentinel, on `link` where there is one from the last round.
