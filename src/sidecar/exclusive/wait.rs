@@ -164,23 +164,27 @@ async fn confirm(worker: &Rc<Worker>, target: &Target, proofs: &[&Proof], lane: 
         connection.give_back();
         return Err(Unconfirmed::Detached { connected: replicas, known });
     }
-    for proof in proofs.iter().filter(|proof| !proof.command.is_empty()) {
-        connection.queue(&proof.command);
+    let commands: Vec<&[u8]> =
+        proofs.iter().map(|proof| proof.command.as_slice()).filter(|command| !command.is_empty()).collect();
+    for command in &commands {
+        connection.queue(command);
         connection.owe(Owed::Kept);
     }
+    if replicas > 0 {
+        connection.queue(&mark(proofs.first().map_or(ANY_SLOT, |proof| proof.slot)));
+        (0..MARK_COMMANDS).for_each(|_| connection.owe(Owed::Kept));
+    }
     settle(&mut connection, false).await.map_err(lost)?;
-    if connection.take_kept().iter().any(|answer| reply::integer(answer) != Some(1)) {
+    let answers = connection.take_kept();
+    let (proved, marked) = answers.split_at(commands.len().min(answers.len()));
+    if proved.iter().any(|answer| reply::integer(answer) != Some(1)) {
+        connection.give_back();
         return Err(Unconfirmed::Moved("another server has taken the place of the one that had it"));
     }
+    if let Some(error) = marked.first().and_then(|reply| reply.strip_prefix(b"-")) {
+        return Err(Unconfirmed::Otherwise(format!("the server says ({})", String::from_utf8_lossy(error).trim_end())));
+    }
     if replicas > 0 {
-        let slot = proofs.first().map_or(ANY_SLOT, |proof| proof.slot);
-        connection.queue(&mark(slot));
-        (0..MARK_COMMANDS).for_each(|_| connection.owe(Owed::Kept));
-        settle(&mut connection, false).await.map_err(lost)?;
-        let marked = connection.take_kept();
-        if let Some(error) = marked.first().and_then(|reply| reply.strip_prefix(b"-")) {
-            return Err(Unconfirmed::Otherwise(format!("the server says ({})", String::from_utf8_lossy(error).trim_end())));
-        }
         let (count, bound) = (replicas.to_string(), REPLICAS_MS.to_string());
         let answer = call(&mut connection, &[b"WAIT", count.as_bytes(), bound.as_bytes()]).await.map_err(lost)?;
         let have = reply::integer(&answer).unwrap_or_default();
