@@ -286,7 +286,7 @@ fn watch<'a>(desired: &'a Desired, observed: &'a Observed, primary: SocketAddr) 
             return Some(Action::Wait(Waiting::Failover { shard: 0 }));
         }
         let knows_all = usize::from(watch.replicas) >= replicas && usize::from(watch.sentinels) >= others;
-        (!knows_all).then_some(Action::Wait(Waiting::Discovery(sentinel)))
+        (!knows_all && holds(Rule::AwaitDiscovery)).then_some(Action::Wait(Waiting::Discovery(sentinel)))
     })
 }
 

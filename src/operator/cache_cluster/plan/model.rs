@@ -208,7 +208,7 @@ fn check_are_caught(rules: &[Rule], runs: u64) {
 fn each_rule_is_needed() {
     use Rule::*;
     let roll = [OneAtATime, HealFirst, HandOverFirst, KeepLastCopy, ReplaceBroken, PauseHandovers, KeepPrimary, Pause];
-    let heal = [RespectMajority, TellUnaware, KeepQuorum, RaiseQuorumLate, Prune, PruneSlowly, PruneBeforeLess];
+    let heal = [RespectMajority, TellUnaware, KeepQuorum, RaiseQuorumLate, Prune, PruneSlowly, AwaitDiscovery, PruneBeforeLess];
     let spread = [MoveSentinels, MoveWhereRoom, MoveSlowly];
     check_are_caught(&[&roll[..], &heal[..], &spread[..]].concat(), 1_500);
 }

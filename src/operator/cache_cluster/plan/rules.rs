@@ -29,6 +29,8 @@ pub(super) enum Rule {
     Prune,
     /// One sentinel at a time forgets its ghosts.
     PruneSlowly,
+    /// A sentinel that does not know everybody is waited for.
+    AwaitDiscovery,
     /// A sentinel that left is forgotten before the next leaves.
     PruneBeforeLess,
     /// More sentinels must agree only once there are as many.
