@@ -203,6 +203,7 @@ impl Supervisor {
         let server = self.children.start(&self.program, &arguments(start, priority))?;
         self.board.update(|known| {
             known.report.server = ServerPhase::Starting { as_primary: *start == Start::Primary };
+            known.report.proved.users_told = None;
             known.heard = Instant::now();
             known.runs = true;
             known.counts.starts += 1;
@@ -235,6 +236,7 @@ impl Supervisor {
             known.report.server = phase;
             known.info = Some(info);
         });
+        self.upkeep.heed(&mut self.line, &self.board).await;
         self.board.look_done(number);
         if !run.greeted {
             run.greeted = true;

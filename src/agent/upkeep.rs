@@ -16,8 +16,10 @@ use super::line::{Line, LineError};
 use super::users::{self, Generation, User};
 use super::values::same_setting;
 use crate::policy::agent::{AgentConfig, Proved, ServedTls};
+use crate::policy::binding::BindingName;
 use crate::policy::digest::sha256;
 use crate::policy::snapshot::Auth;
+use crate::policy::told;
 use crate::sidecar::files::WatchedFiles;
 use crate::sidecar::upstream::access::Access;
 use crate::sidecar::upstream::admin_client::Value;
@@ -93,6 +95,17 @@ impl Upkeep {
         self.due = Some(Instant::now());
     }
 
+    /// Notes of which users the server is being told by somebody else. Never while [`Upkeep::act`] is under way, so that whoever reads of it
+    /// knows that nothing is about to undo what he sets.
+    pub async fn heed(&self, line: &mut Line, board: &Board) {
+        if self.users.is_none() {
+            return;
+        }
+        if let Ok(told) = told_generation(line).await {
+            board.update(|known| known.report.proved.users_told = Some(told.unwrap_or(0)));
+        }
+    }
+
     /// Sets and proves everything; what fails is tried again.
     pub async fn act(&mut self, charge: &Charge, line: &mut Line, board: &Board) {
         self.due = None;
@@ -107,7 +120,7 @@ impl Upkeep {
         let replication = self.hold_replication(line, &mut problems).await;
         let certificate = self.hold_certificate(config, line, &mut problems).await;
         problems.truncate(MAX_PROBLEMS);
-        let proved = Proved { settings, users, replication, certificate, problems };
+        let proved = Proved { settings, users, users_told: before.users_told, replication, certificate, problems };
         if proved != before {
             info!(settings = ?proved.settings, users = ?proved.users, certificate = ?proved.certificate, "the configuration was read back");
             proved.problems.iter().for_each(|problem| warn!("not in place: {problem}"));
@@ -138,10 +151,13 @@ impl Upkeep {
         let text = String::from_utf8_lossy(contents.first().map_or(&[][..], |bytes| bytes)).into_owned();
         let held = async {
             let Generation { number, users } = users::parse(&text, &own)?;
-            for user in &users {
+            let told = told_generation(line).await.map_err(|error| error.to_string())?;
+            // What was told since the file was written is newer than the file.
+            let is_left = told.is_some_and(|told| told > number);
+            for user in users.iter().filter(|user| !(is_left && is_told_of(&user.name))) {
                 hold_user(line, user).await?;
             }
-            remove_others(line, &users, &own).await.map(|()| number)
+            remove_others(line, &users, &own, is_left).await.map(|()| number)
         };
         match held.await {
             Ok(number) => Some(number),
@@ -258,11 +274,24 @@ async fn hold_user(line: &mut Line, user: &User) -> Result<(), String> {
     }
 }
 
-/// Users that the file does not name any more lose their place. The default user and the agent's own stay.
-async fn remove_others(line: &mut Line, users: &[User], own: &str) -> Result<(), String> {
+/// The generation of users that the server is being told of by somebody else, if any.
+async fn told_generation(line: &mut Line) -> Result<Option<u64>, LineError> {
+    let answer = line.ask(&["ACL", "GETUSER", told::MARK]).await?;
+    Ok(answer.field("keys").and_then(Value::as_str).and_then(told::generation))
+}
+
+/// Whether a server may be told of this user by somebody else: it is a workload's, or the mark.
+fn is_told_of(name: &str) -> bool {
+    name == told::MARK || BindingName::of_user(name).is_some()
+}
+
+/// Users that the file does not name any more lose their place. The default user and the agent's own stay, and with `is_left` those that
+/// the server is being told of.
+async fn remove_others(line: &mut Line, users: &[User], own: &str, is_left: bool) -> Result<(), String> {
     let answer = line.ask(&["ACL", "USERS"]).await.map_err(|error| error.to_string())?;
     let present = answer.as_list().unwrap_or_default().iter().filter_map(Value::as_str);
-    let others = present.filter(|name| *name != "default" && *name != own && users.iter().all(|user| user.name != *name));
+    let stays = |name: &str| name == "default" || name == own || (is_left && is_told_of(name));
+    let others = present.filter(|name| !stays(name) && users.iter().all(|user| user.name != *name));
     for name in others.map(str::to_owned).collect::<Vec<_>>() {
         line.ask(&["ACL", "DELUSER", &name]).await.map_err(|error| error.to_string())?;
     }

@@ -337,6 +337,11 @@ pub struct Proved {
     pub settings: Option<u64>,
     /// The generation of the users that were read back.
     pub users: Option<u64>,
+    /// The generation of workloads' users that the server is being told of before the file comes, and which the agent therefore leaves
+    /// alone ([`super::told`]); 0 where there is none. Absent: nobody has looked, or an agent of an earlier build, which makes users what
+    /// its file says.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub users_told: Option<u64>,
     /// The user with which the server follows its primary, by its file, once its login was read back.
     pub replication: Option<String>,
     /// The SHA-256 of the certificate (DER, in hexadecimal) that was in its file and that a handshake showed.

@@ -13,6 +13,7 @@ mod pattern_scan;
 pub mod rule;
 pub mod rule_index;
 pub mod snapshot;
+pub mod told;
 pub mod units;
 
 pub use pattern::{Captures, KeyPattern, PatternError};

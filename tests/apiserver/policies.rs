@@ -223,10 +223,39 @@ async fn counts_pods(scene: &Scene, operator: &Operator) {
     assert_eq!((connections.per_sidecar, connections.fleet), (4, 8));
 }
 
-/// Of several policies one snapshot is made, and who takes another's keys is told.
-async fn merge(scene: &Scene, operator: &Operator, first: &Lying) {
+/// Rights that a running workload gains are in force, and told on, while no kubelet has brought the servers' files: the servers are told at
+/// once, each once its agent leaves alone what it is told.
+async fn gains_rights(scene: &Scene, operator: &Operator) -> Lying {
+    let tier = |late: bool| {
+        scene.stage.with(SHOP, "main", |tier| {
+            tier.users_are_late = late;
+            (tier.users_in_files(), tier.told_to_servers(&binding().user()))
+        })
+    };
+    let (before, _) = tier(true);
     scene.apply(&covering("pages", "page:{path…}")).await.expect("a policy");
     let both = await_lying(scene, operator, "both policies", |lying| lying.snapshot.rules.len() == 2).await;
+    let (files, told) = tier(true);
+    assert_eq!(files, before, "no file has come");
+    let knows =
+        |rules: &Option<String>| rules.as_ref().is_some_and(|rules| rules.contains(" ~page:?* ") && rules.contains(" ~user:"));
+    assert!(told.len() == 2 && told.iter().all(knows), "{told:?}");
+    tier(false);
+    // The kubelet is played by what changes: this is the next change of that tier's objects.
+    let label = json!({"metadata": {"labels": {"touched": "yes"}}});
+    let secrets = scene.api::<Secret>(SHOP);
+    secrets.patch("main-users", &PatchParams::default(), &Patch::Merge(label)).await.expect("touched");
+    eventually("the files say the same", SOON, async || {
+        let (files, told) = tier(false);
+        if files > before && told == [None, None] { Ok(()) } else { Err(format!("{files:?} {told:?}\n{}", operator.log_end())) }
+    })
+    .await;
+    both
+}
+
+/// Of several policies one snapshot is made, and who takes another's keys is told.
+async fn merge(scene: &Scene, operator: &Operator, first: &Lying) {
+    let both = gains_rights(scene, operator).await;
     assert!(both.snapshot.generation > first.snapshot.generation);
     assert_eq!(both.entries, first.entries, "the login stays");
     assert!(user_rules(scene).await.expect("a user").contains("~page:?*"));

@@ -194,7 +194,7 @@ impl Actor<'_, '_> {
     }
 }
 
-async fn within<T>(what: &'static str, step: impl Future<Output = Result<T, ActError>>) -> Result<T, ActError> {
+pub(super) async fn within<T>(what: &'static str, step: impl Future<Output = Result<T, ActError>>) -> Result<T, ActError> {
     timeout(STEP_WITHIN, step).await.map_err(|_| ActError::Late { what })?
 }
 

@@ -25,6 +25,7 @@ pub mod plan;
 pub mod reconcile;
 pub mod report;
 pub mod spin;
+mod told;
 pub mod users;
 pub mod validate;
 pub mod written;

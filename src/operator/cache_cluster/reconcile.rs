@@ -2,6 +2,8 @@
 
 mod bindings;
 
+use self::bindings::Known;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -96,6 +98,8 @@ pub struct Memory {
     tries: Tries,
     /// Which generation of users each sentinel was told, by the uid of its pod.
     told_users: BTreeMap<SentinelId, (String, u64)>,
+    /// The same of servers that were told before their files came.
+    told_servers: BTreeMap<ServerId, (String, u64)>,
     /// Users as they were last made: the watch may still show earlier ones, and no generation stands for two things.
     users: Option<Users>,
     /// What policies claimed when those were made.
@@ -479,17 +483,19 @@ impl Look<'_> {
         };
         self.report(&seen, credentials, Proved { users: proved_users, certificates }, memory).await?;
         self.point_at_primary(writer, &seen).await?;
-        let mut told = None;
+        let mut known = Known::default();
         if !self.wanted.paused {
             let is_told = self.tell_users(writer, &built, (credentials, entry), &observed, memory).await;
-            told = proved_users.filter(|_| is_told);
+            known.proved = proved_users.filter(|_| is_told);
+            let is_in_force = is_told && self.tell_servers(&built, (credentials, entry), (&observed, &reports), memory).await;
+            known.in_force = if is_in_force { Some(credentials.users.generation) } else { known.proved };
             self.end_preferences(&actor(writer, &built, entry), &observed, &mut memory.unpreferred).await;
             self.hasten(&built, entry, patient).await;
             if let Some(sentinel) = memory.spins.note(&used, Instant::now()) {
                 self.calm(&built, entry, sentinel).await;
             }
         }
-        self.offer(&built, (credentials, entry), told, seen.acting().map(|acting| acting.address), memory);
+        self.offer(&built, (credentials, entry), known, seen.acting().map(|acting| acting.address), memory);
         self.act(writer, &built, entry, &actions, memory).await?;
         Ok(if seen.is_in_motion() { IN_MOTION } else { EVERY.mul_f64(0.9 + fastrand::f64() * 0.2) })
     }

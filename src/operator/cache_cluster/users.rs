@@ -193,9 +193,10 @@ impl Users {
         self
     }
 
-    /// Whether every server lets the sidecars of a binding in and do what `wanted` says, so that they may be told.
-    pub fn is_in_force(&self, binding: &BindingName, wanted: &Grant, proved: Option<u64>) -> bool {
-        bindings::is_in_force(&self.bindings, binding, wanted, proved)
+    /// Whether every server lets the sidecars of a binding in and do what `wanted` says, so that they may be told. `in_force`: the newest
+    /// generation that every server has by its file, or by having been told.
+    pub fn is_in_force(&self, binding: &BindingName, wanted: &Grant, in_force: Option<u64>) -> bool {
+        bindings::is_in_force(&self.bindings, binding, wanted, in_force)
     }
 
     /// Whether every server takes this password of a binding's user, as one that is to stay.
@@ -241,6 +242,12 @@ impl Users {
     /// The users of servers.
     pub fn on_servers(&self) -> Vec<UserRules> {
         self.with_clients(CLIENT_RULES, bindings::on_servers(&self.bindings))
+    }
+
+    /// Of the users of servers those of bindings that changed after a generation.
+    pub fn of_bindings_since(&self, generation: u64) -> Vec<UserRules> {
+        let changed = bindings::changed_since(&self.bindings, generation);
+        self.on_servers().into_iter().filter(|user| changed.contains(&user.name)).collect()
     }
 
     /// The users of sentinels.

@@ -17,7 +17,7 @@ use crate::api::cache_cluster::{
 use crate::api::parameters::instead_of;
 use crate::api::path::at;
 use crate::api::{CacheCluster, CacheClusterSpec, FieldPath, ObjectRef, Problem};
-use crate::policy::ByteSize;
+use crate::policy::{ByteSize, told};
 
 /// The least memory of a server on Kubernetes: the agent and the server itself, without data, take about 16 MiB of it.
 pub const MIN_MEMORY: ByteSize = ByteSize::from_bytes(64 << 20);
@@ -147,7 +147,7 @@ pub fn validate(cluster: &CacheCluster) -> Result<Wanted, Vec<Problem>> {
         let path = at!("spec", "writes", "minReplicas");
         problems.add(path, "it is more than there are replicas", "lower it, or raise spec.replicas");
     }
-    if auth.as_ref().is_some_and(|auth| auth.user() == SYSTEM_USER) {
+    if auth.as_ref().is_some_and(|auth| [SYSTEM_USER, told::MARK].contains(&auth.user())) {
         problems.add(at!("spec", "auth", "user"), "it is the user of Larder itself", "choose another name");
     }
     let pod = pod.clone().unwrap_or_default();
@@ -279,6 +279,7 @@ pub(super) mod tests {
             (serde_json::json!({"memory": "32Mi"}), "spec.memory"),
             (serde_json::json!({"writes": {"minReplicas": 2}}), "spec.writes.minReplicas"),
             (serde_json::json!({"auth": {"user": "larder-system", "password": {"value": "x"}}}), "spec.auth.user"),
+            (serde_json::json!({"auth": {"user": "larder-told", "password": {"value": "x"}}}), "spec.auth.user"),
             (serde_json::json!({"pod": {"cpu": {"request": "2", "limit": "1500m"}}}), "spec.pod.cpu"),
             (serde_json::json!({"pod": {"cpu": {"limit": "50m"}}}), "spec.pod.cpu"),
             (serde_json::json!({"parameters": {"hz": "20", "port": "6380"}}), "spec.parameters.port"),

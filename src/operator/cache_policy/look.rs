@@ -454,7 +454,7 @@ impl Look<'_> {
         let (Some(offer), Some(Claim::Exactly(grant))) = (self.seen.offers.get(&delivery.cluster), &delivery.claim) else {
             return false;
         };
-        offer.users.is_in_force(binding, grant, offer.proved)
+        offer.users.is_in_force(binding, grant, offer.in_force)
     }
 
     /// Whether a CacheCluster had room for a binding's user, as far as that is known.

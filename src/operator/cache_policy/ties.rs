@@ -48,8 +48,11 @@ pub struct Offer {
     pub users: Users,
     /// What was claimed when those were made.
     pub claims: Option<Arc<Claims>>,
-    /// The newest generation of those that every server has proved and every sentinel was told; `None`: not known.
+    /// The newest generation of those that every server has proved by its file and every sentinel was told; `None`: not known.
     pub proved: Option<u64>,
+    /// The same, where a server also counts that was told before its file came. What is in force is lost with a server's process until
+    /// then, for a moment; so passwords, which are replaced at leisure, go by what is proved.
+    pub in_force: Option<u64>,
 }
 
 /// What is known of a CacheCluster.

@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use larder::operator::cache_cluster::names::{SENTINEL_PORT, SERVER_PORT};
 use larder::policy::agent::{DataState, Position, Proved, ServerPhase, StateReport, VERSION};
+use larder::policy::told;
 use tokio::sync::broadcast;
 
 use super::tls::{Pair, Presented};
@@ -49,6 +50,16 @@ struct Server {
     address: SocketAddr,
     role: Role,
     priority: String,
+    /// What it has been told of users besides their file, by their names.
+    users: BTreeMap<String, Vec<String>>,
+}
+
+impl Server {
+    /// The generation of users that it is being told of; 0 where it is not.
+    fn told(&self) -> u64 {
+        let rules = self.users.get(told::MARK);
+        rules.and_then(|rules| rules.iter().find_map(|rule| told::generation(rule))).unwrap_or(0)
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -84,6 +95,8 @@ pub struct Tier {
     pub failovers: u32,
     /// The fewest sentinels that ran at the same time since this was last raised.
     pub fewest_sentinels: usize,
+    /// Whether kubelets bring no new users to the servers' files.
+    pub users_are_late: bool,
 }
 
 impl Default for Tier {
@@ -97,6 +110,7 @@ impl Default for Tier {
             unknown: Vec::new(),
             failovers: 0,
             fewest_sentinels: usize::MAX,
+            users_are_late: false,
         }
     }
 }
@@ -107,7 +121,8 @@ impl Tier {
         match member {
             Member::Server(ordinal) => {
                 let address = SocketAddr::new(address, SERVER_PORT);
-                self.servers.insert(ordinal, Server { address, role: Role::Undecided, priority: "100".to_owned() });
+                let server = Server { address, role: Role::Undecided, priority: "100".to_owned(), users: BTreeMap::new() };
+                self.servers.insert(ordinal, server);
             }
             Member::Sentinel(ordinal) => {
                 let presented = self.mounted.certificates.as_ref().map(|(_, pair)| pair.present());
@@ -132,7 +147,14 @@ impl Tier {
     }
 
     /// The volumes hold this now.
-    pub fn mount(&mut self, mounted: Mounted) {
+    pub fn mount(&mut self, mut mounted: Mounted) {
+        if self.users_are_late {
+            mounted.users = self.mounted.users;
+        }
+        // As agents do: what was told before the file came counts no more once the file is as new.
+        for server in self.servers.values_mut().filter(|server| mounted.users.is_some_and(|users| users >= server.told())) {
+            server.users.clear();
+        }
         if self.mounted != mounted {
             if self.mounted.certificates != mounted.certificates {
                 self.presented = mounted.certificates.as_ref().map(|(pair, _)| pair.present());
@@ -172,6 +194,16 @@ impl Tier {
     /// The ordinal of the server that acts as primary.
     pub fn primary(&self) -> Option<u16> {
         self.servers.iter().find(|(_, server)| server.role == Role::Primary).map(|(ordinal, _)| *ordinal)
+    }
+
+    /// The generation of users in the servers' files.
+    pub fn users_in_files(&self) -> Option<u64> {
+        self.mounted.users
+    }
+
+    /// What each server was told of a user besides its file.
+    pub fn told_to_servers(&self, user: &str) -> Vec<Option<String>> {
+        self.servers.values().map(|server| server.users.get(user).map(|rules| rules.join(" "))).collect()
     }
 
     /// The servers that sentinels are told of as users.
@@ -245,6 +277,7 @@ impl Tier {
         let proved = Proved {
             settings: runs.then_some(generation),
             users: self.mounted.users.filter(|_| runs),
+            users_told: runs.then(|| server.told()),
             certificate: self.presented.as_ref().filter(|_| runs).map(|presented| presented.fingerprint.clone()),
             replication: runs.then(|| self.mounted.login.as_ref().map(|(user, _)| user.clone())).flatten(),
             ..Proved::default()
@@ -277,6 +310,9 @@ impl Tier {
     fn answer_of_server(&mut self, ordinal: u16, words: &[&str]) -> Option<Reply> {
         let command = words.iter().map(|word| word.to_ascii_uppercase()).collect::<Vec<_>>();
         let command: Vec<&str> = command.iter().map(String::as_str).collect();
+        if let ["ACL", ..] = command[..] {
+            return users_of(&mut self.servers.get_mut(&ordinal)?.users, words);
+        }
         Some(match command[..] {
             ["PING"] => Reply::Simple("PONG"),
             ["INFO", ..] => Reply::bulk(self.info(ordinal)?),
@@ -440,6 +476,34 @@ impl Tier {
         });
         Reply::Array(fields.collect())
     }
+}
+
+/// What a server answers to questions and orders about users.
+fn users_of(users: &mut BTreeMap<String, Vec<String>>, words: &[&str]) -> Option<Reply> {
+    let what = words.get(1)?.to_ascii_uppercase();
+    Some(match (what.as_str(), &words[2..]) {
+        ("SETUSER", [name, rules @ ..]) => {
+            users.insert((*name).to_owned(), rules.iter().map(|rule| (*rule).to_owned()).collect());
+            Reply::Simple("OK")
+        }
+        ("GETUSER", [name]) => match users.get(*name) {
+            None => Reply::Nil,
+            Some(rules) => {
+                let with = |prefix: char| rules.iter().filter(move |rule| rule.starts_with(prefix));
+                let flag = if rules.iter().any(|rule| rule == "on") { "on" } else { "off" };
+                let keys = with('~').map(String::as_str).collect::<Vec<_>>().join(" ");
+                Reply::Array(vec![
+                    Reply::bulk("flags"),
+                    Reply::strings([flag]),
+                    Reply::bulk("passwords"),
+                    Reply::Array(with('#').map(|hash| Reply::bulk(&hash[1..])).collect()),
+                    Reply::bulk("keys"),
+                    Reply::bulk(keys),
+                ])
+            }
+        },
+        _ => return None,
+    })
 }
 
 /// Where a sentinel listens.

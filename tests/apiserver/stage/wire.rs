@@ -24,6 +24,7 @@ pub enum Reply {
     Error(String),
     Integer(i64),
     Bulk(String),
+    Nil,
     Array(Vec<Reply>),
 }
 
@@ -46,6 +47,7 @@ impl Reply {
             Self::Error(text) => *out += &format!("-{text}\r\n"),
             Self::Integer(number) => *out += &format!(":{number}\r\n"),
             Self::Bulk(text) => *out += &format!("${}\r\n{text}\r\n", text.len()),
+            Self::Nil => *out += "$-1\r\n",
             Self::Array(items) => {
                 *out += &format!("*{}\r\n", items.len());
                 items.iter().for_each(|item| item.write(out));

@@ -5,6 +5,7 @@ use std::net::TcpStream;
 use std::path::Path;
 use std::sync::Arc;
 
+use larder::policy::binding::BindingName;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 use serde_json::json;
@@ -85,6 +86,67 @@ fn settings_and_users_change_live_and_are_read_back() {
             })
         });
         assert_eq!(tier.members[0].client().line("CONFIG GET maxmemory").items()[1].text(), "314572800");
+    }
+}
+
+/// Somebody tells a server of workloads' users before its file comes: until the file is as new the agent leaves them alone, and says so.
+#[test]
+fn users_that_a_server_is_told_of_stay_until_the_file_is_as_new() {
+    for engine in Engine::ALL {
+        let directory = TempDir::new().expect("a temporary directory");
+        let users = directory.path().join("users.acl");
+        let (web, new) = (BindingName::of("Deployment", "web", "main").user(), BindingName::of("Job", "new", "main").user());
+        let text = |number: u32, keys: &str, more: &str| {
+            format!("# generation {number}\nuser default on nopass ~* &* +@all\nuser {web} on #{ONE} {keys} +@all\n{more}")
+        };
+        fs::write(&users, text(1, "~a:*", "")).expect("writable");
+        let tier = Tier::start_with(engine, 2, false, json!({"users": {"file": users}}), &[]);
+        tier.introduce();
+        let wait_for = |users: u32, told: u32| {
+            tier.wait("a report about users", || {
+                tier.members.iter().all(|member| {
+                    let proved = member.state()["proved"].clone();
+                    proved["users"] == json!(users) && proved["usersTold"] == json!(told)
+                })
+            });
+        };
+        wait_for(1, 0);
+        let ok = Value::Simple("OK".to_owned());
+        for member in &tier.members {
+            let mut client = member.client();
+            assert_eq!(client.line("ACL SETUSER larder-told reset off ~users:3"), ok);
+            assert_eq!(client.line(&format!("ACL SETUSER {web} reset on #{ONE} ~a:* ~b:* +@all")), ok);
+            assert_eq!(client.line(&format!("ACL SETUSER {new} reset on #{TWO} ~c:* +@all")), ok);
+        }
+        wait_for(1, 3);
+        let keys = |member: usize, user: &str| {
+            let shown = tier.members[member].client().line(&format!("ACL GETUSER {user}"));
+            match shown {
+                Value::Nil => None,
+                shown => Some(shown.items()[7].text()),
+            }
+        };
+        // Files that are older come and are held, but for those users.
+        write_whole(&users, &text(2, "~z:*", "user other on nopass ~o:* +@all\n"));
+        wait_for(2, 3);
+        for member in 0..2 {
+            assert_eq!((keys(member, &web).as_deref(), keys(member, &new).as_deref()), (Some("~a:* ~b:*"), Some("~c:*")));
+            assert_eq!(keys(member, "other").as_deref(), Some("~o:*"));
+        }
+        // What the server's process was told goes with it: the file counts, and the agent says that nobody tells anything.
+        tier.members[1].kill_server();
+        tier.wait("the server to know no more than its file", || {
+            let proved = tier.members[1].state()["proved"].clone();
+            proved["users"] == json!(2) && proved["usersTold"] == json!(0) && !tier.members[1].is_closed()
+        });
+        tier.wait("the file's users", || keys(1, &web).as_deref() == Some("~z:*") && keys(1, &new).is_none());
+        // The file is as new, and all is as it says; the mark is gone, too.
+        write_whole(&users, &text(3, "~a:* ~b:*", ""));
+        wait_for(3, 0);
+        for member in 0..2 {
+            assert_eq!((keys(member, &web).as_deref(), keys(member, &new)), (Some("~a:* ~b:*"), None));
+            assert_eq!((keys(member, "other"), keys(member, "larder-told")), (None, None));
+        }
     }
 }
 

@@ -247,6 +247,12 @@ fn each(users: &BindingUsers, rules: fn(&BindingUser, &BindingName) -> UserRules
     users.iter().filter_map(|(name, user)| Some(rules(user, &BindingName::parse(name).ok()?))).collect()
 }
 
+/// The names of the users that changed after a generation.
+pub(super) fn changed_since(users: &BindingUsers, generation: u64) -> BTreeSet<String> {
+    let changed = users.iter().filter(|(_, user)| user.since > generation);
+    changed.filter_map(|(name, _)| Some(BindingName::parse(name).ok()?.user())).collect()
+}
+
 /// The users on servers.
 pub(super) fn on_servers(users: &BindingUsers) -> Vec<UserRules> {
     each(users, BindingUser::on_servers)
