@@ -38,6 +38,8 @@ const FINISH_WITHIN: Duration = Duration::from_secs(20);
 const TOLD: Duration = Duration::from_secs(1);
 /// The Lease that the operators of one installation compete for.
 const LEASE: &str = "larder-operator";
+/// How long what was learned is kept by a process that leads no more: it may get its Lease back, and nobody have led meanwhile.
+const KEPT: Duration = Duration::from_secs(60);
 /// How long a server's agent may take to answer.
 const ASK_WITHIN: Duration = Duration::from_secs(1);
 
@@ -246,11 +248,11 @@ impl Context {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Keeps what was learned about a CacheCluster, and counts them all.
-    fn remember(&self, key: Key, memory: Option<Memory>) {
+    /// Keeps what a look that began in this turn learned about a CacheCluster, and counts them all.
+    fn remember(&self, turn: u64, key: Key, memory: Option<Memory>) {
         let mut known = self.known();
-        // A look may end after others lead.
-        match memory.filter(|_| self.leadership.holds()) {
+        // A look may end after others have led.
+        match memory.filter(|_| self.leadership.turn() == turn) {
             Some(memory) => {
                 known.standings.insert(key.clone(), memory.standing);
                 known.memories.insert(key, memory);
@@ -261,7 +263,9 @@ impl Context {
             }
         }
         let count = |standing| known.standings.values().filter(|found| **found == standing).count();
-        self.metrics.set_clusters(known.standings.len(), count(Standing::Ready), count(Standing::Refused));
+        if self.leadership.holds() {
+            self.metrics.set_clusters(known.standings.len(), count(Standing::Ready), count(Standing::Refused));
+        }
     }
 
     /// Keeps what was learned about the policies of a namespace.
@@ -278,6 +282,11 @@ impl Context {
     /// Forgets everything: another may have changed it since.
     fn forget(&self) {
         *self.known() = Known::default();
+    }
+
+    /// Leaves to others what is under way.
+    fn leave(&self) {
+        self.known().policies.values_mut().for_each(look::Memory::leave_caches);
         self.ties.forget();
         self.caches.leave();
         self.metrics.set_clusters(0, 0, 0);
@@ -295,11 +304,19 @@ async fn announce_readiness(context: Arc<Context>, tell: watch::Sender<String>) 
     info!("everything that is watched is at hand");
 }
 
-/// Has everything looked at when this process begins to lead, since nobody did so here before.
+/// Has everything looked at when this process begins to lead, since nobody did so here before, or lately. What was learned is good for as long
+/// as nobody else led: else each object would be written once more.
 async fn follow_leadership(context: Arc<Context>) {
     let mut leadership = context.leadership.clone();
+    let mut turn = None;
     loop {
-        leadership.gained().await;
+        if timeout(KEPT, leadership.gained()).await.is_err() {
+            context.forget();
+            leadership.gained().await;
+        }
+        if turn.replace(leadership.turn()) != Some(leadership.turn()) {
+            context.forget();
+        }
         context.ties.forget();
         context.metrics.set_leads(true);
         let keys = context.watches.iter().flat_map(Watches::keys);
@@ -308,8 +325,7 @@ async fn follow_leadership(context: Arc<Context>) {
         namespaces.for_each(|namespace| context.queues.policies.add(namespace_key(&namespace)));
         leadership.lost().await;
         context.metrics.set_leads(false);
-        // What was learned is as old as the last look; another may have changed everything since.
-        context.forget();
+        context.leave();
         context.queues.clusters.forget_failures();
     }
 }
@@ -359,13 +375,14 @@ impl Worker {
 /// Looks at one CacheCluster, does what is due, and says when to look again.
 async fn look_at(context: Arc<Context>, key: Key) {
     let Some(watches) = context.watches_of(&key.namespace) else { return };
+    let turn = context.leadership.turn();
     let Some(cluster) = watches.cluster(&key) else {
         debug!(%key, "the CacheCluster is gone");
         context.ties.gone(&key);
         context.caches.set(&key, None);
         context.queues.policies.add(namespace_key(&key.namespace));
         context.queues.clusters.succeed(&key);
-        return context.remember(key, None);
+        return context.remember(turn, key, None);
     };
     let mut memory = context.known().memories.remove(&key).unwrap_or_default();
     let start = Instant::now();
@@ -389,7 +406,7 @@ async fn look_at(context: Arc<Context>, key: Key) {
         }
     };
     context.metrics.ended(word, start.elapsed());
-    context.remember(key.clone(), Some(memory));
+    context.remember(turn, key.clone(), Some(memory));
     if context.leadership.holds() && context.ties.looked(&key) {
         context.queues.policies.add(namespace_key(&key.namespace));
     }

@@ -6,6 +6,7 @@
 //! that is cheap enough to ask before each command.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
@@ -32,6 +33,7 @@ const REQUEST_WITHIN: Duration = Duration::from_secs(4);
 #[derive(Debug, Clone)]
 pub struct Leadership {
     until: watch::Receiver<Option<Instant>>,
+    turn: Arc<AtomicU64>,
     /// Where there is no election that would end.
     _kept: Option<Arc<watch::Sender<Option<Instant>>>>,
 }
@@ -40,18 +42,24 @@ impl Leadership {
     /// One that nobody takes away: there is no other operator.
     pub fn for_good() -> Self {
         let (kept, until) = watch::channel(Some(Instant::now() + FOR_GOOD));
-        Self { until, _kept: Some(Arc::new(kept)) }
+        Self { until, turn: Arc::default(), _kept: Some(Arc::new(kept)) }
     }
 
     /// One that a test gives and takes.
     #[cfg(test)]
     pub fn given(until: watch::Receiver<Option<Instant>>) -> Self {
-        Self { until, _kept: None }
+        Self { until, turn: Arc::default(), _kept: None }
     }
 
     /// Whether it may act now.
     pub fn holds(&self) -> bool {
         self.until.borrow().is_some_and(|until| Instant::now() < until)
+    }
+
+    /// Counts the times that this process began to lead after another may have led. A lease that was not renewed in time, and that nobody took
+    /// meanwhile, is gone on with in the same turn: what was learned before is still so.
+    pub fn turn(&self) -> u64 {
+        self.turn.load(Ordering::Relaxed)
     }
 
     /// Returns once the right to act has come. Never, where the election has ended.
@@ -75,10 +83,28 @@ pub struct Election {
     name: String,
     identity: String,
     until: watch::Sender<Option<Instant>>,
+    /// See [`Leadership::turn`].
+    turn: Arc<AtomicU64>,
+    /// As whose it was last led by this process.
+    reign: Option<Reign>,
     /// The lease as it was last written here.
     own: Option<Lease>,
     /// The lease as another holds it, by its version, and since when it has been so.
     seen: Option<(Option<String>, Instant)>,
+}
+
+/// What stays the same of a lease as long as nobody else holds it: it is that object, and its holder has not changed.
+#[derive(Debug, PartialEq, Eq)]
+struct Reign {
+    uid: Option<String>,
+    transitions: Option<i32>,
+}
+
+impl Reign {
+    fn of(lease: &Lease) -> Self {
+        let transitions = lease.spec.as_ref().and_then(|spec| spec.lease_transitions);
+        Self { uid: lease.metadata.uid.clone(), transitions }
+    }
 }
 
 /// Why a round of the election brought nothing.
@@ -99,10 +125,13 @@ impl Election {
             name: name.to_owned(),
             identity: identity.to_owned(),
             until,
+            turn: Arc::default(),
+            reign: None,
             own: None,
             seen: None,
         };
-        (election, Leadership { until: follow, _kept: None })
+        let turn = election.turn.clone();
+        (election, Leadership { until: follow, turn, _kept: None })
     }
 
     /// Seeks and keeps the lease until `stop` is complete, then gives it up, so that another need not wait for it.
@@ -129,7 +158,13 @@ impl Election {
         self.release().await;
     }
 
-    fn lead_until(&self, until: Instant) {
+    fn lead_until(&mut self, until: Instant) {
+        let reign = self.own.as_ref().map(Reign::of);
+        if reign.is_none() || reign != self.reign {
+            // Before anybody hears that this process leads.
+            self.turn.fetch_add(1, Ordering::Relaxed);
+            self.reign = reign;
+        }
         if self.until.send_replace(Some(until)).is_none() {
             info!(lease = %self.name, identity = %self.identity, "this operator leads");
         }
@@ -230,6 +265,14 @@ async fn within<T>(request: impl Future<Output = Result<T, kube::Error>>) -> Res
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Mutex;
+
+    use axum::Json;
+    use axum::body::to_bytes;
+    use axum::extract::Request;
+    use axum::http::{Method, StatusCode};
+    use axum::response::{IntoResponse as _, Response};
+
     use super::*;
 
     #[tokio::test]
@@ -247,6 +290,74 @@ mod tests {
         sender.send_replace(None);
         leadership.lost().await;
         assert!(Leadership::for_good().holds());
+    }
+
+    /// An API server that keeps one Lease.
+    #[derive(Clone, Default)]
+    struct Keeper(Arc<Mutex<Option<Lease>>>);
+
+    impl Keeper {
+        fn client(&self) -> Client {
+            let keeper = self.clone();
+            let answer = move |request: Request| {
+                let keeper = keeper.clone();
+                async move { keeper.answer(request).await }
+            };
+            Client::new(axum::Router::new().fallback(answer), "default")
+        }
+
+        async fn answer(&self, request: Request) -> Response {
+            let (parts, body) = request.into_parts();
+            let body = to_bytes(body, 1 << 16).await.unwrap();
+            let mut kept = self.0.lock().unwrap();
+            let version = |lease: &Lease| lease.metadata.resource_version.clone();
+            let refusal = |code: u16| {
+                let status =
+                    serde_json::json!({"kind": "Status", "status": "Failure", "code": code, "reason": "", "message": ""});
+                (StatusCode::from_u16(code).unwrap(), Json(status)).into_response()
+            };
+            let Ok(mut sent) = serde_json::from_slice::<Lease>(&body) else {
+                return kept.as_ref().map_or_else(|| refusal(404), |lease| Json(lease).into_response());
+            };
+            if parts.method == Method::PUT && kept.as_ref().map(version) != Some(version(&sent)) {
+                return refusal(409);
+            }
+            let next: u64 = kept.as_ref().and_then(version).and_then(|version| version.parse().ok()).unwrap_or(0);
+            sent.metadata.resource_version = Some((next + 1).to_string());
+            sent.metadata.uid.get_or_insert_with(|| "7".to_owned());
+            *kept = Some(sent.clone());
+            Json(sent).into_response()
+        }
+    }
+
+    #[tokio::test]
+    async fn a_lease_that_nobody_took_is_gone_on_with_in_the_same_turn() {
+        let keeper = Keeper::default();
+        let candidate = |identity: &str| Election::new(keeper.client(), "larder-system", "larder-operator", identity);
+        let ((mut one, leads), (mut other, _)) = (candidate("one"), candidate("other"));
+        let mut turns = Vec::new();
+        let mut lead = async |election: &mut Election| {
+            assert!(election.round().await.unwrap());
+            election.lead_until(Instant::now() + TRUSTED);
+            turns.push(leads.turn());
+        };
+        lead(&mut one).await;
+        lead(&mut one).await;
+        one.follow("it could not be renewed");
+        lead(&mut one).await;
+        // Whether the last request arrived is not known.
+        (one.own, one.seen) = (None, None);
+        one.follow("it could not be renewed");
+        lead(&mut one).await;
+        one.release().await;
+        one.follow("another may take it");
+        lead(&mut one).await;
+        one.release().await;
+        assert!(other.round().await.unwrap());
+        other.release().await;
+        one.follow("another has had it");
+        lead(&mut one).await;
+        assert_eq!(turns, [1, 1, 1, 1, 2, 3]);
     }
 
     #[test]

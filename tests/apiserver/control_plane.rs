@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use kube::Client;
 use kube::config::{Config, KubeConfigOptions, Kubeconfig};
 use reqwest::Method;
+use rustix::process::Signal;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -70,7 +71,7 @@ impl User {
 pub struct ControlPlane {
     port: u16,
     http: reqwest::Client,
-    _apiserver: Process,
+    apiserver: Process,
     _etcd: Process,
     _range: TcpListener,
     directory: TempDir,
@@ -110,7 +111,12 @@ impl ControlPlane {
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
-        Ok(Self { port, http, _apiserver: apiserver, _etcd: etcd, _range: range, directory })
+        Ok(Self { port, http, apiserver, _etcd: etcd, _range: range, directory })
+    }
+
+    /// Has it stand still: connections stay, and nobody answers. Or go on.
+    pub fn stand_still(&self, still: bool) {
+        self.apiserver.signal(if still { Signal::STOP } else { Signal::CONT });
     }
 
     /// A file with which programs ask as `user`.

@@ -17,6 +17,7 @@ mod encrypted;
 mod explained;
 mod forming;
 mod injected;
+mod lease;
 mod many;
 mod many_policies;
 mod operator;

@@ -49,10 +49,14 @@ impl Process {
         lines[lines.len().saturating_sub(40)..].join("\n")
     }
 
+    pub fn signal(&self, signal: Signal) {
+        let pid = i32::try_from(self.pid()).ok().and_then(Pid::from_raw).expect("a pid");
+        let _ = kill_process(pid, signal);
+    }
+
     /// SIGTERM, and the end that follows.
     pub fn stop(&mut self) {
-        let pid = i32::try_from(self.pid()).ok().and_then(Pid::from_raw).expect("a pid");
-        let _ = kill_process(pid, Signal::TERM);
+        self.signal(Signal::TERM);
         let deadline = Instant::now() + Duration::from_secs(60);
         while !self.has_ended() {
             assert!(Instant::now() < deadline, "a process does not end on SIGTERM: {}", self.log_end());

@@ -62,6 +62,11 @@ pub struct Memory {
 }
 
 impl Memory {
+    /// Forgets what caches were said to hold: they are held by another now.
+    pub fn leave_caches(&mut self) {
+        self.caches.clear();
+    }
+
     /// How many policies and bindings it is of.
     pub fn counts(&self) -> (usize, usize) {
         (self.told.len(), self.written.len())
