@@ -31,6 +31,7 @@ pub struct What {
     pub api_group: String,
     pub resource: String,
     pub subresource: String,
+    pub name: String,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
