@@ -8,6 +8,7 @@ use super::cluster::{apply, eventually, get, kubectl, list, run};
 use super::install::{self, RELEASE, SYSTEM, image};
 use super::report::{self, Line};
 use super::shop::{Customers, Shop, Visits, directory, has_sidecar, readme};
+use super::tier::{VALKEY_8_1, decode};
 
 /// The section of the README, and the namespaces that it makes.
 const SECTION: &str = "## On Kubernetes";
@@ -131,16 +132,33 @@ fn policies_quick_start_takes_nine_of_ten_queries_away() {
     customers.await_more(WARM_UP);
     customers.end().are_right();
     let (after, queries_after) = measure(&shop, &customers, COUNTED);
+    let evicted = evicted(&shop.namespace);
     let figures = format!(
-        "queries per request {queries_before:.3} without, {queries_after:.3} with; p50 {} ms without, {} ms with; {}",
+        "queries per request {queries_before:.3} without, {queries_after:.3} with; p50 {} ms without, {} ms with; {evicted} keys evicted; {}",
         before.p50_ms, after.p50_ms, after.whole
     );
     report::add(Line::figures("README's quick start", Some(took), &figures));
     assert!(queries_before > 0.9, "without a cache each request is a query: {figures}");
     assert!(queries_after <= 0.1 * queries_before, "{figures}");
+    // Not everything fits, as examples/shop/cache.yaml has it.
+    assert!(evicted > 0, "the cache held all there was: {figures}");
     // A query waits for twenty milliseconds by itself.
     assert!(after.p50_ms < before.p50_ms / 2.0, "{figures}");
     status_tells(&shop);
+}
+
+/// How many keys the primary of the shop's cache has evicted since it began, as it says itself.
+fn evicted(namespace: &str) -> u64 {
+    let cluster = get(namespace, "cachecluster/main").expect("the cache");
+    let primary = cluster["status"]["servers"]["primary"].as_str().expect("a primary").to_owned();
+    let login = get(namespace, "secret/main-system").expect("the login of Larder's own");
+    let field = |name: &str| decode(login["data"][name].as_str().unwrap_or_default());
+    let (cli, user, password) = (VALKEY_8_1.cli(), field("username"), field("password"));
+    let place = ["-n", namespace, "exec", "-q", &primary, "--", &cli, "-p", "6379"];
+    let asks = ["--user", &user, "--pass", &password, "--no-auth-warning", "info", "stats"];
+    let said = kubectl(&[&place[..], &asks].concat()).unwrap_or_else(|error| panic!("{error}"));
+    let count = said.lines().find_map(|line| line.trim_end().strip_prefix("evicted_keys:")?.parse().ok());
+    count.unwrap_or_else(|| panic!("{primary} does not say how much it evicted: {said}"))
 }
 
 /// What `kubectl get` shows of it in the end.

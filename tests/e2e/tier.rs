@@ -44,7 +44,7 @@ impl Engine {
         format!("{}-server", self.kind.to_lowercase())
     }
 
-    fn cli(self) -> String {
+    pub fn cli(self) -> String {
         format!("{}-cli", self.kind.to_lowercase())
     }
 
