@@ -244,6 +244,11 @@ impl Users {
         self.with_clients(CLIENT_RULES, bindings::on_servers(&self.bindings))
     }
 
+    /// Whether the user of any binding changed after a generation.
+    pub fn have_bindings_since(&self, generation: u64) -> bool {
+        !bindings::changed_since(&self.bindings, generation).is_empty()
+    }
+
     /// Of the users of servers those of bindings that changed after a generation.
     pub fn of_bindings_since(&self, generation: u64) -> Vec<UserRules> {
         let changed = bindings::changed_since(&self.bindings, generation);

@@ -96,7 +96,7 @@ impl Look<'_> {
             let proved = &reports.get(&id)?.proved;
             // Where the Secret of users was lost, numbers have begun anew, and the mark is of the time before.
             let is_marked_ahead = proved.users_told.is_some_and(|told| told > generation);
-            if proved.users.is_some_and(|proved| proved >= generation) && !is_marked_ahead {
+            if !is_marked_ahead && !credentials.users.have_bindings_since(proved.users.unwrap_or_default()) {
                 return Some(None);
             }
             let now = (observed.pods.get(&Member::Server(id))?.uid.clone(), generation);

@@ -341,6 +341,9 @@ mod tests {
         let proved = look(Some(&both), &wanted(&[("shop", &narrow)]), Some(2), 200);
         assert_eq!((proved.generation, proved.phase(Some(2))), (2, Phase::Both { until: time(800) }));
         assert!(proved.is_in_force(&name, &narrow, Some(2)) && allows(&proved.on_servers(), "shop", &wide));
+        let since = |generation| proved.of_bindings_since(generation).iter().map(|user| user.name.clone()).collect::<Vec<_>>();
+        assert_eq!((since(1), since(2)), (vec![name.user()], Vec::new()));
+        assert!(proved.have_bindings_since(1) && !proved.have_bindings_since(2));
         let alone = look(Some(&proved), &wanted(&[("shop", &narrow)]), Some(2), 800);
         assert_eq!((alone.generation, alone.phase(Some(3))), (3, Phase::Settled));
         assert!(!allows(&alone.on_servers(), "shop", &wide) && allows(&alone.on_servers(), "shop", &narrow));
