@@ -5,6 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::runtime::reflector::{ObjectRef, Store};
 use kube::{Api, Resource as _};
 
@@ -21,6 +22,8 @@ use crate::operator::queue::Key;
 use crate::operator::watches::{Policy, Watches, secrets_of};
 use crate::policy::binding::{BindingName, SNAPSHOT_FILE};
 
+/// The most owners of one object: of so many, some outlive the others until the next look.
+const MAX_MAKERS: usize = 16;
 /// What a Rollout is of: nothing tells its `apiVersion` to whoever sees its pods alone.
 const ROLLOUT_VERSION: &str = "argoproj.io/v1alpha1";
 
@@ -78,6 +81,22 @@ pub struct Tenant {
     pub workload: Workload,
     /// Those bindings.
     pub mounted: BTreeSet<BindingName>,
+    /// Where nothing tells the workload's uid: what made its pods, or these themselves. What names all of them goes once none is left.
+    pub makers: BTreeSet<Controller>,
+}
+
+impl Tenant {
+    fn new(workload: Workload) -> Self {
+        Self { workload, mounted: BTreeSet::new(), makers: BTreeSet::new() }
+    }
+
+    /// What the objects of its bindings name as their owners, so that they go with it.
+    pub fn owners(&self) -> Vec<OwnerReference> {
+        match self.workload.owner_reference() {
+            Some(owner) => vec![owner],
+            None => self.makers.iter().take(MAX_MAKERS).map(Controller::owner_reference).collect(),
+        }
+    }
 }
 
 /// What there is.
@@ -192,7 +211,7 @@ fn bound(watches: &Watches, namespace: &str) -> BTreeMap<BindingName, Bound> {
 fn tenants(watches: &Watches, namespace: &str, clusters: &BTreeSet<String>) -> Vec<Tenant> {
     let mut all: BTreeMap<(String, String), Tenant> = BTreeMap::new();
     let mut add = |workload: Workload| {
-        all.insert((workload.kind.clone(), workload.name.clone()), Tenant { workload, mounted: BTreeSet::new() });
+        all.insert((workload.kind.clone(), workload.name.clone()), Tenant::new(workload));
     };
     made(&watches.deployments, namespace, &mut add);
     made(&watches.all_stateful_sets, namespace, &mut add);
@@ -205,10 +224,13 @@ fn tenants(watches: &Watches, namespace: &str, clusters: &BTreeSet<String>) -> V
         if !all.contains_key(&key)
             && let Some(workload) = of_pod(&pod, owner)
         {
-            all.insert(key.clone(), Tenant { workload, mounted: BTreeSet::new() });
+            all.insert(key.clone(), Tenant::new(workload));
         }
         if let Some(tenant) = all.get_mut(&key) {
             tenant.mounted.insert(binding.clone());
+            if tenant.workload.uid.is_empty() {
+                tenant.makers.extend(pod.part.controller.clone());
+            }
         }
     }
     all.into_values().collect()
@@ -342,6 +364,24 @@ mod tests {
     fn check(found: Option<(String, String, String, String)>, expected: Option<[&str; 4]>) {
         let expected = expected.map(|[version, kind, name, uid]| (version.into(), kind.into(), name.into(), uid.into()));
         assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn what_belongs_to_pods_that_nobody_owns_goes_with_the_last_of_them() {
+        let maker = |kind: &str, name: &str, uid: &str| Controller {
+            api_version: "v1".into(),
+            kind: kind.into(),
+            name: name.into(),
+            uid: uid.into(),
+        };
+        let mut tenant = Tenant::new(Workload { uid: String::new(), ..Workload::shop() });
+        assert_eq!(tenant.owners(), []);
+        tenant.makers = (0..20).map(|number| maker("Pod", &format!("debug-{number:02}"), &number.to_string())).collect();
+        let names: Vec<String> = tenant.owners().into_iter().map(|owner| owner.name).collect();
+        assert_eq!((names.len(), names[0].as_str(), names[15].as_str()), (MAX_MAKERS, "debug-00", "debug-15"));
+        // What tells its own uid is the one owner, whatever its pods are made by.
+        tenant.workload = Workload::shop();
+        assert_eq!(tenant.owners(), Vec::from_iter(Workload::shop().owner_reference()));
     }
 
     #[test]

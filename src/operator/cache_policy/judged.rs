@@ -190,6 +190,7 @@ mod tests {
                 ..Workload::shop()
             },
             mounted: BTreeSet::new(),
+            makers: BTreeSet::new(),
         };
         let url = BTreeMap::from([("url".to_owned(), b"postgres://app:hidden@db/shop".to_vec())]);
         Seen {

@@ -309,8 +309,10 @@ impl Look<'_> {
             Merged { cluster: delivery.cluster.clone(), binding: binding.clone(), snapshot: None, is_complete: false, files };
         let entry = |name: &str| Some(&**delivery.bound.secret.as_ref()?.part.entries.get(name)?);
         let authorities = offer.map_or_else(|| entry(CA_FILE), |offer| offer.authorities.as_deref());
-        let (workload, snapshot) = (&tenant.workload, &decision.snapshot);
-        let objects = objects(&Binding { workload, merged: &merged, snapshot, passwords: &passwords, authorities });
+        let (workload, owners, snapshot) = (&tenant.workload, &tenant.owners(), &decision.snapshot);
+        let secret_owners = delivery.bound.secret.as_ref().map_or(&owners[..], |secret| &secret.part.tag.owners[..]);
+        let binding = Binding { workload, owners, secret_owners, merged: &merged, snapshot, passwords: &passwords, authorities };
+        let objects = objects(&binding);
         self.applier().secret(&objects.secret, &delivery.bound).await?;
         delivery.objects = Some(objects);
         Ok(until.and_then(|until| until.duration_since(self.now).ok()))

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::core::ObjectMeta;
 
 use super::merge::Merged;
@@ -35,6 +36,11 @@ pub const HISTORY: usize = 5;
 pub struct Binding<'a> {
     /// The workload.
     pub workload: &'a Workload,
+    /// With whom the ConfigMaps go.
+    pub owners: &'a [OwnerReference],
+    /// With whom the Secret goes: with those that it was made for. An API server may let owners be changed only by who may delete, which the
+    /// operator may no Secret.
+    pub secret_owners: &'a [OwnerReference],
     /// What its policies are together.
     pub merged: &'a Merged,
     /// The snapshot that is to be in force: the merged one, or an earlier one where that is not complete.
@@ -85,7 +91,7 @@ pub fn objects(binding: &Binding<'_>) -> Objects {
 
 impl Binding<'_> {
     fn metadata(&self, name: String, content: &str) -> ObjectMeta {
-        let Self { workload, merged, .. } = self;
+        let Self { workload, owners, merged, .. } = self;
         let labels = [
             ("app.kubernetes.io/name", "larder-binding"),
             ("app.kubernetes.io/managed-by", MANAGER),
@@ -99,7 +105,7 @@ impl Binding<'_> {
             namespace: Some(workload.namespace.clone()),
             labels: Some(labels.into_iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect()),
             annotations: Some(BTreeMap::from([annotation])),
-            owner_references: workload.owner_reference().map(|owner| vec![owner]),
+            owner_references: (!owners.is_empty()).then(|| owners.to_vec()),
             ..ObjectMeta::default()
         }
     }
@@ -107,6 +113,7 @@ impl Binding<'_> {
     fn secret_metadata(&self) -> ObjectMeta {
         let mut metadata = self.metadata(self.merged.binding.object_name(), "secret");
         metadata.annotations.get_or_insert_default().extend(self.passwords.annotations());
+        metadata.owner_references = (!self.secret_owners.is_empty()).then(|| self.secret_owners.to_vec());
         metadata
     }
 
@@ -180,7 +187,9 @@ mod tests {
     fn build(merged: &Merged) -> Objects {
         let passwords = Passwords { current: Some("binding password".to_owned()), ..Passwords::default() };
         let snapshot = merged.snapshot.as_ref().unwrap();
-        objects(&Binding { workload: &Workload::shop(), merged, snapshot, passwords: &passwords, authorities: Some("PEM") })
+        let (workload, authorities) = (&Workload::shop(), Some("PEM"));
+        let owners = &Vec::from_iter(workload.owner_reference());
+        objects(&Binding { workload, owners, secret_owners: owners, merged, snapshot, passwords: &passwords, authorities })
     }
 
     fn metadata(name: &str, content: &str) -> serde_json::Value {
@@ -256,8 +265,15 @@ mod tests {
         let merged = Merged { cluster: "plain".to_owned(), ..merged() };
         let passwords = Passwords { next: Some("p".to_owned()), since: Some(0), ..Passwords::default() };
         let snapshot = merged.snapshot.as_ref().unwrap();
-        let binding =
-            Binding { workload: &Workload::shop(), merged: &merged, snapshot, passwords: &passwords, authorities: None };
+        let binding = Binding {
+            workload: &Workload::shop(),
+            owners: &[],
+            secret_owners: &[],
+            merged: &merged,
+            snapshot,
+            passwords: &passwords,
+            authorities: None,
+        };
         let secret = objects(&binding).secret;
         let entries: Vec<String> = secret.data.unwrap().into_keys().filter(|entry| !entry.starts_with("origin-")).collect();
         assert_eq!(entries, ["next-password", "sentinel-username", "username"], "what servers do not take is no password yet");

@@ -112,7 +112,7 @@ pub struct Sidecar {
 }
 
 /// What a pod names as its controller.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Controller {
     /// Its `apiVersion`.
     pub api_version: Box<str>,
@@ -122,6 +122,20 @@ pub struct Controller {
     pub name: Box<str>,
     /// Its `metadata.uid`.
     pub uid: Box<str>,
+}
+
+impl Controller {
+    /// What marks an object as one that goes with it, and maybe with others.
+    pub fn owner_reference(&self) -> OwnerReference {
+        OwnerReference {
+            api_version: self.api_version.to_string(),
+            kind: self.kind.to_string(),
+            name: self.name.to_string(),
+            uid: self.uid.to_string(),
+            controller: None,
+            block_owner_deletion: None,
+        }
+    }
 }
 
 impl Part for Sidecar {
@@ -170,8 +184,8 @@ pub struct Tag {
     pub cluster: Box<str>,
     /// The workload's kind and name, with a slash between.
     pub workload: Box<str>,
-    /// The owner that it names.
-    pub owner: Option<OwnerReference>,
+    /// The owners that it names.
+    pub owners: Box<[OwnerReference]>,
     /// A digest of all that Larder writes of it.
     pub substance: Digest,
 }
@@ -184,7 +198,7 @@ impl Tag {
             binding: label(BINDING_LABEL).and_then(|name| BindingName::parse(name).ok()),
             cluster: label(USES_LABEL).unwrap_or_default().into(),
             workload: annotation.map(String::as_str).unwrap_or_default().into(),
-            owner: metadata.owner_references.iter().flatten().next().cloned(),
+            owners: metadata.owner_references.clone().unwrap_or_default().into(),
             substance: substance(metadata, content),
         }
     }

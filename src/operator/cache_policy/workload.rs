@@ -19,7 +19,7 @@ pub struct Workload {
     pub kind: String,
     /// Its name.
     pub name: String,
-    /// Its `metadata.uid`. Empty where nothing tells it: nothing names such a workload as its owner.
+    /// Its `metadata.uid`. Empty where nothing tells it: what belongs to such a workload names what made its pods.
     pub uid: String,
     /// The labels of its pods.
     pub labels: BTreeMap<String, String>,
