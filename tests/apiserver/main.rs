@@ -20,6 +20,7 @@ mod injected;
 mod lease;
 mod many;
 mod many_policies;
+mod odd_policies;
 mod operator;
 mod person;
 mod policies;

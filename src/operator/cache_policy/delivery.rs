@@ -41,6 +41,8 @@ pub struct Standing {
 pub enum Wish<'a> {
     /// This.
     Merged(&'a Merged),
+    /// This, and maybe more: policies that cannot be read may have a part in it. It stands only where nothing does.
+    Partial(&'a Merged),
     /// There are policies, and none is accepted.
     Refused,
     /// There is none.
@@ -66,7 +68,8 @@ pub fn decide(standing: &Standing, wish: Wish<'_>, cluster: Option<&Cluster>, no
         Wish::Merged(Merged { snapshot: Some(merged), is_complete, .. }) if *is_complete || before.is_none() => {
             (merged.clone(), true)
         }
-        Wish::Merged(_) | Wish::Refused => (before?.clone(), false),
+        Wish::Partial(Merged { snapshot: Some(merged), .. }) if before.is_none() => (merged.clone(), true),
+        Wish::Merged(_) | Wish::Partial(_) | Wish::Refused => (before?.clone(), false),
         Wish::Nobody if is_farewell(before?) => (before?.clone(), false),
         Wish::Nobody => (before?.farewell(0, lifetime(before?)), false),
     };
@@ -213,6 +216,10 @@ mod tests {
             assert_eq!((&kept.snapshot, kept.is_new, kept.is_wished), (&first.snapshot, false, false));
         }
         assert!(!decide(&standing(&first), Wish::Refused, None, at(9)).unwrap().is_new);
+        let whole = merged(Some("b:{id}"), true);
+        let kept = decide(&standing(&first), Wish::Partial(&whole), None, at(9)).unwrap();
+        assert_eq!((&kept.snapshot, kept.is_new, kept.is_wished), (&first.snapshot, false, false), "there may be more to say");
+        assert!(decide(&Standing::default(), Wish::Partial(&whole), None, at(9)).unwrap().is_wished);
         let partial = decide(&Standing::default(), Wish::Merged(&merged(Some("b:{id}"), false)), None, at(9)).unwrap();
         assert!(partial.is_new && partial.is_wished);
         assert_eq!(decide(&Standing::default(), Wish::Merged(&merged(None, false)), None, at(9)), None);

@@ -13,6 +13,7 @@ use super::merge::Namespace;
 use super::origins::{Files, KnownSecrets, is_file_of_an_origin};
 use super::parts::{Controller, Keyring, Maker, Map, Sidecar, Template, labels};
 use super::ties::{Found, Offer};
+use super::unreadable::{Earlier, Unknown};
 use super::workload::Workload;
 use crate::api::CachePolicy;
 use crate::operator::controller::Context;
@@ -104,6 +105,10 @@ impl Tenant {
 pub struct Seen {
     /// The policies, but for those on their way out: these select nobody any more.
     pub policies: Vec<Arc<Policy>>,
+    /// Those that cannot be read, as they were when they could.
+    pub stand_ins: Vec<Arc<Policy>>,
+    /// Those that cannot be read, and that nobody here ever could.
+    pub unknown: Vec<Unknown>,
     /// The workloads, by kind and name.
     pub tenants: Vec<Tenant>,
     /// The bindings that have objects or pods.
@@ -117,9 +122,15 @@ pub struct Seen {
 }
 
 impl Seen {
-    /// The policies that can be read.
+    /// The policies as they can be read, or could last.
     pub fn readable(&self) -> Vec<&CachePolicy> {
-        self.policies.iter().filter_map(|policy| policy.0.as_ref().ok()).collect()
+        self.policies.iter().chain(&self.stand_ins).filter_map(|policy| policy.0.as_ref().ok()).collect()
+    }
+
+    /// The names of policies that may have a part in what a workload has, and of which no more is known.
+    pub fn unknown_to(&self, workload: &Workload) -> Vec<String> {
+        let concerning = self.unknown.iter().filter(|unknown| unknown.may_concern(workload));
+        concerning.map(|unknown| unknown.name.clone()).collect()
     }
 }
 
@@ -130,12 +141,16 @@ pub async fn see(
     watches: &Watches,
     namespace: &str,
     read: &mut HashMap<String, ReadSecret>,
+    earlier: &mut Earlier,
 ) -> Result<Option<Seen>, kube::Error> {
     let policies = watches.policies.state_filter(|policy| {
         policy.meta().namespace.as_deref() == Some(namespace) && policy.meta().deletion_timestamp.is_none()
     });
+    let (stand_ins, unknown) = earlier.settle(context, namespace, &policies).await;
     let mut seen = Seen {
         policies,
+        stand_ins,
+        unknown,
         tenants: Vec::new(),
         bound: bound(watches, namespace),
         namespace: Namespace::default(),

@@ -195,6 +195,8 @@ mod tests {
         let url = BTreeMap::from([("url".to_owned(), b"postgres://app:hidden@db/shop".to_vec())]);
         Seen {
             policies: policies.into_iter().map(|policy| Arc::new(kube::core::DeserializeGuard(Ok(policy)))).collect(),
+            stand_ins: Vec::new(),
+            unknown: Vec::new(),
             tenants: workloads.iter().map(tenant).collect(),
             bound: BTreeMap::new(),
             namespace: Namespace {

@@ -21,6 +21,7 @@ use super::passwords::{Due, Passwords, Servers};
 use super::report::Progress;
 use super::tell::{self, Told};
 use super::ties::{Claim, Claims, Offer};
+use super::unreadable::Earlier;
 use super::user;
 use super::workload::Workload;
 use crate::operator::cache_cluster::apply::ApplyError;
@@ -53,6 +54,7 @@ pub struct Memory {
     /// How many looks in a row failed.
     pub failures: u32,
     secrets: HashMap<String, ReadSecret>,
+    earlier: Earlier,
     outcomes: Outcomes,
     written: HashMap<BindingName, Written>,
     /// What each cache was said to hold last.
@@ -168,7 +170,7 @@ impl Delivery<'_> {
     /// What policies say together, as far as they have what they name.
     pub fn merged(&self) -> Option<&Snapshot> {
         match self.wish {
-            Wish::Merged(merged) => merged.snapshot.as_ref(),
+            Wish::Merged(merged) | Wish::Partial(merged) => merged.snapshot.as_ref(),
             Wish::Refused | Wish::Nobody => None,
         }
     }
@@ -177,7 +179,9 @@ impl Delivery<'_> {
 /// Does all that is due now in a namespace. When to look again.
 pub async fn look(context: &Context, watches: &Watches, namespace: &str, memory: &mut Memory) -> Result<Duration, LookError> {
     let term = context.ties.term();
-    let Some(seen) = fetch::see(context, watches, namespace, &mut memory.secrets).await? else { return Ok(NOT_YET) };
+    let Some(seen) = fetch::see(context, watches, namespace, &mut memory.secrets, &mut memory.earlier).await? else {
+        return Ok(NOT_YET);
+    };
     let versions: HashMap<&str, Option<&str>> =
         memory.secrets.iter().map(|(name, secret)| (name.as_str(), secret.version())).collect();
     let (judged, merged) = judge(&seen, &versions, &mut memory.outcomes).await;
@@ -239,10 +243,11 @@ fn deliveries<'a>(seen: &'a Seen, judged: &'a [Judged<'a>]) -> BTreeMap<BindingN
         if let Some(merged) = &judged.outcome().merged {
             let bound = seen.bound.get(&merged.binding).cloned().unwrap_or_default();
             let tenant = Some(judged.tenant);
-            all.insert(merged.binding.clone(), delivery(merged.cluster.clone(), tenant, &bound, Wish::Merged(merged)));
+            let is_whole = seen.unknown_to(&judged.tenant.workload).is_empty();
+            let wish = if is_whole { Wish::Merged(merged) } else { Wish::Partial(merged) };
+            all.insert(merged.binding.clone(), delivery(merged.cluster.clone(), tenant, &bound, wish));
         }
     }
-    let is_unsure = seen.policies.iter().any(|policy| policy.0.is_err());
     for (binding, bound) in &seen.bound {
         let Some(cluster) = bound.cluster() else { continue };
         if all.contains_key(binding) {
@@ -251,7 +256,8 @@ fn deliveries<'a>(seen: &'a Seen, judged: &'a [Judged<'a>]) -> BTreeMap<BindingN
         let tenant = seen.tenants.iter().find(|tenant| is_of(binding, bound, tenant));
         let outcome = judged.iter().find(|judged| tenant.is_some_and(|tenant| std::ptr::eq(tenant, judged.tenant)));
         let is_refused = outcome.is_some_and(|judged| judged.outcome().merged.is_none());
-        // Whom a policy selects that cannot be read is not known: nobody is told farewell meanwhile.
+        // Whom a policy may select that cannot be read is not told farewell meanwhile.
+        let is_unsure = tenant.is_some_and(|tenant| !seen.unknown_to(&tenant.workload).is_empty());
         let wish = if is_refused || is_unsure { Wish::Refused } else { Wish::Nobody };
         all.insert(binding.clone(), delivery(cluster.to_owned(), tenant, bound, wish));
     }
@@ -390,7 +396,7 @@ impl Look<'_> {
         let there = delivery.bound.secret.iter().flat_map(|secret| &secret.part.entries);
         let kept = there.filter(|(name, _)| kept.contains(&***name)).map(|(name, url)| (name.to_string(), url.to_string()));
         let mut files: BTreeMap<String, String> = kept.collect();
-        if let Wish::Merged(merged) = delivery.wish {
+        if let Wish::Merged(merged) | Wish::Partial(merged) = delivery.wish {
             files.extend(merged.files.0.clone());
         }
         (Files(files), until)
@@ -436,7 +442,7 @@ impl Look<'_> {
         let text: Option<Arc<str>> = text.map(|text| text.as_str().into());
         written.text.clone_from(&text);
         delivery.progress = match delivery.wish {
-            Wish::Merged(_) if !decision.is_wished => Progress::WaitsForPolicies(self.lacking(delivery)),
+            Wish::Merged(_) | Wish::Partial(_) if !decision.is_wished => Progress::WaitsForPolicies(self.lacking(delivery)),
             _ => progress,
         };
         self.applier().delete_outlived(binding, &delivery.bound, &decision.snapshot).await?;
@@ -454,7 +460,9 @@ impl Look<'_> {
         let is_of_it = |judged: &&Judged<'_>| delivery.tenant.is_some_and(|tenant| std::ptr::eq(tenant, judged.tenant));
         let judgements = self.judged.iter().find(is_of_it).map(|judged| &judged.outcome().judgements);
         let lacking = judgements.into_iter().flatten().filter(|judgement| judgement.accepted.is_ok() && !judgement.has_part());
-        lacking.map(|judgement| judgement.policy.clone()).collect()
+        let lacking = lacking.map(|judgement| judgement.policy.clone());
+        let unknown = delivery.tenant.map(|tenant| self.seen.unknown_to(&tenant.workload)).unwrap_or_default();
+        lacking.chain(unknown).collect()
     }
 
     fn is_in_force(&self, binding: &BindingName, delivery: &Delivery<'_>) -> bool {

@@ -21,6 +21,7 @@ pub mod place;
 pub mod report;
 pub mod tell;
 pub mod ties;
+mod unreadable;
 pub mod user;
 pub mod verdict;
 pub mod workload;

@@ -82,8 +82,12 @@ impl Verdicts {
     }
 
     /// Of a policy that cannot be read.
-    pub fn unreadable(error: &str) -> Self {
-        let later = "nothing is known of it until it can be read";
+    pub fn unreadable(error: &str, goes_on: bool) -> Self {
+        let later = if goes_on {
+            "it goes on as it was when it could last be read"
+        } else {
+            "the workloads that it selects keep what they have until it can be read"
+        };
         Self {
             accepted: Verdict::no("Unreadable", format!("it cannot be read: {error}: correct it, or delete it")),
             resolved: Verdict::no("Unreadable", later),

@@ -94,7 +94,7 @@ impl Scene<'_> {
             });
             let wait = match &policy.0 {
                 Ok(policy) => self.tell_of(policy, &followers, &mut told).await,
-                Err(invalid) => self.tell_unreadable(metadata, &invalid.error.to_string(), &mut told).await,
+                Err(invalid) => self.tell_unreadable(metadata, &invalid.error, &mut told).await,
             };
             memory.told.insert(name, told);
             match wait {
@@ -136,7 +136,8 @@ impl Scene<'_> {
     }
 
     async fn tell_unreadable(&self, metadata: &ObjectMeta, error: &str, told: &mut Told) -> Result<Option<Duration>, LookError> {
-        let verdicts = Verdicts::unreadable(error);
+        let goes_on = self.seen.stand_ins.iter().any(|earlier| earlier.meta().uid == metadata.uid);
+        let verdicts = Verdicts::unreadable(error, goes_on);
         let conditions = report::conditions(&told.status.conditions, &verdicts, metadata.generation, Timestamp::now());
         let status = CachePolicyStatus {
             observed_generation: metadata.generation,
