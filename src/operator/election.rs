@@ -267,11 +267,11 @@ async fn within<T>(request: impl Future<Output = Result<T, kube::Error>>) -> Res
 mod tests {
     use std::sync::Mutex;
 
-    use axum::Json;
     use axum::body::to_bytes;
     use axum::extract::Request;
     use axum::http::{Method, StatusCode};
     use axum::response::{IntoResponse as _, Response};
+    use serde_json::{Value, json};
 
     use super::*;
 
@@ -311,22 +311,23 @@ mod tests {
             let body = to_bytes(body, 1 << 16).await.unwrap();
             let mut kept = self.0.lock().unwrap();
             let version = |lease: &Lease| lease.metadata.resource_version.clone();
-            let refusal = |code: u16| {
-                let status =
-                    serde_json::json!({"kind": "Status", "status": "Failure", "code": code, "reason": "", "message": ""});
-                (StatusCode::from_u16(code).unwrap(), Json(status)).into_response()
+            let reply = |code: StatusCode, body: &Value| (code, body.to_string()).into_response();
+            let refusal = |code: StatusCode| {
+                let status = json!({"kind": "Status", "status": "Failure", "code": code.as_u16(), "reason": "", "message": ""});
+                reply(code, &status)
             };
             let Ok(mut sent) = serde_json::from_slice::<Lease>(&body) else {
-                return kept.as_ref().map_or_else(|| refusal(404), |lease| Json(lease).into_response());
+                let missing = || refusal(StatusCode::NOT_FOUND);
+                return kept.as_ref().map_or_else(missing, |lease| reply(StatusCode::OK, &json!(lease)));
             };
             if parts.method == Method::PUT && kept.as_ref().map(version) != Some(version(&sent)) {
-                return refusal(409);
+                return refusal(StatusCode::CONFLICT);
             }
             let next: u64 = kept.as_ref().and_then(version).and_then(|version| version.parse().ok()).unwrap_or(0);
             sent.metadata.resource_version = Some((next + 1).to_string());
             sent.metadata.uid.get_or_insert_with(|| "7".to_owned());
             *kept = Some(sent.clone());
-            Json(sent).into_response()
+            reply(StatusCode::OK, &json!(sent))
         }
     }
 
