@@ -312,16 +312,17 @@ mod tests {
             let mut kept = self.0.lock().unwrap();
             let version = |lease: &Lease| lease.metadata.resource_version.clone();
             let reply = |code: StatusCode, body: &Value| (code, body.to_string()).into_response();
-            let refusal = |code: StatusCode| {
-                let status = json!({"kind": "Status", "status": "Failure", "code": code.as_u16(), "reason": "", "message": ""});
+            let refusal = |code: StatusCode, reason: &str| {
+                let status =
+                    json!({"kind": "Status", "status": "Failure", "code": code.as_u16(), "reason": reason, "message": ""});
                 reply(code, &status)
             };
             let Ok(mut sent) = serde_json::from_slice::<Lease>(&body) else {
-                let missing = || refusal(StatusCode::NOT_FOUND);
+                let missing = || refusal(StatusCode::NOT_FOUND, "NotFound");
                 return kept.as_ref().map_or_else(missing, |lease| reply(StatusCode::OK, &json!(lease)));
             };
             if parts.method == Method::PUT && kept.as_ref().map(version) != Some(version(&sent)) {
-                return refusal(StatusCode::CONFLICT);
+                return refusal(StatusCode::CONFLICT, "Conflict");
             }
             let next: u64 = kept.as_ref().and_then(version).and_then(|version| version.parse().ok()).unwrap_or(0);
             sent.metadata.resource_version = Some((next + 1).to_string());
