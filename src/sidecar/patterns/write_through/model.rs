@@ -110,7 +110,7 @@ impl Key {
             (self.value, self.lease) = (None, None);
             match living {
                 0 => (self.mixed, self.best) = (false, Best::None),
-                _ if lost => self.best = Best::Unknown,
+                _ if lost || outcome != Outcome::Refused => self.best = Best::Unknown,
                 _ => {}
             }
             return false;

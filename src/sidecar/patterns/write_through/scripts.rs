@@ -6,6 +6,9 @@
 //! greatest version that one of them made, or `x` where that is not known. Of writes that overlap, at most the last to end is kept,
 //! and only where its version is the greatest: any other order of commits is possible.
 //!
+//! A write that was made, and finds its mark gone, overlapped with those that are under way now, though these do not know it: none of them is
+//! kept either.
+//!
 //! Where writes take heed of what the origin calls a value (its `ETag`), that stands in one more companion.
 //!
 //! A write whose sidecar dies, or of which nobody knows whether it was made, leaves its field until its time is over. It may have been
@@ -61,7 +64,7 @@ const END: &str = concat!(
     living!(),
     "\
 if redis.call('HDEL', KEYS[5], own) == 0 then
-  if living == 0 then redis.call('UNLINK', KEYS[5]) elseif lost then redis.call('HSET', KEYS[5], 'v', 'x') end
+  if living == 0 then redis.call('UNLINK', KEYS[5]) elseif lost or ARGV[2] ~= 'refused' then redis.call('HSET', KEYS[5], 'v', 'x') end
   redis.call('UNLINK', unpack(KEYS, 1, 4))
   if KEYS[6] then redis.call('UNLINK', KEYS[6]) end
   return 0
