@@ -29,10 +29,8 @@ $(SETUP): scripts/setup scripts/requirements.txt tests/clients/node/package.json
 build: ## Both binaries, as they are shipped
 	$(CARGO) build --release --bins
 
-# Most tests wait most of the time, for servers: two for each processor leave it half idle.
 test: $(SETUP) ## Every test. TEST_ARGS is passed to cargo, e.g. TEST_ARGS='ttl -- --nocapture'
 	ulimit -Sn 16384 2>/dev/null; \
-	RUST_TEST_THREADS=$${RUST_TEST_THREADS:-$$((2 * $$(nproc)))} \
 	$(CARGO) test --profile $(PROFILE) $(TEST_ARGS)
 
 soak: $(SETUP) ## Many histories of cache-aside under faults. SOAK_SEEDS says how many

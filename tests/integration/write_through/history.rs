@@ -372,7 +372,7 @@ fn no_history_shows_what_is_older_than_an_acknowledged_write() {
 
 /// Plays until something is found that is wrong.
 fn is_noticed(changes: &'static [Change], versioned: bool) {
-    let found = (1..=12).any(|seed| {
+    let found = (1..=30).any(|seed| {
         let servers = Servers::sabotaged(changes);
         let plan = Plan { seed, versioned, failover: false, faults: 2, keys: 2 };
         let seen = play(servers, plan);
