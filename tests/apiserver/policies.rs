@@ -169,6 +169,8 @@ pub async fn begin_with_policy(scene: &Scene, operator: &Operator) {
     scene.apply(&database("postgres://app:hidden@db/shop")).await.expect("a Secret");
     scene.apply(&loading("users", "10m")).await.expect("a policy");
     await_lying(scene, operator, "a snapshot", |lying| keys(lying) == ["user:{id}"]).await;
+    // The snapshot lies there before servers know its user; then that is told.
+    await_policy(scene, operator, "users", "delivered", |status| status.summary.as_deref() == Some("Delivered")).await;
 }
 
 /// Deletes that policy.
