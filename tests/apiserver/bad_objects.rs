@@ -10,7 +10,6 @@ use larder::api::cache_cluster::CacheClusterStatus;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use super::chart;
 use super::operator::Operator;
 use super::scene::{Scene, cache_cluster, eventually};
 use super::stage::NO_SUCH_IMAGE;
@@ -136,27 +135,10 @@ async fn set_quota(scene: &Scene, (namespace, resource): (&str, &str), most: u32
 
 /// Objects that an earlier, laxer definition let pass: one cannot be read, one sets what Larder sets itself.
 async fn make_outdated(scene: &Scene) {
-    let path = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/cacheclusters.larder.dev";
-    let lax = json!([{
-        "op": "replace",
-        "path": "/spec/versions/0/schema/openAPIV3Schema/properties/spec",
-        "value": {"type": "object", "x-kubernetes-preserve-unknown-fields": true},
-    }]);
-    let json_patch = [("content-type", "application/json-patch+json")];
-    let (status, text) = scene.plane.request(Method::PATCH, path, &json_patch, Some(&lax)).await;
-    assert_eq!(status, 200, "{text}");
     let (mut unreadable, mut forbidden) = (cache_cluster(SHOP, "unreadable"), cache_cluster(SHOP, "forbidden"));
     unreadable["spec"]["memory"] = json!({"much": true});
     forbidden["spec"]["parameters"] = json!({"port": "6380"});
-    for manifest in [unreadable, forbidden] {
-        eventually("the lax definition is in force", Duration::from_secs(30), async || {
-            scene.apply(&manifest).await.map(drop).map_err(|error| error.to_string())
-        })
-        .await;
-    }
-    for object in chart::render(&[SHOP, TIGHT, NARROW]).iter().filter(|object| object["kind"] == "CustomResourceDefinition") {
-        scene.apply(object).await.expect("a definition");
-    }
+    scene.apply_outdated("cacheclusters", &[unreadable, forbidden]).await;
 }
 
 /// The API server takes no status for an object whose fields are of another kind than they should be: an event tells of it.

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::chart;
 use super::control_plane::{SYSTEM, User};
 use super::operator::Operator;
-use super::scene::{Scene, eventually};
+use super::scene::{Scene, eventually, restricted};
 
 const SHOP: &str = "shop";
 /// In place of 443, which takes a privilege.
@@ -71,15 +71,11 @@ async fn leads_elsewhere(scene: &Scene) -> String {
 }
 
 fn pod(name: &str, labels: &Value, annotations: &Value) -> Value {
-    let security = json!({
-        "allowPrivilegeEscalation": false, "runAsNonRoot": true, "runAsUser": 1000, "capabilities": {"drop": ["ALL"]},
-        "seccompProfile": {"type": "RuntimeDefault"},
-    });
     json!({
         "apiVersion": "v1",
         "kind": "Pod",
         "metadata": {"name": name, "labels": labels, "annotations": annotations},
-        "spec": {"containers": [{"name": "app", "image": "app:1", "securityContext": security}]},
+        "spec": {"containers": [{"name": "app", "image": "app:1", "securityContext": restricted()}]},
     })
 }
 

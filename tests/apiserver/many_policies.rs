@@ -351,8 +351,8 @@ impl Many {
         }
     }
 
-    /// What is done while nothing changes, and the Lease is kept. An operator that loses it, as on a machine that stands still for seconds, writes
-    /// each object of a CacheCluster anew: such a round is one of something else, as what is printed of it shows.
+    /// What is done while nothing changes, and the Lease is kept. Where it is lost, as on a machine that stands still
+    /// for seconds, the round is one of something else, as what is printed of it shows.
     async fn measure_peace(&self) -> Peace {
         self.await_settled_users().await;
         let mut peace = self.watch_peace().await;

@@ -9,12 +9,10 @@ use kube::api::{DeleteParams, Patch, PatchParams};
 use larder::api::CachePolicy;
 use larder::policy::Snapshot;
 use larder::policy::binding::BindingName;
-use reqwest::Method;
 use serde_json::{Value, json};
 
-use super::chart;
 use super::operator::Operator;
-use super::scene::{Scene, cache_cluster, eventually};
+use super::scene::{Scene, cache_cluster, eventually, restricted};
 
 const SHOP: &str = "shop";
 const SOON: Duration = Duration::from_secs(90);
@@ -42,14 +40,10 @@ fn policy(name: &str, app: &str, keys: &str) -> Value {
 
 /// A pod with a sidecar, as the injector would make it.
 fn pod(name: &str, app: &str, binding: &BindingName, more: &Value) -> Value {
-    let security = json!({
-        "allowPrivilegeEscalation": false, "runAsNonRoot": true, "runAsUser": 1000, "capabilities": {"drop": ["ALL"]},
-        "seccompProfile": {"type": "RuntimeDefault"},
-    });
     let mut pod = json!({
         "apiVersion": "v1", "kind": "Pod",
         "metadata": {"namespace": SHOP, "name": name, "labels": {"app": app, "larder.dev/binding": binding.as_str()}},
-        "spec": {"containers": [{"name": "app", "image": "app:1", "securityContext": security}]},
+        "spec": {"containers": [{"name": "app", "image": "app:1", "securityContext": restricted()}]},
     });
     let (metadata, more) = (pod["metadata"].as_object_mut().expect("metadata"), more.as_object().expect("fields"));
     for (field, value) in more {
@@ -132,26 +126,6 @@ async fn keys_of(scene: &Scene, map: &str) -> Result<Vec<String>, String> {
     Ok(keys)
 }
 
-/// Writes a policy that the present definition would not let pass.
-async fn write_unreadable(scene: &Scene, policy: &Value) {
-    let path = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/cachepolicies.larder.dev";
-    let lax = json!([{
-        "op": "replace",
-        "path": "/spec/versions/0/schema/openAPIV3Schema/properties/spec",
-        "value": {"type": "object", "x-kubernetes-preserve-unknown-fields": true},
-    }]);
-    let json_patch = [("content-type", "application/json-patch+json")];
-    let (status, text) = scene.plane.request(Method::PATCH, path, &json_patch, Some(&lax)).await;
-    assert_eq!(status, 200, "{text}");
-    eventually("the lax definition is in force", Duration::from_secs(30), async || {
-        scene.apply(policy).await.map(drop).map_err(|error| error.to_string())
-    })
-    .await;
-    for object in chart::render(&[SHOP]).iter().filter(|object| object["kind"] == "CustomResourceDefinition") {
-        scene.apply(object).await.expect("a definition");
-    }
-}
-
 /// A policy that cannot be read goes on as it was, beside others of its workload that change, and no other workload waits for it. An operator
 /// that never could read it leaves alone what the workloads have that it selects.
 async fn goes_on_unread(scene: &Scene, operator: Operator) -> Operator {
@@ -165,7 +139,7 @@ async fn goes_on_unread(scene: &Scene, operator: Operator) -> Operator {
     await_keys(scene, &operator, "other", &["order:{id}"]).await;
     let mut unreadable = policy("users", "web", "user:{id}");
     unreadable["spec"]["rules"][0]["ttl"] = json!({"much": true});
-    write_unreadable(scene, &unreadable).await;
+    scene.apply_outdated("cachepolicies", std::slice::from_ref(&unreadable)).await;
     eventually("an event of what cannot be read", SOON, async || {
         let events = scene.list("apis/events.k8s.io/v1/events", SHOP).await;
         let told = events.iter().any(|event| event["regarding"]["name"] == "users" && event["reason"] == "Unreadable");

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use super::control_plane::User;
 use super::process::{Process, free_port};
-use super::scene::{Scene, cache_cluster, eventually};
+use super::scene::{Scene, cache_cluster, eventually, restricted};
 
 const SHOP: &str = "shop";
 const POD: &str = "shop-6f7c-x";
@@ -110,13 +110,6 @@ fn status_tells(scene: &Scene) {
     );
     let output = larder(scene, &["status", "-n", "empty"], "");
     assert!(output.status.success() && told(&output).starts_with("nothing is there"), "{}", told(&output));
-}
-
-fn restricted() -> Value {
-    json!({
-        "allowPrivilegeEscalation": false, "runAsNonRoot": true, "runAsUser": 1000, "capabilities": {"drop": ["ALL"]},
-        "seccompProfile": {"type": "RuntimeDefault"},
-    })
 }
 
 /// A Deployment as written; nothing here would make its pods.

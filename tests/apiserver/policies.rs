@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use super::forming;
 use super::operator::Operator;
-use super::scene::{Scene, cache_cluster, eventually};
+use super::scene::{Scene, cache_cluster, eventually, restricted};
 
 const SHOP: &str = "shop";
 /// Looks come when something changes; this is for machines that are busy.
@@ -205,17 +205,13 @@ async fn arrives(scene: &Scene, operator: &Operator) -> Lying {
 
 /// A pod of the Deployment with a sidecar, as the injector would make it.
 async fn counts_pods(scene: &Scene, operator: &Operator) {
-    let security = json!({
-        "allowPrivilegeEscalation": false, "runAsNonRoot": true, "runAsUser": 1000, "capabilities": {"drop": ["ALL"]},
-        "seccompProfile": {"type": "RuntimeDefault"},
-    });
     let labels = json!({"app": "web", "pod-template-hash": "6f7c", "larder.dev/binding": binding().as_str()});
     let owner = json!({"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "web-6f7c", "uid": "1", "controller": true});
     for name in ["web-6f7c-a", "web-6f7c-b"] {
         let pod = json!({
             "apiVersion": "v1", "kind": "Pod",
             "metadata": {"namespace": SHOP, "name": name, "labels": labels, "ownerReferences": [owner]},
-            "spec": {"containers": [{"name": "app", "image": "app:1", "securityContext": security}]},
+            "spec": {"containers": [{"name": "app", "image": "app:1", "securityContext": restricted()}]},
         });
         scene.apply(&pod).await.expect("a pod");
     }

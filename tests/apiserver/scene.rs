@@ -90,6 +90,28 @@ impl Scene {
         api.patch(field("/metadata/name"), &PatchParams::apply("test").force(), &Patch::Apply(manifest)).await
     }
 
+    /// Applies manifests of our kind `plural` that the chart's definition would refuse, as one before it, which was laxer, let them pass.
+    pub async fn apply_outdated(&self, plural: &str, manifests: &[Value]) {
+        let path = format!("/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{plural}.larder.dev");
+        let lax = json!([{
+            "op": "replace",
+            "path": "/spec/versions/0/schema/openAPIV3Schema/properties/spec",
+            "value": {"type": "object", "x-kubernetes-preserve-unknown-fields": true},
+        }]);
+        let json_patch = [("content-type", "application/json-patch+json")];
+        let (status, text) = self.plane.request(Method::PATCH, &path, &json_patch, Some(&lax)).await;
+        assert_eq!(status, 200, "{text}");
+        for manifest in manifests {
+            eventually("the lax definition is in force", Duration::from_secs(30), async || {
+                self.apply(manifest).await.map(drop).map_err(|error| error.to_string())
+            })
+            .await;
+        }
+        for object in chart::render(&self.namespaces).iter().filter(|object| object["kind"] == "CustomResourceDefinition") {
+            self.apply(object).await.expect("a definition");
+        }
+    }
+
     /// Every object of a kind in a namespace; see [`KINDS`].
     pub async fn list(&self, kind: &str, namespace: &str) -> Vec<Value> {
         let (version, plural) = kind.rsplit_once('/').expect("a path");
@@ -138,6 +160,14 @@ impl Scene {
         })
         .await;
     }
+}
+
+/// The security context of a container that holds to the restricted profile.
+pub fn restricted() -> Value {
+    json!({
+        "allowPrivilegeEscalation": false, "runAsNonRoot": true, "runAsUser": 1000, "capabilities": {"drop": ["ALL"]},
+        "seccompProfile": {"type": "RuntimeDefault"},
+    })
 }
 
 async fn make_node(client: &Client, name: &str) {
