@@ -1,4 +1,5 @@
-//! A client in a server's own pod, with one connection over the pod's loopback interface, which counts up twenty times a second.
+//! A client in a server's own pod, with one connection over the pod's loopback interface, which counts up twenty times a second. Each
+//! count carries the server's own time: how late the test hears of it depends on how busy the machine is.
 
 use std::io::{BufRead as _, BufReader, Read};
 use std::process::{Child, Command, Stdio};
@@ -12,6 +13,11 @@ use super::tier::Tier;
 /// A line that it wrote, and when that was heard.
 pub type Heard = (Instant, String);
 
+/// How often it counts.
+const EVERY: Duration = Duration::from_millis(50);
+/// Counts, and tells the number and the server's time in seconds and microseconds.
+const COUNT: &str = "local now = redis.call('TIME') return redis.call('INCR', KEYS[1]) .. ' ' .. now[1] .. ' ' .. now[2]";
+
 pub struct Counter {
     child: Child,
     heard: Arc<Mutex<Vec<Heard>>>,
@@ -22,8 +28,9 @@ impl Counter {
     /// Counts in the key `counter`, for `within` at most.
     pub fn start(tier: &Tier, pod: &str, within: Duration) -> Self {
         let mut line = tier.client_line("app", &tier.password(), pod, "6379");
-        let times = (within.as_secs() * 20).to_string();
-        line.extend(["-r", &times, "-i", "0.05", "INCR", "counter"].map(str::to_owned));
+        let times = (within.as_millis() / EVERY.as_millis()).to_string();
+        let every = EVERY.as_secs_f64().to_string();
+        line.extend(["-r", &times, "-i", &every, "EVAL", COUNT, "1", "counter"].map(str::to_owned));
         let mut command = Command::new("kubectl");
         command.args(line).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("kubectl runs");
@@ -68,7 +75,60 @@ impl Counter {
     }
 }
 
-/// The number that a line acknowledges.
-pub fn number(line: &str) -> Option<u64> {
-    line.trim_start_matches("(integer) ").trim().parse().ok()
+/// A count that the server acknowledged, with its own time of that since 1970.
+#[derive(Clone, Copy, Debug)]
+pub struct Count {
+    pub number: u64,
+    at: Duration,
+}
+
+impl Count {
+    /// What a line acknowledges, if it does.
+    pub fn of(line: &str) -> Option<Self> {
+        let fields = line.split(' ').map(|field| field.parse::<u64>().ok()).collect::<Option<Vec<_>>>()?;
+        let [number, seconds, micros] = fields[..] else { return None };
+        Some(Self { number, at: Duration::from_secs(seconds) + Duration::from_micros(micros) })
+    }
+}
+
+/// Acknowledged counts by the test's clock, and how late the server was at most before some moment.
+pub struct Counts {
+    counts: Vec<(Instant, Count)>,
+}
+
+impl Counts {
+    /// Of all lines. The line before `until` that was heard soonest after its count ties the server's clock to the test's.
+    pub fn of(heard: &[Heard], until: Instant) -> Self {
+        let counts: Vec<(Instant, Count)> = heard.iter().filter_map(|(at, line)| Some((*at, Count::of(line)?))).collect();
+        let first = counts.first().expect("it acknowledged something").1.at;
+        let soonest = counts.iter().filter(|(heard, _)| *heard < until).min_by_key(|(heard, count)| {
+            // All of one start, and in order: only the differences matter.
+            (heard.duration_since(counts[0].0) + Duration::from_secs(3600)).saturating_sub(count.at.saturating_sub(first))
+        });
+        let (heard, tie) = *soonest.expect("it acknowledged something before that");
+        let placed = |count: &Count| match count.at.checked_sub(tie.at) {
+            Some(later) => heard + later,
+            None => heard - (tie.at - count.at),
+        };
+        Self { counts: counts.iter().map(|(_, count)| (placed(count), *count)).collect() }
+    }
+
+    pub fn last(&self) -> Instant {
+        self.counts.last().expect("there is one").0
+    }
+
+    pub fn since(&self, moment: Instant) -> usize {
+        self.counts.iter().filter(|(at, _)| *at > moment).count()
+    }
+
+    pub fn all(&self) -> usize {
+        self.counts.len()
+    }
+
+    /// How much later than it should have the server counted, at most, before that moment.
+    pub fn latest_before(&self, moment: Instant) -> Duration {
+        let before: Vec<Instant> = self.counts.iter().map(|(at, _)| *at).filter(|at| *at < moment).collect();
+        let gaps = before.windows(2).map(|pair| pair[1].saturating_duration_since(pair[0]));
+        gaps.max().unwrap_or_default().saturating_sub(EVERY)
+    }
 }

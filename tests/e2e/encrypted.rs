@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::cluster::{eventually, get, kubectl, name, run, uid};
-use super::counter::{Counter, number};
+use super::counter::{Count, Counter};
 use super::install::{self, PLACE};
 use super::operator::Quiet;
 use super::report::{self, Line};
@@ -35,7 +35,7 @@ fn await_certificates(tier: &Tier, rotation: &Value) -> Value {
 fn unbroken(counter: Counter) -> usize {
     let heard = counter.finish();
     for (expected, (_, line)) in (1_u64..).zip(&heard) {
-        assert_eq!(number(line), Some(expected), "the counter said {line:?}");
+        assert_eq!(Count::of(line).map(|count| count.number), Some(expected), "the counter said {line:?}");
     }
     heard.len()
 }
