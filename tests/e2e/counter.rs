@@ -1,5 +1,5 @@
-//! A client in a server's own pod, with one connection over the pod's loopback interface, which counts up twenty times a second. Each
-//! count carries the server's own time: how late the test hears of it depends on how busy the machine is.
+//! A client in a server's own pod, with one connection over the pod's loopback interface, which counts up and keeps each count in a key of
+//! its own. Each count carries the server's own time: how late the test hears of it depends on how busy the machine is.
 
 use std::io::{BufRead as _, BufReader, Read};
 use std::process::{Child, Command, Stdio};
@@ -13,24 +13,27 @@ use super::tier::Tier;
 /// A line that it wrote, and when that was heard.
 pub type Heard = (Instant, String);
 
-/// How often it counts.
-const EVERY: Duration = Duration::from_millis(50);
-/// Counts, and tells the number and the server's time in seconds and microseconds.
-const COUNT: &str = "local now = redis.call('TIME') return redis.call('INCR', KEYS[1]) .. ' ' .. now[1] .. ' ' .. now[2]";
+/// Counts, keeps the number for two hours, and tells it with the server's time in seconds and microseconds.
+const COUNT: &str = "local now, number = redis.call('TIME'), redis.call('INCR', KEYS[1]) \
+                     redis.call('SET', KEYS[1] .. ':' .. number, number, 'EX', 7200) return number .. ' ' .. now[1] .. ' ' .. now[2]";
+/// How many of the first so many numbers are kept.
+const KEPT: &str = "local kept = 0 for number = 1, tonumber(ARGV[1]) do \
+                    if redis.call('GET', KEYS[1] .. ':' .. number) == tostring(number) then kept = kept + 1 end end return kept";
 
 pub struct Counter {
+    key: String,
     child: Child,
     heard: Arc<Mutex<Vec<Heard>>>,
     readers: Vec<JoinHandle<()>>,
 }
 
 impl Counter {
-    /// Counts in the key `counter`, for `within` at most.
-    pub fn start(tier: &Tier, pod: &str, within: Duration) -> Self {
+    /// Counts in a key, so often, for `within` at most.
+    pub fn start(tier: &Tier, pod: &str, key: &str, every: Duration, within: Duration) -> Self {
         let mut line = tier.client_line("app", &tier.password(), pod, "6379");
-        let times = (within.as_millis() / EVERY.as_millis()).to_string();
-        let every = EVERY.as_secs_f64().to_string();
-        line.extend(["-r", &times, "-i", &every, "EVAL", COUNT, "1", "counter"].map(str::to_owned));
+        let times = (within.as_millis() / every.as_millis()).to_string();
+        let every = every.as_secs_f64().to_string();
+        line.extend(["-r", &times, "-i", &every, "EVAL", COUNT, "1", key].map(str::to_owned));
         let mut command = Command::new("kubectl");
         command.args(line).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("kubectl runs");
@@ -45,7 +48,7 @@ impl Counter {
                 }
             })
         });
-        Self { child, heard, readers: readers.into() }
+        Self { key: key.to_owned(), child, heard, readers: readers.into() }
     }
 
     /// What it wrote so far.
@@ -53,11 +56,11 @@ impl Counter {
         self.heard.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Waits for a second's worth of lines more.
-    pub fn await_more(&self) {
+    /// Waits for so many lines more.
+    pub fn await_more(&self, lines: usize) {
         let before = self.heard().len();
-        eventually("the counter goes on", Duration::from_secs(60), || match self.heard().len() {
-            now if now >= before + 20 => Ok(()),
+        eventually(&format!("{} goes on", self.key), Duration::from_secs(180), || match self.heard().len() {
+            now if now >= before + lines => Ok(()),
             now => Err(format!("{now} lines: {:?}", self.heard().last())),
         });
     }
@@ -73,6 +76,12 @@ impl Counter {
         heard.pop();
         heard
     }
+}
+
+/// How many of the first so many counts of a key are still kept, as a server says.
+pub fn kept(tier: &Tier, pod: &str, key: &str, counts: usize) -> usize {
+    let said = tier.ask(pod, "6379", &["EVAL", KEPT, "1", key, &counts.to_string()]).unwrap_or_else(|error| panic!("{error}"));
+    said.trim_start_matches("(integer) ").trim().parse().unwrap_or_else(|error| panic!("{said:?}: {error}"))
 }
 
 /// A count that the server acknowledged, with its own time of that since 1970.
@@ -125,10 +134,12 @@ impl Counts {
         self.counts.len()
     }
 
-    /// How much later than it should have the server counted, at most, before that moment.
-    pub fn latest_before(&self, moment: Instant) -> Duration {
-        let before: Vec<Instant> = self.counts.iter().map(|(at, _)| *at).filter(|at| *at < moment).collect();
-        let gaps = before.windows(2).map(|pair| pair[1].saturating_duration_since(pair[0]));
-        gaps.max().unwrap_or_default().saturating_sub(EVERY)
+    /// The longest time between two counts, before that moment and after it.
+    pub fn gaps(&self, moment: Instant) -> (Duration, Duration) {
+        let longest = |of: &dyn Fn(Instant) -> bool| {
+            let pairs = self.counts.windows(2).filter(|pair| of(pair[1].0));
+            pairs.map(|pair| pair[1].0.saturating_duration_since(pair[0].0)).max().unwrap_or_default()
+        };
+        (longest(&|at| at < moment), longest(&|at| at >= moment))
     }
 }

@@ -1,6 +1,6 @@
 //! What is done to a tier while the writers write, and what must hold.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::thread;
@@ -66,9 +66,16 @@ pub struct Scene<'a> {
     pub floor: Duration,
     pub down_after: Duration,
     notes: RefCell<Vec<String>>,
+    /// What was acknowledged outside of this time, since 1970, may not be lost.
+    window: Cell<Option<(Duration, Duration)>>,
 }
 
 impl Scene<'_> {
+    /// Has what is lost lie within a time, since 1970. Only for what is done on this machine: the client's clock is that of its node.
+    pub fn losses_lie_within(&self, begin: Duration, end: Duration) {
+        self.window.set(Some((begin, end)));
+    }
+
     /// Has something stand in the report.
     pub fn note(&self, text: String) {
         self.notes.borrow_mut().push(text);
@@ -170,7 +177,7 @@ pub fn run_all(tier: &mut Tier, writers: &Writers) -> Vec<String> {
         }
         let restarts = case.changes && tier.restarts_operator(number);
         let title = format!("{}{}", case.name, if restarts { ", operator restarted" } else { "" });
-        let scene = Scene { tier, writers, floor, down_after, notes: RefCell::default() };
+        let scene = Scene { tier, writers, floor, down_after, notes: RefCell::default(), window: Cell::default() };
         let logs = Logs::follow(tier);
         let outcome = catch_unwind(AssertUnwindSafe(|| run_case(&scene, case, &title, restarts, &mut failed_over)));
         if let Err(panic) = outcome {
@@ -238,6 +245,12 @@ fn run_case(scene: &Scene<'_>, case: &Case, title: &str, restarts: bool, failed_
             assert!(report.lost <= writers::A_SECOND, "more than a second of what was acknowledged is lost: {report:?}");
         }
         Promise::Emptied => {}
+    }
+    if let (Some((begin, end)), Some((first, last))) = (scene.window.get(), report.lost_between) {
+        assert!(
+            first >= begin && last <= end,
+            "lost what was acknowledged from {first:?} to {last:?}, not only from {begin:?} to {end:?}"
+        );
     }
 }
 

@@ -3,12 +3,12 @@
 use std::fs;
 use std::io::{BufRead as _, BufReader};
 use std::process::{Child, ChildStdout, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
 use super::cluster::{eventually, get, kubectl, name, run, uid};
-use super::counter::{Count, Counter};
+use super::counter::{Count, Counter, Counts, kept};
 use super::install::{self, PLACE};
 use super::operator::Quiet;
 use super::report::{self, Line};
@@ -16,6 +16,10 @@ use super::tier::{Engine, REDIS_7_0, Tier, VALKEY_9_1};
 
 /// Kubelets bring new files within a minute or two, and sentinels are replaced one after the other.
 const ROTATES_WITHIN: Duration = Duration::from_secs(420);
+/// How many count at once, how often each, and how many counts a rotation is judged by at least.
+const COUNTERS: usize = 4;
+const EVERY: Duration = Duration::from_millis(10);
+const ENOUGH: usize = 10_000;
 
 /// How many of the pods have shown the newest certificates.
 fn certificates(tier: &Tier) -> Value {
@@ -31,13 +35,43 @@ fn await_certificates(tier: &Tier, rotation: &Value) -> Value {
     })
 }
 
-/// Ends a counter, each of whose lines must be the next number: an error, or a connection that was made anew and said so, is another line.
-fn unbroken(counter: Counter) -> usize {
-    let heard = counter.finish();
-    for (expected, (_, line)) in (1_u64..).zip(&heard) {
-        assert_eq!(Count::of(line).map(|count| count.number), Some(expected), "the counter said {line:?}");
+/// Clients in the primary's pod, each with one connection.
+struct Counters(Vec<(String, Counter)>);
+
+impl Counters {
+    fn start(tier: &Tier, primary: &str) -> Self {
+        let start = |number| {
+            let key = format!("counter-{number}");
+            let counter = Counter::start(tier, primary, &key, EVERY, 2 * ROTATES_WITHIN);
+            (key, counter)
+        };
+        let counters = Self((0..COUNTERS).map(start).collect());
+        counters.await_more(ENOUGH / 10);
+        counters
     }
-    heard.len()
+
+    /// Waits until they have counted so many more together.
+    fn await_more(&self, counts: usize) {
+        for (_, counter) in &self.0 {
+            counter.await_more(counts / COUNTERS);
+        }
+    }
+
+    /// Ends them. Each line must be the next number: an error, or a connection that was made anew and said so, is another line. Says how
+    /// far each key came, and the longest time between two counts of one of them, before a moment and after it.
+    fn unbroken(self, moment: Instant) -> (Vec<(String, usize)>, (Duration, Duration)) {
+        let mut gaps = (Duration::ZERO, Duration::ZERO);
+        let counted = self.0.into_iter().map(|(key, counter)| {
+            let heard = counter.finish();
+            for (expected, (_, line)) in (1_u64..).zip(&heard) {
+                assert_eq!(Count::of(line).map(|count| count.number), Some(expected), "{key} said {line:?}");
+            }
+            let (before, after) = Counts::of(&heard, moment).gaps(moment);
+            gaps = (gaps.0.max(before), gaps.1.max(after));
+            (key, heard.len())
+        });
+        (counted.collect(), gaps)
+    }
 }
 
 /// A port of this machine that leads to one of a pod, as long as this lives.
@@ -96,8 +130,8 @@ fn presented(tier: &Tier, certificates: &Value) -> Vec<String> {
     vec![fingerprint; 2 * tier.servers().len()]
 }
 
-/// `restarts`: whether the operator is restarted while the certificates change.
-fn check(title: &str, engine: Engine, restarts: bool) {
+/// The operator is restarted while the certificates change.
+fn check(title: &str, engine: Engine) {
     let (_cluster, _others) = (install::cluster(), install::beside_others());
     let (tier, took) = Tier { tls: true, ..Tier::of(title, engine) }.make();
     report::add(Line { took: Some(took), ..Line::of(&tier, "made and ready") });
@@ -110,26 +144,32 @@ fn check(title: &str, engine: Engine, restarts: bool) {
     assert_eq!(shaken(&tier), presented(&tier, &before), "what is presented in a handshake");
 
     let (servers, sentinels) = (tier.server_uids(), tier.sentinels().iter().map(uid).collect::<Vec<_>>());
-    let counter = Counter::start(&tier, &primary, 2 * ROTATES_WITHIN);
-    counter.await_more();
-    let quiet = Quiet::of(&tier);
+    let counters = Counters::start(&tier, &primary);
+    let (quiet, begun) = (Quiet::of(&tier), Instant::now());
     tier.patch(&json!({"tls": {"enabled": true, "rotation": "again"}}));
-    if restarts {
-        quiet.restart_once_begun(&tier);
-    }
+    quiet.restart_once_begun(&tier);
     let after = await_certificates(&tier, &json!("again"));
     tier.settle("with new certificates");
-    counter.await_more();
-    let count = unbroken(counter);
+    counters.await_more(ENOUGH);
+    let (counted, (floor, gap)) = counters.unbroken(begun);
     assert_ne!(after["fingerprint"], before["fingerprint"]);
     assert_eq!(shaken(&tier), presented(&tier, &after), "what is presented in a handshake after the rotation");
     assert_eq!(tier.server_uids(), servers, "servers take certificates up while they run");
     let kept = tier.sentinels().iter().map(uid).filter(|uid| sentinels.contains(uid)).count();
     assert_eq!(kept, 0, "sentinels read theirs when they start");
     assert_eq!(tier.primary(), primary, "nothing was failed over");
-    let restarted = if restarts { ", operator restarted" } else { "" };
-    let case = format!("certificates rotated{restarted}; {count} commands over one connection without an error");
+    let whole: usize = counted.iter().map(|(_, count)| count).sum();
+    let (floor_ms, gap_ms) = (floor.as_millis(), gap.as_millis());
+    let case = format!(
+        "certificates rotated, operator restarted; {whole} values over {COUNTERS} connections without an error; longest gap {gap_ms} ms, {floor_ms} before"
+    );
     report::add(Line::of(&tier, &case));
+    assert!(whole >= ENOUGH, "{whole} are too few to judge by");
+    assert!(
+        gap <= 3 * floor + Duration::from_secs(1),
+        "nothing was acknowledged for {gap:?}, and for {floor:?} before the rotation"
+    );
+    assert_kept(&tier, &counted, "after the rotation");
 
     kubectl(&["-n", PLACE, "delete", "pod", &primary, "--wait=false"]).expect("deleted");
     eventually("another primary", Duration::from_secs(120), || {
@@ -137,9 +177,16 @@ fn check(title: &str, engine: Engine, restarts: bool) {
         if now == primary { Err(format!("{now} still is")) } else { Ok(()) }
     });
     tier.settle("after its primary's pod was deleted");
-    let counted = tier.ask(&tier.primary(), "6379", &["get", "counter"]).expect("an answer");
-    assert!(counted.parse::<usize>().is_ok_and(|counted| counted + 1 >= count), "{counted} of {count}");
+    assert_kept(&tier, &counted, "after the failover");
     tier.delete();
+}
+
+/// Each value that was acknowledged is there.
+fn assert_kept(tier: &Tier, counted: &[(String, usize)], when: &str) {
+    let primary = tier.primary();
+    for (key, count) in counted {
+        assert_eq!(kept(tier, &primary, key, *count), *count, "values of {key} {when}");
+    }
 }
 
 /// Clients find whom to trust, and no key stands beside it.
@@ -158,10 +205,10 @@ fn published(tier: &Tier) {
 
 #[test]
 fn redis_7_0_encrypted() {
-    check("redis-7-0-tls", REDIS_7_0, false);
+    check("redis-7-0-tls", REDIS_7_0);
 }
 
 #[test]
 fn valkey_9_1_encrypted() {
-    check("valkey-9-1-tls", VALKEY_9_1, true);
+    check("valkey-9-1-tls", VALKEY_9_1);
 }

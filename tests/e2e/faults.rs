@@ -1,7 +1,7 @@
 //! Faults: what nobody asked for, and what must come of it.
 
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde_json::json;
 
@@ -80,11 +80,12 @@ pub fn cut_primary_off(scene: &Scene<'_>) {
     tier.settle("with two replicas");
     await_setting(tier, "min-replicas-to-write", "1");
     let primary = tier.primary();
-    let inside = Counter::start(tier, &primary, Duration::from_secs(120));
-    inside.await_more();
+    let every = Duration::from_millis(50);
+    let inside = Counter::start(tier, &primary, "counter", every, Duration::from_secs(120));
+    inside.await_more(40);
 
     let cut = CutOff::pod(&primary);
-    let begun = Instant::now();
+    let (begun, begun_at) = (Instant::now(), SystemTime::now().duration_since(UNIX_EPOCH).expect("a time"));
     let ends = begun + MAX_LAG + Duration::from_secs(1);
     eventually("another serves as primary", Duration::from_secs(90), || match tier.primary_seen(None)? {
         now if now == primary => Err(format!("{now} still is")),
@@ -104,16 +105,18 @@ pub fn cut_primary_off(scene: &Scene<'_>) {
     assert!(refused >= 20, "its own side was not there to be refused: {:?}", heard.last());
     let over = last.saturating_duration_since(begun);
     // It looks at its replicas as late as it was late with other things on this machine.
-    let late = counts.latest_before(begun);
+    let late = counts.gaps(begun).0.saturating_sub(every);
     assert!(
         last <= ends + late,
         "it acknowledged for {over:?} after it was cut off, with a maxLag of {MAX_LAG:?}, late by {late:?}"
     );
     let kept = tier.ask(&tier.primary(), "6379", &["get", "counter"]).expect("an answer").parse::<usize>().expect("a number");
     let lost = counts.all().saturating_sub(kept);
-    // What was not yet replicated counts as of the window.
-    let window = counts.since(begun - Duration::from_secs(1));
+    // What was not yet replicated counts as of the window, for the writers elsewhere, too.
+    let second = Duration::from_secs(1);
+    let window = counts.since(begun - second);
     assert!(lost <= window, "{lost} were lost, and {window} were acknowledged in the window");
+    scene.losses_lie_within(begun_at - second, begun_at + MAX_LAG + second + late);
     scene.note(format!(
         "on its own side acknowledged for {} ms more, {lost} lost, the server late by {} ms",
         over.as_millis(),

@@ -4,7 +4,7 @@ use std::env;
 use std::sync::{OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, TryLockError};
 use std::time::Duration;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::cluster::{apply, eventually, kubectl, run};
 
@@ -68,8 +68,28 @@ pub fn without_operator() -> RwLockWriteGuard<'static, ()> {
     OPERATED.write().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// A tier of three sentinels, no two of which share a node, needs as many.
+const LEAST_NODES: usize = 3;
+
+/// Whether there are nodes enough that take pods.
+fn has_nodes() -> Result<(), String> {
+    let said = kubectl(&["get", "nodes", "-o", "json"])?;
+    let nodes: Value = serde_json::from_str(&said).map_err(|error| error.to_string())?;
+    let takes_pods = |node: &&Value| {
+        let taints = node["spec"]["taints"].as_array().cloned().unwrap_or_default();
+        node["spec"]["unschedulable"] != true && taints.iter().all(|taint| taint["effect"] == "PreferNoSchedule")
+    };
+    match nodes["items"].as_array().map_or(0, |nodes| nodes.iter().filter(takes_pods).count()) {
+        found if found >= LEAST_NODES => Ok(()),
+        found => Err(format!(
+            "the cluster has {found} nodes that take pods, and these tests need {LEAST_NODES}: add nodes, or uncordon them"
+        )),
+    }
+}
+
 /// Installs the release, or brings it to the present image and chart.
 pub fn install() -> Result<(), String> {
+    has_nodes()?;
     for namespace in [SYSTEM, PLACE, ELSEWHERE] {
         // All pods of the tests, the operator's and the caches', hold to the restricted profile.
         let labels = json!({"pod-security.kubernetes.io/enforce": "restricted"});

@@ -16,7 +16,7 @@
 //! With `LARDER_E2E_FULL=1` (`make e2e-full`) every engine meets every disruption with both kinds of storage, with and without the restart.
 //! `LARDER_E2E_CASES=a,b` runs the disruptions whose names contain one of the parts.
 //!
-//! What concerns policies and sidecars is in [`policies`] and [`quick_start`]; `make e2e E2E_ARGS=policies_` runs these alone.
+//! What concerns policies and sidecars is in [`policies`], [`workloads`] and [`quick_start`]; `make e2e E2E_ARGS=policies_` runs these alone.
 //!
 //! Six tests run at a time, since most of each is waiting. What touches whole nodes, or takes the operator away, has them to itself; and the
 //! floor that bounds are relative to is measured under the same conditions.
@@ -43,4 +43,5 @@ mod shop;
 mod tier;
 mod trouble;
 mod uninstall;
+mod workloads;
 mod writers;

@@ -17,26 +17,68 @@ pub fn node_of(pod: &str) -> String {
     found["spec"]["nodeName"].as_str().unwrap_or_else(|| panic!("{pod} is on no node")).to_owned()
 }
 
-/// Runs a script on a pod's node, where `$pids` are the pod's processes.
-fn beside(pod: &str, script: &str) -> Result<String, String> {
-    let found = get(PLACE, &format!("pod/{pod}")).ok_or(format!("no pod {pod}"))?;
-    let node = found["spec"]["nodeName"].as_str().ok_or("on no node")?;
-    let uid = uid(&found);
-    let whole = format!(
-        "pids=; for file in $(grep -lE '{uid}|{}' /proc/[0-9]*/cgroup 2>/dev/null); do pid=${{file#/proc/}}; pid=${{pid%/cgroup}}; \
-         case $(cat /proc/$pid/comm 2>/dev/null) in ''|containerd-shim*) ;; *) pids=\"$pids $pid\" ;; esac; done\n{script}",
-        uid.replace('-', "_")
-    );
-    run("docker", &["exec", node, "sh", "-c", &whole], "")
+/// A pod as its node sees it: nothing is asked of the API server.
+pub struct Inside {
+    node: String,
+    uid: String,
 }
 
-/// Kills a process of a pod with SIGKILL: process 1 of a container ignores the signal when it comes from inside.
+impl Inside {
+    pub fn of(pod: &str) -> Self {
+        Self::find(pod).unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    fn find(pod: &str) -> Result<Self, String> {
+        let found = get(PLACE, &format!("pod/{pod}")).ok_or(format!("no pod {pod}"))?;
+        let node = found["spec"]["nodeName"].as_str().ok_or("on no node")?.to_owned();
+        Ok(Self { node, uid: uid(&found) })
+    }
+
+    /// Runs a script on the node, where `$pids` are the pod's processes.
+    fn run(&self, script: &str) -> Result<String, String> {
+        let uid = &self.uid;
+        let whole = format!(
+            "pids=; for file in $(grep -lE '{uid}|{}' /proc/[0-9]*/cgroup 2>/dev/null); do pid=${{file#/proc/}}; pid=${{pid%/cgroup}}; \
+             case $(cat /proc/$pid/comm 2>/dev/null) in ''|containerd-shim*) ;; *) pids=\"$pids $pid\" ;; esac; done\n{script}",
+            uid.replace('-', "_")
+        );
+        run("docker", &["exec", &self.node, "bash", "-c", &whole], "")
+    }
+
+    /// Runs it for each process of that name, as `$pid`. It says whether there was one by what it writes.
+    fn for_each(&self, program: &str, script: &str) -> Result<String, String> {
+        self.run(&format!(
+            "for pid in $pids; do if [ \"$(cat /proc/$pid/comm 2>/dev/null)\" = {program} ]; then {script}; fi; done"
+        ))
+    }
+
+    /// Kills a process with SIGKILL: process 1 of a container ignores the signal when it comes from inside.
+    pub fn kill(&self, program: &str) {
+        let said = self.for_each(program, "kill -9 $pid; echo killed").unwrap_or_else(|error| panic!("{error}"));
+        assert!(said.contains("killed"), "{program} does not run in the pod {}", self.uid);
+    }
+
+    /// Whether such a process runs that is not on its way out.
+    pub fn runs(&self, program: &str) -> Result<(), String> {
+        let said = self.for_each(program, "grep -q '^State:.*[ZX]' /proc/$pid/status || echo runs")?;
+        if said.contains("runs") { Ok(()) } else { Err("it does not run".to_owned()) }
+    }
+
+    /// What a server in the pod answers by HTTP to the node.
+    pub fn visit(&self, address: &str, path: &str) -> Result<String, String> {
+        let ask = format!("printf 'GET {path} HTTP/1.0\\r\\n\\r\\n' >&3 && cat <&3");
+        self.run(&format!("exec 3<>/dev/tcp/{address}/8080 && timeout 10 bash -c \"{}\"", ask.replace('"', "\\\"")))
+    }
+}
+
+/// Runs a script on a pod's node, where `$pids` are the pod's processes.
+fn beside(pod: &str, script: &str) -> Result<String, String> {
+    Inside::find(pod)?.run(script)
+}
+
+/// Kills a process of a pod with SIGKILL.
 pub fn kill_process(pod: &str, program: &str) {
-    let script = format!(
-        "for pid in $pids; do if [ \"$(cat /proc/$pid/comm 2>/dev/null)\" = {program} ]; then kill -9 $pid; echo killed; fi; done"
-    );
-    let said = beside(pod, &script).unwrap_or_else(|error| panic!("{error}"));
-    assert!(said.contains("killed"), "{program} does not run in the pod {pod}");
+    Inside::of(pod).kill(program);
 }
 
 /// Kills everything of a pod at once: all its processes, and the sandbox that they live in.

@@ -10,12 +10,13 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use super::cluster::{apply, eventually, get, kubectl, name, run, uid};
-use super::install::{self, PLACE, image};
-use super::nodes::{is_on_foreign_nodes, kill_process, node_of};
+use super::install::{self, ELSEWHERE, PLACE, image};
+use super::nodes::{Inside, is_on_foreign_nodes, kill_process};
 use super::operator::{self, Away};
 use super::report::{self, Line};
 use super::shop::{Customers, Shop, Visits, container, has_sidecar};
 use super::tier::{Tier, VALKEY_8_1, decode};
+use super::workloads;
 
 /// How soon after `kubectl apply` every sidecar is to follow a policy.
 const DELIVERED_WITHIN: Duration = Duration::from_secs(5);
@@ -29,17 +30,21 @@ const WRITES: u32 = 1;
 const RARE: std::ops::RangeInclusive<u32> = 991..=995;
 /// For how long the API server stands still.
 const WITHOUT_API_SERVER: Duration = Duration::from_secs(30);
-const STARTS_WITHIN: Duration = Duration::from_secs(180);
+pub const STARTS_WITHIN: Duration = Duration::from_secs(180);
 /// The case that needs an image of a former build, and what names that.
 const OLDER: &str = "older sidecar under this operator";
 const OLD_IMAGE: &str = "LARDER_E2E_OLD_IMAGE";
 /// By when all live sidecars have spoken, which decides what they are told.
 const HEARD_WITHIN: Duration = Duration::from_secs(90);
+/// A pod that is not injected.
+const STRANGER: &str = "stranger";
+/// A pod of the shop that nobody visits.
+const IDLE: &str = "with-token";
 const TOKEN_DIR: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 
-struct Scene {
-    shop: Shop,
-    tier: Tier,
+pub struct Scene {
+    pub shop: Shop,
+    pub tier: Tier,
     customers: Customers,
 }
 
@@ -56,15 +61,21 @@ const fn case(name: &'static str, act: fn(&Scene) -> String) -> Case {
     Case { name, alone: false, nodes: false, act }
 }
 
-const CASES: [Case; 11] = [
+const CASES: [Case; 17] = [
     case("one load for a cold key of two nodes", cold_keys_are_loaded_once),
     case("policy changed under load", a_change_reaches_every_pod),
     case("second policy for a running workload", a_second_policy_takes_effect),
     case("no account token in the sidecar", no_token_is_mounted),
     case("keys of others are out of reach", other_keys_are_refused),
     case("only injected pods reach the cache", others_do_not_get_through),
+    case("refusals told in conditions", workloads::refusals_are_told),
+    case("pods of every kind of workload", workloads::every_kind_is_served),
+    case("two seconds to end", workloads::two_seconds_are_enough_to_end),
     case("Django caches through it", django_caches),
     case(OLDER, an_older_sidecar_is_told_what_it_understands),
+    case("password of a workload rotated under load", workloads::a_password_is_rotated),
+    case("what a person is answered", workloads::a_person_is_answered),
+    case("a sidecar that nobody uses", workloads::an_unused_sidecar_is_told_of),
     case("cache upgraded under load", an_upgrade_is_not_noticed),
     Case { nodes: true, ..case("primary killed under load", a_failover_is_not_noticed) },
     Case { alone: true, nodes: true, ..case("operator and API server away", nobody_needs_the_operator) },
@@ -130,6 +141,8 @@ impl Scene {
 
     fn close(self) {
         self.customers.remove();
+        self.remove_idle_pod();
+        let _ = kubectl(&["-n", PLACE, "delete", "cachepolicy", "kinds", "--ignore-not-found"]);
         let ours =
             ["-n", PLACE, "delete", "--ignore-not-found", "--wait", "deployment/shop", "deployment/shop-db", "service/shop"];
         let _ = kubectl(&[&ours[..], &["service/shop-db", "secret/shop-db", "cachepolicy/shop"]].concat());
@@ -150,11 +163,38 @@ impl Scene {
     }
 
     /// What customers see while something is done.
-    fn visited_during(&self, act: impl FnOnce()) -> Visits {
+    pub fn visited_during(&self, act: impl FnOnce()) -> Visits {
         self.customers.begin(RATE, WRITES);
         act();
         self.customers.await_more(u64::from(RATE) * 5);
         self.customers.end()
+    }
+
+    /// A pod of the shop whose application has a token and does nothing.
+    pub fn idle_pod(&self) -> &'static str {
+        let security =
+            json!({"allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true, "capabilities": {"drop": ["ALL"]}});
+        let manifest = json!({
+            "apiVersion": "v1", "kind": "Pod",
+            // Not ready, and so no pod that customers come to.
+            "metadata": {"name": IDLE, "namespace": PLACE, "labels": {"app": "shop"}},
+            "spec": {
+                "terminationGracePeriodSeconds": 2,
+                "securityContext": {"runAsNonRoot": true, "runAsUser": 10001, "seccompProfile": {"type": "RuntimeDefault"}},
+                "containers": [{
+                    "name": "shop", "image": image("LARDER_E2E_SHOP_IMAGE"), "command": ["python3", "-c", "import signal; signal.pause()"],
+                    "readinessProbe": {"exec": {"command": ["false"]}}, "securityContext": security,
+                }],
+            },
+        });
+        if get(PLACE, &format!("pod/{IDLE}")).is_none() {
+            apply(&manifest).expect("applied");
+        }
+        IDLE
+    }
+
+    pub fn remove_idle_pod(&self) {
+        let _ = kubectl(&["-n", PLACE, "delete", "pod", IDLE, "--ignore-not-found", "--wait"]);
     }
 
     /// How often the containers of the shop's pods were made, by pod.
@@ -194,6 +234,14 @@ fn a_change_reaches_every_pod(scene: &Scene) -> String {
     let generation = |pod: &str| scene.shop.figure(pod, "larder_policy_generation");
     let pods = scene.shop.pods();
     let mut delays = Vec::new();
+    // Clients that came and are not there any more. Nothing of ours ends a connection, and redis-py keeps those that it has.
+    let left = || -> f64 {
+        let of = |pod: &Value, series: &str| {
+            scene.shop.figure(&name(pod), series).unwrap_or_else(|| panic!("{} has no {series}", name(pod)))
+        };
+        pods.iter().map(|pod| of(pod, "larder_clients_accepted_total") - of(pod, "larder_clients")).sum()
+    };
+    let left_before = left();
     let visits = scene.visited_during(|| {
         for round in 0..CHANGES {
             let before: Vec<(String, f64)> =
@@ -215,6 +263,7 @@ fn a_change_reaches_every_pod(scene: &Scene) -> String {
         }
     });
     visits.are_right();
+    assert_eq!(left(), left_before, "connections of clients were closed");
     for (pod, product) in pods.iter().zip(RARE.clone().cycle()) {
         scene.customers.change(pod, product);
         scene.customers.read(pod, product).unwrap_or_else(|error| panic!("{error}"));
@@ -272,29 +321,13 @@ fn a_second_policy_takes_effect(scene: &Scene) -> String {
 
 /// A pod whose application has the account's token: its sidecar does not.
 fn no_token_is_mounted(scene: &Scene) -> String {
-    let pod = "with-token";
-    let security = json!({"allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true, "capabilities": {"drop": ["ALL"]}});
-    let manifest = json!({
-        "apiVersion": "v1", "kind": "Pod",
-        // Not ready, and so no pod that customers come to.
-        "metadata": {"name": pod, "namespace": PLACE, "labels": {"app": "shop"}},
-        "spec": {
-            "terminationGracePeriodSeconds": 2,
-            "securityContext": {"runAsNonRoot": true, "runAsUser": 10001, "seccompProfile": {"type": "RuntimeDefault"}},
-            "containers": [{
-                "name": "shop", "image": image("LARDER_E2E_SHOP_IMAGE"), "command": ["python3", "-c", "import signal; signal.pause()"],
-                "readinessProbe": {"exec": {"command": ["false"]}}, "securityContext": security,
-            }],
-        },
-    });
-    apply(&manifest).expect("applied");
+    let pod = scene.idle_pod();
     let listing = format!("import os; print(sorted(os.listdir('{TOKEN_DIR}')))");
     let of_application = eventually("the pod runs", STARTS_WITHIN, || scene.shop.python(pod, "shop", &listing));
     let found = get(PLACE, &format!("pod/{pod}")).expect("the pod");
     let sidecar = container(&found, "larder-sidecar").expect("a sidecar");
     let mounts = sidecar["volumeMounts"].as_array().expect("mounts");
     let there: Vec<&Value> = mounts.iter().filter(|mount| mount["mountPath"] == TOKEN_DIR).map(|mount| &mount["name"]).collect();
-    kubectl(&["-n", PLACE, "delete", "pod", pod, "--wait"]).expect("deleted");
     assert!(of_application.contains("token"), "the application has none either: {of_application}");
     assert_eq!(there, ["larder-no-token"]);
     "an empty directory is in its place".to_owned()
@@ -342,29 +375,72 @@ fn connects(shop: &Shop, pod: &str, container: &str, address: &str) -> Result<()
     shop.python(pod, container, &program).map(drop)
 }
 
-/// The namespace and the pods' label in one peer: injected pods get through, and no others.
+/// A pod that no sidecar is put into, with labels that others have.
+fn stranger(namespace: &str, labels: &Value) {
+    let manifest = json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {
+            "name": STRANGER, "namespace": namespace, "labels": labels, "annotations": {"larder.dev/inject": "false"},
+        },
+        "spec": {
+            "automountServiceAccountToken": false,
+            "terminationGracePeriodSeconds": 0,
+            "securityContext": {"runAsNonRoot": true, "runAsUser": 10001, "seccompProfile": {"type": "RuntimeDefault"}},
+            "containers": [{
+                "name": "shop", "image": image("LARDER_E2E_SHOP_IMAGE"), "command": ["python3", "-c", "import signal; signal.pause()"],
+                // Not ready, and so no pod that customers come to.
+                "readinessProbe": {"exec": {"command": ["false"]}},
+                "securityContext": {"allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true, "capabilities": {"drop": ["ALL"]}},
+            }],
+        },
+    });
+    apply(&manifest).expect("applied");
+    eventually("a stranger runs", STARTS_WITHIN, || {
+        let found = get(namespace, &format!("pod/{STRANGER}")).ok_or("it is not there")?;
+        if has_sidecar(&found) {
+            panic!("it has a sidecar")
+        }
+        if found["status"]["phase"] == "Running" { Ok(()) } else { Err(found["status"].to_string()) }
+    });
+}
+
+/// The namespace, and the label that injection gives, in one peer: injected pods get through, and neither pods of the namespace that look like
+/// them but for that, nor pods of another namespace that have that label, too.
 fn others_do_not_get_through(scene: &Scene) -> String {
+    let binding = scene.shop.pods()[0]["metadata"]["labels"]["larder.dev/binding"].clone();
+    assert!(binding.is_string(), "injected pods are labelled with their binding");
     let peer = json!({
         "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": PLACE}},
-        "podSelector": {"matchLabels": {"app": "shop"}},
+        "podSelector": {"matchLabels": {"larder.dev/binding": binding}},
     });
     let service = get(PLACE, &format!("service/{}", scene.tier.primary())).expect("the primary's Service");
     let address = service["spec"]["clusterIP"].as_str().expect("an address").to_owned();
-    connects(&scene.shop, "customers", "customers", &address).expect("by default all pods of the namespace get through");
+    stranger(PLACE, &json!({"app": "shop"}));
+    stranger(ELSEWHERE, &json!({"app": "shop", "larder.dev/binding": binding}));
+    let elsewhere = Shop::of(ELSEWHERE);
+    let strangers = [(&scene.shop, "customers", "customers"), (&scene.shop, STRANGER, "shop"), (&elsewhere, STRANGER, "shop")];
+    for (shop, pod, container) in &strangers[..2] {
+        connects(shop, pod, container, &address).expect("by default all pods of the namespace get through");
+    }
     scene.tier.patch(&json!({"networkPolicy": {"from": [peer]}}));
-    eventually("others get through no more", Duration::from_secs(60), || {
-        match connects(&scene.shop, "customers", "customers", &address) {
-            Ok(()) => Err("the customers reach the cache".to_owned()),
-            Err(_) => Ok(()),
-        }
-    });
+    for (shop, pod, container) in strangers {
+        eventually(&format!("{pod} of {} gets through no more", shop.namespace), Duration::from_secs(60), || {
+            match connects(shop, pod, container, &address) {
+                Ok(()) => Err("it reaches the cache".to_owned()),
+                Err(_) => Ok(()),
+            }
+        });
+    }
     for pod in scene.shop.pods() {
         connects(&scene.shop, &name(&pod), "shop", &address).unwrap_or_else(|error| panic!("an injected pod: {error}"));
     }
     scene.visited_during(|| {}).are_right();
     scene.tier.patch(&json!({"networkPolicy": null}));
     scene.tier.settle("with an open network");
-    "refused from another pod of the namespace".to_owned()
+    for namespace in [PLACE, ELSEWHERE] {
+        kubectl(&["-n", namespace, "delete", "pod", STRANGER, "--wait=false"]).expect("deleted");
+    }
+    "refused to the namespace's other pods, to one that looks like the shop, and to one of another namespace with the binding's label".to_owned()
 }
 
 /// A Django site with its own Redis cache, as its documentation has it.
@@ -575,8 +651,8 @@ impl Drop for ApiServerStands {
     }
 }
 
-/// The operator is away, and for a while the API server: customers notice nothing. A sidecar and an application that start again meanwhile
-/// find their policy where they left it.
+/// The operator is away, and for a while the API server: customers notice nothing. A sidecar and an application that start again while it is
+/// away find their policy where they left it.
 fn nobody_needs_the_operator(scene: &Scene) -> String {
     let away = Away::begin();
     let visits = scene.visited_during(|| {
@@ -588,21 +664,28 @@ fn nobody_needs_the_operator(scene: &Scene) -> String {
     });
     visits.are_right();
     let pod = scene.shop.pods().remove(0);
-    let (pod, node) = (name(&pod), node_of(&name(&pod)));
+    let (inside, address) = (Inside::of(&name(&pod)), pod["status"]["podIP"].as_str().expect("an address").to_owned());
+    let stands = ApiServerStands::begin();
     for program in ["larderd", "python3"] {
-        let before = get(PLACE, &format!("pod/{pod}")).map(|pod| restarts(&pod));
-        kill_process(&pod, program);
-        eventually(&format!("{program} of {pod} starts again"), STARTS_WITHIN, || {
-            let found = get(PLACE, &format!("pod/{pod}")).ok_or("it is gone")?;
-            let (ready, again) = (super::tier::is_ready(&found), Some(restarts(&found)) != before);
-            if ready && again { Ok(()) } else { Err(format!("{} on {node}", restarts(&found))) }
+        inside.kill(program);
+        eventually(&format!("{program} of {} starts again without an API server", name(&pod)), STARTS_WITHIN, || {
+            inside.runs(program)
         });
-        let found = get(PLACE, &format!("pod/{pod}")).expect("the pod");
         for product in RARE {
-            scene.customers.read(&found, product).unwrap_or_else(|error| panic!("after a restart of {program}: {error}"));
+            eventually(&format!("product {product} after a restart of {program}"), STARTS_WITHIN, || {
+                let said = inside.visit(&address, &format!("/products/{product}"))?;
+                if said.starts_with("HTTP/1.1 200") { Ok(()) } else { Err(said) }
+            });
         }
     }
-    let generation = scene.shop.figure(&pod, "larder_policy_generation").unwrap_or_default();
+    drop(stands);
+    eventually("the API server answers", STARTS_WITHIN, || kubectl(&["get", "--raw", "/readyz"]));
+    eventually("the pod is ready", STARTS_WITHIN, || {
+        let found = get(PLACE, &format!("pod/{}", name(&pod))).ok_or("it is gone")?;
+        let again = restarts(&found) != restarts(&pod);
+        if super::tier::is_ready(&found) && again { Ok(()) } else { Err(restarts(&found)) }
+    });
+    let generation = scene.shop.figure(&name(&pod), "larder_policy_generation").unwrap_or_default();
     away.end();
     assert!(generation > 0.0, "the sidecar that started again follows no policy");
     visits.whole.to_string()

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::cluster::{apply, eventually, get, kubectl, list, run};
 use super::install::{self, RELEASE, SYSTEM, image};
@@ -142,9 +142,12 @@ fn policies_quick_start_takes_nine_of_ten_queries_away() {
     assert!(queries_after <= 0.1 * queries_before, "{figures}");
     // Not everything fits, as examples/shop/cache.yaml has it.
     assert!(evicted > 0, "the cache held all there was: {figures}");
-    // A query waits for twenty milliseconds by itself.
-    assert!(after.p50_ms < before.p50_ms / 2.0, "{figures}");
+    // A query waits for twenty milliseconds by itself: who asks the cache alone saves nearly all of that.
+    assert!(after.p50_ms < before.p50_ms - 15.0, "{figures}");
     status_tells(&shop);
+    // With all that is in it, and the operator there: nothing holds it.
+    customers.remove();
+    kubectl(&["delete", "namespace", &shop.namespace, "--wait", "--timeout=180s"]).expect("the namespace ends");
 }
 
 /// How many keys the primary of the shop's cache has evicted since it began, as it says itself.
@@ -163,11 +166,17 @@ fn evicted(namespace: &str) -> u64 {
 
 /// What `kubectl get` shows of it in the end.
 fn status_tells(shop: &Shop) {
+    let percent =
+        |status: &Value, field: &str| status[field].as_str().and_then(|text| text.strip_suffix('%')?.parse::<f64>().ok());
     eventually("the policy's status", Duration::from_secs(60), || {
         let policy = get(&shop.namespace, "cachepolicy/shop").ok_or("there is no policy")?;
-        let found = policy["status"].to_string();
-        let accepted = super::cluster::condition(&policy, "Accepted").ok_or(found.clone())?;
-        if accepted["status"] == "True" { Ok(()) } else { Err(found) }
+        let status = &policy["status"];
+        let accepted = super::cluster::condition(&policy, "Accepted").ok_or(status.to_string())?;
+        let is_told = accepted["status"] == "True"
+            && status["sidecars"]["current"] == "2/2"
+            && percent(status, "hitRatio").is_some_and(|hits| hits >= 80.0)
+            && percent(status, "originLoadSaved").is_some_and(|saved| saved >= 80.0);
+        if is_told { Ok(()) } else { Err(status.to_string()) }
     });
     assert_eq!(list(&shop.namespace, "pods", "larder.dev/binding").len(), 2);
 }

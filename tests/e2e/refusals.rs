@@ -6,6 +6,25 @@ use super::cluster::run;
 use super::install::{self, PLACE};
 use super::tier::{Tier, VALKEY_8_1};
 
+/// Changes of a good policy's spec and of its rule, and what is said of them.
+const POLICIES_REFUSED: [(&str, &str, &str); 11] = [
+    (r#"{"defaults": {"ttl": "2h", "maxTtl": "1h"}}"#, "{}", "ttl is longer than maxTtl"),
+    (r#"{"defaults": {"jitter": "101%"}}"#, "{}", "write a share in whole per cent"),
+    (r#"{"origins": [{"name": "none"}]}"#, "{}", "write either sql or http"),
+    (r#"{"inject": {"env": "IfAbsent", "port": 9121}}"#, "{}", "port 9121 is where the sidecar serves"),
+    ("{}", r#"{"keys": "user:*"}"#, "there are no globs"),
+    ("{}", r#"{"ttl": "5 minutes"}"#, "write a duration above zero"),
+    ("{}", r#"{"strategy": "Bypass"}"#, "a Bypass rule touches nothing"),
+    ("{}", r#"{"strategy": "ReadThrough"}"#, "a ReadThrough rule loads what is missing"),
+    (
+        "{}",
+        r#"{"strategy": "ReadThrough", "origin": {"name": "db", "read": "SELECT 1"}}"#,
+        "origin.name must be the name of one of spec.origins",
+    ),
+    ("{}", r#"{"strategy": "WriteThrough"}"#, "a WriteThrough rule loads what is missing and writes"),
+    ("{}", r#"{"stampede": {"mode": "Disabled", "lease": "1s"}}"#, "mode: Disabled protects from nothing"),
+];
+
 /// A manifest that is good but for one change at a path.
 fn with(change: &Value) -> Value {
     let tier = Tier::of("refused", VALKEY_8_1);
@@ -61,4 +80,30 @@ fn the_api_server_refuses_and_says_what_to_write() {
     }
     let unknown = refused(&with(&json!({"spec": {"replica": 2}})));
     assert!(unknown.contains("unknown field \"spec.replica\""), "{unknown}");
+}
+
+#[test]
+fn the_api_server_refuses_policies_and_says_what_to_write() {
+    let _cluster = install::cluster();
+    let rule = |change: &Value| {
+        let mut rule = json!({"name": "user", "keys": "user:{id}", "strategy": "CacheAside", "ttl": "10m"});
+        merge(&mut rule, change);
+        rule
+    };
+    let policy = |spec: &Value, changed: &Value| {
+        let mut policy = json!({
+            "apiVersion": "larder.dev/v1alpha1", "kind": "CachePolicy", "metadata": {"name": "refused", "namespace": PLACE},
+            "spec": {"cacheCluster": "main", "workloads": {"matchLabels": {"app": "refused"}}, "rules": [rule(changed)]},
+        });
+        merge(&mut policy["spec"], spec);
+        policy
+    };
+    let none = json!({});
+    let good = run("kubectl", &["-n", PLACE, "apply", "--dry-run=server", "-f", "-"], &policy(&none, &none).to_string());
+    good.expect("the manifest without a change is good");
+    for (spec, changed, words) in POLICIES_REFUSED {
+        let (spec, changed) = (serde_json::from_str(spec).expect("JSON"), serde_json::from_str(changed).expect("JSON"));
+        let said = refused(&policy(&spec, &changed));
+        assert!(said.contains(words), "{spec} {changed}: {said}");
+    }
 }

@@ -34,6 +34,8 @@ pub struct Report {
     pub faults: String,
     pub lost: u64,
     pub lost_examples: String,
+    /// When the first and the last of those were acknowledged, by the clock of the pod's node, since 1970.
+    pub lost_between: Option<(Duration, Duration)>,
     /// The longest time in which one of the writers had no acknowledgement.
     pub longest_gap: Duration,
 }
@@ -149,12 +151,14 @@ impl Writers {
         let report = self.say("stop");
         assert!(report["notReadBack"].is_null(), "the values were not read back: {report}");
         let number = |field: &str| report[field].as_u64().unwrap_or_else(|| panic!("{field} of {report}"));
+        let lost_at = |field: &str| Duration::from_millis(number(field));
         Report {
             acknowledged: number("acknowledged"),
             failed: number("failed"),
             faults: report["faults"].to_string(),
             lost: number("lost"),
             lost_examples: report["lostExamples"].to_string(),
+            lost_between: (number("lost") > 0).then(|| (lost_at("firstLostMillis"), lost_at("lastLostMillis"))),
             longest_gap: Duration::from_millis(number("longestGapMillis")),
         }
     }

@@ -28,8 +28,8 @@ pub struct Run {
 /// What one writer did.
 #[derive(Default)]
 struct Written {
-    /// The numbers of the values that were acknowledged.
-    acknowledged: Vec<u32>,
+    /// The numbers of the values that were acknowledged, and when, since 1970.
+    acknowledged: Vec<(u32, Duration)>,
     /// By what went wrong.
     failed: BTreeMap<Fault, u32>,
     /// The longest time without an acknowledgement.
@@ -39,8 +39,7 @@ struct Written {
 impl Run {
     /// Starts the writers. Values are unique among all runs of all clients.
     pub fn start(target: Target, number: u32) -> Self {
-        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let name = format!("e2e:{}:{number}", since.as_millis());
+        let name = format!("e2e:{}:{number}", since_1970().as_millis());
         let (stop, acknowledged, failed) = (Arc::default(), Arc::default(), Arc::default());
         let writers = (0..target.writers)
             .map(|writer| {
@@ -65,26 +64,33 @@ impl Run {
         for (fault, count) in written.iter().flat_map(|written| &written.failed) {
             *failed.entry(fault.clone()).or_default() += count;
         }
-        let keys: Vec<String> = (0u32..)
+        let (keys, times): (Vec<String>, Vec<Duration>) = (0u32..)
             .zip(&written)
-            .flat_map(|(writer, written)| written.acknowledged.iter().map(move |number| (writer, number)))
-            .map(|(writer, number)| format!("{}:{writer}:{number}", self.name))
-            .collect();
+            .flat_map(|(writer, written)| written.acknowledged.iter().map(move |acknowledged| (writer, acknowledged)))
+            .map(|(writer, (number, at))| (format!("{}:{writer}:{number}", self.name), *at))
+            .unzip();
         let (lost, not_read_back) = match read_back(&self.target, &keys) {
             Ok(lost) => (lost, "null".to_owned()),
             Err(fault) => (Vec::new(), format!("{fault:?}")),
         };
+        let lost_at = || lost.iter().filter_map(|place| times.get(*place)).map(Duration::as_millis);
         let longest_gap = written.iter().map(|written| written.longest_gap).max().unwrap_or_default();
         // Texts are words of replies and names of keys, which Rust quotes as JSON does.
         format!(
-            "{{\"acknowledged\":{},\"failed\":{},\"faults\":{failed:?},\"lost\":{},\"lostExamples\":{:?},\"longestGapMillis\":{},\"notReadBack\":{not_read_back}}}",
+            "{{\"acknowledged\":{},\"failed\":{},\"faults\":{failed:?},\"lost\":{},\"lostExamples\":{:?},\"firstLostMillis\":{},\"lastLostMillis\":{},\"longestGapMillis\":{},\"notReadBack\":{not_read_back}}}",
             keys.len(),
             failed.values().sum::<u32>(),
             lost.len(),
-            lost.iter().take(10).collect::<Vec<_>>(),
+            lost.iter().filter_map(|place| keys.get(*place)).take(10).collect::<Vec<_>>(),
+            lost_at().min().unwrap_or_default(),
+            lost_at().max().unwrap_or_default(),
             longest_gap.as_millis(),
         )
     }
+}
+
+fn since_1970() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
 fn write(target: &Target, name: &str, stop: &AtomicBool, acknowledged: &AtomicU32, failed: &AtomicU32) -> Written {
@@ -113,7 +119,7 @@ fn write(target: &Target, name: &str, stop: &AtomicBool, acknowledged: &AtomicU3
                 connection = Some(open);
                 written.longest_gap = written.longest_gap.max(last.elapsed());
                 last = Instant::now();
-                written.acknowledged.push(number);
+                written.acknowledged.push((number, since_1970()));
                 acknowledged.fetch_add(1, Ordering::Relaxed);
                 thread::sleep(pause.saturating_sub(began.elapsed()));
             }
@@ -128,13 +134,13 @@ fn write(target: &Target, name: &str, stop: &AtomicBool, acknowledged: &AtomicU3
     written
 }
 
-/// The keys that are gone, or hold something else than their own name. Those that are there are removed: what fills the cache would
-/// be evicted from a later run.
-fn read_back(target: &Target, keys: &[String]) -> Result<Vec<String>, Fault> {
+/// The places of the keys that are gone, or hold something else than their own name. Those that are there are removed: what fills the cache
+/// would be evicted from a later run.
+fn read_back(target: &Target, keys: &[String]) -> Result<Vec<usize>, Fault> {
     let deadline = Instant::now() + READ_BACK_WITHIN;
     let mut lost = Vec::new();
     let mut connection: Option<Connection> = None;
-    for batch in keys.chunks(READ_BACK_BATCH) {
+    for (first, batch) in (0..).step_by(READ_BACK_BATCH).zip(keys.chunks(READ_BACK_BATCH)) {
         let values = loop {
             match connection.take().map_or_else(|| primary(target), Ok).and_then(|mut open| Ok((values(&mut open, batch)?, open)))
             {
@@ -151,9 +157,8 @@ fn read_back(target: &Target, keys: &[String]) -> Result<Vec<String>, Fault> {
             // They go by themselves otherwise.
             connection = open.call(&command).ok().map(|_| open);
         }
-        lost.extend(
-            batch.iter().zip(values).filter(|(key, value)| *value != Reply::Text((*key).clone())).map(|(key, _)| key.clone()),
-        );
+        let differs = |(_, (key, value)): &(usize, (&String, Reply))| *value != Reply::Text((*key).clone());
+        lost.extend((first..).zip(batch.iter().zip(values)).filter(differs).map(|(place, _)| place));
     }
     Ok(lost)
 }
