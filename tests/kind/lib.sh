@@ -139,8 +139,8 @@ docker_up() {
     sleep 0.5
   done
   log "starting dockerd, log $cache/dockerd.log"
-  # Not with the tools' own containerd and shim in the PATH: they are of another version than Debian's.
-  PATH=${PATH#"$bin:"} setsid dockerd --host "$DOCKER_HOST" --data-root "$cache/docker" --exec-root "$cache/docker-exec" \
+  # Not with the tools' own containerd and shim anywhere in the PATH: they are of another version than Debian's.
+  PATH=${PATH//"$bin:"/} setsid dockerd --host "$DOCKER_HOST" --data-root "$cache/docker" --exec-root "$cache/docker-exec" \
     --pidfile "$cache/dockerd.pid" --bridge none --default-address-pool base=172.30.0.0/16,size=24 \
     --add-runtime "fit=$cache/runc-fit" --default-runtime fit \
     </dev/null >"$cache/dockerd.log" 2>&1 &
