@@ -31,6 +31,8 @@ pub struct Writers {
 pub struct Report {
     pub acknowledged: u64,
     pub failed: u64,
+    /// How many of those were attempts that nobody answered in time, which the longest gap tells as well.
+    pub timed_out: u64,
     pub faults: String,
     pub lost: u64,
     pub lost_examples: String,
@@ -155,6 +157,7 @@ impl Writers {
         Report {
             acknowledged: number("acknowledged"),
             failed: number("failed"),
+            timed_out: report["faults"]["timeout"].as_u64().unwrap_or_default(),
             faults: report["faults"].to_string(),
             lost: number("lost"),
             lost_examples: report["lostExamples"].to_string(),
