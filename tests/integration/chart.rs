@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -160,6 +160,49 @@ fn pods_hold_to_the_restricted_profile() {
         }
     }
     assert_eq!(seen, 2);
+}
+
+#[test]
+fn two_replicas_have_a_budget_a_network_policy_and_the_registrys_login() {
+    let Some(helm) = helm() else { return };
+    let objects = render(&helm, &["--set", "imagePullSecrets={registry}"]).expect("rendered");
+    let only = |objects: &[Value], kind| {
+        let mut found = of_kind(objects, kind);
+        let first = found.next().map(|object| object["spec"].clone());
+        assert!(found.next().is_none(), "another {kind}");
+        first
+    };
+    let [deployment, budget, policy] =
+        ["Deployment", "PodDisruptionBudget", "NetworkPolicy"].map(|kind| only(&objects, kind).expect(kind));
+    assert_eq!(deployment["replicas"], 2);
+    let selector = json!({"matchLabels": {
+        "app.kubernetes.io/name": "larder", "app.kubernetes.io/instance": "larder", "app.kubernetes.io/component": "operator",
+    }});
+    assert_eq!((&deployment["selector"], &policy["podSelector"]), (&selector, &selector));
+    assert_eq!(budget, json!({"maxUnavailable": 1, "selector": selector}));
+    let (labels, selected) =
+        (&deployment["template"]["metadata"]["labels"], selector["matchLabels"].as_object().expect("labels"));
+    assert!(selected.iter().all(|(label, value)| labels[label] == *value), "{labels}");
+    for pod in [&deployment, &only(&objects, "Job").expect("the uninstall hook")].map(|owner| &owner["template"]["spec"]) {
+        assert_eq!(pod["imagePullSecrets"], json!([{"name": "registry"}]));
+    }
+
+    // In: metrics alone. Out: the API server, which no label tells, names, and what Larder made.
+    assert_eq!(
+        (&policy["policyTypes"], &policy["ingress"]),
+        (&json!(["Ingress", "Egress"]), &json!([{"ports": [{"port": "http"}]}]))
+    );
+    let tiers = json!([{"namespaceSelector": {}, "podSelector": {"matchLabels": {"app.kubernetes.io/managed-by": "larder"}}}]);
+    let egress = json!([
+        {"ports": [{"port": 443}, {"port": 6443}]},
+        {"ports": [{"port": 6379}, {"port": 9121}, {"port": 26379}], "to": tiers},
+        {"ports": [{"port": 53, "protocol": "UDP"}, {"port": 53, "protocol": "TCP"}]},
+    ]);
+    assert_eq!(policy["egress"], egress);
+
+    // One replica may be drained, since nothing else would let its node go.
+    let alone = render(&helm, &["--set", "replicas=1", "--set", "networkPolicy.enabled=false"]).expect("rendered");
+    assert!(only(&alone, "PodDisruptionBudget").is_none() && only(&alone, "NetworkPolicy").is_none());
 }
 
 #[test]
