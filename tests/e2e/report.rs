@@ -1,4 +1,4 @@
-//! The table of what was measured: on standard error as it comes, and as a file.
+//! The tables of what was measured: row by row, on standard error as it comes, and by case, in one file.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -8,6 +8,9 @@ use std::time::Duration;
 
 use super::tier::Tier;
 use super::writers::Report;
+
+/// From how many values on a median says something. Fewer are all shown, so that those of several runs can be put together.
+const ENOUGH_FOR_MEDIAN: usize = 5;
 
 /// One row.
 pub struct Line {
@@ -44,6 +47,7 @@ pub fn add(line: Line) {
     for line in lines.iter() {
         text.push_str(&row(line));
     }
+    text.push_str(&by_case(&lines));
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/e2e.md");
     fs::write(&path, text).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
 }
@@ -64,4 +68,77 @@ fn row(line: &Line) -> String {
     let problem = line.problem.as_deref().unwrap_or_default().lines().next().unwrap_or_default().replace('|', "/");
     let _ = writeln!(text, " {problem} |");
     text
+}
+
+/// What each case came to over all tiers, with and without a restart of the operator, in the order in which they were first done.
+fn by_case(lines: &[Line]) -> String {
+    let mut cases: Vec<(&str, Vec<&Report>)> = Vec::new();
+    for line in lines {
+        let (Some(report), name) = (&line.report, line.case.trim_end_matches(", operator restarted")) else { continue };
+        match cases.iter_mut().find(|(case, _)| *case == name) {
+            Some((_, reports)) => reports.push(report),
+            None => cases.push((name, vec![report])),
+        }
+    }
+    let mut text = String::from("\n| what was done | times | longest gap, ms | lost |\n|---|---|---|---|\n");
+    for (case, reports) in cases {
+        let gaps = spread(reports.iter().map(|report| report.longest_gap.as_millis()).collect());
+        let lost: u64 = reports.iter().map(|report| report.lost).sum();
+        let _ = writeln!(text, "| {case} | {} | {gaps} | {lost} |", reports.len());
+    }
+    text
+}
+
+/// Median and range; of few values the values themselves.
+fn spread(mut values: Vec<u128>) -> String {
+    values.sort_unstable();
+    match values.as_slice() {
+        [least, .., greatest] if values.len() >= ENOUGH_FOR_MEDIAN => {
+            let (below, above) = (values[(values.len() - 1) / 2], values[values.len() / 2]);
+            format!("median {}, {least} to {greatest}", u128::midpoint(below, above))
+        }
+        few => few.iter().map(u128::to_string).collect::<Vec<_>>().join(", "),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn medians_are_of_five_values_at_least() {
+        assert_eq!(spread(vec![]), "");
+        assert_eq!(spread(vec![40, 10, 30, 20]), "10, 20, 30, 40");
+        assert_eq!(spread(vec![50, 40, 10, 30, 20]), "median 30, 10 to 50");
+        assert_eq!(spread(vec![60, 50, 40, 10, 30, 20]), "median 35, 10 to 60");
+    }
+
+    #[test]
+    fn a_case_is_one_over_all_tiers() {
+        let line = |tier: &str, case: &str, gap: u64, lost: u64| Line {
+            tier: tier.to_owned(),
+            case: case.to_owned(),
+            report: Some(Report {
+                acknowledged: 10_000,
+                failed: 0,
+                faults: String::new(),
+                lost,
+                lost_examples: String::new(),
+                lost_between: None,
+                longest_gap: Duration::from_millis(gap),
+            }),
+            took: None,
+            problem: None,
+        };
+        let failed = Line { report: None, ..line("c", "live parameter", 0, 0) };
+        let lines = [
+            line("a", "pod killed", 7, 1),
+            line("a", "live parameter, operator restarted", 5, 0),
+            failed,
+            line("b", "pod killed", 3, 2),
+        ];
+        let expected = "\n| what was done | times | longest gap, ms | lost |\n|---|---|---|---|\n\
+                        | pod killed | 2 | 3, 7 | 3 |\n| live parameter | 1 | 5 | 0 |\n";
+        assert_eq!(by_case(&lines), expected);
+    }
 }
