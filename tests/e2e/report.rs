@@ -121,6 +121,7 @@ mod tests {
             report: Some(Report {
                 acknowledged: 10_000,
                 failed: 0,
+                timed_out: 0,
                 faults: String::new(),
                 lost,
                 lost_examples: String::new(),
