@@ -130,6 +130,7 @@ fn a_server_reads_its_files_and_lets_everybody_do_what_is_theirs() {
             ("maxmemory", "27962026"),
             ("maxmemory-policy", "volatile-lfu"),
             ("appendonly", "yes"),
+            ("aof-use-rdb-preamble", "yes"),
             ("appendfsync", "everysec"),
             ("min-replicas-to-write", "1"),
             ("min-replicas-max-lag", "2"),
@@ -143,6 +144,9 @@ fn a_server_reads_its_files_and_lets_everybody_do_what_is_theirs() {
         ] {
             assert_eq!(setting(name), value, "{engine:?} {name}");
         }
+        let files = fs::read_dir(pod.path("/data/appendonlydir")).expect("the append-only file");
+        let names: Vec<_> = files.map(|file| file.expect("readable").file_name().to_string_lossy().into_owned()).collect();
+        assert!(names.iter().any(|name| name.ends_with(".base.rdb")), "{engine:?} begins without a snapshot: {names:?}");
         assert_eq!(system.line("CONFIG SET min-replicas-to-write 0"), Value::Simple("OK".to_owned()));
         // As the agent does while it runs.
         let config = fs::read(pod.path("/etc/larder/config/agent-0.json")).expect("readable");

@@ -128,6 +128,10 @@ fn server_conf(wanted: &Wanted) -> String {
     lines.add("daemonize", &["no"]);
     lines.add("save", &[""]);
     lines.add("appendonly", &[if wanted.storage.is_some() { "yes" } else { "no" }]);
+    if wanted.storage.is_some() {
+        // Each rewrite of the file begins it with a snapshot, from which a server starts sooner than from the commands that led there.
+        lines.add("aof-use-rdb-preamble", &["yes"]);
+    }
     // A replica that returns is wanted at once, not after waiting for others that might.
     lines.add("repl-diskless-sync-delay", &["0"]);
     for (keyword, value) in live_settings(wanted) {

@@ -287,6 +287,18 @@ fn who_may_connect_is_what_is_written() {
 }
 
 #[test]
+fn durable_servers_keep_their_file_with_a_snapshot_at_its_beginning() {
+    let lines = |spec: Value| {
+        let text = text(&build(&spec, &Kept::default()), 0, "server.conf");
+        let of_persistence = |line: &&str| ["save ", "append", "aof-"].iter().any(|begin| line.starts_with(begin));
+        text.lines().filter(of_persistence).map(str::to_owned).collect::<Vec<_>>()
+    };
+    let durable = lines(json!({"storage": {"size": "1Gi"}}));
+    assert_eq!(durable, ["save \"\"", "appendonly yes", "aof-use-rdb-preamble yes", "appendfsync everysec"]);
+    assert_eq!(lines(json!({})), ["save \"\"", "appendonly no"]);
+}
+
+#[test]
 fn sentinels_have_one_identity_each() {
     let objects = build(&json!({}), &Kept::default());
     let id = |entry: &str| {
