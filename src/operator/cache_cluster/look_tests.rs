@@ -226,6 +226,22 @@ async fn a_pause_stops_everything_but_the_status() {
     assert!(was_told("ACL SETUSER"), "{told:?}");
 }
 
+/// Whoever served once is repaired, and never formed anew over its data.
+#[tokio::test]
+async fn what_once_served_stays_initialized_while_nobody_serves() {
+    let standing = Standing::new(json!({}));
+    for (served, reason) in [(true, "NoPrimary"), (false, "Forming")] {
+        let (mut cluster, api) = (standing.cluster(), standing.api());
+        cluster.status = cluster.status.filter(|_| served);
+        look_once(api.client(), cluster, &mut Memory::default()).await;
+        let status = api.last("cacheclusters/shop/status").unwrap()["status"].clone();
+        let conditions = status["conditions"].as_array().unwrap();
+        let ready = conditions.iter().find(|condition| condition["type"] == "Ready").unwrap();
+        assert_eq!((&ready["status"], &ready["reason"]), (&json!("False"), &json!(reason)), "{status}");
+        assert_eq!(status["initialized"] == true, served, "{status}");
+    }
+}
+
 #[tokio::test]
 async fn sentinels_that_are_to_go_count_until_they_are_gone() {
     let mut standing = Standing::new(json!({}));

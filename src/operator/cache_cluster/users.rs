@@ -363,6 +363,26 @@ mod tests {
         assert_eq!(Users::parse(first().to_json().as_bytes()), Some(first()));
     }
 
+    /// What everybody who may log in can do at sentinels, and thereby at the tier: a change of this is one of what clients are trusted with.
+    #[test]
+    fn at_sentinels_everybody_finds_the_servers_and_changes_nothing() {
+        let rules = "resetchannels &* -@all +auth +hello +ping +client -client|kill -client|pause -client|unpause \
+                     +subscribe +unsubscribe +psubscribe +punsubscribe +role +info +command \
+                     +sentinel|myid +sentinel|get-master-addr-by-name +sentinel|master +sentinel|masters +sentinel|replicas \
+                     +sentinel|slaves +sentinel|sentinels";
+        let name = BindingName::of("Deployment", "web", "main");
+        let grant = Grant::new("two", std::iter::once("*".to_owned()).collect(), true, true);
+        let users = first().bind(None, &BTreeMap::from([(name.clone(), grant)]), None, at(0));
+        let expected = [
+            ("default".to_owned(), "off".to_owned()),
+            ("shop".to_owned(), format!("on #{} {rules}", sha256(b"one"))),
+            (name.user(), format!("on #{} {rules}", sha256(b"two"))),
+            (SYSTEM_USER.to_owned(), format!("on #{} ~* &* +@all", sha256(b"system"))),
+        ];
+        let on_sentinels = users.on_sentinels().into_iter().map(|UserRules { name, rules }| (name, rules.join(" ")));
+        assert_eq!(on_sentinels.collect::<Vec<_>>(), expected);
+    }
+
     proptest! {
         /// Whatever is changed when, and however servers lag: what was published keeps working for the grace after it was replaced,
         /// what is published every server has proved, and in the end only what is wanted works.

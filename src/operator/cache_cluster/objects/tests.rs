@@ -286,6 +286,84 @@ fn who_may_connect_is_what_is_written() {
     assert_eq!(json!(ingress[2].ports), json!([{"port": 9121, "protocol": "TCP"}]));
 }
 
+/// What rolls, drains and clients' connections depend on, field by field.
+#[test]
+fn sets_and_budgets_leave_the_order_of_pods_to_the_operator() {
+    let built = build(&json!({}), &Kept::default());
+    let (sets, budgets) = (json!(built.stateful_sets), json!(built.disruption_budgets));
+    let [servers, sentinels] = [selected("server", Some("0")), selected("sentinel", None)];
+    for (index, name, service, selected, unhealthy) in [
+        (0, "shop-0", "shop-servers", servers, "IfHealthyBudget"),
+        (1, "shop-sentinel", "shop-sentinels-headless", sentinels, "AlwaysAllow"),
+    ] {
+        let (set, budget) = (&sets[index], &budgets[index]);
+        assert_eq!((&set["metadata"]["name"], &budget["metadata"]["name"]), (&json!(name), &json!(name)));
+        assert_eq!(set["spec"]["updateStrategy"], json!({"type": "OnDelete"}), "{name}");
+        assert_eq!((&set["spec"]["podManagementPolicy"], &set["spec"]["serviceName"]), (&json!("Parallel"), &json!(service)));
+        let selector = json!({"matchLabels": selected});
+        assert_eq!(set["spec"]["selector"], selector, "{name}");
+        assert_eq!(
+            budget["spec"],
+            json!({"maxUnavailable": 1, "unhealthyPodEvictionPolicy": unhealthy, "selector": selector}),
+            "{name}"
+        );
+    }
+    assert_eq!((sets.as_array().unwrap().len(), budgets.as_array().unwrap().len()), (2, 2));
+}
+
+#[test]
+fn services_lead_to_the_pods_that_they_are_for() {
+    let with = |mut spec: Value, selected: Value, ports: &[&Value]| {
+        (spec["selector"], spec["ports"]) = (selected, json!(ports));
+        spec
+    };
+    let port = |name: &str, port: u16| json!({"name": name, "port": port, "protocol": "TCP", "targetPort": name});
+    let (redis, agent, sentinel) = (port("redis", 6379), port("agent", 9121), port("sentinel", 26379));
+    let headless = |selected: Value, ports: &[&Value]| {
+        let address = json!({"type": "ClusterIP", "clusterIP": "None", "publishNotReadyAddresses": true});
+        with(address, selected, ports)
+    };
+    let of_pod = |pod: &str, ports: &[&Value]| {
+        let address = json!({"type": "ClusterIP", "publishNotReadyAddresses": true});
+        with(address, json!({"statefulset.kubernetes.io/pod-name": pod}), ports)
+    };
+    let of_clients = |selected: Value, port: &Value| with(json!({"type": "ClusterIP"}), selected, &[port]);
+    let (servers, sentinels) = (selected("server", None), selected("sentinel", None));
+    let expected = BTreeMap::from([
+        ("shop-servers", headless(servers.clone(), &[&redis, &agent])),
+        ("shop-sentinels-headless", headless(sentinels.clone(), &[&sentinel])),
+        ("shop-sentinels", of_clients(sentinels, &sentinel)),
+        ("shop-replicas", of_clients(servers, &redis)),
+        // Its endpoints are the operator's to write.
+        ("shop-primary", json!({"type": "ClusterIP", "ports": [redis]})),
+        ("shop-0-0", of_pod("shop-0-0", &[&redis, &agent])),
+        ("shop-0-1", of_pod("shop-0-1", &[&redis, &agent])),
+        ("shop-sentinel-0", of_pod("shop-sentinel-0", &[&sentinel])),
+        ("shop-sentinel-1", of_pod("shop-sentinel-1", &[&sentinel])),
+        ("shop-sentinel-2", of_pod("shop-sentinel-2", &[&sentinel])),
+    ]);
+    let services = services(&wanted(&json!({})), 2);
+    let built: BTreeMap<&str, Value> =
+        services.iter().map(|service| (service.metadata.name.as_deref().unwrap(), json!(service.spec))).collect();
+    assert_eq!(built, expected);
+    // Services name ports, and containers have them.
+    let objects = build(&json!({}), &Kept::default());
+    for (set, ports) in [(0, vec![("redis", 6379), ("agent", 9121)]), (1, vec![("sentinel", 26379)])] {
+        let open = container(&objects, set).ports.as_ref().unwrap();
+        let open: Vec<_> = open.iter().map(|port| (port.name.as_deref().unwrap(), port.container_port)).collect();
+        assert_eq!(open, ports);
+    }
+}
+
+/// The labels that select pods.
+fn selected(component: &str, shard: Option<&str>) -> Value {
+    let mut labels = json!({"larder.dev/cluster": "shop", "app.kubernetes.io/component": component});
+    if let Some(shard) = shard {
+        labels["larder.dev/shard"] = json!(shard);
+    }
+    labels
+}
+
 #[test]
 fn durable_servers_keep_their_file_with_a_snapshot_at_its_beginning() {
     let lines = |spec: Value| {
