@@ -55,6 +55,33 @@ async fn unowned(scene: &Scene, uid: &str) -> Vec<String> {
     found
 }
 
+/// What of the objects that the operator makes is somebody else's, or not applied. Pods and claims are their sets', and the status of sets is
+/// the stage's.
+async fn managed_by_others(scene: &Scene) -> Vec<String> {
+    let of = |object: &Value, is_status: bool| {
+        let entries = object["metadata"]["managedFields"].as_array().cloned().unwrap_or_default().into_iter();
+        let of_part = entries.filter(move |entry| (entry["subresource"] == "status") == is_status);
+        of_part.map(|entry| format!("{} by {}", entry["operation"], entry["manager"])).collect::<Vec<_>>()
+    };
+    let applied = [r#""Apply" by "larder""#];
+    let mut found = Vec::new();
+    for kind in KINDS.into_iter().filter(|kind| !kind.ends_with("/pods") && !kind.ends_with("claims")) {
+        for object in scene.list(kind, SHOP).await {
+            let entries = of(&object, false);
+            if entries != applied {
+                found.push(format!("{kind}/{}: {entries:?}", object["metadata"]["name"]));
+            }
+        }
+    }
+    for cluster in scene.list("apis/larder.dev/v1alpha1/cacheclusters", SHOP).await {
+        let entries = of(&cluster, true);
+        if entries != applied {
+            found.push(format!("the status: {entries:?}"));
+        }
+    }
+    found
+}
+
 /// The row of `kubectl get cc`, as the API server makes it, by the columns' names.
 async fn table(scene: &Scene) -> BTreeMap<String, Value> {
     let as_table = [("accept", "application/json;as=Table;v=v1;g=meta.k8s.io")];
@@ -100,6 +127,11 @@ async fn a_tier_forms_and_is_then_left_alone() {
     }
     let uid = made.metadata.uid.expect("a uid");
     assert_eq!(unowned(&scene, &uid).await, Vec::<String>::new(), "has no owner, and would stay behind");
+    assert_eq!(
+        managed_by_others(&scene).await,
+        Vec::<String>::new(),
+        "has another manager, and two would undo each other's work"
+    );
     let told = scene.stage.with(SHOP, "main", |tier| tier.users_on_sentinels());
     assert!(told.len() == 3 && told.iter().all(|users| users.contains("larder-system")), "{told:?}");
 
