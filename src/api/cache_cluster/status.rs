@@ -47,6 +47,7 @@ pub struct CacheClusterStatus {
     pub conditions: Vec<Condition>,
     /// In a word or two: Forming, Ready, Rolling, Failing over, Paused, Invalid …
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
     pub summary: Option<String>,
     /// Whether it ever served. From then on the operator only repairs: it never forms the tier anew over data.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -65,6 +66,7 @@ pub struct CacheClusterStatus {
     pub certificates: Option<CertificatesStatus>,
     /// Labels that select the pods of the servers, as `kubectl get pods -l` takes them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 512))]
     pub selector: Option<String>,
 }
 
@@ -74,13 +76,17 @@ pub struct CacheClusterStatus {
 pub struct ServersStatus {
     /// The primary's pod.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 63))]
     pub primary: Option<String>,
     /// The primary's announced address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
     pub primary_address: Option<String>,
     /// How many serve in step, of how many: `2/2`.
+    #[schemars(length(max = 16))]
     pub ready: String,
     /// How many run in the form that is written, of how many: `2/2`.
+    #[schemars(length(max = 16))]
     pub updated: String,
 }
 
@@ -89,8 +95,10 @@ pub struct ServersStatus {
 #[serde(rename_all = "camelCase")]
 pub struct SentinelsStatus {
     /// How many answer and name the primary, of how many: `3/3`.
+    #[schemars(length(max = 16))]
     pub ready: String,
     /// How many run in the form that is written, of how many: `3/3`.
+    #[schemars(length(max = 16))]
     pub updated: String,
 }
 
@@ -104,6 +112,7 @@ pub struct UsersStatus {
     pub proved: u64,
     /// What is going on: `Settled`, `Adding` (a new password is on its way to the servers), `Both` (it works everywhere, and so does
     /// the earlier one, until it is dropped), or `Dropping`.
+    #[schemars(length(max = 16))]
     pub phase: String,
 }
 
@@ -113,13 +122,18 @@ pub struct UsersStatus {
 pub struct CertificatesStatus {
     /// The spec.tls.rotation that they were made for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
     pub rotation: Option<String>,
     /// The SHA-256 of the servers' newest certificate.
+    #[schemars(length(max = 64))]
     pub fingerprint: String,
     /// When the first of the newest certificates ends. They are renewed a month before.
+    #[schemars(length(max = 64))]
     pub expires: String,
     /// How many servers have shown the newest in a handshake, of how many: `2/2`.
+    #[schemars(length(max = 16))]
     pub servers: String,
     /// How many sentinels have, of how many: `3/3`.
+    #[schemars(length(max = 16))]
     pub sentinels: String,
 }

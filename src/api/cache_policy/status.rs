@@ -7,6 +7,10 @@ use serde::{Deserialize, Serialize};
 
 /// The most workloads that a status names.
 pub const MAX_NAMED: usize = 20;
+/// The longest name of a workload, with its kind, in characters. What owns a pod may claim any kind.
+pub const MAX_NAME_CHARS: usize = 320;
+/// The longest text of why a sidecar refuses a snapshot, in characters.
+pub const MAX_REFUSED_CHARS: usize = 256;
 
 /// The types of a CachePolicy's conditions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -47,6 +51,7 @@ pub struct CachePolicyStatus {
     pub conditions: Vec<Condition>,
     /// In a word or two: Delivered, Waiting, Overlap, SecretNotFound …
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
     pub summary: Option<String>,
     /// The workloads that it selects.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -56,9 +61,11 @@ pub struct CachePolicyStatus {
     pub sidecars: Option<SidecarsStatus>,
     /// Of all keys that the policy's rules cover, how many reads the cache answered, in per cent, since the operator listens.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 16))]
     pub hit_ratio: Option<String>,
     /// Of all such reads that an origin or the application would have had to load for, how many needed no load, in per cent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 16))]
     pub origin_load_saved: Option<String>,
     /// How many connections origins may see.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -73,7 +80,7 @@ pub struct WorkloadsStatus {
     pub matched: u32,
     /// The first of them, such as Deployment/shop.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 20))]
+    #[schemars(length(max = MAX_NAMED), inner(length(max = MAX_NAME_CHARS)))]
     pub names: Vec<String>,
     /// The newest generation of their snapshots.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -85,11 +92,13 @@ pub struct WorkloadsStatus {
 #[serde(rename_all = "camelCase")]
 pub struct SidecarsStatus {
     /// How many have the newest snapshot in force, of how many: `3/3`. `-/3` where they have not been heard.
+    #[schemars(length(max = 32))]
     pub current: String,
     /// How many pods have one.
     pub total: u32,
     /// Why some of them refuse the newest snapshot, as one of them says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = MAX_REFUSED_CHARS))]
     pub refused: Option<String>,
 }
 

@@ -8,7 +8,10 @@ use k8s_openapi::jiff::Timestamp;
 use super::cache::{Figures, Notice};
 use super::verdict::Judgement;
 use crate::api::CachePolicy;
-use crate::api::cache_policy::{CachePolicyStatus, ConditionType, ConnectionsStatus, MAX_NAMED, SidecarsStatus, WorkloadsStatus};
+use crate::api::cache_policy::{
+    CachePolicyStatus, ConditionType, ConnectionsStatus, MAX_NAME_CHARS, MAX_NAMED, MAX_REFUSED_CHARS, SidecarsStatus,
+    WorkloadsStatus,
+};
 use crate::operator::cache_cluster::report::{Happening, Verdict, condition};
 use crate::policy::Snapshot;
 use crate::policy::snapshot::VERSION;
@@ -186,7 +189,7 @@ pub fn status(
     before: &CachePolicyStatus,
     now: Timestamp,
 ) -> CachePolicyStatus {
-    let names = parts.iter().take(MAX_NAMED).map(|part| part.workload.to_owned()).collect();
+    let names = parts.iter().take(MAX_NAMED).map(|part| begin(part.workload, MAX_NAME_CHARS)).collect();
     CachePolicyStatus {
         observed_generation: policy.metadata.generation,
         conditions: conditions(&before.conditions, verdicts, policy.metadata.generation, now),
@@ -220,7 +223,12 @@ fn sidecars(parts: &[Part<'_>]) -> SidecarsStatus {
     // What has not been heard, or not of late, is not known.
     let current = if heard.is_empty() { format!("-/{total}") } else { format!("{}/{total}", current.min(total)) };
     let refused = heard.iter().find_map(|figures| figures.refused.as_ref());
-    SidecarsStatus { current, total, refused: refused.map(|refused| refused.reason.chars().take(256).collect()) }
+    SidecarsStatus { current, total, refused: refused.map(|refused| begin(&refused.reason, MAX_REFUSED_CHARS)) }
+}
+
+/// The first characters of a text that others chose: the API server refuses a whole status for one that is too long.
+fn begin(text: &str, chars: usize) -> String {
+    text.chars().take(chars).collect()
 }
 
 /// What was counted for the rules of one policy.
@@ -513,9 +521,10 @@ mod tests {
     }
 
     #[test]
-    fn a_status_is_bounded_however_many_workloads_there_are() {
+    fn a_status_is_bounded_however_many_workloads_there_are_and_whatever_they_are_called() {
         let (fine, there, none) = (judgement(), Progress::Delivered, BTreeSet::new());
-        let names: Vec<String> = (0..1000).map(|index| format!("Deployment/shop-{index}")).collect();
+        let kind = "Größe".repeat(100);
+        let names: Vec<String> = (0..1000).map(|index| format!("{kind}/shop-{index}")).collect();
         let parts: Vec<Part<'_>> = names
             .iter()
             .map(|workload| Part {
@@ -530,6 +539,7 @@ mod tests {
             .collect();
         let workloads = shown(&parts).workloads.unwrap();
         assert_eq!((workloads.matched, workloads.names.len()), (1000, MAX_NAMED));
+        assert!(workloads.names.iter().all(|name| name.chars().count() == MAX_NAME_CHARS), "{:?}", workloads.names);
     }
 
     #[test]
