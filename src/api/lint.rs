@@ -1,12 +1,11 @@
 //! Anti-patterns: what the API server accepts, and users regret.
 
-use super::cache_cluster::Eviction;
+use super::cache_cluster::{CacheClusterSpec, Eviction};
 use super::cache_policy::{CachePolicySpec, Defaults, OriginAccess, RuleSpec, Stampede, StampedeMode, StrategyKind};
 use super::compile::{DEFAULT_NEGATIVE_TTL, DEFAULT_TTL};
 use super::finding::{Finding, Severity};
-use super::manifest::{Document, Located, Manifests};
+use super::manifest::{Document, Manifests};
 use super::path::{FieldPath, at};
-use super::{CacheCluster, CachePolicy};
 use crate::policy::{KeyPattern, Span};
 
 /// A default TTL from which values count as forgotten rather than cached.
@@ -52,24 +51,58 @@ pub const CODES: &[&str] = &[
     "unused-origin",
 ];
 
+/// An anti-pattern at one place of an object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AntiPattern {
+    /// Which: one of [`CODES`].
+    pub code: &'static str,
+    /// Where in the object.
+    pub path: FieldPath,
+    /// What is unwise.
+    pub what: String,
+    /// Why that is bad; empty where `what` says it all.
+    pub why: String,
+    /// What to write instead.
+    pub remedy: String,
+}
+
+impl AntiPattern {
+    fn located(self, document: &Document) -> Finding {
+        let Self { code, path, what, why, remedy } = self;
+        Finding { code, why, ..document.finding(Severity::Warning, path, what, remedy) }
+    }
+}
+
 /// Warnings about everything in `manifests`.
 pub fn lint(manifests: &Manifests) -> Vec<Finding> {
-    let mut findings = Vec::new();
-    for cluster in &manifests.clusters {
-        lint_cluster(cluster, &mut findings);
-    }
-    for policy in &manifests.policies {
-        lint_policy(policy, &mut findings);
-    }
-    findings
+    let clusters = manifests.clusters.iter().map(|cluster| (&cluster.document, of_cluster(&cluster.object.spec)));
+    let policies = manifests.policies.iter().map(|policy| (&policy.document, of_policy(&policy.object.spec)));
+    let located = |(document, found): (&Document, Vec<AntiPattern>)| -> Vec<Finding> {
+        found.into_iter().map(|found| found.located(document)).collect()
+    };
+    clusters.chain(policies).flat_map(located).collect()
 }
 
-struct Linter<'a> {
-    document: &'a Document,
-    findings: &'a mut Vec<Finding>,
+/// The anti-patterns of a CacheCluster.
+pub fn of_cluster(spec: &CacheClusterSpec) -> Vec<AntiPattern> {
+    let mut linter = Linter::default();
+    lint_cluster(&mut linter, spec);
+    linter.found
 }
 
-impl Linter<'_> {
+/// The anti-patterns of a policy, in the order of its rules.
+pub fn of_policy(spec: &CachePolicySpec) -> Vec<AntiPattern> {
+    let mut linter = Linter::default();
+    lint_policy(&mut linter, spec);
+    linter.found
+}
+
+#[derive(Default)]
+struct Linter {
+    found: Vec<AntiPattern>,
+}
+
+impl Linter {
     fn warn(
         &mut self,
         code: &'static str,
@@ -79,15 +112,13 @@ impl Linter<'_> {
         remedy: impl Into<String>,
     ) {
         debug_assert!(CODES.contains(&code), "{code} is not in CODES");
-        let finding = self.document.finding(Severity::Warning, path, what, remedy);
-        self.findings.push(Finding { code, why: why.into(), ..finding });
+        self.found.push(AntiPattern { code, path, what: what.into(), why: why.into(), remedy: remedy.into() });
     }
 }
 
-fn lint_cluster(cluster: &Located<CacheCluster>, findings: &mut Vec<Finding>) {
-    let mut linter = Linter { document: &cluster.document, findings };
+fn lint_cluster(linter: &mut Linter, spec: &CacheClusterSpec) {
     let path = at!("spec", "eviction");
-    match cluster.object.spec.eviction() {
+    match spec.eviction() {
         Eviction::VolatileLfu | Eviction::VolatileLru | Eviction::VolatileTtl | Eviction::VolatileRandom => {}
         eviction @ (Eviction::AllkeysLfu | Eviction::AllkeysLru | Eviction::AllkeysRandom) => linter.warn(
             "evicts-everything",
@@ -104,14 +135,14 @@ fn lint_cluster(cluster: &Located<CacheCluster>, findings: &mut Vec<Finding>) {
             "write volatile-lfu",
         ),
     }
-    if let Some(auth) = &cluster.object.spec.auth
+    if let Some(auth) = &spec.auth
         && auth.password.value.is_some()
     {
-        warn_plain_password(&mut linter, at!("spec", "auth", "password", "value"));
+        warn_plain_password(linter, at!("spec", "auth", "password", "value"));
     }
 }
 
-fn warn_plain_password(linter: &mut Linter<'_>, path: FieldPath) {
+fn warn_plain_password(linter: &mut Linter, path: FieldPath) {
     linter.warn(
         "plain-password",
         path,
@@ -121,28 +152,26 @@ fn warn_plain_password(linter: &mut Linter<'_>, path: FieldPath) {
     );
 }
 
-fn lint_policy(policy: &Located<CachePolicy>, findings: &mut Vec<Finding>) {
-    let mut linter = Linter { document: &policy.document, findings };
-    let spec = &policy.object.spec;
+fn lint_policy(linter: &mut Linter, spec: &CachePolicySpec) {
     let defaults = spec.defaults.clone().unwrap_or_default();
-    lint_lifetimes(&mut linter, &at!("spec", "defaults"), defaults.ttl, defaults.max_ttl);
+    lint_lifetimes(linter, &at!("spec", "defaults"), defaults.ttl, defaults.max_ttl);
     if defaults.jitter.is_some_and(|jitter| jitter.as_whole() == 0) {
-        warn_no_jitter(&mut linter, at!("spec", "defaults", "jitter"));
+        warn_no_jitter(linter, at!("spec", "defaults", "jitter"));
     }
-    lint_origins(&mut linter, spec);
+    lint_origins(linter, spec);
     for (index, rule) in spec.rules.iter().enumerate() {
         let path = at!("spec", "rules", index);
-        lint_lifetimes(&mut linter, &path, rule.ttl, rule.max_ttl);
+        lint_lifetimes(linter, &path, rule.ttl, rule.max_ttl);
         if rule.jitter.is_some_and(|jitter| jitter.as_whole() == 0) {
-            warn_no_jitter(&mut linter, path.key("jitter"));
+            warn_no_jitter(linter, path.key("jitter"));
         }
-        lint_keys(&mut linter, &path, rule);
-        lint_loads(&mut linter, &path, rule, &defaults);
+        lint_keys(linter, &path, rule);
+        lint_loads(linter, &path, rule, &defaults);
     }
-    lint_shadows(&mut linter, spec);
+    lint_shadows(linter, spec);
 }
 
-fn lint_lifetimes(linter: &mut Linter<'_>, path: &FieldPath, ttl: Option<Span>, max_ttl: Option<Span>) {
+fn lint_lifetimes(linter: &mut Linter, path: &FieldPath, ttl: Option<Span>, max_ttl: Option<Span>) {
     if let Some(ttl) = ttl.filter(|ttl| *ttl >= LONG_TTL) {
         linter.warn(
             "long-ttl",
@@ -163,7 +192,7 @@ fn lint_lifetimes(linter: &mut Linter<'_>, path: &FieldPath, ttl: Option<Span>, 
     }
 }
 
-fn warn_no_jitter(linter: &mut Linter<'_>, path: FieldPath) {
+fn warn_no_jitter(linter: &mut Linter, path: FieldPath) {
     linter.warn(
         "no-jitter",
         path,
@@ -173,7 +202,7 @@ fn warn_no_jitter(linter: &mut Linter<'_>, path: FieldPath) {
     );
 }
 
-fn lint_origins(linter: &mut Linter<'_>, spec: &CachePolicySpec) {
+fn lint_origins(linter: &mut Linter, spec: &CachePolicySpec) {
     for (index, origin) in spec.origins.iter().enumerate() {
         let kinds: [(&str, Option<&OriginAccess>); 2] = [("sql", origin.sql.as_ref()), ("http", origin.http.as_ref())];
         for (kind, access) in kinds {
@@ -200,7 +229,7 @@ fn holds_password(url: &str) -> bool {
     user.and_then(|user| user.split_once(':')).is_some_and(|(_, password)| !password.is_empty())
 }
 
-fn lint_keys(linter: &mut Linter<'_>, path: &FieldPath, rule: &RuleSpec) {
+fn lint_keys(linter: &mut Linter, path: &FieldPath, rule: &RuleSpec) {
     let Ok(keys) = rule.keys.parse::<KeyPattern>() else {
         return;
     };
@@ -233,7 +262,7 @@ fn query_word(keys: &KeyPattern) -> Option<String> {
     words.into_iter().find(|word| QUERY_WORDS.contains(&word.as_str()))
 }
 
-fn lint_loads(linter: &mut Linter<'_>, path: &FieldPath, rule: &RuleSpec, defaults: &Defaults) {
+fn lint_loads(linter: &mut Linter, path: &FieldPath, rule: &RuleSpec, defaults: &Defaults) {
     if let Some(stampede) = &rule.stampede {
         lint_wait(linter, &path.key("stampede"), stampede);
     }
@@ -284,7 +313,7 @@ fn lint_loads(linter: &mut Linter<'_>, path: &FieldPath, rule: &RuleSpec, defaul
     }
 }
 
-fn lint_wait(linter: &mut Linter<'_>, path: &FieldPath, stampede: &Stampede) {
+fn lint_wait(linter: &mut Linter, path: &FieldPath, stampede: &Stampede) {
     if let Some(wait) = stampede.wait.filter(|wait| *wait > LONG_WAIT) {
         linter.warn(
             "long-wait",
@@ -297,7 +326,7 @@ fn lint_wait(linter: &mut Linter<'_>, path: &FieldPath, stampede: &Stampede) {
 }
 
 /// Rules that can never take effect, because an earlier one covers all their keys.
-fn lint_shadows(linter: &mut Linter<'_>, spec: &CachePolicySpec) {
+fn lint_shadows(linter: &mut Linter, spec: &CachePolicySpec) {
     let patterns: Vec<Option<KeyPattern>> = spec.rules.iter().map(|rule| rule.keys.parse().ok()).collect();
     for (later, (rule, keys)) in spec.rules.iter().zip(&patterns).enumerate() {
         let Some(keys) = keys else { continue };

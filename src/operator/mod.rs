@@ -9,6 +9,7 @@ pub mod cache_cluster;
 pub mod cache_policy;
 pub mod controller;
 pub mod election;
+pub mod events;
 #[cfg(test)]
 mod fake_api;
 pub mod held;

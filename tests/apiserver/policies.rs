@@ -296,6 +296,37 @@ async fn misses(scene: &Scene, operator: &Operator) {
     await_policy(scene, operator, "users", "whole again", |status| status.summary.as_deref() == Some("Delivered")).await;
 }
 
+/// What events say of the anti-patterns of a policy, and how often each was told.
+async fn anti_patterns(scene: &Scene, name: &str) -> Vec<(String, u64)> {
+    let events = scene.plane.get(&format!("/apis/events.k8s.io/v1/namespaces/{SHOP}/events")).await;
+    let is_about = |event: &&Value| {
+        event["reason"] == "AntiPattern" && event["regarding"]["kind"] == "CachePolicy" && event["regarding"]["name"] == name
+    };
+    let told = events["items"].as_array().into_iter().flatten().filter(is_about).map(|event| {
+        assert_eq!(event["type"], "Warning", "{event}");
+        (event["note"].as_str().unwrap_or_default().to_owned(), event["series"]["count"].as_u64().unwrap_or(1))
+    });
+    told.collect()
+}
+
+/// What its users will regret is told of a policy that is accepted: two kinds, each once.
+async fn advises(scene: &Scene, operator: &Operator) {
+    let rule =
+        |name: &str, ttl: &str| json!({"name": name, "keys": format!("{name}:{{id}}"), "strategy": "CacheAside", "ttl": ttl});
+    let mut regretted = policy("regretted", &json!([rule("old", "48h"), rule("older", "72h")]));
+    regretted["spec"]["defaults"] = json!({"jitter": "0%"});
+    scene.apply(&regretted).await.expect("a policy");
+    await_policy(scene, operator, "regretted", "delivered", |status| status.summary.as_deref() == Some("Delivered")).await;
+    let mut told = anti_patterns(scene, "regretted").await;
+    told.sort_unstable();
+    assert!(told.len() == 2 && told.iter().all(|(_, count)| *count == 1), "{told:?}");
+    assert!(
+        told[0].0.starts_with("long-ttl: spec.rules[0].ttl: ") && told[0].0.ends_with("; likewise spec.rules[1].ttl"),
+        "{told:?}"
+    );
+    assert!(told[1].0.starts_with("no-jitter: spec.defaults.jitter: "), "{told:?}");
+}
+
 async fn histories(scene: &Scene) -> Vec<ConfigMap> {
     let labelled = ListParams::default().labels("larder.dev/content=history");
     scene.api::<ConfigMap>(SHOP).list(&labelled).await.expect("a list").items
@@ -438,7 +469,11 @@ async fn policies_reach_their_workloads_and_leave_them() {
     merge(&scene, &operator, &first).await;
     misses(&scene, &operator).await;
     changes_often(&scene, &operator).await;
+    advises(&scene, &operator).await;
     let operator = outlives_the_operator(&scene, operator).await;
+    assert_eq!(anti_patterns(&scene, "regretted").await.len(), 2, "the next operator knows that they were told");
+    scene.api::<CachePolicy>(SHOP).delete("regretted", &DeleteParams::default()).await.expect("deleted");
+    await_lying(&scene, &operator, "without it", |lying| lying.snapshot.rules.len() == 2).await;
     let operator = changes_passwords(&scene, operator).await;
     // Its status is written at most every ten seconds.
     await_policy(&scene, &operator, "users", "told", |status| status.summary.as_deref() == Some("Delivered")).await;

@@ -11,9 +11,8 @@ use std::time::{Duration, SystemTime};
 
 use k8s_openapi::api::core::v1::ConfigMap;
 use k8s_openapi::jiff::Timestamp;
+use kube::Api;
 use kube::api::{ApiResource, DynamicObject, Patch, PatchParams};
-use kube::runtime::events::Event;
-use kube::{Api, Resource as _};
 use serde_json::json;
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
@@ -36,12 +35,13 @@ use super::spin::{self, Spins};
 use super::users::{Access, SYSTEM_USER, Users};
 use super::validate::{Wanted, refusal_reason, validate};
 use super::written::{Built, Writer};
-use crate::api::CacheCluster;
 use crate::api::cache_cluster::{CacheClusterStatus, CertificatesStatus, SentinelsStatus, ServersStatus, UsersStatus};
 use crate::api::problem::Problems;
+use crate::api::{CacheCluster, lint};
 use crate::operator::admin::{Entry, Login, Trust, TrustError};
 use crate::operator::cache_policy::ties::Claims;
 use crate::operator::controller::Context;
+use crate::operator::events::{self, Advised};
 use crate::operator::queue::Key;
 use crate::operator::switches::Listener;
 use crate::operator::watches::{Cluster, Watches};
@@ -110,6 +110,8 @@ pub struct Memory {
     trust: Option<Trust>,
     /// Whether every server and sentinel has shown those.
     certificates_shown: bool,
+    /// What was told of its anti-patterns. `None`: it has not been looked at.
+    advised: Option<Advised>,
 }
 
 /// Why a look broke off. The next one begins anew.
@@ -181,6 +183,7 @@ pub async fn reconcile(
             return refuse(context, &place, reason, Problems(problems).to_string(), memory).await;
         }
     };
+    advise(context, &place, cluster, memory).await;
     let look = Look { context, watches, wanted: &wanted, place, until: Instant::now() + WITHIN };
     match look.credentials(memory).await {
         Ok((credentials, stale_password)) => match look.bring_forward(credentials, stale_password, memory).await {
@@ -253,7 +256,7 @@ async fn refuse_unreadable(
         Err(ReconcileError::Status(error)) if matches!(*error, kube::Error::Api(_)) => {
             debug!(key = %place.key, %error, "the status of an object that cannot be read cannot be written");
             let happening = report::Happening { warning: true, reason: "Unreadable".to_owned(), note: message };
-            publish(context, place, happening).await;
+            publish(context, place, "", &happening).await;
             Ok(REFUSED)
         }
         outcome => outcome,
@@ -294,32 +297,24 @@ async fn write_status(
     }
     context.metrics.wrote_status();
     for happening in report::happenings(before, &status) {
-        publish(context, place, happening).await;
+        publish(context, place, "", &happening).await;
     }
     memory.status = Some(status);
     Ok(())
 }
 
-/// Tells an event. One that cannot be told is no reason to break off.
-async fn publish(context: &Context, place: &Place, happening: report::Happening) {
-    info!(key = %place.key, reason = happening.reason, "{}", happening.note);
-    let event = Event {
-        type_: happening.event_type(),
-        reason: happening.reason,
-        note: Some(happening.note.chars().take(1000).collect()),
-        action: "Reconcile".to_owned(),
-        secondary: None,
-    };
-    let regarding = k8s_openapi::api::core::v1::ObjectReference {
-        api_version: Some(CacheCluster::api_version(&()).into_owned()),
-        kind: Some(CacheCluster::kind(&()).into_owned()),
-        name: Some(place.key.name.clone()),
-        namespace: Some(place.key.namespace.clone()),
-        uid: Some(place.uid.clone()),
-        ..Default::default()
-    };
-    if let Err(error) = context.recorder.publish(&event, &regarding).await {
-        warn!(key = %place.key, %error, "an event could not be told");
+/// Tells an event about a CacheCluster. `subject`: see [`events::publish`].
+async fn publish(context: &Context, place: &Place, subject: &str, happening: &report::Happening) {
+    let regarding = events::regarding::<CacheCluster>(&place.key.namespace, &place.key.name, Some(place.uid.clone()));
+    events::publish(&context.recorder, &regarding, subject, happening).await;
+}
+
+/// Tells of the anti-patterns of a CacheCluster that were not told.
+async fn advise(context: &Context, place: &Place, cluster: &CacheCluster, memory: &mut Memory) {
+    let observed = place.status.as_ref().and_then(|status| status.observed_generation);
+    let advised = memory.advised.get_or_insert_with(|| Advised::earlier(observed));
+    for (code, happening) in advised.due(place.generation, || lint::of_cluster(&cluster.spec)) {
+        publish(context, place, code, &happening).await;
     }
 }
 

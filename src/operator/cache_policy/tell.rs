@@ -3,15 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{ApiResource, DynamicObject, Patch, PatchParams};
 use kube::core::ObjectMeta;
-use kube::runtime::events::Event;
 use kube::{Api, Resource as _};
 use serde_json::json;
 use tokio::time::Instant;
-use tracing::{debug, info, warn};
+use tracing::debug;
 
 use super::cache::Figures;
 use super::fetch::Seen;
@@ -21,18 +19,18 @@ use super::merge::merge;
 use super::report::{self, Part, Progress, Verdicts};
 use super::verdict::Judgement;
 use super::workload::Workload;
-use crate::api::CachePolicy;
 use crate::api::cache_policy::CachePolicyStatus;
+use crate::api::{CachePolicy, lint};
 use crate::operator::cache_cluster::names::MANAGER;
 use crate::operator::cache_cluster::report::Happening;
 use crate::operator::controller::Context;
+use crate::operator::events::{self, Advised};
+use crate::operator::watches::Policy;
 use crate::policy::Snapshot;
 use crate::policy::binding::BindingName;
 
 /// How long a status stands before it is written again.
 const APART: Duration = Duration::from_secs(10);
-/// The longest note of an event.
-const MAX_NOTE_CHARS: usize = 1000;
 
 /// What was told of a policy last.
 #[derive(Debug)]
@@ -42,6 +40,17 @@ pub struct Told {
     at: Option<Instant>,
     /// What of its sidecars was told.
     notices: BTreeSet<String>,
+    /// What of its anti-patterns was.
+    advised: Advised,
+}
+
+impl Told {
+    /// Of a policy that is seen for the first time: what its status says.
+    fn earlier(policy: &Policy) -> Self {
+        let status = policy.0.as_ref().ok().and_then(|policy| policy.status.clone()).unwrap_or_default();
+        let advised = Advised::earlier(status.observed_generation);
+        Self { uid: policy.meta().uid.clone(), status, at: None, notices: BTreeSet::new(), advised }
+    }
 }
 
 /// What there is to tell of.
@@ -86,12 +95,7 @@ impl Scene<'_> {
             let metadata = policy.meta();
             let Some(name) = metadata.name.clone() else { continue };
             let known = before.remove(&name).filter(|told| told.uid == metadata.uid);
-            let mut told = known.unwrap_or_else(|| Told {
-                uid: metadata.uid.clone(),
-                status: policy.0.as_ref().ok().and_then(|policy| policy.status.clone()).unwrap_or_default(),
-                at: None,
-                notices: BTreeSet::new(),
-            });
+            let mut told = known.unwrap_or_else(|| Told::earlier(policy));
             let wait = match &policy.0 {
                 Ok(policy) => self.tell_of(policy, &followers, &mut told).await,
                 Err(invalid) => self.tell_unreadable(metadata, &invalid.error, &mut told).await,
@@ -128,10 +132,13 @@ impl Scene<'_> {
         let notices = report::notices(&parts);
         for (key, happening) in &notices {
             if !told.notices.contains(key) {
-                self.publish(&policy.metadata, happening).await;
+                self.publish(&policy.metadata, key, happening).await;
             }
         }
         told.notices = notices.into_iter().map(|(key, _)| key).collect();
+        for (code, happening) in told.advised.due(policy.metadata.generation, || lint::of_policy(&policy.spec)) {
+            self.publish(&policy.metadata, code, &happening).await;
+        }
         self.write(&policy.metadata, status, told).await
     }
 
@@ -153,7 +160,7 @@ impl Scene<'_> {
             Err(LookError::Status(_, error)) if matches!(*error, kube::Error::Api(_)) => {
                 debug!(namespace = self.namespace, %error, "the status of a policy that cannot be read cannot be written");
                 for happening in report::happenings(&told.status, &status) {
-                    self.publish(metadata, &happening).await;
+                    self.publish(metadata, "", &happening).await;
                 }
                 told.status = status;
                 Ok(None)
@@ -215,33 +222,16 @@ impl Scene<'_> {
         let happenings = report::happenings(&told.status, &status);
         (told.status, told.at) = (status, Some(Instant::now()));
         for happening in happenings {
-            self.publish(metadata, &happening).await;
+            self.publish(metadata, "", &happening).await;
         }
         Ok(None)
     }
 
-    /// Tells an event. One that cannot be told is no reason to break off.
-    async fn publish(&self, metadata: &ObjectMeta, happening: &Happening) {
-        let name = metadata.name.clone().unwrap_or_default();
-        info!(namespace = self.namespace, policy = name, reason = happening.reason, "{}", happening.note);
-        let event = Event {
-            type_: happening.event_type(),
-            reason: happening.reason.clone(),
-            note: Some(happening.note.chars().take(MAX_NOTE_CHARS).collect()),
-            action: "Reconcile".to_owned(),
-            secondary: None,
-        };
-        let regarding = ObjectReference {
-            api_version: Some(CachePolicy::api_version(&()).into_owned()),
-            kind: Some(CachePolicy::kind(&()).into_owned()),
-            name: Some(name),
-            namespace: Some(self.namespace.to_owned()),
-            uid: metadata.uid.clone(),
-            ..ObjectReference::default()
-        };
-        if let Err(error) = self.context.recorder.publish(&event, &regarding).await {
-            warn!(namespace = self.namespace, %error, "an event could not be told");
-        }
+    /// Tells an event about a policy. `subject`: see [`events::publish`].
+    async fn publish(&self, metadata: &ObjectMeta, subject: &str, happening: &Happening) {
+        let name = metadata.name.as_deref().unwrap_or_default();
+        let regarding = events::regarding::<CachePolicy>(self.namespace, name, metadata.uid.clone());
+        events::publish(&self.context.recorder, &regarding, subject, happening).await;
     }
 }
 
