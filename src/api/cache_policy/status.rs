@@ -91,7 +91,8 @@ pub struct WorkloadsStatus {
 #[derive(JsonSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SidecarsStatus {
-    /// How many have the newest snapshot in force, of how many: `3/3`. `-/3` where they have not been heard.
+    /// How many have the newest snapshot in force, of how many: `3/3`. `-/3` where that is unknown: none of them has been heard within three
+    /// of the intervals at which they speak, or the cache cannot be listened to.
     #[schemars(length(max = 32))]
     pub current: String,
     /// How many pods have one.

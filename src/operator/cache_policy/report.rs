@@ -214,13 +214,10 @@ pub fn conditions(previous: &[Condition], verdicts: &Verdicts, generation: Optio
 
 fn sidecars(parts: &[Part<'_>]) -> SidecarsStatus {
     let total: u32 = parts.iter().map(|part| part.sidecars).fold(0, u32::saturating_add);
-    let heard: Vec<&Figures> = parts
-        .iter()
-        .filter_map(|part| part.figures)
-        .filter(|figures| figures.listening && figures.silent_for.is_some())
-        .collect();
+    // What has not been heard, or not of late, is not known: who is silent for three intervals is none that lives.
+    let is_heard = |figures: &&Figures| figures.listening && figures.live > 0;
+    let heard: Vec<&Figures> = parts.iter().filter_map(|part| part.figures).filter(is_heard).collect();
     let current: u32 = heard.iter().map(|figures| figures.current).fold(0, u32::saturating_add);
-    // What has not been heard, or not of late, is not known.
     let current = if heard.is_empty() { format!("-/{total}") } else { format!("{}/{total}", current.min(total)) };
     let refused = heard.iter().find_map(|figures| figures.refused.as_ref());
     SidecarsStatus { current, total, refused: refused.map(|refused| begin(&refused.reason, MAX_REFUSED_CHARS)) }
@@ -333,8 +330,6 @@ pub fn notices(parts: &[Part<'_>]) -> Vec<(String, Happening)> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use serde_json::json;
 
     use super::super::origins::UrlError;
@@ -485,7 +480,7 @@ mod tests {
         };
         let figures = Figures {
             listening: true,
-            silent_for: Some(Duration::ZERO),
+            live: 10,
             current: 9,
             rules: [beat("r", 90, 10, 5, 95), beat("other/r", 0, 100, 100, 0)].into(),
             notices: vec![
@@ -515,8 +510,13 @@ mod tests {
         let notices = notices(&[part(Some(&figures))]);
         let reasons: Vec<&str> = notices.iter().map(|(_, happening)| happening.reason.as_str()).collect();
         assert_eq!(reasons, ["RuleNeverMatched", "SidecarUnused"]);
-        let silent = Figures { listening: false, ..figures.clone() };
-        assert_eq!(shown(&[part(Some(&silent))]).sidecars.unwrap().current, "-/10");
+        let deaf = Figures { listening: false, ..figures.clone() };
+        let silent = Figures { live: 0, current: 0, ..figures.clone() };
+        for unknown in [None, Some(&deaf), Some(&silent)] {
+            assert_eq!(shown(&[part(unknown)]).sidecars.unwrap().current, "-/10");
+        }
+        let outdated = Figures { current: 0, ..figures.clone() };
+        assert_eq!(shown(&[part(Some(&outdated))]).sidecars.unwrap().current, "0/10");
         assert_eq!(shown(&[part(None)]).hit_ratio, None);
     }
 

@@ -183,7 +183,7 @@ impl Entry {
 
     /// Without what differs at each look.
     fn state(&self, now: Instant) -> Figures {
-        Figures { silent_for: None, clients: 0, ..self.complete(self.heard.state(now)) }
+        Figures { clients: 0, ..self.complete(self.heard.state(now)) }
     }
 
     fn is_worth_telling(&self, now: Instant) -> bool {
@@ -256,6 +256,19 @@ mod tests {
         assert_eq!(told(151..300, start, &mut board, &[], 2), [152]);
         let figures = board.figures(start + Duration::from_secs(300), &binding()).unwrap();
         assert_eq!((figures.listening, figures.live, figures.generations), (false, 1, vec![(2, 1)]));
+    }
+
+    #[test]
+    fn silence_is_told_once_nobody_is_left() {
+        let start = Instant::now();
+        let mut board = Board::new(Arc::default(), Pace::default());
+        board.expect(start, &binding(), 1, ["user"].into_iter());
+        board.listen(start, [binding()].iter());
+        assert_eq!(told(0..31, start, &mut board, &["a", "b"], 1), [0, 10]);
+        // The last words are of the thirtieth second, and count for three intervals.
+        assert_eq!(told(31..300, start, &mut board, &[], 1), [40, 46]);
+        let figures = board.figures(start + Duration::from_secs(300), &binding()).unwrap();
+        assert_eq!((figures.listening, figures.live, figures.current), (true, 0, 0));
     }
 
     #[test]

@@ -1,7 +1,6 @@
 //! What the sidecars of a binding have told, put together. Pure data, bounded, to be shown in a status and in events.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use crate::policy::heartbeat::RuleBeat;
 
@@ -15,8 +14,6 @@ pub const MAX_NOTICES: usize = 20;
 pub struct Figures {
     /// Whether heartbeats are being heard now. Where not, the rest is as it was when they last were.
     pub listening: bool,
-    /// How long ago a heartbeat was heard last. `None`: never.
-    pub silent_for: Option<Duration>,
     /// Sidecars that live: each has spoken within three of its intervals.
     pub live: u32,
     /// How many sidecars the fleet's key tells sidecars of; what their shares of connections are made of. `None`: it has not been written.

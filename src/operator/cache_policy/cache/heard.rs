@@ -96,7 +96,6 @@ pub struct Heard {
     room: Arc<Room>,
     /// Since when everything is heard that is said; `Err`: nothing is, since then.
     listening: Result<Instant, Instant>,
-    last: Option<Instant>,
     wanted: u64,
     rules: Rules,
     marked: Instant,
@@ -122,7 +121,6 @@ impl Heard {
         Self {
             room,
             listening: Err(now),
-            last: None,
             wanted: 0,
             rules: Rules::new(now),
             marked: now,
@@ -173,7 +171,6 @@ impl Heard {
             Ok(beat) if beat.binding == binding && (1..=MAX_IDENTITY).contains(&beat.sidecar.len()) => beat,
             _ => return Taken::Nonsense,
         };
-        self.last = Some(now);
         let is_known = self.sidecars.contains_key(beat.sidecar.as_str());
         let Some(mut sidecar) = self.take_out(now, &beat) else {
             self.crowd.saw(now, self.interval(now));
@@ -285,7 +282,6 @@ impl Heard {
     pub fn state(&self, now: Instant) -> Figures {
         let mut figures = Figures {
             listening: self.is_listening(),
-            silent_for: self.last.map(|last| now.duration_since(last)),
             live: self.live(now),
             wanted: self.wanted,
             partly_counted: self.crowd.len(now, self.interval(now)),
