@@ -19,8 +19,8 @@ use super::text::{
 use crate::policy::{AtWaitEnd, Mode, Percent, ReplyForm, Span};
 
 pub use status::{
-    CachePolicyStatus, ConditionType, ConnectionsStatus, MAX_NAME_CHARS, MAX_NAMED, MAX_REFUSED_CHARS, SidecarsStatus,
-    WorkloadsStatus,
+    CachePolicyStatus, ConditionType, ConnectionsStatus, GenerationStatus, MAX_GENERATIONS, MAX_NAME_CHARS, MAX_NAMED,
+    MAX_REFUSED_CHARS, SidecarsStatus, WorkloadsStatus,
 };
 
 /// How workloads use a cache tier: which keys live how long, and where missing ones are loaded from.

@@ -11,6 +11,8 @@ pub const MAX_NAMED: usize = 20;
 pub const MAX_NAME_CHARS: usize = 320;
 /// The longest text of why a sidecar refuses a snapshot, in characters.
 pub const MAX_REFUSED_CHARS: usize = 256;
+/// The most generations of snapshots that a status names.
+pub const MAX_GENERATIONS: usize = 4;
 
 /// The types of a CachePolicy's conditions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -88,7 +90,7 @@ pub struct WorkloadsStatus {
 }
 
 /// The sidecars of the workloads that a policy selects.
-#[derive(JsonSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SidecarsStatus {
     /// How many have the newest snapshot in force, of how many: `3/3`. `-/3` where that is unknown: none of them has been heard within three
@@ -101,6 +103,20 @@ pub struct SidecarsStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = MAX_REFUSED_CHARS))]
     pub refused: Option<String>,
+    /// Which generations of their snapshots those that are heard have in force, the newest first. Each workload counts its own.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 4))]
+    pub generations: Vec<GenerationStatus>,
+}
+
+/// The sidecars that have one generation of a snapshot in force.
+#[derive(JsonSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct GenerationStatus {
+    /// The generation.
+    pub generation: u64,
+    /// How many they are.
+    pub sidecars: u32,
 }
 
 /// How many connections origins may see.

@@ -1,6 +1,6 @@
 //! What is told of a policy: its status, and the events that a change of it makes. Pure: facts become words, all of them bounded.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use k8s_openapi::jiff::Timestamp;
@@ -9,8 +9,8 @@ use super::cache::{Figures, Notice};
 use super::verdict::Judgement;
 use crate::api::CachePolicy;
 use crate::api::cache_policy::{
-    CachePolicyStatus, ConditionType, ConnectionsStatus, MAX_NAME_CHARS, MAX_NAMED, MAX_REFUSED_CHARS, SidecarsStatus,
-    WorkloadsStatus,
+    CachePolicyStatus, ConditionType, ConnectionsStatus, GenerationStatus, MAX_GENERATIONS, MAX_NAME_CHARS, MAX_NAMED,
+    MAX_REFUSED_CHARS, SidecarsStatus, WorkloadsStatus,
 };
 use crate::operator::cache_cluster::report::{Happening, Verdict, condition};
 use crate::policy::Snapshot;
@@ -220,7 +220,23 @@ fn sidecars(parts: &[Part<'_>]) -> SidecarsStatus {
     let current: u32 = heard.iter().map(|figures| figures.current).fold(0, u32::saturating_add);
     let current = if heard.is_empty() { format!("-/{total}") } else { format!("{}/{total}", current.min(total)) };
     let refused = heard.iter().find_map(|figures| figures.refused.as_ref());
-    SidecarsStatus { current, total, refused: refused.map(|refused| begin(&refused.reason, MAX_REFUSED_CHARS)) }
+    SidecarsStatus {
+        current,
+        total,
+        refused: refused.map(|refused| begin(&refused.reason, MAX_REFUSED_CHARS)),
+        generations: generations(&heard),
+    }
+}
+
+/// How many sidecars have which generation in force, of the newest.
+fn generations(heard: &[&Figures]) -> Vec<GenerationStatus> {
+    let mut sums: BTreeMap<u64, u32> = BTreeMap::new();
+    for (generation, sidecars) in heard.iter().flat_map(|figures| &figures.generations) {
+        let sum = sums.entry(*generation).or_default();
+        *sum = sum.saturating_add(*sidecars);
+    }
+    let newest = sums.into_iter().rev().take(MAX_GENERATIONS);
+    newest.map(|(generation, sidecars)| GenerationStatus { generation, sidecars }).collect()
 }
 
 /// The first characters of a text that others chose: the API server refuses a whole status for one that is too long.
@@ -482,6 +498,7 @@ mod tests {
             listening: true,
             live: 10,
             current: 9,
+            generations: vec![(12, 9), (11, 1)],
             rules: [beat("r", 90, 10, 5, 95), beat("other/r", 0, 100, 100, 0)].into(),
             notices: vec![
                 Notice::NeverMatched { rule: "r".to_owned() },
@@ -504,6 +521,8 @@ mod tests {
         assert_eq!((status.hit_ratio.as_deref(), status.origin_load_saved.as_deref()), (Some("90%"), Some("95%")));
         let sidecars = status.sidecars.unwrap();
         assert_eq!((sidecars.current.as_str(), sidecars.total), ("9/10", 10));
+        let told: Vec<(u64, u32)> = sidecars.generations.iter().map(|told| (told.generation, told.sidecars)).collect();
+        assert_eq!(told, [(12, 9), (11, 1)]);
         // 4 of the first for each of ten, and 2 of the second.
         assert_eq!(status.connections, Some(ConnectionsStatus { per_sidecar: 6, fleet: 60 }));
         assert_eq!(status.workloads.unwrap().generation, Some(12));
@@ -513,7 +532,8 @@ mod tests {
         let deaf = Figures { listening: false, ..figures.clone() };
         let silent = Figures { live: 0, current: 0, ..figures.clone() };
         for unknown in [None, Some(&deaf), Some(&silent)] {
-            assert_eq!(shown(&[part(unknown)]).sidecars.unwrap().current, "-/10");
+            let sidecars = shown(&[part(unknown)]).sidecars.unwrap();
+            assert_eq!((sidecars.current.as_str(), sidecars.generations), ("-/10", Vec::new()));
         }
         let outdated = Figures { current: 0, ..figures.clone() };
         assert_eq!(shown(&[part(Some(&outdated))]).sidecars.unwrap().current, "0/10");
@@ -540,6 +560,15 @@ mod tests {
         let workloads = shown(&parts).workloads.unwrap();
         assert_eq!((workloads.matched, workloads.names.len()), (1000, MAX_NAMED));
         assert!(workloads.names.iter().all(|name| name.chars().count() == MAX_NAME_CHARS), "{:?}", workloads.names);
+        // Each workload has generations of its own, and two may have the same.
+        let figures: Vec<Figures> = (0..1000u64)
+            .map(|index| Figures { listening: true, live: 3, generations: vec![(index / 2, 3)], ..Figures::default() })
+            .collect();
+        let parts: Vec<Part<'_>> =
+            parts.iter().zip(&figures).map(|(part, figures)| Part { figures: Some(figures), ..*part }).collect();
+        let generations = shown(&parts).sidecars.unwrap().generations;
+        assert_eq!(generations.len(), MAX_GENERATIONS);
+        assert_eq!(generations[0], GenerationStatus { generation: 499, sidecars: 6 });
     }
 
     #[test]
