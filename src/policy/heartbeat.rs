@@ -26,6 +26,12 @@ pub fn interval(sidecars: u32) -> Duration {
     SHORTEST.max(Duration::from_secs(1) * sidecars / PER_SECOND)
 }
 
+/// How long a sidecar waits before the first of them, for a `chance` evenly spread from 0 to 1: sidecars that begin together, or that lose
+/// their connections together, speak spread over one interval.
+pub fn phase(sidecars: u32, chance: f64) -> Duration {
+    interval(sidecars).mul_f64(chance)
+}
+
 /// What one sidecar tells.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -269,6 +275,19 @@ mod tests {
     fn many_sidecars_speak_seldom() {
         let secs = [0, 1, 1000, 2500, 5000, 10_000].map(|sidecars| interval(sidecars).as_secs());
         assert_eq!(secs, [5, 5, 5, 5, 10, 20]);
+    }
+
+    #[test]
+    fn who_begins_together_speaks_spread_over_an_interval() {
+        let mut random = fastrand::Rng::with_seed(7);
+        for (sidecars, busiest) in [(1000, 1000 / 5), (10_000, PER_SECOND as usize)] {
+            let mut seconds = vec![0; interval(sidecars).as_secs() as usize];
+            for _ in 0..sidecars {
+                seconds[phase(sidecars, random.f64()).as_secs() as usize] += 1;
+            }
+            let bounds = busiest * 3 / 4..=busiest * 5 / 4;
+            assert!(seconds.iter().all(|spoken| bounds.contains(spoken)), "{seconds:?}");
+        }
     }
 
     proptest! {

@@ -407,7 +407,7 @@ impl Line {
     /// In a random phase, at the beginning and after each time without a connection: all sidecars lose theirs at once.
     fn schedule_beat(&mut self) {
         if self.beat_at <= Instant::now() {
-            self.beat_at = Instant::now() + heartbeat::interval(self.sidecars).mul_f64(fastrand::f64());
+            self.beat_at = Instant::now() + heartbeat::phase(self.sidecars, fastrand::f64());
         }
     }
 }
