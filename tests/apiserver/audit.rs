@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use serde::Deserialize;
 
 /// One line.
@@ -18,6 +19,9 @@ pub struct Entry {
     pub response_status: Outcome,
     #[serde(rename = "requestURI")]
     pub uri: String,
+    /// When it came.
+    #[serde(rename = "requestReceivedTimestamp")]
+    pub at: MicroTime,
 }
 
 #[derive(Debug, Clone, Deserialize)]

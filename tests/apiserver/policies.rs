@@ -6,6 +6,7 @@ use std::time::Duration;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret};
+use k8s_openapi::jiff::Timestamp;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
 use larder::api::CachePolicy;
 use larder::api::cache_policy::CachePolicyStatus;
@@ -13,6 +14,7 @@ use larder::policy::binding::BindingName;
 use larder::policy::{Snapshot, Unmatched};
 use serde_json::{Value, json};
 
+use super::audit::Entry;
 use super::forming;
 use super::operator::Operator;
 use super::scene::{Scene, cache_cluster, eventually, restricted};
@@ -22,6 +24,8 @@ const SHOP: &str = "shop";
 const SOON: Duration = Duration::from_secs(90);
 /// The most snapshots that are kept of a binding.
 const HISTORY: usize = 5;
+/// For how long a status stands at the least, but for what two clocks differ by meanwhile.
+const APART: Duration = Duration::from_millis(9900);
 
 fn deployment(name: &str) -> Value {
     let labels = json!({"app": name});
@@ -357,6 +361,22 @@ pub async fn changes_often(scene: &Scene, operator: &Operator) {
     .await;
 }
 
+/// No status is written again within ten seconds by one operator, however often something changes.
+fn statuses_are_kept_apart(asked: &[Entry], at_least: usize) {
+    let mut written: BTreeMap<&str, Vec<Timestamp>> = BTreeMap::new();
+    for entry in asked.iter().filter(|entry| entry.right() == "patch larder.dev/cachepolicies/status") {
+        if entry.response_status.code == 200 {
+            written.entry(&entry.object_ref.name).or_default().push(entry.at.0);
+        }
+    }
+    assert!(written.values().any(|times| times.len() >= at_least), "{written:?}");
+    for (policy, times) in &mut written {
+        times.sort_unstable();
+        let soonest = times.windows(2).map(|pair| pair[1].duration_since(pair[0])).min();
+        assert!(soonest.is_none_or(|soonest| soonest.unsigned_abs() >= APART), "{policy}: {soonest:?} in {times:?}");
+    }
+}
+
 /// Another operator takes up where this one ended.
 async fn outlives_the_operator(scene: &Scene, operator: Operator) -> Operator {
     let before = lying(scene).await.unwrap_or_else(|error| panic!("{error}"));
@@ -470,15 +490,19 @@ async fn policies_reach_their_workloads_and_leave_them() {
     misses(&scene, &operator).await;
     changes_often(&scene, &operator).await;
     advises(&scene, &operator).await;
+    // It was formed, pods came, others had a part or lacked something, and seven changes came as fast as they could.
+    statuses_are_kept_apart(&scene.plane.audit(), 6);
     let operator = outlives_the_operator(&scene, operator).await;
     assert_eq!(anti_patterns(&scene, "regretted").await.len(), 2, "the next operator knows that they were told");
     scene.api::<CachePolicy>(SHOP).delete("regretted", &DeleteParams::default()).await.expect("deleted");
     await_lying(&scene, &operator, "without it", |lying| lying.snapshot.rules.len() == 2).await;
     let operator = changes_passwords(&scene, operator).await;
+    let before = scene.plane.audit().len();
     // Its status is written at most every ten seconds.
     await_policy(&scene, &operator, "users", "told", |status| status.summary.as_deref() == Some("Delivered")).await;
     forming::nothing_is_written(&scene, &operator).await;
     ends(&scene, &operator).await;
+    statuses_are_kept_apart(&scene.plane.audit()[before..], 1);
     let refused = scene.plane.audit().into_iter().filter(|entry| entry.response_status.code == 403);
     assert_eq!(refused.map(|entry| entry.right()).collect::<Vec<_>>(), Vec::<String>::new());
     operator.stop();
