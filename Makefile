@@ -53,6 +53,7 @@ apiserver-tests: ## The operator on a real API server without a cluster; builds 
 	tests/kind/tools kube-apiserver etcd helm
 	ulimit -Sn 16384 2>/dev/null; \
 	LARDER_OPERATOR_REPORT=$(CURDIR)/docs/benchmarks/operator.md LARDER_POLICIES_REPORT=$(CURDIR)/docs/benchmarks/policies.md \
+	LARDER_INJECTOR_REPORT=$(CURDIR)/docs/benchmarks/injector.md \
 	$(CARGO) test --profile $(PROFILE) --test apiserver -- --test-threads=1 $(TEST_ARGS)
 
 agent-memory: $(SETUP) ## The agent's memory, of the program as it is shipped; the test of it has a bound then

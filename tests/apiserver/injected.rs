@@ -2,6 +2,7 @@
 //! were made while nobody answered are found.
 
 use std::collections::BTreeSet;
+use std::env;
 use std::fs;
 use std::path::Path;
 use std::time::Duration;
@@ -9,6 +10,7 @@ use std::time::Duration;
 use reqwest::Method;
 use serde_json::{Value, json};
 
+use super::admission::Waited;
 use super::chart;
 use super::control_plane::{SYSTEM, User};
 use super::operator::Operator;
@@ -243,15 +245,18 @@ async fn missed_pods_are_told_of(scene: &Scene, operator: &Operator, deployment:
     assert_eq!(operator.figure("larder_operator_missed_pods", None).await, Some(1.0));
 }
 
-/// How long the API server waited for the webhook, in all, and how often.
-async fn waited(scene: &Scene) -> (f64, f64) {
-    let (_, text) = scene.plane.request(Method::GET, "/metrics", &[], None).await;
-    let sum_of = |series: &str| -> f64 {
-        let lines = text.lines().filter(|line| line.starts_with(series) && line.contains("pods.injector.larder.dev"));
-        lines.filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok()).sum()
-    };
-    let series = "apiserver_admission_webhook_admission_duration_seconds";
-    (sum_of(&format!("{series}_sum")), sum_of(&format!("{series}_count")))
+/// Has the API server make pods, and returns how long it waited for an answer about each.
+async fn pods_are_made(scene: &Scene, operator: &Operator) -> Waited {
+    let before = Waited::until_now(scene).await;
+    for _ in 0..PODS {
+        assert!(has_sidecar(&make(scene, SHOP, &selected("many"), "dryRun=All").await.1));
+    }
+    let waited = Waited::until_now(scene).await.since(&before);
+    assert!(waited.count() >= f64::from(PODS), "each is asked about: {waited:?}");
+    let injected = operator.figure("larder_operator_pod_reviews_total", Some("injected")).await;
+    assert!(injected > Some(f64::from(PODS)), "{injected:?}");
+    println!("p50 and p99 in seconds: {:?} {:?} of {waited:?}", waited.quantile(0.5), waited.quantile(0.99));
+    waited
 }
 
 #[tokio::test]
@@ -277,19 +282,7 @@ async fn selected_pods_get_their_sidecar() {
     the_example_is_taken(&scene).await;
     policies_are_advised_of(&scene, &operator).await;
 
-    let before = waited(&scene).await;
-    for _ in 0..PODS {
-        assert!(has_sidecar(&make(&scene, SHOP, &selected("many"), "dryRun=All").await.1));
-    }
-    let after = waited(&scene).await;
-    let asked = after.1 - before.1;
-    println!(
-        "the API server waited {:.1} ms for the webhook on average, over {asked} questions",
-        (after.0 - before.0) * 1000.0 / asked
-    );
-    assert!(
-        asked >= f64::from(PODS) && operator.figure("larder_operator_pod_reviews_total", Some("injected")).await > Some(200.0)
-    );
+    let waited = pods_are_made(&scene, &operator).await;
 
     // While none answers, pods start without; the next leader finds them.
     operator.stop();
@@ -307,4 +300,7 @@ async fn selected_pods_get_their_sidecar() {
     let granted = chart::grants(&chart, "larder");
     let more: BTreeSet<&String> = granted.difference(&without).collect();
     assert!(more.len() >= 8 && more.iter().all(|right| used.contains(*right)), "{more:?} are granted for it");
+    if let Some(file) = env::var_os("LARDER_INJECTOR_REPORT") {
+        fs::write(file, waited.report(PODS)).expect("the report");
+    }
 }

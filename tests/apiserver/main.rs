@@ -5,6 +5,7 @@
 //! its own.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr)]
 
+mod admission;
 mod audit;
 mod bad_objects;
 #[allow(dead_code)]
