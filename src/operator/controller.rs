@@ -482,6 +482,7 @@ pub(super) mod tests {
         let context = Context::new(client, &config, Leadership::for_good(), Arc::default(), &mut tasks).unwrap();
         let watches = context.watches_of("store").unwrap();
         watches.ready(|_| ()).await;
+        context.nodes.wait_until_ready().await.unwrap();
         reconcile::reconcile(&context, watches, &kube::core::DeserializeGuard(Ok(cluster)), memory).await.unwrap();
     }
 }

@@ -1,4 +1,5 @@
-//! After the drain of a node: pods stay where they found room, and the operator moves the sentinel that is one too many there.
+//! Nodes that go. After a drain pods stay where they found room, and the operator moves the sentinel that is one too many there; pods of a
+//! node that does not answer are a person's to give up.
 
 use std::collections::BTreeMap;
 
@@ -88,5 +89,36 @@ async fn a_sentinel_that_is_one_too_many_on_a_node_moves_once_another_has_room()
     assert_eq!(scene.stage.with(SHOP, NAME, |tier| tier.fewest_sentinels), 2, "a majority was there at all times");
     scene.await_looks(&operator, 1).await;
     assert_eq!(sentinels(&scene).await, after, "and nobody else moves");
+    operator.stop();
+}
+
+async fn answers(scene: &Scene, node: &str, ready: &str) {
+    let patch = Patch::Merge(json!({"status": {"conditions": [{"type": "Ready", "status": ready}]}}));
+    Api::<Node>::all(scene.client.clone()).patch_status(node, &PatchParams::default(), &patch).await.expect("changed");
+}
+
+#[tokio::test]
+async fn a_node_that_does_not_answer_is_named_with_the_next_commands_and_keeps_its_pods() {
+    let scene = Scene::start(&[SHOP]).await;
+    let operator = scene.operator();
+    let mut manifest = cache_cluster(SHOP, NAME);
+    manifest["spec"]["storage"] = json!({"size": "1Gi"});
+    scene.apply(&manifest).await.expect("applied");
+    scene.await_ready(&operator, SHOP, NAME).await;
+    answers(&scene, "node-c", "Unknown").await;
+    let words = ["node node-c of pod main-", "`kubectl delete node node-c`", "`kubectl delete pvc/data-main-"];
+    let is_told = |status: &CacheClusterStatus| {
+        let mut blocked = status.conditions.iter().filter(|condition| condition.reason == "Blocked");
+        blocked.any(|condition| words.iter().all(|words| condition.message.contains(words)))
+    };
+    scene.await_status(&operator, (SHOP, NAME), "told of", is_told).await;
+    // It may be cut off for a while: nobody but a person can know.
+    scene.await_looks(&operator, 1).await;
+    let audit = scene.plane.audit();
+    let deleted: Vec<&str> =
+        audit.iter().filter(|entry| entry.right() == "delete /pods").map(|entry| entry.uri.as_str()).collect();
+    assert_eq!(deleted, Vec::<&str>::new());
+    answers(&scene, "node-c", "True").await;
+    scene.await_ready(&operator, SHOP, NAME).await;
     operator.stop();
 }

@@ -3,11 +3,9 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
-use super::parts::{Claim, Pod, StatefulSet, Trouble};
 use super::plan::{self, Action, Crowded, Desired, Link, Member, Observed, Role, Sentinel, ServerId, ServerState, Waiting};
 use super::report::{Verdict, Verdicts};
 use super::validate::Wanted;
-use crate::operator::held::Held;
 use crate::policy::agent::StateReport;
 
 /// Everything that verdicts are made of.
@@ -313,50 +311,6 @@ fn is_primary(state: &ServerState) -> bool {
     matches!(state, ServerState::Running(facts) if facts.role == Role::Primary)
 }
 
-/// Why there is no pod of a set that asks for one, as far as can be told from outside, with what to do.
-pub fn missing(pod: &str, ordinal: u16, set: &Held<StatefulSet>) -> Option<String> {
-    let (name, namespace) = (set.name(), set.namespace());
-    let asks = set.part.replicas.is_some_and(|replicas| replicas > i32::from(ordinal));
-    asks.then(|| {
-        format!(
-            "pod {pod} is not made: see `kubectl describe statefulset {name} -n {namespace}` for who refuses it; where a quota is used up, \
-             raise the ResourceQuota, or lower spec.replicas, spec.memory or spec.pod.cpu"
-        )
-    })
-}
-
-/// What keeps a pod from running, with what to do; `None` where time is all that it needs.
-pub fn trouble(pod: &Held<Pod>, claim: Option<&Held<Claim>>) -> Option<String> {
-    let (name, namespace) = (pod.name(), pod.namespace());
-    let describe = format!("see `kubectl describe pod {name} -n {namespace}`");
-    let (container, reason, message) = match pod.part.trouble.as_deref()? {
-        Trouble::Unschedulable(message) => {
-            let why = message.as_deref().unwrap_or("no node takes it").trim_end_matches('.');
-            let volume = claim.filter(|claim| claim.part.is_pending).map_or_else(String::new, |claim| {
-                let claim = claim.name();
-                format!(
-                    "; its volume is not bound: see `kubectl describe pvc {claim} -n {namespace}`, and whether spec.storage.class exists"
-                )
-            });
-            return Some(format!(
-                "pod {name} cannot be scheduled: {why}{volume}; add nodes, or lower spec.memory or spec.pod; {describe}"
-            ));
-        }
-        Trouble::Hopeless { container, reason, message } => (container, *reason, message),
-    };
-    let remedy = match reason {
-        "ImagePullBackOff" | "ErrImagePull" | "InvalidImageName" | "ErrImageNeverPull" => {
-            "correct spec.engine.version or spec.engine.image, or let the nodes pull it".to_owned()
-        }
-        "CrashLoopBackOff" => {
-            format!("see `kubectl logs {name} -c {container} -n {namespace} --previous`, and correct spec.parameters")
-        }
-        _ => describe,
-    };
-    let said = message.as_ref().map_or_else(String::new, |message| format!(" ({message})"));
-    Some(format!("pod {name}: container {container} does not start: {reason}{said}; {remedy}"))
-}
-
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
@@ -464,18 +418,6 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_that_nobody_makes_is_told_of_where_a_set_asks_for_it() {
-        let set = serde_json::json!({
-            "metadata": {"name": "shop-0", "namespace": "store"},
-            "spec": {"replicas": 2, "selector": {}, "serviceName": "", "template": {}},
-        });
-        let set: Held<StatefulSet> = Held::of(&serde_json::from_value(set).unwrap());
-        let text = missing("shop-0-1", 1, &set).unwrap();
-        assert!(text.contains("pod shop-0-1") && text.contains("kubectl describe statefulset shop-0 -n store"), "{text}");
-        assert_eq!(missing("shop-0-2", 2, &set), None, "it is on its way out");
-    }
-
-    #[test]
     fn who_is_crowded_is_told_what_happens_next() {
         let carried = |open: &[&str]| {
             check_at_rest(true, &[], |seen| {
@@ -501,26 +443,5 @@ mod tests {
         assert!(full.contains("node a holds 2 of 3 sentinels") && full.contains("add nodes") && full.contains("shop-sentinel"));
         let room = carried(&["a", "b"]);
         assert!(room.contains("one of them is made anew") && !room.contains("add nodes"), "{room}");
-    }
-
-    fn pod(status: &serde_json::Value) -> Held<Pod> {
-        let pod = serde_json::json!({"metadata": {"name": "shop-0-1", "namespace": "store"}, "status": status});
-        Held::of(&serde_json::from_value(pod).unwrap())
-    }
-
-    #[test]
-    fn troubles_name_the_pod_and_the_next_step() {
-        let waiting = |reason| serde_json::json!({"containerStatuses": [{"name": "server", "ready": false, "restartCount": 0, "image": "", "imageID": "", "state": {"waiting": {"reason": reason}}}]});
-        let text = trouble(&pod(&waiting("ImagePullBackOff")), None).unwrap();
-        assert!(text.contains("shop-0-1") && text.contains("spec.engine.image"), "{text}");
-        assert_eq!(trouble(&pod(&waiting("ContainerCreating")), None), None);
-        let unschedulable = serde_json::json!({"conditions": [{"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/3 nodes are available."}]});
-        let claim = serde_json::json!({"metadata": {"name": "data-shop-0-1"}, "status": {"phase": "Pending"}});
-        let claim = Held::of(&serde_json::from_value(claim).unwrap());
-        let text = trouble(&pod(&unschedulable), Some(&claim)).unwrap();
-        assert!(
-            text.contains("0/3 nodes are available;") && text.contains("data-shop-0-1") && text.contains("spec.storage.class"),
-            "{text}"
-        );
     }
 }

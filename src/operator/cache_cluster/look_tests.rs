@@ -8,13 +8,14 @@ use std::time::{Duration, SystemTime};
 
 use serde_json::{Value, json};
 
+use super::build::TAKEOVER_AFTER;
 use super::names::{AGENT_PORT, REVISION_ANNOTATION, SENTINEL_PORT, SERVER_PORT};
 use super::objects::revisions;
 use super::reconcile::Memory;
 use super::users::{Access, Users};
 use super::validate::{tests::cluster, validate};
 use crate::operator::controller::tests::look_once;
-use crate::operator::fake_api::FakeApi;
+use crate::operator::fake_api::{Change, FakeApi};
 use crate::policy::agent::{AgentConfig, DataState, Failover, Position, Proved, ServerPhase, StateReport};
 
 /// What stands of a tier `shop` with one replica.
@@ -24,13 +25,15 @@ struct Standing {
     network: [u8; 3],
     /// The Services that are gone.
     missing: Vec<&'static str>,
+    /// The pod whose node does not answer.
+    lost: Option<&'static str>,
 }
 
 impl Standing {
     fn new(spec: Value) -> Self {
         // Nobody else listens there.
         let network = [127, fastrand::u8(1..200), fastrand::u8(..)];
-        Self { spec, sentinels: 3, network, missing: Vec::new() }
+        Self { spec, sentinels: 3, network, missing: Vec::new(), lost: None }
     }
 
     fn address(&self, last: u8) -> IpAddr {
@@ -77,9 +80,16 @@ impl Standing {
             }
             let mut metadata = metadata(&name);
             let revision = if name.contains("sentinel") { &revisions.sentinels } else { &revisions.servers };
-            metadata["annotations"] = json!({REVISION_ANNOTATION: revision});
-            let status = json!({"conditions": [{"type": "Ready", "status": "True"}], "podIP": address});
-            objects.push(("pods", json!({"metadata": metadata, "spec": {"containers": []}, "status": status})));
+            let is_lost = self.lost == Some(name.as_str());
+            // Nothing but its node keeps a lost one from being replaced.
+            metadata["annotations"] = json!({REVISION_ANNOTATION: if is_lost { "earlier" } else { revision.as_str() }});
+            let status = json!({"conditions": [is_ready(!is_lost)], "podIP": address});
+            let spec = json!({"containers": [], "nodeName": is_lost.then_some(LOST_NODE)});
+            objects.push(("pods", json!({"metadata": metadata, "spec": spec, "status": status})));
+        }
+        for node in [LOST_NODE, "a"] {
+            let status = json!({"conditions": [is_ready(node != LOST_NODE)]});
+            objects.push(("nodes", json!({"metadata": {"name": node}, "status": status})));
         }
         let server = |index: u8| format!("replica-announce-ip {}\nreplica-announce-port 6379\n", self.address(index));
         let data = json!({"server-0.conf": server(0), "server-1.conf": server(1)});
@@ -87,6 +97,13 @@ impl Standing {
         objects.extend(others);
         FakeApi::new(objects)
     }
+}
+
+/// The node that does not answer.
+const LOST_NODE: &str = "lost";
+
+fn is_ready(is_ready: bool) -> Value {
+    json!({"type": "Ready", "status": if is_ready { "True" } else { "False" }})
 }
 
 /// A sentinel that watches `primary`, or nothing, and the commands that it is told.
@@ -284,12 +301,40 @@ async fn a_pod_that_announces_an_address_of_the_past_is_replaced() {
         listen_as_tier(&standing, if moved { 99 } else { 1 });
         let api = standing.api();
         look(&standing, &api).await;
-        let removed = api.changes().into_iter().filter(|change| change.method == "DELETE").map(|change| change.what);
-        let expected = if moved { vec!["pods/shop-0-1"] } else { Vec::new() };
-        assert_eq!(removed.collect::<Vec<_>>(), expected);
+        let removed = api.changes().into_iter().filter(|change| change.method == "DELETE");
+        let removed = removed.map(|Change { what, body, .. }| (what, body.get("gracePeriodSeconds").cloned()));
+        let expected = if moved { vec![("pods/shop-0-1".to_owned(), None)] } else { Vec::new() };
+        assert_eq!(removed.collect::<Vec<_>>(), expected, "by its own grace, never by force");
         let status = api.last("cacheclusters/shop/status").unwrap()["status"].clone();
         assert_eq!(status["summary"], if moved { "Rolling" } else { "Configuring" }, "{status}");
     }
+}
+
+/// Whether its processes still run, a person alone can find out.
+#[tokio::test]
+async fn pods_of_a_lost_node_are_left_alone_and_the_status_names_the_commands() {
+    let mut standing = Standing::new(json!({"storage": {"size": "1Gi"}}));
+    standing.lost = Some("shop-0-1");
+    let claim = json!({"metadata": standing.metadata("data-shop-0-1"), "status": {"phase": "Bound"}});
+    let (api, mut memory) = (standing.api_with([("persistentvolumeclaims", claim)]), Memory::default());
+    let mut look = async || {
+        look_once(api.client(), standing.cluster(), &mut memory).await;
+        memory.age_absences(TAKEOVER_AFTER);
+        api.last("cacheclusters/shop/status").unwrap()["status"].clone()
+    };
+    let status = look().await;
+    assert_ne!(status["summary"], "Blocked", "it may be back in a moment: {status}");
+    let status = look().await;
+    assert_eq!(status["summary"], "Blocked", "{status}");
+    let conditions = status["conditions"].as_array().unwrap();
+    let message = conditions.iter().find(|condition| condition["type"] == "Progressing").unwrap()["message"].as_str().unwrap();
+    for words in
+        ["node lost of pod shop-0-1", "`kubectl delete node lost`", "`kubectl delete pvc/data-shop-0-1 pod/shop-0-1 -n store`"]
+    {
+        assert!(message.contains(words), "{words}: {message}");
+    }
+    let removed = api.changes().into_iter().filter(|change| change.method == "DELETE" && change.what.starts_with("pods/"));
+    assert_eq!(removed.map(|change| change.what).collect::<Vec<_>>(), Vec::<String>::new());
 }
 
 /// By an operator that ended in the middle: until somebody takes it back, sentinels would promote that replica before all others.

@@ -26,6 +26,7 @@ pub mod reconcile;
 pub mod report;
 pub mod spin;
 mod told;
+pub mod troubles;
 pub mod users;
 pub mod validate;
 pub mod written;

@@ -29,9 +29,12 @@ use super::links;
 use super::names::{Component, MANAGER, SENTINEL_PORT, SERVER_PORT};
 use super::objects::{self, Credentials};
 use super::pki::{IssueError, Pki};
-use super::plan::{Action, Desired, Layout, Observed, SentinelId, ServerId, ServerState, Starter, Tries, Why, plan};
+use super::plan::{
+    self, Action, Desired, Layout, Member, Observed, SentinelId, ServerId, ServerState, Starter, Tries, Why, plan,
+};
 use super::report::{self, Verdict, Verdicts};
 use super::spin::{self, Spins};
+use super::troubles::{self, Absences, Absent};
 use super::users::{Access, SYSTEM_USER, Users};
 use super::validate::{Wanted, refusal_reason, validate};
 use super::written::{Built, Writer};
@@ -91,8 +94,8 @@ pub struct Memory {
     /// The servers at which no handover has left a preference behind.
     unpreferred: BTreeSet<ServerId>,
     spins: Spins,
-    /// Since when each pod that does not exist has been missed.
-    missing: BTreeMap<String, Instant>,
+    /// Which pods and nodes are away.
+    absences: Absences,
     /// When a sentinel was last moved from a crowded node, and how that went.
     moved: Option<Instant>,
     tries: Tries,
@@ -469,7 +472,7 @@ impl Look<'_> {
             desired: &desired,
             observed: &observed,
             actions: &actions,
-            troubles: &self.troubles(&built, &mut memory.missing),
+            troubles: &self.troubles(&built, &observed, &mut memory.absences),
             lags: &lags,
             refusal,
             stale_password,
@@ -575,24 +578,25 @@ impl Look<'_> {
     }
 
     /// What keeps pods from running.
-    fn troubles(&self, built: &Built, missing: &mut BTreeMap<String, Instant>) -> Vec<String> {
+    fn troubles(&self, built: &Built, observed: &Observed, absences: &mut Absences) -> Vec<String> {
         let (names, namespace) = (&self.wanted.names, &self.wanted.namespace);
-        let servers = built.addresses.servers.keys().map(|id| (names.shard_set(id.shard), id.index, names.server_pod(*id)));
-        let sentinels = built.addresses.sentinels.keys().map(|id| (names.sentinel_set(), id.0, names.sentinel_pod(*id)));
-        let before = std::mem::take(missing);
-        let trouble = |(set, ordinal, name): (String, u16, String)| match fetch::find(&self.watches.pods, namespace, &name) {
-            Some(pod) => {
-                let claim = fetch::find(&self.watches.claims, namespace, &format!("{}-{name}", objects::DATA_VOLUME));
-                judge::trouble(&pod, claim.as_deref())
-            }
-            None => {
-                let since = *before.get(&name).unwrap_or(&Instant::now());
-                missing.insert(name.clone(), since);
-                // A pod that is replaced is missing for a moment.
-                let set =
-                    fetch::find(&self.watches.stateful_sets, namespace, &set).filter(|_| since.elapsed() >= TAKEOVER_AFTER)?;
-                judge::missing(&name, ordinal, &set)
-            }
+        let lost_node = |member| observed.pods.get(&member).and_then(plan::Pod::lost_node);
+        let servers = built.addresses.servers.keys();
+        let servers =
+            servers.map(|id| (names.shard_set(id.shard), id.index, names.server_pod(*id), lost_node(Member::Server(*id))));
+        let sentinels = built.addresses.sentinels.keys();
+        let sentinels =
+            sentinels.map(|id| (names.sentinel_set(), id.0, names.sentinel_pod(*id), lost_node(Member::Sentinel(*id))));
+        let mut round = absences.round(TAKEOVER_AFTER);
+        let trouble = |(set, ordinal, name, node): (String, u16, String, Option<&str>)| {
+            let Some(pod) = fetch::find(&self.watches.pods, namespace, &name) else {
+                let lasts = round.lasts(Absent::Pod(name.clone()));
+                let set = fetch::find(&self.watches.stateful_sets, namespace, &set).filter(|_| lasts)?;
+                return troubles::missing(&name, ordinal, &set);
+            };
+            let claim = fetch::find(&self.watches.claims, namespace, &format!("{}-{name}", objects::DATA_VOLUME));
+            let Some(node) = node else { return troubles::trouble(&pod, claim.as_deref()) };
+            round.lasts(Absent::Node(node.to_owned())).then(|| troubles::lost(&pod, node, claim.as_deref()))
         };
         servers.chain(sentinels).filter_map(trouble).collect()
     }
@@ -778,4 +782,12 @@ pub fn random_password() -> Result<String, PasswordError> {
     let provider = rustls::crypto::ring::default_provider();
     provider.secure_random.fill(&mut bytes).map_err(|_| PasswordError::NoRandomness)?;
     Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+#[cfg(test)]
+impl Memory {
+    /// As if whoever is away had been for so much longer.
+    pub fn age_absences(&mut self, by: Duration) {
+        self.absences.age(by);
+    }
 }

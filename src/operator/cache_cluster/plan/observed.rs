@@ -78,6 +78,13 @@ pub struct Pod {
     pub deleting: bool,
 }
 
+impl Pod {
+    /// Its node, where that does not answer or is no more.
+    pub fn lost_node(&self) -> Option<&str> {
+        self.node.as_ref().filter(|node| !node.ready).map(|node| node.name.as_str())
+    }
+}
+
 /// A node of Kubernetes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Node {

@@ -54,7 +54,7 @@ pub(super) fn next(desired: &Desired, observed: &Observed, healing: &[Action]) -
 
 /// A pod that is on its way out, where its node lives to see it through.
 fn deletion_under_way(observed: &Observed) -> Option<Member> {
-    let on_its_way = |pod: &Pod| pod.deleting && pod.node.as_ref().is_none_or(|node| node.ready);
+    let on_its_way = |pod: &Pod| pod.deleting && pod.lost_node().is_none();
     let found = observed.pods.iter().find(|(_, pod)| on_its_way(pod));
     found.map(|(member, _)| *member).filter(|_| holds(Rule::OneAtATime))
 }
@@ -66,7 +66,7 @@ fn replace_broken(desired: &Desired, observed: &Observed) -> Option<Action> {
     }
     let round = Round { desired, observed };
     // On a node that is cut off, a pod does no harm, and cannot be replaced.
-    let unready = |pod: &Pod| !pod.ready && !pod.deleting && pod.node.as_ref().is_none_or(|node| node.ready);
+    let unready = |pod: &Pod| !pod.ready && !pod.deleting && pod.lost_node().is_none();
     let broken =
         |(member, pod): &(&Member, &Pod)| unready(pod) && round.is_stale(**member, pod) && round.is_expendable(**member, pod);
     let (member, pod) = observed.pods.iter().find(broken)?;
@@ -183,8 +183,8 @@ impl Round<'_> {
         let members = servers.chain(self.observed.sentinels.keys().map(|id| Member::Sentinel(*id)));
         for member in members {
             let Some(pod) = self.observed.pods.get(&member) else { return Some(Waiting::Pod(member)) };
-            if let Some(node) = pod.node.as_ref().filter(|node| !node.ready) {
-                return Some(Waiting::Node { member, node: node.name.clone() });
+            if let Some(node) = pod.lost_node() {
+                return Some(Waiting::Node { member, node: node.to_owned() });
             }
             if (!pod.ready || pod.deleting) && holds(Rule::OneAtATime) {
                 return Some(Waiting::Pod(member));
