@@ -45,8 +45,7 @@ impl Leadership {
         Self { until, turn: Arc::default(), _kept: Some(Arc::new(kept)) }
     }
 
-    /// One that a test gives and takes.
-    #[cfg(test)]
+    /// One that whoever holds the other end gives and takes, as tests do.
     pub fn given(until: watch::Receiver<Option<Instant>>) -> Self {
         Self { until, turn: Arc::default(), _kept: None }
     }

@@ -8,6 +8,9 @@ use std::time::Duration;
 
 use larder::operator::admin::Entry;
 use larder::operator::cache_cluster::handover::{Handover, HandoverError, Outcome};
+use larder::operator::election::Leadership;
+use tokio::sync::watch;
+use tokio::time::Instant;
 
 use crate::support::resp::{Client, Value};
 use crate::support::server::{Engine, PRIMARY_NAME, Redis, SentinelCluster};
@@ -95,7 +98,8 @@ fn at(port: u16) -> SocketAddr {
 fn hand_over(cluster: &SentinelCluster, to: usize, limit: Duration, times: usize) -> Vec<Result<Outcome, HandoverError>> {
     let sentinels: Vec<SocketAddr> = cluster.addresses().iter().map(|address| address.parse().expect("an address")).collect();
     let (from, to) = (at(cluster.servers[0].port()), at(cluster.servers[to].port()));
-    let handover = Handover { master: PRIMARY_NAME, from, to, sentinels: &sentinels, entry: Entry::default(), limit };
+    let (entry, leadership) = (Entry::default(), &Leadership::for_good());
+    let handover = Handover { master: PRIMARY_NAME, from, to, sentinels: &sentinels, entry, leadership, limit };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     runtime.block_on(futures_util::future::join_all((0..times).map(|_| handover.run())))
 }
@@ -190,7 +194,8 @@ fn a_planned_handover_that_is_dropped_in_the_middle_leaves_no_pause() {
     assert_eq!(client.line("SET before x"), Value::Simple("OK".to_owned()));
     let sentinels: Vec<SocketAddr> = cluster.addresses().iter().map(|address| address.parse().expect("an address")).collect();
     let (from, to) = (at(cluster.servers[0].port()), at(cluster.servers[1].port()));
-    let handover = Handover { master: PRIMARY_NAME, from, to, sentinels: &sentinels, entry: Entry::default(), limit: LIMIT };
+    let (entry, leadership) = (Entry::default(), &Leadership::for_good());
+    let handover = Handover { master: PRIMARY_NAME, from, to, sentinels: &sentinels, entry, leadership, limit: LIMIT };
     let was_told = |client: &mut Client, command: &str| client.line("INFO commandstats").text().contains(command);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     runtime.block_on(async {
@@ -212,4 +217,37 @@ fn a_planned_handover_that_is_dropped_in_the_middle_leaves_no_pause() {
     });
     assert_eq!(client.line("SET after x"), Value::Simple("OK".to_owned()));
     cluster.servers[1].resume();
+}
+
+/// Its Lease has gone while the sentinels had yet to hear whom they are to prefer, which takes them ten seconds: by then another may act.
+#[test]
+fn a_planned_handover_begins_nothing_once_another_leads() {
+    for engine in [Engine::Redis7, Engine::Valkey9] {
+        let cluster = SentinelCluster::start(engine, 2);
+        let sentinels: Vec<SocketAddr> = cluster.addresses().iter().map(|address| address.parse().expect("an address")).collect();
+        let (from, to) = (at(cluster.servers[0].port()), at(cluster.servers[2].port()));
+        let (gives, until) = watch::channel(Some(Instant::now() + 10 * LIMIT));
+        let (entry, leadership) = (Entry::default(), &Leadership::given(until));
+        let handover = Handover { master: PRIMARY_NAME, from, to, sentinels: &sentinels, entry, leadership, limit: LIMIT };
+        let mut preferred = cluster.servers[2].client();
+        let mut priority = || preferred.line("CONFIG GET replica-priority").items()[1].text();
+        let lose = async {
+            while priority() != "1" {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            gives.send_replace(None);
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let (outcome, ()) = runtime.block_on(async { tokio::join!(handover.run(), lose) });
+        assert!(matches!(outcome, Err(HandoverError::NotLeading(address)) if address == from), "{engine:?}: {outcome:?}");
+        let told = |port: u16| Client::connect(port).expect("a connection").line("INFO commandstats").text();
+        let heard = told(from.port());
+        for command in ["client|pause", "client|unpause", "failover", "replicaof"] {
+            assert!(!heard.contains(&format!("cmdstat_{command}:")), "{engine:?}: the primary was told {command}: {heard}");
+        }
+        for sentinel in &sentinels {
+            assert!(!told(sentinel.port()).contains("cmdstat_sentinel|failover:"), "{engine:?}: {sentinel} was to fail over");
+        }
+        assert_eq!(priority(), "100", "the preference stays behind");
+    }
 }

@@ -8,6 +8,9 @@
 //!
 //! The agent beside the primary may do the same at the same moment, because its pod ends: each takes a failover that is under way
 //! for its own, and neither lets writes go on while sentinels may still promote.
+//!
+//! Whether this process still leads is asked before each command that begins something: the preference, the first pause, each order to
+//! fail over. What is begun is seen through whoever leads by then, since writes that go on meanwhile would be lost.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -18,6 +21,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 use tracing::{debug, info, warn};
 
 use crate::operator::admin::{Admin, AdminError, Entry, Keys};
+use crate::operator::election::Leadership;
 
 /// How often something is looked at while writes are paused.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
@@ -64,6 +68,8 @@ pub struct Handover<'a> {
     pub sentinels: &'a [SocketAddr],
     /// How servers and sentinels alike let Larder in.
     pub entry: Entry<'a>,
+    /// Whether this process may begin anything.
+    pub leadership: &'a Leadership,
     /// When to give up. As long again may pass before, in which the sentinels come to see the replica and hear of the preference, and
     /// what they have begun may take longer.
     pub limit: Duration,
@@ -87,6 +93,9 @@ pub enum HandoverError {
     /// The primary or a replica failed to answer.
     #[error(transparent)]
     Admin(#[from] AdminError),
+    /// This process no longer leads.
+    #[error("another operator leads; writes go on at {0}")]
+    NotLeading(SocketAddr),
     /// Nobody could take over.
     #[error("no replica of {0} is attached and in step that the sentinels could promote")]
     NoReplica(SocketAddr),
@@ -146,6 +155,10 @@ impl Handover<'_> {
         outcome
     }
 
+    fn check_leads(&self) -> Result<(), HandoverError> {
+        if self.leadership.holds() { Ok(()) } else { Err(HandoverError::NotLeading(self.from)) }
+    }
+
     async fn connect(&self, address: SocketAddr) -> Result<Admin, AdminError> {
         Admin::connect(address, self.entry).await
     }
@@ -155,6 +168,8 @@ impl Handover<'_> {
         if coordinated && let Some(outcome) = self.coordinate(server, deadline).await {
             return outcome;
         }
+        // Before anything is undone as well: what is paused by now, another has paused.
+        self.check_leads()?;
         let mut pause = Pause::of(self);
         let outcome = timeout_at(deadline + BEGUN_LIMIT, self.pause_and_fail_over(server, deadline)).await;
         let outcome = outcome.unwrap_or(Err(HandoverError::NotDone(self.from)));
@@ -207,7 +222,7 @@ impl Handover<'_> {
         let mut replica = self.connect(self.to).await.ok()?;
         let config: HashMap<String, String> = replica.ask("CONFIG GET", &["replica-priority"]).await.ok()?;
         let before = config.get("replica-priority").filter(|priority| *priority != "0")?.clone();
-        if !self.set_priority(PREFERRED).await {
+        if self.check_leads().is_err() || !self.set_priority(PREFERRED).await {
             return None;
         }
         let known = async {
@@ -257,7 +272,10 @@ impl Handover<'_> {
                         return Some(Ok(done));
                     }
                 }
+                Err(error @ HandoverError::NotLeading(_)) if first.is_none() => return Some(Err(error)),
                 Err(_) if first.is_none() => return None,
+                // What is begun is not begun again by one that leads no more.
+                Err(HandoverError::NotLeading(_)) => break,
                 // One has begun, and nobody answers for the moment.
                 Err(_) => sleep(ASK_EVERY).await,
             }
@@ -268,31 +286,33 @@ impl Handover<'_> {
     }
 
     /// Asks the sentinels in turn, that of the number `first` first, until one has begun, or has another failover under way: which.
-    /// Otherwise what the last one answered.
-    async fn ask_for_failover(&self, how: &[&str], first: usize) -> Result<usize, String> {
-        let mut last = "no sentinel is configured".to_owned();
+    /// Otherwise what the last one answered, or that this process leads no more.
+    async fn ask_for_failover(&self, how: &[&str], first: usize) -> Result<usize, HandoverError> {
+        let mut why = "no sentinel is configured".to_owned();
         let all = self.sentinels.len();
         for (at, sentinel) in self.sentinels.iter().enumerate().cycle().skip(first % all.max(1)).take(all) {
-            let answer: Result<bool, AdminError> = async {
+            let answer: Result<bool, HandoverError> = async {
                 let mut sentinel = self.connect(*sentinel).await?;
                 if is_in_tilt(&mut sentinel).await? {
                     return Ok(false);
                 }
+                self.check_leads()?;
                 sentinel.ask::<()>("SENTINEL FAILOVER", &[&[self.master], how].concat()).await?;
                 Ok(true)
             }
             .await;
             match answer {
                 Ok(true) => return Ok(at),
-                Ok(false) => last = format!("{sentinel} is in TILT mode, after its clock or the whole of it stood still"),
-                Err(error) if error.code() == Some("INPROG") => return Ok(at),
+                Ok(false) => why = format!("{sentinel} is in TILT mode, after its clock or the whole of it stood still"),
+                Err(error @ HandoverError::NotLeading(_)) => return Err(error),
+                Err(HandoverError::Admin(error)) if error.code() == Some("INPROG") => return Ok(at),
                 Err(error) => {
                     debug!(%error, ?how, "a sentinel begins no failover");
-                    last = error.to_string();
+                    why = error.to_string();
                 }
             }
         }
-        Err(last)
+        Err(HandoverError::NotBegun { from: self.from, why })
     }
 
     async fn pause_and_fail_over(&self, server: &mut Admin, deadline: Instant) -> Result<Outcome, HandoverError> {
@@ -303,7 +323,7 @@ impl Handover<'_> {
         let mut first = 0;
         loop {
             let asked = self.begin_failover(first, begin_by).await?;
-            // From here on the sentinels may promote at any moment: writes stay paused until they have, or have given up.
+            // From here on the sentinels may promote at any moment: writes stay paused until they have, or have given up, whoever leads.
             pause_until(server, limit).await?;
             match self.wait_for_demotion(server, asked, limit).await {
                 Some(done) => return Ok(done),
@@ -338,15 +358,15 @@ impl Handover<'_> {
     }
 
     async fn begin_failover(&self, first: usize, deadline: Instant) -> Result<usize, HandoverError> {
-        let mut why = "the deadline had passed".to_owned();
+        let mut last = HandoverError::NotBegun { from: self.from, why: "the deadline had passed".to_owned() };
         while Instant::now() < deadline {
             match self.ask_for_failover(&[], first).await {
-                Ok(asked) => return Ok(asked),
-                Err(last) => why = last,
+                Err(error @ HandoverError::NotBegun { .. }) => last = error,
+                outcome => return outcome,
             }
             sleep(ASK_EVERY).await;
         }
-        Err(HandoverError::NotBegun { from: self.from, why })
+        Err(last)
     }
 
     /// Until the server has become a replica; `None` where the limit passed, or no sentinel does anything: for a while, or because the
@@ -421,14 +441,15 @@ struct Pause {
     to: SocketAddr,
     sentinels: Vec<SocketAddr>,
     keys: Option<Keys>,
+    leadership: Leadership,
     is_ended: bool,
 }
 
 impl Pause {
     fn of(handover: &Handover<'_>) -> Self {
-        let Handover { master, from, to, sentinels, entry, limit: _ } = handover;
+        let Handover { master, from, to, sentinels, entry, leadership, limit: _ } = handover;
         let (master, sentinels, keys) = ((*master).to_owned(), sentinels.to_vec(), Some(Keys::from(*entry)));
-        Self { master, from: *from, to: *to, sentinels, keys, is_ended: false }
+        Self { master, from: *from, to: *to, sentinels, keys, leadership: (*leadership).clone(), is_ended: false }
     }
 }
 
@@ -439,10 +460,11 @@ impl Drop for Pause {
             return;
         }
         let (master, sentinels, keys) = (std::mem::take(&mut self.master), std::mem::take(&mut self.sentinels), self.keys.take());
-        let (from, to) = (self.from, self.to);
+        let (from, to, leadership) = (self.from, self.to, self.leadership.clone());
         runtime.spawn(async move {
             let (sentinels, entry) = (&sentinels[..], keys.as_ref().map(Keys::entry).unwrap_or_default());
-            Handover { master: &master, from, to, sentinels, entry, limit: Duration::ZERO }.end_pause(true).await;
+            let (leadership, limit) = (&leadership, Duration::ZERO);
+            Handover { master: &master, from, to, sentinels, entry, leadership, limit }.end_pause(true).await;
         });
     }
 }
@@ -553,7 +575,8 @@ mod tests {
     fn only_a_majority_of_all_names_a_successor() {
         let sentinels = [at(1), at(2), at(3)];
         let (from, to, limit) = (at(7000), at(7001), Duration::from_secs(1));
-        let handover = Handover { master: "main", from, to, sentinels: &sentinels, entry: Entry::default(), limit };
+        let (entry, leadership) = (Entry::default(), &Leadership::for_good());
+        let handover = Handover { master: "main", from, to, sentinels: &sentinels, entry, leadership, limit };
         let opinion = |primary| Opinion { primary, failing_over: false };
         assert_eq!(handover.successor(&[opinion(to)]), None);
         assert_eq!(handover.successor(&[opinion(to), opinion(from), opinion(from)]), None);

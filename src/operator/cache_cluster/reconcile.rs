@@ -761,9 +761,8 @@ impl Look<'_> {
         let address = |id| built.addresses.servers.get(&id).map(|ip| SocketAddr::new(*ip, SERVER_PORT));
         let (Some(from), Some(to)) = (address(from), address(to)) else { return Ok(()) };
         info!(key = %self.place.key, %from, %to, "hands the primary over");
-        let sentinels = built.sentinels();
-        let handover =
-            Handover { master: self.wanted.master_name(), from, to, sentinels: &sentinels, entry, limit: HANDOVER_LIMIT };
+        let (master, sentinels, leadership) = (self.wanted.master_name(), &built.sentinels(), &self.context.leadership);
+        let handover = Handover { master, from, to, sentinels, entry, leadership, limit: HANDOVER_LIMIT };
         // It may be dropped in the middle, or fail to put back what it set.
         memory.unpreferred.clear();
         let outcome = handover.run().await;

@@ -12,6 +12,7 @@ use larder::operator::cache_cluster::certify::{self, Shown};
 use larder::operator::cache_cluster::handover::{Handover, Outcome};
 use larder::operator::cache_cluster::pki::{AUTHORITY_LIFE, AUTHORITY_RENEWAL, AUTHORITY_STEP, Pki, Subjects};
 use larder::operator::cache_cluster::plan::{Member, Observed, Pod, Revision, SentinelId};
+use larder::operator::election::Leadership;
 
 use self::pods::{Pods, TlsClient};
 use crate::support::resp::{Client, Value};
@@ -150,7 +151,8 @@ fn check(engine: Engine) {
     let sentinels: Vec<_> = (0..3).map(|index| pods.sentinel_address(index)).collect();
     let (from, to) = (pods.server_address(0), pods.server_address(1));
     let limit = Duration::from_secs(60);
-    let handover = Handover { master: "shop", from, to, sentinels: &sentinels, entry: pods.entry(), limit };
+    let (entry, leadership) = (pods.entry(), &Leadership::for_good());
+    let handover = Handover { master: "shop", from, to, sentinels: &sentinels, entry, leadership, limit };
     let outcome = pods.run(handover.run());
     assert!(matches!(outcome, Ok(Outcome::Done { primary }) if primary == to), "{engine:?}: {outcome:?}");
     pods.wait("the former primary to follow", || pods.follows(0, 1));
