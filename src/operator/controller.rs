@@ -461,9 +461,20 @@ async fn look_at_policies(context: Arc<Context>, key: Key) {
 pub(super) mod tests {
     use super::*;
     use crate::api::CacheCluster;
+    use crate::operator::cache_cluster::reconcile::ReconcileError;
 
     /// One look at a CacheCluster, by an operator that leads.
     pub async fn look_once(client: Client, cluster: CacheCluster, memory: &mut Memory) {
+        look_as(Leadership::for_good(), client, cluster, memory).await.unwrap();
+    }
+
+    /// One look at a CacheCluster, by an operator that leads for as long as this says. When the next is due.
+    pub async fn look_as(
+        leadership: Leadership,
+        client: Client,
+        cluster: CacheCluster,
+        memory: &mut Memory,
+    ) -> Result<Duration, ReconcileError> {
         let config = Config {
             namespaces: vec!["store".to_owned()],
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
@@ -479,10 +490,10 @@ pub(super) mod tests {
         // An error means that another test was first.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let mut tasks = JoinSet::new();
-        let context = Context::new(client, &config, Leadership::for_good(), Arc::default(), &mut tasks).unwrap();
+        let context = Context::new(client, &config, leadership, Arc::default(), &mut tasks).unwrap();
         let watches = context.watches_of("store").unwrap();
         watches.ready(|_| ()).await;
         context.nodes.wait_until_ready().await.unwrap();
-        reconcile::reconcile(&context, watches, &kube::core::DeserializeGuard(Ok(cluster)), memory).await.unwrap();
+        reconcile::reconcile(&context, watches, &kube::core::DeserializeGuard(Ok(cluster)), memory).await
     }
 }

@@ -62,8 +62,8 @@ async fn start(scene: &Scene) -> Operator {
     Operator::start_with(&scene.plane, &[SHOP], &arguments)
 }
 
-/// Has a release without an injector lead, as where an upgrade brings it. Returns the path of its Lease.
-async fn leads_elsewhere(scene: &Scene) -> String {
+/// Has another release lead, as where an upgrade brings an injector. Returns the path of its Lease.
+pub async fn leads_elsewhere(scene: &Scene) -> String {
     let lease = json!({
         "apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": "larder-operator", "namespace": SYSTEM},
         "spec": {"holderIdentity": "larder-before", "leaseDurationSeconds": 3600},

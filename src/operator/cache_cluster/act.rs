@@ -9,7 +9,7 @@ use k8s_openapi::api::core::v1::Pod;
 use tokio::time::timeout;
 use tracing::{debug, info};
 
-use super::apply::{Applier, ApplyError};
+use super::apply::{Applier, ApplyError, check_leads};
 use super::fetch;
 use super::handover::{HandoverError, PREFERRED, PRIORITY};
 use super::monitor;
@@ -65,9 +65,7 @@ impl Actor<'_, '_> {
     /// Takes a step on one server, sentinel or pod. Nothing is done for steps of other kinds: those that a planner never names where agents
     /// start the servers, and those that take more than one.
     pub async fn take(&self, action: &Action) -> Result<(), ActError> {
-        if !self.applier.context.leadership.holds() {
-            return Err(ApplyError::NotLeading.into());
-        }
+        check_leads(self.applier.context)?;
         let master = self.applier.wanted.master_name();
         match action {
             Action::Monitor { sentinel, primary, quorum } => self.monitor(*sentinel, *primary, *quorum).await?,
@@ -111,11 +109,13 @@ impl Actor<'_, '_> {
     }
 
     async fn server(&self, id: ServerId) -> Result<Option<Admin>, ActError> {
+        check_leads(self.applier.context)?;
         let Some(ip) = self.addresses.servers.get(&id) else { return Ok(None) };
         Ok(Some(Admin::connect(SocketAddr::new(*ip, SERVER_PORT), self.entry).await?))
     }
 
     async fn sentinel(&self, id: SentinelId) -> Result<Option<Admin>, ActError> {
+        check_leads(self.applier.context)?;
         let Some(ip) = self.addresses.sentinels.get(&id) else { return Ok(None) };
         Ok(Some(Admin::connect(SocketAddr::new(*ip, SENTINEL_PORT), self.entry).await?))
     }

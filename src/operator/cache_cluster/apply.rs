@@ -144,9 +144,7 @@ impl Applier<'_> {
         if live.is_none() {
             self.check_free::<P::Of>(&name).await?;
         }
-        if !self.context.leadership.holds() {
-            return Err(ApplyError::NotLeading);
-        }
+        check_leads(self.context)?;
         object.meta_mut().annotations.get_or_insert_default().insert(APPLIED.to_owned(), hexadecimal(&sent));
         let params = PatchParams::apply(MANAGER).force();
         let back = self.api::<P::Of>().patch(&name, &params, &Patch::Apply(&object)).await;
@@ -200,9 +198,7 @@ impl Applier<'_> {
     where
         K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + Debug + DeserializeOwned,
     {
-        if !self.context.leadership.holds() {
-            return Err(ApplyError::NotLeading);
-        }
+        check_leads(self.context)?;
         let same = Preconditions { uid: Some(uid.to_owned()), resource_version: None };
         let params = DeleteParams::default().preconditions(same);
         match self.api::<K>().delete(name, &params).await {
@@ -212,6 +208,11 @@ impl Applier<'_> {
             Err(source) => Err(refused(&K::kind(&()), name, source)),
         }
     }
+}
+
+/// Whether this operator may change anything: asked right before each command.
+pub fn check_leads(context: &Context) -> Result<(), ApplyError> {
+    if context.leadership.holds() { Ok(()) } else { Err(ApplyError::NotLeading) }
 }
 
 /// An object that the API server refused, or did not answer for.

@@ -7,6 +7,8 @@ use std::thread;
 use std::time::{Duration, SystemTime};
 
 use serde_json::{Value, json};
+use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::build::TAKEOVER_AFTER;
 use super::names::{AGENT_PORT, REVISION_ANNOTATION, SENTINEL_PORT, SERVER_PORT};
@@ -14,7 +16,8 @@ use super::objects::revisions;
 use super::reconcile::Memory;
 use super::users::{Access, Users};
 use super::validate::{tests::cluster, validate};
-use crate::operator::controller::tests::look_once;
+use crate::operator::controller::tests::{look_as, look_once};
+use crate::operator::election::Leadership;
 use crate::operator::fake_api::{Change, FakeApi};
 use crate::policy::agent::{AgentConfig, DataState, Failover, Position, Proved, ServerPhase, StateReport};
 
@@ -108,7 +111,11 @@ fn is_ready(is_ready: bool) -> Value {
 
 /// A sentinel that watches `primary`, or nothing, and the commands that it is told.
 fn listen_as_sentinel(address: IpAddr, primary: Option<IpAddr>) -> Arc<Mutex<Vec<String>>> {
-    listen(address, SENTINEL_PORT, move |line| match (line, primary) {
+    listen(address, SENTINEL_PORT, move |line| sentinel_answer(line, address, primary))
+}
+
+fn sentinel_answer(line: &str, address: IpAddr, primary: Option<IpAddr>) -> String {
+    match (line, primary) {
         ("SENTINEL MASTERS", None) => "*0\r\n".to_owned(),
         ("SENTINEL MASTERS", Some(primary)) => {
             let primary = primary.to_string();
@@ -124,15 +131,19 @@ fn listen_as_sentinel(address: IpAddr, primary: Option<IpAddr>) -> Arc<Mutex<Vec
         }
         ("SENTINEL CONFIG GET announce-ip", _) => in_bulk(&["announce-ip", &address.to_string()]),
         _ => "+OK\r\n".to_owned(),
-    })
+    }
 }
 
 /// A server with this priority, and the commands that it is told.
 fn listen_as_server(address: IpAddr, priority: &'static str) -> Arc<Mutex<Vec<String>>> {
-    listen(address, SERVER_PORT, move |line| match line {
+    listen(address, SERVER_PORT, move |line| server_answer(line, priority))
+}
+
+fn server_answer(line: &str, priority: &str) -> String {
+    match line {
         "CONFIG GET replica-priority" => in_bulk(&["replica-priority", priority]),
         _ => "+OK\r\n".to_owned(),
-    })
+    }
 }
 
 /// Somebody who speaks the servers' protocol, and the commands that come.
@@ -169,6 +180,12 @@ fn listen_as_tier(standing: &Standing, second: u8) {
     for index in 0..3 {
         listen_as_sentinel(standing.sentinel(index), Some(primary));
     }
+    listen_as_agents(standing, second);
+}
+
+/// The agents of such a tier.
+fn listen_as_agents(standing: &Standing, second: u8) {
+    let primary = standing.address(0);
     let servers = [ServerPhase::Primary, ServerPhase::Replica { of: format!("{primary}:6379"), link_up: true }];
     for (index, server) in (0..).zip(servers) {
         let announced = standing.address(if index == 1 { second } else { index });
@@ -352,6 +369,64 @@ async fn a_preference_that_a_handover_left_behind_is_taken_back_once() {
     look_once(api.client(), standing.cluster(), &mut memory).await;
     assert_eq!(said(0), ["CONFIG GET replica-priority"]);
     assert_eq!(said(1), ["CONFIG GET replica-priority", "CONFIG SET replica-priority 100"]);
+}
+
+/// A look takes longer than a Lease is trusted for: another may act by its end.
+#[tokio::test]
+async fn an_operator_that_leads_no_more_changes_nothing_from_then_on() {
+    // The Lease is lost at this question or command, and all in this order is done before.
+    let in_order = ["SENTINEL MASTERS", "cacheclusters/shop/status", "ACL SETUSER", "CONFIG SET", "pods/shop-0-1"];
+    for (lost_at, done) in [("never", 5), ("SENTINEL MASTERS", 1), ("ACL SETUSER", 3), ("CONFIG SET", 4)] {
+        let standing = Standing::new(json!({}));
+        let (gives, until) = watch::channel(Some(Instant::now() + Duration::from_secs(3600)));
+        let lose_at = move |line: &str| {
+            if line.starts_with(lost_at) {
+                gives.send_replace(None);
+            }
+        };
+        let primary = standing.address(0);
+        listen_as_agents(&standing, 99);
+        let mut told = Vec::new();
+        for address in (0..3).map(|index| standing.sentinel(index)) {
+            let lose_at = lose_at.clone();
+            told.push(listen(address, SENTINEL_PORT, move |line| {
+                lose_at(line);
+                sentinel_answer(line, address, Some(primary))
+            }));
+        }
+        for address in (0..2).map(|index| standing.address(index)) {
+            let lose_at = lose_at.clone();
+            told.push(listen(address, SERVER_PORT, move |line| {
+                lose_at(line);
+                server_answer(line, "1")
+            }));
+        }
+        let api = standing.api();
+        let outcome = look_as(Leadership::given(until), api.client(), standing.cluster(), &mut Memory::default()).await;
+        assert_eq!(outcome.is_ok(), lost_at == "never", "{outcome:?}");
+        let told: Vec<String> = told.iter().flat_map(|told| told.lock().unwrap().clone()).collect();
+        let changes: Vec<String> = api.changes().into_iter().map(|change| change.what).collect();
+        let happened =
+            |what: &&str| told.iter().any(|line| line.starts_with(what)) || changes.iter().any(|change| change == what);
+        let happened: Vec<&str> = in_order.into_iter().filter(happened).collect();
+        assert_eq!(happened, in_order[..done], "lost at {lost_at}: {told:?} {changes:?}");
+    }
+}
+
+/// It is an error, so that the look is repeated once the Lease is back.
+#[tokio::test]
+async fn an_operator_that_does_not_lead_changes_nothing() {
+    let standing = Standing::new(json!({}));
+    listen_as_agents(&standing, 99);
+    let primary = standing.address(0);
+    let told: Vec<_> = (0..3).map(|index| listen_as_sentinel(standing.sentinel(index), Some(primary))).collect();
+    let (_kept, until) = watch::channel(None);
+    let api = standing.api();
+    let outcome = look_as(Leadership::given(until), api.client(), standing.cluster(), &mut Memory::default()).await;
+    assert_eq!(outcome.map_err(|error| error.word()), Err("not_leading"));
+    assert!(api.changes().is_empty(), "{:?}", api.changes());
+    let told: Vec<String> = told.iter().flat_map(|told| told.lock().unwrap().clone()).collect();
+    assert!(!told.iter().any(|line| line.contains(" SET")), "{told:?}");
 }
 
 /// Of an operator that was away when it was due: all that it changes is the users, which servers then have to read back.

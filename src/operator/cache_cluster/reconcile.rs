@@ -282,6 +282,7 @@ async fn write_status(
     if before == Some(&status) {
         return Ok(());
     }
+    apply::check_leads(context)?;
     let resource = ApiResource::erase::<CacheCluster>(&());
     let api: Api<DynamicObject> = Api::namespaced_with(context.client.clone(), &place.key.namespace, &resource);
     let document = json!({
@@ -489,7 +490,7 @@ impl Look<'_> {
             known.in_force = if is_in_force { Some(credentials.users.generation) } else { known.proved };
             self.end_preferences(&actor(writer, &built, entry), &observed, &mut memory.unpreferred).await;
             self.hasten(&built, entry, patient).await;
-            if let Some(sentinel) = memory.spins.note(&used, Instant::now()) {
+            if let Some(sentinel) = memory.spins.note(&used, Instant::now()).filter(|_| self.context.leadership.holds()) {
                 self.calm(&built, entry, sentinel).await;
             }
         }
@@ -686,7 +687,7 @@ impl Look<'_> {
 
     /// Has sentinels give up connections that nobody answers: each that has started since.
     async fn hasten(&self, built: &Built, entry: Entry<'_>, patient: BTreeSet<SentinelId>) {
-        for sentinel in patient {
+        for sentinel in patient.into_iter().take_while(|_| self.context.leadership.holds()) {
             let Some(ip) = built.addresses.sentinels.get(&sentinel) else { continue };
             match links::shorten(SocketAddr::new(*ip, SENTINEL_PORT), entry).await {
                 Ok(()) => self.context.metrics.acted("hasten"),
@@ -751,9 +752,7 @@ impl Look<'_> {
         to: ServerId,
         memory: &mut Memory,
     ) -> Result<(), ActError> {
-        if !self.context.leadership.holds() {
-            return Err(ApplyError::NotLeading.into());
-        }
+        apply::check_leads(self.context)?;
         // One that is cut short leaves writes paused for a while.
         if self.until.saturating_duration_since(Instant::now()) < handover::longest(HANDOVER_LIMIT) {
             return Err(ActError::NoTime);

@@ -8,6 +8,7 @@ use futures_util::future::join_all;
 use tracing::debug;
 
 use super::super::act::{ActError, within};
+use super::super::apply::check_leads;
 use super::super::fetch;
 use super::super::names::{AGENT_PORT, SENTINEL_PORT, SERVER_PORT};
 use super::super::objects::Credentials;
@@ -125,6 +126,7 @@ impl Look<'_> {
         // An agent of an earlier build would undo it; one that has not looked yet is asked again.
         let Some(told) = before.users_told else { return Ok(false) };
         let server = SocketAddr::new(ip, SERVER_PORT);
+        check_leads(self.context)?;
         if told != generation {
             told::mark(server, entry, generation).await?;
         }
@@ -133,6 +135,7 @@ impl Look<'_> {
         if users_told != Some(generation) {
             return Ok(false);
         }
+        check_leads(self.context)?;
         let since = users.filter(|_| told <= generation).unwrap_or_default();
         let changed = credentials.users.of_bindings_since(since);
         let is_told = told::tell(server, entry, generation, &changed).await?;
