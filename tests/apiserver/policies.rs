@@ -46,7 +46,7 @@ fn policy(name: &str, rules: &Value) -> Value {
 }
 
 /// A policy that loads what is missing from a database whose URL is in the Secret `shop-db`.
-fn loading(name: &str, ttl: &str) -> Value {
+pub fn loading(name: &str, ttl: &str) -> Value {
     let mut policy = policy(
         name,
         &json!([{"name": "user", "keys": "user:{id}", "strategy": "ReadThrough", "ttl": ttl,

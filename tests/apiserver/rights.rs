@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use kube::api::{DeleteParams, Patch, PatchParams};
-use larder::api::CacheCluster;
 use larder::api::cache_cluster::CacheClusterStatus;
+use larder::api::{CacheCluster, CachePolicy};
 use serde_json::{Value, json};
 
 use super::audit::Entry;
@@ -115,9 +115,11 @@ async fn operator_sees_deletion(scene: &Scene, operator: &Operator) {
 }
 
 /// `larder uninstall-check`, as the chart's hook runs it.
-fn uninstall_check(scene: &Scene) -> std::process::Output {
+fn uninstall_check(scene: &Scene, chart: &[Value]) -> std::process::Output {
+    let job = chart.iter().find(|object| object["kind"] == "Job").expect("a Job");
+    let arguments = job.pointer("/spec/template/spec/containers/0/args").and_then(Value::as_array).expect("arguments");
     Command::new(PathBuf::from(env!("CARGO_BIN_EXE_larder")))
-        .args(["uninstall-check", &format!("--watch-namespaces={SHOP}")])
+        .args(arguments.iter().filter_map(Value::as_str))
         .env("KUBECONFIG", scene.plane.kubeconfig(User::Uninstall))
         .output()
         .expect("larder starts")
@@ -142,13 +144,35 @@ async fn without_a_right(scene: &Scene, operator: &Operator, chart: &[Value]) {
     scene.await_ready(operator, SHOP, "poor").await;
 }
 
+/// Forced, the hook refuses nothing, and takes away what others wait for, with the rights that it is then given and no others.
+async fn forced(scene: &Scene) {
+    let chart = chart::render_with(&[SHOP], &["uninstall.force=true"]);
+    let hook = |object: &&Value| object["kind"] == "Role" && object["metadata"]["name"] == "larder-uninstall";
+    for role in chart.iter().filter(hook) {
+        scene.apply(role).await.expect("a Role");
+    }
+    scene.apply(&policies::loading("users", "10m")).await.expect("a policy");
+    let held = Patch::Merge(json!({"metadata": {"finalizers": ["example.com/held"]}}));
+    let (clusters, policies) = (scene.api::<CacheCluster>(SHOP), scene.api::<CachePolicy>(SHOP));
+    clusters.patch("poor", &PatchParams::default(), &held).await.expect("held");
+    policies.patch("users", &PatchParams::default(), &held).await.expect("held");
+    let output = uninstall_check(scene, &chart);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let left = [
+        clusters.get("poor").await.expect("it stays").metadata.finalizers,
+        policies.get("users").await.expect("it stays").metadata.finalizers,
+    ];
+    assert!(left.iter().flatten().all(Vec::is_empty), "{left:?}");
+    assert_eq!(chart::grants(&chart, "larder-uninstall"), used(&scene.plane.audit(), User::Uninstall), "of the forced hook");
+}
+
 #[tokio::test]
 async fn the_chart_grants_what_is_used_and_nothing_else() {
     let scene = Scene::start(&[SHOP]).await;
     let chart = chart::render(&[SHOP]);
     let operator = scene.operator();
     live_through_all(&scene, &operator).await;
-    let after = uninstall_check(&scene);
+    let after = uninstall_check(&scene, &chart);
     assert!(after.status.success(), "{}", String::from_utf8_lossy(&after.stderr));
 
     let audit = scene.plane.audit();
@@ -162,12 +186,13 @@ async fn the_chart_grants_what_is_used_and_nothing_else() {
     assert_eq!(granted, used(&audit, User::Uninstall), "of the uninstall hook");
 
     without_a_right(&scene, &operator, &chart).await;
-    let refused = uninstall_check(&scene);
+    let refused = uninstall_check(&scene, &chart);
     assert!(!refused.status.success());
     assert!(
         String::from_utf8_lossy(&refused.stderr).contains("CacheCluster shop/poor"),
         "{}",
         String::from_utf8_lossy(&refused.stderr)
     );
+    forced(&scene).await;
     assert_eq!(scene.stage.unknown_commands(), Vec::<String>::new());
 }
