@@ -4,6 +4,9 @@
 //! replica has everything, lets Sentinel fail over, and follows the new primary itself as soon as the majority names it. Writes stay
 //! paused until the role has changed, so that none is acknowledged that the new primary lacks. A deadline gives up and unpauses;
 //! the pause itself is bounded by the server, so that it ends even where the agent dies.
+//!
+//! The operator may do the same at the same moment. Each takes a failover that is under way for its own, and neither lets writes go on
+//! while sentinels may still promote on the other's word.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -108,7 +111,9 @@ impl Handovers {
         }
         loop {
             let outcome = self.pause_and_fail_over(&charge, &mut server, deadline).await;
-            if let Err(error) = server.ask(&["CLIENT", "UNPAUSE"]).await {
+            if outcome.is_err() && self.somebody_acts(&charge).await {
+                debug!("sentinels act by themselves; writes stay paused until the server ends the pause");
+            } else if let Err(error) = server.ask(&["CLIENT", "UNPAUSE"]).await {
                 warn!(%error, "writes cannot be unpaused; the server does it by itself in a moment");
             }
             match outcome {
@@ -118,6 +123,12 @@ impl Handovers {
                 outcome => return outcome,
             }
         }
+    }
+
+    /// Whether a sentinel is replacing this server, or has.
+    async fn somebody_acts(&self, charge: &Charge) -> bool {
+        let answers = ask_sentinels(charge, &self.access.sentinels).await;
+        answers.iter().any(|answer| is_acting(answer, &charge.address))
     }
 
     /// Until a sentinel that acts sees one of the attached replicas as one that it would promote, or the time is over. Where a pod was

@@ -1,13 +1,17 @@
 //! Planned handover under writers.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use larder::operator::admin::Entry;
+use larder::operator::cache_cluster::handover::{Handover, HandoverError, Outcome};
+use larder::operator::election::Leadership;
 use serde_json::{Value as Json, json};
 
-use super::tier::{Member, Tier};
+use super::tier::{MASTER, Member, Tier, signal};
 use crate::support::resp::{Client, Value};
 use crate::support::server::Engine;
 use crate::support::tilt::{is_in_tilt, stand_still};
@@ -133,10 +137,7 @@ fn check_with_dying_sentinel(engine: Engine) {
         command.args(["agent", "handover", "--limit", "10s", "--socket"]).arg(socket).output().expect("larderd runs")
     });
     // It is asked first, as soon as the replicas are equal.
-    tier.wait("the first sentinel to act", || {
-        let mut client = Client::connect(tier.sentinels[0].port).expect("it accepts");
-        asking.is_finished() || client.line("SENTINEL MASTERS").items()[0].items()[9].text().contains("failover_in_progress")
-    });
+    tier.wait("the first sentinel to act", || asking.is_finished() || tier.sentinels[0].acts());
     tier.sentinels[0].kill();
     let answer = asking.join().expect("it ends");
     println!("{engine:?}: {}", String::from_utf8_lossy(&[answer.stdout, answer.stderr].concat()));
@@ -180,18 +181,66 @@ fn a_coordinated_handover_loses_no_acknowledged_write() {
 fn a_handover_that_cannot_be_is_given_up_and_writes_go_on() {
     let mut tier = Tier::form(Engine::Redis7, 2, false);
     // The replica hangs: it will never have everything.
-    let replica = tier.members[1].client().line("INFO server").text();
-    let pid = replica.lines().find_map(|line| line.strip_prefix("process_id:")).expect("a process id");
-    let pid: u32 = pid.trim().parse().expect("a number");
-    super::tier::signal("STOP", pid);
+    let pid = tier.members[1].server_pid();
+    signal("STOP", pid);
     let answer = tier.members[0].ask(&["handover", "--limit", "2s"]);
     assert!(!answer.status.success());
     let mut client = tier.members[0].client();
     assert_eq!(client.line("SET after x"), Value::Simple("OK".to_owned()), "writes are not paused any more");
-    super::tier::signal("CONT", pid);
+    signal("CONT", pid);
     // Without any replica it is refused at once.
     tier.members[1].kill_agent();
     tier.wait("the replica to be gone", || client.line("INFO replication").text().contains("connected_slaves:0"));
     let answer = tier.members[0].ask(&["handover", "--limit", "60s"]);
     assert!(String::from_utf8_lossy(&answer.stderr).contains("no replica"), "{answer:?}");
+}
+
+/// Hands server `from` over to `to` as an operator does.
+fn hand_over_as_operator(tier: &Tier, from: usize, to: usize) -> Result<Outcome, HandoverError> {
+    let at = |port: u16| SocketAddr::from(([127, 0, 0, 1], port));
+    let sentinels: Vec<SocketAddr> = tier.sentinels.iter().map(|sentinel| at(sentinel.port)).collect();
+    let (from, to) = (at(tier.members[from].port), at(tier.members[to].port));
+    let (entry, leadership, limit) = (Entry::default(), &Leadership::for_good(), Duration::from_secs(30));
+    let handover = Handover { master: MASTER, from, to, sentinels: &sentinels, entry, leadership, limit };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(handover.run())
+}
+
+/// As where somebody deletes the pod that the operator is about to replace: there and back, several times.
+#[test]
+fn the_agents_handover_and_the_operators_at_once_are_one() {
+    for engine in Engine::ALL {
+        let tier = Tier::form(engine, 2, false);
+        let writers = Writers::start(&tier);
+        for (from, to) in [(0, 1), (1, 0), (0, 1), (1, 0)] {
+            let (agents, operators) = thread::scope(|scope| {
+                let agents = scope.spawn(|| tier.members[from].ask(&["handover", "--limit", "30s"]));
+                let operators = hand_over_as_operator(&tier, from, to);
+                (agents.join().expect("it ends"), operators)
+            });
+            println!("{engine:?}: {} {operators:?}", String::from_utf8_lossy(&agents.stdout));
+            assert!(
+                agents.status.success() && operators.is_ok(),
+                "{engine:?}: {agents:?} {operators:?}\n{}",
+                tier.members[from].log()
+            );
+            assert_eq!(tier.wait_for_successor(from), to);
+        }
+        assert_eq!(writers.end(&tier.members[0]).0, 0, "{engine:?}: acknowledged writes were lost");
+    }
+}
+
+/// The operator's handover has got further: what this one gives up must not let writes go on that the successor lacks.
+#[test]
+fn writes_stay_paused_where_a_handover_is_given_up_while_sentinels_act() {
+    let tier = Tier::form(Engine::Redis7, 2, false);
+    // The replica hangs: a sentinel begins to promote it all the same, and it will never have everything.
+    let pid = tier.members[1].server_pid();
+    signal("STOP", pid);
+    let mut sentinel = Client::connect(tier.sentinels[0].port).expect("it accepts");
+    assert_eq!(sentinel.line(&format!("SENTINEL FAILOVER {MASTER}")), Value::Simple("OK".to_owned()));
+    let answer = tier.members[0].ask(&["handover", "--limit", "2s"]);
+    assert!(String::from_utf8_lossy(&answer.stderr).contains("no replica had everything"), "{answer:?}");
+    assert!(tier.members[0].was_told("client|pause") && !tier.members[0].was_told("client|unpause"), "{answer:?}");
+    signal("CONT", pid);
 }

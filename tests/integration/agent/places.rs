@@ -177,9 +177,7 @@ fn it_ends_within_its_bound_and_takes_little_memory() {
     // A server that does not react is killed when its time is over.
     tier.configure(json!({"shutdown": "1s"}));
     tier.wait("the configuration to be taken up", || tier.members[0].state()["generation"] == json!(tier.generation()));
-    let info = tier.members[0].client().line("INFO server").text();
-    let pid = info.lines().find_map(|line| line.strip_prefix("process_id:")).expect("a process id");
-    let pid: u32 = pid.trim().parse().expect("a number");
+    let pid = tier.members[0].server_pid();
     signal("STOP", pid);
     assert!(tier.members[0].stop_agent().success());
     assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists());

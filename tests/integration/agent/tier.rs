@@ -17,7 +17,8 @@ use crate::support::wait_for;
 
 /// How long anything that is waited for may take. Long: test machines are busy.
 pub const LIMIT: Duration = Duration::from_secs(90);
-const MASTER: &str = "main";
+/// The name under which the sentinels watch the primary.
+pub const MASTER: &str = "main";
 /// As in the image of an engine, which has no certificates of authorities.
 const WITHOUT_AUTHORITIES: [(&str, &str); 2] = [("SSL_CERT_FILE", "/nonexistent"), ("SSL_CERT_DIR", "/nonexistent")];
 
@@ -254,9 +255,19 @@ impl Member {
 
     /// `kill -9` of the server's process alone.
     pub fn kill_server(&self) {
+        signal("KILL", self.server_pid());
+    }
+
+    /// The server's own process.
+    pub fn server_pid(&self) -> u32 {
         let info = self.client().line("INFO server").text();
         let pid = info.lines().find_map(|line| line.strip_prefix("process_id:")).expect("a process id");
-        signal("KILL", pid.trim().parse().expect("a number"));
+        pid.trim().parse().expect("a number")
+    }
+
+    /// Whether the server has ever been told this command.
+    pub fn was_told(&self, command: &str) -> bool {
+        self.client().line("INFO commandstats").text().contains(&format!("cmdstat_{command}:"))
     }
 
     pub fn client(&self) -> Client {
@@ -371,6 +382,13 @@ impl Watcher {
         let mut client = Client::connect(self.port).ok()?;
         let reply = client.try_call(&["SENTINEL", "GET-MASTER-ADDR-BY-NAME", MASTER]).ok()?;
         if reply == Value::Nil { None } else { reply.items().get(1)?.text().parse().ok() }
+    }
+
+    /// Whether it is failing the primary over.
+    pub fn acts(&self) -> bool {
+        let mut client = Client::connect(self.port).expect("the sentinel accepts");
+        let masters = client.line("SENTINEL MASTERS");
+        masters.items()[0].items()[9].text().contains("failover_in_progress")
     }
 
     /// `kill -9`.
