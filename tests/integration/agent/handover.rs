@@ -11,7 +11,7 @@ use larder::operator::cache_cluster::handover::{Handover, HandoverError, Outcome
 use larder::operator::election::Leadership;
 use serde_json::{Value as Json, json};
 
-use super::tier::{MASTER, Member, Tier, signal};
+use super::tier::{MASTER, Member, Tier, Watcher, signal};
 use crate::support::resp::{Client, Value};
 use crate::support::server::Engine;
 use crate::support::tilt::{is_in_tilt, stand_still};
@@ -243,4 +243,48 @@ fn writes_stay_paused_where_a_handover_is_given_up_while_sentinels_act() {
     assert!(String::from_utf8_lossy(&answer.stderr).contains("no replica had everything"), "{answer:?}");
     assert!(tier.members[0].was_told("client|pause") && !tier.members[0].was_told("client|unpause"), "{answer:?}");
     signal("CONT", pid);
+}
+
+/// The grace of a pod may end before its handover does: then the agent is told to end in the middle of it.
+fn check_short_grace(engine: Engine, hangs: bool) {
+    let mut tier = Tier::form(engine, 3, false);
+    let shutdown = Duration::from_secs(3);
+    tier.configure(json!({"shutdown": "3s"}));
+    tier.wait("the configuration to be taken up", || tier.members[0].state()["generation"] == json!(tier.generation()));
+    let writers = Writers::start(&tier);
+    let hung = hangs.then(|| tier.members[1].server_pid());
+    hung.into_iter().for_each(|pid| signal("STOP", pid));
+    let socket = tier.members[0].socket();
+    let asking = thread::spawn(move || {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_larderd"));
+        command.args(["agent", "handover", "--limit", "30s", "--socket"]).arg(socket).output().expect("larderd runs")
+    });
+    tier.wait("the handover to be under way", || {
+        let is_paused = hangs && tier.members[0].was_told("client|pause");
+        is_paused || tier.sentinels.iter().any(Watcher::acts) || asking.is_finished()
+    });
+    let told = Instant::now();
+    let status = tier.members[0].stop_agent();
+    // Beside the bound: the look before it, the last requests, and a machine that is busy.
+    assert!(status.success() && told.elapsed() < shutdown + Duration::from_secs(10), "{engine:?}: {status} {:?}", told.elapsed());
+    println!("{engine:?}: ended {:?} after it was told, {:?}", told.elapsed(), asking.join().expect("it ends").stderr);
+    let leads = |member: &Member| member.phase() == json!("primary");
+    tier.wait("another to lead", || tier.members[1..].iter().any(leads));
+    let successor = if leads(&tier.members[1]) { 1 } else { 2 };
+    assert_eq!(writers.end(&tier.members[successor]).0, 0, "{engine:?}: acknowledged writes were lost");
+    hung.into_iter().for_each(|pid| signal("CONT", pid));
+}
+
+#[test]
+fn a_handover_that_the_end_of_the_pod_cuts_short_loses_no_acknowledged_write() {
+    for engine in Engine::ALL {
+        check_short_grace(engine, false);
+    }
+}
+
+#[test]
+fn a_handover_that_waits_for_a_replica_that_hangs_does_not_hold_up_the_end_of_the_pod() {
+    for engine in Engine::ALL {
+        check_short_grace(engine, true);
+    }
 }
