@@ -14,6 +14,7 @@ use crate::api::cache_policy::{
 };
 use crate::operator::cache_cluster::report::{Happening, Verdict, condition};
 use crate::policy::Snapshot;
+use crate::policy::heartbeat::RuleBeat;
 use crate::policy::snapshot::VERSION;
 
 /// What is told of a policy that is delivered.
@@ -258,17 +259,28 @@ fn counts(parts: &[Part<'_>]) -> Counts {
     for part in parts {
         let rules = part.figures.into_iter().flat_map(|figures| &figures.rules);
         for (_, beat) in rules.filter(|(name, _)| part.rules.contains(*name)) {
-            // What the application loads under a lease is a load as well.
-            let loads = beat.loads.saturating_add(beat.leases);
+            let (saved, loads) = loads(beat);
             sum = Counts {
                 hits: sum.hits.saturating_add(beat.hits),
                 misses: sum.misses.saturating_add(beat.misses),
                 loads: sum.loads.saturating_add(loads),
-                saved: sum.saved.saturating_add(beat.loads_saved),
+                saved: sum.saved.saturating_add(saved),
             };
         }
     }
     sum
+}
+
+/// How many reads were spared a load, and how many loads there were.
+///
+/// Where sidecars load, they count both, hits among what is spared. Where the application does, every miss is a load of its own but for those that
+/// another's load served; what sidecars count as spared there are these alone.
+fn loads(beat: &RuleBeat) -> (u64, u64) {
+    if beat.loads > 0 || beat.loads_saved > beat.misses {
+        (beat.loads_saved, beat.loads)
+    } else {
+        (beat.hits.saturating_add(beat.loads_saved), beat.misses - beat.loads_saved)
+    }
 }
 
 /// In whole per cent, rounded down: 100 only where there is nothing else.
@@ -351,7 +363,6 @@ mod tests {
     use super::super::origins::UrlError;
     use super::super::verdict::{Missing, Refusal};
     use super::*;
-    use crate::policy::heartbeat::RuleBeat;
 
     fn judgement() -> Judgement {
         Judgement { policy: "shop".to_owned(), accepted: Ok(()), resolved: Ok(()), goes_on: false, remarks: Vec::new() }
@@ -499,7 +510,7 @@ mod tests {
             live: 10,
             current: 9,
             generations: vec![(12, 9), (11, 1)],
-            rules: [beat("r", 90, 10, 5, 95), beat("other/r", 0, 100, 100, 0)].into(),
+            rules: [beat("r", 90, 10, 0, 5), beat("other/r", 0, 100, 100, 0)].into(),
             notices: vec![
                 Notice::NeverMatched { rule: "r".to_owned() },
                 Notice::NeverMatched { rule: "other/r".to_owned() },
@@ -519,6 +530,8 @@ mod tests {
         };
         let status = shown(&[part(Some(&figures))]);
         assert_eq!((status.hit_ratio.as_deref(), status.origin_load_saved.as_deref()), (Some("90%"), Some("95%")));
+        let loaded = Figures { rules: [beat("r", 80, 20, 20, 80)].into(), ..figures.clone() };
+        assert_eq!(shown(&[part(Some(&loaded))]).origin_load_saved.as_deref(), Some("80%"), "where sidecars load");
         let sidecars = status.sidecars.unwrap();
         assert_eq!((sidecars.current.as_str(), sidecars.total), ("9/10", 10));
         let told: Vec<(u64, u32)> = sidecars.generations.iter().map(|told| (told.generation, told.sidecars)).collect();
