@@ -16,7 +16,7 @@ export PATH := $(CURDIR)/.cache/bin:$(CURDIR)/.cache/venv/bin:$(PATH)
 SETUP := .cache/setup.stamp
 
 .DEFAULT_GOAL := build
-.PHONY: setup build test soak demo bench apiserver-tests agent-memory kind-up kind-down e2e e2e-full lint doc
+.PHONY: setup build test soak demo bench apiserver-tests agent-program agent-memory kind-up kind-down e2e e2e-full lint doc
 
 setup: ## Install what is missing for all other targets
 	scripts/setup
@@ -56,8 +56,10 @@ apiserver-tests: ## The operator on a real API server without a cluster; builds 
 	LARDER_INJECTOR_REPORT=$(CURDIR)/docs/benchmarks/injector.md \
 	$(CARGO) test --profile $(PROFILE) --test apiserver -- --test-threads=1 $(TEST_ARGS)
 
-agent-memory: $(SETUP) ## The agent's memory, of the program as it is shipped; the test of it has a bound then
+agent-program: ## The agent as it is shipped: the data plane alone, static
 	$(CARGO) rustc --release $(LEAN) --bin larderd --target-dir target/lean -- -C target-feature=+crt-static
+
+agent-memory: $(SETUP) agent-program ## The agent's memory, of the program as it is shipped; the test of it has a bound then
 	ulimit -Sn 16384 2>/dev/null; LARDER_AGENT_PROGRAM=$(CURDIR)/target/lean/release/larderd \
 	$(CARGO) test --profile $(PROFILE) --test integration it_ends_within_its_bound -- --nocapture
 
