@@ -5,6 +5,7 @@ pub mod binding;
 pub mod config_file;
 mod cover;
 pub mod digest;
+pub mod events;
 pub mod explain;
 pub mod glob;
 pub mod heartbeat;

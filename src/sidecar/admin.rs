@@ -1,5 +1,7 @@
 //! Health and metrics for machines, on a port; policy and keys for the operator of the pod, on a Unix socket that only its owner opens.
 
+mod invalidate;
+
 use std::fs::{self, DirBuilder, Permissions};
 use std::future::IntoFuture as _;
 use std::io;
@@ -16,7 +18,7 @@ use axum::extract::{RawQuery, State};
 use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{get, post};
 use axum::serve::Listener;
 use serde_json::json;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -28,6 +30,7 @@ use crate::origin::{BreakerState, OriginStats};
 use crate::policy::Snapshot;
 use crate::policy::snapshot::{OriginKind, Sensitive};
 use crate::sidecar::delivery::Delivered;
+use crate::sidecar::events::request::{Refusal, Request};
 use crate::sidecar::served_tls::{SecuredListener, Served};
 use crate::telemetry::hot_keys::Hottest;
 use crate::telemetry::metrics::MetricsHub;
@@ -49,6 +52,9 @@ pub const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; char
 /// What is known of one key, as JSON, when it is known. `None`: nobody answered.
 pub type Explanation = Pin<Box<dyn Future<Output = Option<serde_json::Value>> + Send>>;
 
+/// What came of a request to invalidate something, as JSON, when it is known.
+pub type Invalidation = Pin<Box<dyn Future<Output = Result<serde_json::Value, Refusal>> + Send>>;
+
 /// What the admin server asks the sidecar.
 pub trait Introspect: Send + Sync + 'static {
     /// Whether applications may start, or what is missing. Once they may, they always may.
@@ -63,6 +69,8 @@ pub trait Introspect: Send + Sync + 'static {
     fn origins(&self) -> Vec<OriginStats>;
     /// What the policy does to a key and why.
     fn explain(&self, key: Vec<u8>) -> Explanation;
+    /// Invalidates something, or tells how far that is.
+    fn invalidate(&self, request: Request) -> Invalidation;
 }
 
 /// Why the admin server cannot listen.
@@ -165,6 +173,7 @@ pub async fn serve(
         .route("/policy", get(show_policy))
         .route("/explain", get(explain))
         .route("/hot", get(hot))
+        .route("/invalidate", post(invalidate::invalidate).get(invalidate::follow))
         .with_state(shared);
     serve_routers(listeners, public, private, None, stop).await
 }
@@ -416,6 +425,7 @@ mod tests {
     use super::*;
     use crate::sidecar::delivery::Refused;
     use crate::sidecar::delivery::choice::Way;
+    use crate::sidecar::events::request::Meant;
     use std::sync::atomic::{AtomicBool, Ordering};
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::net::{TcpStream, UnixStream};
@@ -447,10 +457,20 @@ mod tests {
         fn explain(&self, key: Vec<u8>) -> Explanation {
             Box::pin(async move { (key != b"hang").then(|| json!({ "key": key })) })
         }
+        fn invalidate(&self, request: Request) -> Invalidation {
+            Box::pin(async move {
+                match request {
+                    Request::Invalidate(Meant::Keys(keys)) => Ok(json!({"keys": keys.len()})),
+                    Request::Follow(..) => Ok(json!({"state": "waiting"})),
+                    _ => Err(Refusal::Later("the cache is away".to_owned())),
+                }
+            })
+        }
     }
 
     async fn request(mut stream: impl AsyncRead + AsyncWrite + Unpin, path: &str) -> String {
-        let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+        let (method, path) = path.split_once(' ').unwrap_or(("GET", path));
+        let request = format!("{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).await.unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).await.unwrap();
@@ -500,6 +520,13 @@ mod tests {
         assert!(unix("/explain?key=hang").await.starts_with("HTTP/1.1 503"));
         assert!(unix("/explain?key=%0").await.starts_with("HTTP/1.1 400"));
         assert!(unix("/explain").await.starts_with("HTTP/1.1 400"));
+        let invalidated = unix("POST /invalidate?key=a&key=b%00").await.replace(char::is_whitespace, "");
+        assert!(invalidated.starts_with("HTTP/1.1200") && invalidated.contains(r#"{"keys":2}"#), "{invalidated}");
+        assert!(unix("/invalidate?rule=user&event=7-0").await.contains("waiting"));
+        assert!(unix("POST /invalidate?rule=user").await.starts_with("HTTP/1.1 503"));
+        let refused = unix("POST /invalidate?tag=a").await;
+        assert!(refused.starts_with("HTTP/1.1 400") && refused.contains("no tags"), "{refused}");
+        assert!(tcp("POST /invalidate?key=a").await.starts_with("HTTP/1.1 404"), "the port is not for that");
         assert!(unix("/hot?seconds=21").await.starts_with("HTTP/1.1 400") && unix("/hot").await.starts_with("HTTP/1.1 400"));
 
         stop.send_replace(true);

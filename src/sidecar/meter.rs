@@ -8,6 +8,7 @@ use super::engine::lease::Doubt;
 use super::policy::{ActivePolicy, RuleId};
 use super::upstream::node::NodeAddr;
 use crate::origin::LoadError;
+use crate::telemetry::background::Background;
 use crate::telemetry::hot_keys::HotKeys;
 use crate::telemetry::metrics::{MetricsHub, NodeMeter, RuleCounters, WorkerMetrics};
 use crate::telemetry::slow_log::SlowLog;
@@ -42,6 +43,11 @@ impl Meter {
     /// The counters of a rule by their names, summed over all workers.
     pub fn rule_totals(&self, rule: &str) -> Vec<(&'static str, u64)> {
         self.hub.rule_totals(rule)
+    }
+
+    /// What is counted beside the data path.
+    pub fn background(&self) -> &Arc<Background> {
+        self.hub.background()
     }
 
     /// Where keys are noted while somebody asks which are used most.

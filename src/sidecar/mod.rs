@@ -6,6 +6,7 @@ pub mod commands;
 pub mod delivery;
 pub mod dispatch;
 pub mod engine;
+pub mod events;
 pub mod exclusive;
 pub mod files;
 pub mod meter;

@@ -1,5 +1,5 @@
 //! The workers of the process, for the few commands that concern clients of any of them: CLIENT LIST, KILL and UNBLOCK, and messages
-//! that one client's tracking redirects to another.
+//! that one client's tracking redirects to another. And for what is asked on the second thread that takes a worker.
 //!
 //! A worker's state is its own. Whoever wants something of another's sends it an errand, which it runs between two turns.
 
@@ -28,6 +28,24 @@ impl Roster {
     pub fn new(workers: usize) -> (Arc<Self>, Vec<Inbox>) {
         let (workers, inboxes) = (0..workers).map(|_| mpsc::unbounded_channel()).unzip();
         (Arc::new(Self { workers }), inboxes)
+    }
+
+    /// Has one worker do something that takes a while, and waits for what it says. `None`: it is ending.
+    pub async fn ask_first<T, F>(&self, work: F) -> Option<T>
+    where
+        T: Send + 'static,
+        F: AsyncFnOnce(Rc<Worker>) -> T + Send + 'static,
+    {
+        let (sender, answer) = oneshot::channel();
+        let errand: Errand = Box::new(move |worker| {
+            let worker = worker.clone();
+            tokio::task::spawn_local(async move {
+                // Who asked may have gone.
+                let _ = sender.send(work(worker).await);
+            });
+        });
+        self.workers.first()?.send(errand).ok()?;
+        answer.await.ok()
     }
 
     /// Has every worker look at its clients, and collects what they say. One that is ending says nothing.

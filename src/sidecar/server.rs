@@ -15,8 +15,11 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::task::LocalSet;
 
-use super::admin::{self, AdminError, AdminListeners, Explanation, Introspect};
+use super::admin::{self, AdminError, AdminListeners, Explanation, Introspect, Invalidation};
 use super::delivery::{Binding, Delivered};
+use super::events;
+use super::events::request::{Refusal, Request, answer};
+use super::events::store::Store;
 use super::meter::Meter;
 use super::policy::ActivePolicy;
 use super::pulse::Pulse;
@@ -32,6 +35,7 @@ use super::waiting_room::{self, Door, Visitor};
 use super::worker::{Outside, Worker};
 use crate::origin::OriginStats;
 use crate::policy::Snapshot;
+use crate::policy::binding::BindingName;
 use crate::telemetry::background::Background;
 use crate::telemetry::metrics::MetricsHub;
 
@@ -110,6 +114,11 @@ struct Feeds {
     metrics: Arc<MetricsHub>,
 }
 
+/// What one worker does for the whole sidecar.
+struct Chores {
+    binding: Option<BindingName>,
+}
+
 struct Listeners {
     tcp: Vec<std::net::TcpListener>,
     unix: Option<std::os::unix::net::UnixListener>,
@@ -129,20 +138,25 @@ async fn supervise(config: &Config) -> Result<(), StartError> {
     let admin = AdminListeners::open(config.admin, config.admin_socket.as_deref())?;
     let (stages, stage) = watch::channel(Stage::Serving);
     let (roster, inboxes) = Roster::new(config.workers);
-    let feeds = Feeds { told: told.clone(), stage: stage.clone(), origins: Handle::current(), roster, metrics: metrics.clone() };
+    let feeds = Feeds {
+        told: told.clone(),
+        stage: stage.clone(),
+        origins: Handle::current(),
+        roster: roster.clone(),
+        metrics: metrics.clone(),
+    };
     let mut threads = Vec::new();
-    let lease = sweep::lease(config.binding.as_ref().map(|binding| &binding.name));
+    let binding = config.binding.as_ref().map(|binding| binding.name.clone());
     for (index, (listeners, inbox)) in listeners.into_iter().zip(inboxes).enumerate() {
         let feeds = feeds.clone();
-        let sweeps = (index == 0).then(|| lease.clone());
+        let chores = (index == 0).then(|| Chores { binding: binding.clone() });
         let thread = std::thread::Builder::new().name(format!("worker-{index}"));
-        threads.push(thread.spawn(move || serve(feeds, inbox, listeners, sweeps))?);
+        threads.push(thread.spawn(move || serve(feeds, inbox, listeners, chores))?);
     }
     let (_stop_admin, admin_stop) = watch::channel(false);
-    let binding = config.binding.as_ref().map(|binding| binding.name.to_string());
     let (gate, missing) = watch::channel(Some(start_gate::NO_POLICY.to_owned()));
     let opening = tokio::spawn(start_gate::keep(told.clone(), config.start_hold, gate));
-    let insight = Arc::new(Insight { told, delivered, binding, stage, missing });
+    let insight = Arc::new(Insight { told, delivered, binding, stage, missing, roster });
     let serving_admin = tokio::spawn(admin::serve(admin, insight, metrics, admin_stop));
     let following = tokio::spawn(policies.follow());
     stop_signal().await?;
@@ -178,10 +192,11 @@ async fn open_policies(config: &Config, metrics: &Arc<MetricsHub>, counters: Arc
 struct Insight {
     told: watch::Receiver<Option<Told>>,
     delivered: watch::Receiver<Delivered>,
-    binding: Option<String>,
+    binding: Option<BindingName>,
     stage: watch::Receiver<Stage>,
     /// What keeps applications from starting.
     missing: watch::Receiver<Missing>,
+    roster: Arc<Roster>,
 }
 
 impl Introspect for Insight {
@@ -205,7 +220,7 @@ impl Introspect for Insight {
     }
 
     fn delivered(&self) -> (Option<&str>, Delivered) {
-        (self.binding.as_deref(), self.delivered.borrow().clone())
+        (self.binding.as_ref().map(BindingName::as_str), self.delivered.borrow().clone())
     }
 
     fn origins(&self) -> Vec<OriginStats> {
@@ -215,6 +230,20 @@ impl Introspect for Insight {
     fn explain(&self, key: Vec<u8>) -> Explanation {
         let explained = self.in_force().and_then(|in_force| serde_json::to_value(in_force.policy.explain(&key)).ok());
         Box::pin(std::future::ready(explained))
+    }
+
+    fn invalidate(&self, request: Request) -> Invalidation {
+        let unready = || Err(Refusal::Later("no policy is in force yet, or the sidecar is stopping".to_owned()));
+        if self.in_force().is_none() {
+            return Box::pin(std::future::ready(unready()));
+        }
+        let (roster, binding) = (self.roster.clone(), self.binding.clone());
+        Box::pin(async move {
+            let asked = roster.ask_first(async move |worker: Rc<Worker>| {
+                answer(&worker, &Store::new(binding.as_ref()), binding.is_some(), request).await
+            });
+            asked.await.unwrap_or_else(unready)
+        })
     }
 }
 
@@ -283,13 +312,13 @@ fn listen_unix(path: &Path, mode: u32) -> io::Result<std::os::unix::net::UnixLis
 }
 
 /// A worker's thread.
-fn serve(feeds: Feeds, inbox: Inbox, listeners: Listeners, sweeps: Option<String>) {
+fn serve(feeds: Feeds, inbox: Inbox, listeners: Listeners, chores: Option<Chores>) {
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return tracing::error!(%error, "cannot start a worker"),
     };
     let local = LocalSet::new();
-    runtime.block_on(local.run_until(work(feeds, inbox, listeners, sweeps)));
+    runtime.block_on(local.run_until(work(feeds, inbox, listeners, chores)));
 }
 
 struct FromBackground(Refresh);
@@ -304,7 +333,7 @@ impl Outside for FromBackground {
     }
 }
 
-async fn work(feeds: Feeds, inbox: Inbox, listeners: Listeners, sweeps: Option<String>) {
+async fn work(feeds: Feeds, inbox: Inbox, listeners: Listeners, chores: Option<Chores>) {
     let Feeds { mut told, mut stage, origins, roster, metrics } = feeds;
     let (opens, door) = Door::new();
     let mut accepting: Vec<Accepting> = listeners.tcp.into_iter().map(|listener| accept_tcp(&door, listener)).collect();
@@ -321,8 +350,9 @@ async fn work(feeds: Feeds, inbox: Inbox, listeners: Listeners, sweeps: Option<S
     worker.router().adopt(&worker, &View::clone(&view.borrow_and_update()));
     tokio::task::spawn_local(worker.clone().tick_forever());
     tokio::task::spawn_local(run_errands(worker.clone(), inbox));
-    if let Some(lease) = sweeps {
-        tokio::task::spawn_local(sweep::sweep_forever(worker.clone(), lease));
+    if let Some(Chores { binding }) = chores {
+        tokio::task::spawn_local(sweep::sweep_forever(worker.clone(), sweep::lease(binding.as_ref())));
+        tokio::task::spawn_local(events::follow_forever(worker.clone(), binding));
     }
     opens.send_replace(Some(worker.clone()));
     loop {

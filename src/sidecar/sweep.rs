@@ -9,15 +9,13 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep};
 
-use super::resp::{Protocol, encode, reply};
+use super::resp::reply;
 use super::slots;
-use super::upstream::lane::Lane;
-use super::upstream::queue::{ANY_SLOT, Pending, Retry};
+use super::upstream::ask::ask_node;
+use super::upstream::queue::ANY_SLOT;
 use super::upstream::router::Node;
-use super::upstream::sink::{Answer, Sink};
 use super::worker::Worker;
 use crate::policy::binding::BindingName;
 
@@ -126,7 +124,7 @@ async fn sweep_node(worker: &Rc<Worker>, node: &Rc<Node>, until: Instant) -> u64
 }
 
 /// The databases that hold keys. A Cluster has one.
-async fn databases(worker: &Rc<Worker>, node: &Rc<Node>) -> Vec<u8> {
+pub async fn databases(worker: &Rc<Worker>, node: &Rc<Node>) -> Vec<u8> {
     if worker.is_cluster() {
         return vec![0];
     }
@@ -178,16 +176,5 @@ async fn repair<'k>(worker: &Rc<Worker>, node: &Rc<Node>, database: u8, keys: im
 
 /// One command to one node. `None`: no answer, or an error.
 async fn ask(worker: &Rc<Worker>, node: &Rc<Node>, database: u8, command: &[&[u8]]) -> Option<Vec<u8>> {
-    let (sender, receiver) = oneshot::channel();
-    let sink = Sink::Call(Box::new(move |_, answer| {
-        if let Answer::Reply(bytes) = answer {
-            // Whoever asked may have gone.
-            let _ = sender.send(bytes.to_vec());
-        }
-    }));
-    let mut wire = Vec::new();
-    encode::command(&mut wire, command);
-    let lane = Lane::of(Protocol::Resp2, database);
-    node.mux(worker, lane).push(&[&wire], Pending::new(sink, ANY_SLOT, Retry::Never, lane, worker.now()));
-    receiver.await.ok().filter(|bytes| bytes.first() != Some(&b'-'))
+    ask_node(worker, node, database, command).await.ok()
 }

@@ -66,6 +66,11 @@ impl SharedCounter {
         self.0.fetch_add(1, Relaxed);
     }
 
+    /// Adds `amount`.
+    pub fn add(&self, amount: u64) {
+        self.0.fetch_add(amount, Relaxed);
+    }
+
     /// Exactly `value`, for a number that is no count, such as a generation.
     pub fn set(&self, value: u64) {
         self.0.store(value, Relaxed);

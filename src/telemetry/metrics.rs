@@ -451,6 +451,16 @@ fn encode_background(encoder: &mut DescriptorEncoder<'_>, background: &Backgroun
         topology_changes,
         discovery_rounds,
         discovery_failures,
+        events,
+        events_foreign,
+        events_refused,
+        events_forbidden,
+        events_unconfirmed,
+        event_gaps,
+        events_reading,
+        walks,
+        walk_seen,
+        walk_removed,
     } = background;
     let generation = [(None, policy_generation.get())];
     gauge(encoder, "larder_policy_generation", "The generation of the policy that is applied", &generation)?;
@@ -458,7 +468,18 @@ fn encode_background(encoder: &mut DescriptorEncoder<'_>, background: &Backgroun
     gauge(encoder, "larder_policy_refused_generation", "The generation of the policy that was refused last", &refused)?;
     let fleet = [(None, fleet.get())];
     gauge(encoder, "larder_sidecars", "How many sidecars share the origins' connections; zero is not known", &fleet)?;
+    let reading = [(None, events_reading.get())];
+    gauge(encoder, "larder_events_reading", "1 while this sidecar reads larder:events for all of its binding", &reading)?;
     for (name, help, count) in [
+        ("larder_events", "Events that were carried out, or whose walk was begun", events),
+        ("larder_events_foreign", "Events about what no rule of this policy covers", events_foreign),
+        ("larder_events_refused", "Events that were not understood", events_refused),
+        ("larder_events_forbidden", "Keys of events that the login may not touch", events_forbidden),
+        ("larder_events_unconfirmed", "Invalidations that might come back after a failover", events_unconfirmed),
+        ("larder_event_gaps", "Times that events were lost unread, and all that leases keep right was invalidated", event_gaps),
+        ("larder_invalidation_walks", "Walks over all keys that came to their end", walks),
+        ("larder_invalidation_walk_seen", "Names that walks looked at", walk_seen),
+        ("larder_invalidation_walk_removed", "Keys that walks removed something of", walk_removed),
         ("larder_heartbeats", "What was told to the control plane through the cache", heartbeats),
         ("larder_policy_rejected", "Policies that were refused, the older one staying", policy_rejected),
         ("larder_secrets_rejected", "Credentials or certificates that were refused, the older ones staying", secrets_rejected),

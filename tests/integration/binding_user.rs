@@ -19,13 +19,14 @@ use larder::operator::cache_policy::user;
 use larder::operator::cache_policy::workload::Workload;
 use larder::policy::Snapshot;
 use larder::policy::binding::{BindingName, SECRET_DIR};
+use larder::policy::events::{state_key, turn_key};
 use larder::policy::snapshot::Topology;
 use larder::sidecar::slots::slot_of;
 use serde_json::{Value as Json, json};
 use tempfile::TempDir;
 
 use crate::origin_sqlite::database;
-use crate::support::admin::rule_count;
+use crate::support::admin::{metric, rule_count};
 use crate::support::resp::{Client, Value};
 use crate::support::server::{Engine, PRIMARY_NAME, Redis, RedisCluster, Sentinel, SentinelCluster};
 use crate::support::sidecar::Sidecar;
@@ -214,6 +215,11 @@ fn everything_works(scene: &Scene) {
     assert_eq!(two.call(&["GET", "odd \"7\" [x]*"]), bulk("v"));
     transactions_and_queues_work(&mut one, &mut two);
     messages_work(&mut one, &scene.sidecars[1]);
+    // Events, of keys, of rules, and of what others' rules cover.
+    assert_eq!(one.line("SET item:8 x"), ok());
+    assert!(!two.line("XADD larder:events * key item:8 key other:1 rule item").is_error());
+    wait_for("the events", LIMIT, || one.line("EXISTS item:8").int() == 0 && sum_of(scene, "larder_invalidation_walks_total") == 1);
+    assert_eq!((sum_of(scene, "larder_events_total"), sum_of(scene, "larder_events_foreign_total")), (2, 1));
     // Newer snapshots would be heard of.
     let channel = scene.binding.snapshot_key();
     let mut server = scene.servers.holder_of(&channel);
@@ -221,6 +227,10 @@ fn everything_works(scene: &Scene) {
     // What somebody writes past the sidecars is given a TTL.
     assert_eq!(scene.servers.holder_of("item:77").line("SET item:77 x"), ok());
     wait_for("the sweep", LIMIT, || one.line("PTTL item:77").int() > 0);
+}
+
+fn sum_of(scene: &Scene, counter: &str) -> u64 {
+    scene.sidecars.iter().map(|sidecar| metric(sidecar, counter)).sum()
 }
 
 fn transactions_and_queues_work(one: &mut Client, two: &mut Client) {
@@ -288,6 +298,7 @@ fn the_rest_is_refused(scene: &Scene) {
     let (name, own, fleet) = (scene.binding.user(), scene.binding.snapshot_key(), scene.binding.fleet_key());
     let mut tried = |command: &str| {
         let command = command.replace("@own", &own).replace("@fleet", &fleet).replace("@sweep", &scene.binding.sweep_key());
+        let command = command.replace("@turn", &turn_key(Some(&scene.binding))).replace("@state", &state_key(Some(&scene.binding)));
         let words: Vec<&str> = ["ACL", "DRYRUN", &name].into_iter().chain(command.split(' ')).collect();
         admin.call(&words).text()
     };
@@ -305,7 +316,13 @@ fn the_rest_is_refused(scene: &Scene) {
     assert!(matches!(&sorted, Value::Error(text) if text.contains("BY option of SORT denied")), "{sorted:?}");
 }
 
-const ALLOWED: [&str; 10] = [
+const ALLOWED: [&str; 16] = [
+    "XREAD STREAMS larder:events 0",
+    "XINFO STREAM larder:events",
+    "XADD larder:events * key item:1",
+    "XTRIM larder:events MAXLEN 10",
+    "SET @turn 1",
+    "HSET @state position x",
     "GET @own",
     "GET @fleet",
     "SUBSCRIBE @own",
@@ -318,7 +335,12 @@ const ALLOWED: [&str; 10] = [
     "CLIENT TRACKING ON",
 ];
 
-const DENIED: [&str; 52] = [
+const DENIED: [&str; 57] = [
+    "DEL larder:events",
+    "XDEL larder:events 1-0",
+    "XGROUP CREATE larder:events g 0",
+    "SET larder:er:{larder:events}other 1",
+    "HGET larder:es:{larder:events}other position",
     "SET @own x",
     "SET @fleet x",
     "DEL @own",

@@ -19,6 +19,7 @@ mod dev_lifecycle;
 mod dev_manifests;
 mod dev_topologies;
 mod discovery;
+mod events;
 mod examples;
 mod exclusive_blocking;
 mod exclusive_streams;

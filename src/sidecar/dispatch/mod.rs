@@ -1,5 +1,6 @@
 //! From a client's command to what is sent, to whom, and what becomes of the answer.
 
+mod announce;
 mod config;
 mod data;
 mod local;
@@ -13,7 +14,7 @@ pub mod within;
 use std::rc::Rc;
 
 pub use data::{CROSS_SLOT, note_written, unmatched_text};
-pub use local::invalidate::write as write_invalidation;
+pub use local::invalidate::{slot_of as invalidation_slot, submit as submit_invalidation, write as write_invalidation};
 pub use split::submit_part;
 
 use super::commands::{self, Access, Class, CommandSpec, Effect};
@@ -69,7 +70,11 @@ pub fn command(session: &Rc<Session>, raw: &[u8], args: CommandArgs<'_>) -> Flow
         session.note_change();
     }
     if let Some(key) = own_keys::named_by(&request) {
-        return own_keys::refuse(session, key);
+        return if announce::is_announcement(&request) {
+            announce::run(session, &request)
+        } else {
+            own_keys::refuse(session, key)
+        };
     }
     if spec.access == Access::Write
         && let Some(flow) = write_through::takes(session, &request)

@@ -98,10 +98,9 @@ fn predict(session: &Rc<Session>, spec: &CommandSpec, args: &CommandArgs<'_>) {
 }
 
 /// A key was invalidated.
-pub fn on_invalidation(session: &Rc<Session>, key: &[u8]) {
-    let worker = session.worker();
+pub fn on_invalidation(worker: &Worker, database: u8, key: &[u8]) {
     if worker.policy().observes() {
-        worker.forecast().borrow_mut().changed(hash(session, key));
+        worker.forecast().borrow_mut().changed(hash_of(database, key));
     }
 }
 
@@ -119,5 +118,9 @@ fn lease_of(policy: &ActivePolicy, id: RuleId) -> Option<Rule> {
 }
 
 fn hash(session: &Rc<Session>, key: &[u8]) -> u64 {
-    FxBuildHasher.hash_one((session.lane().database, key))
+    hash_of(session.lane().database, key)
+}
+
+fn hash_of(database: u8, key: &[u8]) -> u64 {
+    FxBuildHasher.hash_one((database, key))
 }

@@ -7,8 +7,9 @@
 //! What a user can do:
 //! - Its keys, and channels of such names, are those that some rule covers, whatever the policies say of unmatched keys: elsewhere the
 //!   server answers NOPERM. Globs say less than patterns: [`crate::policy::glob`] tells what they let through besides.
-//! - Of Larder's own keys, the companions of those, the mark of WAIT, and its lease and turn to sweep. Its own snapshot, and how many
-//!   sidecars it has, can only be read.
+//! - Of Larder's own keys, the companions of those, the mark of WAIT, its lease and turn to sweep, and what it keeps of its reading of events.
+//!   Its own snapshot, and how many sidecars it has, can only be read; to the stream of events, entries can be added besides, and the oldest
+//!   dropped.
 //! - All commands on keys but those that copy servers' innards (RESTORE, MIGRATE); none of administration. CONFIG GET is among these: it
 //!   shows the password that servers log in with.
 //! - EVAL and EVALSHA, which leases are made of. Within a script the user's own limits hold for each command, declared or not; a script
@@ -23,6 +24,7 @@ use serde::{Deserialize, Serialize};
 use super::{DISCOVERY_RULES, GRACE, UserRules, lines};
 use crate::policy::binding::BindingName;
 use crate::policy::digest::sha256;
+use crate::policy::events::{self, STREAM};
 
 /// The most that all users of bindings may take of the Secret of users, in bytes: an object holds a megabyte.
 const MAX_BYTES: usize = 800 * 1024;
@@ -183,6 +185,9 @@ impl BindingUser {
         let snapshot = name.snapshot_key();
         rules.extend([format!("%R~{snapshot}"), format!("%R~{}", name.fleet_key()), format!("%W~{}", name.sweep_key())]);
         rules.extend([format!("&{snapshot}"), format!("&{}", name.heartbeat_channel())]);
+        // The stream is everybody's: it is read, and written to by nothing but what adds entries or trims it.
+        rules.extend([events::turn_key(Some(name)), events::state_key(Some(name))].map(|key| format!("~{key}")));
+        rules.extend([format!("%R~{STREAM}"), format!("(%W~{STREAM}"), "+xadd".to_owned(), "+xtrim)".to_owned()]);
         let flush = self.grants().any(|grant| grant.flush).then_some(FLUSH);
         let list = self.grants().any(|grant| grant.list).then_some(LIST);
         let words = [Some(SHARED_KEYS), Some(COMMANDS), flush, list].into_iter().flatten();
@@ -314,6 +319,7 @@ mod tests {
         let expected = format!(
             "on #{} resetchannels ~user:[^:]* ~larder:[ilnsv]:{{???}}user:[^:]* &user:[^:]* &larder:l:{{???}}user:[^:]* \
              %R~larder:p:{name} %R~larder:fleet:{{larder:p:{name}}} %W~larder:sweep:{name} &larder:p:{name} &larder:hb:{name} \
+             ~larder:er:{{larder:events}}{name} ~larder:es:{{larder:events}}{name} %R~larder:events (%W~larder:events +xadd +xtrim) \
              %W~larder:sweeps %W~larder:w:{{???}} \
              -@all +@read +@write +@connection +@pubsub +@transaction +eval +eval_ro +evalsha +evalsha_ro +script|exists +script|load \
              +cluster -@admin -@dangerous -function +info +role +sort +sort_ro +time",

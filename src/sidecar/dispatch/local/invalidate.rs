@@ -9,8 +9,10 @@ use crate::sidecar::resp::encode;
 use crate::sidecar::session::Session;
 use crate::sidecar::slots::{self, Companion};
 use crate::sidecar::upstream::gather::Meeting;
+use crate::sidecar::upstream::lane::Lane;
 use crate::sidecar::upstream::queue::{ANY_SLOT, Pending, Retry};
 use crate::sidecar::upstream::sink::{Sink, Transaction};
+use crate::sidecar::worker::Worker;
 
 /// What may stand beside a key: the right to store a load that is under way, the copy for bad times, the memory of its absence.
 pub(super) const COMPANIONS: [Companion; 3] = [Companion::Lease, Companion::Stale, Companion::Negative];
@@ -26,28 +28,36 @@ pub fn run(session: &Rc<Session>, request: &Request<'_>) -> Flow {
         return own_keys::refuse(session, key);
     }
     let places = (0..keys.len() as u32).map(|place| vec![place]).collect();
-    let slot_of = |key: &[u8]| if worker.is_cluster() { slots::slot_of(key) } else { ANY_SLOT };
-    let all_slots = keys.iter().map(|key| slot_of(key)).collect();
+    let all_slots = keys.iter().map(|key| slot_of(worker, key)).collect();
     let meeting = Meeting::confirming(session.clone(), session.take_place(), Join::Sum, places, all_slots);
     let mut room = true;
-    let mut wire = Vec::new();
     for (index, key) in keys.iter().enumerate() {
-        observe::on_invalidation(session, key);
-        worker.aside().note_end(session.lane().database, key, None, worker.now());
-        write(key, &mut wire);
-        let slot = slot_of(key);
         let part = Sink::Part { meeting: meeting.clone(), index: index as u32 };
-        let sink = Sink::Transaction(Box::new(Transaction { sink: part, expects: REPLIES, error: None }));
-        // Covered keys may vanish at any moment, so they may be deleted twice; others not.
-        let policy = worker.policy();
-        let retry = if policy.lifetime_of(policy.find(key)).is_some() { Retry::Safe } else { Retry::Never };
-        if retry == Retry::Safe {
-            worker.aside().recent().note(worker.now(), session.lane().database, key);
-        }
-        let pending = Pending::new(sink, slot, retry, session.lane(), worker.now());
-        room &= worker.submit(&[&wire], pending);
+        room &= submit(worker, session.lane(), key, part);
     }
     if room { Flow::Continue } else { Flow::Wait }
+}
+
+/// The slot of a key; [`ANY_SLOT`] where there are none.
+pub fn slot_of(worker: &Worker, key: &[u8]) -> u16 {
+    if worker.is_cluster() { slots::slot_of(key) } else { ANY_SLOT }
+}
+
+/// Sends what invalidates one key; `sink` gets how many of it there were, before replicas have heard of it. `false`: who sends more
+/// should pause.
+pub fn submit(worker: &Rc<Worker>, lane: Lane, key: &[u8], sink: Sink) -> bool {
+    observe::on_invalidation(worker, lane.database, key);
+    worker.aside().note_end(lane.database, key, None, worker.now());
+    let mut wire = Vec::new();
+    write(key, &mut wire);
+    let sink = Sink::Transaction(Box::new(Transaction { sink, expects: REPLIES, error: None }));
+    // Covered keys may vanish at any moment, so they may be deleted twice; others not.
+    let policy = worker.policy();
+    let retry = if policy.lifetime_of(policy.find(key)).is_some() { Retry::Safe } else { Retry::Never };
+    if retry == Retry::Safe {
+        worker.aside().recent().note(worker.now(), lane.database, key);
+    }
+    worker.submit(&[&wire], Pending::new(sink, slot_of(worker, key), retry, lane, worker.now()))
 }
 
 /// What invalidates one key, in one transaction: its DEL is the first of the two.

@@ -1,0 +1,261 @@
+//! Walks among loads, expiries, and slots that move: no value from before an event outlives the walk that the event wanted.
+//!
+//! The model of a shard has what SCAN promises and no more: names lie in buckets, a page is what a bucket holds at that moment, and what
+//! is there from a pass's beginning to its end is met. Loads hold leases, and are stored under them alone, as the cache's scripts do it.
+//! Each of the switches breaks one mechanism, and is caught.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::hash::BuildHasher as _;
+use std::sync::Arc;
+
+use rustc_hash::FxBuildHasher;
+
+use super::jobs::{Jobs, Pass, Progress, Shard, Target};
+use super::position::EntryId;
+use crate::origin::Origins;
+use crate::policy::Snapshot;
+use crate::sidecar::policy::ActivePolicy;
+use crate::sidecar::slots::Companion;
+
+const KEYS: usize = 3;
+const BUCKETS: u64 = 6;
+const STEPS: usize = 160;
+const HISTORIES: u64 = 2_000;
+
+/// What is left out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Switch {
+    Nothing,
+    /// Leases stay.
+    Leases,
+    /// One pass meets leases and values alike.
+    SecondPass,
+    /// The walk goes on though a slot has moved.
+    Restart,
+    /// What is wanted while a walk is under way counts as done with it.
+    NextWalk,
+}
+
+/// A load: its key, the lease that it holds, and what it has read.
+struct Load {
+    key: usize,
+    lease: u64,
+    version: u64,
+}
+
+struct World {
+    random: fastrand::Rng,
+    switch: Switch,
+    policy: ActivePolicy,
+    /// What each shard holds: names, with a value's version or a lease's number.
+    shards: [BTreeMap<Vec<u8>, u64>; 2],
+    /// Where each key lives.
+    home: [usize; KEYS],
+    moves: u64,
+    origin: [u64; KEYS],
+    leases: u64,
+    loads: Vec<Load>,
+    jobs: Jobs,
+    events: u64,
+    /// What each event that was not fulfilled yet demands.
+    demands: BTreeMap<EntryId, [u64; KEYS]>,
+    /// What is demanded of the cache from now on.
+    least: [u64; KEYS],
+    /// Where the walk is: the pages that are left of each shard, and the layout that it began with.
+    pages: Vec<(usize, u64)>,
+    layout: u64,
+}
+
+fn key(index: usize) -> Vec<u8> {
+    format!("user:{index}").into_bytes()
+}
+
+fn policy() -> ActivePolicy {
+    let snapshot = r#"{"version":1,"requires":1,"generation":1,
+        "cluster":{"name":"main","topology":{"cluster":{"seeds":["127.0.0.1:7000"]}}},"unmatched":{"bypass":{}},
+        "rules":[{"name":"user","keys":"user:{id}","strategy":{"cacheAside":{"ttl":{"default":"1h","max":"2h","jitter":"0%"},
+            "stampede":{"lease":"10s","wait":"1s","atWaitEnd":"error"}}}}]}"#;
+    let snapshot = Snapshot::parse(snapshot.as_bytes()).expect("a snapshot");
+    let origins = Origins::new(&snapshot.origins).expect("no origins");
+    ActivePolicy::new(Arc::new(snapshot), &origins).expect("a policy")
+}
+
+impl World {
+    fn new(seed: u64, switch: Switch) -> Self {
+        Self {
+            random: fastrand::Rng::with_seed(seed),
+            switch,
+            policy: policy(),
+            shards: [BTreeMap::new(), BTreeMap::new()],
+            home: [0, 1, 0],
+            moves: 0,
+            origin: [1; KEYS],
+            leases: 0,
+            loads: Vec::new(),
+            jobs: Jobs::default(),
+            events: 0,
+            demands: BTreeMap::new(),
+            least: [0; KEYS],
+            pages: Vec::new(),
+            layout: 0,
+        }
+    }
+
+    fn step(&mut self) -> Result<(), String> {
+        let index = self.random.usize(..KEYS);
+        match self.random.u32(..100) {
+            0..25 => self.begin_load(index),
+            25..45 => self.end_load(),
+            45..53 => self.change(index),
+            53..57 => self.expire(index, &key(index)),
+            57..59 => self.expire(index, &Companion::Lease.name(&key(index))),
+            59..61 => self.move_slot(index),
+            _ => self.walk(),
+        }
+        self.check()
+    }
+
+    fn expire(&mut self, index: usize, name: &[u8]) {
+        self.shards[self.home[index]].remove(name);
+    }
+
+    /// A miss whose client is told to load, and reads the origin.
+    fn begin_load(&mut self, index: usize) {
+        let shard = &mut self.shards[self.home[index]];
+        let name = Companion::Lease.name(&key(index));
+        if shard.contains_key(&key(index)) || shard.contains_key(&name) {
+            return;
+        }
+        self.leases += 1;
+        shard.insert(name, self.leases);
+        self.loads.push(Load { key: index, lease: self.leases, version: self.origin[index] });
+    }
+
+    /// A load's value arrives: it is stored under its lease, or not at all.
+    fn end_load(&mut self) {
+        if self.loads.is_empty() {
+            return;
+        }
+        let Load { key: index, lease, version } = self.loads.swap_remove(self.random.usize(..self.loads.len()));
+        let shard = &mut self.shards[self.home[index]];
+        let name = Companion::Lease.name(&key(index));
+        if shard.get(&name) == Some(&lease) {
+            shard.remove(&name);
+            shard.insert(key(index), version);
+        }
+    }
+
+    /// The origin changes, and somebody says so.
+    fn change(&mut self, index: usize) {
+        self.origin[index] += 1;
+        self.events += 1;
+        let event = EntryId::new(self.events, 0);
+        match self.jobs.current.as_mut().filter(|_| self.switch == Switch::NextWalk) {
+            Some(walk) => walk.wishes.iter_mut().for_each(|wish| wish.to = event),
+            None => self.jobs.wish(Target::Rule("user".to_owned()), event),
+        }
+        self.demands.insert(event, self.origin);
+    }
+
+    fn move_slot(&mut self, index: usize) {
+        let (from, to) = (self.home[index], 1 - self.home[index]);
+        for name in [key(index), Companion::Lease.name(&key(index))] {
+            if let Some(value) = self.shards[from].remove(&name) {
+                self.shards[to].insert(name, value);
+            }
+        }
+        self.home[index] = to;
+        self.moves += 1;
+    }
+
+    /// One step of the walk, as the walker makes them.
+    fn walk(&mut self) {
+        if !self.jobs.begin() {
+            return;
+        }
+        let Some(walk) = self.jobs.current.as_mut() else { return };
+        if walk.shards.is_empty() {
+            walk.start_over(layout(), 0);
+            (self.pages, self.layout) = (pages(), self.moves);
+            return;
+        }
+        let Some((shard, bucket)) = self.pages.pop() else { return self.end_pass() };
+        let held: Vec<Vec<u8>> = self.shards[shard].keys().filter(|name| bucket_of(name) == bucket).cloned().collect();
+        let mut doomed = walk.sift(&self.policy, held.iter().map(Vec::as_slice));
+        match (self.switch, walk.pass) {
+            (Switch::Leases, Pass::Leases) => doomed.clear(),
+            (Switch::SecondPass, Pass::Leases) => {
+                let mut values = walk.clone();
+                values.pass = Pass::Values;
+                doomed.extend(values.sift(&self.policy, held.iter().map(Vec::as_slice)));
+            }
+            _ => {}
+        }
+        for name in doomed.iter().flatten() {
+            self.shards[shard].remove(name);
+        }
+    }
+
+    fn end_pass(&mut self) {
+        let Some(walk) = self.jobs.current.as_mut() else { return };
+        if self.moves != self.layout && self.switch != Switch::Restart {
+            return walk.give_up();
+        }
+        if walk.pass == Pass::Leases && self.switch != Switch::SecondPass {
+            walk.start_pass(Pass::Values, layout(), 0);
+            self.pages = pages();
+            return;
+        }
+        self.jobs.end();
+        let target = Target::Rule("user".to_owned());
+        let ended: BTreeSet<EntryId> = self.demands.keys().copied().collect();
+        for event in ended.into_iter().filter(|event| matches!(self.jobs.progress(&target, *event), Progress::Ended(_))) {
+            let demanded = self.demands.remove(&event).unwrap_or_default();
+            self.least = std::array::from_fn(|index| self.least[index].max(demanded[index]));
+        }
+    }
+
+    fn check(&self) -> Result<(), String> {
+        for index in 0..KEYS {
+            if let Some(version) = self.shards[self.home[index]].get(&key(index))
+                && *version < self.least[index]
+            {
+                return Err(format!("user:{index} is {version}, and {} was demanded", self.least[index]));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn bucket_of(name: &[u8]) -> u64 {
+    (FxBuildHasher.hash_one(name) >> 20) % BUCKETS
+}
+
+fn layout() -> BTreeMap<Shard, Vec<u8>> {
+    let shard = |address: &str| Shard { address: address.to_owned(), run: String::new(), slots: String::new() };
+    BTreeMap::from([(shard("a"), vec![0]), (shard("b"), vec![0])])
+}
+
+fn pages() -> Vec<(usize, u64)> {
+    (0..2).flat_map(|shard| (0..BUCKETS).map(move |bucket| (shard, bucket))).collect()
+}
+
+/// The first history that breaks the promise.
+fn broken(switch: Switch) -> Option<(u64, String)> {
+    (0..HISTORIES).find_map(|seed| {
+        let mut world = World::new(seed, switch);
+        (0..STEPS).find_map(|_| world.step().err()).map(|error| (seed, error))
+    })
+}
+
+#[test]
+fn what_an_event_was_about_is_gone_when_its_walk_has_ended() {
+    assert_eq!(broken(Switch::Nothing), None);
+}
+
+#[test]
+fn without_any_of_its_mechanisms_a_walk_leaves_what_is_outdated() {
+    for switch in [Switch::Leases, Switch::SecondPass, Switch::Restart, Switch::NextWalk] {
+        assert!(broken(switch).is_some(), "{switch:?} is not caught");
+    }
+}

@@ -1,0 +1,218 @@
+//! Invalidation by events: written by anyone, carried out once for all sidecars, and through what happens to sidecars and servers.
+
+use std::time::Duration;
+
+use serde_json::{Value as Json, json};
+
+use crate::cache_aside::{bulk, ok, rule, sidecars};
+use crate::read_through::{Servers, policy};
+use crate::support::admin::metric;
+use crate::support::resp::{Client, Value, encode};
+use crate::support::saboteur::Change;
+use crate::support::server::{Engine, SentinelCluster};
+use crate::support::sidecar::{Sidecar, sentinel_topology};
+use crate::support::wait_for;
+
+const LIMIT: Duration = Duration::from_secs(60);
+const STREAM: &str = "larder:events";
+
+/// `item:{id}` with leases and stale copies, and `plain:{id}` without either.
+fn rules() -> [Json; 2] {
+    let plain = json!({"name": "plain", "keys": "plain:{id}",
+        "strategy": {"cacheAside": {"ttl": {"default": "1h", "max": "2h", "jitter": "10%"}}}});
+    [rule("item", json!({}), json!({"stale": "1h"})), plain]
+}
+
+/// Writes an event past Larder.
+fn announce(servers: &Servers, kind: &str, what: &str) {
+    let id = servers.holder_of(STREAM).call(&["XADD", STREAM, "*", kind, what]);
+    assert!(matches!(id, Value::Bulk(_)), "{id:?}");
+}
+
+fn exists(servers: &Servers, key: &str) -> bool {
+    servers.holder_of(key).call(&["EXISTS", key]) == Value::Int(1)
+}
+
+fn events(sidecars: &[Sidecar]) -> u64 {
+    sidecars.iter().map(|sidecar| metric(sidecar, "larder_events_total")).sum()
+}
+
+#[track_caller]
+fn wait_for_events(sidecars: &[Sidecar], count: u64) {
+    wait_for("the events to be carried out", LIMIT, || events(sidecars) >= count);
+}
+
+#[track_caller]
+fn wait_until_gone(servers: &Servers, key: &str) {
+    wait_for("a key to go", LIMIT, || !exists(servers, key));
+}
+
+#[test]
+fn an_event_does_what_the_command_does_under_sentinel() {
+    check_keys(&Servers::sentinel());
+}
+
+#[test]
+fn an_event_does_what_the_command_does_in_a_cluster() {
+    check_keys(&Servers::cluster());
+}
+
+fn check_keys(servers: &Servers) {
+    let sidecars = sidecars(servers, 3, &rules());
+    let [mut one, mut two] = [0, 1].map(|index| sidecars[index].client());
+    assert_eq!(one.line("SET item:1 v"), ok());
+    announce(servers, "key", "item:1");
+    wait_until_gone(servers, "item:1");
+    // What was loaded before it is not stored.
+    assert_eq!(one.line("GET item:2"), Value::Nil);
+    let id = two.line("XADD larder:events MAXLEN ~ 1000 * key item:2 key plain:1");
+    assert!(matches!(id, Value::Bulk(_)), "{id:?}");
+    wait_for_events(&sidecars, 3);
+    assert_eq!(one.line("SET item:2 late"), ok());
+    assert!(!exists(servers, "item:2"), "a load that began before the event was stored");
+    // Nor is its copy served.
+    assert_eq!(one.line("SET item:3 old"), ok());
+    servers.expire("item:3");
+    announce(servers, "key", "item:3");
+    wait_for_events(&sidecars, 4);
+    assert_eq!(one.line("GET item:3"), Value::Nil);
+    two.send(&encode(&["GET", "item:3"])).unwrap();
+    assert_eq!(one.line("SET item:3 new"), ok());
+    assert_eq!(two.read().unwrap(), bulk("new"));
+    // One of them does it all.
+    let reading: u64 = sidecars.iter().map(|sidecar| metric(sidecar, "larder_events_reading")).sum();
+    assert_eq!((events(&sidecars), reading), (4, 1));
+    assert!(sidecars.iter().all(|sidecar| metric(sidecar, "larder_event_gaps_total") == 0));
+}
+
+#[test]
+fn what_is_not_understood_is_said_and_holds_up_nothing() {
+    let servers = Servers::sentinel();
+    let sidecars = sidecars(&servers, 1, &rules());
+    let mut client = sidecars[0].client();
+    for (command, words) in [
+        ("XADD larder:events * tag user", "ERR there are no tags in this version of Larder"),
+        ("XADD larder:events * user 7", "`user` is no kind of event"),
+        ("XADD larder:events * key larder:l:{abc}item:1", "Larder's own"),
+        ("XADD larder:other * key item:1", "NOPERM"),
+        ("DEL larder:events", "NOPERM"),
+        ("XRANGE larder:events - +", "NOPERM"),
+    ] {
+        let reply = client.line(command);
+        assert!(matches!(&reply, Value::Error(text) if text.contains(words)), "{command}: {reply:?}");
+    }
+    assert_eq!(client.line("SET item:1 v"), ok());
+    for (kind, what) in [("tag", "user"), ("nonsense", "x"), ("pattern", "item:*"), ("rule", "foreign"), ("key", "item:1")] {
+        announce(&servers, kind, what);
+    }
+    wait_for_events(&sidecars, 1);
+    assert!(!exists(&servers, "item:1"));
+    let count = |name: &str| metric(&sidecars[0], &format!("larder_events_{name}_total"));
+    assert_eq!((count("refused"), count("foreign"), events(&sidecars)), (3, 1, 1));
+    let log = sidecars[0].log();
+    assert!(log.contains("is not understood") && log.contains("there are no tags"), "{log}");
+}
+
+#[test]
+fn events_wait_for_a_sidecar_and_are_passed_once() {
+    let servers = Servers::cluster();
+    let mut running = sidecars(&servers, 1, &rules());
+    let mut client = running[0].client();
+    for key in ["item:1", "item:2"] {
+        assert_eq!(client.call(&["SET", key, "v"]), ok());
+    }
+    announce(&servers, "key", "item:1");
+    wait_until_gone(&servers, "item:1");
+    wait_for("it to be written down", LIMIT, || {
+        let state = servers.holder_of(STREAM).line("HGET larder:es:{larder:events} position");
+        matches!(state, Value::Bulk(text) if text.ends_with(b" 1"))
+    });
+    running.clear();
+    announce(&servers, "key", "item:2");
+    let sidecars = sidecars(&servers, 1, &rules());
+    wait_until_gone(&servers, "item:2");
+    assert_eq!(events(&sidecars), 1, "the first was passed before");
+    assert_eq!(metric(&sidecars[0], "larder_event_gaps_total"), 0);
+}
+
+#[test]
+fn what_leases_keep_right_goes_where_events_were_lost() {
+    let servers = Servers::sentinel();
+    let mut running = sidecars(&servers, 1, &rules());
+    let mut client = running[0].client();
+    for key in ["item:1", "item:2", "plain:1", "free:1"] {
+        assert_eq!(client.call(&["SET", key, "v"]), ok());
+    }
+    announce(&servers, "key", "item:9");
+    wait_for_events(&running, 1);
+    running.clear();
+    for _ in 0..3 {
+        announce(&servers, "key", "item:1");
+    }
+    assert_eq!(servers.holder_of(STREAM).line("XTRIM larder:events MAXLEN 1"), Value::Int(3));
+    let sidecars = sidecars(&servers, 1, &rules());
+    wait_until_gone(&servers, "item:2");
+    wait_for("the walk to end", LIMIT, || metric(&sidecars[0], "larder_invalidation_walks_total") == 1);
+    assert!(exists(&servers, "plain:1") && exists(&servers, "free:1"));
+    assert_eq!(metric(&sidecars[0], "larder_event_gaps_total"), 1);
+    // So it is where the stream itself is gone.
+    assert_eq!(sidecars[0].client().line("SET item:3 v"), ok());
+    assert_eq!(servers.holder_of(STREAM).line("DEL larder:events"), Value::Int(1));
+    wait_until_gone(&servers, "item:3");
+    announce(&servers, "key", "plain:1");
+    wait_until_gone(&servers, "plain:1");
+}
+
+#[test]
+fn events_go_on_at_the_next_primary() {
+    for engine in [Engine::Redis7, Engine::Valkey9] {
+        let mut cluster = SentinelCluster::start(engine, 1);
+        let sidecar = Sidecar::start(&policy(sentinel_topology(&cluster), 1, &[], &rules()));
+        let mut client = sidecar.client();
+        assert_eq!(client.line("SET item:1 v"), ok());
+        assert!(!client.line("XADD larder:events * key item:1").is_error());
+        wait_for("the first event", LIMIT, || metric(&sidecar, "larder_events_total") == 1);
+        cluster.servers[0].kill();
+        wait_for("the failover", LIMIT, || client.line("SET item:2 v") == ok());
+        wait_for("an event to be taken", LIMIT, || !client.line("XADD larder:events * key item:2").is_error());
+        let mut primary = cluster.servers[1].client();
+        wait_for("the second event", LIMIT, || primary.line("EXISTS item:2") == Value::Int(0));
+        assert!(metric(&sidecar, "larder_events_total") >= 2);
+    }
+}
+
+/// The same check, of a walk and of one that leaves leases.
+#[test]
+fn a_walk_that_left_leases_would_have_late_loads_stored() {
+    const LEASES_STAY: &[Change] = &[Change { from: "UNLINK\r\n$23\r\nlarder:l:", to: "EXISTS\r\n$23\r\nlarder:l:" }];
+    for (changes, stored) in [(&[][..], false), (LEASES_STAY, true)] {
+        let servers = Servers::sabotaged(changes);
+        let sidecars = sidecars(&servers, 1, &rules());
+        let mut client = sidecars[0].client();
+        assert_eq!(client.line("GET item:late"), Value::Nil);
+        announce(&servers, "rule", "item");
+        wait_for("the walk to end", LIMIT, || metric(&sidecars[0], "larder_invalidation_walks_total") == 1);
+        assert_eq!(client.line("SET item:late v"), ok());
+        assert_eq!((exists(&servers, "item:late"), servers.changed() > 0), (stored, stored));
+    }
+}
+
+#[test]
+fn a_walk_goes_on_where_its_sidecar_was_killed() {
+    let servers = Servers::sentinel();
+    let mut sidecars = sidecars(&servers, 2, &rules());
+    let mut server = servers.holder_of("item:0");
+    for part in 0..40 {
+        let words = (0..500).flat_map(|number| [format!("item:{part}-{number}"), "v".to_owned()]);
+        assert_eq!(server.call(&[vec!["MSET".to_owned()], words.collect()].concat()), ok());
+    }
+    let size = |server: &mut Client| server.line("DBSIZE").int();
+    announce(&servers, "rule", "item");
+    let walked = |sidecar: &Sidecar| metric(sidecar, "larder_invalidation_walk_removed_total");
+    wait_for("the walk to be under way", LIMIT, || sidecars.iter().any(|sidecar| walked(sidecar) > 0));
+    let reader = sidecars.iter().position(|sidecar| walked(sidecar) > 0).unwrap();
+    drop(sidecars.remove(reader));
+    assert!(size(&mut server) > 1000, "it had not ended yet");
+    wait_for("the other to end it", LIMIT, || metric(&sidecars[0], "larder_invalidation_walks_total") == 1);
+    assert!(size(&mut server) < 10, "{}", size(&mut server));
+}
