@@ -1,7 +1,6 @@
 //! `larderd explain`: asks the sidecar of this container what is in force there.
 
 use std::ffi::OsString;
-use std::fmt::Write as _;
 use std::io::{self, Write as _};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::PathBuf;
@@ -10,6 +9,7 @@ use std::time::Duration;
 
 use reqwest::Method;
 
+use super::local::percent_encoded;
 use super::{Failure, Outcome, local};
 use crate::policy::binding::ADMIN_SOCKET;
 
@@ -52,28 +52,4 @@ pub fn run(args: Args) -> Outcome {
     // Nobody is left to tell where nobody reads.
     let _ = io::stdout().write_all(text.as_bytes());
     Ok(ExitCode::SUCCESS)
-}
-
-fn percent_encoded(bytes: &[u8]) -> String {
-    let mut text = String::with_capacity(bytes.len());
-    for byte in bytes {
-        if byte.is_ascii_alphanumeric() || b"-._~:/".contains(byte) {
-            text.push(char::from(*byte));
-        } else {
-            // Writing to a text cannot fail.
-            let _ = write!(text, "%{byte:02X}");
-        }
-    }
-    text
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn any_key_fits_a_request_line() {
-        assert_eq!(percent_encoded(b"user:42/a.b"), "user:42/a.b");
-        assert_eq!(percent_encoded("a b&c=%+#\u{e9}\n\0".as_bytes()), "a%20b%26c%3D%25%2B%23%C3%A9%0A%00");
-    }
 }

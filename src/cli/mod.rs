@@ -3,7 +3,7 @@
 //! To add a command: a file with `Args` (whose doc comment is its help) and `run(Args) -> Outcome`, its `mod` line, and one line in
 //! [`Larder`] or [`Larderd`] below.
 //!
-//! Exit codes: 0 done; 1 it failed; 2 the command line is wrong. `larder check`, `larder status` and `larder explain` have their own, which
+//! Exit codes: 0 done; 1 it failed; 2 the command line is wrong. `larder check`, `larder status`, `larder explain` and `larder invalidate` have their own, which
 //! their help lists.
 
 mod agent;
@@ -23,6 +23,9 @@ mod dev;
 #[cfg(feature = "control-plane")]
 mod explain;
 mod failure;
+#[cfg(feature = "control-plane")]
+mod invalidate;
+mod invalidate_here;
 mod local;
 #[cfg(feature = "control-plane")]
 mod operator;
@@ -35,6 +38,7 @@ mod status;
 mod uninstall_check;
 #[cfg(feature = "control-plane")]
 mod waiting;
+mod wanted;
 
 use std::process::ExitCode;
 
@@ -78,6 +82,7 @@ commands! {
         Demo(demo),
         Dev(dev),
         Explain(explain),
+        Invalidate(invalidate),
         Operator(operator),
         Sidecar(sidecar),
         Status(status),
@@ -90,6 +95,7 @@ commands! {
     Larderd {
         Agent(agent),
         Explain(ask),
+        Invalidate(invalidate_here),
         Sidecar(sidecar),
     }
 }

@@ -25,6 +25,7 @@ use crate::policy::snapshot::Topology;
 use engine::EngineError;
 use manifests::{Fingerprint, Loaded, ManifestError};
 use process::Watchdog;
+pub use run_dir::{RUN_DIR_PREFIX, admin_socket};
 use run_dir::{RunDir, RunDirError};
 use servers::{Ended, Servers, Tier};
 pub use sidecars::Endpoint;

@@ -9,6 +9,21 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use tempfile::TempDir;
 
+/// What the names of temporary directories begin with.
+pub const RUN_DIR_PREFIX: &str = "larder-dev-";
+/// The longest path of a socket that every system takes.
+const MAX_SOCKET_PATH: usize = 100;
+
+/// Where the sidecar of this number is asked by the owner of the run. There is none where the path is too long for a socket.
+pub fn admin_socket(run_dir: &Path, sidecar: u16) -> PathBuf {
+    run_dir.join(format!("sidecar-{sidecar}.sock"))
+}
+
+/// Whether a socket can be at a path.
+pub fn fits_socket(path: &Path) -> bool {
+    path.as_os_str().len() <= MAX_SOCKET_PATH
+}
+
 const PLACES_FILE: &str = "places.json";
 
 /// Where the servers of a run listen, which survives it where the directory does.
@@ -67,7 +82,7 @@ impl RunDir {
             Some(path) => Self::persistent(path),
             None => {
                 let at = std::env::temp_dir();
-                let directory = tempfile::Builder::new().prefix("larder-dev-").tempdir_in(&at);
+                let directory = tempfile::Builder::new().prefix(RUN_DIR_PREFIX).tempdir_in(&at);
                 let directory = directory.map_err(|source| RunDirError::Io { path: at, source })?;
                 Ok(Self { path: directory.path().to_owned(), temporary: Some(directory), _lock: None })
             }

@@ -8,6 +8,7 @@ use super::DevError;
 use super::ports::Reservation;
 use super::process::{Process, Watchdog, bound_log, last_lines};
 use super::restart::Restarts;
+use super::run_dir::{admin_socket, fits_socket};
 use super::servers::Ended;
 use crate::operator::admin::{Admin, Entry};
 
@@ -29,6 +30,8 @@ struct Sidecar {
     process: Option<Process>,
     restarts: Restarts,
     log: PathBuf,
+    /// Where the owner of the run asks it.
+    private: Option<PathBuf>,
 }
 
 /// All sidecars of a run.
@@ -71,7 +74,9 @@ impl Sidecars {
                 admin: admin.address().map_err(unknown)?,
             };
             let log = places.logs.unwrap_or(run_dir).join(format!("sidecar-{index}.log"));
-            sidecars.push(Sidecar { endpoint, reserved: vec![listen, admin], process: None, restarts: Restarts::default(), log });
+            let private = Some(admin_socket(run_dir, index)).filter(|path| fits_socket(path));
+            let reserved = vec![listen, admin];
+            sidecars.push(Sidecar { endpoint, reserved, process: None, restarts: Restarts::default(), log, private });
         }
         let log_options = places.log_options.to_vec();
         Ok(Self { program, snapshot: run_dir.join("snapshot.json"), log_options, sidecars })
@@ -90,7 +95,7 @@ impl Sidecars {
             }
             sidecar.reserved.clear();
             sidecar.restarts.started();
-            let mut arguments = arguments(&self.snapshot, &sidecar.endpoint);
+            let mut arguments = arguments(&self.snapshot, &sidecar.endpoint, sidecar.private.as_deref());
             arguments.extend_from_slice(&self.log_options);
             let started = Process::start(watchdog, &self.program, &arguments, &sidecar.log).await;
             sidecar.process = Some(started.map_err(|source| DevError::Start { what: format!("sidecar {index}"), source })?);
@@ -141,14 +146,12 @@ impl Sidecars {
             if let Some(process) = sidecar.process.take() {
                 process.stop(watchdog).await;
             }
-            if let Some(socket) = &sidecar.endpoint.socket {
-                remove_socket(socket);
-            }
+            [&sidecar.endpoint.socket, &sidecar.private].into_iter().flatten().for_each(|socket| remove_socket(socket));
         }
     }
 }
 
-fn arguments(snapshot: &Path, endpoint: &Endpoint) -> Vec<String> {
+fn arguments(snapshot: &Path, endpoint: &Endpoint, private: Option<&Path>) -> Vec<String> {
     let text = |path: &Path| path.to_string_lossy().into_owned();
     let mut arguments = vec!["sidecar".to_owned(), "--snapshot".to_owned(), text(snapshot)];
     arguments.extend(["--listen".to_owned(), endpoint.listen.to_string()]);
@@ -157,6 +160,9 @@ fn arguments(snapshot: &Path, endpoint: &Endpoint) -> Vec<String> {
     arguments.extend(["--drain".to_owned(), "2s".to_owned()]);
     if let Some(socket) = &endpoint.socket {
         arguments.extend(["--socket".to_owned(), text(socket)]);
+    }
+    if let Some(socket) = private {
+        arguments.extend(["--admin-socket".to_owned(), text(socket)]);
     }
     arguments
 }

@@ -1,8 +1,11 @@
 //! Invalidation by events: written by anyone, carried out once for all sidecars, and through what happens to sidecars and servers.
 
+use std::path::Path;
+use std::process::{Command, Output};
 use std::time::Duration;
 
 use serde_json::{Value as Json, json};
+use tempfile::TempDir;
 
 use crate::cache_aside::{bulk, ok, rule, sidecars};
 use crate::read_through::{Servers, policy};
@@ -179,6 +182,83 @@ fn events_go_on_at_the_next_primary() {
         wait_for("the second event", LIMIT, || primary.line("EXISTS item:2") == Value::Int(0));
         assert!(metric(&sidecar, "larder_events_total") >= 2);
     }
+}
+
+fn larder(arguments: &[&str]) -> Output {
+    let program = Path::new(env!("CARGO_BIN_EXE_larder"));
+    Command::new(program).args(arguments).env("TMPDIR", "/nonexistent").output().expect("larder runs")
+}
+
+#[track_caller]
+fn said(output: &Output) -> String {
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{out}{err}");
+    out.into_owned()
+}
+
+/// A sidecar that is asked over its socket, and the socket.
+fn private_sidecar(servers: &Servers, directory: &TempDir) -> (Sidecar, String) {
+    let socket = directory.path().join("admin.sock").display().to_string();
+    let snapshot = policy(servers.topology(), 1, &[], &rules());
+    (Sidecar::start_with(&snapshot, &["--admin-socket", &socket]), socket)
+}
+
+#[test]
+fn a_person_invalidates_keys() {
+    let (servers, directory) = (Servers::sentinel(), TempDir::new().unwrap());
+    let (sidecar, socket) = private_sidecar(&servers, &directory);
+    let mut client = sidecar.client();
+    for key in ["item:1", "plain:1"] {
+        assert_eq!(client.call(&["SET", key, "v"]), ok());
+    }
+    let tried = said(&larder(&["invalidate", "item:1", "item:2", "--dry-run", "--socket", &socket]));
+    assert_eq!(tried, "the 2 keys: 1 would go\n");
+    assert!(exists(&servers, "item:1"));
+    let done = said(&larder(&["invalidate", "item:1", "item:2", "--socket", &socket, "--output", "json"]));
+    let done: Json = serde_json::from_str(&done).unwrap();
+    assert_eq!((&done["named"], &done["removed"], &done["complete"]), (&json!(2), &json!(1), &json!(true)));
+    assert!(!exists(&servers, "item:1") && exists(&servers, "plain:1"));
+    for (arguments, code, words) in [
+        (vec!["--tag", "a", "--socket", &socket], 2, "there are no tags"),
+        (vec!["--rule", "none", "--socket", &socket], 2, "write one of item, plain"),
+        (vec!["--pattern", "item:*", "--socket", &socket], 2, "{part}"),
+        (vec!["item:1"], 2, "no `larder dev` runs here"),
+        (vec!["item:1", "--socket", "/no/such.sock"], 1, "there is no such socket"),
+        (vec!["item:1", "--rule", "item"], 2, "cannot be used with"),
+    ] {
+        let output = larder(&[&["invalidate"], arguments.as_slice()].concat());
+        let error = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {error}");
+        assert!(error.contains(words), "{arguments:?}: {error}");
+    }
+}
+
+#[test]
+fn a_rule_and_a_pattern_go_on_every_shard() {
+    let (servers, directory) = (Servers::cluster(), TempDir::new().unwrap());
+    let (sidecar, socket) = private_sidecar(&servers, &directory);
+    let mut client = sidecar.client();
+    let keys = |name: &str| (0..300).map(|number| format!("{name}:{number}")).collect::<Vec<_>>();
+    for key in [keys("item"), keys("plain"), keys("free")].concat() {
+        assert_eq!(client.call(&["SET", &key, "v"]), ok());
+    }
+    assert_eq!(client.line("GET item:late"), Value::Nil, "a load begins");
+    let tried = said(&larder(&["invalidate", "--rule", "item", "--dry-run", "--socket", &socket]));
+    let counted: u64 = tried.split(' ').rev().nth(2).and_then(|number| number.parse().ok()).unwrap_or_default();
+    assert!((300..=330).contains(&counted), "{tried}: SCAN may name a key twice");
+    let output = larder(&["invalidate", "--rule", "item", "--wait", "--socket", &socket]);
+    assert!(said(&output).contains("invalidated"), "{output:?}");
+    assert!(String::from_utf8_lossy(&output.stderr).contains("waiting for the event to be read"), "{output:?}");
+    assert!(keys("item").iter().all(|key| !exists(&servers, key)));
+    assert!(keys("plain").iter().all(|key| exists(&servers, key)));
+    assert_eq!(client.line("SET item:late v"), ok());
+    assert!(!exists(&servers, "item:late"), "a load that began before was stored");
+    // A pattern is about what rules cover.
+    for pattern in ["plain:{id}", "free:{id}"] {
+        said(&larder(&["invalidate", "--pattern", pattern, "--wait", "--socket", &socket]));
+    }
+    assert!(keys("plain").iter().all(|key| !exists(&servers, key)));
+    assert!(keys("free").iter().all(|key| exists(&servers, key)));
 }
 
 /// The same check, of a walk and of one that leaves leases.

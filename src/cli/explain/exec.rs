@@ -6,6 +6,7 @@ use std::process::{Output, Stdio};
 use std::time::Duration;
 
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use tokio::process::Command;
 use tokio::time::timeout;
 
@@ -51,41 +52,64 @@ pub struct Refused {
 
 /// Asks the sidecar of a pod. `access` are the arguments by which kubectl finds the cluster.
 pub async fn ask(access: &[OsString], namespace: &str, pod: &Injected, key: &OsStr) -> Result<Answer, Failure> {
-    let mut command = Command::new("kubectl");
-    command.args(access).args(["exec", "--namespace", namespace, &pod.pod, "--container", CONTAINER, "--"]);
-    command.args([&pod.program, "explain", "--socket", &pod.socket, "--"]).arg(key);
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
-    let asked = waiting::for_answer(&format!("the sidecar of pod {}", pod.pod), timeout(LIMIT, command.output())).await;
-    let output = match asked {
-        Ok(Ok(output)) => output,
-        Ok(Err(error)) if error.kind() == io::ErrorKind::NotFound => {
-            let next = format!("install kubectl, which carries the question into the pod, {OTHERWISE}");
-            return Err(failure("there is no kubectl on the PATH", next));
-        }
-        Ok(Err(error)) => return Err(failure(format!("kubectl cannot be run: {error}"), OTHERWISE)),
-        Err(_) => {
-            let what = format!("the sidecar of pod {} did not answer within {} s", pod.pod, LIMIT.as_secs());
-            return Err(failure(what, format!("see `kubectl logs {} -n {namespace} -c {CONTAINER}`, {OTHERWISE}", pod.pod)));
-        }
-    };
-    understand(&output, namespace, pod)
+    let question: [&OsStr; 5] = ["explain".as_ref(), "--socket".as_ref(), pod.socket.as_ref(), "--".as_ref(), key];
+    let asked = Asked { namespace, pod: &pod.pod, otherwise: OTHERWISE };
+    let output = run(access, &asked, &pod.program, &question, LIMIT).await?;
+    understand(&output, &asked)
 }
 
-fn understand(output: &Output, namespace: &str, pod: &Injected) -> Result<Answer, Failure> {
-    let Injected { pod, .. } = pod;
+/// Who is asked, and what to do where that fails.
+pub struct Asked<'a> {
+    /// The pod's namespace.
+    pub namespace: &'a str,
+    /// Its name.
+    pub pod: &'a str,
+    /// The end of the next step.
+    pub otherwise: &'a str,
+}
+
+/// Runs the sidecar's program in its container, with these arguments, for so long at the most.
+pub async fn run(
+    access: &[OsString],
+    asked: &Asked<'_>,
+    program: &str,
+    arguments: &[&OsStr],
+    limit: Duration,
+) -> Result<Output, Failure> {
+    let Asked { namespace, pod, otherwise } = *asked;
+    let mut command = Command::new("kubectl");
+    command.args(access).args(["exec", "--namespace", namespace, pod, "--container", CONTAINER, "--", program]).args(arguments);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+    match waiting::for_answer(&format!("the sidecar of pod {pod}"), timeout(limit, command.output())).await {
+        Ok(Ok(output)) => Ok(output),
+        Ok(Err(error)) if error.kind() == io::ErrorKind::NotFound => {
+            let next = format!("install kubectl, which carries the question into the pod, {otherwise}");
+            Err(failure("there is no kubectl on the PATH", next))
+        }
+        Ok(Err(error)) => Err(failure(format!("kubectl cannot be run: {error}"), otherwise)),
+        Err(_) => {
+            let what = format!("the sidecar of pod {pod} did not answer within {} s", limit.as_secs());
+            Err(failure(what, format!("see `kubectl logs {pod} -n {namespace} -c {CONTAINER}`, {otherwise}")))
+        }
+    }
+}
+
+/// Reads an answer in JSON.
+pub fn understand<T: DeserializeOwned>(output: &Output, asked: &Asked<'_>) -> Result<T, Failure> {
+    let Asked { namespace, pod, otherwise } = *asked;
     if output.status.success() {
         return serde_json::from_slice(&output.stdout).map_err(|error| {
             let what = format!("what the sidecar of pod {pod} answers is not understood: {error}");
-            failure(what, format!("use the version of larder that the sidecar has, {OTHERWISE}"))
+            failure(what, format!("use the version of larder that the sidecar has, {otherwise}"))
         });
     }
     let said: String = harmless(&String::from_utf8_lossy(&output.stderr)).chars().take(MOST_CHARS).collect();
     let next = if said.contains("orbidden") {
-        format!("ask for the right to create pods/exec in namespace {namespace}, {OTHERWISE}")
+        format!("ask for the right to create pods/exec in namespace {namespace}, {otherwise}")
     } else if said.contains("unrecognized subcommand") {
-        format!("the sidecar is older than this command: start its pod anew, {OTHERWISE}")
+        format!("the sidecar is older than this command: start its pod anew, {otherwise}")
     } else {
-        format!("see `kubectl logs {pod} -n {namespace} -c {CONTAINER}`, {OTHERWISE}")
+        format!("see `kubectl logs {pod} -n {namespace} -c {CONTAINER}`, {otherwise}")
     };
     Err(failure(format!("the sidecar of pod {pod} could not be asked: {said}"), next))
 }
@@ -103,13 +127,7 @@ mod tests {
 
     fn heard(code: i32, out: &str, err: &str) -> Result<Answer, Failure> {
         let output = Output { status: ExitStatus::from_raw(code << 8), stdout: out.into(), stderr: err.into() };
-        let pod = Injected {
-            pod: "shop-1".to_owned(),
-            labels: Default::default(),
-            program: "/larderd".to_owned(),
-            socket: "/a".to_owned(),
-        };
-        understand(&output, "shop", &pod)
+        understand(&output, &Asked { namespace: "shop", pod: "shop-1", otherwise: OTHERWISE })
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! `larder explain`: which policy and rule decides over a key of a workload.
 
-mod exec;
+pub(super) mod exec;
 mod render;
-mod workload;
+pub(super) mod workload;
 mod written;
 
 use std::collections::BTreeSet;

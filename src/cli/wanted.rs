@@ -1,0 +1,134 @@
+//! Which keys a command is to invalidate, as its arguments name them.
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt as _;
+
+use super::local::percent_encoded;
+use super::{Failure, WRONG_LINE};
+use crate::policy::KeyPattern;
+
+/// The most bytes of keys in one request, and the most keys.
+const MOST_OF_REQUEST: (usize, usize) = (8192, 128);
+
+/// Which keys.
+#[derive(Clone, Debug, clap::Args)]
+#[group(id = "wanted", required = true, multiple = true)]
+pub struct Wanted {
+    /// Keys: their values, copies and remembered absences go, and no load that began before is stored
+    #[arg(value_name = "KEY", conflicts_with_all = ["tag", "rule", "pattern"])]
+    keys: Vec<OsString>,
+    /// All keys of a tag: there are no tags yet
+    #[arg(long, value_name = "TAG", conflicts_with_all = ["rule", "pattern"])]
+    tag: Option<String>,
+    /// All keys of the rule of this name
+    #[arg(long, value_name = "NAME", conflicts_with = "pattern")]
+    rule: Option<String>,
+    /// All keys of a pattern, such as 'user:{id}', that some rule covers
+    #[arg(long, value_name = "PATTERN")]
+    pattern: Option<KeyPattern>,
+}
+
+impl Wanted {
+    /// What is not there yet is refused.
+    pub fn check(&self) -> Result<(), Failure> {
+        match &self.tag {
+            Some(_) => Err(Failure::new(
+                "there are no tags in this version of Larder",
+                "name keys, or what they have in common: --rule NAME or --pattern PATTERN",
+            )
+            .with_code(WRONG_LINE)),
+            None => Ok(()),
+        }
+    }
+
+    /// The queries that name them: keys in parts that fit a request line, else one.
+    pub fn queries(&self) -> Vec<String> {
+        match (&self.rule, &self.pattern) {
+            (Some(rule), _) => vec![format!("rule={}", percent_encoded(rule.as_bytes()))],
+            (None, Some(pattern)) => vec![format!("pattern={}", percent_encoded(pattern.as_str().as_bytes()))],
+            (None, None) => self.parts().iter().map(|part| query_of(part)).collect(),
+        }
+    }
+
+    /// The arguments that name them to the sidecar's own program: keys in parts, each of them a list of its own.
+    #[cfg(feature = "control-plane")]
+    pub fn arguments(&self) -> Vec<Vec<OsString>> {
+        match (&self.rule, &self.pattern) {
+            (Some(rule), _) => vec![vec!["--rule".into(), rule.into()]],
+            (None, Some(pattern)) => vec![vec!["--pattern".into(), pattern.as_str().into()]],
+            (None, None) => {
+                let words = |part: &[OsString]| [OsString::from("--")].into_iter().chain(part.iter().cloned()).collect();
+                self.parts().into_iter().map(words).collect()
+            }
+        }
+    }
+
+    /// In words.
+    #[cfg(feature = "control-plane")]
+    pub fn describe(&self) -> String {
+        match (&self.rule, &self.pattern) {
+            (Some(rule), _) => format!("the keys of the rule `{rule}`"),
+            (None, Some(pattern)) => format!("the keys of the pattern `{}`", pattern.as_str()),
+            (None, None) if self.keys.len() == 1 => "the key".to_owned(),
+            (None, None) => format!("the {} keys", self.keys.len()),
+        }
+    }
+
+    fn parts(&self) -> Vec<&[OsString]> {
+        let (mut parts, mut from, mut bytes) = (Vec::new(), 0, 0);
+        for (at, key) in self.keys.iter().enumerate() {
+            if at > from && (bytes + key.len() > MOST_OF_REQUEST.0 || at - from == MOST_OF_REQUEST.1) {
+                parts.push(&self.keys[from..at]);
+                (from, bytes) = (at, 0);
+            }
+            bytes += key.len();
+        }
+        parts.push(&self.keys[from..]);
+        parts
+    }
+}
+
+fn query_of(keys: &[OsString]) -> String {
+    let pair = |key: &OsString| format!("key={}", percent_encoded(OsStr::as_bytes(key)));
+    keys.iter().map(pair).collect::<Vec<_>>().join("&")
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        wanted: Wanted,
+    }
+
+    fn wanted(line: &str) -> Result<Wanted, clap::Error> {
+        Line::try_parse_from(["x"].into_iter().chain(line.split_whitespace())).map(|line| line.wanted)
+    }
+
+    #[test]
+    fn one_kind_of_keys_is_named() {
+        assert_eq!(wanted("user:7 b&c").unwrap().queries(), ["key=user:7&key=b%26c"]);
+        assert_eq!(wanted("--rule user").unwrap().queries(), ["rule=user"]);
+        assert_eq!(wanted("--pattern user:{id}").unwrap().queries(), ["pattern=user:%7Bid%7D"]);
+        assert!(wanted("--tag a").unwrap().check().is_err());
+        for bad in ["", "a --rule b", "--rule a --pattern b", "--pattern user:*", "--tag a b"] {
+            assert!(wanted(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn many_keys_go_in_parts_and_each_in_one() {
+        let keys: Vec<String> =
+            (0..300).map(|number| format!("key:{number}")).chain(["k".repeat(9000), "z".to_owned()]).collect();
+        let named = wanted(&keys.join(" ")).unwrap();
+        let parts = named.parts();
+        assert_eq!(parts.iter().map(|part| part.len()).collect::<Vec<_>>(), [128, 128, 44, 1, 1]);
+        assert_eq!(parts.concat(), keys.iter().map(OsString::from).collect::<Vec<_>>());
+        #[cfg(feature = "control-plane")]
+        assert_eq!(named.arguments()[0].len(), 129);
+    }
+}
