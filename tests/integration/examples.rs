@@ -91,6 +91,37 @@ fn values_are_written_through_to_sql() {
     dev.stop();
 }
 
+#[test]
+fn who_changes_a_row_says_so_and_readers_see_it() {
+    let directory = TempDir::new().unwrap();
+    let database = directory.path().join("shop.db");
+    let sqlite = |statement: &str| {
+        assert!(Command::new("sqlite3").arg(&database).arg(statement).status().expect("make setup installs sqlite3").success());
+    };
+    sqlite("CREATE TABLE users (id INTEGER PRIMARY KEY, name TEXT); INSERT INTO users VALUES (42, 'Ann')");
+    let (dev, mut client) = run("events", &[("sqlite://shop.db", &format!("sqlite://{}", database.display()))]);
+    let limit = std::time::Duration::from_secs(60);
+    assert_eq!(client.call(&["GET", "user:42"]).text(), "Ann");
+    assert_eq!(client.call(&["GET", "user:43"]), Value::Nil);
+    sqlite("UPDATE users SET name = 'Anna' WHERE id = 42; INSERT INTO users VALUES (43, 'Bob')");
+    assert_eq!((client.call(&["GET", "user:42"]).text(), client.call(&["GET", "user:43"])), ("Ann".to_owned(), Value::Nil));
+    for key in ["user:42", "user:43"] {
+        assert!(!client.call(&["XADD", "larder:events", "*", "key", key]).is_error());
+    }
+    wait_for("the new row", limit, || client.call(&["GET", "user:42"]).text() == "Anna");
+    wait_for("the row that was missing", limit, || client.call(&["GET", "user:43"]) != Value::Nil);
+    // Many rows at once, by hand.
+    sqlite("UPDATE users SET name = 'Nobody'");
+    let invalidate = Command::new(env!("CARGO_BIN_EXE_larder"))
+        .args(["invalidate", "--rule", "user", "--wait", "--run-dir"])
+        .arg(dev.directory())
+        .output()
+        .unwrap();
+    assert!(invalidate.status.success(), "{}", String::from_utf8_lossy(&invalidate.stderr));
+    assert_eq!(client.call(&["GET", "user:42"]).text(), "Nobody");
+    dev.stop();
+}
+
 /// The clients of examples/clients, with the packages that `make setup` has installed for tests/clients.
 fn ordinary_clients_read(port: u16, key: &str, value: &str) {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
