@@ -234,7 +234,8 @@ fn the_agents_handover_and_the_operators_at_once_are_one() {
 #[test]
 fn writes_stay_paused_where_a_handover_is_given_up_while_sentinels_act() {
     let tier = Tier::form(Engine::Redis7, 2, false);
-    // The replica hangs: a sentinel begins to promote it all the same, and it will never have everything.
+    tier.wait("a sentinel that would promote the replica", || tier.sentinels[0].would_promote());
+    // It begins to, although the replica hangs, which will therefore never have everything.
     let pid = tier.members[1].server_pid();
     signal("STOP", pid);
     let mut sentinel = Client::connect(tier.sentinels[0].port).expect("it accepts");
@@ -267,12 +268,15 @@ fn check_short_grace(engine: Engine, hangs: bool) {
     let status = tier.members[0].stop_agent();
     // Beside the bound: the look before it, the last requests, and a machine that is busy.
     assert!(status.success() && told.elapsed() < shutdown + Duration::from_secs(10), "{engine:?}: {status} {:?}", told.elapsed());
-    println!("{engine:?}: ended {:?} after it was told, {:?}", told.elapsed(), asking.join().expect("it ends").stderr);
+    let answer = asking.join().expect("it ends");
+    println!("{engine:?}: ended {:?} after it was told: {}", told.elapsed(), String::from_utf8_lossy(&answer.stderr));
     let leads = |member: &Member| member.phase() == json!("primary");
     tier.wait("another to lead", || tier.members[1..].iter().any(leads));
-    let successor = if leads(&tier.members[1]) { 1 } else { 2 };
-    assert_eq!(writers.end(&tier.members[successor]).0, 0, "{engine:?}: acknowledged writes were lost");
+    let successor = &tier.members[if leads(&tier.members[1]) { 1 } else { 2 }];
+    assert_eq!(successor.client().line("SET after x"), Value::Simple("OK".to_owned()), "{engine:?}: writes go on there");
+    // It would keep the writers that ask it waiting, too.
     hung.into_iter().for_each(|pid| signal("CONT", pid));
+    assert_eq!(writers.end(successor).0, 0, "{engine:?}: acknowledged writes were lost");
 }
 
 #[test]

@@ -391,6 +391,17 @@ impl Watcher {
         masters.items()[0].items()[9].text().contains("failover_in_progress")
     }
 
+    /// Whether it sees a replica as one that it would promote: it asks them every ten seconds, and they may not be before they have a copy.
+    pub fn would_promote(&self) -> bool {
+        let mut client = Client::connect(self.port).expect("the sentinel accepts");
+        let replicas = client.line(&format!("SENTINEL REPLICAS {MASTER}"));
+        replicas.items().iter().any(|replica| {
+            let fields: Vec<String> = replica.items().iter().map(Value::text).collect();
+            let field = |name: &str| fields.chunks(2).find(|pair| pair[0] == name).map(|pair| pair[1].as_str());
+            field("flags") == Some("slave") && field("slave-priority") != Some("0")
+        })
+    }
+
     /// `kill -9`.
     pub fn kill(&mut self) {
         let _ = self.child.kill();
