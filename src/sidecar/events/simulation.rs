@@ -18,8 +18,8 @@ use crate::sidecar::policy::ActivePolicy;
 use crate::sidecar::slots::Companion;
 
 const KEYS: usize = 3;
-const BUCKETS: u64 = 6;
-const STEPS: usize = 160;
+const BUCKETS: u64 = 3;
+const STEPS: usize = 300;
 const HISTORIES: u64 = 2_000;
 
 /// What is left out.
@@ -53,6 +53,8 @@ struct World {
     home: [usize; KEYS],
     moves: u64,
     origin: [u64; KEYS],
+    /// How soon loads end: the share of the steps.
+    pace: u64,
     leases: u64,
     loads: Vec<Load>,
     jobs: Jobs,
@@ -90,6 +92,7 @@ impl World {
             home: [0, 1, 0],
             moves: 0,
             origin: [1; KEYS],
+            pace: 20 + seed % 200,
             leases: 0,
             loads: Vec::new(),
             jobs: Jobs::default(),
@@ -103,13 +106,14 @@ impl World {
 
     fn step(&mut self) -> Result<(), String> {
         let index = self.random.usize(..KEYS);
-        match self.random.u32(..100) {
-            0..25 => self.begin_load(index),
-            25..45 => self.end_load(),
-            45..53 => self.change(index),
-            53..57 => self.expire(index, &key(index)),
-            57..59 => self.expire(index, &Companion::Lease.name(&key(index))),
-            59..61 => self.move_slot(index),
+        match self.random.u64(..1000) {
+            0..200 => self.begin_load(index),
+            200..220 => self.expire(index, &key(index)),
+            220..230 => self.expire(index, &Companion::Lease.name(&key(index))),
+            230..235 => self.move_slot(index),
+            235..275 => self.change(index),
+            // Some loads outlast walks.
+            ending if ending < 275 + self.pace => self.end_load(),
             _ => self.walk(),
         }
         self.check()
