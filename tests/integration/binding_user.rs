@@ -218,7 +218,9 @@ fn everything_works(scene: &Scene) {
     // Events, of keys, of rules, and of what others' rules cover.
     assert_eq!(one.line("SET item:8 x"), ok());
     assert!(!two.line("XADD larder:events * key item:8 key other:1 rule item").is_error());
-    wait_for("the events", LIMIT, || one.line("EXISTS item:8").int() == 0 && sum_of(scene, "larder_invalidation_walks_total") == 1);
+    wait_for("the events", LIMIT, || {
+        one.line("EXISTS item:8").int() == 0 && sum_of(scene, "larder_invalidation_walks_total") == 1
+    });
     assert_eq!((sum_of(scene, "larder_events_total"), sum_of(scene, "larder_events_foreign_total")), (2, 1));
     // Newer snapshots would be heard of.
     let channel = scene.binding.snapshot_key();
@@ -298,7 +300,8 @@ fn the_rest_is_refused(scene: &Scene) {
     let (name, own, fleet) = (scene.binding.user(), scene.binding.snapshot_key(), scene.binding.fleet_key());
     let mut tried = |command: &str| {
         let command = command.replace("@own", &own).replace("@fleet", &fleet).replace("@sweep", &scene.binding.sweep_key());
-        let command = command.replace("@turn", &turn_key(Some(&scene.binding))).replace("@state", &state_key(Some(&scene.binding)));
+        let command =
+            command.replace("@turn", &turn_key(Some(&scene.binding))).replace("@state", &state_key(Some(&scene.binding)));
         let words: Vec<&str> = ["ACL", "DRYRUN", &name].into_iter().chain(command.split(' ')).collect();
         admin.call(&words).text()
     };
