@@ -194,10 +194,7 @@ fn befall(server: &mut Redis, fault: Fault) {
 fn wake(server: &Redis, load: &Load, port: u16) {
     server.resume();
     let woken = Instant::now();
-    wait_for("the old primary to follow the new one", LONG, || {
-        let told = server.client().line("INFO replication").text();
-        told.contains("role:slave") && told.contains("master_link_status:up")
-    });
+    wait_for("the old primary to follow the new one", LONG, || server.follows());
     println!("the old primary follows after {:?}", woken.elapsed());
     wait_until_writable(port);
     load.wait_for_a_batch_of_each();

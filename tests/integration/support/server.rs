@@ -182,6 +182,13 @@ impl Redis {
         Client::connect(self.port).expect("the server accepts")
     }
 
+    /// Whether it is a replica in step with its primary. It is not yet where the connection is closed: sentinels have those of everybody closed
+    /// that a server had which they make a replica.
+    pub fn follows(&self) -> bool {
+        let told = self.client().try_call(&["INFO", "replication"]).map(|told| told.text()).unwrap_or_default();
+        told.contains("role:slave") && told.contains("master_link_status:up")
+    }
+
     /// What the server wrote to its log.
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.directory.path().join("server.log")).unwrap_or_default()
@@ -302,7 +309,7 @@ impl SentinelCluster {
             servers.push(start(&[arguments, &["--replicaof", "127.0.0.1", &primary_port]].concat()));
         }
         for replica in &servers[1..] {
-            wait_for("a replica in sync", SETTLE_LIMIT, || is_in_sync(replica));
+            wait_for("a replica in sync", SETTLE_LIMIT, || replica.follows());
         }
         let sentinels = (0..3).map(|_| Sentinel::start(engine, &servers[0], arguments)).collect::<Vec<_>>();
         for sentinel in &sentinels {
@@ -472,7 +479,7 @@ impl RedisCluster {
             assert_ok(replica.client().line(&format!("CLUSTER REPLICATE {primary}")));
         }
         for replica in &cluster.servers[shards..] {
-            wait_for("a replica in sync", SETTLE_LIMIT, || is_in_sync(replica));
+            wait_for("a replica in sync", SETTLE_LIMIT, || replica.follows());
         }
         cluster.wait_until_settled();
         cluster
@@ -540,10 +547,6 @@ fn bus_port(server: &Redis) -> String {
 fn argument_after<'a>(arguments: &'a [String], name: &str) -> Option<&'a str> {
     let at = arguments.iter().position(|argument| argument == name)?;
     Some(&arguments[at + 1])
-}
-
-fn is_in_sync(replica: &Redis) -> bool {
-    replica.client().line("INFO replication").text().contains("master_link_status:up")
 }
 
 #[track_caller]

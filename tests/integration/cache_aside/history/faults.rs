@@ -132,9 +132,7 @@ fn fail_over(servers: &Servers, key: &str) {
         Servers::Sentinel(cluster) => fail_over_by_sentinel(cluster, old),
         Servers::Cluster(cluster) => fail_over_in_cluster(cluster, old),
     }
-    wait_for("the old primary to follow the new one", LIMIT, || {
-        old.client().line("INFO replication").text().contains("master_link_status:up")
-    });
+    wait_for("the old primary to follow the new one", LIMIT, || old.follows());
 }
 
 /// Asks again where it was refused, and where a failover that began came to nothing.
