@@ -22,6 +22,7 @@ mod rules;
 mod sentinel;
 #[cfg(test)]
 mod simulation;
+mod slots;
 mod spread;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -36,6 +37,7 @@ pub use observed::{
     ServerState, SlotRange, Watch,
 };
 use rules::{Rule, holds};
+pub use slots::{SlotSet, Transfer, transfers};
 pub use spread::{Crowded, Moved, Tries, crowded, has_room};
 
 /// What to do next, in order. Empty: everything is as desired.
