@@ -3,9 +3,10 @@
 //! | layer | what it is | may use |
 //! |---|---|---|
 //! | [`policy`] | the vocabulary both planes share: units, patterns, rules, the snapshot | nothing |
+//! | [`journal`] | what is written behind: partitions, entries, and the scripts over them. No I/O | `policy` |
 //! | [`origin`] | where the data really lives: SQL, HTTP | `policy` |
 //! | [`telemetry`] | logs, metrics, health | nothing |
-//! | [`sidecar`] | the RESP proxy beside a workload | `policy`, `origin`, `telemetry` |
+//! | [`sidecar`] | the RESP proxy beside a workload | `policy`, `journal`, `origin`, `telemetry` |
 //! | [`agent`] | the entry point of a server: its place, supervision, probes, metrics, handover | `policy`, `telemetry`, `sidecar` |
 //! | `api` | the custom resources, their checks, and their compilation into a snapshot | `policy` |
 //! | `operator` | what a CacheCluster needs, as a plan, and what policies make of workloads | `policy`, `api` |
@@ -14,7 +15,7 @@
 //! | `demo` | the main job in a minute | all but `cli` |
 //! | [`cli`] | one file per command: arguments → validated configuration | all |
 //!
-//! The data plane (`policy`, `origin`, `telemetry`, `sidecar`, `agent`) never names the control plane (`api`, `operator`,
+//! The data plane (`policy`, `journal`, `origin`, `telemetry`, `sidecar`, `agent`) never names the control plane (`api`, `operator`,
 //! `injector`, `dev`, `demo`)
 //! and builds without it; a tidy test holds the arrows.
 
@@ -28,6 +29,7 @@ pub mod demo;
 pub mod dev;
 #[cfg(feature = "control-plane")]
 pub mod injector;
+pub mod journal;
 #[cfg(feature = "control-plane")]
 pub mod operator;
 pub mod origin;

@@ -9,14 +9,17 @@ pub mod events;
 pub mod explain;
 pub mod glob;
 pub mod heartbeat;
+mod journal_name;
 pub mod pattern;
 mod pattern_scan;
 pub mod rule;
 pub mod rule_index;
+pub mod slots;
 pub mod snapshot;
 pub mod told;
 pub mod units;
 
+pub use journal_name::{JournalName, JournalNameError};
 pub use pattern::{Captures, KeyPattern, PatternError};
 pub use rule::{
     AtWaitEnd, CacheAside, Lifetime, Load, Mode, Query, ReadThrough, ReplyForm, Rule, Stampede, Store, Strategy, Unmatched,

@@ -19,10 +19,11 @@ pub mod roster;
 pub mod served_tls;
 pub mod server;
 pub mod session;
-pub mod slots;
 pub mod start_gate;
 pub mod sweep;
 pub mod tracking;
 pub mod upstream;
 pub mod waiting_room;
 pub mod worker;
+
+pub use crate::policy::slots;

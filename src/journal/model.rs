@@ -1,0 +1,128 @@
+//! What the [scripts](super::scripts) do to a partition, as code: simulations play it, and random steps hold it to real servers.
+
+use std::collections::BTreeMap;
+
+use super::scripts::{Appended, Bound, Bounds, Claimed, Fenced};
+use super::{Change, Entry, Held, Version};
+
+/// A partition.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Partition {
+    /// The entries, in order.
+    pub log: Vec<Entry>,
+    /// The last write of each key that the origin has an older value of.
+    pub dirty: BTreeMap<Vec<u8>, Held>,
+    /// The greatest version given.
+    pub last: Version,
+    /// Up to where all is applied or parked.
+    pub position: Version,
+    /// Bytes ever appended, and trimmed.
+    pub bytes: (u64, u64),
+    /// The latest claim's number, and who has the partition until when.
+    pub fence: u64,
+    /// Who applies, and until when, in microseconds.
+    pub relay: Option<(String, u64)>,
+    /// For each key with a dead letter, the greatest version of those.
+    pub parked: BTreeMap<Vec<u8>, Version>,
+    /// How many dead letters there are.
+    pub dead: u64,
+}
+
+/// What breaks the model, to show that a simulation would notice. Whoever uses it for anything else leaves it at its default.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Broken {
+    /// Nothing.
+    #[default]
+    Nothing,
+    /// Keys are cleared from the dirty index whatever version it has.
+    ClearedVersion,
+    /// An append counts, however late it comes.
+    Lateness,
+}
+
+impl Partition {
+    /// Appends. `now` and `until` are microseconds of the server's clock.
+    pub fn append(&mut self, now: u64, until: u64, bounds: Bounds, changes: &[Change], broken: Broken) -> Appended {
+        if now > until && broken != Broken::Lateness {
+            return Appended::Late;
+        }
+        let weight: u64 = changes.iter().map(|change| change.weight() as u64).sum();
+        if self.log.len() as u64 + changes.len() as u64 > bounds.depth {
+            return Appended::Full(Bound::Depth);
+        }
+        if self.bytes.0 - self.bytes.1 + weight > bounds.bytes {
+            return Appended::Full(Bound::Bytes);
+        }
+        let oldest = self.log.first().map(|entry| entry.version.get());
+        if oldest.is_some_and(|oldest| now.saturating_sub(oldest) > bounds.age_ms * 1_000) {
+            return Appended::Full(Bound::Age);
+        }
+        let versions = changes.iter().map(|change| {
+            self.last = Version::new(now.max(self.last.get() + 1));
+            self.bytes.0 += change.weight() as u64;
+            self.log.push(Entry { version: self.last, change: change.clone(), through: self.bytes.0 });
+            self.dirty.insert(change.key.clone(), Held { version: self.last, value: change.value.clone() });
+            self.last
+        });
+        Appended::Done(versions.collect())
+    }
+
+    /// Claims it for so many milliseconds.
+    pub fn claim(&mut self, now: u64, token: &str, millis: u64) -> Claimed {
+        let holder = self.relay.take().filter(|(_, until)| *until > now);
+        if let Some((holder, until)) = &holder
+            && holder != token
+        {
+            let held = Claimed::Held(holder.clone().into_bytes());
+            self.relay = Some((holder.clone(), *until));
+            return held;
+        }
+        if holder.is_none() || self.fence == 0 {
+            self.fence = now.max(self.fence + 1);
+        }
+        self.relay = Some((token.to_owned(), now + millis * 1_000));
+        Claimed::Yes { fence: self.fence, position: self.position }
+    }
+
+    /// Trims, and clears what the origin has.
+    pub fn done(
+        &mut self,
+        fence: u64,
+        upto: Version,
+        through: u64,
+        cleared: &[(Vec<u8>, Version)],
+        broken: Broken,
+    ) -> Fenced<u64> {
+        if fence != self.fence {
+            return Fenced::Lost;
+        }
+        self.log.retain(|entry| entry.version > upto);
+        let mut count = 0;
+        for (key, version) in cleared {
+            if self.dirty.get(key).is_some_and(|held| held.version <= *version || broken == Broken::ClearedVersion) {
+                self.dirty.remove(key);
+                count += 1;
+            }
+            if self.parked.get(key).is_some_and(|parked| parked <= version) {
+                self.parked.remove(key);
+            }
+        }
+        self.position = self.position.max(upto);
+        self.bytes.1 = self.bytes.1.max(through);
+        Fenced::Done(count)
+    }
+
+    /// Makes an entry a dead letter.
+    pub fn park(&mut self, fence: u64, most: u64, version: Version, key: &[u8]) -> Fenced<bool> {
+        if fence != self.fence {
+            return Fenced::Lost;
+        }
+        if self.dead >= most {
+            return Fenced::Done(false);
+        }
+        self.dead += 1;
+        let parked = self.parked.entry(key.to_vec()).or_default();
+        *parked = version.max(*parked);
+        Fenced::Done(true)
+    }
+}
