@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::engine::observe::Forecast;
+use super::exclusive::durable::Rounds;
 use super::meter::Meter;
 use super::patterns::cache_aside::{self, Aside};
 use super::patterns::observe;
@@ -66,6 +67,7 @@ pub struct Worker {
     repeats: RefCell<Vec<Repeat>>,
     flights: Flights,
     writes: Writes,
+    rounds: Rounds,
     aside: Aside,
     forecast: RefCell<Forecast>,
     /// The runtime of the thread that asks origins.
@@ -116,6 +118,7 @@ impl Worker {
             repeats: RefCell::default(),
             flights: Flights::default(),
             writes: Writes::default(),
+            rounds: Rounds::default(),
             aside: Aside::new(fastrand::u64(..)),
             forecast: RefCell::default(),
             origins,
@@ -172,6 +175,12 @@ impl Worker {
     /// What is on its way to origins.
     pub fn writes(&self) -> &Writes {
         &self.writes
+    }
+
+    /// What waits to become durable.
+    #[inline]
+    pub fn rounds(&self) -> &Rounds {
+        &self.rounds
     }
 
     /// What is known of leases.

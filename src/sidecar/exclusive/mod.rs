@@ -12,6 +12,7 @@
 
 mod blocking;
 mod connection;
+pub mod durable;
 mod elsewhere;
 mod exec_filter;
 mod feed;

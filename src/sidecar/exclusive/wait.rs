@@ -198,7 +198,7 @@ async fn confirm(worker: &Rc<Worker>, target: &Target, proofs: &[&Proof], lane: 
 }
 
 /// How many replicas a primary has connected. `None`: it is none.
-fn replicas_of(role: &[u8]) -> Option<usize> {
+pub(super) fn replicas_of(role: &[u8]) -> Option<usize> {
     let parts = reply::elements(role)?;
     let is_primary = parts.first().and_then(|word| reply::text(word)) == Some(b"master");
     is_primary.then(|| parts.get(2).and_then(|replicas| reply::elements(replicas)).map_or(0, |replicas| replicas.len()))
@@ -214,10 +214,10 @@ async fn call(connection: &mut Dedicated, command: &[&[u8]]) -> Result<Vec<u8>, 
 }
 
 /// How many commands [`mark`] writes.
-const MARK_COMMANDS: usize = 2;
+pub(super) const MARK_COMMANDS: usize = 2;
 
 /// A write in `slot` that is replicated, and undone at once.
-fn mark(slot: u16) -> Vec<u8> {
+pub(super) fn mark(slot: u16) -> Vec<u8> {
     let slot = if slot == ANY_SLOT { 0 } else { slot };
     let key = [&b"larder:w:{"[..], &slots::tag_of(slot), b"}"].concat();
     let mut wire = Vec::new();
