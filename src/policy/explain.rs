@@ -155,6 +155,9 @@ fn covered(snapshot: &Snapshot, at: usize, rule: &Rule, key: &[u8]) -> KeyFacts 
         Strategy::WriteThrough(write_through) => {
             KeyFacts { store: Some(write_through.store.clone()), ..with_load(facts, snapshot, &write_through.read) }
         }
+        Strategy::WriteBehind(write_behind) => {
+            KeyFacts { store: Some(write_behind.store.clone()), ..with_load(facts, snapshot, &write_behind.read) }
+        }
     }
 }
 

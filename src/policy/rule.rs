@@ -2,8 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::journal_name::JournalName;
 use super::pattern::KeyPattern;
-use super::units::{Beta, Percent, Span};
+use super::units::{Beta, ByteSize, Percent, Span};
 
 /// How one family of keys is cached. Every default is resolved before a rule reaches a snapshot.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -49,6 +50,8 @@ pub enum Strategy {
     ReadThrough(Box<ReadThrough>),
     /// The sidecar loads what is missing, and carries writes to the origin before the cache has them.
     WriteThrough(Box<WriteThrough>),
+    /// The sidecar loads what is missing, and journals writes, which a relay carries to the origin later.
+    WriteBehind(Box<WriteBehind>),
 }
 
 /// How long covered keys live.
@@ -143,6 +146,34 @@ pub struct WriteThrough {
     pub store: Store,
 }
 
+/// What misses and writes on a write-behind rule do.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct WriteBehind {
+    /// A miss is loaded as on a read-through rule, where no write of its key is on its way.
+    pub read: ReadThrough,
+    /// What the relay writes, at the origin that `read` loads from.
+    pub store: Store,
+    /// Where writes are until then.
+    pub journal: Journal,
+}
+
+/// The journal of a write-behind rule.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Journal {
+    /// Its name. Whoever writes the same keys has the same.
+    pub name: JournalName,
+    /// How old a write may become before the origin has it. While one is older, new ones are refused.
+    pub max_lag: Span,
+    /// The most writes that wait, over all partitions.
+    pub max_depth: u64,
+    /// The most bytes that they take, over all partitions.
+    pub max_bytes: ByteSize,
+    /// The most writes that are carried to the origin in one transaction.
+    pub batch: u32,
+}
+
 /// What a write tells its origin.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", rename_all_fields = "camelCase", deny_unknown_fields)]
@@ -229,6 +260,7 @@ impl Strategy {
             Self::CacheAside(_) => "CacheAside",
             Self::ReadThrough(_) => "ReadThrough",
             Self::WriteThrough(_) => "WriteThrough",
+            Self::WriteBehind(_) => "WriteBehind",
         }
     }
 }
@@ -240,14 +272,24 @@ impl Strategy {
             Self::Bypass {} | Self::CacheAside(_) => None,
             Self::ReadThrough(read_through) => Some(read_through),
             Self::WriteThrough(write_through) => Some(&write_through.read),
+            Self::WriteBehind(write_behind) => Some(&write_behind.read),
         }
     }
 
-    /// What a write does, where the sidecar carries it to an origin.
-    pub fn writes(&self) -> Option<&WriteThrough> {
+    /// What is loaded and what a write tells the origin, where writes are carried there: at once, or later.
+    pub fn writes(&self) -> Option<(&ReadThrough, &Store)> {
         match self {
-            Self::WriteThrough(write_through) => Some(write_through),
+            Self::WriteThrough(write_through) => Some((&write_through.read, &write_through.store)),
+            Self::WriteBehind(write_behind) => Some((&write_behind.read, &write_behind.store)),
             Self::Bypass {} | Self::CacheAside(_) | Self::ReadThrough(_) => None,
+        }
+    }
+
+    /// What misses and writes do, where writes are journalled.
+    pub fn behind(&self) -> Option<&WriteBehind> {
+        match self {
+            Self::WriteBehind(write_behind) => Some(write_behind),
+            Self::Bypass {} | Self::CacheAside(_) | Self::ReadThrough(_) | Self::WriteThrough(_) => None,
         }
     }
 }
@@ -271,6 +313,7 @@ impl Rule {
             Strategy::CacheAside(cache_aside) => Some(&cache_aside.ttl),
             Strategy::ReadThrough(read_through) => Some(&read_through.ttl),
             Strategy::WriteThrough(write_through) => Some(&write_through.read.ttl),
+            Strategy::WriteBehind(write_behind) => Some(&write_behind.read.ttl),
         }
     }
 
@@ -279,7 +322,7 @@ impl Rule {
         match &self.strategy {
             Strategy::Bypass {} => None,
             Strategy::CacheAside(cache_aside) => cache_aside.stampede.map(|stampede| (stampede.lease, stampede.wait)),
-            Strategy::ReadThrough(_) | Strategy::WriteThrough(_) => {
+            Strategy::ReadThrough(_) | Strategy::WriteThrough(_) | Strategy::WriteBehind(_) => {
                 self.strategy.loads().map(|read_through| (read_through.lease, read_through.wait))
             }
         }

@@ -10,8 +10,8 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::pattern::KeyPattern;
-use super::rule::{CacheAside, Lifetime, Mode, Query, Rule, Store, Strategy, Unmatched, WriteThrough};
-use super::units::Span;
+use super::rule::{CacheAside, Lifetime, Mode, Query, ReadThrough, Rule, Store, Strategy, Unmatched, WriteBehind};
+use super::units::{ByteSize, Span};
 
 /// The newest form that this build writes and reads. `requires`, `generation` and `cluster` are said alike in all of them, so that a sidecar
 /// for which the rest is too new can say so where it is heard.
@@ -19,9 +19,14 @@ use super::units::Span;
 /// 2: rules may have a `mode`, and cache-aside rules `stale` and `stampede` (with `waitFollowsLoads`).
 /// 3: origins may have `maxTotalConnections`.
 /// 4: rules may write through.
-pub const VERSION: u32 = 4;
+/// 5: rules may write behind.
+pub const VERSION: u32 = 5;
 /// The largest snapshot in bytes, which also fits a ConfigMap.
 pub const MAX_BYTES: usize = 900 * 1024;
+/// The fewest writes that a journal may be bounded to: a command may bring 256 of them.
+pub const LEAST_DEPTH: u64 = 16 * 256;
+/// The fewest bytes that a journal may be bounded to: a command may bring one MiB, to one of its partitions.
+pub const LEAST_BYTES: ByteSize = ByteSize::from_bytes(64 * 1024 * 1024);
 /// The most rules in one snapshot.
 pub const MAX_RULES: usize = 1000;
 
@@ -327,7 +332,11 @@ impl Snapshot {
     #[must_use]
     pub fn in_form(mut self, form: u32) -> Self {
         let form = form.max(1);
-        if form < 4 && self.rules.iter().any(|rule| rule.strategy.writes().is_some()) {
+        let is_unknown = |rule: &Rule| match rule.strategy.behind() {
+            Some(_) => form < 5,
+            None => form < 4 && rule.strategy.writes().is_some(),
+        };
+        if self.rules.iter().any(is_unknown) {
             return self;
         }
         if form < 3 {
@@ -398,8 +407,12 @@ impl Snapshot {
             Strategy::CacheAside(cache_aside) => return check_stampede(cache_aside),
             Strategy::ReadThrough(read_through) => read_through,
             Strategy::WriteThrough(write_through) => {
-                check_store(write_through)?;
+                check_store(&write_through.read, &write_through.store)?;
                 &write_through.read
+            }
+            Strategy::WriteBehind(write_behind) => {
+                check_behind(write_behind, self.allow)?;
+                &write_behind.read
             }
         };
         let load = &read_through.load;
@@ -434,8 +447,11 @@ pub fn required_form(origins: &[Origin], rules: &[Rule]) -> u32 {
     let is_newer = |rule: &Rule| match &rule.strategy {
         _ if rule.mode == Mode::Observe => true,
         Strategy::CacheAside(cache_aside) => cache_aside.stampede.is_some() || !cache_aside.stale.is_zero(),
-        Strategy::Bypass {} | Strategy::ReadThrough(_) | Strategy::WriteThrough(_) => false,
+        Strategy::Bypass {} | Strategy::ReadThrough(_) | Strategy::WriteThrough(_) | Strategy::WriteBehind(_) => false,
     };
+    if rules.iter().any(|rule| rule.strategy.behind().is_some()) {
+        return 5;
+    }
     if rules.iter().any(|rule| rule.strategy.writes().is_some()) {
         return 4;
     }
@@ -455,15 +471,35 @@ fn check_stampede(cache_aside: &CacheAside) -> Result<(), String> {
     }
 }
 
-fn check_store(write_through: &WriteThrough) -> Result<(), String> {
-    match (&write_through.read.load.query, &write_through.store) {
+fn check_behind(write_behind: &WriteBehind, allow: Allow) -> Result<(), String> {
+    let WriteBehind { read, store, journal } = write_behind;
+    check_store(read, store)?;
+    if matches!(store, Store::Http { if_match: true }) {
+        return Err(
+            "what is written later cannot be on condition of what the origin has now: it must not say `ifMatch`".to_owned()
+        );
+    }
+    if journal.max_lag.is_zero() || journal.batch == 0 {
+        return Err("its journal's maxLag and batch must be above zero".to_owned());
+    }
+    if journal.max_depth < LEAST_DEPTH || journal.max_bytes < LEAST_BYTES {
+        return Err(format!("its journal must hold at least {LEAST_DEPTH} writes and {LEAST_BYTES}"));
+    }
+    if allow.flush {
+        return Err("FLUSHALL would drop the journal: the policy must not allow it".to_owned());
+    }
+    Ok(())
+}
+
+fn check_store(read: &ReadThrough, store: &Store) -> Result<(), String> {
+    match (&read.load.query, store) {
         (Query::Sql { .. }, Store::Sql { .. }) | (Query::Http { .. }, Store::Http { .. }) => Ok(()),
         (Query::Sql { .. }, Store::Http { .. }) => Err("an sql origin is written to by `write`".to_owned()),
         (Query::Http { .. }, Store::Sql { .. }) => Err("an http origin is written to by its `path`, not by `write`".to_owned()),
     }
 }
 
-fn check_lease(rule: &Rule, read_through: &super::rule::ReadThrough) -> Result<(), String> {
+fn check_lease(rule: &Rule, read_through: &ReadThrough) -> Result<(), String> {
     if rule.keys.parts().next().is_none() && matches!(&read_through.load.query, Query::Sql { read_many: Some(_), .. }) {
         return Err("`readMany` needs a pattern with at least one part".to_owned());
     }
@@ -599,6 +635,27 @@ mod tests {
         let json = MINIMAL.replacen("readThrough\":{", "writeThrough\":{\"read\":{", 1);
         let json = json.replacen("\"reply\":null}}", &format!("\"reply\":null}}}},\"store\":{store}}}"), 1);
         Snapshot::parse(json.as_bytes())
+    }
+
+    #[test]
+    fn rules_that_write_behind_need_sidecars_that_know_them_and_a_journal_that_holds_a_command() {
+        let behind = |depth: u64, flush: bool| {
+            let read = r#"{"ttl":{"default":"1m","max":"1h","jitter":"0%"},"stale":"0s","negativeTtl":"0s","lease":"3s","wait":"1s",
+                "load":{"origin":"db","query":{"sql":{"read":"SELECT v FROM t WHERE id = $id"}},"reply":null}}"#;
+            let json = format!(
+                r#"{{"version":5,"requires":5,"generation":1,"cluster":{{"name":"main","topology":{{"cluster":{{"seeds":["h:1"]}}}}}},
+                "unmatched":{{"bypass":{{}}}},"allow":{{"flush":{flush}}},"origins":[{{"name":"db","kind":{{"sql":{{"url":{{"value":"sqlite://x"}}}}}},
+                "maxConnections":1,"connectTimeout":"1s","timeout":"1s"}}],"rules":[{{"name":"a","keys":"a:{{id}}","strategy":{{"writeBehind":
+                {{"read":{read},"store":{{"sql":{{"write":"INSERT INTO t VALUES ($id, $value)"}}}},"journal":{{"name":"shop.users",
+                "maxLag":"30s","maxDepth":{depth},"maxBytes":"64Mi","batch":500}}}}}}}}]}}"#
+            );
+            Snapshot::parse(json.as_bytes())
+        };
+        let snapshot = behind(4096, false).expect("valid");
+        assert_eq!(required_form(&snapshot.origins, &snapshot.rules), 5);
+        assert_eq!(snapshot.clone().in_form(4), snapshot, "it cannot be said otherwise");
+        assert!(behind(4095, false).is_err_and(|error| error.to_string().contains("at least 4096 writes")));
+        assert!(behind(4096, true).is_err_and(|error| error.to_string().contains("FLUSHALL")));
     }
 
     #[test]

@@ -13,6 +13,27 @@ use crate::telemetry::hot_keys::HotKeys;
 use crate::telemetry::metrics::{MetricsHub, NodeMeter, RuleCounters, WorkerMetrics};
 use crate::telemetry::slow_log::SlowLog;
 
+/// Why a write was not made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WriteFailure {
+    /// It will not be had.
+    Rejected,
+    /// It may have been made.
+    Unknown,
+    /// Anything else: it surely was not.
+    Otherwise,
+}
+
+impl From<&LoadError> for WriteFailure {
+    fn from(error: &LoadError) -> Self {
+        match error {
+            LoadError::Rejected { .. } => Self::Rejected,
+            LoadError::Unknown { .. } => Self::Unknown,
+            _ => Self::Otherwise,
+        }
+    }
+}
+
 /// Commands that took this long are noted in the slow log.
 pub const SLOW_MS: u64 = 200;
 const SLOW_LINES_PER_SECOND: u32 = 5;
@@ -168,14 +189,14 @@ impl Meter {
     }
 
     /// A command's changes were carried to the origin. `failed`: how, where they were not made.
-    pub fn written(&self, rule: RuleId, failed: Option<&LoadError>) {
+    pub fn written(&self, rule: RuleId, failed: Option<WriteFailure>) {
         self.on_rule(rule, |counters| {
             counters.writes.inc();
             match failed {
                 None => {}
-                Some(LoadError::Rejected { .. }) => counters.writes_rejected.inc(),
-                Some(LoadError::Unknown { .. }) => counters.writes_unknown.inc(),
-                Some(_) => counters.write_errors.inc(),
+                Some(WriteFailure::Rejected) => counters.writes_rejected.inc(),
+                Some(WriteFailure::Unknown) => counters.writes_unknown.inc(),
+                Some(WriteFailure::Otherwise) => counters.write_errors.inc(),
             }
         });
     }

@@ -7,7 +7,7 @@ use crate::origin::{Loader, OriginError, Origins, Writer};
 use crate::policy::explain::{KeyFacts, explain};
 use crate::policy::snapshot::{Allow, Topology};
 use crate::policy::{
-    CacheAside, Lifetime, Mode, ReadThrough, Rule, RuleIndex, Snapshot, Span, Strategy, Unmatched, WriteThrough,
+    CacheAside, Journal, Lifetime, Mode, ReadThrough, Rule, RuleIndex, Snapshot, Span, Strategy, Unmatched,
 };
 
 /// The position of a rule in its snapshot.
@@ -47,7 +47,7 @@ impl ActivePolicy {
         };
         let loaders = snapshot.rules.iter().map(loader).collect::<Result<_, _>>()?;
         let writer = |rule: &Rule| {
-            let Some(WriteThrough { read, store }) = rule.strategy.writes() else { return Ok(None) };
+            let Some((read, store)) = rule.strategy.writes() else { return Ok(None) };
             let writer = origins.writer(&rule.keys, &read.load, store)?;
             Ok(Some(writer).filter(|_| rule.mode == Mode::Enforce))
         };
@@ -55,7 +55,7 @@ impl ActivePolicy {
         let has_writers = writers.iter().any(Option::is_some);
         let leases = |rule: &Rule| match &rule.strategy {
             Strategy::CacheAside(cache_aside) => rule.mode == Mode::Enforce && cache_aside.stampede.is_some(),
-            Strategy::Bypass {} | Strategy::ReadThrough(_) | Strategy::WriteThrough(_) => false,
+            Strategy::Bypass {} | Strategy::ReadThrough(_) | Strategy::WriteThrough(_) | Strategy::WriteBehind(_) => false,
         };
         let leases: Vec<bool> = snapshot.rules.iter().map(leases).collect();
         let has_leases = leases.contains(&true);
@@ -63,7 +63,7 @@ impl ActivePolicy {
             Strategy::CacheAside(cache_aside) if rule.mode == Mode::Enforce => {
                 cache_aside.stampede.as_ref().and_then(|stampede| stampede.early_expiry).map(|beta| beta.get())
             }
-            Strategy::CacheAside(_) | Strategy::Bypass {} | Strategy::ReadThrough(_) | Strategy::WriteThrough(_) => None,
+            _ => None,
         };
         let early_expiry: Vec<Option<f64>> = snapshot.rules.iter().map(early_expiry).collect();
         let has_early_expiry = early_expiry.iter().any(Option::is_some);
@@ -204,7 +204,7 @@ impl ActivePolicy {
     pub fn cache_aside(&self, id: RuleId) -> Option<&CacheAside> {
         match &self.enforced(id)?.strategy {
             Strategy::CacheAside(cache_aside) => Some(cache_aside),
-            Strategy::Bypass {} | Strategy::ReadThrough(_) | Strategy::WriteThrough(_) => None,
+            _ => None,
         }
     }
 
@@ -213,9 +213,9 @@ impl ActivePolicy {
         self.enforced(id)?.strategy.loads()
     }
 
-    /// What a write of the rule does, where writes are carried to an origin.
-    pub fn write_through(&self, id: RuleId) -> Option<&WriteThrough> {
-        self.enforced(id)?.strategy.writes()
+    /// Where writes of the rule wait for its origin, where they do.
+    pub fn journal(&self, id: RuleId) -> Option<&Journal> {
+        self.enforced(id)?.strategy.behind().map(|write_behind| &write_behind.journal)
     }
 
     /// Whether writes of any rule are carried to an origin.
@@ -278,7 +278,7 @@ impl Coverage for Covered<'_> {
         let lifetime = self.policy.lifetime_of(rule)?;
         let (companions, stale, writes_copy) = match self.policy.enforced(rule).map(|rule| &rule.strategy) {
             Some(Strategy::CacheAside(cache_aside)) => (cache_aside.stampede.is_some(), cache_aside.stale, true),
-            Some(strategy @ (Strategy::ReadThrough(_) | Strategy::WriteThrough(_))) => {
+            Some(strategy @ (Strategy::ReadThrough(_) | Strategy::WriteThrough(_) | Strategy::WriteBehind(_))) => {
                 (true, strategy.loads().map_or(Span::default(), |read_through| read_through.stale), false)
             }
             Some(Strategy::Bypass {}) | None => (false, Span::default(), false),

@@ -447,7 +447,7 @@ async fn check_origins(snapshot: &Snapshot) -> Result<(), OriginError> {
     for rule in snapshot.rules.iter().filter(|rule| rule.mode == Mode::Enforce) {
         let Some(read_through) = rule.strategy.loads() else { continue };
         if let Some(origin) = snapshot.origins.iter().find(|origin| origin.name == read_through.load.origin) {
-            let store = rule.strategy.writes().map(|write_through| &write_through.store);
+            let store = rule.strategy.writes().map(|(_, store)| store);
             check_rule_and_file(origin, &rule.keys, &read_through.load, store).await?;
         }
     }

@@ -61,4 +61,5 @@ mod ttl_sweep;
 mod uninstall_check;
 mod wire;
 mod wire_fuzz;
+mod write_behind;
 mod write_through;

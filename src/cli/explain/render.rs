@@ -74,6 +74,7 @@ pub fn does(facts: &KeyFacts) -> Vec<String> {
         (true, "CacheAside") => cache_aside(facts),
         (true, "ReadThrough") => read_through(facts),
         (true, "WriteThrough") => write_through(facts),
+        (true, "WriteBehind") => write_behind(facts),
         (_, other) => vec![format!("{other}: this version of larder does not know more of it")],
     };
     if let Some(Lifetime { default, max, .. }) = &facts.ttl {
@@ -119,6 +120,16 @@ fn read_through(facts: &KeyFacts) -> Vec<String> {
     if let Some(wait) = facts.wait {
         told.push(format!("a read waits up to {wait} for a load that another pod makes, then loads by itself"));
     }
+    told
+}
+
+fn write_behind(facts: &KeyFacts) -> Vec<String> {
+    let origin = facts.origin.as_ref().map_or("its origin", |origin| origin.name.as_str());
+    let mut told = read_through(facts);
+    told.push(format!(
+        "SET, SETEX, PSETEX, MSET, DEL and UNLINK are journalled, and acknowledged when the journal is on disk here and at every replica \
+         that may take over; a relay carries them to `{origin}`, and reads see them meanwhile. Commands that change a part of a value are refused"
+    ));
     told
 }
 

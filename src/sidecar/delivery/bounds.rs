@@ -11,7 +11,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::policy::snapshot::{Cluster, Origin, OriginKind, Sensitive};
-use crate::policy::{KeyPattern, Query, Rule, Snapshot, Store, WriteThrough};
+use crate::policy::{Journal, KeyPattern, Query, Rule, Snapshot, Store};
 
 /// How far a generation in the cache may be ahead of the file's. Far beyond what a file is late, and far below the largest
 /// generation: one more can always be written to the file.
@@ -86,14 +86,15 @@ pub fn check(offered: &Snapshot, file: &Snapshot, secrets: &Path, exists: impl F
     offered.rules.iter().find(is_new).map_or(Ok(()), |rule| Err(BoundsError::NewWrite { rule: rule.name.clone() }))
 }
 
-/// What a rule tells which place about which keys.
-type Told<'a> = (&'a KeyPattern, &'a Store, &'a Query, Option<&'a OriginKind>);
+/// What a rule tells which place about which keys, and by way of which journal.
+type Told<'a> = (&'a KeyPattern, &'a Store, &'a Query, Option<&'a OriginKind>, Option<&'a Journal>);
 
 /// `None`: it writes nothing.
 fn told<'a>(snapshot: &'a Snapshot, rule: &'a Rule) -> Option<Told<'a>> {
-    let WriteThrough { read, store } = rule.strategy.writes()?;
+    let (read, store) = rule.strategy.writes()?;
     let origin = snapshot.origins.iter().find(|origin| origin.name == read.load.origin);
-    Some((&rule.keys, store, &read.load.query, origin.map(|origin| &origin.kind)))
+    let journal = rule.strategy.behind().map(|write_behind| &write_behind.journal);
+    Some((&rule.keys, store, &read.load.query, origin.map(|origin| &origin.kind), journal))
 }
 
 fn check_origin(origin: &Origin, file: &Snapshot, secrets: &Path, exists: &impl Fn(&Path) -> bool) -> Result<(), BoundsError> {

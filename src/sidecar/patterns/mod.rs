@@ -18,4 +18,5 @@ if value then return {'value', value} end
 pub mod cache_aside;
 pub mod observe;
 pub mod read_through;
+pub mod write_behind;
 pub mod write_through;

@@ -296,7 +296,8 @@ impl SentinelCluster {
         cluster
     }
 
-    fn start_with(engine: Engine, replicas: usize, arguments: &[&str]) -> Self {
+    /// [`SentinelCluster::start`], with more of the servers' configuration given.
+    pub fn start_with(engine: Engine, replicas: usize, arguments: &[&str]) -> Self {
         Self::start_by(engine, replicas, arguments, |own| Redis::start_with(engine, own))
     }
 

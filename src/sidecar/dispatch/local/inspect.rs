@@ -162,7 +162,7 @@ fn push_rule(facts: &mut Facts, rule: &Rule) {
                 None => facts.push(("stampede", "disabled: every client that misses loads".to_owned())),
             }
         }
-        Strategy::ReadThrough(_) | Strategy::WriteThrough(_) => {
+        Strategy::ReadThrough(_) | Strategy::WriteThrough(_) | Strategy::WriteBehind(_) => {
             let Some(read_through) = rule.strategy.loads() else { return };
             facts.push(("stale", read_through.stale.to_string()));
             facts.push(("negativeTtl", read_through.negative_ttl.to_string()));

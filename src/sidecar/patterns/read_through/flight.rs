@@ -10,8 +10,10 @@ use tokio::time::Instant;
 use super::cache::{Begun, Entry};
 use super::patience::Patience;
 use super::{Deliver, FlightKey};
+use crate::journal::Held;
 use crate::origin::{LoadError, Loaded, Loader};
 use crate::policy::ReadThrough;
+use crate::sidecar::patterns::write_behind::Journaller;
 use crate::sidecar::policy::RuleId;
 use crate::sidecar::worker::Worker;
 
@@ -130,12 +132,18 @@ impl Flight {
 struct Plan {
     rule: ReadThrough,
     loader: Loader,
+    /// Where values are that the origin has not got yet.
+    journaller: Option<Journaller>,
 }
 
 impl Plan {
     fn new(worker: &Worker, rule: RuleId) -> Option<Self> {
         let policy = worker.policy();
-        Some(Self { rule: policy.read_through(rule)?.clone(), loader: policy.loader(rule)?.clone() })
+        Some(Self {
+            rule: policy.read_through(rule)?.clone(),
+            loader: policy.loader(rule)?.clone(),
+            journaller: policy.journal(rule).map(Journaller::new),
+        })
     }
 
     fn lease_ms(&self) -> u64 {
@@ -259,7 +267,7 @@ fn policy_changed() -> Outcome {
 async fn load_alone(worker: &Rc<Worker>, plan: &Plan, mut flights: Vec<Rc<Flight>>) {
     while !flights.is_empty() {
         flights.iter().for_each(|flight| flight.begin_attempt());
-        let results = ask_origin(worker, plan, &flights).await;
+        let results = ask(worker, plan, &flights).await;
         let settled = flights.iter().zip(results).map(|(flight, result)| flight.settle_early(worker, &outcome_of(result)));
         let settled: Vec<bool> = settled.collect();
         flights = flights.into_iter().zip(settled).filter_map(|(flight, over)| (!over).then_some(flight)).collect();
@@ -271,7 +279,7 @@ async fn load_leased(worker: &Rc<Worker>, plan: &Rc<Plan>, leased: Vec<(Rc<Fligh
     let (flights, entries): (Vec<Rc<Flight>>, Vec<Entry>) = leased.into_iter().unzip();
     flights.iter().for_each(|flight| flight.begin_attempt());
     let results = tokio::select! {
-        results = ask_origin(worker, plan, &flights) => results,
+        results = ask(worker, plan, &flights) => results,
         () = keep_leases(worker, plan, &entries) => Vec::new(),
     };
     for ((flight, entry), result) in flights.into_iter().zip(entries).zip(results) {
@@ -336,6 +344,28 @@ async fn conclude(
         // Revoked, or not known: the cache may be away, which keeps nobody from the value.
         Ok(false) | Err(_) => flight.settle_early(worker, &outcome),
     }
+}
+
+/// What the keys of flights are: as they were last written, where the origin has not got that yet, else as it has them.
+async fn ask(worker: &Rc<Worker>, plan: &Plan, flights: &[Rc<Flight>]) -> Vec<Result<Loaded, LoadError>> {
+    let Some(journaller) = &plan.journaller else { return ask_origin(worker, plan, flights).await };
+    let held = join_all(flights.iter().map(|flight| journaller.look_up(worker, &flight.key.1))).await;
+    let clean: Vec<Rc<Flight>> =
+        flights.iter().zip(&held).filter(|(_, held)| matches!(held, Ok(None))).map(|(flight, _)| flight.clone()).collect();
+    let mut loaded = match clean.is_empty() {
+        true => Vec::new(),
+        false => ask_origin(worker, plan, &clean).await,
+    }
+    .into_iter();
+    let origin = || plan.rule.load.origin.clone();
+    let answer = |held: Result<Option<Held>, String>| match held {
+        Ok(Some(Held { value: Some(value), .. })) => Ok(Loaded::Found { value, max_age: None, tag: None }),
+        Ok(Some(Held { value: None, .. })) => Ok(Loaded::NotFound),
+        Ok(None) => loaded.next().unwrap_or_else(|| Err(LoadError::Busy { origin: origin() })),
+        // What the origin has may be older than an acknowledged write.
+        Err(why) => Err(LoadError::Unreachable { origin: origin(), why: format!("the journal before it cannot be read ({why})") }),
+    };
+    held.into_iter().map(answer).collect()
 }
 
 async fn ask_origin(worker: &Rc<Worker>, plan: &Plan, flights: &[Rc<Flight>]) -> Vec<Result<Loaded, LoadError>> {

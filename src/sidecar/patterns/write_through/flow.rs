@@ -10,6 +10,8 @@ use tokio::time::{Duration, Instant};
 use super::scripts::{self, Names, Outcome};
 use super::wish::Order;
 use crate::origin::{Change, Changed, LoadError, Writer};
+use crate::sidecar::meter::WriteFailure;
+use crate::sidecar::patterns::write_behind::Journaller;
 use crate::policy::{Lifetime, Span};
 use crate::sidecar::exclusive::wait::{Proof, Unconfirmed, wait_for_replicas_of};
 use crate::sidecar::policy::{ActivePolicy, RuleId};
@@ -43,12 +45,38 @@ struct Write {
     rule: RuleId,
     lane: Lane,
     token: String,
-    writer: Writer,
+    destination: Destination,
     lifetime: Lifetime,
     stale: Span,
     mark_ms: u64,
     order: Order,
     names: Vec<Names>,
+}
+
+/// Who is told of a write before the cache has it.
+enum Destination {
+    Origin(Writer),
+    Journal(Journaller),
+}
+
+/// A write that was not made, or perhaps was.
+#[derive(Debug)]
+pub struct Untold {
+    /// What counts it.
+    pub failure: WriteFailure,
+    /// The error reply's text, its code first.
+    pub text: String,
+}
+
+impl From<LoadError> for Untold {
+    fn from(error: LoadError) -> Self {
+        let failure = WriteFailure::from(&error);
+        let text = match failure {
+            WriteFailure::Unknown => format!("ORIGIN {error}: read the key before you repeat it"),
+            WriteFailure::Rejected | WriteFailure::Otherwise => format!("ORIGIN {error}: nothing was written"),
+        };
+        Self { failure, text }
+    }
 }
 
 /// Begins a write. Its session hands on nothing more until it is answered.
@@ -87,22 +115,24 @@ enum Reply {
 impl Write {
     fn new(worker: &Worker, policy: &ActivePolicy, lane: Lane, order: Order) -> Option<Self> {
         let rule = order.rule;
-        let write_through = policy.write_through(rule)?;
-        let origin = policy.snapshot().origins.iter().find(|origin| origin.name == write_through.read.load.origin)?;
+        let read = policy.read_through(rule)?;
+        let origin = policy.snapshot().origins.iter().find(|origin| origin.name == read.load.origin)?;
         let within = u64::try_from(ORIGIN_WITHIN.as_millis()).unwrap_or(u64::MAX);
+        let writer = policy.writer(rule)?.clone();
+        let takes_tags = writer.takes_tags();
+        let (destination, takes_ms) = match policy.journal(rule) {
+            Some(journal) => (Destination::Journal(Journaller::new(journal)), Journaller::TAKES_MS),
+            None => (Destination::Origin(writer), TIMEOUTS * origin.timeout.as_millis()),
+        };
         Some(Self {
             rule,
             lane,
             token: format!("{:08x}{:08x}{:08x}{:08x}", worker.random(), worker.random(), worker.random(), worker.random()),
-            writer: policy.writer(rule)?.clone(),
-            lifetime: write_through.read.ttl,
-            stale: write_through.read.stale,
-            mark_ms: within + TIMEOUTS * origin.timeout.as_millis() + MARGIN_MS,
-            names: order
-                .keys
-                .iter()
-                .map(|(key, _)| Names::of(key, policy.writer(rule).is_some_and(Writer::takes_tags)))
-                .collect(),
+            destination,
+            lifetime: read.ttl,
+            stale: read.stale,
+            mark_ms: within + takes_ms + MARGIN_MS,
+            names: order.keys.iter().map(|(key, _)| Names::of(key, takes_tags)).collect(),
             order,
         })
     }
@@ -122,15 +152,18 @@ impl Write {
             self.end_all(worker, |_| Outcome::Refused(None)).await;
             return Err("TRYAGAIN the cache took too long to prepare for the write: nothing was written".to_owned());
         }
-        let written = self.tell_origin(worker, &tags).await;
-        worker.metrics().written(self.rule, written.as_ref().err());
+        let written = match &self.destination {
+            Destination::Origin(writer) => self.tell_origin(worker, writer, &tags).await.map_err(Untold::from),
+            Destination::Journal(journaller) => journaller.append(worker, &self.order.keys).await,
+        };
+        worker.metrics().written(self.rule, written.as_ref().err().map(|untold| untold.failure));
         match written {
             Ok(changed) => Ok(self.conclude(worker, &changed).await),
-            // The mark stays: until its time is over, nobody knows what the origin will have.
-            Err(error @ LoadError::Unknown { .. }) => Err(format!("ORIGIN {error}: read the key before you repeat it")),
-            Err(error) => {
+            // The mark stays: until its time is over, nobody knows what there will be.
+            Err(Untold { failure: WriteFailure::Unknown, text }) => Err(text),
+            Err(Untold { text, .. }) => {
                 self.end_all(worker, |index| Outcome::Refused(tags.get(index).and_then(Option::as_deref))).await;
-                Err(format!("ORIGIN {error}: nothing was written"))
+                Err(text)
             }
         }
     }
@@ -173,11 +206,16 @@ impl Write {
         begun.collect()
     }
 
-    async fn tell_origin(&self, worker: &Rc<Worker>, tags: &[Option<String>]) -> Result<Vec<Changed>, LoadError> {
+    async fn tell_origin(
+        &self,
+        worker: &Rc<Worker>,
+        writer: &Writer,
+        tags: &[Option<String>],
+    ) -> Result<Vec<Changed>, LoadError> {
         let keys = self.order.keys.iter().zip(tags);
         let changes: Vec<Change> =
             keys.map(|((key, value), tag)| Change { key: key.clone(), value: value.clone(), tag: tag.clone() }).collect();
-        let (writer, token) = (self.writer.clone(), self.token.clone());
+        let (writer, token) = (writer.clone(), self.token.clone());
         let told = worker.origins().spawn(async move { writer.write(&changes, &format!("\"{token}\"")).await });
         // The thread of origins is gone: so is this process, soon, and whether the write left is not known.
         let gone = |_| LoadError::Unknown { origin: String::new(), why: "the sidecar is stopping".to_owned() };

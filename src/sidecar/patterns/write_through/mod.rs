@@ -28,7 +28,7 @@ use super::super::policy::{ActivePolicy, RuleId};
 use super::super::resp::{CommandArgs, encode};
 use super::super::session::Session;
 
-pub use flow::Writes;
+pub use flow::{Untold, Writes};
 pub use wish::refusal_apart;
 
 use wish::Wish;

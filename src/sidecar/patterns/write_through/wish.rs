@@ -160,7 +160,8 @@ fn many(policy: &ActivePolicy, rule: RuleId, stores: bool, args: &CommandArgs<'_
 fn bounded(policy: &ActivePolicy, order: Order) -> Wish {
     let Some(writer) = policy.writer(order.rule) else { return Wish::Nothing };
     let name = || name_of(policy, order.rule);
-    if order.keys.len() > 1 && !writer.is_transactional() {
+    // What is journalled is told one after the other anyway.
+    if order.keys.len() > 1 && !writer.is_transactional() && policy.journal(order.rule).is_none() {
         let text =
             format!("NOPERM the origin of the rule `{}` takes one change at a time: send one command for each key", name());
         return Wish::Refused(text.into());
