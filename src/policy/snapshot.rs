@@ -689,7 +689,7 @@ mod tests {
     #[test]
     fn contradictions_name_the_place() {
         for (from, to, word) in [
-            (r#""requires":1"#, r#""requires":5"#, "upgrade"),
+            (r#""requires":1"#, r#""requires":6"#, "upgrade"),
             (r#""generation":1"#, r#""generation":1,"extra":1"#, "extra"),
             ("127.0.0.1:7000", "nowhere", "host:port"),
             (r#""cluster":{"#, r#""cluster":{"patience":"61s","#, "at most 1m"),

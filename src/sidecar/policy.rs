@@ -6,9 +6,7 @@ use super::engine::ttl::{Cover, Coverage};
 use crate::origin::{Loader, OriginError, Origins, Writer};
 use crate::policy::explain::{KeyFacts, explain};
 use crate::policy::snapshot::{Allow, Topology};
-use crate::policy::{
-    CacheAside, Journal, Lifetime, Mode, ReadThrough, Rule, RuleIndex, Snapshot, Span, Strategy, Unmatched,
-};
+use crate::policy::{CacheAside, Journal, Lifetime, Mode, ReadThrough, Rule, RuleIndex, Snapshot, Span, Strategy, Unmatched};
 
 /// The position of a rule in its snapshot.
 pub type RuleId = u16;

@@ -245,7 +245,8 @@ note: mind this
                 "atWaitEnd": "error", "stale": "1m", "earlyExpiry": 1.0, "why": ""}),
             &["nothing yet: the rule only observes", "may load for 3s", "wait up to 1s, then get an error", "before it expires"],
         );
-        says(json!({"key": "a", "rule": "r", "strategy": "WriteBehind", "why": ""}), &["does not know more of it"]);
+        says(json!({"key": "a", "rule": "r", "strategy": "WriteAround", "why": ""}), &["does not know more of it"]);
+        says(json!({"key": "a", "rule": "r", "strategy": "WriteBehind", "why": ""}), &["are journalled", "a relay carries them"]);
         let store = json!({"sql": {"write": "INSERT INTO t VALUES ($id, $value)", "delete": "DELETE FROM t WHERE id = $id"}});
         says(
             json!({"key": "a:1", "rule": "a", "strategy": "WriteThrough", "store": store, "why": ""}),

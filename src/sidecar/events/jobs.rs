@@ -341,7 +341,7 @@ mod tests {
         let walk = jobs.current.as_mut().unwrap();
         walk.start_over([(one.clone(), vec![0, 3]), (two.clone(), vec![])].into(), 10);
         assert!(walk.fits(&[two.clone(), one.clone()]) && walk.restarts == 0);
-        assert!(!walk.fits(&[one.clone()]) && !walk.fits(&[one.clone(), shard("b", "2")]));
+        assert!(!walk.fits(std::slice::from_ref(&one)) && !walk.fits(&[one.clone(), shard("b", "2")]));
         walk.turn_page(&one, "7", 5, 2);
         walk.turn_page(&one, "0", 5, 1);
         let reached = walk.shards.iter().find(|reached| reached.shard == one).unwrap();

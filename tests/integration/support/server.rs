@@ -296,8 +296,7 @@ impl SentinelCluster {
         cluster
     }
 
-    /// [`SentinelCluster::start`], with more of the servers' configuration given.
-    pub fn start_with(engine: Engine, replicas: usize, arguments: &[&str]) -> Self {
+    fn start_with(engine: Engine, replicas: usize, arguments: &[&str]) -> Self {
         Self::start_by(engine, replicas, arguments, |own| Redis::start_with(engine, own))
     }
 

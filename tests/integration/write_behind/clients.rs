@@ -7,11 +7,11 @@ use larder::journal::{Entry, PARTITIONS, scripts};
 use larder::sidecar::slots::Companion;
 use serde_json::{Value as Json, json};
 
-use super::{DURABLE, all_entries, entries, held, partition, rule};
+use super::{DURABLE, all_entries, durable, entries, held, partition, rule};
 use crate::read_through::{Servers, policy, sql_origin};
 use crate::support::postgres::Postgres;
 use crate::support::resp::{Client, Value};
-use crate::support::server::{Engine, RedisCluster, SentinelCluster};
+use crate::support::server::{Engine, RedisCluster};
 use crate::support::sidecar::Sidecar;
 use crate::support::wait_for;
 use crate::write_through::block;
@@ -56,7 +56,7 @@ impl Shop {
 }
 
 fn sentinel(engine: Engine) -> Servers {
-    Servers::Sentinel(SentinelCluster::start_with(engine, 1, &DURABLE))
+    Servers::Sentinel(durable(engine, 1))
 }
 
 fn cluster(engine: Engine) -> Servers {

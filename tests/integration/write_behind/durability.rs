@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde_json::{Value as Json, json};
 use tempfile::TempDir;
 
-use super::{DURABLE, all_entries, rule};
+use super::{all_entries, durable, rule};
 use crate::read_through::{policy, sql_origin};
 use crate::support::resp::{Client, Value};
 use crate::support::server::{Engine, SentinelCluster};
@@ -36,12 +36,15 @@ fn refused(reply: &Value, words: &[&str]) {
 #[test]
 fn servers_that_do_not_write_to_disk_before_they_answer_are_refused() {
     let directory = directory();
-    for (arguments, replicas, words) in [
-        (&["--appendonly", "yes", "--appendfsync", "everysec"][..], 1, ["appendfsync always", "nothing was written"]),
-        (&["--appendonly", "no"][..], 1, ["appendonly yes", "nothing was written"]),
-        (&DURABLE[..], 0, ["NOREPLICAS 0 of 1 replicas", "nothing was written"]),
+    for (setting, replicas, words) in [
+        ("appendfsync everysec", 1, ["appendfsync always", "nothing was written"]),
+        ("appendonly no", 1, ["appendonly yes", "nothing was written"]),
+        ("appendfsync always", 0, ["NOREPLICAS 0 of 1 replicas", "nothing was written"]),
     ] {
-        let servers = SentinelCluster::start_with(Engine::Valkey9, replicas, arguments);
+        let servers = durable(Engine::Valkey9, replicas);
+        for server in &servers.servers {
+            assert_eq!(server.client().line(&format!("CONFIG SET {setting}")), Value::Simple("OK".to_owned()));
+        }
         let sidecar = Sidecar::start(&snapshot(&servers, &directory));
         refused(&sidecar.client().call(&["SET", "kv:1", "x"]), &words);
         assert!(all_entries(&mut servers.primary().client()).is_empty());
@@ -53,7 +56,7 @@ fn servers_that_do_not_write_to_disk_before_they_answer_are_refused() {
 fn a_write_is_not_acknowledged_while_a_replica_does_not_write_it_to_disk() {
     let directory = directory();
     for engine in Engine::ALL {
-        let servers = SentinelCluster::start_with(engine, 2, &DURABLE);
+        let servers = durable(engine, 2);
         let sidecar = Sidecar::start(&snapshot(&servers, &directory));
         let mut client = sidecar.client();
         assert_eq!(client.call(&["SET", "kv:1", "one"]), Value::Simple("OK".to_owned()));
@@ -97,7 +100,7 @@ impl Writers {
 fn what_was_acknowledged_is_in_the_next_primarys_journal() {
     let directory = directory();
     for engine in Engine::ALL {
-        let mut servers = SentinelCluster::start_with(engine, 2, &DURABLE);
+        let mut servers = durable(engine, 2);
         let sidecar = Sidecar::start(&snapshot(&servers, &directory));
         let (writers, port) = (Writers::default(), sidecar.port());
         std::thread::scope(|scope| {

@@ -9,9 +9,21 @@ use larder::policy::JournalName;
 use serde_json::{Value as Json, json};
 
 use crate::support::resp::{Client, Value};
+use crate::support::server::{Engine, SentinelCluster};
 
 /// With which servers write all to disk before they answer.
 pub const DURABLE: [&str; 4] = ["--appendonly", "yes", "--appendfsync", "always"];
+
+/// Servers under Sentinel that write all to disk before they answer.
+pub fn durable(engine: Engine, replicas: usize) -> SentinelCluster {
+    let servers = SentinelCluster::start(engine, replicas);
+    for server in &servers.servers {
+        for setting in ["appendonly yes", "appendfsync always"] {
+            assert_eq!(server.client().line(&format!("CONFIG SET {setting}")), Value::Simple("OK".to_owned()));
+        }
+    }
+    servers
+}
 
 pub fn journal() -> JournalName {
     "test.shop".parse().expect("a name")

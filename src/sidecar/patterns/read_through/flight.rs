@@ -363,7 +363,9 @@ async fn ask(worker: &Rc<Worker>, plan: &Plan, flights: &[Rc<Flight>]) -> Vec<Re
         Ok(Some(Held { value: None, .. })) => Ok(Loaded::NotFound),
         Ok(None) => loaded.next().unwrap_or_else(|| Err(LoadError::Busy { origin: origin() })),
         // What the origin has may be older than an acknowledged write.
-        Err(why) => Err(LoadError::Unreachable { origin: origin(), why: format!("the journal before it cannot be read ({why})") }),
+        Err(why) => {
+            Err(LoadError::Unreachable { origin: origin(), why: format!("the journal before it cannot be read ({why})") })
+        }
     };
     held.into_iter().map(answer).collect()
 }
