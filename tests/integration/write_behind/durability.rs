@@ -23,8 +23,11 @@ fn snapshot(servers: &SentinelCluster, directory: &TempDir) -> Json {
     policy(sentinel_topology(servers), 1, &[sql_origin("db", &url)], &rules)
 }
 
+/// With a database that has no table.
 fn directory() -> TempDir {
-    TempDir::new().expect("a temporary directory")
+    let directory = TempDir::new().expect("a temporary directory");
+    std::fs::write(directory.path().join("shop.db"), "").expect("a file");
+    directory
 }
 
 #[track_caller]
