@@ -8,6 +8,7 @@
 //! | [`telemetry`] | logs, metrics, health | nothing |
 //! | [`sidecar`] | the RESP proxy beside a workload | `policy`, `journal`, `origin`, `telemetry` |
 //! | [`agent`] | the entry point of a server: its place, supervision, probes, metrics, handover | `policy`, `telemetry`, `sidecar` |
+//! | [`relay`] | what is to be written behind: what is told of a journal, and by whom. Pure; nobody calls it yet | nothing |
 //! | `api` | the custom resources, their checks, and their compilation into a snapshot | `policy` |
 //! | `operator` | what a CacheCluster needs, as a plan, and what policies make of workloads | `policy`, `api` |
 //! | `injector` | admission: pods that a policy selects get a sidecar | `policy`, `api`, `operator`, and of `sidecar` the encrypted listener |
@@ -15,9 +16,8 @@
 //! | `demo` | the main job in a minute | all but `cli` |
 //! | [`cli`] | one file per command: arguments → validated configuration | all |
 //!
-//! The data plane (`policy`, `journal`, `origin`, `telemetry`, `sidecar`, `agent`) never names the control plane (`api`, `operator`,
-//! `injector`, `dev`, `demo`)
-//! and builds without it; a tidy test holds the arrows.
+//! The data plane (`policy`, `journal`, `origin`, `telemetry`, `sidecar`, `agent`, `relay`) never names the control plane (`api`,
+//! `operator`, `injector`, `dev`, `demo`) and builds without it; a tidy test holds the arrows.
 
 pub mod agent;
 #[cfg(feature = "control-plane")]
@@ -34,5 +34,6 @@ pub mod journal;
 pub mod operator;
 pub mod origin;
 pub mod policy;
+pub mod relay;
 pub mod sidecar;
 pub mod telemetry;
