@@ -147,7 +147,7 @@ fn policies_quick_start_takes_nine_of_ten_queries_away() {
     status_tells(&shop);
     // With all that is in it, and the operator there: nothing holds it.
     customers.remove();
-    kubectl(&["delete", "namespace", &shop.namespace, "--wait", "--timeout=180s"]).expect("the namespace ends");
+    kubectl(&["delete", "namespace", &shop.namespace, "--wait", "--timeout=300s"]).expect("the namespace ends");
 }
 
 /// How many keys the primary of the shop's cache has evicted since it began, as it says itself.
