@@ -94,14 +94,12 @@ impl Plan {
         let mut by_origin: Vec<Vec<Told>> = vec![Vec::new(); accounts.len()];
         for index in last {
             let item = &plan.items[index];
-            match accounts.get(item.origin) {
-                Some(Account::Kept(position)) if item.version <= *position => {
-                    if !is_parked(item) {
-                        plan.made.push(index);
-                    }
-                }
-                Some(_) => by_origin[item.origin].push(Told { index, at: item.version }),
-                None => {}
+            let Some(account) = accounts.get(item.origin) else { continue };
+            let is_passed = matches!(account, Account::Kept(position) if item.version <= *position);
+            if !is_passed {
+                by_origin[item.origin].push(Told { index, at: item.version });
+            } else if !is_parked(item) {
+                plan.made.push(index);
             }
         }
         for (origin, entries) in by_origin.into_iter().enumerate().filter(|(_, entries)| !entries.is_empty()) {
@@ -290,7 +288,8 @@ mod tests {
                 .filter(|item| poison.contains(&item.version) && rows.get(&item.key[0]).is_none_or(|row| *row < item.version))
                 .map(|item| item.version).collect();
             let mut found = ended.parked.clone();
-            (parked.sort_unstable(), found.sort_unstable());
+            parked.sort_unstable();
+            found.sort_unstable();
             prop_assert_eq!(found, parked);
         }
 
