@@ -14,7 +14,7 @@ use super::install::{self, ELSEWHERE, PLACE, image};
 use super::nodes::{Inside, is_on_foreign_nodes, kill_process};
 use super::operator::{self, Away};
 use super::report::{self, Line};
-use super::shop::{Customers, Shop, Visits, container, has_sidecar};
+use super::shop::{Customers, Shop, Visits, container, has_sidecar, secret_of, volume};
 use super::tier::{Tier, VALKEY_8_1, decode};
 use super::workloads;
 
@@ -171,20 +171,10 @@ impl Scene {
 
     /// A pod of the shop whose application has a token and does nothing.
     pub fn idle_pod(&self) -> &'static str {
-        let security =
-            json!({"allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true, "capabilities": {"drop": ["ALL"]}});
         let manifest = json!({
             "apiVersion": "v1", "kind": "Pod",
-            // Not ready, and so no pod that customers come to.
             "metadata": {"name": IDLE, "namespace": PLACE, "labels": {"app": "shop"}},
-            "spec": {
-                "terminationGracePeriodSeconds": 2,
-                "securityContext": {"runAsNonRoot": true, "runAsUser": 10001, "seccompProfile": {"type": "RuntimeDefault"}},
-                "containers": [{
-                    "name": "shop", "image": image("LARDER_E2E_SHOP_IMAGE"), "command": ["python3", "-c", "import signal; signal.pause()"],
-                    "readinessProbe": {"exec": {"command": ["false"]}}, "securityContext": security,
-                }],
-            },
+            "spec": idle_spec(true, 2),
         });
         if get(PLACE, &format!("pod/{IDLE}")).is_none() {
             apply(&manifest).expect("applied");
@@ -334,11 +324,7 @@ fn no_token_is_mounted(scene: &Scene) -> String {
 
 /// With the login of its binding a workload reaches its keys, and neither those of others nor what it has no need of.
 fn other_keys_are_refused(scene: &Scene) -> String {
-    let pod = &scene.shop.pods()[0];
-    let volumes = pod["spec"]["volumes"].as_array().expect("volumes");
-    let secret = volumes.iter().find(|volume| volume["name"] == "larder-secret").expect("the binding's Secret");
-    let secret = secret["secret"]["secretName"].as_str().expect("a name");
-    let secret = get(PLACE, &format!("secret/{secret}")).expect("the binding's Secret");
+    let secret = get(PLACE, &format!("secret/{}", secret_of(&scene.shop.pods()[0]))).expect("the binding's Secret");
     let field = |name: &str| decode(secret["data"][name].as_str().unwrap_or_default());
     let (user, password) = (field("username"), field("password"));
     let primary = scene.tier.primary();
@@ -374,6 +360,21 @@ fn connects(shop: &Shop, pod: &str, container: &str, address: &str) -> Result<()
     shop.python(pod, container, &program).map(drop)
 }
 
+/// What a pod of the shop is whose application does nothing, with the account's token or without, and the seconds that it has to end.
+fn idle_spec(token: bool, grace: u32) -> Value {
+    let security = json!({"allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true, "capabilities": {"drop": ["ALL"]}});
+    json!({
+        "automountServiceAccountToken": token,
+        "terminationGracePeriodSeconds": grace,
+        "securityContext": {"runAsNonRoot": true, "runAsUser": 10001, "seccompProfile": {"type": "RuntimeDefault"}},
+        "containers": [{
+            "name": "shop", "image": image("LARDER_E2E_SHOP_IMAGE"), "command": ["python3", "-c", "import signal; signal.pause()"],
+            // Not ready, and so no pod that customers come to.
+            "readinessProbe": {"exec": {"command": ["false"]}}, "securityContext": security,
+        }],
+    })
+}
+
 /// A pod that no sidecar is put into, with labels that others have.
 fn stranger(namespace: &str, labels: &Value) {
     let manifest = json!({
@@ -381,17 +382,7 @@ fn stranger(namespace: &str, labels: &Value) {
         "metadata": {
             "name": STRANGER, "namespace": namespace, "labels": labels, "annotations": {"larder.dev/inject": "false"},
         },
-        "spec": {
-            "automountServiceAccountToken": false,
-            "terminationGracePeriodSeconds": 0,
-            "securityContext": {"runAsNonRoot": true, "runAsUser": 10001, "seccompProfile": {"type": "RuntimeDefault"}},
-            "containers": [{
-                "name": "shop", "image": image("LARDER_E2E_SHOP_IMAGE"), "command": ["python3", "-c", "import signal; signal.pause()"],
-                // Not ready, and so no pod that customers come to.
-                "readinessProbe": {"exec": {"command": ["false"]}},
-                "securityContext": {"allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true, "capabilities": {"drop": ["ALL"]}},
-            }],
-        },
+        "spec": idle_spec(false, 0),
     });
     apply(&manifest).expect("applied");
     eventually("a stranger runs", STARTS_WITHIN, || {
@@ -501,8 +492,7 @@ fn django_caches(scene: &Scene) -> String {
 
 /// The snapshot of a workload as its sidecars mount it.
 fn snapshot_of(pod: &Value) -> Result<Value, String> {
-    let volumes = pod["spec"]["volumes"].as_array().ok_or("no volumes")?;
-    let volume = volumes.iter().find(|volume| volume["name"] == "larder-policy").ok_or("no policy is mounted")?;
+    let volume = volume(pod, "larder-policy").ok_or("no policy is mounted")?;
     let map = volume["configMap"]["name"].as_str().ok_or("no name")?;
     let found = get(PLACE, &format!("configmap/{map}")).ok_or(format!("no ConfigMap {map}"))?;
     let text = found["data"]["snapshot.json"].as_str().ok_or(format!("{map} is empty"))?;

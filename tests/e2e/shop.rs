@@ -131,6 +131,17 @@ pub fn container<'a>(pod: &'a Value, name: &str) -> Option<&'a Value> {
     lists.flatten().find(|container| container["name"] == name)
 }
 
+/// A volume of a pod, by its name.
+pub fn volume<'a>(pod: &'a Value, name: &str) -> Option<&'a Value> {
+    pod["spec"]["volumes"].as_array()?.iter().find(|volume| volume["name"] == name)
+}
+
+/// The name of the Secret of a pod's binding.
+pub fn secret_of(pod: &Value) -> String {
+    let mounted = volume(pod, "larder-secret").expect("the binding's Secret");
+    mounted["secret"]["secretName"].as_str().expect("a name").to_owned()
+}
+
 pub fn has_sidecar(pod: &Value) -> bool {
     container(pod, "larder-sidecar").is_some()
 }

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::cluster::{apply, eventually, get, kubectl, list, name, run};
 use super::install::{PLACE, image};
 use super::policies::{STARTS_WITHIN, Scene};
-use super::shop::{container, has_sidecar};
+use super::shop::{container, has_sidecar, secret_of};
 
 /// The program as a person has it.
 const LARDER: &str = env!("CARGO_BIN_EXE_larder");
@@ -236,10 +236,7 @@ fn ask_whatever(arguments: &[&str]) -> Result<Value, String> {
 
 /// A workload gets another password because somebody asks for it: no customer notices.
 pub fn a_password_is_rotated(scene: &Scene) -> String {
-    let pod = &scene.shop.pods()[0];
-    let volumes = pod["spec"]["volumes"].as_array().expect("volumes");
-    let secret = volumes.iter().find(|volume| volume["name"] == "larder-secret").expect("the binding's Secret");
-    let secret = secret["secret"]["secretName"].as_str().expect("a name").to_owned();
+    let secret = secret_of(&scene.shop.pods()[0]);
     let lying = || get(PLACE, &format!("secret/{secret}")).unwrap_or_default();
     let (before, asked) = (lying(), super::cluster::uid(&lying()));
     let began = std::time::Instant::now();
