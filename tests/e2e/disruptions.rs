@@ -15,7 +15,7 @@ use super::operator::Quiet;
 use super::planned;
 use super::report::{self, Line};
 use super::tier::{SETTLES_WITHIN, Tier};
-use super::writers::{self, Writers};
+use super::writers::{self, Report, Writers};
 
 /// What a case promises.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,6 +54,8 @@ pub struct Case {
     pub needs: Needs,
     /// Whether it is a change by the operator, which may be restarted in its midst.
     pub changes: bool,
+    /// Whether it can be done once more, since it leaves the tier as it was.
+    pub repeats: bool,
     /// What is prepared for it before the writers begin.
     pub before: Option<fn(&Scene<'_>)>,
     pub act: fn(&Scene<'_>),
@@ -63,7 +65,8 @@ pub struct Case {
 pub struct Scene<'a> {
     pub tier: &'a Tier,
     pub writers: &'a Writers,
-    pub floor: Duration,
+    /// The engine's own failover, at its slowest so far.
+    floor: Cell<Duration>,
     pub down_after: Duration,
     notes: RefCell<Vec<String>>,
     /// What was acknowledged outside of this time, since 1970, may not be lost.
@@ -83,16 +86,22 @@ impl Scene<'_> {
 
     /// How soon a fault that Sentinel must notice first is over.
     pub fn bound_of_faults(&self) -> Duration {
-        3 * (self.floor + self.down_after) + Duration::from_secs(1)
+        3 * (self.floor.get() + self.down_after) + Duration::from_secs(1)
     }
 
     fn bound(&self, promise: Promise) -> Option<Duration> {
         match promise {
-            Promise::Planned => Some(3 * self.floor + Duration::from_secs(1)),
+            Promise::Planned => Some(3 * self.floor.get() + Duration::from_secs(1)),
             Promise::Fault => Some(self.bound_of_faults()),
-            Promise::Unnoticed => Some(self.floor + Duration::from_secs(1)),
+            Promise::Unnoticed => Some(self.floor.get() + Duration::from_secs(1)),
             Promise::Kept | Promise::Emptied | Promise::Outage => None,
         }
+    }
+
+    /// Whether nothing was acknowledged for longer than is promised, in words.
+    fn is_slow(&self, promise: Promise, report: &Report) -> Option<String> {
+        let bound = self.bound(promise).filter(|bound| report.longest_gap > *bound)?;
+        Some(format!("nothing was acknowledged for {:?}, more than {bound:?}: {report:?}", report.longest_gap))
     }
 }
 
@@ -100,8 +109,8 @@ impl Scene<'_> {
 pub fn cases(tier: &Tier) -> Vec<Case> {
     use Needs::{Alone, Nodes, NodesAlone, Nothing};
     use Promise::{Emptied, Fault, Kept, Outage, Planned, Unnoticed};
-    let case = |name, promise, needs, act| Case { name, promise, needs, changes: false, before: None, act };
-    let change = |name, promise, needs, act| Case { changes: true, ..case(name, promise, needs, act) };
+    let case = |name, promise, needs, act| Case { name, promise, needs, changes: false, repeats: true, before: None, act };
+    let change = |name, promise, needs, act| Case { changes: true, repeats: false, ..case(name, promise, needs, act) };
     let mut cases = vec![
         case("primary pod deleted", Planned, Nothing, planned::delete_primary as fn(&Scene<'_>)),
         change("live parameter", Unnoticed, Nothing, planned::change_live_parameter),
@@ -167,7 +176,7 @@ fn failover_by(tier: &Tier, sentinel: &str) {
 /// Runs all cases, each to its end whatever became of the one before, and says which failed.
 pub fn run_all(tier: &mut Tier, writers: &Writers) -> Vec<String> {
     let only = std::env::var("LARDER_E2E_CASES").ok();
-    let floor = floor(tier, writers);
+    let mut floor = floor(tier, writers);
     let down_after = tier.down_after();
     let mut failed = Vec::new();
     let mut failed_over = Instant::now();
@@ -177,9 +186,11 @@ pub fn run_all(tier: &mut Tier, writers: &Writers) -> Vec<String> {
         }
         let restarts = case.changes && tier.restarts_operator(number);
         let title = format!("{}{}", case.name, if restarts { ", operator restarted" } else { "" });
-        let scene = Scene { tier, writers, floor, down_after, notes: RefCell::default(), window: Cell::default() };
+        let scene =
+            Scene { tier, writers, floor: Cell::new(floor), down_after, notes: RefCell::default(), window: Cell::default() };
         let logs = Logs::follow(tier);
-        let outcome = catch_unwind(AssertUnwindSafe(|| run_case(&scene, case, &title, restarts, &mut failed_over)));
+        let outcome = catch_unwind(AssertUnwindSafe(|| hold_to_promise(&scene, case, &title, restarts, &mut failed_over)));
+        floor = scene.floor.get();
         if let Err(panic) = outcome {
             let text =
                 panic.downcast_ref::<String>().cloned().or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
@@ -199,7 +210,27 @@ pub fn run_all(tier: &mut Tier, writers: &Writers) -> Vec<String> {
     failed
 }
 
-fn run_case(scene: &Scene<'_>, case: &Case, title: &str, restarts: bool, failed_over: &mut Instant) {
+/// Runs a case and judges it. How long clients wait is a matter of the machine, too, which others use meanwhile: where that is longer than
+/// promised, the floor is taken again, and a case that can be is done once more. Only what is slow beside the floor of the same minutes
+/// has failed. Nothing is forgiven of what is lost.
+fn hold_to_promise(scene: &Scene<'_>, case: &Case, title: &str, restarts: bool, failed_over: &mut Instant) {
+    let report = run_case(scene, case, title, restarts, failed_over);
+    judge_losses(scene, case.promise, &report);
+    let Some(slow) = scene.is_slow(case.promise, &report) else { return };
+    eprintln!("{}: {title}: {slow}; the floor is taken again", scene.tier.name);
+    let anew = floor(scene.tier, scene.writers);
+    *failed_over = Instant::now();
+    scene.floor.set(scene.floor.get().max(anew));
+    let Some(still) = scene.is_slow(case.promise, &report) else { return };
+    assert!(case.repeats, "{still}");
+    let report = run_case(scene, case, &format!("{title}, again"), restarts, failed_over);
+    judge_losses(scene, case.promise, &report);
+    if let Some(again) = scene.is_slow(case.promise, &report) {
+        panic!("{still}; and again: {again}");
+    }
+}
+
+fn run_case(scene: &Scene<'_>, case: &Case, title: &str, restarts: bool, failed_over: &mut Instant) -> Report {
     let (tier, writers) = (scene.tier, scene.writers);
     if matches!(case.promise, Promise::Fault | Promise::Outage) {
         // Sentinels begin no failover by themselves within this time of the last one: the case would measure that.
@@ -229,16 +260,14 @@ fn run_case(scene: &Scene<'_>, case: &Case, title: &str, restarts: bool, failed_
     if tier.epoch() != epoch {
         *failed_over = Instant::now();
     }
-    let problem = (!scene.notes.borrow().is_empty()).then(|| scene.notes.borrow().join("; "));
+    let notes = scene.notes.take();
+    let problem = (!notes.is_empty()).then(|| notes.join("; "));
     report::add(Line { report: Some(report.clone()), took: Some(began.elapsed()), problem, ..Line::of(tier, title) });
-    if let Some(bound) = scene.bound(case.promise) {
-        assert!(
-            report.longest_gap <= bound,
-            "nothing was acknowledged for {:?}, more than {bound:?}: {report:?}",
-            report.longest_gap
-        );
-    }
-    match case.promise {
+    report
+}
+
+fn judge_losses(scene: &Scene<'_>, promise: Promise, report: &Report) {
+    match promise {
         Promise::Planned | Promise::Kept => assert_eq!(report.lost, 0, "acknowledged and lost: {report:?}"),
         // How long an answer may take is up to the machine, and judged by the longest gap.
         Promise::Unnoticed => {
