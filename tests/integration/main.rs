@@ -28,6 +28,7 @@ mod exclusive_transactions;
 mod failover;
 mod greatest_lengths;
 mod health;
+mod kind_nodes;
 mod large_replies;
 mod local_commands;
 mod long_keys;
