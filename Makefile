@@ -29,9 +29,9 @@ $(SETUP): scripts/setup scripts/requirements.txt tests/clients/node/package.json
 build: ## Both binaries, as they are shipped
 	$(CARGO) build --release --bins
 
-test: $(SETUP) ## Every test. TEST_ARGS is passed to cargo, e.g. TEST_ARGS='ttl -- --nocapture'
+test: $(SETUP) ## Every test, two to a processor, since most wait. TEST_ARGS is passed to cargo, e.g. TEST_ARGS='ttl -- --nocapture'
 	ulimit -Sn 16384 2>/dev/null; \
-	$(CARGO) test --profile $(PROFILE) $(TEST_ARGS)
+	RUST_TEST_THREADS=$${RUST_TEST_THREADS:-$$((2 * $$(nproc)))} $(CARGO) test --profile $(PROFILE) $(TEST_ARGS)
 
 soak: $(SETUP) ## Many histories of cache-aside under faults. SOAK_SEEDS says how many
 	LARDER_SOAK_SEEDS=$(SOAK_SEEDS) LARDER_SOAK_REPORT=$(CURDIR)/docs/soak/cache-aside.md \
