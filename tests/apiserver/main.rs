@@ -25,6 +25,7 @@ mod odd_policies;
 mod operator;
 mod person;
 mod policies;
+mod policy_conditions;
 mod process;
 mod refusals;
 mod rights;
