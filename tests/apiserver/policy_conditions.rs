@@ -6,6 +6,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use k8s_openapi::api::core::v1::ConfigMap;
+use kube::api::DeleteParams;
 use larder::api::CachePolicy;
 use larder::api::cache_policy::CachePolicyStatus;
 use larder::policy::binding::BindingName;
@@ -16,6 +18,9 @@ use super::scene::{Scene, cache_cluster, eventually};
 
 const SHOP: &str = "shop";
 const SOON: Duration = Duration::from_secs(120);
+/// Workloads whose users together have more patterns than a CacheCluster has room for: each has some 63 KiB of them, of 64, and all share 800.
+const CROWD: usize = 14;
+
 /// A policy, the status and the reason of its three conditions, the one whose message counts, and words of that.
 type Said = (&'static str, [(&'static str, &'static str); 3], &'static str, &'static [&'static str]);
 
@@ -241,6 +246,55 @@ async fn begins(scene: &Scene, operator: &Operator) {
     await_reasons(scene, operator, "first", &[accepted, resolved, ("True", "Delivered")]).await;
 }
 
+/// What is mended is told as well.
+async fn is_mended(scene: &Scene, operator: &Operator) {
+    scene
+        .api::<ConfigMap>(SHOP)
+        .delete(&BindingName::of("Deployment", "taken", "main").object_name(), &DeleteParams::default())
+        .await
+        .expect("deleted");
+    scene.apply(&secret("nowhere", "url", "postgres://app:hidden@db/shop")).await.expect("a Secret");
+    scene.apply(&deployment("nobody")).await.expect("a Deployment");
+    for name in ["taken", "no-secret", "nobody"] {
+        let all = [("True", "Accepted"), ("True", "ResolvedRefs"), ("True", "Delivered")];
+        await_reasons(scene, operator, name, &all).await;
+    }
+}
+
+/// What the users of a CacheCluster will regret is told of that, also where it cannot be formed.
+async fn clusters_are_advised_of(scene: &Scene) {
+    let events = scene.plane.get(&format!("/apis/events.k8s.io/v1/namespaces/{SHOP}/events")).await;
+    let of_clusters =
+        events["items"].as_array().into_iter().flatten().filter(|event| event["regarding"]["kind"] == "CacheCluster");
+    let told: Vec<&Value> = of_clusters.filter(|event| event["reason"] == "AntiPattern").collect();
+    assert!(told.len() == 1 && told[0]["regarding"]["name"] == "refused", "{told:?}");
+    assert!(told[0]["note"].as_str().is_some_and(|note| note.starts_with("evicts-everything: spec.eviction: ")), "{told:?}");
+}
+
+/// Workloads come until the CacheCluster has no room for their users.
+async fn has_no_room(scene: &Scene, operator: &Operator) {
+    let names: Vec<String> = (0..CROWD).map(|number| format!("crowd-{number:02}")).collect();
+    for name in &names {
+        scene.apply(&deployment(name)).await.expect("a Deployment");
+        scene.apply(&wide(name, 132)).await.expect("a policy");
+    }
+    let (name, status) = eventually("no room", SOON, async || {
+        let told = statuses(scene).await;
+        let full = told.into_iter().find(|(_, status)| reasons(status).contains(&("False", "NoRoom")));
+        full.ok_or_else(|| operator.log_end())
+    })
+    .await;
+    assert!(names.contains(&name), "{name}");
+    assert_eq!(reasons(&status)[..2], [("True", "Accepted"), ("True", "ResolvedRefs")]);
+    let told = message(&status, "Delivered");
+    assert!(
+        told.contains(&format!(
+            "the CacheCluster `main` has no room for the user of Deployment/{name}: it takes 900 workloads, and 800 KiB"
+        )) && told.ends_with("shorten patterns, or use another CacheCluster"),
+        "{told}"
+    );
+}
+
 #[tokio::test]
 async fn why_a_policy_is_not_in_force_is_told() {
     let scene = Scene::start(&[SHOP]).await;
@@ -259,5 +313,8 @@ async fn why_a_policy_is_not_in_force_is_told() {
     .await;
     assert_eq!(reasons(&told["first"])[2], ("True", "Delivered"), "nobody else's trouble is its own");
     assert!(!format!("{told:?}").contains("hidden"), "what Secrets hold is not told");
+    clusters_are_advised_of(&scene).await;
+    is_mended(&scene, &operator).await;
+    has_no_room(&scene, &operator).await;
     operator.stop();
 }
