@@ -6,6 +6,7 @@
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr)]
 
 mod admission;
+mod at_once;
 mod audit;
 mod bad_objects;
 #[allow(dead_code)]

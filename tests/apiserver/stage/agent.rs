@@ -24,6 +24,9 @@ async fn converse(stream: TcpStream, tiers: Tiers, key: Key, ordinal: u16) -> io
                 return Ok(());
             }
         }
+        if tiers.with(&key, |tier| tier.agents_hang) {
+            return std::future::pending().await;
+        }
         let report = tiers.with(&key, |tier| tier.report(ordinal)).filter(|_| request.starts_with("GET /state "));
         let (status, body) = match report {
             Some(report) => ("200 OK", serde_json::to_string(&report).expect("a report serialises")),

@@ -97,6 +97,8 @@ pub struct Tier {
     pub fewest_sentinels: usize,
     /// Whether kubelets bring no new users to the servers' files.
     pub users_are_late: bool,
+    /// Whether agents take requests and answer none.
+    pub agents_hang: bool,
 }
 
 impl Default for Tier {
@@ -111,6 +113,7 @@ impl Default for Tier {
             failovers: 0,
             fewest_sentinels: usize::MAX,
             users_are_late: false,
+            agents_hang: false,
         }
     }
 }
