@@ -19,38 +19,52 @@ use super::scene::{Scene, eventually, restricted};
 const SHOP: &str = "shop";
 /// In place of 443, which takes a privilege.
 const PORT: u16 = 8443;
-const NAME: &str = "larder-injector";
-const CONFIGURATION: &str = "larder-system-larder-injector";
+/// The Service, and the Secret of its certificate.
+pub const NAME: &str = "larder-injector";
+pub const CONFIGURATION: &str = "larder-system-larder-injector";
 const TOKEN_DIR: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 const SOON: Duration = Duration::from_secs(120);
 /// How many pods the API server is asked about for its own figures.
 const PODS: u32 = 200;
 
 /// Installs the chart with the injector.
-async fn install(scene: &Scene, chart: &[Value]) {
+pub async fn install(scene: &Scene, chart: &[Value]) {
     for object in chart {
-        let mut object = object.clone();
-        match object["kind"].as_str() {
-            Some("Service") => object["spec"]["ports"][0]["port"] = PORT.into(),
-            Some("MutatingWebhookConfiguration" | "ValidatingWebhookConfiguration") => {
-                object["webhooks"][0]["clientConfig"]["service"]["port"] = PORT.into();
-            }
-            _ => {}
-        }
-        scene.apply(&object).await.unwrap_or_else(|error| panic!("the API server refuses the chart's {object}: {error}"));
+        apply(scene, object).await;
     }
-    let labels = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": SHOP, "labels": {"larder.dev/injection": "enabled"}}});
-    scene.apply(&labels).await.expect("a label");
+    opt_in(scene, SHOP).await;
     for namespace in [SHOP, SYSTEM] {
-        // A controller would make it.
-        let account =
-            json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "default", "namespace": namespace}});
-        scene.apply(&account).await.expect("an account");
+        make_account(scene, namespace).await;
     }
 }
 
+/// Applies an object of the chart, with our port.
+async fn apply(scene: &Scene, object: &Value) {
+    let mut object = object.clone();
+    match object["kind"].as_str() {
+        Some("Service") => object["spec"]["ports"][0]["port"] = PORT.into(),
+        Some("MutatingWebhookConfiguration" | "ValidatingWebhookConfiguration") => {
+            object["webhooks"][0]["clientConfig"]["service"]["port"] = PORT.into();
+        }
+        _ => {}
+    }
+    scene.apply(&object).await.unwrap_or_else(|error| panic!("the API server refuses the chart's {object}: {error}"));
+}
+
+async fn opt_in(scene: &Scene, namespace: &str) {
+    let labels = json!({"larder.dev/injection": "enabled"});
+    let labelled = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace, "labels": labels}});
+    scene.apply(&labelled).await.expect("a label");
+}
+
+/// A controller would make it.
+async fn make_account(scene: &Scene, namespace: &str) {
+    let account = json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "default", "namespace": namespace}});
+    scene.apply(&account).await.expect("an account");
+}
+
 /// Starts an operator at the address of its Service.
-async fn start(scene: &Scene) -> Operator {
+pub async fn start(scene: &Scene) -> Operator {
     let service = scene.plane.get(&format!("/api/v1/namespaces/{SYSTEM}/services/{NAME}")).await;
     let address = service["spec"]["clusterIP"].as_str().expect("an address");
     let arguments = [
@@ -82,18 +96,27 @@ fn pod(name: &str, labels: &Value, annotations: &Value) -> Value {
 }
 
 /// Asks the API server to make a pod, or whether it would.
-async fn make(scene: &Scene, namespace: &str, pod: &Value, query: &str) -> (u16, Value) {
+pub async fn make(scene: &Scene, namespace: &str, pod: &Value, query: &str) -> (u16, Value) {
     let path = format!("/api/v1/namespaces/{namespace}/pods?{query}");
     let (status, text) = scene.plane.request(Method::POST, &path, &[("content-type", "application/json")], Some(pod)).await;
     (status, serde_json::from_str(&text).unwrap_or(Value::String(text)))
 }
 
-fn has_sidecar(pod: &Value) -> bool {
+pub fn has_sidecar(pod: &Value) -> bool {
     pod["spec"]["initContainers"][0]["name"] == "larder-sidecar"
 }
 
-fn selected(name: &str) -> Value {
+pub fn selected(name: &str) -> Value {
     pod(name, &json!({"app": "shop"}), &json!({}))
+}
+
+/// Waits until pods get one.
+pub async fn await_sidecars(scene: &Scene, operator: &Operator) {
+    eventually("a pod with a sidecar", SOON, async || {
+        let (_, made) = make(scene, SHOP, &selected("first"), "dryRun=All").await;
+        if has_sidecar(&made) { Ok(()) } else { Err(format!("{made}\n{}", operator.log_end())) }
+    })
+    .await;
 }
 
 /// What is mounted in place of an account's token.
@@ -155,6 +178,30 @@ async fn others_stay(scene: &Scene) {
     assert!(status == 422 && message.contains("never runs as root"), "{status} {refusal}");
 }
 
+/// What a person should know of a pod comes with the API server's answer: why it has no sidecar, and which variables lead elsewhere.
+async fn people_are_warned(scene: &Scene) {
+    let path = format!("/api/v1/namespaces/{SHOP}/pods?dryRun=All");
+    let headers = [("content-type", "application/json")];
+    let told = async |change: &dyn Fn(&mut Value)| {
+        let mut pod = selected("warned");
+        change(&mut pod["spec"]);
+        scene.plane.warnings(Method::POST, &path, &headers, Some(&pod)).await
+    };
+    let (status, warnings) = told(&|_| ()).await;
+    assert!(
+        status == 201 && warnings.lines().count() == 1 && warnings.contains("no CacheCluster main yet"),
+        "{status} {warnings}"
+    );
+    let (_, warnings) = told(&|spec| spec["hostNetwork"] = true.into()).await;
+    assert!(warnings.contains("no sidecar for CachePolicy catalog") && warnings.contains("remove hostNetwork"), "{warnings}");
+    let from = json!([{"configMapRef": {"name": "settings"}}]);
+    let (status, warnings) = told(&|spec| spec["containers"][0]["envFrom"] = from.clone()).await;
+    assert!(status == 201 && warnings.contains("what envFrom says of them has no effect"), "{status} {warnings}");
+    let env = json!([{"name": "REDIS_HOST", "value": "elsewhere"}]);
+    let (status, warnings) = told(&|spec| spec["containers"][0]["env"] = env.clone()).await;
+    assert!(status == 201 && warnings.contains("sets REDIS_HOST itself"), "{status} {warnings}");
+}
+
 /// The pods of examples/shop are taken as they stand, by the restricted profile too, and the shop's get their sidecar before all else.
 async fn the_example_is_taken(scene: &Scene) {
     for file in ["app.yaml", "database.yaml"] {
@@ -182,7 +229,7 @@ async fn the_example_is_taken(scene: &Scene) {
 }
 
 /// A policy for the pods with these labels.
-fn policy(name: &str, cluster: &str, app: &str, keys: &str) -> Value {
+pub fn policy(name: &str, cluster: &str, app: &str, keys: &str) -> Value {
     json!({
         "apiVersion": "larder.dev/v1alpha1", "kind": "CachePolicy", "metadata": {"namespace": SHOP, "name": name},
         "spec": {
@@ -245,6 +292,28 @@ async fn missed_pods_are_told_of(scene: &Scene, operator: &Operator, deployment:
     assert_eq!(operator.figure("larder_operator_missed_pods", None).await, Some(1.0));
 }
 
+/// Where the chart is told so, no pod is made while nobody answers, but for those of the system and of Larder itself, whatever is watched.
+async fn a_strict_injector_spares_the_system(scene: &Scene) {
+    let spared = ["kube-system", SYSTEM];
+    let strict = chart::render_with(&[SHOP, spared[0], spared[1]], &["injector.enabled=true", "injector.failurePolicy=Fail"]);
+    let configuration = strict.iter().find(|object| object["kind"] == "MutatingWebhookConfiguration").expect("a configuration");
+    apply(scene, configuration).await;
+    for namespace in spared {
+        opt_in(scene, namespace).await;
+        make_account(scene, namespace).await;
+    }
+    eventually("a refusal", SOON, async || {
+        let (status, answer) = make(scene, SHOP, &selected("refused"), "dryRun=All").await;
+        let why = answer["message"].as_str().unwrap_or_default();
+        if status == 500 && why.contains("failed calling webhook") { Ok(()) } else { Err(format!("{status} {answer}")) }
+    })
+    .await;
+    for namespace in spared {
+        let (status, made) = make(scene, namespace, &selected("spared"), "dryRun=All").await;
+        assert!(status == 201 && !has_sidecar(&made), "{namespace}: {status} {made}");
+    }
+}
+
 /// Has the API server make pods, and returns how long it waited for an answer about each.
 async fn pods_are_made(scene: &Scene, operator: &Operator) -> Waited {
     let before = Waited::until_now(scene).await;
@@ -272,13 +341,10 @@ async fn selected_pods_get_their_sidecar() {
     })
     .await;
     assert_eq!(scene.plane.request(Method::DELETE, &lease, &[], None).await.0, 200, "the leader of the release before ends");
-    eventually("a pod with a sidecar", SOON, async || {
-        let (_, made) = make(&scene, SHOP, &selected("first"), "dryRun=All").await;
-        if has_sidecar(&made) { Ok(()) } else { Err(format!("{made}\n{}", operator.log_end())) }
-    })
-    .await;
+    await_sidecars(&scene, &operator).await;
     looks_right(&scene).await;
     others_stay(&scene).await;
+    people_are_warned(&scene).await;
     the_example_is_taken(&scene).await;
     policies_are_advised_of(&scene, &operator).await;
 
@@ -290,16 +356,18 @@ async fn selected_pods_get_their_sidecar() {
     let operator = start(&scene).await;
     missed_pods_are_told_of(&scene, &operator, &deployment).await;
 
-    let audit = scene.plane.audit();
+    let mut of_operator = scene.plane.audit();
+    of_operator.retain(|entry| entry.user.username == User::Operator.name());
     let forbidden: Vec<String> =
-        audit.iter().filter(|entry| entry.response_status.code == 403).map(|entry| entry.right()).collect();
+        of_operator.iter().filter(|entry| entry.response_status.code == 403).map(|entry| entry.right()).collect();
     assert_eq!(forbidden, Vec::<String>::new());
-    let used: BTreeSet<String> =
-        audit.iter().filter(|entry| entry.user.username == User::Operator.name()).map(|entry| entry.right()).collect();
+    let used: BTreeSet<String> = of_operator.iter().map(|entry| entry.right()).collect();
     let without = chart::grants(&chart::render(&[SHOP]), "larder");
     let granted = chart::grants(&chart, "larder");
     let more: BTreeSet<&String> = granted.difference(&without).collect();
     assert!(more.len() >= 8 && more.iter().all(|right| used.contains(*right)), "{more:?} are granted for it");
+    operator.stop();
+    a_strict_injector_spares_the_system(&scene).await;
     if let Some(file) = env::var_os("LARDER_INJECTOR_REPORT") {
         fs::write(file, waited.report(PODS)).expect("the report");
     }
