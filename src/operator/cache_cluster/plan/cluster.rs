@@ -104,10 +104,11 @@ impl<'a> Cluster<'a> {
     }
 
     /// Who is to renew its claim, so that the primary's becomes the greatest. `CLUSTER BUMPEPOCH` takes a new epoch under the same
-    /// condition as a takeover does, so another primary takes one first; that the primary hears of it is waited for.
+    /// condition as a takeover does, so another primary takes one first; that the primary hears of it is waited for. The other one need
+    /// not own slots: while the Cluster forms, nobody else may own any yet.
     fn bump(&self, primary: &Node<'_>) -> Option<Action> {
-        let can_bump = |node: &&Node<'_>| node.serves() && node.view.epoch < node.view.current_epoch;
-        let mut others = self.nodes.iter().filter(|node| node.id != primary.id && node.serves());
+        let can_bump = |node: &&Node<'_>| node.view.epoch < node.view.current_epoch;
+        let mut others = self.nodes.iter().filter(|node| node.id != primary.id && node.is_primary());
         let is_told = others.clone().any(|node| node.view.current_epoch > primary.view.epoch);
         let bumped = if can_bump(&primary) { Some(primary) } else { others.find(can_bump).filter(|_| !is_told) };
         bumped.map(|node| Action::BumpEpoch { server: node.id })

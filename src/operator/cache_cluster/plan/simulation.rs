@@ -581,3 +581,12 @@ fn a_takeover_that_ties_with_the_dead_primary_is_ended() {
     let message = *stuck.unwrap_err().downcast::<String>().unwrap();
     assert!(message.contains("not converged"), "{message}");
 }
+
+/// Only one shard has its slots when its primary dies: of the others, the one to get them hangs, or dies. The replica that takes the shard
+/// over has the greatest epoch already, and no other primary owns slots.
+#[test]
+fn a_takeover_that_ties_while_the_cluster_forms_is_ended() {
+    let desired = Desired::on_one_machine(Layout::Cluster { shards: 3 }, 2, TICK * 12);
+    let faults = [(2, Fault::Freeze(0, 6), usize::MAX), (0, Fault::Kill(6), usize::MAX), (4, Fault::Kill(3), usize::MAX)];
+    World::new(desired, false, true).run(plan, &faults);
+}
