@@ -13,7 +13,7 @@ enum Verdict<'a> {
     Start(ServerId),
     /// This replica holds the only copy: Sentinel may promote it.
     Allow(ServerId),
-    /// Too few sentinels remember anything, and no primary runs: this replica becomes primary.
+    /// No primary runs, and the sentinels cannot make one, as they remember too little or name a replica: this one becomes primary.
     Promote(ServerId),
     /// It is not known yet.
     Open(Waiting),
@@ -82,7 +82,11 @@ fn believed<'a>(desired: &Desired, observed: &'a Observed, address: SocketAddr) 
     };
     match &server.state {
         ServerState::Running(facts) if facts.role == Role::Primary => Verdict::Acting(id, server, facts),
-        ServerState::Running(_) => promoted_elsewhere(observed, patience_over).unwrap_or(Verdict::Open(Waiting::Agreement)),
+        ServerState::Running(_) => match promoted_elsewhere(observed, patience_over) {
+            Some(verdict) => verdict,
+            None if patience_over => unled(observed),
+            None => Verdict::Open(Waiting::Agreement),
+        },
         ServerState::Silent | ServerState::Starting(_) | ServerState::Absent | ServerState::Held(_) => {
             Verdict::Open(Waiting::Server(id))
         }
@@ -114,6 +118,22 @@ fn vacant<'a>(desired: &Desired, observed: &'a Observed, last: ServerId, data_on
         Verdict::Open(Waiting::Failover { shard: 0 })
     } else {
         Verdict::Start(last)
+    }
+}
+
+/// The server that the sentinels name follows one that is gone, as where it was started and they were not told of its new place any more.
+/// They wait for it to act, and it for its primary: the best copy that there is becomes the primary.
+fn unled(observed: &Observed) -> Verdict<'_> {
+    if let Some((silent, _)) = observed.servers.iter().find(|(_, server)| server.is_silent()) {
+        return Verdict::Open(Waiting::Server(*silent));
+    }
+    let best = observed.running().max_by_key(|(_, _, facts)| (facts.holds_data, facts.promotable, facts.offset));
+    let on_disk = observed.servers.iter().find(|(_, server)| matches!(server.state, ServerState::Stopped { data: true, .. }));
+    match (best, on_disk) {
+        (Some((best, _, facts)), _) if facts.holds_data && facts.promotable => Verdict::Promote(best),
+        (_, Some((server, _))) => Verdict::Start(*server),
+        (Some((best, ..)), None) => Verdict::Promote(best),
+        (None, None) => Verdict::Open(Waiting::Agreement),
     }
 }
 

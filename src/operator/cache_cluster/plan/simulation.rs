@@ -590,3 +590,14 @@ fn a_takeover_that_ties_while_the_cluster_forms_is_ended() {
     let faults = [(2, Fault::Freeze(0, 6), usize::MAX), (0, Fault::Kill(6), usize::MAX), (4, Fault::Kill(3), usize::MAX)];
     World::new(desired, false, true).run(plan, &faults);
 }
+
+/// The sentinels promoted a server, which then died and was started as a replica of the former primary, that had only hung; it dies before
+/// anybody told the sentinels.
+#[test]
+fn a_replica_that_the_sentinels_take_for_the_primary_does_not_wait_for_ever() {
+    let desired = Desired::on_one_machine(Layout::Sentinel { sentinels: 3 }, 1, TICK * 12);
+    let faults = [(7, Fault::Freeze(0, 13), 2), (5, Fault::Kill(1), usize::MAX), (22, Fault::Kill(0), 0), (1, Fault::Kill(0), 1)];
+    for persistent in [false, true] {
+        World::new(desired.clone(), persistent, false).run(plan, &faults);
+    }
+}
