@@ -587,7 +587,7 @@ fn sidecars_share_an_origin_s_connections() {
     // Half the fleet goes: the loads that wait begin.
     tell(1);
     wait_for("four loads", LIMIT, || level("inflight") == 4);
-    assert_eq!(paths.iter().map(|path| web.under_way(path)).sum::<usize>(), 4);
+    wait_for("four requests", LIMIT, || paths.iter().map(|path| web.under_way(path)).sum::<usize>() == 4);
     // It comes back: what is under way goes on, and the next ones are fewer.
     tell(2);
     wait_for("its share", LIMIT, || share(&sidecar) == 2);
