@@ -33,11 +33,19 @@ pub fn await_setting(tier: &Tier, key: &str, wanted: &str) {
     });
 }
 
+/// Gives a parameter the one of two values that it does not have.
+fn change_parameter(tier: &Tier, key: &str, values: [&'static str; 2]) -> &'static str {
+    let is_set = |value: &&str| tier.object()["spec"]["parameters"][key] == **value;
+    let value = values.into_iter().find(|value| !is_set(value)).expect("one that it does not have");
+    tier.patch(&json!({"parameters": {key: value}}));
+    value
+}
+
 pub fn change_live_parameter(scene: &Scene<'_>) {
     let tier = scene.tier;
     let before = tier.server_uids();
-    tier.patch(&json!({"parameters": {"slowlog-max-len": "77"}}));
-    await_setting(tier, "slowlog-max-len", "77");
+    let value = change_parameter(tier, "slowlog-max-len", ["77", "78"]);
+    await_setting(tier, "slowlog-max-len", value);
     tier.settle("with the setting");
     assert_eq!(tier.server_uids(), before, "no pod is replaced for what the servers take up while they run");
 }
@@ -45,9 +53,9 @@ pub fn change_live_parameter(scene: &Scene<'_>) {
 pub fn change_start_parameter(scene: &Scene<'_>) {
     let tier = scene.tier;
     let before = tier.server_uids();
-    tier.patch(&json!({"parameters": {"tcp-backlog": "100"}}));
+    let value = change_parameter(tier, "tcp-backlog", ["100", "101"]);
     replaced(tier, &before);
-    await_setting(tier, "tcp-backlog", "100");
+    await_setting(tier, "tcp-backlog", value);
 }
 
 pub fn name_a_bad_image(scene: &Scene<'_>) {
@@ -84,7 +92,8 @@ pub fn remove_replica(scene: &Scene<'_>) {
 
 pub fn rotate_password(scene: &Scene<'_>) {
     let tier = scene.tier;
-    let password = format!("next-{}", uid(&tier.object()));
+    let mark = if tier.password().starts_with("next-") { "then" } else { "next" };
+    let password = format!("{mark}-{}", uid(&tier.object()));
     tier.set_password(&password).expect("a Secret");
     eventually("every server takes the new password", Duration::from_secs(120), || {
         for pod in tier.servers() {
