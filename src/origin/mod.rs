@@ -10,6 +10,7 @@ mod breaker;
 mod error;
 mod gate;
 mod http;
+mod ledger;
 mod permits;
 pub mod query_log;
 mod sql;
@@ -26,7 +27,8 @@ pub use self::breaker::BreakerState;
 pub use self::error::{LoadError, OriginError};
 pub use self::gate::OriginStats;
 pub use self::http::MAX_BODY_BYTES;
-pub use self::writer::{Change, Changed, Writer};
+pub use self::ledger::{Entry, Hold, Ledger, Verdict};
+pub use self::writer::{Carriage, Change, Changed, Writer};
 
 use self::error::Failure;
 use self::gate::{Counters, Gate};
@@ -123,10 +125,16 @@ impl Origins {
     }
 
     /// Prepares to write the keys that `keys` covers, at the origin that `load` asks. Checks what can be checked without asking it.
-    pub fn writer(&self, keys: &KeyPattern, load: &Load, store: &Store) -> Result<Writer, OriginError> {
+    pub fn writer(&self, keys: &KeyPattern, load: &Load, store: &Store, carriage: Carriage) -> Result<Writer, OriginError> {
         let source = self.by_name.get(&load.origin).ok_or_else(|| OriginError::Unknown(load.origin.clone()))?;
-        let orders = Orders::new(&source.config, keys, load, store)?;
+        let orders = Orders::new(&source.config, keys, load, store, carriage)?;
         Ok(Writer::new(Arc::clone(source), keys.clone(), orders))
+    }
+
+    /// Prepares to tell an origin what stands in `part` of a journal. `None`: it is no database, and keeps no account of that.
+    pub fn ledger(&self, origin: &str, part: &str) -> Result<Option<Ledger>, OriginError> {
+        let source = self.by_name.get(origin).ok_or_else(|| OriginError::Unknown(origin.to_owned()))?;
+        Ok(matches!(source.backend, Backend::Sql(_)).then(|| Ledger::new(Arc::clone(source), part)))
     }
 
     /// Leaves each origin the connections that are this sidecar's share where there are so many, from now on. What is under way
@@ -151,10 +159,10 @@ impl Origins {
 
 /// Checks what a rule asks and tells its origin against its pattern and that origin, without connecting to anything: placeholders name
 /// parts, and each statement is a single one. `larder check` and the sidecar refuse the same.
-pub fn check_rule(origin: &Origin, keys: &KeyPattern, load: &Load, store: Option<&Store>) -> Result<(), OriginError> {
+pub fn check_rule(origin: &Origin, keys: &KeyPattern, load: &Load, store: Option<(&Store, Carriage)>) -> Result<(), OriginError> {
     Source::new(origin, None)?;
     Question::new(origin, keys, load)?;
-    store.map_or(Ok(()), |store| Orders::new(origin, keys, load, store).map(|_| ()))
+    store.map_or(Ok(()), |(store, carriage)| Orders::new(origin, keys, load, store, carriage).map(|_| ()))
 }
 
 /// The same as [`check_rule`], where the origin's URL may stand in a file, which is read: it may say something else later.
@@ -162,7 +170,7 @@ pub async fn check_rule_and_file(
     origin: &Origin,
     keys: &KeyPattern,
     load: &Load,
-    store: Option<&Store>,
+    store: Option<(&Store, Carriage)>,
 ) -> Result<(), OriginError> {
     let (OriginKind::Sql { url } | OriginKind::Http { url }) = &origin.kind;
     let Sensitive::File(path) = url else { return check_rule(origin, keys, load, store) };

@@ -8,7 +8,7 @@
 //! |---|---|
 //! | `query` | a number that the two events of a query share, counted from 1 in each process |
 //! | `origin` | the origin's name |
-//! | `keys` | the pattern of the rule |
+//! | `keys` | the pattern of the rule; `-` where a batch from a journal may be of several |
 //! | `key` | [`fingerprint`] of the key in 16 hexadecimal digits; of all keys together where a query asks for many |
 //! | `count` | how many keys the query asks for |
 //! | `at_us` | microseconds since 1970, by the system's clock |
@@ -37,8 +37,21 @@ static LAST_QUERY: AtomicU64 = AtomicU64::new(0);
 /// What a load asks for: keys of the rule with this pattern.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Asked<'a> {
-    pattern: &'a KeyPattern,
+    pattern: Pattern<'a>,
     keys: Keys<'a>,
+}
+
+/// `None`: several.
+#[derive(Debug, Clone, Copy)]
+struct Pattern<'a>(Option<&'a KeyPattern>);
+
+impl fmt::Display for Pattern<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(pattern) => pattern.fmt(f),
+            None => f.write_str("-"),
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -58,11 +71,16 @@ fn continued(hash: u64, bytes: &[u8]) -> u64 {
 
 impl<'a> Asked<'a> {
     pub(super) const fn one(pattern: &'a KeyPattern, key: &'a [u8]) -> Self {
-        Self { pattern, keys: Keys::One(key) }
+        Self { pattern: Pattern(Some(pattern)), keys: Keys::One(key) }
     }
 
     pub(super) const fn many(pattern: &'a KeyPattern, keys: &'a [Vec<u8>]) -> Self {
-        Self { pattern, keys: Keys::Many(keys) }
+        Self { pattern: Pattern(Some(pattern)), keys: Keys::Many(keys) }
+    }
+
+    /// What comes from a journal, of any rules.
+    pub(super) const fn journalled(keys: &'a [Vec<u8>]) -> Self {
+        Self { pattern: Pattern(None), keys: Keys::Many(keys) }
     }
 }
 
@@ -89,7 +107,7 @@ impl Keys<'_> {
 pub(super) struct Logged<'a> {
     query: u64,
     origin: &'a str,
-    keys: &'a KeyPattern,
+    keys: Pattern<'a>,
     key: Hexadecimal,
     count: usize,
     start: Instant,

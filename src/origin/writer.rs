@@ -10,7 +10,7 @@ use super::error::{LoadError, OriginError};
 use super::query_log::Asked;
 use super::{Backend, Source, http, parts_of, sql};
 use crate::policy::snapshot::{Origin, OriginKind};
-use crate::policy::{KeyPattern, Load, Query, Store};
+use crate::policy::{KeyPattern, Load, Query, Store, Strategy};
 
 /// Writes the keys of one rule. Cloning shares everything.
 #[derive(Debug, Clone)]
@@ -30,6 +30,22 @@ struct Inner {
 pub(super) enum Orders {
     Sql(Box<sql::Orders>),
     Http { question: http::Question, if_match: bool },
+}
+
+/// How writes come to an origin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Carriage {
+    /// While their client waits.
+    Through,
+    /// From a journal, which numbers them: statements may take `$version`.
+    Behind,
+}
+
+impl Carriage {
+    /// How the writes of rules with this strategy come to their origin, where they do.
+    pub fn of(strategy: &Strategy) -> Self {
+        if strategy.behind().is_some() { Self::Behind } else { Self::Through }
+    }
 }
 
 /// One change.
@@ -79,7 +95,7 @@ impl Commits {
         self.doubtful.store(true, Ordering::Relaxed);
     }
 
-    fn judge(&self, error: LoadError) -> LoadError {
+    pub(super) fn judge(&self, error: LoadError) -> LoadError {
         let doubtful = self.doubtful.load(Ordering::Relaxed);
         match error {
             LoadError::Unknown { .. } => error,
@@ -100,10 +116,17 @@ impl Commits {
 }
 
 impl Orders {
-    pub(super) fn new(origin: &Origin, keys: &KeyPattern, load: &Load, store: &Store) -> Result<Self, OriginError> {
+    pub(super) fn new(
+        origin: &Origin,
+        keys: &KeyPattern,
+        load: &Load,
+        store: &Store,
+        carriage: Carriage,
+    ) -> Result<Self, OriginError> {
         match (&origin.kind, &load.query, store) {
             (OriginKind::Sql { url }, Query::Sql { .. }, Store::Sql { write, delete, version }) => {
-                Ok(Self::Sql(Box::new(sql::Orders::new(keys, url, write, delete.as_deref(), version.as_deref())?)))
+                let (delete, version) = (delete.as_deref(), version.as_deref());
+                Ok(Self::Sql(Box::new(sql::Orders::new(keys, url, write, delete, version, carriage)?)))
             }
             (OriginKind::Http { .. }, Query::Http { path }, Store::Http { if_match }) => {
                 Ok(Self::Http { question: http::Question::new(keys, path, load.reply)?, if_match: *if_match })
@@ -147,7 +170,7 @@ impl Writer {
             (Backend::Sql(database), Orders::Sql(orders)) => {
                 let steps = changes.iter().map(|change| {
                     let parts = parts_of(keys, &change.key)?;
-                    sql::Orders::step(&parts, change.value.clone())
+                    sql::Orders::step(&parts, change.value.clone(), 0)
                 });
                 let steps = steps.collect::<Option<Vec<_>>>().ok_or_else(|| self.no_such_key())?;
                 let named: Vec<Vec<u8>> = changes.iter().map(|change| change.key.clone()).collect();
@@ -170,11 +193,19 @@ impl Writer {
         written.map_err(|error| commits.judge(error))
     }
 
+    pub(super) fn keys(&self) -> &KeyPattern {
+        &self.inner.keys
+    }
+
+    pub(super) fn orders(&self) -> &Orders {
+        &self.inner.orders
+    }
+
     fn origin(&self) -> String {
         self.inner.source.config.name.clone()
     }
 
-    fn no_such_key(&self) -> LoadError {
+    pub(super) fn no_such_key(&self) -> LoadError {
         let why = "a part of the key cannot be one of its: it is no text, or too long".to_owned();
         LoadError::Rejected { origin: self.origin(), why }
     }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::engine::ttl::{Cover, Coverage};
-use crate::origin::{Loader, OriginError, Origins, Writer};
+use crate::origin::{Carriage, Loader, OriginError, Origins, Writer};
 use crate::policy::explain::{KeyFacts, explain};
 use crate::policy::snapshot::{Allow, Topology};
 use crate::policy::{CacheAside, Journal, Lifetime, Mode, ReadThrough, Rule, RuleIndex, Snapshot, Span, Strategy, Unmatched};
@@ -46,7 +46,7 @@ impl ActivePolicy {
         let loaders = snapshot.rules.iter().map(loader).collect::<Result<_, _>>()?;
         let writer = |rule: &Rule| {
             let Some((read, store)) = rule.strategy.writes() else { return Ok(None) };
-            let writer = origins.writer(&rule.keys, &read.load, store)?;
+            let writer = origins.writer(&rule.keys, &read.load, store, Carriage::of(&rule.strategy))?;
             Ok(Some(writer).filter(|_| rule.mode == Mode::Enforce))
         };
         let writers: Vec<Option<Writer>> = snapshot.rules.iter().map(writer).collect::<Result<_, _>>()?;

@@ -19,7 +19,7 @@ use super::upstream::access::{Access, ClusterAccess};
 use super::upstream::discovery::{Discovery, Refresh};
 use super::upstream::node::NodeAddrError;
 use super::upstream::view::View;
-use crate::origin::{OriginError, Origins, check_rule_and_file};
+use crate::origin::{Carriage, OriginError, Origins, check_rule_and_file};
 use crate::policy::Mode;
 use crate::policy::digest::digest;
 use crate::policy::snapshot::{Cluster, MAX_BYTES, Snapshot, SnapshotError};
@@ -447,7 +447,7 @@ async fn check_origins(snapshot: &Snapshot) -> Result<(), OriginError> {
     for rule in snapshot.rules.iter().filter(|rule| rule.mode == Mode::Enforce) {
         let Some(read_through) = rule.strategy.loads() else { continue };
         if let Some(origin) = snapshot.origins.iter().find(|origin| origin.name == read_through.load.origin) {
-            let store = rule.strategy.writes().map(|(_, store)| store);
+            let store = rule.strategy.writes().map(|(_, store)| (store, Carriage::of(&rule.strategy)));
             check_rule_and_file(origin, &rule.keys, &read_through.load, store).await?;
         }
     }

@@ -37,6 +37,7 @@ mod operator_cache;
 mod operator_docs;
 mod origin_column_types;
 mod origin_http;
+mod origin_ledger;
 mod origin_postgres;
 mod origin_postgres_tls;
 mod origin_query_log;

@@ -27,7 +27,7 @@ pub async fn database(directory: &Path, statements: &[&str]) -> String {
     format!("sqlite://{}", file.display())
 }
 
-async fn write(file: &Path) -> SqliteConnection {
+pub async fn write(file: &Path) -> SqliteConnection {
     SqliteConnectOptions::new().filename(file).create_if_missing(true).connect().await.expect("opens")
 }
 

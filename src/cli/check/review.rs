@@ -12,7 +12,7 @@ use crate::api::problem::{Problem, Problems, namespace_of};
 use crate::api::{CacheCluster, CacheClusterSpec, CachePolicy, FieldPath, Reach, SecretKeyRef};
 use crate::cli::Failure;
 use crate::operator::cache_cluster::build::PATIENCE;
-use crate::origin::{self, OriginError};
+use crate::origin::{self, Carriage, OriginError};
 use crate::policy::ByteSize;
 use crate::policy::snapshot::{Sensitive, Snapshot, Topology};
 
@@ -188,7 +188,7 @@ fn check_loads(manifests: &Manifests, policy: &CachePolicy, snapshot: &Snapshot,
     for (index, rule) in snapshot.rules.iter().enumerate() {
         let Some(read_through) = rule.strategy.loads() else { continue };
         let Some(origin) = snapshot.origins.iter().find(|origin| origin.name == read_through.load.origin) else { continue };
-        let store = rule.strategy.writes().map(|(_, store)| store);
+        let store = rule.strategy.writes().map(|(_, store)| (store, Carriage::of(&rule.strategy)));
         if let Err(error) = origin::check_rule(origin, &rule.keys, &read_through.load, store) {
             let path = FieldPath::root().key("spec").key("rules").index(index).key("origin");
             findings.push(manifests.locate(load_problem(policy, path, &error)));

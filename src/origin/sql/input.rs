@@ -5,7 +5,7 @@ use std::collections::HashMap;
 
 use serde_json::value::RawValue;
 
-use super::template::Template;
+use super::template::{Taken, Template};
 use super::write::Step;
 
 /// One parameter. Whatever it holds, it is bound, never text of a statement.
@@ -36,8 +36,12 @@ impl Inputs {
     pub(super) fn new(template: &Template, step: &Step) -> Result<Self, String> {
         let mut parts: Vec<Input> = step.parts.iter().cloned().map(Input::Part).collect();
         let value = step.value.as_deref().unwrap_or_default();
-        for way in template.values() {
-            parts.push(if way.is_empty() { Input::Whole(value.to_vec()) } else { member(value, way)? });
+        for taken in template.values() {
+            parts.push(match taken {
+                Taken::Value(way) if way.is_empty() => Input::Whole(value.to_vec()),
+                Taken::Value(way) => member(value, way)?,
+                Taken::Version => Input::Number(step.version.to_string()),
+            });
         }
         Ok(Self { parts })
     }

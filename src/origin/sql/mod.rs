@@ -2,6 +2,7 @@
 
 mod batch;
 mod input;
+mod ledger;
 mod postgres;
 mod shape;
 mod sqlite;
@@ -16,12 +17,14 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
 
 pub(super) use self::batch::Batch;
+pub(super) use self::ledger::{Post, Posting};
 pub(super) use self::write::{Orders, Step};
 
 use self::batch::Parts;
 use self::template::{Dialect, Purpose, Template};
 use super::Loaded;
 use super::error::{Failure, OriginError};
+use super::ledger::{Hold, Verdict};
 use super::{Changed, Commits};
 use crate::policy::snapshot::{Origin, Sensitive};
 use crate::policy::{KeyPattern, ReplyForm};
@@ -229,6 +232,28 @@ impl Database {
         let outcome = match &mut held.connection {
             Connection::Postgres(connection) => write::in_postgres(connection, orders, steps, deadline, commits).await,
             Connection::Sqlite(client) => sqlite::write(client, orders, steps, deadline, commits).await,
+        };
+        self.give_back(held, outcome.as_ref().err());
+        outcome
+    }
+
+    /// Takes a part of a journal from whoever has it.
+    pub(super) async fn take_part(&self, part: &str, least: i64, deadline: Instant) -> Result<Hold, Failure> {
+        let mut held = self.take(true).await?;
+        let outcome = match &mut held.connection {
+            Connection::Postgres(connection) => ledger::take_in_postgres(connection, part, least, deadline).await,
+            Connection::Sqlite(client) => ledger::take_in_sqlite(client, part, least).await,
+        };
+        self.give_back(held, outcome.as_ref().err());
+        outcome
+    }
+
+    /// Makes a batch of a journal's part in one transaction, or nothing of it.
+    pub(super) async fn post(&self, batch: &Posting<'_>, deadline: Instant, commits: &Commits) -> Result<Verdict, Failure> {
+        let mut held = self.take(true).await?;
+        let outcome = match &mut held.connection {
+            Connection::Postgres(connection) => ledger::post_in_postgres(connection, batch, deadline, commits).await,
+            Connection::Sqlite(client) => ledger::post_in_sqlite(client, batch, deadline, commits).await,
         };
         self.give_back(held, outcome.as_ref().err());
         outcome

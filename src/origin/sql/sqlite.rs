@@ -134,38 +134,51 @@ pub(super) async fn write(
     commits: &Commits,
 ) -> Result<Vec<Changed>, Failure> {
     // Whoever writes takes the lock at once: two that had begun to read could not both go on.
-    execute(client, "BEGIN IMMEDIATE").await.map_err(|error| failure(&error))?;
+    client.execute("BEGIN IMMEDIATE").await.map_err(|error| failure(&error))?;
     match steps_of(client, orders, steps).await {
         Ok(changed) if Instant::now() < deadline => {
             commits.begin();
             // The file is on this machine: where the commit fails, nothing is committed.
-            execute(client, "COMMIT").await.map_err(|error| refusal(&error))?;
+            client.execute("COMMIT").await.map_err(|error| refusal(&error))?;
             Ok(changed)
         }
         outcome => {
-            execute(client, "ROLLBACK").await.map_err(|error| failure(&error))?;
+            client.execute("ROLLBACK").await.map_err(|error| failure(&error))?;
             Err(outcome.err().unwrap_or(Failure::Timeout))
         }
     }
 }
 
-async fn execute(client: &mut Client, sql: &'static str) -> Result<(), sqlx::Error> {
-    client.abandoned.store(false, Relaxed);
-    sqlx::raw_sql(sql).execute(&mut client.connection).await.map(|_| ())
+impl Client {
+    /// Runs a statement without parameters.
+    pub(super) async fn execute(&mut self, sql: &'static str) -> Result<(), sqlx::Error> {
+        sqlx::raw_sql(sql).execute(self.connection()).await.map(|_| ())
+    }
+
+    /// The connection, for statements of which each takes no time.
+    pub(super) fn connection(&mut self) -> &mut SqliteConnection {
+        self.abandoned.store(false, Relaxed);
+        &mut self.connection
+    }
 }
 
 async fn steps_of(client: &mut Client, orders: &Orders, steps: &[Step]) -> Result<Vec<Changed>, Failure> {
     let mut changed = Vec::with_capacity(steps.len());
     for step in steps {
-        let (template, version) = orders.order(Dialect::Sqlite, step)?;
-        let mut query = sqlx::query(AssertSqlSafe(numbered(template)));
-        let inputs = Inputs::new(template, step).map_err(Failure::Rejected)?;
-        for used in template.parts() {
-            query = bind(query, inputs.get(used.index));
-        }
-        changed.push(run(client, query, version).await?.checked(step)?);
+        changed.push(run_one(client, orders, step).await?.checked(step, false)?);
     }
     Ok(changed)
+}
+
+/// Makes one change within a transaction.
+pub(super) async fn run_one(client: &mut Client, orders: &Orders, step: &Step) -> Result<Changed, Failure> {
+    let (template, version) = orders.order(Dialect::Sqlite, step)?;
+    let mut query = sqlx::query(AssertSqlSafe(numbered(template)));
+    let inputs = Inputs::new(template, step).map_err(Failure::Rejected)?;
+    for used in template.parts() {
+        query = bind(query, inputs.get(used.index));
+    }
+    run(client, query, version).await
 }
 
 fn bind<'q>(query: Asked<'q>, input: Input) -> Asked<'q> {
@@ -215,7 +228,7 @@ async fn run(client: &mut Client, query: Asked<'_>, version: Option<&str>) -> Re
 }
 
 /// What a failure means for a write: what the database refuses is told in its own words, which are about the client's own values.
-fn refusal(error: &sqlx::Error) -> Failure {
+pub(super) fn refusal(error: &sqlx::Error) -> Failure {
     const CONSTRAINT: u32 = 19;
     /// Mismatch of types, and too big.
     const VALUE: [u32; 2] = [20, 18];
@@ -334,7 +347,7 @@ fn real(number: f64) -> String {
 }
 
 /// What SQLite's primary result code means for the load.
-fn failure(error: &sqlx::Error) -> Failure {
+pub(super) fn failure(error: &sqlx::Error) -> Failure {
     const ERROR: u32 = 1;
     const BUSY_OR_LOCKED: [u32; 2] = [5, 6];
     const INTERRUPT: u32 = 9;

@@ -3,10 +3,13 @@
 //! A placeholder counts only where a parameter may stand: not in string literals, quoted identifiers, comments or dollar
 //! quotes. The statement is cut into text and placeholders once; what a key holds never becomes text of a statement.
 
+use super::super::Carriage;
 use crate::policy::KeyPattern;
 
 /// What stands for the value in a statement that stores it.
 const VALUE: &str = "value";
+/// What stands for the number that rises with each write of a key, in a statement that is told from a journal.
+const VERSION: &str = "version";
 /// The longest statement, in bytes.
 const MAX_STATEMENT_BYTES: usize = 64 * 1024;
 
@@ -23,15 +26,24 @@ pub(super) struct Template {
     pieces: Vec<Piece>,
     /// Which of the pattern's parts the statement uses, in the order of its parameters.
     parts: Vec<Used>,
-    /// What of the value it uses: each a way through JSON objects, or none for the value itself.
-    values: Vec<Vec<String>>,
+    /// What it uses besides.
+    values: Vec<Taken>,
+}
+
+/// What a statement takes that is no part of the key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Taken {
+    /// What a way through JSON objects leads to; without a step the value itself.
+    Value(Vec<String>),
+    /// The number of the write.
+    Version,
 }
 
 /// A part of the key, or of the value, that a statement uses.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Used {
     pub(super) name: String,
-    /// Its place among the pattern's parts, and behind these among what is used of the value.
+    /// Its place among the pattern's parts, and behind these among what is used besides.
     pub(super) index: usize,
 }
 
@@ -41,9 +53,21 @@ pub(super) enum Purpose {
     /// To find values.
     Read,
     /// To store one, `$value`.
-    Write,
+    Write(Carriage),
     /// To delete.
-    Delete,
+    Delete(Carriage),
+}
+
+impl Purpose {
+    /// The placeholders that are no parts of the key.
+    const fn words(self) -> &'static [&'static str] {
+        match self {
+            Self::Write(Carriage::Through) => &[VALUE],
+            Self::Write(Carriage::Behind) => &[VALUE, VERSION],
+            Self::Delete(Carriage::Behind) => &[VERSION],
+            Self::Read | Self::Delete(Carriage::Through) => &[],
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -62,8 +86,8 @@ impl Template {
         if statement.contains('\0') {
             return Err("the statement holds a NUL byte".to_owned());
         }
-        if purpose == Purpose::Write && keys.parts().any(|part| part == VALUE) {
-            return Err("`value` is a part of the key, and $value is the value: give that part another name".to_owned());
+        if let Some(word) = purpose.words().iter().find(|word| keys.parts().any(|part| part == **word)) {
+            return Err(format!("`{word}` is a part of the key, and ${word} is the {word}: give that part another name"));
         }
         let (literal, template) = (String::new(), Self::empty());
         let mut cutter = Cutter { text: statement, at: 0, dialect, purpose, literal, depth: 0, template };
@@ -81,9 +105,19 @@ impl Template {
         Self { pieces: Vec::new(), parts: Vec::new(), values: Vec::new() }
     }
 
-    /// What it uses of the value, in the order of the places behind the pattern's parts.
-    pub(super) fn values(&self) -> &[Vec<String>] {
+    /// What it uses besides the key, in the order of the places behind the pattern's parts.
+    pub(super) fn values(&self) -> &[Taken] {
         &self.values
+    }
+
+    /// Whether it stores anything of the value.
+    pub(super) fn stores(&self) -> bool {
+        self.values.iter().any(|taken| matches!(taken, Taken::Value(_)))
+    }
+
+    /// Whether it compares the number of the write.
+    pub(super) fn compares(&self) -> bool {
+        self.values.contains(&Taken::Version)
     }
 
     /// The parts it uses, in the order of its parameters.
@@ -240,8 +274,13 @@ impl<'a> Cutter<'a> {
         if name.is_empty() || name.starts_with(|c: char| c.is_ascii_digit()) {
             return Err(format!("`${name}` names no part: write $ and the name of a part of the key, such as $id"));
         }
-        if self.purpose == Purpose::Write && name == VALUE {
-            return self.value(&after[length..], keys);
+        match self.purpose.words().iter().find(|word| **word == name) {
+            Some(&VALUE) => return self.value(&after[length..], keys),
+            Some(_) => {
+                self.besides(VERSION.to_owned(), Taken::Version, keys, 1 + length);
+                return Ok(());
+            }
+            None => {}
         }
         let Some(index) = keys.parts().position(|part| part == name) else {
             let known = keys.parts().map(|part| format!("${part}")).collect::<Vec<_>>().join(", ");
@@ -263,14 +302,19 @@ impl<'a> Cutter<'a> {
         if rest.starts_with('.') {
             return Err(format!("`${VALUE}` is followed by a dot: write $value, or $value.name for a member of its JSON object"));
         }
-        let (name, taken) = ([vec![VALUE.to_owned()], way.clone()].concat().join("."), after.len() - rest.len());
+        let (name, length) = ([vec![VALUE.to_owned()], way.clone()].concat().join("."), after.len() - rest.len());
+        self.besides(name, Taken::Value(way), keys, 1 + VALUE.len() + length);
+        Ok(())
+    }
+
+    /// A placeholder of `length` bytes for what is no part of the key.
+    fn besides(&mut self, name: String, taken: Taken, keys: &KeyPattern, length: usize) {
         let values = &mut self.template.values;
-        let place = values.iter().position(|known| *known == way).unwrap_or_else(|| {
-            values.push(way);
+        let place = values.iter().position(|known| *known == taken).unwrap_or_else(|| {
+            values.push(taken);
             values.len() - 1
         });
-        self.parameter(name, keys.parts().count() + place, 1 + VALUE.len() + taken);
-        Ok(())
+        self.parameter(name, keys.parts().count() + place, length);
     }
 
     /// A placeholder of `length` bytes.
@@ -399,7 +443,7 @@ mod tests {
 
     fn parse_write(statement: &str, dialect: Dialect) -> Result<(String, Vec<String>), String> {
         let keys: KeyPattern = "shop:{tenant}:{id}".parse().expect("valid");
-        let template = Template::parse(statement, &keys, dialect, Purpose::Write)?;
+        let template = Template::parse(statement, &keys, dialect, Purpose::Write(Carriage::Through))?;
         let used = template.parts().iter().map(|used| format!("{}@{}", used.name, used.index)).collect();
         Ok((template.render(|n| format!("<{n}>")), used))
     }
@@ -432,15 +476,32 @@ mod tests {
             }
         }
         let keys: KeyPattern = "a:{value}".parse().expect("valid");
-        let clash = Template::parse("INSERT INTO t VALUES ($value)", &keys, Dialect::Postgres, Purpose::Write);
+        let clash = Template::parse("INSERT INTO t VALUES ($value)", &keys, Dialect::Postgres, Purpose::Write(Carriage::Through));
         assert!(clash.is_err_and(|error| error.contains("another name")));
         let delete = Template::parse(
             "DELETE FROM t WHERE v = $value",
             &"a:{id}".parse().expect("valid"),
             Dialect::Postgres,
-            Purpose::Delete,
+            Purpose::Delete(Carriage::Through),
         );
         assert!(delete.is_err_and(|error| error.contains("not a part")));
+    }
+
+    #[test]
+    fn what_is_told_from_a_journal_may_compare_versions() {
+        let keys: KeyPattern = "a:{id}".parse().expect("valid");
+        let parse = |statement, purpose| Template::parse(statement, &keys, Dialect::Postgres, purpose);
+        let write = "INSERT INTO t VALUES ($id, $value, $version) ON CONFLICT (id) DO UPDATE SET v = $value WHERE t.n < $version";
+        let template = parse(write, Purpose::Write(Carriage::Behind)).expect("valid");
+        let used: Vec<_> = template.parts().iter().map(|used| (used.name.as_str(), used.index)).collect();
+        assert_eq!(used, [("id", 0), ("value", 1), ("version", 2)]);
+        assert!(template.stores() && template.compares());
+        let delete = parse("DELETE FROM t WHERE id = $id AND n < $version", Purpose::Delete(Carriage::Behind)).expect("valid");
+        assert!(delete.compares() && !delete.stores());
+        assert!(parse(write, Purpose::Write(Carriage::Through)).is_err_and(|error| error.contains("its parts are $id")));
+        let keys: KeyPattern = "a:{version}".parse().expect("valid");
+        let clash = Template::parse(write, &keys, Dialect::Postgres, Purpose::Write(Carriage::Behind));
+        assert!(clash.is_err_and(|error| error.contains("another name")));
     }
 
     #[test]

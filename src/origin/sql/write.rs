@@ -12,7 +12,7 @@ use sqlx::{AssertSqlSafe, Column as _, Postgres, Row as _};
 use tokio::time::Instant;
 
 use super::super::error::{Failure, OriginError};
-use super::super::{Changed, Commits};
+use super::super::{Carriage, Changed, Commits};
 use super::batch::Parts;
 use super::input::{Input, Inputs};
 use super::postgres::{Fault, Parameter, SETTINGS, cast, failure, parameters, plain, unnamed};
@@ -50,6 +50,8 @@ pub(in crate::origin) struct Step {
     pub(super) parts: Parts,
     /// What is stored. `None`: the key is deleted.
     pub(super) value: Option<Vec<u8>>,
+    /// The number of the write, where it comes from a journal.
+    pub(super) version: u64,
 }
 
 /// How the server takes a statement's parameters.
@@ -69,9 +71,18 @@ impl Orders {
         write: &str,
         delete: Option<&str>,
         version: Option<&str>,
+        carriage: Carriage,
     ) -> Result<Self, OriginError> {
-        let (postgres, sqlite) = by_dialect(url, |dialect| Kit::parse(keys, dialect, write, delete))?;
-        Ok(Self { postgres, sqlite, version: version.map(str::to_owned), deletes: delete.is_some() })
+        let (postgres, sqlite) = by_dialect(url, |dialect| Kit::parse(keys, dialect, write, delete, carriage))?;
+        let compares = postgres.iter().chain(&sqlite).all(|kit| kit.write.compares());
+        if let (Carriage::Behind, Some(column), false) = (carriage, version, compares) {
+            let why =
+                format!("it takes no heed of the version: end it with … WHERE t.{column} < $version, and store $version there");
+            return Err(OriginError::Template { place: "write", why });
+        }
+        // Told from a journal, a write compares the version and need not tell it.
+        let version = version.filter(|_| carriage == Carriage::Through).map(str::to_owned);
+        Ok(Self { postgres, sqlite, version, deletes: delete.is_some() })
     }
 
     /// Whether there is a statement for deletions.
@@ -80,8 +91,8 @@ impl Orders {
     }
 
     /// One change. `None` where a part of the key cannot be in a database.
-    pub(in crate::origin) fn step(parts: &[&[u8]], value: Option<Vec<u8>>) -> Option<Step> {
-        Some(Step { parts: parts.iter().map(|part| text_of(part)).collect::<Option<Parts>>()?, value })
+    pub(in crate::origin) fn step(parts: &[&[u8]], value: Option<Vec<u8>>, version: u64) -> Option<Step> {
+        Some(Step { parts: parts.iter().map(|part| text_of(part)).collect::<Option<Parts>>()?, value, version })
     }
 
     fn kit(&self, dialect: Dialect) -> Result<&Kit, Failure> {
@@ -90,6 +101,16 @@ impl Orders {
             Dialect::Sqlite => self.sqlite.as_ref(),
         };
         kit.ok_or_else(|| Failure::Unusable(format!("the statement is not {dialect:?}'s SQL, and the url is")))
+    }
+
+    /// Whether a write compares versions, so that it changes nothing where a newer one is there.
+    pub(super) fn compares(&self) -> bool {
+        self.postgres.iter().chain(&self.sqlite).any(|kit| kit.write.compares())
+    }
+
+    /// The statements may no longer be what was described.
+    pub(super) fn forget(&self) {
+        self.postgres.iter().flat_map(|kit| &kit.described).for_each(|described| described.set(None));
     }
 
     /// The statement for a change, and the column that tells its version.
@@ -104,16 +125,22 @@ impl Orders {
 }
 
 impl Kit {
-    fn parse(keys: &KeyPattern, dialect: Dialect, write: &str, delete: Option<&str>) -> Result<Self, OriginError> {
+    fn parse(
+        keys: &KeyPattern,
+        dialect: Dialect,
+        write: &str,
+        delete: Option<&str>,
+        carriage: Carriage,
+    ) -> Result<Self, OriginError> {
         let parse = |place, text, purpose| {
             Template::parse(text, keys, dialect, purpose).map_err(|why| OriginError::Template { place, why })
         };
-        let write = parse("write", write, Purpose::Write)?;
-        if write.values().is_empty() {
+        let write = parse("write", write, Purpose::Write(carriage))?;
+        if !write.stores() {
             let why = "it stores nothing of the value: write $value, or $value.name for a member of its JSON object".to_owned();
             return Err(OriginError::Template { place: "write", why });
         }
-        let delete = delete.map(|text| parse("delete", text, Purpose::Delete)).transpose()?;
+        let delete = delete.map(|text| parse("delete", text, Purpose::Delete(carriage))).transpose()?;
         for (place, template) in [("write", Some(&write)), ("delete", delete.as_ref())] {
             let names_all =
                 |template: &Template| (0..keys.parts().count()).all(|at| template.parts().iter().any(|u| u.index == at));
@@ -134,10 +161,10 @@ impl Changed {
         Self { rows: rows as u64, version, tag: None }
     }
 
-    /// A write that changed nothing was not made.
-    pub(super) fn checked(self, step: &Step) -> Result<Self, Failure> {
+    /// A write that changed nothing was not made, unless it `compares` versions and a newer one is there.
+    pub(super) fn checked(self, step: &Step, compares: bool) -> Result<Self, Failure> {
         match (self.rows, &step.value) {
-            (0, Some(_)) => {
+            (0, Some(_)) if !compares => {
                 Err(Failure::Rejected("the statement changed no row: none is there, or it is newer than this".to_owned()))
             }
             _ => Ok(self),
@@ -158,23 +185,21 @@ pub(super) async fn in_postgres(
     deadline: Instant,
     commits: &Commits,
 ) -> Result<Vec<Changed>, Failure> {
-    let kit = orders.kit(Dialect::Postgres)?;
     let outcome = match begin(connection, deadline).await {
-        Ok(()) => run_all(connection, orders, kit, steps).await,
+        Ok(()) => run_all(connection, orders, steps).await,
         Err(fault) => Err(fault),
     };
     match outcome {
         Ok(changed) if Instant::now() < deadline => commit(connection, changed, commits).await,
         Ok(_) => undo(connection, Failure::Timeout).await,
         Err(fault) => {
-            // The statements may no longer be what was described.
-            kit.described.iter().for_each(|described| described.set(None));
+            orders.forget();
             undo(connection, refusal(fault)).await
         }
     }
 }
 
-async fn begin(connection: &mut PgConnection, deadline: Instant) -> Result<(), Fault> {
+pub(super) async fn begin(connection: &mut PgConnection, deadline: Instant) -> Result<(), Fault> {
     let millis = deadline.saturating_duration_since(Instant::now()).as_millis().clamp(1, i32::MAX as u128);
     let sql = format!(
         "BEGIN READ WRITE; SET LOCAL statement_timeout = {millis}; \
@@ -184,20 +209,25 @@ async fn begin(connection: &mut PgConnection, deadline: Instant) -> Result<(), F
     Ok(())
 }
 
-async fn run_all(connection: &mut PgConnection, orders: &Orders, kit: &Kit, steps: &[Step]) -> Result<Vec<Changed>, Fault> {
+async fn run_all(connection: &mut PgConnection, orders: &Orders, steps: &[Step]) -> Result<Vec<Changed>, Fault> {
     let mut changed = Vec::with_capacity(steps.len());
     for step in steps {
-        let (template, version) = orders.order(Dialect::Postgres, step)?;
-        let described = &kit.described[usize::from(step.value.is_none())];
-        let statement = describe(connection, described, template).await?;
-        let inputs = Inputs::new(template, step).map_err(Failure::Rejected)?;
-        let mut query = unnamed(&statement.sql);
-        for (used, parameter) in template.parts().iter().zip(&statement.parameters) {
-            query = bind(query, parameter, inputs.get(used.index), &used.name)?;
-        }
-        changed.push(run(connection, query, version).await?.checked(step)?);
+        changed.push(run_one(connection, orders, step).await?.checked(step, false)?);
     }
     Ok(changed)
+}
+
+/// Makes one change within a transaction.
+pub(super) async fn run_one(connection: &mut PgConnection, orders: &Orders, step: &Step) -> Result<Changed, Fault> {
+    let (template, version) = orders.order(Dialect::Postgres, step)?;
+    let described = &orders.kit(Dialect::Postgres)?.described[usize::from(step.value.is_none())];
+    let statement = describe(connection, described, template).await?;
+    let inputs = Inputs::new(template, step).map_err(Failure::Rejected)?;
+    let mut query = unnamed(&statement.sql);
+    for (used, parameter) in template.parts().iter().zip(&statement.parameters) {
+        query = bind(query, parameter, inputs.get(used.index), &used.name)?;
+    }
+    run(connection, query, version).await
 }
 
 async fn describe(connection: &mut PgConnection, described: &Described, template: &Template) -> Result<Arc<Statement>, Fault> {
@@ -250,12 +280,14 @@ fn version_of(row: &PgRow, column: &str) -> Result<i64, Failure> {
 }
 
 /// From here on it may be that the write is made and nobody hears of it.
-async fn commit(connection: &mut PgConnection, changed: Vec<Changed>, commits: &Commits) -> Result<Vec<Changed>, Failure> {
+pub(super) async fn commit<T>(connection: &mut PgConnection, made: T, commits: &Commits) -> Result<T, Failure> {
     commits.begin();
     match sqlx::raw_sql("COMMIT").execute(&mut *connection).await {
-        Ok(_) => Ok(changed),
+        Ok(_) => Ok(made),
         // What is checked at the end of the transaction, a deferred constraint for example, undoes it.
-        Err(error) if matches!(class_of(&error).as_deref(), Some("22" | "23" | "40" | "44" | "P0")) => Err(refusal(error.into())),
+        Err(error) if matches!(class_of(&error).as_deref(), Some("22" | "23" | "40" | "44" | "54" | "P0")) => {
+            Err(refusal(error.into()))
+        }
         Err(error) => Err(Failure::Unknown { why: unknown(&error), retry: false }),
     }
 }
@@ -268,7 +300,7 @@ fn unknown(error: &sqlx::Error) -> String {
 }
 
 /// Ends a transaction that failed. The failure stays what it is, unless the connection is gone as well.
-async fn undo<T>(connection: &mut PgConnection, failure: Failure) -> Result<T, Failure> {
+pub(super) async fn undo<T>(connection: &mut PgConnection, failure: Failure) -> Result<T, Failure> {
     match sqlx::raw_sql("ROLLBACK").execute(&mut *connection).await {
         Ok(_) => Err(failure),
         Err(_) if failure.is_trouble() => Err(failure),
@@ -290,10 +322,13 @@ fn class_of(error: &sqlx::Error) -> Option<String> {
 }
 
 /// What a failure means for a write. What the database refuses is told in its own words: they are about the client's own values.
-fn refusal(fault: Fault) -> Failure {
+pub(super) fn refusal(fault: Fault) -> Failure {
     match fault {
         Fault::Sql(sqlx::Error::Database(error))
-            if matches!(error.code().as_deref().and_then(|code| code.get(..2)), Some("22" | "23" | "27" | "44" | "P0")) =>
+            if matches!(
+                error.code().as_deref().and_then(|code| code.get(..2)),
+                Some("22" | "23" | "27" | "44" | "54" | "P0")
+            ) =>
         {
             let mut message = error.message().to_owned();
             let end = (0..=MAX_MESSAGE_BYTES.min(message.len())).rev().find(|at| message.is_char_boundary(*at)).unwrap_or(0);
