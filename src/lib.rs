@@ -8,7 +8,7 @@
 //! | [`telemetry`] | logs, metrics, health | nothing |
 //! | [`sidecar`] | the RESP proxy beside a workload | `policy`, `journal`, `origin`, `telemetry` |
 //! | [`agent`] | the entry point of a server: its place, supervision, probes, metrics, handover | `policy`, `telemetry`, `sidecar` |
-//! | [`relay`] | what is to be written behind: what is told of a journal, and by whom. Pure; nobody calls it yet | nothing |
+//! | [`relay`] | what is written behind, on its way from the journal to the origins | `policy`, `journal`, `origin`, `telemetry`, `sidecar` |
 //! | `api` | the custom resources, their checks, and their compilation into a snapshot | `policy` |
 //! | `operator` | what a CacheCluster needs, as a plan, and what policies make of workloads | `policy`, `api` |
 //! | `injector` | admission: pods that a policy selects get a sidecar | `policy`, `api`, `operator`, and of `sidecar` the encrypted listener |

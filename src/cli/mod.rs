@@ -31,6 +31,7 @@ mod local;
 mod operator;
 #[cfg(feature = "control-plane")]
 mod output;
+mod relay;
 mod sidecar;
 #[cfg(feature = "control-plane")]
 mod status;
@@ -84,6 +85,7 @@ commands! {
         Explain(explain),
         Invalidate(invalidate),
         Operator(operator),
+        Relay(relay),
         Sidecar(sidecar),
         Status(status),
         UninstallCheck(uninstall_check),
@@ -96,6 +98,7 @@ commands! {
         Agent(agent),
         Explain(ask),
         Invalidate(invalidate_here),
+        Relay(relay),
         Sidecar(sidecar),
     }
 }

@@ -17,6 +17,7 @@
 //! This layer knows names, forms and [scripts], and sends nothing. [`model`] is what the scripts are expected to do.
 
 mod entry;
+pub mod letters;
 pub mod model;
 mod place;
 pub mod scripts;

@@ -5,6 +5,9 @@ use std::collections::BTreeMap;
 use super::scripts::{Appended, Bound, Bounds, Claimed, Fenced};
 use super::{Change, Entry, Held, Version};
 
+/// A letter that is among so many last ones is not made again.
+const REPEATS_SEEN: usize = 4;
+
 /// A partition.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Partition {
@@ -24,8 +27,8 @@ pub struct Partition {
     pub relay: Option<(String, u64)>,
     /// For each key with a dead letter, the greatest version of those.
     pub parked: BTreeMap<Vec<u8>, Version>,
-    /// How many dead letters there are.
-    pub dead: u64,
+    /// The versions of the dead letters, in the order in which they came.
+    pub dead: Vec<Version>,
 }
 
 /// What breaks the model, to show that a simulation would notice. Whoever uses it for anything else leaves it at its default.
@@ -112,15 +115,18 @@ impl Partition {
         Fenced::Done(count)
     }
 
-    /// Makes an entry a dead letter.
+    /// Makes an entry a dead letter, where it is none yet.
     pub fn park(&mut self, fence: u64, most: u64, version: Version, key: &[u8]) -> Fenced<bool> {
         if fence != self.fence {
             return Fenced::Lost;
         }
-        if self.dead >= most {
+        if self.dead.iter().rev().take(REPEATS_SEEN).any(|letter| *letter == version) {
+            return Fenced::Done(true);
+        }
+        if self.dead.len() as u64 >= most {
             return Fenced::Done(false);
         }
-        self.dead += 1;
+        self.dead.push(version);
         let parked = self.parked.entry(key.to_vec()).or_default();
         *parked = version.max(*parked);
         Fenced::Done(true)

@@ -18,6 +18,10 @@ pub struct Call {
 }
 
 impl Call {
+    pub(super) const fn new(script: &'static str, keys: Vec<Vec<u8>>, args: Vec<Vec<u8>>) -> Self {
+        Self { script, keys, args }
+    }
+
     /// The whole command: `EVAL`, the script, the number of keys, the keys, the arguments.
     pub fn command(&self) -> Vec<Vec<u8>> {
         let head = [b"EVAL".to_vec(), self.script.as_bytes().to_vec(), self.keys.len().to_string().into_bytes()];
@@ -144,11 +148,14 @@ if tonumber(ARGV[2]) > tonumber(head[1] or 0) then redis.call('HSET', KEYS[3], '
 if tonumber(ARGV[3]) > tonumber(head[2] or 0) then redis.call('HSET', KEYS[3], 'out', ARGV[3]) end
 return {'done', tostring(cleared)}";
 
-/// KEYS: head, dead, parked. ARGV: fence, the most dead letters, version, key, kind, value, why. Repeated, it may leave a second letter of the same
-/// version, which does no harm.
+/// KEYS: head, dead, parked. ARGV: fence, the most dead letters, version, key, kind, value, why. May be repeated at once: a letter that is
+/// among the last few is not made again.
 const PARK: &str = "\
 local fence = redis.call('HGET', KEYS[1], 'fence') or '0'
 if fence ~= ARGV[1] then return {'fenced', fence} end
+for _, letter in ipairs(redis.call('XREVRANGE', KEYS[2], '+', '-', 'COUNT', 4)) do
+  if letter[2][2] == ARGV[3] then return {'parked'} end
+end
 if redis.call('XLEN', KEYS[2]) >= tonumber(ARGV[2]) then return {'full'} end
 redis.call('XADD', KEYS[2], '*', 'n', ARGV[3], 'k', ARGV[4], 'c', ARGV[5], 'v', ARGV[6], 'w', ARGV[7])
 local known = redis.call('HGET', KEYS[3], ARGV[4])

@@ -1,12 +1,20 @@
-//! What is to be written behind, on its way from a journal to the origins: the pure part. Nothing calls it yet.
+//! What is written behind, on its way from the journal to the origins.
 //!
-//! A partition of a journal has one relay at a time. It reads the front of the partition and tells the origins, by [`plan`]: the last write of
-//! each key, in one transaction with the position up to which the origin has everything. [`drain`] says step by step what to ask of the
-//! journal and of origins, and [`share`] which partitions a relay is to have. A simulation plays two relays that die and stand still at
-//! every step.
+//! Each partition of a journal has one [consumer] at a time, which a claim in the journal names. It reads the front of the partition, makes
+//! sure that what it read cannot vanish, and tells the origins, by [`plan`]: the last write of each key, in one transaction with the position
+//! up to which the origin has everything. Then what the origins have is no longer dirty, and is trimmed.
+//!
+//! What makes it right does not depend on clocks: a claim's fence in the journal and another at each origin end what an earlier consumer
+//! still does, however long it stood still. Claims only keep relays out of each other's way.
 
+pub mod consumer;
 pub mod drain;
+pub mod figures;
+pub mod footing;
+pub mod hub;
 pub mod plan;
+pub mod rules;
+pub mod run;
 pub mod share;
 #[cfg(test)]
 mod simulation;

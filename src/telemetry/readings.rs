@@ -57,6 +57,15 @@ impl Collector for Readings {
     }
 }
 
+/// The readings alone, as a whole scrape. Empty only where formatting fails, which it does not.
+pub fn render(readings: Vec<Reading>) -> String {
+    let mut out = String::new();
+    match append(&mut out, readings).and_then(|()| text::encode_eof(&mut out)) {
+        Ok(()) => out,
+        Err(fmt::Error) => String::new(),
+    }
+}
+
 /// Appends the readings to a scrape that has not been ended yet.
 pub(super) fn append(out: &mut String, readings: Vec<Reading>) -> fmt::Result {
     let mut registry = Registry::default();

@@ -47,6 +47,7 @@ mod person_view;
 mod planned_handover;
 mod read_through;
 mod readme;
+mod relay;
 mod secured;
 mod sentinel_connections;
 mod setup_script;

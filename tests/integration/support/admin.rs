@@ -8,7 +8,12 @@ use super::sidecar::Sidecar;
 
 /// The status and the body of a GET.
 pub fn get(sidecar: &Sidecar, path: &str) -> (u16, String) {
-    let mut stream = TcpStream::connect(("127.0.0.1", sidecar.admin_port())).expect("the admin port accepts");
+    get_at(sidecar.admin_port(), path)
+}
+
+/// [`get`] at a port.
+pub fn get_at(port: u16, path: &str) -> (u16, String) {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).expect("the admin port accepts");
     stream.set_read_timeout(Some(Duration::from_secs(20))).expect("a timeout");
     let request = format!("GET {path} HTTP/1.1\r\nHost: sidecar\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).expect("the admin server reads");

@@ -108,6 +108,13 @@ impl Postgres {
         assert!(self.answers(&directory), "postgres does not come back: {}", self.log());
     }
 
+    /// Ends the server and all its connections at once, and starts it again after `meanwhile`.
+    pub fn interrupt(&mut self, meanwhile: impl FnOnce()) {
+        self.quit();
+        meanwhile();
+        self.restart();
+    }
+
     /// SIGQUIT ends the server and its children at once; killed, the children would linger.
     fn quit(&mut self) {
         let _ = Command::new("kill").args(["-QUIT", &self.child.id().to_string()]).status();

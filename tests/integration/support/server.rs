@@ -340,6 +340,28 @@ impl SentinelCluster {
         named.iter().find(|port| votes(port) * 2 > self.sentinels.len()).copied()
     }
 
+    /// The primary dies; another takes its place, and it follows that when it comes back; its index. As Larder's agents have it, the
+    /// server's port is not open before most sentinels name another: one that came back as a primary would give and take what nobody else
+    /// knows of.
+    #[track_caller]
+    pub fn fail_over(&mut self, limit: Duration) -> usize {
+        let old = self.primary_port();
+        let at = self.servers.iter().position(|server| server.service_port() == old).expect("one of ours");
+        self.servers[at].kill();
+        let mut new = old;
+        wait_for("another primary", limit, || {
+            new = self.elected_port().unwrap_or(old);
+            new != old
+        });
+        self.servers[at].restart_following(new);
+        // Sentinels close connections where they change whom it follows.
+        let told = |port| Client::connect(port).and_then(|mut client| client.try_call(&["INFO", "replication"]));
+        wait_for("the old primary to follow", limit, || {
+            told(self.servers[at].port()).is_ok_and(|told| told.text().contains("master_link_status:up"))
+        });
+        at
+    }
+
     /// The server that the sentinels name as primary.
     pub fn primary(&self) -> &Redis {
         let port = self.primary_port();

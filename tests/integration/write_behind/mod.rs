@@ -9,7 +9,7 @@ use larder::policy::JournalName;
 use serde_json::{Value as Json, json};
 
 use crate::support::resp::{Client, Value};
-use crate::support::server::{Engine, SentinelCluster};
+use crate::support::server::{Engine, Redis, SentinelCluster};
 
 /// With which servers write all to disk before they answer.
 pub const DURABLE: [&str; 4] = ["--appendonly", "yes", "--appendfsync", "always"];
@@ -17,12 +17,15 @@ pub const DURABLE: [&str; 4] = ["--appendonly", "yes", "--appendfsync", "always"
 /// Servers under Sentinel that write all to disk before they answer.
 pub fn durable(engine: Engine, replicas: usize) -> SentinelCluster {
     let servers = SentinelCluster::start(engine, replicas);
-    for server in &servers.servers {
-        for setting in ["appendonly yes", "appendfsync always"] {
-            assert_eq!(server.client().line(&format!("CONFIG SET {setting}")), Value::Simple("OK".to_owned()));
-        }
-    }
+    servers.servers.iter().for_each(write_to_disk);
     servers
+}
+
+/// Has a server write all to disk before it answers, from now on.
+pub fn write_to_disk(server: &Redis) {
+    for setting in ["appendonly yes", "appendfsync always"] {
+        assert_eq!(server.client().line(&format!("CONFIG SET {setting}")), Value::Simple("OK".to_owned()));
+    }
 }
 
 pub fn journal() -> JournalName {

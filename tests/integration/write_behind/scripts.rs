@@ -53,8 +53,15 @@ fn state(client: &mut Client, partition: &Partition, relay: Option<(String, u64)
         fence: number("fence"),
         relay,
         parked: parked.into_iter().map(|(key, version)| (key, Version::parse(&version).expect("a version"))).collect(),
-        dead: u64::try_from(client.call(&[b"XLEN".to_vec(), partition.dead()]).int()).expect("a count"),
+        dead: letters(client, partition),
     }
+}
+
+/// The versions of the dead letters.
+fn letters(client: &mut Client, partition: &Partition) -> Vec<Version> {
+    let all = client.call(&[b"XRANGE".to_vec(), partition.dead(), b"-".to_vec(), b"+".to_vec()]).items();
+    let version = |letter: &Value| Version::parse(&bytes(&letter.items()[1].items()[1])).expect("a version");
+    all.iter().map(version).collect()
 }
 
 #[test]
@@ -143,7 +150,10 @@ fn play(client: &mut Client, seed: u64) {
     assert_eq!(status.bytes, model.bytes.0 - model.bytes.1);
     assert_eq!(status.oldest, model.log.first().map(|entry| entry.version));
     assert_eq!((status.last, status.position, status.fence), (model.last, model.position, model.fence));
-    assert_eq!((status.dirty, status.dead, status.parked), (model.dirty.len() as u64, model.dead, model.parked.len() as u64));
+    assert_eq!(
+        (status.dirty, status.dead, status.parked),
+        (model.dirty.len() as u64, model.dead.len() as u64, model.parked.len() as u64)
+    );
 }
 
 #[test]

@@ -213,24 +213,9 @@ impl Stage {
         }
     }
 
-    /// The primary dies; another takes its place, and it follows that when it comes back. As Larder's agents have it, the server's port
-    /// is not open before most sentinels name another: one that came back as a primary would give and take what nobody else knows of.
     fn fail_over(&mut self) {
         let Servers::Sentinel(cluster) = &mut self.servers else { panic!("not under Sentinel") };
-        let old = cluster.primary_port();
-        let at = cluster.servers.iter().position(|server| server.service_port() == old).expect("one of ours");
-        cluster.servers[at].kill();
-        let mut new = old;
-        wait_for("another primary", LIMIT, || {
-            new = cluster.elected_port().unwrap_or(old);
-            new != old
-        });
-        cluster.servers[at].restart_following(new);
-        // Sentinels close connections where they change whom it follows.
-        let told = |port| Client::connect(port).and_then(|mut client| client.try_call(&["INFO", "replication"]));
-        wait_for("the old primary to follow", LIMIT, || {
-            told(cluster.servers[at].port()).is_ok_and(|told| told.text().contains("master_link_status:up"))
-        });
+        cluster.fail_over(LIMIT);
     }
 
     /// Each change of each key, in order. `None`: a deletion.

@@ -1,0 +1,140 @@
+//! What a relay counts, and how it is shown to Prometheus.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::journal::scripts::Status;
+use crate::policy::JournalName;
+use crate::telemetry::readings::{Reading, ReadingKind, render};
+
+/// Counts of one journal since the process began.
+#[derive(Debug, Default)]
+pub struct Counts {
+    /// Entries that origins have got, those included that a later write of their key made needless.
+    pub entries: AtomicU64,
+    /// Changes that origins were told.
+    pub changes: AtomicU64,
+    /// Batches that were trimmed.
+    pub batches: AtomicU64,
+    /// Transactions and requests at origins, those included that failed.
+    pub tellings: AtomicU64,
+    /// Steps that came to nothing and were taken again.
+    pub retries: AtomicU64,
+    /// Times that a refused batch was halved.
+    pub halvings: AtomicU64,
+    /// Entries that became dead letters.
+    pub dead_letters: AtomicU64,
+    /// Partitions that were claimed.
+    pub claims: AtomicU64,
+    /// Times that another relay was found to have the partition.
+    pub fenced: AtomicU64,
+}
+
+impl Counts {
+    /// Adds to one of the counts.
+    pub fn add(count: &AtomicU64, amount: usize) {
+        count.fetch_add(amount as u64, Relaxed);
+    }
+}
+
+/// How a journal is, over all of its partitions.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Level {
+    /// Entries that are not trimmed.
+    pub depth: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// The age of the oldest, in milliseconds: how far origins are behind.
+    pub lag_ms: u64,
+    /// Dead letters.
+    pub dead: u64,
+    /// Keys whose last write no origin has.
+    pub dirty: u64,
+    /// Partitions that this relay has.
+    pub held: u64,
+}
+
+impl Level {
+    /// Takes one more partition into account.
+    pub fn add(&mut self, status: &Status, held: bool) {
+        self.depth += status.depth;
+        self.bytes += status.bytes;
+        self.lag_ms = self.lag_ms.max(status.age_ms());
+        self.dead += status.dead;
+        self.dirty += status.dirty;
+        self.held += u64::from(held);
+    }
+}
+
+type Journals = BTreeMap<JournalName, (Arc<Counts>, Level)>;
+
+/// All figures of a relay. Cloning shares them.
+#[derive(Debug, Clone, Default)]
+pub struct Figures(Arc<Mutex<Journals>>);
+
+impl Figures {
+    /// The counts of a journal.
+    pub fn counts(&self, journal: &JournalName) -> Arc<Counts> {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.entry(journal.clone()).or_default().0.clone()
+    }
+
+    /// How a journal is now.
+    pub fn set_level(&self, journal: &JournalName, level: Level) {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.entry(journal.clone()).or_default().1 = level;
+    }
+
+    /// Everything in the OpenMetrics text format.
+    pub fn render(&self) -> String {
+        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = |name, help, read: fn(&Counts) -> &AtomicU64| {
+            let lines = all.iter().map(|(journal, (counts, _))| (journal.to_string(), read(counts).load(Relaxed)));
+            Reading { name, help, kind: ReadingKind::Count, label: "journal", lines: lines.collect() }
+        };
+        let level = |name, help, read: fn(&Level) -> u64| {
+            let lines = all.iter().map(|(journal, (_, level))| (journal.to_string(), read(level)));
+            Reading { name, help, kind: ReadingKind::Level, label: "journal", lines: lines.collect() }
+        };
+        render(vec![
+            level("larder_journal_lag_milliseconds", "Age of the oldest write that no origin has", |level| level.lag_ms),
+            level("larder_journal_depth", "Writes that are not trimmed", |level| level.depth),
+            level("larder_journal_bytes", "Bytes of writes that are not trimmed", |level| level.bytes),
+            level("larder_journal_dirty", "Keys whose last write no origin has", |level| level.dirty),
+            level("larder_journal_dead", "Dead letters that wait for a person", |level| level.dead),
+            level("larder_relay_partitions", "Partitions that this relay has", |level| level.held),
+            count("larder_relay_entries", "Writes that origins have got, or that a later one made needless", |c| &c.entries),
+            count("larder_relay_changes", "Changes that origins were told", |c| &c.changes),
+            count("larder_relay_batches", "Batches that were trimmed", |c| &c.batches),
+            count("larder_relay_tellings", "Transactions and requests at origins", |c| &c.tellings),
+            count("larder_relay_retries", "Steps that came to nothing and were taken again", |c| &c.retries),
+            count("larder_relay_halvings", "Times that a refused batch was halved", |c| &c.halvings),
+            count("larder_relay_dead_letters", "Writes that became dead letters", |c| &c.dead_letters),
+            count("larder_relay_claims", "Partitions that were claimed", |c| &c.claims),
+            count("larder_relay_fenced", "Times that another relay was found to have the partition", |c| &c.fenced),
+        ])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn figures_are_told_by_journal() {
+        let figures = Figures::default();
+        let journal: JournalName = "shop.users".parse().expect("a name");
+        Counts::add(&figures.counts(&journal).entries, 7);
+        figures.set_level(&journal, Level { depth: 3, lag_ms: 1_500, ..Level::default() });
+        let text = figures.render();
+        for line in [
+            "larder_relay_entries_total{journal=\"shop.users\"} 7",
+            "larder_journal_depth{journal=\"shop.users\"} 3",
+            "larder_journal_lag_milliseconds{journal=\"shop.users\"} 1500",
+            "# EOF",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
+        }
+    }
+}

@@ -1,0 +1,216 @@
+//! What a server must be before its word counts: a primary that is followed by all its replicas, and that has each write on disk before it
+//! answers. Pure: it says what to ask, and judges the answers.
+//!
+//! A command and the question who has it go over one connection, within which the server stayed the same primary: what was
+//! carried out there is what was confirmed.
+
+use super::hub::words;
+use crate::policy::slots;
+use crate::sidecar::upstream::admin_client::Value;
+
+/// A command, in words.
+pub type Command = Vec<Vec<u8>>;
+
+/// How long all may take to have it on disk, in milliseconds.
+const CONFIRMED_WITHIN_MS: &str = "1000";
+
+/// Why a server's word does not count.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Unsure {
+    /// The answers have another form than servers give.
+    #[error("it gave an unexpected answer")]
+    Answer,
+    /// It does not write to disk as it must.
+    #[error("it does not write each command to disk: it needs appendonly yes and appendfsync always")]
+    Disk,
+    /// It is no primary, or was none in between.
+    #[error("it is no longer the primary")]
+    Replaced,
+    /// A primary that has been replaced, and does not know it yet, has no replicas.
+    #[error("{connected} of its {known} replicas follow it")]
+    Detached {
+        /// How many do.
+        connected: usize,
+        /// How many are known to be there; one at least.
+        known: usize,
+    },
+    /// Not all had it on disk in time.
+    #[error("{confirmed} of {replicas} replicas had it on disk in time (it itself: {own})")]
+    Unconfirmed {
+        /// Whether the server had.
+        own: bool,
+        /// How many replicas had.
+        confirmed: i64,
+        /// How many were to.
+        replicas: usize,
+    },
+}
+
+/// A server that carried out a command, as it was then.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Footing {
+    /// How many replicas must have it.
+    replicas: usize,
+    /// Whether the server knows WAITAOF.
+    counts_fsyncs: bool,
+    /// What it calls the history of its data: another, once it has been a replica in between.
+    history: Vec<u8>,
+}
+
+/// Has `command`, all of whose keys lie in `slot`, carried out. [`Footing::of`] reads the answers.
+pub fn carry_out(slot: u16, command: Command) -> [Command; 8] {
+    // A write of one's own is what the question is about: the command may be none, or a script, which not every server counts.
+    let key = [&b"larder:w:{"[..], &slots::tag_of(slot), b"}"].concat();
+    let mark = vec![b"SET".to_vec(), key, Vec::new(), b"PX".to_vec(), b"1000".to_vec()];
+    [
+        words(&["CONFIG", "GET", "append*"]),
+        words(&["WAITAOF", "0", "0", "1"]),
+        words(&["MULTI"]),
+        words(&["ROLE"]),
+        words(&["INFO", "replication"]),
+        command,
+        mark,
+        words(&["EXEC"]),
+    ]
+}
+
+impl Footing {
+    /// Reads the answers to [`carry_out`], where `known` replicas are known to be there; the command's answer.
+    ///
+    /// # Errors
+    /// The server is not what it must be. The command may have been carried out all the same.
+    pub fn of(answers: &[Value], known: usize) -> Result<(Self, Value), Unsure> {
+        let [config, waitaof, .., done] = answers else { return Err(Unsure::Answer) };
+        let [role, info, answer, _] = done.as_list().ok_or(Unsure::Answer)? else { return Err(Unsure::Answer) };
+        let says = |name, value| config.field(name).and_then(Value::as_str) == Some(value);
+        if !says("appendonly", "yes") || !says("appendfsync", "always") {
+            return Err(Unsure::Disk);
+        }
+        let [kind, _, followers, ..] = role.as_list().ok_or(Unsure::Answer)? else { return Err(Unsure::Replaced) };
+        if kind.as_str() != Some("master") {
+            return Err(Unsure::Replaced);
+        }
+        let replicas = followers.as_list().ok_or(Unsure::Answer)?.len();
+        let known = known.max(1);
+        if replicas < known {
+            return Err(Unsure::Detached { connected: replicas, known });
+        }
+        let history = history_of(info).ok_or(Unsure::Replaced)?;
+        let footing = Self { replicas, counts_fsyncs: !matches!(waitaof, Value::Error(_)), history };
+        Ok((footing, answer.clone()))
+    }
+
+    /// Asks who has it.
+    pub fn question(&self) -> [Command; 2] {
+        let count = self.replicas.to_string();
+        let wait = match self.counts_fsyncs {
+            true => words(&["WAITAOF", "1", &count, CONFIRMED_WITHIN_MS]),
+            // With `appendfsync always` a server writes to disk before it answers, and a replica before it acknowledges.
+            false => words(&["WAIT", &count, CONFIRMED_WITHIN_MS]),
+        };
+        [wait, words(&["INFO", "replication"])]
+    }
+
+    /// Judges the answers to that.
+    ///
+    /// # Errors
+    /// It is not known to be on disk everywhere.
+    pub fn confirm(&self, answers: &[Value]) -> Result<(), Unsure> {
+        let [confirmed, info] = answers else { return Err(Unsure::Answer) };
+        if history_of(info).as_ref() != Some(&self.history) {
+            return Err(Unsure::Replaced);
+        }
+        let (own, copies) = match (confirmed, self.counts_fsyncs) {
+            (Value::List(counts), true) => match &counts[..] {
+                [Value::Int(own), Value::Int(copies)] => (*own >= 1, *copies),
+                _ => return Err(Unsure::Answer),
+            },
+            (Value::Int(copies), false) => (true, *copies),
+            _ => return Err(Unsure::Answer),
+        };
+        let all_have = usize::try_from(copies).is_ok_and(|copies| copies >= self.replicas);
+        if own && all_have { Ok(()) } else { Err(Unsure::Unconfirmed { own, confirmed: copies, replicas: self.replicas }) }
+    }
+}
+
+/// The history of a primary. `None`: it is none.
+fn history_of(info: &Value) -> Option<Vec<u8>> {
+    let Value::Text(info) = info else { return None };
+    let field = |name: &[u8]| info.split(|byte| *byte == b'\n').find_map(|line| line.strip_prefix(name)).map(<[u8]>::trim_ascii);
+    (field(b"role:") == Some(&b"master"[..])).then(|| field(b"master_replid:").map(<[u8]>::to_vec))?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(text: &str) -> Value {
+        Value::Text(text.as_bytes().to_vec())
+    }
+
+    fn info(role: &str, history: &str) -> Value {
+        text(&format!("# Replication\r\nrole:{role}\r\nconnected_slaves:1\r\nmaster_replid:{history}\r\n"))
+    }
+
+    /// What a primary with `replicas` answers.
+    fn answers(replicas: usize, appendfsync: &str) -> Vec<Value> {
+        let followers = vec![Value::List(vec![text("127.0.0.1"), text("7000"), text("17")]); replicas];
+        let role = Value::List(vec![text("master"), Value::Int(17), Value::List(followers)]);
+        let queued = || text("QUEUED");
+        vec![
+            Value::List(["appendonly", "yes", "appendfsync", appendfsync].map(text).to_vec()),
+            Value::List(vec![Value::Int(0), Value::Int(0)]),
+            text("OK"),
+            queued(),
+            queued(),
+            queued(),
+            queued(),
+            Value::List(vec![role, info("master", "aa"), text("answer"), text("OK")]),
+        ]
+    }
+
+    fn footing() -> Footing {
+        Footing::of(&answers(2, "always"), 2).expect("it is fit").0
+    }
+
+    #[test]
+    fn a_primary_with_all_its_replicas_that_writes_to_disk_is_fit() {
+        let (footing, answer) = Footing::of(&answers(2, "always"), 1).expect("it is fit");
+        assert_eq!((footing.replicas, answer), (2, text("answer")));
+        assert_eq!(footing.question()[0], words(&["WAITAOF", "1", "2", "1000"]));
+        let counts = |own, copies| vec![Value::List(vec![Value::Int(own), Value::Int(copies)]), info("master", "aa")];
+        assert_eq!(footing.confirm(&counts(1, 2)), Ok(()));
+        for (own, copies) in [(0, 2), (1, 1), (1, -1)] {
+            assert!(matches!(footing.confirm(&counts(own, copies)), Err(Unsure::Unconfirmed { .. })), "{own} {copies}");
+        }
+    }
+
+    #[test]
+    fn one_that_lacks_replicas_or_a_disk_is_not() {
+        assert_eq!(Footing::of(&answers(1, "always"), 2), Err(Unsure::Detached { connected: 1, known: 2 }));
+        assert_eq!(Footing::of(&answers(0, "always"), 0), Err(Unsure::Detached { connected: 0, known: 1 }));
+        assert_eq!(Footing::of(&answers(1, "everysec"), 1), Err(Unsure::Disk));
+        let mut silent = answers(1, "always");
+        silent[0] = Value::List(Vec::new());
+        assert_eq!(Footing::of(&silent, 1), Err(Unsure::Disk));
+        assert_eq!(Footing::of(&answers(1, "always")[..7], 1), Err(Unsure::Answer));
+    }
+
+    #[test]
+    fn one_that_was_a_replica_in_between_is_not() {
+        let all = Value::List(vec![Value::Int(1), Value::Int(2)]);
+        for later in [info("master", "bb"), info("slave", "aa"), text("")] {
+            assert_eq!(footing().confirm(&[all.clone(), later]), Err(Unsure::Replaced));
+        }
+    }
+
+    #[test]
+    fn one_without_waitaof_is_asked_by_wait() {
+        let mut old = answers(1, "always");
+        old[1] = Value::Error("ERR unknown command".to_owned());
+        let (footing, _) = Footing::of(&old, 1).expect("it is fit");
+        assert_eq!(footing.question()[0], words(&["WAIT", "1", "1000"]));
+        assert_eq!(footing.confirm(&[Value::Int(1), info("master", "aa")]), Ok(()));
+        assert!(footing.confirm(&[Value::Int(0), info("master", "aa")]).is_err());
+    }
+}
