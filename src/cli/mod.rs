@@ -17,6 +17,8 @@ mod completion;
 #[cfg(feature = "control-plane")]
 mod crds;
 #[cfg(feature = "control-plane")]
+mod dead_letters;
+#[cfg(feature = "control-plane")]
 mod demo;
 #[cfg(feature = "control-plane")]
 mod dev;
@@ -26,6 +28,8 @@ mod failure;
 #[cfg(feature = "control-plane")]
 mod invalidate;
 mod invalidate_here;
+#[cfg(feature = "control-plane")]
+mod journal;
 mod local;
 #[cfg(feature = "control-plane")]
 mod operator;
@@ -80,10 +84,12 @@ commands! {
         CompleteWords(complete_words),
         Completion(completion),
         Crds(crds),
+        DeadLetters(dead_letters),
         Demo(demo),
         Dev(dev),
         Explain(explain),
         Invalidate(invalidate),
+        Journal(journal),
         Operator(operator),
         Relay(relay),
         Sidecar(sidecar),

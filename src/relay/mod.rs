@@ -8,6 +8,7 @@
 //! still does, however long it stood still. Claims only keep relays out of each other's way.
 
 pub mod consumer;
+pub mod desk;
 pub mod drain;
 pub mod figures;
 pub mod footing;

@@ -3,13 +3,14 @@
 mod durable;
 mod history;
 mod http;
+mod letters;
 mod sqlite;
 mod takeover;
 mod together;
 
 use std::fs::File;
 use std::net::TcpStream;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
 use larder::journal::scripts::{self, Appended, Bounds, Status};
@@ -102,6 +103,13 @@ impl Scene {
             TcpStream::connect(("127.0.0.1", admin)).is_ok() && get_at(admin, "/readyz").0 == 200
         });
         relay
+    }
+
+    /// What a person's command says of this journal.
+    pub fn person(&self, command: &[&str]) -> Output {
+        let snapshot = self.directory.path().join("snapshot.json");
+        let mut larder = Command::new(env!("CARGO_BIN_EXE_larder"));
+        larder.args(command).arg("--snapshot").arg(snapshot).output().expect("larder runs")
     }
 
     /// Appends writes of one key each, as a sidecar does; `None` deletes.

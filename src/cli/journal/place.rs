@@ -1,0 +1,57 @@
+//! Whose journals are asked: those of a snapshot.
+
+use std::path::PathBuf;
+
+use crate::cli::cluster::block_on;
+use crate::cli::{Failure, WRONG_LINE};
+use crate::policy::JournalName;
+use crate::relay::desk::{Desk, DeskError};
+
+/// Which snapshot, and which of its journals.
+#[derive(clap::Args)]
+pub struct PlaceArgs {
+    /// The policy snapshot that the relay has, by which the servers are found
+    #[arg(long, value_name = "FILE")]
+    snapshot: PathBuf,
+    /// The journal; otherwise the only one
+    #[arg(long, value_name = "NAME")]
+    journal: Option<JournalName>,
+}
+
+impl PlaceArgs {
+    /// Opens the journals, and does `what` with the one that is meant.
+    ///
+    /// # Errors
+    /// The journal cannot be asked.
+    pub fn with<T>(&self, what: impl AsyncFnOnce(&mut Desk, &JournalName) -> Result<T, DeskError>) -> Result<T, Failure> {
+        // What servers there are is no news to a person who asks for something else.
+        let _quiet = tracing::subscriber::set_default(tracing::subscriber::NoSubscriber::default());
+        block_on(async {
+            let mut desk = Desk::open(&self.snapshot).await.map_err(|error| self.unreached(&error))?;
+            let journal = self.journal(&desk)?;
+            what(&mut desk, &journal).await.map_err(|error| self.unreached(&error))
+        })
+    }
+
+    fn journal(&self, desk: &Desk) -> Result<JournalName, Failure> {
+        let all = desk.journals();
+        let names = all.iter().map(JournalName::as_str).collect::<Vec<_>>().join(", ");
+        match (&self.journal, all.first()) {
+            (_, None) => Err(Failure::new("no rule writes behind", "name another snapshot").with_code(WRONG_LINE)),
+            (Some(journal), _) if all.contains(journal) => Ok(journal.clone()),
+            (Some(journal), _) => {
+                Err(Failure::new(format!("there is no journal {journal}"), format!("name one of {names}")).with_code(WRONG_LINE))
+            }
+            (None, Some(only)) if all.len() == 1 => Ok(only.clone()),
+            (None, _) => {
+                let next = format!("name one with --journal: {names}");
+                Err(Failure::new("there are several journals", next).with_code(WRONG_LINE))
+            }
+        }
+    }
+
+    fn unreached(&self, error: &DeskError) -> Failure {
+        let next = "see that the servers which the snapshot names run, and that it is the relay's";
+        Failure::new(format!("{}: {error}", self.snapshot.display()), next).with_code(WRONG_LINE)
+    }
+}
