@@ -111,10 +111,10 @@ impl Desk {
         Ok(all)
     }
 
-    /// Has a dead letter's write told to its origin once more, as the newest of its key.
+    /// Has a dead letter's write told to its origin once more, as the newest of its key. As with any write, it is on disk everywhere then.
     pub async fn replay(&mut self, journal: &JournalName, number: u8, id: &str) -> Result<Replayed, DeskError> {
         let partition = Partition::new(journal, number);
-        Ok(self.hub.run(partition.slot(), &letters::replay(&partition, id), letters::replayed).await?)
+        Ok(self.hub.run_durably(partition.slot(), &letters::replay(&partition, id), letters::replayed).await?)
     }
 
     /// Gives a dead letter's write up. Where it was the last of its key, what the cache has of the key goes, too: the next read sees what
@@ -122,7 +122,7 @@ impl Desk {
     pub async fn drop(&mut self, journal: &JournalName, number: u8, id: &str) -> Result<Dropped, DeskError> {
         let partition = Partition::new(journal, number);
         let letter = self.range(&partition, partition.dead(), id, 1).await?;
-        let outcome = self.hub.run(partition.slot(), &letters::drop(&partition, id), letters::dropped).await?;
+        let outcome = self.hub.run_durably(partition.slot(), &letters::drop(&partition, id), letters::dropped).await?;
         let key = letter.iter().flat_map(|(_, fields)| fields).find(|(name, _)| name == b"k").map(|(_, key)| key);
         if let (Dropped::Last, Some(key)) = (outcome, key) {
             let copies = [Companion::Lease, Companion::Stale, Companion::Negative].map(|companion| companion.name(key));

@@ -4,6 +4,7 @@ mod durable;
 mod history;
 mod http;
 mod letters;
+mod login;
 mod sqlite;
 mod takeover;
 mod together;
@@ -82,6 +83,26 @@ impl Scene {
     pub fn set_rules(&mut self, origins: &[Json], rules: &[Json]) {
         self.generation += 1;
         self.snapshot = policy(self.servers.topology(), self.generation, origins, rules);
+        self.write_snapshot();
+    }
+
+    /// Has whoever starts from now on log in at the servers.
+    pub fn log_in(&mut self, user: &str, password: &str) {
+        let file = |name: &str, text: &str| {
+            let path = self.directory.path().join(name);
+            std::fs::write(&path, text).expect("the directory is writable");
+            path
+        };
+        self.snapshot["cluster"]["auth"] =
+            json!({"usernameFile": file("user", user), "passwordFile": file("password", password)});
+        self.write_snapshot();
+    }
+
+    pub fn journal(&self) -> &JournalName {
+        &self.journal
+    }
+
+    fn write_snapshot(&self) {
         let fresh = self.directory.path().join("fresh");
         std::fs::write(&fresh, self.snapshot.to_string()).expect("the directory is writable");
         std::fs::rename(fresh, self.directory.path().join("snapshot.json")).expect("the directory is writable");

@@ -1,0 +1,61 @@
+//! A relay's login: it can do what the documentation says that it needs, and needs no more.
+
+use super::together::{database, rows, rules};
+use super::{LONG, Scene, cluster, sentinel};
+use crate::read_through::{Servers, sql_origin};
+use crate::support::postgres::Postgres;
+use crate::support::resp::{Client, Value};
+use crate::support::server::Redis;
+use crate::support::wait_for;
+
+const PASSWORD: &str = "relay-password";
+
+/// The command of the documentation, with this password.
+fn set_user() -> Vec<String> {
+    let text = include_str!("../../../docs/relay.md");
+    let line = text.lines().find(|line| line.trim_start().starts_with("ACL SETUSER relay")).expect("it says what a login needs");
+    line.split_whitespace().map(|word| word.replace("PASSWORD", PASSWORD)).collect()
+}
+
+fn all(servers: &Servers) -> Vec<Client> {
+    match servers {
+        Servers::Sentinel(servers) => servers.servers.iter().map(Redis::client).collect(),
+        Servers::Cluster(servers) => servers.servers.iter().map(Redis::client).collect(),
+    }
+}
+
+#[test]
+fn the_login_of_the_documentation_is_what_a_relay_needs() {
+    for servers in [sentinel(), cluster()] {
+        let postgres = Postgres::shared();
+        let (url, database) = database(&postgres);
+        let mut scene = Scene::new(servers, &[sql_origin("db", &url)], &rules());
+        for mut server in all(&scene.servers) {
+            assert_eq!(server.call(&set_user()), Value::Simple("OK".to_owned()));
+            assert_eq!(server.line("ACL LOG RESET"), Value::Simple("OK".to_owned()));
+        }
+        scene.log_in("relay", PASSWORD);
+        let relays = [scene.relay(), scene.relay()];
+        wait_for("both have their share", LONG, || scene.holders() == [8, 8]);
+        for n in 0..100 {
+            scene.append(format!("users:{n}").as_bytes(), Some(if n == 7 { "poison" } else { "good" }));
+        }
+        scene.append(b"users:8", None);
+        scene.wait_until_drained();
+        assert_eq!((rows(&postgres, &database).len(), scene.dead()), (98, 1));
+        relays.into_iter().for_each(super::Relay::stop);
+        for mut server in all(&scene.servers) {
+            let refused = server.line("ACL LOG").items();
+            assert!(refused.is_empty(), "it needs more: {refused:?}");
+        }
+        // Nothing else is open to it.
+        let key = String::from_utf8(larder::journal::Partition::new(scene.journal(), 0).log()).expect("a text");
+        let mut client = scene.servers.holder_of(&key);
+        assert_eq!(client.call(&["AUTH", "relay", PASSWORD]), Value::Simple("OK".to_owned()));
+        for command in ["GET users:1", "SET users:1 x", "CONFIG SET save 60", "FLUSHALL", "KEYS *", "SHUTDOWN NOSAVE", "ACL LIST"]
+        {
+            let reply = client.line(command);
+            assert!(matches!(&reply, Value::Error(text) if text.starts_with("NOPERM")), "{command}: {reply:?}");
+        }
+    }
+}
