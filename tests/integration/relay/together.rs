@@ -40,14 +40,22 @@ pub fn rows(server: &Postgres, database: &str) -> BTreeMap<String, String> {
     serde_json::from_str(&text).expect("a JSON object of texts")
 }
 
-/// Panics where a write was made twice, or an older one of a key after a newer.
+/// Writes that were made twice, and older ones of a key that were made after newer ones.
+pub fn disorder(server: &Postgres, database: &str) -> Vec<String> {
+    let of = |what: &str, query: &str| {
+        let rows = format!("SELECT coalesce(json_agg(t)::text, '[]') FROM ({query}) t");
+        let rows: Vec<Json> = serde_json::from_str(&block(server.value(database, &rows))).expect("rows");
+        rows.into_iter().map(|row| format!("{what}: {row}")).collect::<Vec<_>>()
+    };
+    let twice = "SELECT id, version FROM history GROUP BY id, version HAVING count(*) > 1";
+    let back = "SELECT * FROM (SELECT id, version, lag(version) OVER (PARTITION BY id ORDER BY place) AS before FROM history) AS lines \
+                WHERE before > version";
+    [of("made twice", twice), of("older over newer", back)].concat()
+}
+
 #[track_caller]
 pub fn assert_in_order(server: &Postgres, database: &str) {
-    let twice = "SELECT coalesce(json_agg(t), '[]')::text FROM (SELECT id, version FROM history GROUP BY id, version HAVING count(*) > 1) t";
-    assert_eq!(block(server.value(database, twice)), "[]", "made twice");
-    let back = "SELECT coalesce(json_agg(t), '[]')::text FROM (SELECT id, version, lag(version) OVER (PARTITION BY id ORDER BY place) AS \
-                before FROM history) t WHERE before > version";
-    assert_eq!(block(server.value(database, back)), "[]", "older over newer");
+    assert_eq!(disorder(server, database), Vec::<String>::new());
 }
 
 #[test]

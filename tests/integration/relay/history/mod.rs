@@ -1,0 +1,356 @@
+//! Histories of clients of two sidecars that write behind, each key by one client and with rising numbers, while relays, sidecars, servers
+//! and Postgres die or stand still. What must hold (I11, I12):
+//!
+//! - A read gives nothing older than what was acknowledged before it began, and nothing that was refused.
+//! - Postgres ends with the last acknowledged write of each key, or with one behind it of which nobody heard.
+//! - No write is made there twice, and none after a later one of its key.
+
+mod clients;
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use clients::{Account, Ends, Heard, KEYS_OF_A_WRITER, World, key, number};
+
+use super::together::{TABLES, WRITE, disorder, rows};
+use super::{LONG, Relay, Scene, sql_rule};
+use crate::read_through::{Servers, sql_origin};
+use crate::support::postgres::Postgres;
+use crate::support::resp::{Client, Value};
+use crate::support::saboteur::Change;
+use crate::support::server::{Engine, Redis, RedisCluster, SentinelCluster};
+use crate::support::sidecar::Sidecar;
+use crate::support::wait_for;
+use crate::write_behind::{DURABLE, durable, write_to_disk};
+use crate::write_through::block;
+
+const WRITERS: usize = 4;
+const READERS: usize = 3;
+/// The kinds of faults that [`Stage::befall`] knows.
+const FAULTS: u8 = 6;
+/// Until then a write of which nobody heard is made or never will be: an append counts for five seconds.
+const DOUBT_LASTS: Duration = Duration::from_secs(8);
+const DELETE: &str = "WITH told AS (INSERT INTO history (id, version) VALUES ($id, $version)) DELETE FROM users WHERE id = $id";
+
+struct Stage {
+    scene: Scene,
+    postgres: Postgres,
+    database: String,
+    sidecars: Vec<Sidecar>,
+    relays: Vec<Relay>,
+}
+
+impl Stage {
+    fn set(servers: Servers, tables: &[&str]) -> Self {
+        let postgres = Postgres::start();
+        let url = block(postgres.database(&[&TABLES[..], tables].concat()));
+        let database = url.rsplit('/').next().expect("a name").to_owned();
+        let rules = [sql_rule("users", "db", WRITE, DELETE)];
+        let scene = Scene::new(servers, &[sql_origin("db", &url)], &rules);
+        let sidecars = (0..2).map(|_| Sidecar::start(&scene.snapshot)).collect();
+        let relays = (0..2).map(|_| scene.relay()).collect();
+        Self { scene, postgres, database, sidecars, relays }
+    }
+
+    fn server_ports(&self) -> Vec<u16> {
+        let servers = match &self.scene.servers {
+            Servers::Sentinel(servers) => &servers.servers,
+            Servers::Cluster(servers) => &servers.servers,
+        };
+        servers.iter().map(Redis::port).collect()
+    }
+
+    /// Lets one fault happen. What it stops goes on before it returns.
+    fn befall(&mut self, fault: u8, world: &World, random: &mut fastrand::Rng) {
+        let victim = random.usize(..2);
+        match fault {
+            0 => {
+                let relay = self.scene.relay();
+                std::mem::replace(&mut self.relays[victim], relay).kill();
+            }
+            1 => {
+                // Longer than a claim lasts: the other has its partitions.
+                self.relays[victim].signal("STOP");
+                std::thread::sleep(Duration::from_millis(random.u64(2_500..4_000)));
+                self.relays[victim].signal("CONT");
+            }
+            2 => match &mut self.scene.servers {
+                Servers::Sentinel(servers) => {
+                    let at = servers.fail_over(LONG);
+                    write_to_disk(&servers.servers[at]);
+                }
+                Servers::Cluster(servers) => {
+                    let (at, partner) = a_shard(servers, random);
+                    servers.servers[at].kill();
+                    wait_for("another primary", LONG, || is_primary(&servers.servers[partner]));
+                    servers.servers[at].restart();
+                    wait_for("the old primary to follow", LONG, || servers.servers[at].follows());
+                }
+            },
+            3 => self.stand_still(random),
+            4 => {
+                self.sidecars[victim] = Sidecar::start(&self.scene.snapshot);
+                world.ports.lock().unwrap()[victim] = self.sidecars[victim].port();
+            }
+            _ => self.postgres.restart(),
+        }
+    }
+
+    /// A primary stands still until another has taken its place, and follows that.
+    fn stand_still(&mut self, random: &mut fastrand::Rng) {
+        let pause = Duration::from_millis(random.u64(0..500));
+        let old = match &self.scene.servers {
+            Servers::Sentinel(servers) => {
+                let (port, old) = (servers.primary_port(), servers.primary());
+                old.pause();
+                wait_for("another primary", LONG, || servers.elected_port().is_some_and(|elected| elected != port));
+                old
+            }
+            Servers::Cluster(servers) => {
+                let (at, partner) = a_shard(servers, random);
+                servers.servers[at].pause();
+                wait_for("another primary", LONG, || is_primary(&servers.servers[partner]));
+                &servers.servers[at]
+            }
+        };
+        std::thread::sleep(pause);
+        old.resume();
+        wait_for("the old primary to follow", LONG, || old.follows());
+    }
+}
+
+/// A primary of a Cluster with one replica each, and that replica.
+fn a_shard(servers: &RedisCluster, random: &mut fastrand::Rng) -> (usize, usize) {
+    let (shard, shards) = (random.usize(..servers.shards()), servers.shards());
+    if is_primary(&servers.servers[shard]) { (shard, shard + shards) } else { (shard + shards, shard) }
+}
+
+fn is_primary(server: &Redis) -> bool {
+    server.client().line("ROLE").items()[0].text() == "master"
+}
+
+/// How a history goes.
+struct Plan {
+    seed: u64,
+    /// What befalls it, one after the other.
+    faults: Vec<u8>,
+    /// How long it goes on behind the last fault.
+    rest: Duration,
+}
+
+impl Plan {
+    /// Each kind of fault once, in another order each time.
+    fn full(seed: u64) -> Self {
+        let mut faults: Vec<u8> = (0..FAULTS).collect();
+        fastrand::Rng::with_seed(seed).shuffle(&mut faults);
+        Self { seed, faults, rest: Duration::from_millis(500) }
+    }
+}
+
+/// What histories have shown.
+#[derive(Default)]
+struct Seen {
+    histories: usize,
+    wrong: Vec<String>,
+    acknowledged: usize,
+    refused: usize,
+    unheard: usize,
+    reads: usize,
+    errors: BTreeMap<String, u64>,
+}
+
+impl Seen {
+    fn add(&mut self, other: Self) {
+        self.histories += other.histories;
+        self.wrong.extend(other.wrong);
+        self.acknowledged += other.acknowledged;
+        self.refused += other.refused;
+        self.unheard += other.unheard;
+        self.reads += other.reads;
+        other.errors.into_iter().for_each(|(text, count)| *self.errors.entry(text).or_default() += count);
+    }
+
+    #[track_caller]
+    fn assert_right(&self) {
+        assert!(self.wrong.is_empty(), "{} wrong:\n{}", self.wrong.len(), self.wrong[..self.wrong.len().min(20)].join("\n"));
+    }
+}
+
+fn play(servers: Servers, tables: &[&str], plan: &Plan) -> Seen {
+    let mut stage = Stage::set(servers, tables);
+    let world = World::new(stage.sidecars.iter().map(Sidecar::port).collect(), WRITERS * KEYS_OF_A_WRITER);
+    let (seed, servers) = (plan.seed * 1000, stage.server_ports());
+    let mut random = fastrand::Rng::with_seed(seed);
+    std::thread::scope(|scope| {
+        let (world, servers) = (&world, &servers);
+        let _ends = Ends(world);
+        (0..WRITERS).for_each(|index| drop(scope.spawn(move || world.write(index, seed + index as u64))));
+        (0..READERS).for_each(|index| drop(scope.spawn(move || world.read(seed + 500 + index as u64))));
+        scope.spawn(move || world.evict(servers, seed + 900));
+        for fault in &plan.faults {
+            std::thread::sleep(Duration::from_millis(random.u64(200..900)));
+            stage.befall(*fault, world, &mut random);
+        }
+        std::thread::sleep(plan.rest);
+    });
+    judge(&stage, &world, plan)
+}
+
+fn judge(stage: &Stage, world: &World, plan: &Plan) -> Seen {
+    let heard = |heard: Heard| -> usize {
+        let of = |account: &Mutex<Account>| account.lock().unwrap().writes.iter().filter(|(_, own)| *own == heard).count();
+        world.accounts.iter().map(of).sum()
+    };
+    if heard(Heard::Nothing) > 0 {
+        // An append of which nobody heard may still come.
+        std::thread::sleep(DOUBT_LASTS);
+    }
+    let scene = &stage.scene;
+    wait_for("nothing is left", LONG, || scene.depth() == 0 && scene.dirty() == 0);
+    assert_eq!(scene.dead(), 0, "{}", stage.relays[0].log());
+    let mut wrong = disorder(&stage.postgres, &stage.database);
+    let rows = rows(&stage.postgres, &stage.database);
+    let mut client = stage.sidecars[0].client();
+    for (at, account) in world.accounts.iter().enumerate() {
+        let account = account.lock().unwrap();
+        let row = rows.get(&at.to_string()).map(|name| name.parse::<usize>().expect("a number"));
+        if !account.admits(account.acknowledged, account.writes.len(), row) {
+            wrong.push(format!("{} ends as {row:?}, and {} was acknowledged", key(at), account.acknowledged));
+        }
+        let read = wait_for_read(&mut client, at);
+        if read != row {
+            wrong.push(format!("{} is read as {read:?}, and Postgres has {row:?}", key(at)));
+        }
+    }
+    let reads = world.reads.lock().unwrap();
+    for read in reads.iter() {
+        if !world.accounts[read.key].lock().unwrap().admits(read.floor, read.ceiling, read.value) {
+            wrong.push(format!("{read:?}"));
+        }
+    }
+    let seen = Seen {
+        histories: 1,
+        wrong: wrong.into_iter().map(|wrong| format!("seed {}: {wrong}", plan.seed)).collect(),
+        acknowledged: heard(Heard::Acknowledged),
+        refused: heard(Heard::Refused),
+        unheard: heard(Heard::Nothing),
+        reads: reads.len(),
+        errors: world.errors.lock().unwrap().clone(),
+    };
+    let Seen { acknowledged, refused, unheard, reads, errors, .. } = &seen;
+    println!("seed {}: {:?}", plan.seed, plan.faults);
+    println!("{acknowledged} acknowledged, {refused} refused, {unheard} unheard; {reads} reads; {errors:?}");
+    seen
+}
+
+fn wait_for_read(client: &mut Client, at: usize) -> Option<usize> {
+    let mut read = Value::Nil;
+    wait_for("a read to be answered", LONG, || {
+        read = client.call(&["GET", &key(at)]);
+        !read.is_error()
+    });
+    number(&read)
+}
+
+/// A Sentinel tier whose servers know WAITAOF, one whose servers do not, and a Cluster, by turns.
+fn servers(seed: u64) -> Servers {
+    match seed % 3 {
+        0 => Servers::Cluster(RedisCluster::start_with(Engine::Valkey9, 3, 1, &DURABLE)),
+        1 => Servers::Sentinel(durable(Engine::Valkey9, 2)),
+        _ => Servers::Sentinel(durable(Engine::Redis7, 2)),
+    }
+}
+
+fn from_environment(name: &str, default: u64) -> u64 {
+    std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
+}
+
+/// `HISTORIES=20 SEED=100` plays more of them, or others.
+#[test]
+fn what_was_acknowledged_comes_to_the_database_once_and_in_order_whoever_dies() {
+    let (first, count) = (from_environment("SEED", 1), from_environment("HISTORIES", 3));
+    for seed in first..first + count {
+        let seen = play(servers(seed), &[], &Plan::full(seed));
+        seen.assert_right();
+        assert!(seen.acknowledged > 100 && seen.reads > 500, "seed {seed}");
+    }
+}
+
+#[test]
+#[ignore = "`make soak` runs it"]
+fn soak() {
+    let (seeds, began) = (from_environment("LARDER_SOAK_SEEDS", 200), Instant::now());
+    let mut sum = Seen::default();
+    (1000..1000 + seeds).for_each(|seed| sum.add(play(servers(seed), &[], &Plan::full(seed))));
+    if let Ok(file) = std::env::var("LARDER_SOAK_BEHIND_REPORT") {
+        std::fs::write(&file, report(&sum, began.elapsed())).unwrap_or_else(|error| panic!("{file}: {error}"));
+    }
+    sum.assert_right();
+}
+
+fn report(sum: &Seen, took: Duration) -> String {
+    let mut text = format!(
+        "# Soak: write-behind under faults\n\n`make soak` writes this. {} histories against real servers, sidecars, relays and Postgres (two thirds \
+         of them under Sentinel, one in Cluster), {} s.\nWhat happens in each: `tests/integration/relay/history`.\n\n| | |\n|---|---|\n",
+        sum.histories,
+        took.as_secs()
+    );
+    for (what, count) in [
+        ("writes that were acknowledged", sum.acknowledged),
+        ("writes that were refused: none of them came to the database", sum.refused),
+        ("writes of which nobody heard", sum.unheard),
+        ("reads", sum.reads),
+        ("relays, sidecars, primaries and databases that were killed, of each", sum.histories),
+        ("relays and primaries that stood still until another had taken their place, of each", sum.histories),
+        (
+            "**wrong: values older than an acknowledged write, acknowledged writes that did not come to the database, came twice, or behind a \
+             later one**",
+            sum.wrong.len(),
+        ),
+    ] {
+        let _ = writeln!(text, "| {what} | {count} |");
+    }
+    sum.wrong.iter().for_each(|wrong| {
+        let _ = write!(text, "\n- {wrong}\n");
+    });
+    text
+}
+
+/// Plays until something is found that is wrong.
+fn is_noticed(servers: impl Fn() -> Servers, tables: &[&str], faults: &[u8]) {
+    let found = (1..=20).any(|seed| {
+        let plan = Plan { seed, faults: faults.to_vec(), rest: Duration::from_secs(2) };
+        let seen = play(servers(), tables, &plan);
+        println!("{} wrong: {:?}", seen.wrong.len(), seen.wrong.first());
+        !seen.wrong.is_empty()
+    });
+    assert!(found, "nothing is noticed");
+}
+
+#[test]
+fn it_is_noticed_where_a_database_forgets_how_far_it_is() {
+    let forgets = [
+        "CREATE TABLE larder_journal (part varchar(600) PRIMARY KEY, fence bigint NOT NULL, position bigint NOT NULL)",
+        "CREATE FUNCTION forget() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN NEW.position := 0; RETURN NEW; END $$",
+        "CREATE TRIGGER forget BEFORE UPDATE ON larder_journal FOR EACH ROW EXECUTE FUNCTION forget()",
+        // A relay that is killed meanwhile does not hear that its batch was made.
+        "CREATE FUNCTION linger() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(0.05); RETURN NULL; END $$",
+        "CREATE CONSTRAINT TRIGGER linger AFTER UPDATE ON larder_journal DEFERRABLE INITIALLY DEFERRED FOR EACH ROW \
+         EXECUTE FUNCTION linger()",
+    ];
+    is_noticed(|| Servers::Sentinel(durable(Engine::Valkey9, 1)), &forgets, &[0; 6]);
+}
+
+#[test]
+fn it_is_noticed_where_a_later_write_is_taken_for_made_as_well() {
+    const CHANGES: [Change; 1] =
+        [Change { from: "if held and tonumber(string.match(held, '^%d+')) <= version then", to: "if held then" }];
+    let sabotaged = || {
+        let servers = SentinelCluster::start_sabotaged(Engine::Valkey9, 1, &CHANGES);
+        servers.servers.iter().for_each(write_to_disk);
+        Servers::Sentinel(servers)
+    };
+    is_noticed(sabotaged, &[], &[]);
+}
