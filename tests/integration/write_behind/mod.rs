@@ -2,6 +2,7 @@
 
 mod clients;
 mod durability;
+mod fsyncs;
 mod scripts;
 
 use larder::journal::{Entry, Held, PARTITIONS, Partition, partition_of};
