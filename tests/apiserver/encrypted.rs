@@ -62,9 +62,8 @@ async fn authorities(scene: &Scene) -> usize {
     bundle.matches("BEGIN CERTIFICATE").count()
 }
 
-/// What the operator remembers of certificates becomes so many days older, as if it had been away.
-async fn age(scene: &Scene, days: u64) {
-    let mut state: Value = serde_json::from_slice(&entry(scene, "main-pki", "state.json").await).expect("JSON");
+/// What is remembered of certificates says that all was made so many days earlier.
+pub fn make_older(state: &mut Value, days: u64) {
     let older = |of: &mut Value| {
         for time in ["made", "renewal", "expires"] {
             if let Some(was) = of[time].as_u64() {
@@ -74,6 +73,12 @@ async fn age(scene: &Scene, days: u64) {
     };
     state["authorities"].as_array_mut().expect("authorities").iter_mut().for_each(older);
     ["servers", "sentinels"].iter().for_each(|name| older(&mut state[*name]));
+}
+
+/// What the operator remembers of certificates becomes so many days older, as if it had been away.
+async fn age(scene: &Scene, days: u64) {
+    let mut state: Value = serde_json::from_slice(&entry(scene, "main-pki", "state.json").await).expect("JSON");
+    make_older(&mut state, days);
     let patch = Patch::Merge(json!({"stringData": {"state.json": state.to_string()}}));
     scene.api::<Secret>(SHOP).patch("main-pki", &PatchParams::default(), &patch).await.expect("changed");
 }

@@ -8,6 +8,7 @@
 mod admission;
 mod at_once;
 mod audit;
+mod authority;
 mod bad_objects;
 #[allow(dead_code)]
 #[path = "../integration/support/certificates.rs"]
