@@ -142,6 +142,12 @@ async fn looks_right(scene: &Scene) {
     let (status, made) = make(scene, SHOP, &socket, "fieldValidation=Strict").await;
     assert_eq!((status, &made["spec"]["containers"][0]["env"][2]["value"]), (201, &json!("7000")), "{made}");
 
+    let whole = json!({"cpu": "1", "memory": "1Gi"});
+    let mut guaranteed = selected("guaranteed");
+    guaranteed["spec"]["containers"][0]["resources"] = json!({"requests": whole, "limits": whole});
+    let (status, whole) = make(scene, SHOP, &guaranteed, "dryRun=All").await;
+    assert_eq!((status, &whole["status"]["qosClass"]), (201, &json!("Guaranteed")), "its sidecar takes that from it: {whole}");
+
     // What the API server made of it and would be asked about again is left as it is.
     let mut again = made;
     for field in ["uid", "resourceVersion", "creationTimestamp", "managedFields", "generation"] {
