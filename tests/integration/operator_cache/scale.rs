@@ -11,9 +11,8 @@ use std::io::{BufRead as _, BufReader, Write as _};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::mpsc;
 
-use larder::policy::heartbeat::{Heartbeat, RuleBeat, VERSION};
-
 use super::*;
+use crate::support::crowd::{Crowd, Load, Tally, Voice};
 
 /// Bindings, and sidecars of each.
 const SIZES: [(usize, usize); 2] = [(500, 20), (1, 10_000)];
@@ -21,8 +20,6 @@ const SIZES: [(usize, usize); 2] = [(500, 20), (1, 10_000)];
 const RULES: usize = 10;
 /// How often each sidecar speaks, in all.
 const ROUNDS: u64 = 4;
-/// Heartbeats in a tenth of a second, at the most: ten thousand sidecars speak every five seconds.
-const AT_ONCE: usize = 200;
 /// The most memory that the operator's part may take for them.
 const MOST_MEMORY_KIB: u64 = 64 * 1024;
 
@@ -30,26 +27,16 @@ fn binding(number: usize) -> BindingName {
     BindingName::of("Deployment", &format!("shop-{number:03}"), "main")
 }
 
-fn heartbeat(binding: &BindingName, sidecar: usize, round: u64) -> Vec<u8> {
-    let rule = |number: usize| {
-        let (hits, misses) = (round * 1000 + number as u64, round * 10);
-        RuleBeat { name: format!("rule-{number}"), hits, misses, loads: misses / 2, loads_saved: hits, ..RuleBeat::default() }
-    };
-    let beat = Heartbeat {
-        version: VERSION,
-        sidecar: format!("{binding}-7c9d8b6f5-{sidecar:05}-{:08x}", sidecar.wrapping_mul(2_654_435_761) as u32),
-        binding: binding.to_string(),
-        larder: "0.1.0".to_owned(),
-        understands: 3,
-        generation: Some(1),
-        refused: None,
-        uptime_seconds: 100 + round * 5,
-        clients: 8,
-        clients_ever: 20,
-        rules: (0..RULES).map(rule).collect(),
-        rules_left_out: 0,
-    };
-    beat.to_json()
+/// All sidecars, by what they say.
+fn crowd((bindings, sidecars): (usize, usize)) -> Crowd {
+    let rules: Vec<String> = (0..RULES).map(|number| format!("rule-{number}")).collect();
+    let voices = (0..bindings).map(|number| Voice::new(binding(number), rules.clone(), 1)).collect();
+    Crowd { voices, each: sidecars, reads: false }
+}
+
+/// What each rule has counted by a round.
+fn tally(round: u64) -> Tally {
+    Tally { round, hits: (round + 1) * 1000, misses: round * 10 }
 }
 
 fn wanted(port: u16, bindings: usize, generation: u64) -> Wanted {
@@ -155,52 +142,13 @@ impl Drop for Part {
     }
 }
 
-/// How often the server carried a command out.
-fn calls(server: &mut Client, command: &str) -> u64 {
-    let text = server.line("INFO commandstats").text();
-    let line = text.lines().find_map(|line| line.strip_prefix(&format!("cmdstat_{command}:calls=")));
-    line.map_or(0, |line| line.split(',').next().unwrap_or_default().parse().expect("a number"))
-}
-
-/// The commands that the operator's part sends. What a script does within the server counts beside them.
-const COMMANDS: [&str; 7] = ["eval", "role", "set", "getrange", "subscribe", "ping", "auth"];
-const WITHIN: [&str; 5] = ["type", "strlen", "get", "sadd", "srandmember"];
-
-fn all_calls(server: &mut Client, commands: &[&str]) -> u64 {
-    commands.iter().map(|command| calls(server, command)).sum()
-}
-
-/// Every sidecar speaks once. How many of them were heard, by the server's word: on a busy machine the operator's part may have lost its
-/// connection, and have made another.
-fn round(server: &mut Client, (bindings, sidecars): (usize, usize), round: u64) -> usize {
-    let names: Vec<(BindingName, String)> =
-        (0..bindings).map(binding).map(|name| (name.clone(), name.heartbeat_channel())).collect();
-    let all: Vec<(usize, usize)> = (0..sidecars).flat_map(|sidecar| (0..bindings).map(move |number| (number, sidecar))).collect();
-    let (began, mut heard) = (Instant::now(), 0);
-    for (part, some) in all.chunks(AT_ONCE).enumerate() {
-        let mut commands = Vec::new();
-        for (number, sidecar) in some {
-            let (name, channel) = &names[*number];
-            let beat = heartbeat(name, *sidecar, round);
-            commands.extend(crate::support::resp::encode(&[b"PUBLISH".as_slice(), channel.as_bytes(), &beat]));
-        }
-        server.send(&commands).expect("the server reads");
-        heard += some.iter().filter(|_| server.read().expect("an answer").int() == 1).count();
-        // As sidecars speak: not all at once.
-        let due = Duration::from_millis(100) * u32::try_from(part + 1).unwrap();
-        thread::sleep(due.saturating_sub(began.elapsed()));
-    }
-    heard
-}
-
 /// Every sidecar speaks until each was heard. How many heartbeats were.
-fn whole_round(server: &mut Client, size: (usize, usize), number: u64) -> usize {
-    let all = size.0 * size.1;
+fn whole_round(server: &mut Client, crowd: &Crowd, number: u64) -> usize {
     let mut heard = 0;
     for _ in 0..10 {
-        let once = round(server, size, number);
+        let once = crowd.speak(server, tally(number));
         heard += once;
-        if once == all {
+        if once == crowd.len() {
             return heard;
         }
     }
@@ -218,13 +166,12 @@ struct Row {
     cpu_nanos: u64,
     memory_kib: u64,
     peak_kib: u64,
-    commands: u64,
-    within: u64,
+    load: Load,
     told: u64,
 }
 
 fn measure(size: (usize, usize)) -> Row {
-    let (bindings, sidecars) = size;
+    let ((bindings, sidecars), crowd) = (size, crowd(size));
     let server = Redis::start(Engine::Redis7);
     let mut client = server.client();
     let mut part = Part::start(&server, bindings);
@@ -238,19 +185,15 @@ fn measure(size: (usize, usize)) -> Row {
         let command: Vec<String> = ["PUBSUB".to_owned(), "NUMSUB".to_owned()].into_iter().chain(channels).collect();
         client.call(&command).items().chunks(2).all(|pair| pair[1].int() == 1)
     });
-    whole_round(&mut client, size, 0);
+    whole_round(&mut client, &crowd, 0);
     wait_for("all sidecars", LIMIT, || part.ask()["live"] == (bindings * sidecars) as u64);
 
-    let counts = |client: &mut Client| (all_calls(client, &COMMANDS), all_calls(client, &WITHIN));
-    let ((commands, within), first, began) = (counts(&mut client), part.ask(), Instant::now());
-    let beats: usize = (1..=ROUNDS).map(|number| whole_round(&mut client, size, number)).sum();
-    let hits: u64 = (0..RULES as u64).map(|rule| ROUNDS * 1000 + rule).sum::<u64>() * (bindings * sidecars) as u64;
+    let (load, first, began) = (Load::of(&mut client), part.ask(), Instant::now());
+    let beats: usize = (1..=ROUNDS).map(|number| whole_round(&mut client, &crowd, number)).sum();
+    let hits = tally(ROUNDS).hits * (RULES * bindings * sidecars) as u64;
     wait_for("all counts", LIMIT, || part.ask()["hits"] == hits);
     let (last, window) = (part.ask(), began.elapsed());
-    let (commands, within) = {
-        let now = counts(&mut client);
-        (now.0 - commands, now.1 - within)
-    };
+    let load = Load::of(&mut client).since(load);
     assert_eq!((&last["live"], &last["least"]), (&json!(bindings * sidecars), &json!(sidecars)), "{last}");
     let fleets = (0..bindings).all(|number| {
         let told = client.call(&["GET", &binding(number).fleet_key()]);
@@ -286,8 +229,7 @@ fn measure(size: (usize, usize)) -> Row {
         cpu_nanos: figure(&last, "cpuNanos") - figure(&first, "cpuNanos"),
         memory_kib: figure(&last, "memoryKib").saturating_sub(figure(&empty, "memoryKib")),
         peak_kib: figure(&last, "peakKib"),
-        commands,
-        within,
+        load,
         told: figure(&last, "told") - figure(&first, "told"),
     }
 }
@@ -325,8 +267,8 @@ fn table(rows: &[Row]) -> String {
             row.cpu_nanos as f64 / 1e3 / row.beats as f64,
             row.memory_kib as f64 / 1024.0,
             row.peak_kib as f64 / 1024.0,
-            row.commands as f64 / seconds,
-            row.within as f64 / seconds,
+            row.load.commands as f64 / seconds,
+            row.load.within as f64 / seconds,
             row.told,
             row.written_in.as_secs_f64(),
             row.changed_in.as_secs_f64(),
@@ -344,11 +286,7 @@ fn ten_thousand_sidecars_cost_little() {
     for row in &rows {
         println!("{row:?}");
         assert!(row.memory_kib <= MOST_MEMORY_KIB, "too much memory: {row:?}");
-        // A look in ten seconds at all bindings, fifty at a time, and a number for each binding once.
-        let looks = (row.window.as_secs_f64() / 7.5 + 1.0) * (row.bindings as f64 / 50.0 + 2.0);
-        let pings = row.window.as_secs_f64() / 5.0 + 2.0;
-        let most = looks + pings + row.bindings as f64;
-        assert!((row.commands as f64) <= most * 1.5 + 50.0, "the cache is asked too often: {row:?}");
+        assert!((row.load.commands as f64) <= Load::most(row.bindings, row.window), "the cache is asked too often: {row:?}");
     }
     if let Some(file) = env::var_os("LARDER_FLEET_REPORT") {
         fs::write(file, table(&rows)).expect("the report");

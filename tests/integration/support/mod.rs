@@ -3,6 +3,7 @@
 
 pub mod admin;
 pub mod certificates;
+pub mod crowd;
 pub mod dev;
 pub mod origin;
 pub mod postgres;
