@@ -9,7 +9,9 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 /// The newest form of these messages that this build writes. Readers ignore fields that they do not know.
-pub const VERSION: u32 = 1;
+///
+/// Before form 2, [`RuleBeat::loads_saved`] held hits as well where sidecars load.
+pub const VERSION: u32 = 2;
 /// The largest heartbeat in bytes.
 pub const MAX_BYTES: usize = 16 * 1024;
 /// The most rules that one heartbeat tells of.
@@ -99,7 +101,7 @@ pub struct RuleBeat {
     /// Loads that failed.
     #[serde(skip_serializing_if = "is_zero")]
     pub load_errors: u64,
-    /// Reads that needed the origin's data and were served without a load of their own.
+    /// Of the misses, those that were served without a load of their own, whoever loads.
     #[serde(skip_serializing_if = "is_zero")]
     pub loads_saved: u64,
     /// Reads that were served a value past its TTL.
@@ -137,6 +139,14 @@ impl RuleBeat {
     fn reads(&self) -> u64 {
         self.hits.saturating_add(self.misses)
     }
+
+    /// Brings what a sidecar told in form 1 to the present one. It did not say who loads; where sidecars do, some have loaded as a rule, or
+    /// more was saved than there were misses.
+    fn take_hits_out(&mut self) {
+        if self.loads > 0 || self.loads_saved > self.misses {
+            self.loads_saved = self.loads_saved.saturating_sub(self.hits);
+        }
+    }
 }
 
 /// Why a message was refused.
@@ -151,12 +161,16 @@ pub enum MessageError {
 }
 
 impl Heartbeat {
-    /// Reads a heartbeat.
+    /// Reads a heartbeat. One in an older form comes out in the present one, but for its [`Heartbeat::version`].
     ///
     /// # Errors
     /// What is none, or is too large.
     pub fn parse(json: &[u8]) -> Result<Self, MessageError> {
-        parse(json)
+        let mut heartbeat: Self = parse(json)?;
+        if heartbeat.version < 2 {
+            heartbeat.rules.iter_mut().for_each(RuleBeat::take_hits_out);
+        }
+        Ok(heartbeat)
     }
 
     /// As it is published: at most [`MAX_BYTES`], the quietest rules left out where need be.
@@ -269,6 +283,19 @@ mod tests {
         assert!(Heartbeat::parse(&vec![b' '; MAX_BYTES + 1]).is_err());
         assert_eq!(Fleet::parse(&Fleet::of(12).to_json()).expect("reads back"), Fleet::of(12));
         assert!(Fleet::parse(b"12").is_err());
+    }
+
+    #[test]
+    fn what_older_sidecars_saved_is_told_from_their_hits() {
+        let saved = |version, hits, misses, loads, loads_saved| {
+            let rule = RuleBeat { misses, loads, loads_saved, ..rule("user", hits) };
+            let told = Heartbeat { version, ..heartbeat(vec![rule]) };
+            Heartbeat::parse(&told.to_json()).expect("reads back").rules[0].loads_saved
+        };
+        assert_eq!(saved(1, 90, 10, 4, 96), 6, "they load");
+        assert_eq!(saved(1, 90, 10, 0, 100), 10, "others did all that they needed");
+        assert_eq!(saved(1, 90, 10, 0, 6), 6, "the application loads");
+        assert_eq!([saved(2, 90, 10, 4, 6), saved(9, 2, 10, 4, 6)], [6, 6]);
     }
 
     #[test]

@@ -98,34 +98,24 @@ impl Meter {
         self.on_rule(rule, |counters| counters.load_errors.inc());
     }
 
+    /// A read that found nothing was served without a load of its own. What spared it is counted beside that.
+    pub fn load_saved(&self, rule: RuleId) {
+        self.on_rule(rule, |counters| counters.loads_saved.inc());
+    }
+
     /// A read needed the origin's data, and another's load served it.
     pub fn coalesced(&self, rule: RuleId) {
-        self.on_rule(rule, |counters| {
-            counters.coalesced.inc();
-            counters.loads_saved.inc();
-        });
+        self.on_rule(rule, |counters| counters.coalesced.inc());
     }
 
     /// A read was served a stale copy.
     pub fn stale(&self, rule: RuleId) {
-        self.on_rule(rule, |counters| {
-            counters.stale.inc();
-            counters.loads_saved.inc();
-        });
+        self.on_rule(rule, |counters| counters.stale.inc());
     }
 
     /// A read was answered by a negative entry.
     pub fn negative(&self, rule: RuleId) {
-        self.on_rule(rule, |counters| {
-            counters.negative.inc();
-            counters.loads_saved.inc();
-        });
-    }
-
-    /// A read of a key that is loaded through was a hit.
-    #[inline]
-    pub fn load_saved(&self, rule: RuleId) {
-        self.on_rule(rule, |counters| counters.loads_saved.inc());
+        self.on_rule(rule, |counters| counters.negative.inc());
     }
 
     /// A miss was told to a client that may load while others wait.
@@ -135,10 +125,7 @@ impl Meter {
 
     /// A read waited for another client's load, and was given what it stored.
     pub fn woken(&self, rule: RuleId) {
-        self.on_rule(rule, |counters| {
-            counters.woken.inc();
-            counters.loads_saved.inc();
-        });
+        self.on_rule(rule, |counters| counters.woken.inc());
     }
 
     /// A read waited for another client's load for too long.

@@ -62,7 +62,7 @@ counters!(
         misses,
         /// Loads from the origin
         loads,
-        /// Reads that needed the origin's data and were served without a load of their own
+        /// Reads that the cache answered with nothing and that were served without a load of their own, whoever loads
         loads_saved,
         /// Reads that waited for a load that another had begun
         coalesced,

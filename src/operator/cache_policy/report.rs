@@ -271,16 +271,13 @@ fn counts(parts: &[Part<'_>]) -> Counts {
     sum
 }
 
-/// How many reads were spared a load, and how many loads there were.
+/// How many reads needed no load, and how many loads there were.
 ///
-/// Where sidecars load, they count both, hits among what is spared. Where the application does, every miss is a load of its own but for those that
-/// another's load served; what sidecars count as spared there are these alone.
+/// A miss that was not spared its load made one. Where sidecars load they count them too, and those that nobody waited for come to it: a stale copy
+/// is served, and loaded anew.
 fn loads(beat: &RuleBeat) -> (u64, u64) {
-    if beat.loads > 0 || beat.loads_saved > beat.misses {
-        (beat.loads_saved, beat.loads)
-    } else {
-        (beat.hits.saturating_add(beat.loads_saved), beat.misses - beat.loads_saved)
-    }
+    let spared = beat.loads_saved.min(beat.misses);
+    (beat.hits.saturating_add(spared), beat.loads.max(beat.misses - spared))
 }
 
 /// In whole per cent, rounded down: 100 only where there is nothing else.
@@ -530,8 +527,16 @@ mod tests {
         };
         let status = shown(&[part(Some(&figures))]);
         assert_eq!((status.hit_ratio.as_deref(), status.origin_load_saved.as_deref()), (Some("90%"), Some("95%")));
-        let loaded = Figures { rules: [beat("r", 80, 20, 20, 80)].into(), ..figures.clone() };
-        assert_eq!(shown(&[part(Some(&loaded))]).origin_load_saved.as_deref(), Some("80%"), "where sidecars load");
+        let saved = [
+            ("the application loads", beat("r", 80, 20, 0, 5), "85%"),
+            ("sidecars load", beat("r", 80, 20, 15, 5), "85%"),
+            ("each is served a stale copy, and one load is made behind their backs", beat("r", 0, 9, 1, 9), "90%"),
+            ("no more are spared than miss", beat("r", 1, 1, 0, 9), "100%"),
+        ];
+        let saved = saved.map(|(what, beat, saved)| (what, Figures { rules: [beat].into(), ..figures.clone() }, saved));
+        for (what, figures, saved) in &saved {
+            assert_eq!(shown(&[part(Some(figures))]).origin_load_saved.as_deref(), Some(*saved), "{what}");
+        }
         let sidecars = status.sidecars.unwrap();
         assert_eq!((sidecars.current.as_str(), sidecars.total), ("9/10", 10));
         let told: Vec<(u64, u32)> = sidecars.generations.iter().map(|told| (told.generation, told.sidecars)).collect();

@@ -77,10 +77,8 @@ fn count_and_pick_missing(session: &Session, command: &LongCommand, elements: &[
     for (at, (key, element)) in command.keys.iter().zip(elements).enumerate() {
         let absent = reply::is_null(element) || reply::integer(element) == Some(0);
         metrics.count_read(key.rule, absent);
-        match (policy.loads(key.rule), absent) {
-            (true, true) => missing.push(at),
-            (true, false) => metrics.load_saved(key.rule),
-            (false, _) => {}
+        if absent && policy.loads(key.rule) {
+            missing.push(at);
         }
     }
     missing

@@ -129,9 +129,6 @@ fn pass_on(worker: &Rc<Worker>, session: &Rc<Session>, sequence: u32, on_reply: 
         | OnReply::Fill(rule)
         | OnReply::FillZero(rule) => {
             worker.metrics().count_read(rule, reply::is_null(bytes));
-            if matches!(on_reply, OnReply::Fill(_) | OnReply::FillZero(_)) {
-                worker.metrics().load_saved(rule);
-            }
             session.deliver(sequence, bytes);
         }
     }

@@ -68,6 +68,8 @@ fn of_a_thousand_connections_over_five_sidecars_one_loads() {
                 assert_eq!(client.read().unwrap(), Value::Bulk(value.clone().into_bytes()), "client {index} in round {round}");
             }
             assert_eq!((total(&sidecars, "leases"), total(&sidecars, "woken")), (round, 999 * round));
+            clients.iter_mut().take(10).for_each(|client| assert_eq!(client.call(&GET).text(), value));
+            assert_eq!((total(&sidecars, "hits"), total(&sidecars, "loads_saved")), (10 * round, 999 * round), "hits are hits");
             assert_eq!(servers.holder_of("item:7").call(&GET).text(), value);
             servers.expire("item:7");
         }

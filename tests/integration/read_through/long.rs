@@ -44,7 +44,7 @@ fn what_a_long_mget_or_exists_does_not_find_is_loaded() {
         for (tag, name) in [("", "MGET"), ("", "EXISTS"), ("{t}", "EXISTS"), ("{t}", "MGET")] {
             check(&mut client, tag, name);
         }
-        assert_eq!(rule_count(&sidecar, "text", "loads_saved") as usize, 6 * KEYS.div_ceil(3));
+        assert_eq!(rule_count(&sidecar, "text", "hits") as usize, 6 * KEYS.div_ceil(3));
         too_long_keys(&mut client);
         assert_eq!(client.line("GET plain").text(), "there");
     }

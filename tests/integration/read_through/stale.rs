@@ -45,6 +45,7 @@ fn a_thousand_connections_on_an_expired_key_get_its_stale_copy_while_one_load_is
             wait_for("the load to come", LIMIT, || web.visits("/item/7") == 2);
             assert_eq!(web.under_way("/item/7"), 1, "round {round}: the answers came before the load's end");
             assert_eq!(total(&sidecars, "stale"), (round * CLIENTS) as u64);
+            assert_eq!(total(&sidecars, "loads_saved"), (round * CLIENTS) as u64, "each once, also who joined another's look");
         }
         web.release("/item/7");
         for client in &mut clients[..SIDECARS] {

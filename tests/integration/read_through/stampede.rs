@@ -41,6 +41,8 @@ fn a_thousand_connections_over_five_sidecars_make_one_load() {
             assert_eq!(web.visits("/item/7") as u64, round);
             assert_eq!(total(&sidecars, "loads"), round);
             assert_eq!(total(&sidecars, "coalesced"), 999 * round);
+            clients.iter_mut().take(10).for_each(|client| assert_eq!(client.line("GET item:7").text(), value));
+            assert_eq!((total(&sidecars, "hits"), total(&sidecars, "loads_saved")), (10 * round, 999 * round), "hits are hits");
             let ttl = servers.holder_of("item:7").line("PTTL item:7").int();
             assert!((1..=3_600_000).contains(&ttl), "{ttl}");
             servers.expire("item:7");

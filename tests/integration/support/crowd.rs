@@ -56,7 +56,7 @@ impl Voice {
             hits,
             misses,
             loads: misses / 2,
-            loads_saved: hits,
+            loads_saved: misses - misses / 2,
             ..RuleBeat::default()
         };
         let beat = Heartbeat {

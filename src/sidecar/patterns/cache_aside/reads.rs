@@ -315,6 +315,9 @@ fn value_of(reply: &Reply<Element>) -> Option<&[u8]> {
 
 fn count(worker: &Rc<Worker>, rule: RuleId, reply: &Reply<Element>) {
     let metrics = worker.metrics();
+    if let Reply::Value(_) | Reply::Stale(_) = reply {
+        metrics.load_saved(rule);
+    }
     match reply {
         Reply::Value(_) => metrics.woken(rule),
         Reply::Stale(_) => metrics.stale(rule),

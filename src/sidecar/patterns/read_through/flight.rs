@@ -47,6 +47,8 @@ pub struct Flight {
     attempt: Cell<u32>,
     /// Whether the cache has answered and nobody has heeded it yet: what it said may be older than what readers ask from here on.
     is_answered: Rc<Cell<bool>>,
+    /// Whether its first passenger may still be spared a load. Those who join it are counted as spared when they do.
+    may_spare: Cell<bool>,
     /// With the attempt that was under way when each joined, or is the first to be of use to it.
     waiting: RefCell<Vec<(u32, Deliver)>>,
 }
@@ -61,7 +63,7 @@ impl Flight {
     /// A flight with its first passenger.
     pub fn new(rule: RuleId, key: FlightKey, deliver: Deliver) -> Rc<Self> {
         let waiting = RefCell::new(vec![(0, deliver)]);
-        Rc::new(Self { rule, key, attempt: Cell::new(0), is_answered: Rc::default(), waiting })
+        Rc::new(Self { rule, key, attempt: Cell::new(0), is_answered: Rc::default(), may_spare: Cell::new(true), waiting })
     }
 
     /// What it is for.
@@ -88,6 +90,7 @@ impl Flight {
             key: self.key.clone(),
             attempt: Cell::new(0),
             is_answered: Rc::default(),
+            may_spare: Cell::new(false),
             waiting: RefCell::new(late),
         });
         worker.flights().replace(self, anew.clone());
@@ -99,6 +102,14 @@ impl Flight {
         let attempt = self.attempt.get();
         let early = self.waiting.borrow().iter().filter(|(joined, _)| *joined < attempt).count();
         (0..early).for_each(|_| worker.metrics().stale(self.rule));
+        self.spare(worker);
+    }
+
+    /// Whoever began it is served without a load of their own.
+    fn spare(&self, worker: &Worker) {
+        if self.may_spare.take() {
+            worker.metrics().load_saved(self.rule);
+        }
     }
 
     fn entry(&self, worker: &Worker) -> Entry {
@@ -196,11 +207,13 @@ fn react(worker: &Rc<Worker>, flight: &Rc<Flight>, begun: Result<Begun, String>)
     let outcome = match begun {
         Ok(Begun::Value(value)) => {
             worker.metrics().coalesced(flight.rule);
+            flight.spare(worker);
             Outcome::Cached(value)
         }
         Ok(Begun::Other) => Outcome::NotFound,
         Ok(Begun::Nothing) => {
             worker.metrics().negative(flight.rule);
+            flight.spare(worker);
             Outcome::NotFound
         }
         Ok(Begun::Leased(stale)) => {
@@ -373,6 +386,7 @@ async fn ask(worker: &Rc<Worker>, plan: &Plan, flights: &[Rc<Flight>]) -> Vec<Re
 async fn ask_origin(worker: &Rc<Worker>, plan: &Plan, flights: &[Rc<Flight>]) -> Vec<Result<Loaded, LoadError>> {
     for flight in flights {
         worker.metrics().load(flight.rule);
+        flight.may_spare.set(false);
     }
     let keys: Vec<Vec<u8>> = flights.iter().map(|flight| flight.key.1.clone()).collect();
     let loader = plan.loader.clone();

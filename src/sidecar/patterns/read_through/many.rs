@@ -63,11 +63,8 @@ fn count_and_pick_missing(worker: &Rc<Worker>, command: &[u8], leased: bool, abs
     for (index, (key, absent)) in args.iter().skip(1).zip(absent).enumerate() {
         let rule = policy.find(key);
         worker.metrics().count_read(rule, absent);
-        match (policy.loads(rule), absent) {
-            _ if absent && leased && policy.leases(rule) => missing.push((index, rule, key.to_vec())),
-            (true, true) => missing.push((index, rule, key.to_vec())),
-            (true, false) => worker.metrics().load_saved(rule),
-            (false, _) => {}
+        if absent && (policy.loads(rule) || leased && policy.leases(rule)) {
+            missing.push((index, rule, key.to_vec()));
         }
     }
     missing

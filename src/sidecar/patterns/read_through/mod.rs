@@ -70,6 +70,7 @@ fn want(worker: &Rc<Worker>, rule: RuleId, key: FlightKey, deliver: Deliver) -> 
     let mut by_key = worker.flights().by_key.borrow_mut();
     if let Some(flight) = by_key.get(&key) {
         worker.metrics().coalesced(rule);
+        worker.metrics().load_saved(rule);
         flight.join(deliver);
         return None;
     }
