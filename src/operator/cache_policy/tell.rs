@@ -1,6 +1,7 @@
 //! What became of the policies of a namespace is told: each status at most once in ten seconds, and only where it differs.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::jiff::Timestamp;
@@ -84,23 +85,29 @@ type Followers<'a> = HashMap<&'a str, Vec<(&'a Judged<'a>, &'a Judgement)>>;
 /// No rules at all.
 static NONE: BTreeSet<String> = BTreeSet::new();
 
+/// Policies by their names, whoever was told longest ago first: where the API server is slow, a look ends before all are told, and the next goes on.
+/// What was told of policies that are no more is forgotten.
+fn in_turn<'a>(policies: &'a [Arc<Policy>], told: &mut HashMap<String, Told>) -> Vec<(&'a str, &'a Policy)> {
+    let by_name = policies.iter().filter_map(|policy| Some((policy.meta().name.as_deref()?, &**policy)));
+    let by_name: HashMap<&str, &Policy> = by_name.collect();
+    told.retain(|name, told| by_name.get(name.as_str()).is_some_and(|policy| policy.meta().uid == told.uid));
+    let mut in_turn: Vec<(&str, &Policy)> = by_name.into_iter().collect();
+    in_turn.sort_by_key(|(name, _)| (told.get(*name).and_then(|told| told.at), *name));
+    in_turn
+}
+
 impl Scene<'_> {
-    /// Tells of every policy. How soon there is more to tell that came too early.
+    /// Tells of every policy, or of those whose turn comes while the look goes on. How soon there is more to tell that came too early.
     pub async fn tell(&self, memory: &mut Memory) -> Result<Option<Duration>, LookError> {
         let mut again: Option<Duration> = None;
         let mut outcome = Ok(());
-        let mut before = std::mem::take(&mut memory.told);
         let followers = self.followers();
-        for policy in &self.seen.policies {
-            let metadata = policy.meta();
-            let Some(name) = metadata.name.clone() else { continue };
-            let known = before.remove(&name).filter(|told| told.uid == metadata.uid);
-            let mut told = known.unwrap_or_else(|| Told::earlier(policy));
+        for (name, policy) in in_turn(&self.seen.policies, &mut memory.told) {
+            let told = memory.told.entry(name.to_owned()).or_insert_with(|| Told::earlier(policy));
             let wait = match &policy.0 {
-                Ok(policy) => self.tell_of(policy, &followers, &mut told).await,
-                Err(invalid) => self.tell_unreadable(metadata, &invalid.error, &mut told).await,
+                Ok(policy) => self.tell_of(policy, &followers, told).await,
+                Err(invalid) => self.tell_unreadable(policy.meta(), &invalid.error, told).await,
             };
-            memory.told.insert(name, told);
             match wait {
                 Ok(wait) => again = again.into_iter().chain(wait).min(),
                 Err(error) => outcome = Err(error),
@@ -286,4 +293,33 @@ fn alone(policy: &CachePolicy, seen: &Seen) -> Judgement {
         goes_on: false,
         remarks: Vec::new(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use kube::core::DeserializeGuard;
+
+    use super::*;
+
+    fn policy(name: &str) -> Arc<Policy> {
+        let spec = json!({"cacheCluster": "main", "workloads": {"matchLabels": {"app": "shop"}}, "rules": []});
+        let (version, metadata) = ("larder.dev/v1alpha1", json!({"name": name, "uid": "1"}));
+        let policy = json!({"apiVersion": version, "kind": "CachePolicy", "metadata": metadata, "spec": spec});
+        Arc::new(DeserializeGuard(Ok(serde_json::from_value(policy).unwrap())))
+    }
+
+    #[test]
+    fn whoever_was_told_longest_ago_comes_first() {
+        let now = Instant::now();
+        let told = |name: &str, uid: &str, seconds| {
+            let (uid, at) = (Some(uid.to_owned()), Some(now + Duration::from_secs(seconds)));
+            let (status, advised) = (CachePolicyStatus::default(), Advised::earlier(None));
+            (name.to_owned(), Told { uid, status, at, notices: BTreeSet::new(), advised })
+        };
+        let policies = ["late", "early", "new", "another"].map(policy);
+        let mut all = HashMap::from([told("late", "1", 2), told("early", "1", 1), told("another", "2", 3), told("gone", "1", 0)]);
+        let order: Vec<&str> = in_turn(&policies, &mut all).into_iter().map(|(name, _)| name).collect();
+        assert_eq!(order, ["another", "new", "early", "late"]);
+        assert_eq!(all.keys().collect::<BTreeSet<_>>(), [&"early".to_owned(), &"late".to_owned()].into());
+    }
 }
