@@ -225,8 +225,12 @@ impl Servers {
             Action::ClusterForget { server, node: NodeId(id) } => self.tell(*server, "CLUSTER FORGET", &[id]).await,
             Action::BumpEpoch { server } => self.tell(*server, "CLUSTER BUMPEPOCH", &[]).await,
             Action::ClusterTakeover { server } => self.tell(*server, "CLUSTER FAILOVER", &["TAKEOVER"]).await,
-            // Planned where agents start servers, or pods are rolled; neither is the case here.
+            // Planned where agents start servers, pods are rolled, or the number of shards changes; none of it is the case here.
             Action::Forget { .. }
+            | Action::MoveSlots { .. }
+            | Action::SettleSlots { .. }
+            | Action::DropKeys { .. }
+            | Action::RemoveServer { .. }
             | Action::SetQuorum { .. }
             | Action::PruneGhosts { .. }
             | Action::Handover { .. }

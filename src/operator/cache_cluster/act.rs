@@ -212,6 +212,9 @@ pub fn word(action: &Action) -> &'static str {
         | Action::ClusterForget { .. }
         | Action::BumpEpoch { .. }
         | Action::ClusterTakeover { .. } => "cluster",
+        Action::MoveSlots { .. } | Action::SettleSlots { .. } => "move_slots",
+        Action::DropKeys { .. } => "drop_keys",
+        Action::RemoveServer { .. } => "remove_server",
         Action::Forget { .. } => "forget",
         Action::SetQuorum { .. } => "set_quorum",
         Action::PruneGhosts { .. } => "prune_ghosts",

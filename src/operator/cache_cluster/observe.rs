@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use super::plan::{ClusterFacts, Facts, Link, NodeId, Peer, Role, SlotRange, Watch};
+use super::plan::{ClusterFacts, Facts, Link, NodeId, OpenSlot, Peer, Role, SlotRange, Watch};
 use super::spin;
 use crate::operator::admin::{Admin, AdminError};
 
@@ -19,9 +19,29 @@ pub async fn server(admin: &mut Admin, in_cluster: bool) -> Result<Option<Facts>
         let nodes: String = admin.ask("CLUSTER NODES", &[]).await?;
         let state: String = admin.ask("CLUSTER INFO", &[]).await?;
         let (ok, current_epoch) = parse_cluster_info(&state);
-        facts.cluster = Some(ClusterFacts { ok, current_epoch, ..parse_nodes(&nodes) });
+        let exports = exports(admin).await?;
+        facts.cluster = Some(ClusterFacts { ok, current_epoch, exports, ..parse_nodes(&nodes) });
     }
     Ok(Some(facts))
+}
+
+/// The slots that a node hands over at this moment by its engine's own migration; `None` where it has none, which only trying tells.
+async fn exports(admin: &mut Admin) -> Result<Option<Vec<SlotRange>>, AdminError> {
+    match admin.ask::<Vec<HashMap<String, String>>>("CLUSTER GETSLOTMIGRATIONS", &[]).await {
+        Ok(migrations) => Ok(Some(migrations.iter().filter(|migration| is_under_way(migration)).flat_map(exported).collect())),
+        Err(error) if matches!(error.code(), Some("ERR" | "NOPERM")) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn is_under_way(migration: &HashMap<String, String>) -> bool {
+    let field = |name: &str| migration.get(name).map(String::as_str);
+    field("operation") == Some("EXPORT") && !matches!(field("state"), Some("success" | "failed" | "cancelled") | None)
+}
+
+fn exported(migration: &HashMap<String, String>) -> Vec<SlotRange> {
+    let ranges = migration.get("slot_ranges").map(String::as_str).unwrap_or_default();
+    ranges.split_ascii_whitespace().filter_map(parse_slots).collect()
 }
 
 /// Asks a sentinel what it watches.
@@ -91,10 +111,13 @@ fn parse_nodes(nodes: &str) -> ClusterFacts {
         let [id, address, flags, _primary, _ping, _pong, epoch, _link, slots @ ..] = &words[..] else { continue };
         let flags: Vec<&str> = flags.split(',').collect();
         let id = NodeId((*id).to_owned());
+        let open = |arrow| slots.iter().filter_map(|text| parse_open(text, arrow)).collect();
+        let (migrating, importing) = (open("->-"), open("-<-"));
         let slots = slots.iter().filter_map(|slots| parse_slots(slots)).collect();
         let epoch = epoch.parse().unwrap_or(0);
         if flags.contains(&"myself") {
             (facts.id, facts.epoch, facts.slots) = (id, epoch, slots);
+            (facts.migrating, facts.importing) = (migrating, importing);
             continue;
         }
         let address = address.split_once('@').and_then(|(address, _)| address.parse().ok());
@@ -108,6 +131,12 @@ fn parse_nodes(nodes: &str) -> ClusterFacts {
 fn parse_slots(text: &str) -> Option<SlotRange> {
     let (first, last) = text.split_once('-').unwrap_or((text, text));
     Some(SlotRange { first: first.parse().ok()?, last: last.parse().ok()? })
+}
+
+/// `[7->-ID]`, a slot on its way to another node, or `[7-<-ID]`, on its way from there.
+fn parse_open(text: &str, arrow: &str) -> Option<OpenSlot> {
+    let (slot, peer) = text.strip_prefix('[')?.strip_suffix(']')?.split_once(arrow)?;
+    Some(OpenSlot { slot: slot.parse().ok()?, peer: NodeId(peer.to_owned()) })
 }
 
 fn parse_master(fields: &HashMap<String, String>) -> Option<Watch> {
@@ -173,15 +202,33 @@ mod tests {
 
     #[test]
     fn a_nodes_table_is_read() {
-        let nodes = "aa 127.0.0.1:7000@17000 myself,master - 0 0 3 connected 0-5460 [7->-bb]\n\
+        let nodes = "aa 127.0.0.1:7000@17000 myself,master - 0 0 3 connected 0-5460 [7->-bb] [5461-<-cc]\n\
                      bb 127.0.0.1:7001@17001,name slave aa 0 1 3 connected\n\
                      cc :0@0 master,noaddr - 0 1 2 disconnected 5461 5463-5464\n\
                      dd 127.0.0.1:7003@17003 handshake - 0 0 0 disconnected\n";
         let facts = parse_nodes(nodes);
         assert_eq!((facts.id, facts.epoch, facts.slots), (NodeId("aa".to_owned()), 3, vec![SlotRange { first: 0, last: 5460 }]));
+        assert_eq!(facts.migrating, [OpenSlot { slot: 7, peer: NodeId("bb".to_owned()) }]);
+        assert_eq!(facts.importing, [OpenSlot { slot: 5461, peer: NodeId("cc".to_owned()) }]);
         let [bb, cc, dd] = &facts.peers[..] else { panic!("three peers") };
         assert_eq!(bb.address, Some(SocketAddr::from(([127, 0, 0, 1], 7001))));
         assert_eq!((cc.address, cc.slots.len()), (None, 2));
         assert!(dd.handshake && !bb.handshake);
+    }
+
+    #[test]
+    fn exports_under_way_are_read() {
+        let migration = |operation: &str, state: &str| {
+            let fields = [("operation", operation), ("state", state), ("slot_ranges", "5-5 100-460")];
+            fields.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect::<HashMap<_, _>>()
+        };
+        let snapshotting = migration("EXPORT", "snapshotting");
+        assert!(is_under_way(&snapshotting));
+        assert_eq!(exported(&snapshotting), [SlotRange { first: 5, last: 5 }, SlotRange { first: 100, last: 460 }]);
+        for (operation, state) in
+            [("EXPORT", "success"), ("EXPORT", "failed"), ("EXPORT", "cancelled"), ("IMPORT", "snapshotting")]
+        {
+            assert!(!is_under_way(&migration(operation, state)), "{operation} {state}");
+        }
     }
 }

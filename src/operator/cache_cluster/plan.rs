@@ -17,6 +17,9 @@ mod desired;
 mod model;
 mod observed;
 mod report;
+mod reshard;
+#[cfg(test)]
+mod reshard_simulation;
 mod rollout;
 mod rules;
 mod sentinel;
@@ -30,11 +33,11 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::policy::agent::DataState;
-pub use action::{Action, Set, Start, Waiting, Why};
+pub use action::{Action, Set, Start, Waiting, Way, Why};
 pub use desired::{Desired, DesiredPods, Layout, SLOTS, SentinelId, ServerId, Starter};
 pub use observed::{
-    ClusterFacts, Facts, Held, Link, Member, Node, NodeId, Observed, Peer, Pod, Revision, Role, Scale, Sentinel, Server,
-    ServerState, SlotRange, Watch,
+    ClusterFacts, Facts, Held, Link, Member, Node, NodeId, Observed, OpenSlot, Peer, Pod, Revision, Role, Scale, Sentinel,
+    Server, ServerState, SlotRange, Watch,
 };
 use rules::{Rule, holds};
 pub use slots::{SlotSet, Transfer, transfers};
@@ -63,6 +66,14 @@ fn under_agents(desired: &Desired, observed: &Observed) -> Vec<Action> {
 /// The server that acts as primary, where no majority of sentinels contradicts. Under Sentinel with agents.
 pub fn primary(desired: &Desired, observed: &Observed) -> Option<ServerId> {
     agents::acting(desired, observed).map(|acting| acting.id)
+}
+
+/// How many slots of a Cluster are not yet where they are to be; `None` where the owner of one is not known, and outside a Cluster.
+pub fn slots_to_move(desired: &Desired, observed: &Observed) -> Option<u16> {
+    match desired.layout {
+        Layout::Sentinel { .. } => None,
+        Layout::Cluster { .. } => cluster::left_to_move(desired, observed),
+    }
 }
 
 /// Whether a replica follows the server at `address`, with its link in this state.

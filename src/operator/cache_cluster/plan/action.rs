@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 
 use super::desired::{SentinelId, ServerId};
 use super::observed::{Member, NodeId, SlotRange};
+use super::slots::SlotSet;
 
 /// One step. Each is safe to repeat.
 #[derive(Debug, Clone, PartialEq)]
@@ -85,6 +86,35 @@ pub enum Action {
         /// Which.
         server: ServerId,
     },
+    /// Move slots with their keys from one primary to another. A part of it may be done: the next plan goes on from there.
+    MoveSlots {
+        /// Who owns them.
+        from: ServerId,
+        /// Who is to own them.
+        to: ServerId,
+        /// Which.
+        slots: SlotSet,
+        /// How.
+        way: Way,
+    },
+    /// Make a node of a Cluster forget that slots were on their way: it owns those that it was to take, or no longer owns those that it
+    /// was to hand over.
+    SettleSlots {
+        /// Which.
+        server: ServerId,
+        /// Which slots.
+        slots: SlotSet,
+    },
+    /// Remove all keys of a primary that owns no slots and is wanted no more: copies of keys whose slots its engine has moved.
+    DropKeys {
+        /// Which.
+        server: ServerId,
+    },
+    /// End a server that is wanted no more, and give up its place: it holds no slot and no key, and the others have forgotten it.
+    RemoveServer {
+        /// Which.
+        server: ServerId,
+    },
     /// Make a sentinel watch nothing.
     Forget {
         /// Which sentinel.
@@ -127,6 +157,15 @@ pub enum Action {
     },
     /// Nothing to do about this now but to look again.
     Wait(Waiting),
+}
+
+/// How slots move.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// By the engine: all keys are copied, and then they and the slots change hands in one moment.
+    Atomic,
+    /// Key by key, with `MIGRATE`, while both sides redirect clients to each other.
+    ByKeys,
 }
 
 /// Why a pod is replaced.
@@ -183,6 +222,10 @@ pub enum Waiting {
     Discovery(SentinelId),
     /// A Cluster node to know all others, and to see every slot served.
     Gossip(ServerId),
+    /// The engine to finish the moves of slots that it has begun.
+    Slots,
+    /// A server that is to go to lose its last keys.
+    Keys(ServerId),
     /// A held server's reason to end.
     Held {
         /// Which server.
@@ -211,6 +254,20 @@ pub enum Waiting {
     HandoverRetry(ServerId),
 }
 
+impl Action {
+    /// Whether it belongs to a change of the number of shards, during which all slots are served.
+    pub fn is_resharding(&self) -> bool {
+        matches!(
+            self,
+            Self::MoveSlots { .. }
+                | Self::SettleSlots { .. }
+                | Self::DropKeys { .. }
+                | Self::RemoveServer { .. }
+                | Self::Wait(Waiting::Slots | Waiting::Keys(_))
+        )
+    }
+}
+
 impl fmt::Display for Waiting {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -221,6 +278,8 @@ impl fmt::Display for Waiting {
             Self::Agreement => f.write_str("the sentinels to agree on the primary"),
             Self::Discovery(sentinel) => write!(f, "{sentinel} to learn of the replicas and the other sentinels"),
             Self::Gossip(server) => write!(f, "{server} to see the whole cluster"),
+            Self::Slots => f.write_str("the servers to finish a move of slots"),
+            Self::Keys(server) => write!(f, "{server}, which owns no slots and is to go, to lose its last keys"),
             Self::Held { server, message, .. } => write!(f, "{server}, which is held: {message}"),
             Self::BestCopy(server) => write!(
                 f,

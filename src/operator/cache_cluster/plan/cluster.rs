@@ -1,39 +1,45 @@
 //! A Cluster: shards of one primary with replicas, failed over by their own bus.
 
+use std::cmp::Reverse;
+use std::collections::BTreeSet;
+
+use super::rules::{Rule, holds};
 use super::{
-    Action, ClusterFacts, Desired, Facts, NodeId, Observed, Peer, Role, SLOTS, Server, ServerId, ServerState, SlotRange, Start,
-    Waiting,
+    Action, ClusterFacts, Desired, Facts, NodeId, Observed, Peer, Role, Server, ServerId, ServerState, SlotRange, SlotSet, Start,
+    Waiting, reshard,
 };
 
 /// A server that answers, with its view of the Cluster.
 #[derive(Clone, Copy)]
-struct Node<'a> {
-    id: ServerId,
+pub(super) struct Node<'a> {
+    pub(super) id: ServerId,
     server: &'a Server,
-    facts: &'a Facts,
-    view: &'a ClusterFacts,
+    pub(super) facts: &'a Facts,
+    pub(super) view: &'a ClusterFacts,
 }
 
 impl Node<'_> {
-    fn is_primary(&self) -> bool {
+    pub(super) fn is_primary(&self) -> bool {
         self.facts.role == Role::Primary
     }
 
-    fn serves(&self) -> bool {
+    pub(super) fn serves(&self) -> bool {
         self.is_primary() && !self.view.slots.is_empty()
     }
 
     /// Whether it and the node `other` have introduced themselves.
-    fn knows(&self, other: &NodeId) -> bool {
+    pub(super) fn knows(&self, other: &NodeId) -> bool {
         self.view.peers.iter().any(|peer| peer.id == *other && !peer.handshake)
     }
 }
 
 pub(super) fn plan(desired: &Desired, observed: &Observed) -> Vec<Action> {
-    let nodes: Vec<Node<'_>> = nodes(observed).collect();
-    let cluster = Cluster { desired, observed, nodes };
+    let nodes = nodes(observed).collect();
+    let mut cluster = Cluster { desired, observed, nodes, leaving: BTreeSet::new() };
+    cluster.leaving = reshard::emptied(&cluster);
+    cluster.nodes.retain(|node| !cluster.leaving.contains(&node.id));
     let mut actions = Vec::new();
-    for shard in 0..desired.shards() {
+    for shard in cluster.shards() {
         actions.extend(cluster.fill(shard));
     }
     actions.extend(cluster.introduce());
@@ -43,6 +49,8 @@ pub(super) fn plan(desired: &Desired, observed: &Observed) -> Vec<Action> {
     actions.extend(super::allow_promotions(observed));
     actions.extend(super::unfinished(observed));
     actions.extend(cluster.gossip());
+    let is_well = actions.is_empty();
+    actions.extend(reshard::plan(&cluster, is_well));
     actions
 }
 
@@ -50,34 +58,85 @@ fn nodes(observed: &Observed) -> impl Iterator<Item = Node<'_>> {
     observed.running().filter_map(|(id, server, facts)| Some(Node { id, server, facts, view: facts.cluster.as_ref()? }))
 }
 
-struct Cluster<'a> {
-    desired: &'a Desired,
-    observed: &'a Observed,
-    nodes: Vec<Node<'a>>,
+pub(super) struct Cluster<'a> {
+    pub(super) desired: &'a Desired,
+    pub(super) observed: &'a Observed,
+    /// The nodes that answer, without those that leave.
+    pub(super) nodes: Vec<Node<'a>>,
+    /// Servers that are wanted no more and hold nothing.
+    pub(super) leaving: BTreeSet<ServerId>,
 }
 
 impl<'a> Cluster<'a> {
-    fn patience_over(&self) -> bool {
+    pub(super) fn patience_over(&self) -> bool {
         self.observed.steady >= self.desired.takeover_after
     }
 
-    fn members(&self, shard: u16) -> impl Iterator<Item = &Node<'a>> {
+    /// The shards that are wanted, and those that still have servers which are not about to leave.
+    fn shards(&self) -> BTreeSet<u16> {
+        let present = self.observed.servers.keys().filter(|id| !self.leaving.contains(id)).map(|id| id.shard);
+        (0..self.desired.shards()).chain(present).collect()
+    }
+
+    /// Whether every server answers that is not about to leave.
+    pub(super) fn all_answer(&self) -> bool {
+        self.nodes.len() + self.leaving.len() >= self.observed.servers.len()
+    }
+
+    pub(super) fn members(&self, shard: u16) -> impl Iterator<Item = &Node<'a>> {
         self.nodes.iter().filter(move |node| node.id.shard == shard)
     }
 
     /// The shard's primary: of two that claim its slots, the one with the later claim.
-    fn primary(&self, shard: u16) -> Option<&Node<'a>> {
+    pub(super) fn primary(&self, shard: u16) -> Option<&Node<'a>> {
         self.members(shard).filter(|node| node.serves()).max_by_key(|node| node.view.epoch)
     }
 
-    fn in_shard(&self, shard: u16) -> impl Iterator<Item = (ServerId, &'a Server)> {
+    /// The primary of a shard that owns slots, or that is to get its first: who holds keys of slots on their way, else whom the others
+    /// follow already, else the first one.
+    pub(super) fn head(&self, shard: u16) -> Option<&Node<'a>> {
+        if self.owns_slots(shard) {
+            return self.primary(shard);
+        }
+        let followers = |node: &Node<'_>| self.members(shard).filter(|member| follows(member, node)).count();
+        let primaries = self.members(shard).filter(|node| node.is_primary());
+        primaries.max_by_key(|node| (node.facts.holds_data, followers(node), Reverse(node.id)))
+    }
+
+    /// Whether anybody takes a server of the shard for an owner of slots, or one would come back as such.
+    pub(super) fn owns_slots(&self, shard: u16) -> bool {
+        let claims = |server: &Server| match &server.state {
+            ServerState::Stopped { claim, .. } => claim.is_some(),
+            ServerState::Running(Facts { cluster: Some(view), .. }) => !view.slots.is_empty(),
+            _ => false,
+        };
+        let is_told = |peer: &Peer| !peer.slots.is_empty() && self.shard_of(peer) == Some(shard);
+        self.in_shard(shard).any(|(_, server)| claims(server))
+            || self.nodes.iter().any(|node| node.view.peers.iter().any(is_told))
+    }
+
+    fn shard_of(&self, peer: &Peer) -> Option<u16> {
+        let known = self.nodes.iter().find(|node| node.view.id == peer.id).map(|node| node.id);
+        let placed = || self.observed.at(peer.address?).map(|(id, _)| id);
+        known.or_else(placed).map(|id| id.shard)
+    }
+
+    /// The shard of the node of that id, which need not answer.
+    pub(super) fn shard_of_id(&self, id: &NodeId) -> Option<u16> {
+        let known = self.nodes.iter().find(|node| node.view.id == *id).map(|node| node.id.shard);
+        let mut peers = self.nodes.iter().flat_map(|node| &node.view.peers).filter(|peer| peer.id == *id);
+        known.or_else(|| peers.find_map(|peer| self.shard_of(peer)))
+    }
+
+    pub(super) fn in_shard(&self, shard: u16) -> impl Iterator<Item = (ServerId, &'a Server)> {
         self.observed.servers.iter().filter(move |(id, _)| id.shard == shard).map(|(id, server)| (*id, server))
     }
 
-    /// Whether too few primaries run to elect another.
+    /// Whether too few primaries run to elect another. Those without slots have no vote.
     fn majority_is_lost(&self) -> bool {
-        let serving = (0..self.desired.shards()).filter(|shard| self.primary(*shard).is_some()).count();
-        serving < usize::from(self.desired.shards()) / 2 + 1
+        let owning: Vec<u16> = self.shards().into_iter().filter(|shard| self.owns_slots(*shard)).collect();
+        let serving = owning.iter().filter(|shard| self.primary(**shard).is_some()).count();
+        serving < owning.len() / 2 + 1
     }
 
     /// Whether no node believes that the primary's slots are another's by now.
@@ -123,6 +182,9 @@ impl<'a> Cluster<'a> {
         if !self.in_shard(shard).any(|(_, server)| server.is_stopped()) {
             return Vec::new();
         }
+        if !self.owns_slots(shard) {
+            return self.rescue_arrivals(shard).map_or_else(start, |action| vec![action]);
+        }
         if let Some(primary) = self.primary(shard) {
             let settled = self.members(shard).all(|node| node.id == primary.id || follows(node, primary) || is_blank(node));
             if settled && !self.beats_stopped(primary) {
@@ -153,6 +215,20 @@ impl<'a> Cluster<'a> {
         }
     }
 
+    /// Where slots are on their way to a shard that owns none yet, no vote replaces its primary. The keys that have come already outlive it
+    /// in a replica, which takes its place before it comes back with nothing.
+    fn rescue_arrivals(&self, shard: u16) -> Option<Action> {
+        let has_lost_all = |node: &&Node<'_>| {
+            let Role::Replica { of, .. } = node.facts.role else { return false };
+            let followed = self.observed.at(of).map(|(_, server)| &server.state);
+            matches!(followed, Some(ServerState::Stopped { data: false, .. }))
+        };
+        let mut others = self.members(shard).filter(|node| node.is_primary() && node.facts.holds_data);
+        let copies = self.members(shard).filter(|node| node.facts.holds_data).filter(has_lost_all);
+        let best = copies.max_by_key(|node| node.facts.offset).filter(|_| holds(Rule::KeepArrivals))?;
+        others.next().is_none().then_some(Action::ClusterTakeover { server: best.id })
+    }
+
     /// Nodes that the first one does not know at their address are introduced; gossip does the rest.
     fn introduce(&self) -> Vec<Action> {
         let Some(host) = self.nodes.iter().find(|node| node.serves()).or(self.nodes.first()) else { return Vec::new() };
@@ -166,30 +242,34 @@ impl<'a> Cluster<'a> {
         self.nodes.iter().filter(unknown).map(|node| Action::ClusterMeet { server: host.id, peer: node.id }).collect()
     }
 
+    /// The slots that somebody is taken for the owner of.
+    fn owned(&self) -> SlotSet {
+        let views = self.nodes.iter().map(|node| node.view);
+        views.flat_map(|view| view.slots.iter().chain(view.peers.iter().flat_map(|peer| &peer.slots))).copied().collect()
+    }
+
     /// Slots that nobody owns go to their home shard's primary, once every server has been asked.
     fn assign_slots(&self) -> Vec<Action> {
-        let mut owned = vec![false; usize::from(SLOTS)];
-        let views = self.nodes.iter().map(|node| node.view);
-        for claim in views.flat_map(|view| view.slots.iter().chain(view.peers.iter().flat_map(|peer| &peer.slots))) {
-            if let Some(slots) = owned.get_mut(usize::from(claim.first)..=usize::from(claim.last)) {
-                slots.fill(true);
-            }
-        }
-        if self.nodes.len() < self.observed.servers.len() || owned.iter().all(|slot| *slot) {
+        let owned = self.owned();
+        if !self.all_answer() || owned == SlotSet::all() {
             return Vec::new();
         }
         let shards = (0..self.desired.shards()).filter_map(|shard| {
-            let slots = unowned(&owned, self.desired.home_slots(shard));
+            let mut slots = SlotSet::from_iter([self.desired.home_slots(shard)]);
+            slots.remove(&owned);
             let server = self.primary(shard).or_else(|| self.members(shard).find(|node| node.is_primary()))?.id;
-            (!slots.is_empty()).then_some(Action::AddSlots { server, slots })
+            (!slots.is_empty()).then_some(Action::AddSlots { server, slots: slots.ranges() })
         });
         shards.collect()
     }
 
     /// Nodes without slots follow their shard's primary. A replica that follows another is moved only where the bus has not.
     fn replicate(&self) -> Vec<Action> {
+        // Until then it is open who of a shard gets its first slots.
+        let is_formed = self.owned() == SlotSet::all();
         let misplaced = self.nodes.iter().filter_map(|node| {
-            let primary = self.primary(node.id.shard).filter(|primary| primary.id != node.id)?;
+            let head = if is_formed { self.head(node.id.shard) } else { self.primary(node.id.shard) };
+            let primary = head.filter(|head| head.id != node.id)?;
             if follows(node, primary) || node.serves() {
                 return None;
             }
@@ -204,7 +284,7 @@ impl<'a> Cluster<'a> {
 
     /// When every server answers, an id that none of them bears belongs to nobody.
     fn forget(&self) -> Vec<Action> {
-        if self.nodes.len() < self.observed.servers.len() {
+        if !self.all_answer() {
             return Vec::new();
         }
         let is_ours = |id: &NodeId| self.nodes.iter().any(|node| node.view.id == *id);
@@ -232,17 +312,7 @@ fn is_blank(node: &Node<'_>) -> bool {
     node.is_primary() && node.view.slots.is_empty()
 }
 
-/// The parts of a range that are not owned.
-fn unowned(owned: &[bool], range: SlotRange) -> Vec<SlotRange> {
-    let mut free: Vec<SlotRange> = Vec::new();
-    for slot in range.first..=range.last {
-        if owned.get(usize::from(slot)).copied().unwrap_or(true) {
-            continue;
-        }
-        match free.last_mut() {
-            Some(last) if last.last + 1 == slot => last.last = slot,
-            _ => free.push(SlotRange { first: slot, last: slot }),
-        }
-    }
-    free
+/// How many slots are not where they are to be; `None` where the owner of one is not known.
+pub(super) fn left_to_move(desired: &Desired, observed: &Observed) -> Option<u16> {
+    reshard::left_to_move(&Cluster { desired, observed, nodes: nodes(observed).collect(), leaving: BTreeSet::new() })
 }

@@ -194,6 +194,21 @@ pub struct ClusterFacts {
     pub slots: Vec<SlotRange>,
     /// The other nodes that it knows.
     pub peers: Vec<Peer>,
+    /// Slots that it has begun to hand over key by key, and to whom.
+    pub migrating: Vec<OpenSlot>,
+    /// Slots that it has begun to take key by key, and from whom.
+    pub importing: Vec<OpenSlot>,
+    /// The slots that it hands over at this moment, all keys at once; `None` where its engine does not know how.
+    pub exports: Option<Vec<SlotRange>>,
+}
+
+/// A slot on its way, as one of the two nodes remembers it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OpenSlot {
+    /// The slot.
+    pub slot: u16,
+    /// The other node.
+    pub peer: NodeId,
 }
 
 /// A Cluster node's name for itself: 40 hexadecimal digits.

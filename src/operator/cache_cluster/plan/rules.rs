@@ -49,6 +49,18 @@ pub(super) enum Rule {
     MoveWhereRoom,
     /// A while passes between moves.
     MoveSlowly,
+    /// A slot on its way arrives before others leave.
+    FinishSlots,
+    /// Slots begin to move only where nothing is to be healed.
+    MoveWhenWell,
+    /// A shard stays while it owns slots.
+    DrainFirst,
+    /// A server stays while it holds keys.
+    KeepKeys,
+    /// Keys of slots that have left, and that nobody drops, are dropped.
+    DropStrays,
+    /// Keys of slots on their way outlive the primary that was to get the slots.
+    KeepArrivals,
     /// Nothing is done while paused.
     Pause,
 }

@@ -414,6 +414,7 @@ impl World {
             ok: (0..self.desired.shards()).all(|shard| self.acting(shard).is_some()),
             slots: slots(&id),
             peers: peers.collect(),
+            ..ClusterFacts::default()
         };
         Facts {
             role: server.role,
