@@ -1,5 +1,6 @@
 //! The relay as a process, before real servers and real origins. What sidecars do is played: writes are appended by the journal's own script.
 
+mod bench;
 mod durable;
 mod history;
 mod http;
