@@ -4,6 +4,7 @@
 //! addresses of the pods' Services, as far as the operator can tell from outside; what they hold stands in [`tier`].
 
 mod agent;
+mod keeper;
 mod kubelet;
 mod listener;
 mod tier;

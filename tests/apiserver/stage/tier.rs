@@ -8,6 +8,7 @@ use larder::policy::agent::{DataState, Position, Proved, ServerPhase, StateRepor
 use larder::policy::told;
 use tokio::sync::broadcast;
 
+use super::keeper;
 use super::tls::{Pair, Presented};
 use super::wire::Reply;
 
@@ -99,6 +100,8 @@ pub struct Tier {
     pub users_are_late: bool,
     /// Whether agents take requests and answer none.
     pub agents_hang: bool,
+    /// A real server that keeps what the primary is told, and passes on what is published there. `None`: nothing is kept.
+    pub kept_by: Option<SocketAddr>,
 }
 
 impl Default for Tier {
@@ -114,6 +117,7 @@ impl Default for Tier {
             fewest_sentinels: usize::MAX,
             users_are_late: false,
             agents_hang: false,
+            kept_by: None,
         }
     }
 }
@@ -289,6 +293,12 @@ impl Tier {
         Some(StateReport { version: VERSION, ordinal, address, generation, data, server: phase, proved })
     }
 
+    /// The real server that answers a command in a member's stead.
+    pub fn keeper(&self, member: Member, verb: &str) -> Option<SocketAddr> {
+        let is_primary = matches!(member, Member::Server(ordinal) if self.primary() == Some(ordinal));
+        self.kept_by.filter(|_| is_primary && keeper::is_asked(verb))
+    }
+
     /// What a member answers to a command of a user that is logged in.
     pub fn answer(&mut self, member: Member, words: &[&str]) -> Reply {
         let is_there = match member {
@@ -333,7 +343,7 @@ impl Tier {
                     Reply::Array(vec![Reply::bulk("master"), Reply::Integer(0), Reply::Array(Vec::new())])
                 }
             },
-            // Nobody here holds keys: whoever puts some there is to try again.
+            // Where no real server is behind it, nobody holds keys: whoever puts some there is to try again.
             ["EVAL" | "GETRANGE" | "SET" | "DEL" | "SREM" | "PUBLISH" | "SUBSCRIBE" | "UNSUBSCRIBE" | "HELLO", ..] => {
                 Reply::error("LOADING a played server keeps nothing")
             }

@@ -6,12 +6,13 @@ use larder::operator::queue::Key;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 
+use super::keeper::Keeper;
 use super::tier::Member;
 use super::tls::Duplex;
 use super::{Tiers, listener, tls};
 
 /// A connection that is read command by command.
-type Stream = BufReader<Box<dyn Duplex>>;
+pub type Stream = BufReader<Box<dyn Duplex>>;
 
 /// The longest command: everything that is asked here is short.
 const MAX_WORDS: usize = 256;
@@ -64,9 +65,23 @@ pub async fn serve(listener: TcpListener, tiers: Tiers, key: Key, member: Member
 async fn converse(stream: TcpStream, tiers: Tiers, key: Key, member: Member) -> io::Result<()> {
     let presented = tiers.with(&key, |tier| tier.presented(member));
     let mut stream = BufReader::new(tls::accept(stream, presented).await?);
-    let mut logged_in = false;
+    let (mut logged_in, mut keeper) = (false, None);
     while let Some(words) = read_command(&mut stream).await? {
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        let verb = words.first().copied().unwrap_or_default();
+        if let Some(address) = tiers.with(&key, |tier| tier.keeper(member, verb)).filter(|_| logged_in) {
+            let mut kept = match keeper.take() {
+                Some(kept) => kept,
+                None => Keeper::connect(address).await?,
+            };
+            if verb.eq_ignore_ascii_case("SUBSCRIBE") {
+                return kept.join(stream, &words).await;
+            }
+            stream.write_all(&kept.ask(&words).await?).await?;
+            stream.flush().await?;
+            keeper = Some(kept);
+            continue;
+        }
         let reply = match words[..] {
             [verb, user, password] if verb.eq_ignore_ascii_case("AUTH") => {
                 logged_in = tiers.with(&key, |tier| tier.login() == Some(&(user.to_owned(), password.to_owned())));
