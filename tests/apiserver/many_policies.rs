@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::env;
-use std::fmt::Write as _;
+use std::fmt::{Debug, Write as _};
 use std::fs;
 use std::time::{Duration, Instant};
 
@@ -308,18 +308,18 @@ impl Many {
         self.operator().figure("larder_operator_policy_merges_total", None).await.unwrap_or_default()
     }
 
-    /// What changes cost. An operator that loses its Lease meanwhile, as on a machine that stands still for seconds, merges everything anew:
-    /// such a round is one of something else, and is repeated a few times.
-    async fn measure_changes(&mut self) -> Changing {
-        let mut changing = self.change_all().await;
+    /// Measures again, a few times, what does not fit while the API server did not answer for seconds, as on a machine that stands still: that
+    /// is of something else. Whatever else was measured counts.
+    async fn undisturbed<T: Debug>(&mut self, mut measure: impl AsyncFnMut(&mut Self) -> T, fits: impl Fn(&T) -> bool) -> T {
         for _ in 1..TRIES {
-            if changing.merges <= MOST_MERGES {
-                break;
+            let silences = self.operator().silences();
+            let measured = measure(self).await;
+            if fits(&measured) || self.operator().silences() == silences {
+                return measured;
             }
-            println!("once more, after {changing:?}");
-            changing = self.change_all().await;
+            println!("once more, after {measured:#?}");
         }
-        changing
+        measure(self).await
     }
 
     async fn change_all(&mut self) -> Changing {
@@ -351,21 +351,6 @@ impl Many {
         }
     }
 
-    /// What is done while nothing changes, and the Lease is kept. Where it is lost, as on a machine that stands still
-    /// for seconds, the round is one of something else, as what is printed of it shows.
-    async fn measure_peace(&self) -> Peace {
-        self.await_settled_users().await;
-        let mut peace = self.watch_peace().await;
-        for _ in 1..TRIES {
-            if peace.is_quiet() {
-                break;
-            }
-            println!("once more, after {peace:#?}");
-            peace = self.watch_peace().await;
-        }
-        peace
-    }
-
     async fn watch_peace(&self) -> Peace {
         self.await_quiet().await;
         let (counted, from, merges) = (self.scene.plane.requests().await, self.scene.plane.audit().len(), self.merges().await);
@@ -386,8 +371,9 @@ impl Many {
         let came = self.places.len() * (each - self.each) * EACH;
         let (arrived_in, arrival) = self.arrive(each).await;
 
-        let changing = self.measure_changes().await;
-        let steady = self.measure_peace().await;
+        let changing = self.undisturbed(Self::change_all, |changing| changing.merges <= MOST_MERGES).await;
+        self.await_settled_users().await;
+        let steady = self.undisturbed(async |many| many.watch_peace().await, Peace::is_quiet).await;
         let (memory_kib, mut peak_kib) = self.operator().memory();
 
         self.operator.take().expect("it runs").stop();

@@ -82,6 +82,11 @@ impl Operator {
         self.figure("larder_operator_cpu_seconds_total", None).await.unwrap_or_default()
     }
 
+    /// How often the API server left it without an answer for seconds, by what it and those before it wrote of their Lease.
+    pub fn silences(&self) -> usize {
+        self.process.log().matches("the lease could not be looked at").count()
+    }
+
     pub fn log_end(&self) -> String {
         self.process.log_end()
     }

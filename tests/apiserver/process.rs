@@ -41,10 +41,14 @@ impl Process {
         !matches!(self.child.try_wait(), Ok(None))
     }
 
+    /// All that it wrote, and those before it that had the same log.
+    pub fn log(&self) -> String {
+        String::from_utf8_lossy(&std::fs::read(&self.log).unwrap_or_default()).into_owned()
+    }
+
     /// The last lines that it wrote.
     pub fn log_end(&self) -> String {
-        let text = std::fs::read(&self.log).unwrap_or_default();
-        let text = String::from_utf8_lossy(&text).into_owned();
+        let text = self.log();
         let lines: Vec<&str> = text.lines().collect();
         lines[lines.len().saturating_sub(40)..].join("\n")
     }
