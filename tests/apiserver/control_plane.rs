@@ -16,8 +16,8 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::audit;
-use super::certificates::write_certificates;
 use super::process::{Process, free_port, tool};
+use super::support::certificates::write_certificates;
 
 /// How long the API server may take to be ready. Long: test machines are busy.
 const START_LIMIT: Duration = Duration::from_secs(180);

@@ -10,9 +10,6 @@ mod at_once;
 mod audit;
 mod authority;
 mod bad_objects;
-#[allow(dead_code)]
-#[path = "../integration/support/certificates.rs"]
-mod certificates;
 mod chart;
 mod control_plane;
 mod drained;
@@ -33,3 +30,5 @@ mod refusals;
 mod rights;
 mod scene;
 mod stage;
+#[path = "../integration/support/mod.rs"]
+mod support;

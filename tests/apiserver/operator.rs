@@ -82,9 +82,13 @@ impl Operator {
         self.figure("larder_operator_cpu_seconds_total", None).await.unwrap_or_default()
     }
 
-    /// How often the API server left it without an answer for seconds, by what it and those before it wrote of their Lease.
+    /// How often the API server, or who plays servers and sentinels, left it without an answer for seconds, as it and those before it wrote.
     pub fn silences(&self) -> usize {
-        self.process.log().matches("the lease could not be looked at").count()
+        let log = self.process.log();
+        ["the lease could not be looked at", "a look at policies took more than", " to answer"]
+            .iter()
+            .map(|words| log.matches(words).count())
+            .sum()
     }
 
     pub fn log_end(&self) -> String {
