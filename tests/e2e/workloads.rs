@@ -17,7 +17,7 @@ const OWNERS_DIR: &str = "/run/larder-admin";
 /// A client that is there as soon as its cache is: a kubelet may bring files a moment later than it starts containers.
 const CLIENT: &str = "
 import os, redis, signal, time
-client = redis.from_url(os.environ['REDIS_URL'])
+client = redis.from_url(os.environ.get('CACHE') or os.environ['REDIS_URL'])
 deadline = time.monotonic() + 90
 while True:
     try:
@@ -97,7 +97,8 @@ fn log_of(pod: &str) -> String {
     kubectl(&["-n", PLACE, "logs", pod, "-c", "app"]).unwrap_or_else(|error| error)
 }
 
-/// A pod of each kind of workload stores under its policy; the Job comes to its end, and its sidecar with it.
+/// A pod of each kind of workload stores under its policy, that of the StatefulSet by its Unix socket; the Job comes to its end, and its sidecar
+/// with it.
 pub fn every_kind_is_served(_: &Scene) -> String {
     apply_policy();
     let runs = format!("{CLIENT}{STORES}signal.pause()");
@@ -105,7 +106,10 @@ pub fn every_kind_is_served(_: &Scene) -> String {
     job["spec"]["restartPolicy"] = json!("Never");
     let selector = |of: &str| json!({"matchLabels": {"app": "kinds", "of": of}});
     workload("batch/v1", "Job", &json!({"backoffLimit": 0, "template": job}));
-    let set = json!({"serviceName": "kinds", "selector": selector("set"), "template": template("set", &runs)});
+    let mut by_socket = template("set", &runs);
+    by_socket["metadata"]["annotations"] = json!({"larder.dev/inject-socket": "true"});
+    by_socket["spec"]["containers"][0]["env"] = json!([{"name": "CACHE", "value": "unix:///run/larder/redis.sock"}]);
+    let set = json!({"serviceName": "kinds", "selector": selector("set"), "template": by_socket});
     workload("apps/v1", "StatefulSet", &set);
     workload("apps/v1", "DaemonSet", &json!({"selector": selector("daemon"), "template": template("daemon", &runs)}));
 
