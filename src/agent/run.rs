@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tracing::{error, info};
 
@@ -25,6 +24,7 @@ use crate::sidecar::access_files::open_access;
 use crate::sidecar::admin::{AdminError, AdminListeners};
 use crate::sidecar::files::WatchedFiles;
 use crate::sidecar::served_tls::open_served;
+use crate::sidecar::signals::stop_on_signals;
 use crate::telemetry::background::Background;
 
 /// How long requests under way are waited for at the end.
@@ -143,20 +143,4 @@ async fn follow(mut files: WatchedFiles, charges: watch::Sender<Arc<Charge>>, bo
             }
         }
     }
-}
-
-/// Holds true after the first SIGTERM or SIGINT.
-fn stop_on_signals() -> io::Result<watch::Receiver<bool>> {
-    let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let (sender, receiver) = watch::channel(false);
-    tokio::spawn(async move {
-        tokio::select! {
-            _ = term.recv() => {}
-            _ = int.recv() => {}
-        }
-        sender.send_replace(true);
-        // The others watch this channel to the end of the process.
-        sender.closed().await;
-    });
-    Ok(receiver)
 }

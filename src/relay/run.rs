@@ -16,7 +16,6 @@ use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
@@ -35,6 +34,7 @@ use crate::policy::{JournalName, Snapshot};
 use crate::sidecar::access_files::{AccessError, open_access};
 use crate::sidecar::admin::{AdminError, AdminListeners, OPENMETRICS, serve_routers};
 use crate::sidecar::files::{FileError, WatchedFiles};
+use crate::sidecar::signals::stop_on_signals;
 use crate::sidecar::upstream::access::Access;
 use crate::sidecar::upstream::discovery::{Discovery, Refresh, jittered};
 use crate::sidecar::upstream::node::NodeAddrError;
@@ -139,21 +139,6 @@ fn take_up(files: &WatchedFiles, rules: &watch::Sender<Arc<Rules>>) -> Result<Sn
     rules.send_replace(Arc::new(Rules::new(&snapshot, &origins)?));
     info!(generation = snapshot.generation, "a new snapshot is in force");
     Ok(snapshot)
-}
-
-/// Holds true after the first SIGTERM or SIGINT.
-fn stop_on_signals() -> io::Result<watch::Receiver<bool>> {
-    let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let (sender, receiver) = watch::channel(false);
-    tokio::spawn(async move {
-        tokio::select! {
-            _ = term.recv() => {}
-            _ = int.recv() => {}
-        }
-        sender.send_replace(true);
-        sender.closed().await;
-    });
-    Ok(receiver)
 }
 
 #[derive(Clone)]

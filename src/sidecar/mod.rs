@@ -19,6 +19,7 @@ pub mod roster;
 pub mod served_tls;
 pub mod server;
 pub mod session;
+pub mod signals;
 pub mod start_gate;
 pub mod sweep;
 pub mod tracking;
