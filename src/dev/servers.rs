@@ -296,9 +296,15 @@ impl Servers {
     async fn monitor(&mut self, sentinel: SentinelId, primary: SocketAddr, quorum: u16) -> Result<(), AdminError> {
         let Self { tier, sentinels, .. } = self;
         let Tier { name, login, .. } = &*tier;
-        let Some(place) = sentinels.get_mut(&sentinel) else { return Ok(()) };
         let login = login.as_ref();
-        place.exchange(login, async |admin| monitor::monitor((sentinel, admin), name, primary, quorum, login).await).await
+        let mut voted = 0;
+        for place in sentinels.values_mut().filter(|place| place.process.is_some()) {
+            let vote = place.exchange(login, async |admin| monitor::last_vote(admin, name).await).await;
+            voted = voted.max(vote.unwrap_or(0));
+        }
+        let Some(place) = sentinels.get_mut(&sentinel) else { return Ok(()) };
+        let watched = (quorum, voted);
+        place.exchange(login, async |admin| monitor::monitor((sentinel, admin), name, primary, watched, login).await).await
     }
 
     /// Applies those settings of `spec` that servers take while they run: memory, eviction and parameters. What came of it, in

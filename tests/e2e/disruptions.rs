@@ -6,6 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::bare::{self, Floors};
 use super::cluster::{eventually, name};
 use super::faults;
 use super::install::{self, PLACE};
@@ -20,9 +21,11 @@ use super::writers::{self, Report, Writers};
 /// What a case promises.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Promise {
-    /// Planned: nothing acknowledged is lost, and the gap is within three times that of the engine's own failover, plus a second.
+    /// Planned: nothing acknowledged is lost, and the gap is within three times that of the bare engine when it is told to fail over, plus a
+    /// second.
     Planned,
-    /// A fault that Sentinel must notice first: replication is asynchronous, so what was acknowledged within a second may be lost.
+    /// A fault that Sentinel must notice first: the gap is within three times that of the bare engine when its primary ends, plus a second.
+    /// Replication is asynchronous, so what was acknowledged within a second may be lost.
     Fault,
     /// The same where nobody can repair it for a while: the case itself says how soon afterwards.
     Outage,
@@ -76,8 +79,8 @@ pub struct Case {
 pub struct Scene<'a> {
     pub tier: &'a Tier,
     pub writers: &'a Writers,
-    /// The engine's own failover, at its slowest so far.
-    floor: Cell<Duration>,
+    /// What the bare engine takes, at its slowest so far.
+    floors: Cell<Floors>,
     pub down_after: Duration,
     notes: RefCell<Vec<String>>,
     /// What was acknowledged outside of this time, since 1970, may not be lost.
@@ -97,14 +100,14 @@ impl Scene<'_> {
 
     /// How soon a fault that Sentinel must notice first is over.
     pub fn bound_of_faults(&self) -> Duration {
-        3 * (self.floor.get() + self.down_after) + Duration::from_secs(1)
+        3 * self.floors.get().noticed + Duration::from_secs(1)
     }
 
     fn bound(&self, promise: Promise) -> Option<Duration> {
         match promise {
-            Promise::Planned => Some(3 * self.floor.get() + Duration::from_secs(1)),
+            Promise::Planned => Some(3 * self.floors.get().ordered + Duration::from_secs(1)),
             Promise::Fault => Some(self.bound_of_faults()),
-            Promise::Unnoticed => Some(self.floor.get() + Duration::from_secs(1)),
+            Promise::Unnoticed => Some(self.floors.get().ordered + Duration::from_secs(1)),
             Promise::Kept | Promise::Emptied | Promise::Outage => None,
         }
     }
@@ -153,28 +156,15 @@ pub fn cases(tier: &Tier) -> Vec<Case> {
     cases
 }
 
-/// The floor that bounds are relative to: how long nothing that is kept is acknowledged when a sentinel is told to fail over, with
-/// nothing else around it.
-pub fn floor(tier: &Tier, writers: &Writers) -> Duration {
+/// The engine's own command at one of the tier's sentinels, of which nobody else is told.
+pub fn fail_over(tier: &Tier, writers: &Writers) {
     let _others = install::beside_others();
-    let began = Instant::now();
-    let sentinel = name(tier.sentinels().first().expect("a sentinel"));
-    let before = tier.primary();
+    let (began, before) = (Instant::now(), tier.primary());
     writers.begin();
-    failover_by(tier, &sentinel);
-    eventually("another primary", Duration::from_secs(60), || {
-        let now = tier.primary();
-        if now == before { Err(format!("{now} still is")) } else { Ok(()) }
-    });
+    failover_by(tier, &name(tier.sentinels().first().expect("a sentinel")));
+    changed(tier, &before);
     let report = writers.finish();
-    tier.settle("after the engine's own failover");
-    report::add(Line {
-        report: Some(report.clone()),
-        took: Some(began.elapsed()),
-        ..Line::of(tier, "floor: the engine's own failover")
-    });
-    // Where the engine goes on acknowledging at the former primary, what it loses of that was not served.
-    report.longest_gap + Duration::from_millis(report.lost * 1000 / writers::A_SECOND)
+    report::add(Line { report: Some(report), took: Some(began.elapsed()), ..Line::of(tier, "failover ordered at a sentinel") });
 }
 
 /// By Larder's own login, which the agent of the primary's pod uses too: clients may not fail over.
@@ -189,7 +179,7 @@ fn failover_by(tier: &Tier, sentinel: &str) {
 /// Runs all cases, each to its end whatever became of the one before, and says which failed.
 pub fn run_all(tier: &mut Tier, writers: &Writers) -> Vec<String> {
     let only = std::env::var("LARDER_E2E_CASES").ok();
-    let mut floor = floor(tier, writers);
+    let mut floors = bare::floors(tier);
     let down_after = tier.down_after();
     let mut failed = Vec::new();
     let mut failed_over = Instant::now();
@@ -200,10 +190,10 @@ pub fn run_all(tier: &mut Tier, writers: &Writers) -> Vec<String> {
         let restarts = case.changes && tier.restarts_operator(number);
         let title = format!("{}{}", case.name, if restarts { ", operator restarted" } else { "" });
         let scene =
-            Scene { tier, writers, floor: Cell::new(floor), down_after, notes: RefCell::default(), window: Cell::default() };
+            Scene { tier, writers, floors: Cell::new(floors), down_after, notes: RefCell::default(), window: Cell::default() };
         let logs = Logs::follow(tier);
         let outcome = catch_unwind(AssertUnwindSafe(|| hold_to_promise(&scene, case, &title, restarts, &mut failed_over)));
-        floor = scene.floor.get();
+        floors = scene.floors.get();
         if let Err(panic) = outcome {
             let text =
                 panic.downcast_ref::<String>().cloned().or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
@@ -224,16 +214,14 @@ pub fn run_all(tier: &mut Tier, writers: &Writers) -> Vec<String> {
 }
 
 /// Runs a case and judges it. How long clients wait is a matter of the machine, too, which others use meanwhile: where that is longer than
-/// promised, the floor is taken again, and then the case is done once more. Only what is slow beside the floor of the same minutes
+/// promised, the floors are taken again, and then the case is done once more. Only what is slow beside the floors of the same minutes
 /// has failed. Nothing is forgiven of what is lost.
 fn hold_to_promise(scene: &Scene<'_>, case: &Case, title: &str, restarts: bool, failed_over: &mut Instant) {
     let report = run_case(scene, case, title, restarts, failed_over);
     judge_losses(scene, case.promise, &report);
     let Some(slow) = scene.is_slow(case.promise, &report) else { return };
-    eprintln!("{}: {title}: {slow}; the floor is taken again", scene.tier.name);
-    let anew = floor(scene.tier, scene.writers);
-    *failed_over = Instant::now();
-    scene.floor.set(scene.floor.get().max(anew));
+    eprintln!("{}: {title}: {slow}; the floors are taken again", scene.tier.name);
+    scene.floors.set(scene.floors.get().max(bare::floors(scene.tier)));
     let Some(still) = scene.is_slow(case.promise, &report) else { return };
     match case.again {
         Again::Likewise => {}

@@ -19,10 +19,11 @@
 //! What concerns policies and sidecars is in [`policies`], [`workloads`] and [`quick_start`]; `make e2e E2E_ARGS=policies_` runs these alone.
 //!
 //! Six tests run at a time, since most of each is waiting. What touches whole nodes, or takes the operator away, has them to itself; and the
-//! floor that bounds are relative to is measured under the same conditions.
+//! floors that bounds are relative to, those of the bare engine, are taken under the same conditions.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr)]
 
 mod api;
+mod bare;
 mod cluster;
 mod console;
 mod counter;

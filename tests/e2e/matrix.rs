@@ -30,7 +30,7 @@ fn made(name: &str, engine: Engine, durable: bool) {
     }
     let _cluster = install::cluster();
     let (tier, writers) = make(name, engine, durable);
-    disruptions::floor(&tier, &writers);
+    disruptions::fail_over(&tier, &writers);
     writers.remove();
     tier.delete();
 }

@@ -39,6 +39,15 @@ impl Engine {
         }
     }
 
+    /// The image: the one that a spec names, or the engine's own, as Larder has it.
+    pub fn image(self) -> String {
+        let of_spec = self.spec()["image"].as_str().map(str::to_owned);
+        of_spec.unwrap_or_else(|| match self.kind {
+            "Valkey" => format!("valkey/valkey:{}", self.version),
+            _ => format!("redis:{}", self.version),
+        })
+    }
+
     /// The program's name.
     pub fn server(self) -> String {
         format!("{}-server", self.kind.to_lowercase())
@@ -105,10 +114,6 @@ impl Tier {
 
     /// The least that says all a test needs.
     pub fn manifest(&self) -> Value {
-        // Only nodes that are closed to it are closed to it.
-        let others = super::matrix::TIERS.iter().filter(|other| **other != self.name);
-        let tolerations: Vec<Value> =
-            others.map(|other| json!({"key": closing_taint(other), "operator": "Exists", "effect": "NoSchedule"})).collect();
         let mut spec = json!({
             "engine": self.engine.spec(),
             "mode": "Sentinel",
@@ -116,7 +121,7 @@ impl Tier {
             // What is evicted cannot be told from what is lost: others' values go first, which live shorter.
             "eviction": "volatile-ttl",
             "auth": {"user": "app", "password": {"secretKeyRef": {"name": self.login(), "key": "password"}}},
-            "pod": {"cpu": {"request": "20m"}, "tolerations": tolerations},
+            "pod": {"cpu": {"request": "20m"}, "tolerations": self.tolerations()},
         });
         if self.durable {
             spec["storage"] = json!({"size": "256Mi", "whenDeleted": "Delete"});
@@ -128,6 +133,12 @@ impl Tier {
             "apiVersion": "larder.dev/v1alpha1", "kind": "CacheCluster",
             "metadata": {"name": self.name, "namespace": PLACE}, "spec": spec,
         })
+    }
+
+    /// Only nodes that are closed to it are closed to its pods.
+    pub fn tolerations(&self) -> Vec<Value> {
+        let others = super::matrix::TIERS.iter().filter(|other| **other != self.name);
+        others.map(|other| json!({"key": closing_taint(other), "operator": "Exists", "effect": "NoSchedule"})).collect()
     }
 
     /// Whether the operator is restarted in the midst of a case, by the case's number: see the matrix. An upgrade of it changes nothing

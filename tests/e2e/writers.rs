@@ -26,6 +26,18 @@ pub struct Writers {
     console: Arc<Mutex<Console>>,
 }
 
+/// What is written to.
+pub struct Target {
+    /// The pod of the writers.
+    pub pod: String,
+    /// The address of any sentinel.
+    pub sentinels: String,
+    /// The name under which they watch the primary.
+    pub master: String,
+    /// The Secret with the login, where there is one.
+    pub login: Option<String>,
+}
+
 /// What a run came to.
 #[derive(Clone, Debug)]
 pub struct Report {
@@ -43,56 +55,33 @@ pub struct Report {
 }
 
 impl Writers {
-    /// Starts the pod. It keeps off the nodes that tests disturb where there is another.
-    ///
-    /// What the tier is asked goes through it from then on.
+    /// Starts the pod for a tier. What that is asked goes through it from then on.
     pub fn start(tier: &mut Tier) -> Self {
-        let pod = format!("{}-writers", tier.name);
-        let writers = Self { console: Arc::new(Mutex::new(Console::of(&pod))), pod };
-        writers.remove();
-        apply(&writers.manifest(tier)).expect("applied");
-        eventually(&writers.pod, Duration::from_secs(60), || match get(PLACE, &format!("pod/{}", writers.pod)) {
-            Some(pod) if is_ready(&pod) => Ok(()),
-            pod => Err(format!("{}", pod.unwrap_or_default()["status"])),
+        let writers = Self::of(&Target {
+            pod: format!("{}-writers", tier.name),
+            sentinels: tier.sentinels_address(),
+            master: tier.name.clone(),
+            login: Some(format!("{}-client", tier.name)),
         });
         tier.console = Some(Arc::clone(&writers.console));
         writers
     }
 
-    fn manifest(&self, tier: &Tier) -> Value {
-        let environment = json!([
-            // By address: no failover depends on names.
-            {"name": "SENTINELS", "value": format!("{}:26379", tier.sentinels_address())},
-            {"name": "MASTER", "value": tier.name},
-            {"name": "LOGIN", "value": "/login"},
-            {"name": "WRITERS", "value": WRITERS.to_string()},
-            {"name": "RATE", "value": (A_SECOND / WRITERS).to_string()},
-            {"name": "RECONNECT", "value": RECONNECT.to_string()},
-        ]);
-        let term = json!({"matchExpressions": [{"key": "node-role.kubernetes.io/control-plane", "operator": "Exists"}]});
-        let affinity = json!({"preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 100, "preference": term}]});
-        json!({
-            "apiVersion": "v1", "kind": "Pod",
-            "metadata": {"name": self.pod, "namespace": PLACE, "labels": {"app": "e2e-client"}},
-            "spec": {
-                "automountServiceAccountToken": false,
-                "terminationGracePeriodSeconds": 0,
-                "affinity": {"nodeAffinity": affinity},
-                "tolerations": [{"key": "node-role.kubernetes.io/control-plane", "operator": "Exists"}],
-                "securityContext": {"runAsNonRoot": true, "seccompProfile": {"type": "RuntimeDefault"}},
-                "volumes": [{"name": "login", "secret": {"secretName": format!("{}-client", tier.name)}}],
-                "containers": [{
-                    "name": "client",
-                    "image": image("LARDER_E2E_CLIENT_IMAGE"),
-                    "args": ["serve"],
-                    "env": environment,
-                    "volumeMounts": [{"name": "login", "mountPath": "/login"}],
-                    "securityContext": {
-                        "allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true, "capabilities": {"drop": ["ALL"]},
-                    },
-                }],
-            },
-        })
+    /// Starts the pod. It keeps off the nodes that tests disturb where there is another.
+    pub fn of(target: &Target) -> Self {
+        let writers = Self { console: Arc::new(Mutex::new(Console::of(&target.pod))), pod: target.pod.clone() };
+        writers.remove();
+        apply(&manifest(target)).expect("applied");
+        eventually(&writers.pod, Duration::from_secs(60), || match get(PLACE, &format!("pod/{}", writers.pod)) {
+            Some(pod) if is_ready(&pod) => Ok(()),
+            pod => Err(format!("{}", pod.unwrap_or_default()["status"])),
+        });
+        writers
+    }
+
+    /// Asks a server or a sentinel from the pod.
+    pub fn call(&self, address: &str, [user, password]: [&str; 2], command: &[&str]) -> Result<String, String> {
+        self.ask(&[&["call", address, user, password][..], command].concat())
     }
 
     fn ask(&self, words: &[&str]) -> Result<String, String> {
@@ -169,4 +158,46 @@ impl Writers {
     pub fn remove(&self) {
         let _ = kubectl(&["-n", PLACE, "delete", "pod", &self.pod, "--ignore-not-found", "--wait"]);
     }
+}
+
+fn manifest(target: &Target) -> Value {
+    let variable = |name: &str, value: String| json!({"name": name, "value": value});
+    let mut environment = vec![
+        // By address: no failover depends on names.
+        variable("SENTINELS", format!("{}:26379", target.sentinels)),
+        variable("MASTER", target.master.clone()),
+        variable("WRITERS", WRITERS.to_string()),
+        variable("RATE", (A_SECOND / WRITERS).to_string()),
+        variable("RECONNECT", RECONNECT.to_string()),
+    ];
+    let (mut volumes, mut mounts) = (Vec::new(), Vec::new());
+    if let Some(secret) = &target.login {
+        environment.push(variable("LOGIN", "/login".to_owned()));
+        volumes.push(json!({"name": "login", "secret": {"secretName": secret}}));
+        mounts.push(json!({"name": "login", "mountPath": "/login"}));
+    }
+    let term = json!({"matchExpressions": [{"key": "node-role.kubernetes.io/control-plane", "operator": "Exists"}]});
+    let affinity = json!({"preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 100, "preference": term}]});
+    json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {"name": target.pod, "namespace": PLACE, "labels": {"app": "e2e-client"}},
+        "spec": {
+            "automountServiceAccountToken": false,
+            "terminationGracePeriodSeconds": 0,
+            "affinity": {"nodeAffinity": affinity},
+            "tolerations": [{"key": "node-role.kubernetes.io/control-plane", "operator": "Exists"}],
+            "securityContext": {"runAsNonRoot": true, "seccompProfile": {"type": "RuntimeDefault"}},
+            "volumes": volumes,
+            "containers": [{
+                "name": "client",
+                "image": image("LARDER_E2E_CLIENT_IMAGE"),
+                "args": ["serve"],
+                "env": environment,
+                "volumeMounts": mounts,
+                "securityContext": {
+                    "allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true, "capabilities": {"drop": ["ALL"]},
+                },
+            }],
+        },
+    })
 }

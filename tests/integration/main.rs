@@ -50,6 +50,7 @@ mod readme;
 mod relay;
 mod secured;
 mod sentinel_connections;
+mod sentinel_votes;
 mod setup_script;
 mod shop;
 mod sidecar_process;

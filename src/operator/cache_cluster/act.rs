@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use k8s_openapi::api::core::v1::Pod;
 use tokio::time::timeout;
 use tracing::{debug, info};
@@ -155,9 +156,19 @@ impl Actor<'_, '_> {
         within("SENTINEL MONITOR", async {
             let Some(mut admin) = self.sentinel(id).await? else { return Ok(()) };
             let master = self.applier.wanted.master_name();
-            Ok(monitor::monitor((id, &mut admin), master, primary, quorum, self.entry.login).await?)
+            let voted = self.last_vote(master).await;
+            Ok(monitor::monitor((id, &mut admin), master, primary, (quorum, voted), self.entry.login).await?)
         })
         .await
+    }
+
+    /// The last epoch in which any sentinel that answers gave a vote.
+    async fn last_vote(&self, master: &str) -> u64 {
+        let votes = self.addresses.sentinels.values().map(async |ip| {
+            let mut admin = Admin::connect(SocketAddr::new(*ip, SENTINEL_PORT), self.entry).await.ok()?;
+            monitor::last_vote(&mut admin, master).await.ok()
+        });
+        join_all(votes).await.into_iter().flatten().max().unwrap_or(0)
     }
 
     /// Takes back the preference for a server that a handover left behind which was cut short, as by the end of an operator.

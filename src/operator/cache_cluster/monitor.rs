@@ -1,5 +1,6 @@
 //! How a sentinel is told which primary to watch, by either actuator.
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -16,19 +17,40 @@ fn down_after(id: SentinelId) -> Duration {
     DOWN_AFTER + ONE_AFTER_ANOTHER * u32::from(id.0)
 }
 
+/// The epoch of the last vote that a sentinel gave about the primary of this name. 0: it gave none, or watches none.
+///
+/// Asked for a vote in epoch 0, which is over, a sentinel answers with its last one and gives none.
+pub async fn last_vote(sentinel: &mut Admin, master: &str) -> Result<u64, AdminError> {
+    let Ok(facts) = sentinel.ask::<HashMap<String, String>>("SENTINEL MASTER", &[master]).await else { return Ok(0) };
+    let (Some(host), Some(port)) = (facts.get("ip"), facts.get("port")) else { return Ok(0) };
+    let (_, _, epoch): (u8, String, i64) = sentinel.ask("SENTINEL IS-MASTER-DOWN-BY-ADDR", &[host, port, "0", NOBODY]).await?;
+    Ok(u64::try_from(epoch).unwrap_or(0))
+}
+
+/// In the place of a sentinel's identity.
+const NOBODY: &str = "nobody";
+
 /// Makes a sentinel watch `primary` under the name `master`, and nothing else under it. `login` is how the servers let sentinels in.
+///
+/// With that it forgets its vote, as it has with its file: it might give it to a second sentinel in the same epoch, and both would fail
+/// over. So it votes for itself, whom it does not make stand by that, in `voted`: the last epoch that any sentinel gave a vote in.
 pub async fn monitor(
     (id, sentinel): (SentinelId, &mut Admin),
     master: &str,
     primary: SocketAddr,
-    quorum: u16,
+    (quorum, voted): (u16, u64),
     login: Option<&Login>,
 ) -> Result<(), AdminError> {
     let (host, port, quorum) = (primary.ip().to_string(), primary.port().to_string(), quorum.to_string());
     let (down_after, failover) = (down_after(id).as_millis().to_string(), FAILOVER_TIMEOUT.as_millis().to_string());
     // It may watch nothing yet, which is an error that says so.
     let _: Result<(), _> = sentinel.ask("SENTINEL REMOVE", &[master]).await;
+    let identity: String = sentinel.ask("SENTINEL MYID", &[]).await?;
     let _: () = sentinel.ask("SENTINEL MONITOR", &[master, &host, &port, &quorum]).await?;
+    if voted > 0 {
+        let vote = [host.as_str(), &port, &voted.to_string(), &identity];
+        let _: (u8, String, i64) = sentinel.ask("SENTINEL IS-MASTER-DOWN-BY-ADDR", &vote).await?;
+    }
     if let Some(Login { user, password }) = login {
         let _: () = sentinel.ask("SENTINEL SET", &[master, "auth-user", user, "auth-pass", password]).await?;
     }

@@ -227,7 +227,7 @@ impl Pods {
                 self.run(async {
                     let mut admin = Admin::connect(self.sentinel_address(index), self.entry()).await?;
                     let id = SentinelId(u16::try_from(index).expect("one of three"));
-                    monitor((id, &mut admin), "shop", self.server_address(0), 2, Some(&self.system)).await
+                    monitor((id, &mut admin), "shop", self.server_address(0), (2, 0), Some(&self.system)).await
                 })
                 .is_ok()
             });

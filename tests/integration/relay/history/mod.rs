@@ -10,6 +10,7 @@ mod clients;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use clients::{Account, Ends, Heard, KEYS_OF_A_WRITER, World, key, number};
@@ -28,6 +29,8 @@ use crate::write_through::block;
 
 const WRITERS: usize = 4;
 const READERS: usize = 3;
+/// How many histories of a soak are played at the same time.
+const AT_ONCE: u64 = 4;
 /// The kinds of faults that [`Stage::befall`] knows.
 const FAULTS: u8 = 6;
 /// Until then a write of which nobody heard is made or never will be: an append counts for five seconds.
@@ -282,8 +285,23 @@ fn what_was_acknowledged_comes_to_the_database_once_and_in_order_whoever_dies() 
 #[ignore = "`make soak` runs it"]
 fn soak() {
     let (seeds, began) = (from_environment("LARDER_SOAK_SEEDS", 200), Instant::now());
-    let mut sum = Seen::default();
-    (1000..1000 + seeds).for_each(|seed| sum.add(play(servers(seed), &[], &Plan::full(seed))));
+    let (next, sum) = (AtomicU64::new(1000), Mutex::new(Seen::default()));
+    // Most of each history is waiting.
+    std::thread::scope(|scope| {
+        for _ in 0..AT_ONCE {
+            scope.spawn(|| {
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= 1000 + seeds {
+                        break;
+                    }
+                    let seen = play(servers(seed), &[], &Plan::full(seed));
+                    sum.lock().unwrap().add(seen);
+                }
+            });
+        }
+    });
+    let sum = sum.into_inner().unwrap();
     if let Ok(file) = std::env::var("LARDER_SOAK_BEHIND_REPORT") {
         std::fs::write(&file, report(&sum, began.elapsed())).unwrap_or_else(|error| panic!("{file}: {error}"));
     }
