@@ -3,6 +3,7 @@
 // Each printer column has a name and a path of its own, which the lint takes for repetition.
 #![allow(clippy::duplicated_attributes)]
 
+mod invalidate;
 mod status;
 
 use std::collections::BTreeMap;
@@ -18,6 +19,7 @@ use super::text::{
 };
 use crate::policy::{AtWaitEnd, Mode, Percent, ReplyForm, Span};
 
+pub use invalidate::InvalidateSpec;
 pub use status::{
     CachePolicyStatus, ConditionType, ConnectionsStatus, GenerationStatus, MAX_GENERATIONS, MAX_NAME_CHARS, MAX_NAMED,
     MAX_REFUSED_CHARS, SidecarsStatus, WorkloadsStatus,
@@ -289,6 +291,8 @@ pub struct OriginAccess {
     .message("wait is not shorter than the 3s that a lease lasts where none is given: write a longer lease as well, or a shorter wait"))]
 #[x_kube(validation = Rule::new("self.strategy != 'CacheAside' || !has(self.stale) || duration(self.stale) == duration('0s') || !has(self.stampede) || !has(self.stampede.mode) || self.stampede.mode != 'Disabled'")
     .message("stale values are served while one caller loads, which needs a lease: remove stale, or write stampede.mode: Lease"))]
+#[x_kube(validation = Rule::new("self.strategy != 'Bypass' || !has(self.invalidate)")
+    .message("a Bypass rule caches nothing that could be invalidated: remove invalidate, or write strategy: CacheAside"))]
 #[x_kube(validation = Rule::new("!has(self.ttl) || !has(self.maxTtl) || duration(self.ttl) <= duration(self.maxTtl)")
     .message("ttl is longer than maxTtl: shorten ttl, or lengthen maxTtl"))]
 pub struct RuleSpec {
@@ -330,6 +334,9 @@ pub struct RuleSpec {
     /// Where a missing key is loaded from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub origin: Option<RuleOrigin>,
+    /// What ends values before their TTL, beside writes, deletions and events about single keys, which need nothing here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub invalidate: Option<InvalidateSpec>,
 }
 
 /// What the sidecar does for the keys of a rule.

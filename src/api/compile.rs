@@ -12,7 +12,7 @@ use super::{CacheCluster, CachePolicy, SecretKeyRef, SensitiveSource};
 use crate::policy::snapshot::{self, Allow, Auth, Cluster, Origin, OriginKind, Sensitive, Snapshot, Tls, Topology};
 use crate::policy::{
     AtWaitEnd, Beta, CacheAside, KeyPattern, Lifetime, Load, Mode, Percent, Query, ReadThrough, Rule, Span, Stampede, Store,
-    Strategy, Unmatched, WriteThrough,
+    Strategy, Unmatched, WriteThrough, tags,
 };
 
 /// The TTL of a key whose writer and policy give none.
@@ -261,6 +261,7 @@ impl Merged {
                 source.refuse(place.key("keys"), what, remedy);
             }
             let strategy = compile_strategy(source, spec, &place, keys.as_ref().ok(), origin_names);
+            let tags = compile_tags(source, spec, &place, keys.as_ref().ok());
             if spec.strategy == StrategyKind::WriteThrough && self.eviction.is_some_and(Eviction::drops_any_key) {
                 source.refuse(
                     place.key("strategy"),
@@ -269,7 +270,7 @@ impl Merged {
                 );
             }
             if let (Ok(keys), Some(strategy)) = (keys, strategy) {
-                self.rules.push(Rule { name, keys, mode: source.mode, strategy });
+                self.rules.push(Rule { name, keys, mode: source.mode, strategy, tags });
             }
         }
     }
@@ -415,6 +416,26 @@ fn compile_strategy(
     }
     let store = compile_store(source, spec, place, &read.load)?;
     Some(Strategy::WriteThrough(Box::new(WriteThrough { read, store })))
+}
+
+/// The tags of a rule's keys.
+fn compile_tags(source: &mut Source<'_>, spec: &RuleSpec, place: &FieldPath, keys: Option<&KeyPattern>) -> Vec<KeyPattern> {
+    let texts = spec.invalidate.iter().flat_map(|invalidate| &invalidate.tags);
+    let mut tags = Vec::new();
+    for (index, text) in texts.enumerate() {
+        let checked = text.parse::<KeyPattern>().map_err(|error| error.to_string()).and_then(|tag| match keys {
+            Some(keys) => tags::check(&tag, keys).map(|()| tag).map_err(|error| error.to_string()),
+            None => Ok(tag),
+        });
+        match checked {
+            Ok(tag) => tags.push(tag),
+            Err(error) => {
+                let (what, remedy) = split_remedy(&error);
+                source.refuse(place.key("invalidate").key("tags").index(index), what, remedy);
+            }
+        }
+    }
+    tags
 }
 
 /// What a rule that writes through tells its origin.

@@ -13,6 +13,8 @@ pub const MAX_RULES: usize = 256;
 pub const MAX_ORIGINS: usize = 16;
 /// The most configuration parameters of one cluster.
 pub const MAX_PARAMETERS: usize = 64;
+/// The longest tag, as a template.
+pub const MAX_TAG_CHARS: usize = 128;
 /// The longest SQL statement or path.
 pub const MAX_QUERY_CHARS: usize = 4096;
 
@@ -138,6 +140,12 @@ text_schemas! {
         max: crate::policy::pattern::MAX_PATTERN_BYTES,
         rule: "self.matches('^([^{}]|[{][{]|[}][}]|[{][a-zA-Z][a-zA-Z0-9_]*(…|[.][.][.])?[}])+$') && (self.contains('{') || !self.contains('*'))",
         message: "write the keys with their parts in braces: user:{id} covers user:7, page:{path…} also covers page:a:b; there are no globs, and {{ and }} stand for the braces themselves",
+    }
+    /// A tag, as a pattern over the parts of a key: [`crate::policy::tags`].
+    TagText {
+        max: MAX_TAG_CHARS,
+        rule: "self.matches('^([^{}]|[{][{]|[}][}]|[{][a-zA-Z][a-zA-Z0-9_]*(…|[.][.][.])?[}])+$') && (self.contains('{') || !self.contains('*'))",
+        message: "write a tag with parts of the key in braces: under keys cart:{user}:{shop} the tag user:{user} of cart:7:tea is user:7; there are no globs",
     }
     /// The version of Redis or Valkey.
     VersionText {

@@ -14,9 +14,9 @@ use crate::policy::binding::ADMIN_SOCKET;
 /// How long an answer may take: longer than the sidecar tries.
 pub const LIMIT: Duration = Duration::from_secs(28);
 
-/// Have the sidecar of this container invalidate keys, or all keys of a rule or a pattern
+/// Have the sidecar of this container invalidate keys, or all keys of a tag, a rule or a pattern
 ///
-/// The answer is JSON. Keys have gone when it comes. For a rule or a pattern it names an event, by which --event asks how far that is.
+/// The answer is JSON. Keys have gone when it comes. For a tag, a rule or a pattern it names an event, by which --event asks how far that is.
 /// Only the sidecar's own user may ask: in a pod, `larder invalidate` asks by this command.
 #[derive(clap::Args)]
 #[command(after_help = "\
@@ -32,7 +32,7 @@ pub struct Args {
     /// Tell what would go, and change nothing
     #[arg(long)]
     dry_run: bool,
-    /// Ask how far the rule or pattern is, by the event that it was answered with
+    /// Ask how far the tag, rule or pattern is, by the event that it was answered with
     #[arg(long, value_name = "ID", conflicts_with_all = ["dry_run", "keys"])]
     event: Option<String>,
     /// The sidecar's socket, as `larderd sidecar --admin-socket` names it
@@ -43,7 +43,6 @@ pub struct Args {
 /// Prints the answer.
 pub fn run(args: Args) -> Outcome {
     let Args { wanted, dry_run, event, socket } = args;
-    wanted.check()?;
     for query in wanted.queries() {
         let (method, path) = request(&query, dry_run, event.as_deref());
         let (status, text) = local::ask(&socket, method, &path, LIMIT, "a running `larderd sidecar`")?;

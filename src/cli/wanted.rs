@@ -4,7 +4,6 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt as _;
 
 use super::local::percent_encoded;
-use super::{Failure, WRONG_LINE};
 use crate::policy::KeyPattern;
 
 /// The most bytes of keys in one request, and the most keys.
@@ -17,7 +16,7 @@ pub struct Wanted {
     /// Keys: their values, copies and remembered absences go, and no load that began before is stored
     #[arg(value_name = "KEY", conflicts_with_all = ["tag", "rule", "pattern"])]
     keys: Vec<OsString>,
-    /// All keys of a tag: there are no tags yet
+    /// All keys that have this tag, such as user:7
     #[arg(long, value_name = "TAG", conflicts_with_all = ["rule", "pattern"])]
     tag: Option<String>,
     /// All keys of the rule of this name
@@ -29,34 +28,28 @@ pub struct Wanted {
 }
 
 impl Wanted {
-    /// What is not there yet is refused.
-    pub fn check(&self) -> Result<(), Failure> {
-        match &self.tag {
-            Some(_) => Err(Failure::new(
-                "there are no tags in this version of Larder",
-                "name keys, or what they have in common: --rule NAME or --pattern PATTERN",
-            )
-            .with_code(WRONG_LINE)),
-            None => Ok(()),
-        }
+    /// What keys have in common that are not named one by one: the kind, and which of it.
+    fn whole(&self) -> Option<(&'static str, &str)> {
+        let tag = self.tag.as_deref().map(|tag| ("tag", tag));
+        let rule = self.rule.as_deref().map(|rule| ("rule", rule));
+        let pattern = self.pattern.as_ref().map(|pattern| ("pattern", pattern.as_str()));
+        tag.or(rule).or(pattern)
     }
 
     /// The queries that name them: keys in parts that fit a request line, else one.
     pub fn queries(&self) -> Vec<String> {
-        match (&self.rule, &self.pattern) {
-            (Some(rule), _) => vec![format!("rule={}", percent_encoded(rule.as_bytes()))],
-            (None, Some(pattern)) => vec![format!("pattern={}", percent_encoded(pattern.as_str().as_bytes()))],
-            (None, None) => self.parts().iter().map(|part| query_of(part)).collect(),
+        match self.whole() {
+            Some((kind, which)) => vec![format!("{kind}={}", percent_encoded(which.as_bytes()))],
+            None => self.parts().iter().map(|part| query_of(part)).collect(),
         }
     }
 
     /// The arguments that name them to the sidecar's own program: keys in parts, each of them a list of its own.
     #[cfg(feature = "control-plane")]
     pub fn arguments(&self) -> Vec<Vec<OsString>> {
-        match (&self.rule, &self.pattern) {
-            (Some(rule), _) => vec![vec!["--rule".into(), rule.into()]],
-            (None, Some(pattern)) => vec![vec!["--pattern".into(), pattern.as_str().into()]],
-            (None, None) => {
+        match self.whole() {
+            Some((kind, which)) => vec![vec![format!("--{kind}").into(), which.into()]],
+            None => {
                 let words = |part: &[OsString]| [OsString::from("--")].into_iter().chain(part.iter().cloned()).collect();
                 self.parts().into_iter().map(words).collect()
             }
@@ -66,11 +59,10 @@ impl Wanted {
     /// In words.
     #[cfg(feature = "control-plane")]
     pub fn describe(&self) -> String {
-        match (&self.rule, &self.pattern) {
-            (Some(rule), _) => format!("the keys of the rule `{rule}`"),
-            (None, Some(pattern)) => format!("the keys of the pattern `{}`", pattern.as_str()),
-            (None, None) if self.keys.len() == 1 => "the key".to_owned(),
-            (None, None) => format!("the {} keys", self.keys.len()),
+        match self.whole() {
+            Some((kind, which)) => format!("the keys of the {kind} `{which}`"),
+            None if self.keys.len() == 1 => "the key".to_owned(),
+            None => format!("the {} keys", self.keys.len()),
         }
     }
 
@@ -114,8 +106,8 @@ mod tests {
         assert_eq!(wanted("user:7 b&c").unwrap().queries(), ["key=user:7&key=b%26c"]);
         assert_eq!(wanted("--rule user").unwrap().queries(), ["rule=user"]);
         assert_eq!(wanted("--pattern user:{id}").unwrap().queries(), ["pattern=user:%7Bid%7D"]);
-        assert!(wanted("--tag a").unwrap().check().is_err());
-        for bad in ["", "a --rule b", "--rule a --pattern b", "--pattern user:*", "--tag a b"] {
+        assert_eq!(wanted("--tag user:7").unwrap().queries(), ["tag=user:7"]);
+        for bad in ["", "a --rule b", "--rule a --pattern b", "--pattern user:*", "--tag a b", "--tag a --rule b"] {
             assert!(wanted(bad).is_err(), "{bad}");
         }
     }

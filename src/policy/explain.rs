@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::pattern::KeyPattern;
 use super::rule::{AtWaitEnd, Lifetime, Mode, Query, ReadThrough, Rule, Stampede, Store, Strategy, Unmatched};
 use super::snapshot::{OriginKind, Snapshot};
+use super::tags;
 use super::units::{Beta, Span};
 
 /// What a snapshot says of one key. It holds nothing secret: of an origin, what it is asked, not where it is.
@@ -32,6 +33,9 @@ pub struct KeyFacts {
     /// The named parts of the key.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub parts: BTreeMap<String, String>,
+    /// The key's tags.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tags: Vec<String>,
     /// The rule's strategy, or what becomes of keys that no rule covers, as it is written in a CachePolicy.
     pub strategy: String,
     /// Whether the rule takes effect.
@@ -111,6 +115,7 @@ fn bare(key: &[u8], strategy: &str, why: String) -> KeyFacts {
         rule: None,
         pattern: None,
         parts: BTreeMap::new(),
+        tags: Vec::new(),
         strategy: strategy.to_owned(),
         mode: Mode::Enforce,
         ttl: None,
@@ -141,6 +146,7 @@ fn covered(snapshot: &Snapshot, at: usize, rule: &Rule, key: &[u8]) -> KeyFacts 
         rule: Some(rule.name.clone()),
         pattern: Some(rule.keys.clone()),
         parts: parts.unwrap_or_default(),
+        tags: tags::of(rule, key).iter().map(|tag| shown(tag)).collect(),
         mode: rule.mode,
         ttl: rule.lifetime().copied(),
         ..bare(key, rule.strategy.name(), why)

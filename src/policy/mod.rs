@@ -16,6 +16,7 @@ pub mod rule;
 pub mod rule_index;
 pub mod slots;
 pub mod snapshot;
+pub mod tags;
 pub mod told;
 pub mod units;
 

@@ -85,6 +85,11 @@ impl KeyPattern {
         &self.text
     }
 
+    /// Whether no key has more than one reading: each part ends at a `:` or at the key's end.
+    pub(super) fn reads_one_way(&self) -> bool {
+        self.deterministic
+    }
+
     /// Whether the pattern covers `key`. Allocates nothing for patterns whose parts end at a `:` or at the end.
     pub fn matches(&self, key: &[u8]) -> bool {
         if self.deterministic { self.walk(key, |_| {}) } else { self.search(key).is_some() }

@@ -19,6 +19,9 @@ pub struct Rule {
     pub mode: Mode,
     /// What the sidecar does for them.
     pub strategy: Strategy,
+    /// Names under which its keys can be invalidated together, as [`tags`](super::tags) reads them. At most [`MAX_TAGS`](super::tags::MAX_TAGS).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tags: Vec<KeyPattern>,
 }
 
 /// Whether a rule takes effect.

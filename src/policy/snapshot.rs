@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::pattern::KeyPattern;
 use super::rule::{CacheAside, Lifetime, Mode, Query, ReadThrough, Rule, Store, Strategy, Unmatched, WriteBehind};
+use super::tags::{self, MAX_TAGS};
 use super::units::{ByteSize, Span};
 
 /// The newest form that this build writes and reads. `requires`, `generation` and `cluster` are said alike in all of them, so that a sidecar
@@ -20,7 +21,8 @@ use super::units::{ByteSize, Span};
 /// 3: origins may have `maxTotalConnections`.
 /// 4: rules may write through.
 /// 5: rules may write behind.
-pub const VERSION: u32 = 5;
+/// 6: rules may have tags.
+pub const VERSION: u32 = 6;
 /// The largest snapshot in bytes, which also fits a ConfigMap.
 pub const MAX_BYTES: usize = 900 * 1024;
 /// The fewest writes that a journal may be bounded to: a command may bring 256 of them.
@@ -339,6 +341,10 @@ impl Snapshot {
         if self.rules.iter().any(is_unknown) {
             return self;
         }
+        if form < 6 {
+            // Sidecars that know no tags pass an event of one by, as one of a tag that no rule has.
+            self.rules.iter_mut().for_each(|rule| rule.tags.clear());
+        }
         if form < 3 {
             self.origins.iter_mut().for_each(|origin| origin.max_total_connections = None);
         }
@@ -402,6 +408,10 @@ impl Snapshot {
         {
             return Err("its ttl must be above zero and at most its maxTtl".to_owned());
         }
+        if rule.tags.len() > MAX_TAGS {
+            return Err(format!("it has more than {MAX_TAGS} tags"));
+        }
+        rule.tags.iter().try_for_each(|tag| tags::check(tag, &rule.keys)).map_err(|error| error.to_string())?;
         let read_through = match &rule.strategy {
             Strategy::Bypass {} => return Ok(()),
             Strategy::CacheAside(cache_aside) => return check_stampede(cache_aside),
@@ -449,6 +459,9 @@ pub fn required_form(origins: &[Origin], rules: &[Rule]) -> u32 {
         Strategy::CacheAside(cache_aside) => cache_aside.stampede.is_some() || !cache_aside.stale.is_zero(),
         Strategy::Bypass {} | Strategy::ReadThrough(_) | Strategy::WriteThrough(_) | Strategy::WriteBehind(_) => false,
     };
+    if rules.iter().any(|rule| !rule.tags.is_empty()) {
+        return 6;
+    }
     if rules.iter().any(|rule| rule.strategy.behind().is_some()) {
         return 5;
     }
@@ -584,14 +597,19 @@ mod tests {
         for form in [VERSION, VERSION + 1] {
             assert_eq!(newest.clone().in_form(form), newest);
         }
+        let untagged = newest.rules.clone();
+        newest.rules[0].tags.push("user:{id}".parse().expect("a pattern"));
+        newest.requires = required_form(&newest.origins, &newest.rules);
+        assert_eq!((newest.requires, newest.clone().in_form(6)), (6, newest.clone()));
+        newest.check().expect("valid");
         let second = newest.clone().in_form(2);
-        assert_eq!((second.version, second.requires, &second.rules), (2, 2, &newest.rules));
+        assert_eq!((second.version, second.requires, &second.rules), (2, 2, &untagged));
         for form in [1, 0] {
             let first = newest.clone().in_form(form);
             assert_eq!((first.version, first.requires), (1, 1));
             assert_eq!(first.rules.len(), newest.rules.len());
             let text = serde_json::to_string(&first).expect("serialises");
-            for novelty in ["mode", "stampede", "maxTotalConnections"] {
+            for novelty in ["mode", "stampede", "maxTotalConnections", "tags"] {
                 assert!(!text.contains(novelty), "{novelty} in {text}");
             }
             assert_eq!(first.rules.last().map(|rule| &rule.strategy), Some(&Strategy::Bypass {}));
@@ -689,13 +707,14 @@ mod tests {
     #[test]
     fn contradictions_name_the_place() {
         for (from, to, word) in [
-            (r#""requires":1"#, r#""requires":6"#, "upgrade"),
+            (r#""requires":1"#, r#""requires":7"#, "upgrade"),
             (r#""generation":1"#, r#""generation":1,"extra":1"#, "extra"),
             ("127.0.0.1:7000", "nowhere", "host:port"),
             (r#""cluster":{"#, r#""cluster":{"patience":"61s","#, "at most 1m"),
             (r#""origin":"db""#, r#""origin":"dc""#, "dc"),
             (r#""maxConnections":2"#, r#""maxConnections":2,"maxTotalConnections":0"#, "above zero"),
             (r#""default":"10m""#, r#""default":"48h""#, "maxTtl"),
+            (r#""name":"user","#, r#""name":"user","tags":["user:{name}"],"#, "`name`, which the keys do not have"),
             (r#"{"sql":{"read":"SELECT name FROM users WHERE id = $id"}}"#, r#"{"http":{"path":"/x"}}"#, "`read`"),
         ] {
             let json = MINIMAL.replacen(from, to, 1);

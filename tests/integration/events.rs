@@ -26,6 +26,16 @@ fn rules() -> [Json; 2] {
     [rule("item", json!({}), json!({"stale": "1h"})), plain]
 }
 
+/// The same, whose keys share the tag `id:{id}`, and `cart:{user}:{shop}` with a tag for each part.
+fn tagged() -> [Json; 3] {
+    let [mut item, mut plain] = rules();
+    item["tags"] = json!(["id:{id}"]);
+    plain["tags"] = json!(["id:{id}", "plains"]);
+    let mut cart = rule("cart", json!({}), json!({}));
+    (cart["keys"], cart["tags"]) = (json!("cart:{user}:{shop}"), json!(["user:{user}", "shop:{shop}"]));
+    [item, plain, cart]
+}
+
 /// Writes an event past Larder.
 fn announce(servers: &Servers, kind: &str, what: &str) {
     let id = servers.holder_of(STREAM).call(&["XADD", STREAM, "*", kind, what]);
@@ -89,12 +99,71 @@ fn check_keys(servers: &Servers) {
 }
 
 #[test]
+fn a_tag_stands_for_keys_of_several_rules_under_sentinel() {
+    check_tags(&Servers::sentinel());
+}
+
+#[test]
+fn a_tag_stands_for_keys_of_several_rules_in_a_cluster() {
+    check_tags(&Servers::cluster());
+}
+
+fn check_tags(servers: &Servers) {
+    let sidecars = sidecars(servers, 2, &tagged());
+    let [mut one, mut two] = [0, 1].map(|index| sidecars[index].client());
+    let keys = ["item:7", "plain:7", "item:8", "plain:8", "cart:7:tea", "cart:7:milk", "cart:8:tea"];
+    for key in keys {
+        assert_eq!(one.call(&["SET", key, "v"]), ok());
+    }
+    let there = || keys.into_iter().filter(|key| exists(servers, key)).collect::<Vec<_>>();
+    assert_eq!(one.line("GET cart:7:late"), Value::Nil, "a load begins");
+    // What a tag names to the end goes without a walk.
+    announce(servers, "tag", "id:7");
+    wait_for_events(&sidecars, 2);
+    assert_eq!(there(), ["item:8", "plain:8", "cart:7:tea", "cart:7:milk", "cart:8:tea"]);
+    let walks = || sidecars.iter().map(|sidecar| metric(sidecar, "larder_invalidation_walks_total")).sum::<u64>();
+    assert_eq!(walks(), 0);
+    assert!(!two.line("XADD larder:events * tag user:7 tag nobody:7").is_error());
+    wait_for("the walk to end", LIMIT, || walks() == 1);
+    assert_eq!(there(), ["item:8", "plain:8", "cart:8:tea"]);
+    assert_eq!(one.line("SET cart:7:late v"), ok());
+    assert!(!exists(servers, "cart:7:late"), "a load that began before the event was stored");
+    let foreign: u64 = sidecars.iter().map(|sidecar| metric(sidecar, "larder_events_foreign_total")).sum();
+    assert_eq!((foreign, events(&sidecars)), (1, 3));
+}
+
+#[test]
+fn a_person_invalidates_a_tag() {
+    let (servers, directory) = (Servers::sentinel(), TempDir::new().unwrap());
+    let socket = directory.path().join("admin.sock").display().to_string();
+    let sidecar = Sidecar::start_with(&policy(servers.topology(), 1, &[], &tagged()), &["--admin-socket", &socket]);
+    let mut client = sidecar.client();
+    for key in ["item:7", "plain:7", "plain:8", "cart:7:tea", "cart:8:tea"] {
+        assert_eq!(client.call(&["SET", key, "v"]), ok());
+    }
+    let invalidate = |arguments: &[&str]| larder(&[&["invalidate", "--socket", &socket], arguments].concat());
+    assert_eq!(said(&invalidate(&["--tag", "user:7", "--dry-run"])), "the keys of the tag `user:7`: 1 would go\n");
+    assert_eq!(said(&invalidate(&["--tag", "id:7", "--wait"])), "the keys of the tag `id:7`: invalidated\n");
+    assert!(!exists(&servers, "item:7") && !exists(&servers, "plain:7"));
+    let walked = said(&invalidate(&["--tag", "shop:tea", "--wait"]));
+    assert_eq!(walked, "the keys of the tag `shop:tea`: invalidated; 2 had something in the cache\n");
+    assert!(exists(&servers, "plain:8"));
+    let output = invalidate(&["--tag", "nobody"]);
+    let error = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(
+        output.status.code() == Some(2) && error.contains("write one of id:{id}, plains, shop:{shop}, user:{user}"),
+        "{error}"
+    );
+}
+
+#[test]
 fn what_is_not_understood_is_said_and_holds_up_nothing() {
     let servers = Servers::sentinel();
     let sidecars = sidecars(&servers, 1, &rules());
     let mut client = sidecars[0].client();
+    let long_tag = format!("XADD larder:events * tag {}", "a".repeat(1025));
     for (command, words) in [
-        ("XADD larder:events * tag user", "ERR there are no tags in this version of Larder"),
+        (long_tag.as_str(), "ERR no key has such a tag"),
         ("XADD larder:events * user 7", "`user` is no kind of event"),
         ("XADD larder:events * key larder:l:{abc}item:1", "Larder's own"),
         ("XADD larder:other * key item:1", "NOPERM"),
@@ -105,7 +174,7 @@ fn what_is_not_understood_is_said_and_holds_up_nothing() {
         assert!(matches!(&reply, Value::Error(text) if text.contains(words)), "{command}: {reply:?}");
     }
     assert_eq!(client.line("SET item:1 v"), ok());
-    for (kind, what) in [("tag", "user"), ("nonsense", "x"), ("pattern", "item:*"), ("rule", "foreign"), ("key", "item:1")] {
+    for (kind, what) in [("tag", ""), ("nonsense", "x"), ("pattern", "item:*"), ("rule", "foreign"), ("key", "item:1")] {
         announce(&servers, kind, what);
     }
     wait_for_events(&sidecars, 1);
@@ -113,7 +182,7 @@ fn what_is_not_understood_is_said_and_holds_up_nothing() {
     let count = |name: &str| metric(&sidecars[0], &format!("larder_events_{name}_total"));
     assert_eq!((count("refused"), count("foreign"), events(&sidecars)), (3, 1, 1));
     let log = sidecars[0].log();
-    assert!(log.contains("is not understood") && log.contains("there are no tags"), "{log}");
+    assert!(log.contains("is not understood") && log.contains("no key has such a tag"), "{log}");
 }
 
 #[test]
@@ -219,7 +288,7 @@ fn a_person_invalidates_keys() {
     assert_eq!((&done["named"], &done["removed"], &done["complete"]), (&json!(2), &json!(1), &json!(true)));
     assert!(!exists(&servers, "item:1") && exists(&servers, "plain:1"));
     for (arguments, code, words) in [
-        (vec!["--tag", "a", "--socket", &socket], 2, "there are no tags"),
+        (vec!["--tag", "a", "--socket", &socket], 2, "no rule has tags"),
         (vec!["--rule", "none", "--socket", &socket], 2, "write one of item, plain"),
         (vec!["--pattern", "item:*", "--socket", &socket], 2, "{part}"),
         (vec!["item:1"], 2, "no `larder dev` runs here"),

@@ -10,7 +10,12 @@ const CLUSTER_FIELDS: &[(&str, &str)] = &[(
 
 const POLICY_FIELDS: &[(&str, &str)] = &[
     ("spec.workloads.matchExpressions", "remove it, and select workloads by matchLabels"),
-    ("spec.rules[].invalidate", "remove it: keys are invalidated by DEL, LARDER.INVALIDATE, XADD larder:events and their TTL"),
+    ("spec.rules[].invalidate.changes", "remove it: whoever changes the table writes an event, XADD larder:events * tag TAG"),
+    ("spec.rules[].invalidate.events", "remove it: events in the stream larder:events need nothing here"),
+    (
+        "spec.rules[].invalidate.versioned",
+        "remove it: keys are invalidated by DEL, LARDER.INVALIDATE, XADD larder:events and their TTL",
+    ),
     ("spec.rules[].nearCache", "remove it: values are kept in the cache tier only"),
     (
         "spec.rules[].writeBehind",

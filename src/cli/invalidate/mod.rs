@@ -19,10 +19,10 @@ use super::{Failure, Outcome};
 /// How often it is asked how far it is.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
-/// Invalidate keys, or all keys of a rule or a pattern
+/// Invalidate keys, or all keys of a tag, a rule or a pattern
 ///
 /// Values, stale copies and remembered absences go, and what was loaded before is not stored any more. It is done when the command ends;
-/// with a rule or a pattern it is written down by then, and --wait waits until every server was walked over.
+/// with a tag, a rule or a pattern it is written down by then, and --wait waits until every server was walked over.
 ///
 /// Without --workload the running `larder dev` of this machine is asked.
 #[derive(clap::Args)]
@@ -31,6 +31,7 @@ Exit codes: 0 done, or written down; 1 it was not, and may be repeated; 2 nobody
 
 Examples:
   larder invalidate user:7 user:8                              two keys of the running `larder dev`
+  larder invalidate --tag user:7                               all keys that have this tag
   larder invalidate --rule user --dry-run                      how many keys would go
   larder invalidate --pattern 'user:{id}' --wait               all of a pattern, until they have gone
   larder invalidate user:7 --workload deployment/shop -n shop  by a sidecar of a workload on Kubernetes")]
@@ -40,7 +41,7 @@ pub struct Args {
     /// Tell what would go, and change nothing
     #[arg(long)]
     dry_run: bool,
-    /// Wait until the keys of the rule or the pattern have gone, and show how far it is
+    /// Wait until the keys of the tag, the rule or the pattern have gone, and show how far it is
     #[arg(long, conflicts_with = "dry_run")]
     wait: bool,
     /// The workload whose sidecar is asked, such as deployment/shop, statefulset/worker or pod/debug
@@ -100,7 +101,6 @@ pub struct Answer {
 
 /// Asks, and waits where that is wanted.
 pub fn run(args: Args) -> Outcome {
-    args.wanted.check()?;
     let told = block_on(carry_out(&args))?;
     output::answer(args.output, &told, |paint| text(&told, paint))?;
     Ok(ExitCode::SUCCESS)
@@ -116,7 +116,7 @@ async fn carry_out(args: &Args) -> Result<Told, Failure> {
     if args.wait
         && let Some(event) = told.event.clone()
     {
-        told.removed = Some(follow(&way, args, &event).await?);
+        told.removed = follow(&way, args, &event).await?;
         told.complete = true;
     }
     Ok(told)
@@ -145,13 +145,13 @@ fn add(one: Option<u64>, other: Option<u64>) -> Option<u64> {
     one.map_or(other, |one| Some(one + other.unwrap_or_default()))
 }
 
-/// Waits until the walk for an event has ended; how many keys it removed.
-async fn follow(way: &Way, args: &Args, event: &str) -> Result<u64, Failure> {
+/// Waits until an event is carried out; how many keys its walk removed, where it took one.
+async fn follow(way: &Way, args: &Args, event: &str) -> Result<Option<u64>, Failure> {
     let progress = super::waiting::Progress::begin("the event to be read");
     loop {
         let answer = way.ask(&args.wanted, false, Some(event)).await?.into_iter().next().unwrap_or_default();
         match answer.state.as_str() {
-            "ended" => return Ok(answer.removed.unwrap_or_default()),
+            "ended" => return Ok(answer.removed),
             "unknown" => {
                 let next = "see the sidecars' logs, and repeat it";
                 return Err(Failure::new(format!("the event {event} was read, and nothing is known of what came of it"), next));
@@ -175,15 +175,16 @@ fn state(answer: &Answer) -> String {
 
 fn text(told: &Told, paint: &Paint) -> String {
     let Told { dry_run, wanted, named: _, removed, event, complete } = told;
-    let removed = removed.unwrap_or_default();
+    let count = removed.unwrap_or_default();
     let (good, busy, plain) = (paint.good, paint.busy, paint.plain);
     match (dry_run, event, complete) {
-        (true, _, true) => format!("{wanted}: {removed} would go\n"),
-        (true, _, false) => format!("{wanted}: at least {removed} would go; there are too many to count in ten seconds\n"),
+        (true, _, true) => format!("{wanted}: {count} would go\n"),
+        (true, _, false) => format!("{wanted}: at least {count} would go; there are too many to count in ten seconds\n"),
         (false, Some(event), false) => {
             format!("{wanted}: {busy}written down{plain} as event {event}; they go from now on, and --wait waits for it\n")
         }
-        (false, ..) => format!("{wanted}: {good}invalidated{plain}; {removed} had something in the cache\n"),
+        (false, Some(_), true) if removed.is_none() => format!("{wanted}: {good}invalidated{plain}\n"),
+        (false, ..) => format!("{wanted}: {good}invalidated{plain}; {count} had something in the cache\n"),
     }
 }
 

@@ -17,10 +17,10 @@ const LIMIT: Duration = Duration::from_secs(25);
 /// The most keys of one request.
 pub const MOST_KEYS: usize = 256;
 /// What to write.
-const REMEDY: &str = "write POST /invalidate?key=KEY&key=KEY, ?rule=NAME or ?pattern=PATTERN, percent-encoded, with &dry-run to try it; \
-                      and GET /invalidate?event=ID with the same rule or pattern to ask how far it is";
+const REMEDY: &str = "write POST /invalidate?key=KEY&key=KEY, ?tag=TAG, ?rule=NAME or ?pattern=PATTERN, percent-encoded, with &dry-run to \
+                      try it; and GET /invalidate?event=ID with the same tag, rule or pattern to ask how far it is";
 
-/// Has keys go, those of a rule or of a pattern, or tells which would.
+/// Has keys go, those of a tag, of a rule or of a pattern, or tells which would.
 pub(super) async fn invalidate(State(shared): State<Arc<Shared>>, RawQuery(query): RawQuery) -> Response {
     let query = query.unwrap_or_default();
     let request = meant(&query).map(|(meant, Options { dry_run, .. })| match dry_run {
@@ -59,7 +59,7 @@ struct Options {
     event: Option<String>,
 }
 
-/// Reads which keys are meant: some, or those of one rule or pattern.
+/// Reads which keys are meant: some, or those of one tag, rule or pattern.
 fn meant(query: &str) -> Result<(Meant, Options), String> {
     let (mut keys, mut whole, mut options) = (Vec::new(), None, Options::default());
     for pair in query.split('&').filter(|pair| !pair.is_empty()) {
@@ -71,7 +71,8 @@ fn meant(query: &str) -> Result<(Meant, Options), String> {
             "event" => options.event = Some(String::from_utf8_lossy(&value).into_owned()),
             _ => match parse(name.as_bytes(), &value).map_err(remedy)? {
                 Event::Key(key) => keys.push(key),
-                _ if whole.is_some() => return Err("name one rule or pattern in each request".to_owned()),
+                _ if whole.is_some() => return Err("name one tag, rule or pattern in each request".to_owned()),
+                Event::Tag(tag) => whole = Some(Meant::Tag(tag)),
                 Event::Rule(name) => whole = Some(Meant::Rule(name)),
                 Event::Pattern(pattern) => whole = Some(Meant::Pattern(pattern)),
             },
@@ -81,7 +82,7 @@ fn meant(query: &str) -> Result<(Meant, Options), String> {
         (Some(whole), 0) => Ok((whole, options)),
         (None, 1..=MOST_KEYS) => Ok((Meant::Keys(keys), options)),
         (None, 0) => Err(REMEDY.to_owned()),
-        (Some(_), _) => Err("name keys, a rule or a pattern: one kind in each request".to_owned()),
+        (Some(_), _) => Err("name keys, a tag, a rule or a pattern: one kind in each request".to_owned()),
         (None, _) => Err(format!("name at most {MOST_KEYS} keys in each request")),
     }
 }
@@ -100,15 +101,16 @@ mod tests {
         let plain = Options::default;
         assert_eq!(meant("key=user:7&key=a%20b"), Ok((keys(&["user:7", "a b"]), plain())));
         assert_eq!(meant("rule=user&dry-run"), Ok((Meant::Rule("user".to_owned()), Options { dry_run: true, event: None })));
+        assert_eq!(meant("tag=user:7"), Ok((Meant::Tag("user:7".to_owned()), plain())));
         let pattern = Meant::Pattern("user:{id}".parse().unwrap());
         let followed = Options { dry_run: false, event: Some("7-0".to_owned()) };
         assert_eq!(meant("pattern=user:%7Bid%7D&event=7-0"), Ok((pattern, followed)));
         for (query, words) in [
             ("", "POST /invalidate?key=KEY"),
             ("keys=a", "POST /invalidate?key=KEY"),
-            ("tag=a", "no tags"),
+            ("tag=", "no key has such a tag"),
             ("key=a&rule=b", "one kind"),
-            ("rule=a&rule=b", "one rule"),
+            ("rule=a&tag=b", "one tag"),
             ("key=%zz", "malformed"),
             ("key=larder:l:x", "Larder's own"),
         ] {

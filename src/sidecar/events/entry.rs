@@ -1,8 +1,9 @@
 //! What an entry of the stream says. Pure.
 //!
-//! An entry is a list of pairs: `key user:7`, `rule user`, `pattern user:{id}`. Each pair stands for itself, so that one that is not
+//! An entry is a list of pairs: `key user:7`, `tag user:7`, `rule user`, `pattern user:{id}`. Each pair stands for itself, so that one that is not
 //! understood takes nothing from the others.
 
+use crate::policy::tags::MAX_TAG_BYTES;
 use crate::policy::{KeyPattern, PatternError};
 use crate::sidecar::slots::is_larder_key;
 
@@ -14,6 +15,8 @@ const MOST_NAME_BYTES: usize = 256;
 pub enum Event {
     /// What this key stands for.
     Key(Vec<u8>),
+    /// What all keys that have this tag stand for.
+    Tag(String),
     /// What all keys of the rule of this name stand for.
     Rule(String),
     /// What all keys of a pattern that some rule covers stand for.
@@ -23,11 +26,8 @@ pub enum Event {
 /// Why a pair is not understood. The text names the remedy.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NotUnderstood {
-    /// Tags.
-    #[error("there are no tags in this version of Larder: write `key KEY`, `rule NAME` or `pattern PATTERN`")]
-    Tag,
     /// Another word than those above.
-    #[error("`{0}` is no kind of event: write `key KEY`, `rule NAME` or `pattern PATTERN`")]
+    #[error("`{0}` is no kind of event: write `key KEY`, `tag TAG`, `rule NAME` or `pattern PATTERN`")]
     Kind(String),
     /// An empty key.
     #[error("the key is empty: write `key KEY`")]
@@ -35,6 +35,9 @@ pub enum NotUnderstood {
     /// One of Larder's own keys.
     #[error("the key `{0}` is Larder's own, and changes with the key that it belongs to: name that one")]
     OwnKey(String),
+    /// No tag of any key.
+    #[error("no key has such a tag: write `tag TAG`, in UTF-8 and of at most {MAX_TAG_BYTES} bytes")]
+    Tag,
     /// No name of a rule.
     #[error("no rule has such a name: write `rule NAME`, as the policy has it")]
     RuleName,
@@ -62,6 +65,10 @@ pub fn parse(kind: &[u8], what: &[u8]) -> Result<Event, NotUnderstood> {
             key => Ok(Event::Key(key.to_vec())),
         };
     }
+    if is("tag") {
+        let tag = std::str::from_utf8(what).ok().filter(|tag| !tag.is_empty() && tag.len() <= MAX_TAG_BYTES);
+        return tag.map(|tag| Event::Tag(tag.to_owned())).ok_or(NotUnderstood::Tag);
+    }
     if is("rule") {
         let name = std::str::from_utf8(what).ok().filter(|name| !name.is_empty() && name.len() <= MOST_NAME_BYTES);
         return name.map(|name| Event::Rule(name.to_owned())).ok_or(NotUnderstood::RuleName);
@@ -70,7 +77,7 @@ pub fn parse(kind: &[u8], what: &[u8]) -> Result<Event, NotUnderstood> {
         let text = std::str::from_utf8(what).map_err(|_| NotUnderstood::NotText)?;
         return Ok(Event::Pattern(text.parse()?));
     }
-    Err(if is("tag") { NotUnderstood::Tag } else { NotUnderstood::Kind(shown(kind)) })
+    Err(NotUnderstood::Kind(shown(kind)))
 }
 
 /// What is wrong with the event that an XADD with these arguments announces, its name and the stream's included. Where its options are
@@ -119,10 +126,11 @@ mod tests {
     fn each_kind_is_read_and_what_is_none_says_what_to_write() {
         assert_eq!(parse(b"key", b"user:7"), Ok(Event::Key(b"user:7".to_vec())));
         assert_eq!(parse(b"KEY", b"\xff\0"), Ok(Event::Key(b"\xff\0".to_vec())));
+        assert_eq!(parse(b"tag", b"user:7"), Ok(Event::Tag("user:7".to_owned())));
         assert_eq!(parse(b"rule", b"user"), Ok(Event::Rule("user".to_owned())));
         assert_eq!(parse(b"pattern", b"user:{id}"), Ok(Event::Pattern("user:{id}".parse().unwrap())));
         for (kind, what, word) in [
-            ("tag", "a", "no tags"),
+            ("tag", "", "no key has such a tag"),
             ("keys", "a", "`keys` is no kind"),
             ("key", "", "the key is empty"),
             ("key", "larder:l:{abc}a", "Larder's own"),
@@ -133,6 +141,8 @@ mod tests {
             assert!(error.contains(word), "{error}");
         }
         assert_eq!(parse(b"pattern", b"\xff"), Err(NotUnderstood::NotText));
+        assert_eq!(parse(b"tag", b"\xff"), Err(NotUnderstood::Tag));
+        assert_eq!(parse(b"tag", &[b'a'; MAX_TAG_BYTES + 1]), Err(NotUnderstood::Tag));
     }
 
     #[test]
@@ -147,7 +157,7 @@ mod tests {
         }
         assert_eq!(check("XADD larder:events *"), Err(NotUnderstood::Pairs));
         assert_eq!(check("XADD larder:events * key a key"), Err(NotUnderstood::Pairs));
-        assert_eq!(check("XADD larder:events * key a tag b"), Err(NotUnderstood::Tag));
+        assert_eq!(check("XADD larder:events * key a tag b"), Ok(()));
         assert_eq!(check("XADD larder:events MAXLEN ~ 10 * user 7"), Err(NotUnderstood::Kind("user".to_owned())));
     }
 

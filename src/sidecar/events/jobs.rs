@@ -1,4 +1,4 @@
-//! What takes a walk over all keys: a rule's or a pattern's keys, or all that are kept right by leases. Pure.
+//! What takes a walk over all keys: a rule's, a pattern's or a tag's keys, or all that are kept right by leases. Pure.
 //!
 //! A walk looks at every name in every shard, twice. The first pass ends the leases of what it is about: a load that began before the
 //! walk has a lease then, unless it has ended before the pass came by, and its value stands in the cache. The second pass removes
@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, HashSet, VecDeque};
 use serde::{Deserialize, Serialize};
 
 use super::position::EntryId;
-use crate::policy::KeyPattern;
+use crate::policy::{KeyPattern, tags};
 use crate::sidecar::policy::ActivePolicy;
 use crate::sidecar::slots::{Companion, is_larder_key};
 
@@ -30,6 +30,8 @@ pub enum Target {
     Rule(String),
     /// Those of a pattern that some rule covers.
     Pattern(KeyPattern),
+    /// Those that have this tag.
+    Tag(String),
     /// Those of all rules with leases: events were lost, and nobody knows which.
     Leased,
 }
@@ -264,6 +266,7 @@ impl Target {
         match self {
             Self::Rule(name) => rule.name == *name,
             Self::Pattern(pattern) => pattern.matches(key),
+            Self::Tag(tag) => tags::has(rule, key, tag.as_bytes()),
             Self::Leased => policy.leases(id) || policy.loads(id),
         }
     }

@@ -3,7 +3,7 @@
 //! One sidecar of each binding reads the stream at a time, and carries out for all of them: values, copies and the right to store what
 //! was loaded before are in the cache that they share. An entry is passed only when it was carried out, so each is at least once;
 //! twice does no harm. [`position`] notices entries that were lost unread: then all that leases keep right goes, since nobody knows
-//! what they said. [`jobs`] has what takes a walk over all keys.
+//! what they said. [`tagged`] tells what a tag stands for; [`jobs`] has what takes a walk over all keys.
 
 mod carry;
 pub mod entry;
@@ -15,6 +15,7 @@ mod shards;
 #[cfg(test)]
 mod simulation;
 pub mod store;
+mod tagged;
 mod walker;
 
 use std::cell::Cell;
@@ -28,6 +29,7 @@ use self::jobs::Target;
 use self::line::{Batch, Line, LineError, MOST_KEPT};
 use self::position::{EntryId, Position};
 use self::store::Store;
+use self::tagged::Tagged;
 use self::walker::{Desk, walk_forever};
 use super::dispatch::invalidation_slot;
 use super::policy::UNMATCHED;
@@ -249,6 +251,16 @@ impl Reader {
         let target = match event {
             Event::Key(key) if self.bound && policy.find(&key) == UNMATCHED => return counters.events_foreign.inc(),
             Event::Key(key) => return keys.push(key),
+            Event::Tag(tag) => match tagged::look_up(&policy, tag.as_bytes()) {
+                None => return counters.events_foreign.inc(),
+                Some(Tagged { keys: named, walks }) => {
+                    keys.extend(named);
+                    if !walks {
+                        return;
+                    }
+                    Target::Tag(tag)
+                }
+            },
             Event::Rule(name) if !policy.snapshot().rules.iter().any(|rule| rule.name == name) => {
                 // Another workload's, perhaps.
                 return counters.events_foreign.inc();

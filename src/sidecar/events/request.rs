@@ -1,5 +1,6 @@
 //! What the operator of the pod asks: invalidate this, or tell how far that is.
 
+use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -10,6 +11,7 @@ use super::carry;
 use super::jobs::{Pass, Progress, Target};
 use super::position::EntryId;
 use super::store::Store;
+use super::tagged;
 use super::walker::count;
 use crate::policy::KeyPattern;
 use crate::policy::events::STREAM;
@@ -30,6 +32,8 @@ const COUNT_FOR: Duration = Duration::from_secs(10);
 pub enum Meant {
     /// These.
     Keys(Vec<Vec<u8>>),
+    /// Those that have this tag.
+    Tag(String),
     /// Those of the rule of this name.
     Rule(String),
     /// Those of a pattern that some rule covers.
@@ -79,6 +83,7 @@ pub async fn answer(worker: &Rc<Worker>, store: &Store, bound: bool, request: Re
 fn target_of(meant: Meant) -> Option<Target> {
     match meant {
         Meant::Keys(_) => None,
+        Meant::Tag(tag) => Some(Target::Tag(tag)),
         Meant::Rule(name) => Some(Target::Rule(name)),
         Meant::Pattern(pattern) => Some(Target::Pattern(pattern)),
     }
@@ -99,6 +104,18 @@ fn check(policy: &ActivePolicy, meant: &Meant, bound: bool) -> Result<(), String
                 None => Ok(()),
             }
         }
+        Meant::Tag(tag) => match tagged::look_up(policy, tag.as_bytes()) {
+            Some(_) => Ok(()),
+            None => {
+                let rules = policy.snapshot().rules.iter();
+                let templates: BTreeSet<&str> = rules.flat_map(|rule| &rule.tags).map(KeyPattern::as_str).collect();
+                let templates = templates.into_iter().collect::<Vec<_>>().join(", ");
+                Err(match templates.as_str() {
+                    "" => "no rule has tags: write them in its `invalidate.tags`, or name keys, a rule or a pattern".to_owned(),
+                    templates => format!("no key can have the tag `{tag}`: write one of {templates}"),
+                })
+            }
+        },
         Meant::Rule(name) => {
             let rules = &policy.snapshot().rules;
             let Some(index) = rules.iter().position(|rule| rule.name == *name) else {
@@ -131,6 +148,7 @@ async fn invalidate(worker: &Rc<Worker>, keys: &[Vec<u8>]) -> Result<Json, Refus
 /// Writes an event, which stays also when this sidecar ends.
 async fn announce(worker: &Rc<Worker>, meant: &Meant) -> Result<Json, Refusal> {
     let (kind, what) = match meant {
+        Meant::Tag(tag) => ("tag", tag.as_str()),
         Meant::Rule(name) => ("rule", name.as_str()),
         Meant::Pattern(pattern) => ("pattern", pattern.as_str()),
         Meant::Keys(_) => return Err(Refusal::Wrong("keys need no event".to_owned())),
@@ -177,6 +195,16 @@ async fn follow(worker: &Rc<Worker>, store: &Store, target: &Target, event: Entr
         }
         Progress::Ended(removed) => json!({"state": "ended", "removed": removed}),
         Progress::Unknown if kept.position.id < event => json!({"state": "unread"}),
+        // It was carried out before it was passed.
+        Progress::Unknown if !takes_walk(&worker.policy(), target) => json!({"state": "ended"}),
         Progress::Unknown => json!({"state": "unknown"}),
     })
+}
+
+/// Whether a target is more than keys, which have gone once their event is passed.
+fn takes_walk(policy: &ActivePolicy, target: &Target) -> bool {
+    match target {
+        Target::Tag(tag) => tagged::look_up(policy, tag.as_bytes()).is_none_or(|found| found.walks),
+        Target::Rule(_) | Target::Pattern(_) | Target::Leased => true,
+    }
 }

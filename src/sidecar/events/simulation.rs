@@ -4,7 +4,7 @@
 //! is there from a pass's beginning to its end is met. Loads hold leases, and are stored under them alone, as the cache's scripts do it.
 //! Each of the switches breaks one mechanism, and is caught.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::hash::BuildHasher as _;
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ use crate::policy::Snapshot;
 use crate::sidecar::policy::ActivePolicy;
 use crate::sidecar::slots::Companion;
 
-const KEYS: usize = 3;
+const KEYS: usize = 5;
 const BUCKETS: u64 = 3;
 const STEPS: usize = 300;
 const HISTORIES: u64 = 2_000;
@@ -34,6 +34,8 @@ enum Switch {
     Restart,
     /// What is wanted while a walk is under way counts as done with it.
     NextWalk,
+    /// A walk for tags finds no key.
+    Tags,
 }
 
 /// A load: its key, the lease that it holds, and what it has read.
@@ -60,7 +62,7 @@ struct World {
     jobs: Jobs,
     events: u64,
     /// What each event that was not fulfilled yet demands.
-    demands: BTreeMap<EntryId, [u64; KEYS]>,
+    demands: BTreeMap<EntryId, (Target, [u64; KEYS])>,
     /// What is demanded of the cache from now on.
     least: [u64; KEYS],
     /// Where the walk is: the pages that are left of each shard, and the layout that it began with.
@@ -69,13 +71,18 @@ struct World {
 }
 
 fn key(index: usize) -> Vec<u8> {
-    format!("user:{index}").into_bytes()
+    format!("user:{}:{index}", group(index)).into_bytes()
+}
+
+/// What a key's tag says.
+fn group(index: usize) -> usize {
+    index % 2
 }
 
 fn policy() -> ActivePolicy {
-    let snapshot = r#"{"version":1,"requires":1,"generation":1,
+    let snapshot = r#"{"version":6,"requires":6,"generation":1,
         "cluster":{"name":"main","topology":{"cluster":{"seeds":["127.0.0.1:7000"]}}},"unmatched":{"bypass":{}},
-        "rules":[{"name":"user","keys":"user:{id}","strategy":{"cacheAside":{"ttl":{"default":"1h","max":"2h","jitter":"0%"},
+        "rules":[{"name":"user","keys":"user:{group}:{id}","tags":["group:{group}"],"strategy":{"cacheAside":{"ttl":{"default":"1h","max":"2h","jitter":"0%"},
             "stampede":{"lease":"10s","wait":"1s","atWaitEnd":"error"}}}}]}"#;
     let snapshot = Snapshot::parse(snapshot.as_bytes()).expect("a snapshot");
     let origins = Origins::new(&snapshot.origins).expect("no origins");
@@ -89,7 +96,7 @@ impl World {
             switch,
             policy: policy(),
             shards: [BTreeMap::new(), BTreeMap::new()],
-            home: [0, 1, 0],
+            home: std::array::from_fn(|index| index % 2),
             moves: 0,
             origin: [1; KEYS],
             pace: 20 + seed % 200,
@@ -149,16 +156,22 @@ impl World {
         }
     }
 
-    /// The origin changes, and somebody says so.
+    /// The origin changes, and somebody says so, by the name of the rule or of a tag.
     fn change(&mut self, index: usize) {
         self.origin[index] += 1;
         self.events += 1;
         let event = EntryId::new(self.events, 0);
+        let (target, about) = if self.random.bool() {
+            (Target::Rule("user".to_owned()), self.origin)
+        } else {
+            let is_about = |key| u64::from(group(key) == group(index));
+            (Target::Tag(format!("group:{}", group(index))), std::array::from_fn(|key| is_about(key) * self.origin[key]))
+        };
         match self.jobs.current.as_mut().filter(|_| self.switch == Switch::NextWalk) {
             Some(walk) => walk.wishes.iter_mut().for_each(|wish| wish.to = event),
-            None => self.jobs.wish(Target::Rule("user".to_owned()), event),
+            None => self.jobs.wish(target.clone(), event),
         }
-        self.demands.insert(event, self.origin);
+        self.demands.insert(event, (target, about));
     }
 
     fn move_slot(&mut self, index: usize) {
@@ -180,7 +193,7 @@ impl World {
         let Some(walk) = self.jobs.current.as_mut() else { return };
         if walk.shards.is_empty() {
             walk.start_over(layout(), 0);
-            (self.pages, self.layout) = (pages(), self.moves);
+            (self.pages, self.layout) = (pages(&mut self.random), self.moves);
             return;
         }
         let Some((shard, bucket)) = self.pages.pop() else { return self.end_pass() };
@@ -188,6 +201,7 @@ impl World {
         let mut doomed = walk.sift(&self.policy, held.iter().map(Vec::as_slice));
         match (self.switch, walk.pass) {
             (Switch::Leases, Pass::Leases) => doomed.clear(),
+            (Switch::Tags, _) if walk.wishes.iter().all(|wish| matches!(wish.target, Target::Tag(_))) => doomed.clear(),
             (Switch::SecondPass, Pass::Leases) => {
                 let mut values = walk.clone();
                 values.pass = Pass::Values;
@@ -207,14 +221,14 @@ impl World {
         }
         if walk.pass == Pass::Leases && self.switch != Switch::SecondPass {
             walk.start_pass(Pass::Values, layout(), 0);
-            self.pages = pages();
+            self.pages = pages(&mut self.random);
             return;
         }
         self.jobs.end();
-        let target = Target::Rule("user".to_owned());
-        let ended: BTreeSet<EntryId> = self.demands.keys().copied().collect();
-        for event in ended.into_iter().filter(|event| matches!(self.jobs.progress(&target, *event), Progress::Ended(_))) {
-            let demanded = self.demands.remove(&event).unwrap_or_default();
+        let has_ended =
+            |(event, (target, _)): &(&EntryId, &(Target, _))| matches!(self.jobs.progress(target, **event), Progress::Ended(_));
+        let ended: Vec<EntryId> = self.demands.iter().filter(has_ended).map(|(event, _)| *event).collect();
+        for (_, demanded) in ended.iter().filter_map(|event| self.demands.remove(event)) {
             self.least = std::array::from_fn(|index| self.least[index].max(demanded[index]));
         }
     }
@@ -224,7 +238,7 @@ impl World {
             if let Some(version) = self.shards[self.home[index]].get(&key(index))
                 && *version < self.least[index]
             {
-                return Err(format!("user:{index} is {version}, and {} was demanded", self.least[index]));
+                return Err(format!("key {index} is {version}, and {} was demanded", self.least[index]));
             }
         }
         Ok(())
@@ -240,8 +254,11 @@ fn layout() -> BTreeMap<Shard, Vec<u8>> {
     BTreeMap::from([(shard("a"), vec![0]), (shard("b"), vec![0])])
 }
 
-fn pages() -> Vec<(usize, u64)> {
-    (0..2).flat_map(|shard| (0..BUCKETS).map(move |bucket| (shard, bucket))).collect()
+/// All pages, in an order of its own for each pass.
+fn pages(random: &mut fastrand::Rng) -> Vec<(usize, u64)> {
+    let mut pages: Vec<_> = (0..2).flat_map(|shard| (0..BUCKETS).map(move |bucket| (shard, bucket))).collect();
+    random.shuffle(&mut pages);
+    pages
 }
 
 /// The first history that breaks the promise.
@@ -259,7 +276,7 @@ fn what_an_event_was_about_is_gone_when_its_walk_has_ended() {
 
 #[test]
 fn without_any_of_its_mechanisms_a_walk_leaves_what_is_outdated() {
-    for switch in [Switch::Leases, Switch::SecondPass, Switch::Restart, Switch::NextWalk] {
+    for switch in [Switch::Leases, Switch::SecondPass, Switch::Restart, Switch::NextWalk, Switch::Tags] {
         assert!(broken(switch).is_some(), "{switch:?} is not caught");
     }
 }

@@ -1,0 +1,19 @@
+//! What ends cached values before their TTL, as a CachePolicy says it.
+
+use kube::KubeSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::api::text::TagText;
+use crate::policy::tags::MAX_TAGS;
+
+/// What ends the values of a rule's keys before their TTL.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct InvalidateSpec {
+    /// Names under which keys can be invalidated together, by the event `tag NAME` or `larder invalidate --tag NAME`, in which {part}
+    /// stands for that part of the key: under keys cart:{user}:{shop} and tags user:{user} the key cart:7:tea has the tag user:7. Several
+    /// rules may have the same tags. At most 8.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(with = "Vec<TagText>", length(max = MAX_TAGS))]
+    pub tags: Vec<String>,
+}

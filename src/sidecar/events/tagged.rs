@@ -1,0 +1,74 @@
+//! What a tag stands for under a policy: keys that it names to the end, and others that a walk has to find. Pure.
+
+use crate::policy::tags::{Meaning, meanings};
+use crate::sidecar::policy::{ActivePolicy, RuleId};
+
+/// What a tag stands for.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Tagged {
+    /// The keys that it names to the end: one for each template at the most.
+    pub keys: Vec<Vec<u8>>,
+    /// Whether others may have it, too.
+    pub walks: bool,
+}
+
+/// What `tag` stands for. `None`: no key of any rule that takes effect can have it.
+pub fn look_up(policy: &ActivePolicy, tag: &[u8]) -> Option<Tagged> {
+    let mut found: Option<Tagged> = None;
+    for (id, rule) in (0..).zip(&policy.snapshot().rules) {
+        let id: RuleId = id;
+        if rule.tags.is_empty() || policy.lifetime_of(id).is_none() {
+            continue;
+        }
+        for meaning in meanings(rule, tag) {
+            match meaning {
+                Meaning::Nothing => {}
+                // Another rule before this one may decide over the key.
+                Meaning::Key(key) if policy.find(&key) != id => {}
+                Meaning::Key(key) => found.get_or_insert_default().keys.push(key),
+                Meaning::Several => found.get_or_insert_default().walks = true,
+            }
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::origin::Origins;
+    use crate::policy::Snapshot;
+
+    #[test]
+    fn a_tag_stands_for_keys_of_several_rules() {
+        let rule = |name: &str, keys: &str, tags: &str| {
+            format!(
+                r#"{{"name":"{name}","keys":"{keys}","tags":{tags},"strategy":{{"cacheAside":{{"ttl":{{"default":"1h","max":"2h","jitter":"0%"}}}}}}}}"#
+            )
+        };
+        let rules = [
+            rule("one", "user:1", "[]"),
+            rule("user", "user:{id}", r#"["user:{id}"]"#),
+            rule("face", "face:{id}", r#"["user:{id}","faces"]"#),
+            rule("cart", "cart:{id}:{shop}", r#"["cart:{id}"]"#),
+            rule("seen", "seen:{id}", r#"["seen:{id}"]"#).replacen("\"strategy\"", "\"mode\":\"observe\",\"strategy\"", 1),
+        ];
+        let snapshot = format!(
+            r#"{{"version":6,"requires":6,"generation":1,"cluster":{{"name":"main","topology":{{"cluster":{{"seeds":["h:1"]}}}}}},
+            "unmatched":{{"bypass":{{}}}},"rules":[{}]}}"#,
+            rules.join(",")
+        );
+        let snapshot = Snapshot::parse(snapshot.as_bytes()).expect("a snapshot");
+        let origins = Origins::new(&snapshot.origins).expect("no origins");
+        let policy = ActivePolicy::new(Arc::new(snapshot), &origins).expect("a policy");
+        let keys = |keys: &[&str]| keys.iter().map(|key| key.as_bytes().to_vec()).collect::<Vec<_>>();
+        let found = |tag: &str| look_up(&policy, tag.as_bytes());
+        assert_eq!(found("user:7"), Some(Tagged { keys: keys(&["user:7", "face:7"]), walks: false }));
+        assert_eq!(found("user:1"), Some(Tagged { keys: keys(&["face:1"]), walks: false }), "another rule covers user:1");
+        assert_eq!(found("faces"), Some(Tagged { keys: keys(&[]), walks: true }));
+        assert_eq!(found("cart:7"), Some(Tagged { keys: keys(&[]), walks: true }));
+        assert_eq!((found("seen:7"), found("none")), (None, None), "what is only observed is not touched");
+    }
+}
