@@ -3,6 +3,7 @@
 // Each printer column has a name and a path of its own, which the lint takes for repetition.
 #![allow(clippy::duplicated_attributes)]
 
+mod behind;
 mod invalidate;
 mod status;
 
@@ -19,6 +20,7 @@ use super::text::{
 };
 use crate::policy::{AtWaitEnd, Mode, Percent, ReplyForm, Span};
 
+pub use behind::{MAX_BATCH, Overflow, WriteBehindSpec};
 pub use invalidate::InvalidateSpec;
 pub use status::{
     CachePolicyStatus, ConditionType, ConnectionsStatus, GenerationStatus, MAX_GENERATIONS, MAX_NAME_CHARS, MAX_NAMED,
@@ -60,6 +62,12 @@ pub use status::{
 #[x_kube(validation = Rule::new(
     "!has(self.origins) || self.rules.all(r, !has(r.origin) || !has(r.origin.path) || self.origins.all(o, o.name != r.origin.name || has(o.http)))")
     .message("a rule with origin.path needs an http origin: ask an sql origin by read"))]
+#[x_kube(validation = Rule::new(
+    "self.rules.all(r, !has(r.writeBehind) || !has(r.writeBehind.journal) || r.writeBehind.journal == self.cacheCluster)")
+    .message("a journal lies in the policy's own CacheCluster: remove writeBehind.journal, or write there what spec.cacheCluster says"))]
+#[x_kube(validation = Rule::new(
+    "!has(self.allow) || !has(self.allow.flush) || !self.allow.flush || self.rules.all(r, r.strategy != 'WriteBehind')")
+    .message("FLUSHALL would drop what WriteBehind rules have acknowledged and no origin has yet: remove allow.flush"))]
 pub struct CachePolicySpec {
     /// The CacheCluster, in the same namespace, whose keys this policy is about.
     #[schemars(with = "ObjectNameText")]
@@ -232,7 +240,7 @@ pub struct OriginSpec {
     /// A database.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sql: Option<OriginAccess>,
-    /// A service that answers GET requests, and PUT and DELETE where a rule writes through.
+    /// A service that answers GET requests, and PUT and DELETE where a rule writes through or behind.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub http: Option<OriginAccess>,
 }
@@ -269,24 +277,28 @@ pub struct OriginAccess {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[x_kube(validation = Rule::new("self.strategy != 'ReadThrough' || has(self.origin)")
     .message("a ReadThrough rule loads what is missing: write origin, with the name of one of spec.origins and read or path"))]
-#[x_kube(validation = Rule::new("self.strategy != 'WriteThrough' || has(self.origin)")
-    .message("a WriteThrough rule loads what is missing and writes: write origin, with the name of one of spec.origins and read and write, or path"))]
-#[x_kube(validation = Rule::new("self.strategy in ['ReadThrough', 'WriteThrough'] || !has(self.origin)")
-    .message("only a ReadThrough or WriteThrough rule has an origin: remove origin, or write strategy: ReadThrough"))]
-#[x_kube(validation = Rule::new("self.strategy in ['ReadThrough', 'WriteThrough'] || !has(self.negativeTtl)")
-    .message("only a ReadThrough or WriteThrough rule knows what the origin does not have: remove negativeTtl, or write strategy: ReadThrough"))]
-#[x_kube(validation = Rule::new("self.strategy == 'WriteThrough' || !has(self.origin) || (!has(self.origin.write) && !has(self.origin.delete) && !has(self.origin.version))")
-    .message("only a WriteThrough rule writes: remove origin.write, origin.delete and origin.version, or write strategy: WriteThrough"))]
-#[x_kube(validation = Rule::new("self.strategy != 'WriteThrough' || !has(self.origin) || !has(self.origin.read) || has(self.origin.write)")
-    .message("a WriteThrough rule carries writes to its origin: write origin.write, the statement that stores $value"))]
+#[x_kube(validation = Rule::new("!(self.strategy in ['WriteThrough', 'WriteBehind']) || has(self.origin)")
+    .message("a WriteThrough or WriteBehind rule loads what is missing and writes: write origin, with the name of one of spec.origins and read and write, or path"))]
+#[x_kube(validation = Rule::new("self.strategy in ['ReadThrough', 'WriteThrough', 'WriteBehind'] || !has(self.origin)")
+    .message("only a ReadThrough, WriteThrough or WriteBehind rule has an origin: remove origin, or write strategy: ReadThrough"))]
+#[x_kube(validation = Rule::new("self.strategy in ['ReadThrough', 'WriteThrough', 'WriteBehind'] || !has(self.negativeTtl)")
+    .message("only a ReadThrough, WriteThrough or WriteBehind rule knows what the origin does not have: remove negativeTtl, or write strategy: ReadThrough"))]
+#[x_kube(validation = Rule::new("self.strategy in ['WriteThrough', 'WriteBehind'] || !has(self.origin) || (!has(self.origin.write) && !has(self.origin.delete) && !has(self.origin.version))")
+    .message("only a WriteThrough or WriteBehind rule writes: remove origin.write, origin.delete and origin.version, or write strategy: WriteThrough"))]
+#[x_kube(validation = Rule::new("!(self.strategy in ['WriteThrough', 'WriteBehind']) || !has(self.origin) || !has(self.origin.read) || has(self.origin.write)")
+    .message("a WriteThrough or WriteBehind rule carries writes to its origin: write origin.write, the statement that stores $value"))]
+#[x_kube(validation = Rule::new("self.strategy == 'WriteBehind' || !has(self.writeBehind)")
+    .message("only a WriteBehind rule has a journal: remove writeBehind, or write strategy: WriteBehind"))]
+#[x_kube(validation = Rule::new("self.strategy != 'WriteBehind' || !has(self.origin) || !has(self.origin.path) || !has(self.origin.version)")
+    .message("what is written later cannot be on condition of what the service has now: remove origin.version, or write strategy: WriteThrough"))]
 #[x_kube(validation = Rule::new("self.strategy != 'Bypass' || (!has(self.ttl) && !has(self.maxTtl) && !has(self.jitter) && !has(self.stale) && !has(self.stampede))")
     .message("a Bypass rule touches nothing: remove ttl, maxTtl, jitter, stale and stampede, or write strategy: CacheAside"))]
-#[x_kube(validation = Rule::new("!(self.strategy in ['ReadThrough', 'WriteThrough']) || !has(self.stampede) || !has(self.stampede.mode) || self.stampede.mode != 'Disabled'")
-    .message("a ReadThrough or WriteThrough rule always makes one load of many misses: remove stampede.mode, or write strategy: CacheAside"))]
-#[x_kube(validation = Rule::new("!(self.strategy in ['ReadThrough', 'WriteThrough']) || !has(self.stampede) || !has(self.stampede.earlyExpiry)")
+#[x_kube(validation = Rule::new("!(self.strategy in ['ReadThrough', 'WriteThrough', 'WriteBehind']) || !has(self.stampede) || !has(self.stampede.mode) || self.stampede.mode != 'Disabled'")
+    .message("a ReadThrough, WriteThrough or WriteBehind rule always makes one load of many misses: remove stampede.mode, or write strategy: CacheAside"))]
+#[x_kube(validation = Rule::new("!(self.strategy in ['ReadThrough', 'WriteThrough', 'WriteBehind']) || !has(self.stampede) || !has(self.stampede.earlyExpiry)")
     .message("earlyExpiry is supported on CacheAside rules only, so far: remove it; one sidecar loads an expired key while the others wait"))]
-#[x_kube(validation = Rule::new("!(self.strategy in ['ReadThrough', 'WriteThrough']) || !has(self.stampede) || !has(self.stampede.atWaitEnd)")
-    .message("at the end of its wait a ReadThrough or WriteThrough rule loads by itself: remove atWaitEnd, or write strategy: CacheAside"))]
+#[x_kube(validation = Rule::new("!(self.strategy in ['ReadThrough', 'WriteThrough', 'WriteBehind']) || !has(self.stampede) || !has(self.stampede.atWaitEnd)")
+    .message("at the end of its wait a ReadThrough, WriteThrough or WriteBehind rule loads by itself: remove atWaitEnd, or write strategy: CacheAside"))]
 #[x_kube(validation = Rule::new("self.strategy != 'CacheAside' || !has(self.stampede) || !has(self.stampede.wait) || has(self.stampede.lease) || duration(self.stampede.wait) < duration('3s')")
     .message("wait is not shorter than the 3s that a lease lasts where none is given: write a longer lease as well, or a shorter wait"))]
 #[x_kube(validation = Rule::new("self.strategy != 'CacheAside' || !has(self.stale) || duration(self.stale) == duration('0s') || !has(self.stampede) || !has(self.stampede.mode) || self.stampede.mode != 'Disabled'")
@@ -305,7 +317,8 @@ pub struct RuleSpec {
     pub keys: String,
     /// What the sidecar does. CacheAside: the application loads and stores, the sidecar sees to the TTL and to one load of many
     /// misses. ReadThrough: the sidecar loads what is missing from an origin. WriteThrough: it does, and carries SET and DEL to the origin
-    /// before the cache has them. Bypass: commands pass untouched.
+    /// before the cache has them. WriteBehind: it does, and keeps SET and DEL in a journal on disk, from which a relay carries them to the
+    /// origin soon after. Bypass: commands pass untouched.
     pub strategy: StrategyKind,
     /// The TTL of a key whose writer gave none. Default: that of spec.defaults.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -337,6 +350,9 @@ pub struct RuleSpec {
     /// What ends values before their TTL, beside writes, deletions and events about single keys, which need nothing here.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub invalidate: Option<InvalidateSpec>,
+    /// On a WriteBehind rule: how writes wait for their origin.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub write_behind: Option<WriteBehindSpec>,
 }
 
 /// What the sidecar does for the keys of a rule.
@@ -349,6 +365,8 @@ pub enum StrategyKind {
     ReadThrough,
     /// The sidecar loads what is missing, and carries writes to the origin before the cache has them.
     WriteThrough,
+    /// The sidecar loads what is missing, and journals writes, which a relay carries to the origin later.
+    WriteBehind,
     /// Commands pass untouched.
     Bypass,
 }
@@ -446,20 +464,22 @@ pub struct RuleOrigin {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<HttpPathText>")]
     pub path: Option<String>,
-    /// On a WriteThrough rule with an sql origin: the statement that stores a value, in which $part stands for a part of the key, $value for
-    /// the value and $value.field for a member of its JSON object, always as bound parameters. Where it changes no row, the write is
-    /// refused.
+    /// On a WriteThrough or WriteBehind rule with an sql origin: the statement that stores a value, in which $part stands for a part of the
+    /// key, $value for the value and $value.field for a member of its JSON object, always as bound parameters. Where it changes no row, the
+    /// write is refused. On a WriteBehind rule $version stands for a number that rises with each write of a key: a statement that takes
+    /// it and changes no row has met a later write.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<SqlText>")]
     pub write: Option<String>,
-    /// On a WriteThrough rule with an sql origin: the statement that deletes a key's row, in which $part stands for a part of the key. The
-    /// reply to DEL is the number of rows. Without it, DEL is refused.
+    /// On a WriteThrough or WriteBehind rule with an sql origin: the statement that deletes a key's row, in which $part stands for a part of
+    /// the key. On a WriteThrough rule the reply to DEL is the number of rows. Without it, DEL is refused.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<SqlText>")]
     pub delete: Option<String>,
     /// On a WriteThrough rule: which of two writes of a key is the later. For an sql origin a column that write returns (RETURNING
     /// row_version), a whole number that rises with each write; without it, of writes that overlap none is kept in the cache. For an
-    /// http origin ETag: a write is made on condition that the origin still has what was last seen of it (If-Match).
+    /// http origin ETag: a write is made on condition that the origin still has what was last seen of it (If-Match). On a WriteBehind rule
+    /// with an sql origin: the column that write compares with $version.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<ColumnText>")]
     pub version: Option<String>,

@@ -216,7 +216,7 @@ fn lint_origins(linter: &mut Linter, spec: &CachePolicySpec) {
                 at!("spec", "origins", index),
                 format!("no rule loads from `{}`", origin.name),
                 "",
-                "remove it, or name it in a ReadThrough or WriteThrough rule's origin",
+                "remove it, or name it in the origin of a ReadThrough, WriteThrough or WriteBehind rule",
             );
         }
     }
@@ -279,7 +279,7 @@ fn lint_loads(linter: &mut Linter, path: &FieldPath, rule: &RuleSpec, defaults: 
                 );
             }
         }
-        StrategyKind::ReadThrough | StrategyKind::WriteThrough => {
+        StrategyKind::ReadThrough | StrategyKind::WriteThrough | StrategyKind::WriteBehind => {
             let wait = rule.stampede.as_ref().and_then(|stampede| stampede.wait);
             if wait.is_some_and(|wait| wait.is_zero()) {
                 linter.warn(

@@ -81,6 +81,18 @@ text_schemas! {
         rule: "self.matches('^([1-9][0-9]{0,5}(Mi|M)|[1-9][0-9]{0,4}(Gi|G)|[1-9][0-9]{0,2}(Ti|T))$')",
         message: "write a size such as 512Mi, 10Gi or 1Ti",
     }
+    /// How old a write in a journal may become.
+    JournalLagText {
+        max: 24,
+        rule: "self.matches('^([0-9]{1,4}h|[0-9]{1,6}m|[0-9]{1,8}s|[0-9]{1,11}ms){1,4}$') && duration(self) >= duration('1s') && duration(self) <= duration('24h')",
+        message: "write a duration from 1s to 24h in whole numbers with units, such as 30s or 5m",
+    }
+    /// What a journal may hold: at least [`crate::policy::snapshot::LEAST_BYTES`].
+    JournalBytesText {
+        max: 8,
+        rule: "self.matches('^((6[4-9]|[7-9][0-9]|[1-9][0-9]{2,5})Mi|[1-9][0-9]{0,3}Gi)$')",
+        message: "write at least 64Mi, as in 256Mi or 1Gi: a single command may bring a mebibyte to one of sixteen partitions",
+    }
     /// A length of time in whole seconds, up to an hour.
     LagText {
         max: 24,

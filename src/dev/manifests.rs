@@ -142,7 +142,7 @@ fn fields_without_effect(spec: &CacheClusterSpec) -> Vec<(&'static str, &'static
     let written = [
         (engine.image.is_some(), "engine.image", ": the programs that are installed are used"),
         (tls.is_some(), "tls", ": servers listen on loopback, and speak plain TCP"),
-        (storage.is_some(), "storage", ": --data says where data is kept"),
+        (storage.as_ref().is_some_and(|storage| storage.class.is_some()), "storage.class", ": --data says where data is kept"),
         (pod.is_some(), "pod", ""),
         (network_policy.is_some(), "networkPolicy", ": servers listen on loopback"),
         (recovery.is_some(), "recovery", ""),

@@ -19,6 +19,7 @@ use super::process::{Process, Watchdog, bound_log, last_lines};
 use super::restart::Restarts;
 use super::run_dir::{Places, RunDir, write_private};
 use crate::api::CacheClusterSpec;
+use crate::api::cache_cluster::Fsync;
 use crate::operator::admin::{Admin, AdminError, Login};
 use crate::operator::cache_cluster::build::{self, ServerConfig, TAKEOVER_AFTER};
 use crate::operator::cache_cluster::plan::{
@@ -114,7 +115,8 @@ impl Place {
 #[derive(Debug)]
 pub struct Servers {
     tier: Tier,
-    durable: bool,
+    /// When a write is on the disk. `None`: a server that ends loses its data.
+    fsync: Option<Fsync>,
     servers: BTreeMap<ServerId, Place>,
     sentinels: BTreeMap<SentinelId, Place>,
     /// The last state that differed from the one before, and since when it lasts.
@@ -135,7 +137,8 @@ impl Servers {
         let sentinels = desired.sentinels().map(|id| Ok((id, place(run_dir, &mut places, format!("sentinel-{}", id.0), false)?)));
         let sentinels = sentinels.collect::<Result<_, DevError>>()?;
         run_dir.save_places(&places)?;
-        Ok(Self { tier, durable: run_dir.is_durable(), servers, sentinels, shape: None })
+        let fsync = tier.spec.keeping().fsync.or(run_dir.is_durable().then_some(Fsync::default()));
+        Ok(Self { tier, fsync, servers, sentinels, shape: None })
     }
 
     /// What they are to be.
@@ -245,10 +248,10 @@ impl Servers {
     }
 
     async fn start_server(&mut self, id: ServerId, start: Start, watchdog: &mut Watchdog) -> Result<(), DevError> {
-        let Self { tier, durable, servers, .. } = self;
+        let Self { tier, fsync, servers, .. } = self;
         let Some(place) = servers.get_mut(&id).filter(|place| place.restarts.may_start()) else { return Ok(()) };
         let data = place.directory.join("data");
-        if !*durable {
+        if fsync.is_none() {
             forget_data(&data).map_err(|source| DevError::Start { what: id.to_string(), source })?;
         }
         let text = build::server(&ServerConfig {
@@ -256,7 +259,7 @@ impl Servers {
             bus_port: place.bus_port,
             directory: &data,
             start,
-            durable: *durable,
+            fsync: *fsync,
             max_memory: tier.spec.max_memory(),
             eviction: tier.spec.eviction().as_str(),
             writes: tier.spec.writes,

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::pattern::KeyPattern;
-use super::rule::{AtWaitEnd, Lifetime, Mode, Query, ReadThrough, Rule, Stampede, Store, Strategy, Unmatched};
+use super::rule::{AtWaitEnd, Journal, Lifetime, Mode, Query, ReadThrough, Rule, Stampede, Store, Strategy, Unmatched};
 use super::snapshot::{OriginKind, Snapshot};
 use super::tags;
 use super::units::{Beta, Span};
@@ -68,6 +68,9 @@ pub struct KeyFacts {
     /// What that origin is told where the key is written.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub store: Option<Store>,
+    /// Where writes are until then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub journal: Option<Journal>,
     /// Why that rule decides.
     pub why: String,
 }
@@ -127,6 +130,7 @@ fn bare(key: &[u8], strategy: &str, why: String) -> KeyFacts {
         at_wait_end: None,
         origin: None,
         store: None,
+        journal: None,
         why,
     }
 }
@@ -161,9 +165,11 @@ fn covered(snapshot: &Snapshot, at: usize, rule: &Rule, key: &[u8]) -> KeyFacts 
         Strategy::WriteThrough(write_through) => {
             KeyFacts { store: Some(write_through.store.clone()), ..with_load(facts, snapshot, &write_through.read) }
         }
-        Strategy::WriteBehind(write_behind) => {
-            KeyFacts { store: Some(write_behind.store.clone()), ..with_load(facts, snapshot, &write_behind.read) }
-        }
+        Strategy::WriteBehind(write_behind) => KeyFacts {
+            store: Some(write_behind.store.clone()),
+            journal: Some(write_behind.journal.clone()),
+            ..with_load(facts, snapshot, &write_behind.read)
+        },
     }
 }
 

@@ -77,6 +77,8 @@ fn of_texts() -> Vec<(&'static str, Change)> {
         ("write letters, digits, dashes, dots, colons", Is(json!("no request!"))),
         ("write a duration from 1s to 1h", Is(json!("250ms"))),
         ("write a duration from 10s to 24h", Is(json!("1s"))),
+        ("write a duration from 1s to 24h", Is(json!("25h"))),
+        ("write at least 64Mi", Is(json!("16Mi"))),
         ("write a duration from 100ms to 1m", Is(json!("10ms"))),
         ("write a duration above zero", Is(json!("0s"))),
         ("write a duration in whole numbers", Is(json!("forever"))),
@@ -128,23 +130,35 @@ fn of_policies() -> Vec<(&'static str, Change)> {
         ("write either sql or http", Gets(json!({"sql": url, "http": url}))),
         ("a ReadThrough rule loads what is missing", Gets(json!({"strategy": "ReadThrough", "origin": null}))),
         (
-            "only a ReadThrough or WriteThrough rule has an origin",
+            "only a ReadThrough, WriteThrough or WriteBehind rule has an origin",
             Gets(json!({"strategy": "CacheAside", "origin": {"name": "db", "read": "SELECT 1"}})),
         ),
-        ("only a ReadThrough or WriteThrough rule knows", Gets(json!({"strategy": "CacheAside", "negativeTtl": "1m"}))),
-        ("a WriteThrough rule loads what is missing and writes", Gets(json!({"strategy": "WriteThrough", "origin": null}))),
-        ("a WriteThrough rule carries writes", Gets(json!({"strategy": "WriteThrough"}))),
-        ("only a WriteThrough rule writes", Gets(json!({"origin": {"version": "v"}}))),
+        (
+            "only a ReadThrough, WriteThrough or WriteBehind rule knows",
+            Gets(json!({"strategy": "CacheAside", "negativeTtl": "1m"})),
+        ),
+        ("a WriteThrough or WriteBehind rule loads what is missing", Gets(json!({"strategy": "WriteThrough", "origin": null}))),
+        ("a WriteThrough or WriteBehind rule carries writes", Gets(json!({"strategy": "WriteThrough"}))),
+        ("only a WriteThrough or WriteBehind rule writes", Gets(json!({"origin": {"version": "v"}}))),
+        ("only a WriteBehind rule has a journal", Gets(json!({"writeBehind": {}}))),
+        (
+            "what is written later cannot be on condition",
+            Gets(
+                json!({"strategy": "WriteBehind", "origin": {"name": "api", "read": null, "readMany": null, "path": "/x", "version": "ETag"}}),
+            ),
+        ),
+        ("a journal lies in the policy's own", Gets(json!({"cacheCluster": "other"}))),
+        ("FLUSHALL would drop what WriteBehind", Gets(json!({"allow": {"flush": true}}))),
         ("an http origin is written to", Gets(json!({"read": null, "readMany": null, "path": "/x", "write": "INSERT"}))),
         ("an http origin tells versions", Gets(json!({"read": null, "readMany": null, "path": "/x", "version": "v"}))),
         ("a Bypass rule touches nothing", Gets(json!({"strategy": "Bypass", "ttl": "1m"}))),
         (
-            "a ReadThrough or WriteThrough rule always makes one load",
+            "a ReadThrough, WriteThrough or WriteBehind rule always",
             Gets(json!({"strategy": "ReadThrough", "stampede": {"mode": "Disabled"}})),
         ),
         ("earlyExpiry is supported on CacheAside", Gets(json!({"strategy": "ReadThrough", "stampede": {"earlyExpiry": 1.0}}))),
         (
-            "at the end of its wait a ReadThrough or WriteThrough",
+            "at the end of its wait a ReadThrough, WriteThrough",
             Gets(json!({"strategy": "ReadThrough", "stampede": {"atWaitEnd": "Miss"}})),
         ),
         (
@@ -296,6 +310,19 @@ fn policies() -> Vec<Value> {
                             "write": "UPDATE carts SET body = $value WHERE id = $id RETURNING row_version",
                             "delete": "DELETE FROM carts WHERE id = $id",
                             "version": "row_version",
+                        },
+                    },
+                    {
+                        "name": "order",
+                        "keys": "order:{id}",
+                        "strategy": "WriteBehind",
+                        "writeBehind": {
+                            "journal": "main", "maxLag": "30s", "batch": 500, "maxDepth": 100_000, "maxBytes": "1Gi", "overflow": "Reject",
+                        },
+                        "origin": {
+                            "name": "db",
+                            "read": "SELECT body FROM orders WHERE id = $id",
+                            "write": "UPDATE orders SET body = $value, row_version = $version WHERE id = $id AND row_version < $version",
                         },
                     },
                     {

@@ -21,7 +21,7 @@ const POLICIES_REFUSED: [(&str, &str, &str); 11] = [
         r#"{"strategy": "ReadThrough", "origin": {"name": "db", "read": "SELECT 1"}}"#,
         "origin.name must be the name of one of spec.origins",
     ),
-    ("{}", r#"{"strategy": "WriteThrough"}"#, "a WriteThrough rule loads what is missing and writes"),
+    ("{}", r#"{"strategy": "WriteThrough"}"#, "a WriteThrough or WriteBehind rule loads what is missing"),
     ("{}", r#"{"stampede": {"mode": "Disabled", "lease": "1s"}}"#, "mode: Disabled protects from nothing"),
 ];
 

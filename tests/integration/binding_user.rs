@@ -60,7 +60,7 @@ impl Servers {
             Self::Sentinel(servers) => Topology::Sentinel { master: PRIMARY_NAME.to_owned(), sentinels: servers.addresses() },
             Self::Cluster(servers) => Topology::Cluster { seeds: servers.addresses() },
         };
-        Place { topology, tls: false, eviction: None }
+        Place { topology, tls: false, keeping: None }
     }
 
     /// The server that holds `key`, asked past Larder.
@@ -436,7 +436,7 @@ fn servers_read_the_file_of_users_as_they_take_the_commands() {
     let place = Place {
         topology: Topology::Cluster { seeds: vec![SocketAddr::from(([127, 0, 0, 1], 1)).to_string()] },
         tls: false,
-        eviction: None,
+        keeping: None,
     };
     let merged = merged(place, "sqlite://x.db");
     let users = users_of(&merged.binding, &merged.snapshot.expect("all is there"));

@@ -3,6 +3,7 @@
 // Each printer column has a name and a path of its own, which the lint takes for repetition.
 #![allow(clippy::duplicated_attributes)]
 
+mod keeping;
 mod network;
 mod pods;
 mod status;
@@ -18,6 +19,7 @@ use super::sensitive::SensitiveSource;
 use super::text::{ImageText, LagText, MemoryText, ObjectNameText, StorageText, UserText, VersionText};
 use crate::policy::{ByteSize, Span};
 
+pub use keeping::Keeping;
 pub use network::{NetworkPolicyOptions, PeerSpec, SelectorSpec};
 pub use pods::{CpuOptions, NameRef, PodOptions, Spread, TaintEffect, TolerationOperator, TolerationSpec};
 pub use status::{CacheClusterStatus, CertificatesStatus, ConditionType, SentinelsStatus, ServersStatus, UsersStatus};
@@ -106,7 +108,7 @@ pub struct CacheClusterSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tls: Option<TlsSpec>,
     /// Where data is kept, so that it survives the servers. Absent: in memory only, and replicas keep it through a server's death.
-    /// One machine ignores it: `larder dev --data` says there whether data survives.
+    /// On one machine it survives the servers' processes, and `larder dev --data` says whether it survives the run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub storage: Option<StorageSpec>,
     /// When a primary refuses writes, because too few replicas would have them. Absent: never. It bounds what a primary that is cut

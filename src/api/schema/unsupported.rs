@@ -17,19 +17,13 @@ const POLICY_FIELDS: &[(&str, &str)] = &[
         "remove it: keys are invalidated by DEL, LARDER.INVALIDATE, XADD larder:events and their TTL",
     ),
     ("spec.rules[].nearCache", "remove it: values are kept in the cache tier only"),
-    (
-        "spec.rules[].writeBehind",
-        "remove it, and write strategy: WriteThrough: writes reach the database before they are acknowledged",
-    ),
     ("spec.rules[].origin.increment", "remove it: the application counts in its database itself, then deletes the key"),
 ];
 
 const VALUES: &[(Kind, &str, &str, &str)] = &[
-    (Kind::CachePolicy, "spec.rules[].strategy", "WriteBehind", WRITES),
+    (Kind::CachePolicy, "spec.rules[].writeBehind.overflow", "WriteThrough", "write Reject, and a greater maxDepth and maxBytes"),
     (Kind::CachePolicy, "spec.rules[].origin.as", "Hash", "write Json or String"),
 ];
-
-const WRITES: &str = "write WriteThrough: writes reach the database before they are acknowledged";
 
 const BOUNDS: &[(Kind, &str, &str)] = &[
     (Kind::CacheCluster, "spec.replicas", "write at least 1: a single instance is no cache tier, its death empties the cache"),
@@ -39,6 +33,11 @@ const BOUNDS: &[(Kind, &str, &str)] = &[
         "write at least 3: fewer primaries have no majority when one dies; or write mode: Sentinel",
     ),
     (Kind::CacheCluster, "spec.sentinels", "write at least 3: fewer have no majority when one dies"),
+    (
+        Kind::CachePolicy,
+        "spec.rules[].writeBehind.maxDepth",
+        "write at least 4096: a single command may bring 256 writes to one of sixteen partitions",
+    ),
 ];
 
 /// What to do about a field that is not supported yet.

@@ -3,17 +3,16 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use crate::api::cache_cluster::{Engine, EngineKind, Eviction, Mode};
-use crate::api::compile::{compile, policy_ref};
+use crate::api::cache_cluster::Keeping;
+use crate::api::compile::{compile_about, policy_ref};
 use crate::api::finding::{Finding, Severity};
 use crate::api::lint::{self, lint};
 use crate::api::manifest::{Located, Manifests};
 use crate::api::problem::{Problem, Problems, namespace_of};
-use crate::api::{CacheCluster, CacheClusterSpec, CachePolicy, FieldPath, Reach, SecretKeyRef};
+use crate::api::{CacheCluster, CachePolicy, FieldPath, ObjectRef, Reach, SecretKeyRef};
 use crate::cli::Failure;
 use crate::operator::cache_cluster::build::PATIENCE;
 use crate::origin::{self, Carriage, OriginError};
-use crate::policy::ByteSize;
 use crate::policy::snapshot::{Sensitive, Snapshot, Topology};
 
 /// What was found.
@@ -131,12 +130,12 @@ fn check_compilation(manifests: &Manifests, findings: &mut Vec<Finding>) {
             let metadata = &cluster.object.metadata;
             namespace_of(metadata) == namespace && metadata.name.as_deref() == Some(name)
         };
-        let eviction = manifests.clusters.iter().find(given).and_then(|cluster| cluster.object.spec.eviction);
-        let cluster = stand_in(namespace, name, eviction);
-        match compile_for_check(manifests, &cluster, &policies) {
+        let keeping = manifests.clusters.iter().find(given).map(|cluster| cluster.object.spec.keeping());
+        let cluster = ObjectRef { kind: "CacheCluster", namespace: namespace.to_owned(), name: name.to_owned() };
+        match compile_for_check(manifests, &cluster, keeping, &policies) {
             Ok(_) => {
                 for policy in policies {
-                    if let Ok(snapshot) = compile_for_check(manifests, &cluster, &[policy]) {
+                    if let Ok(snapshot) = compile_for_check(manifests, &cluster, keeping, &[policy]) {
                         check_loads(manifests, policy, &snapshot, findings);
                     }
                 }
@@ -146,7 +145,13 @@ fn check_compilation(manifests: &Manifests, findings: &mut Vec<Finding>) {
     }
 }
 
-fn compile_for_check(manifests: &Manifests, cluster: &CacheCluster, policies: &[&CachePolicy]) -> Result<Snapshot, Problems> {
+/// What a policy compiles to depends on nothing of its cluster but its name and what it keeps, where that is given.
+fn compile_for_check(
+    manifests: &Manifests,
+    cluster: &ObjectRef,
+    keeping: Option<Keeping>,
+    policies: &[&CachePolicy],
+) -> Result<Snapshot, Problems> {
     // Only a text can be looked at; what is not given, or not a text, is taken on trust.
     let secrets = |namespace: &str, secret: &SecretKeyRef| {
         let text = manifests.secret_entry(namespace, secret).ok().and_then(|bytes| std::str::from_utf8(bytes).ok());
@@ -155,32 +160,7 @@ fn compile_for_check(manifests: &Manifests, cluster: &CacheCluster, policies: &[
     // Any address will do: nothing is dialled.
     let topology = Topology::Cluster { seeds: vec!["localhost:6379".to_owned()] };
     let reach = Reach { topology, tls: None, auth: None, sentinel_auth: None, patience: PATIENCE };
-    compile(cluster, policies, 1, reach, &secrets)
-}
-
-/// A cluster of that name: what a policy compiles to depends on no field but its eviction.
-fn stand_in(namespace: &str, name: &str, eviction: Option<Eviction>) -> CacheCluster {
-    let spec = CacheClusterSpec {
-        engine: Engine { kind: EngineKind::Valkey, version: "8.1".to_owned(), image: None },
-        mode: Mode::Sentinel,
-        shards: None,
-        replicas: None,
-        sentinels: None,
-        memory: ByteSize::from_bytes(1 << 30),
-        eviction,
-        parameters: BTreeMap::new(),
-        auth: None,
-        tls: None,
-        storage: None,
-        writes: None,
-        pod: None,
-        network_policy: None,
-        recovery: None,
-        paused: false,
-    };
-    let mut cluster = CacheCluster::new(name, spec);
-    cluster.metadata.namespace = Some(namespace.to_owned());
-    cluster
+    compile_about(cluster, keeping, policies, 1, reach, &secrets)
 }
 
 /// Has the origin layer parse the statements and paths of one policy, whose rules stand in `snapshot` in their order.

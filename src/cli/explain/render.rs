@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use super::Explained;
 use crate::cli::output::{Paint, harmless};
 use crate::policy::explain::{AskedOrigin, KeyFacts};
-use crate::policy::{AtWaitEnd, Lifetime, Mode, Query, Store};
+use crate::policy::{AtWaitEnd, Journal, Lifetime, Mode, Query, Store};
 
 /// The facts, line by line, and what follows from them.
 pub fn text(explained: &Explained, paint: &Paint) -> String {
@@ -131,6 +131,23 @@ fn write_behind(facts: &KeyFacts) -> Vec<String> {
         "SET, SETEX, PSETEX, MSET, DEL and UNLINK are journalled, and acknowledged when the journal is on disk here and at every replica \
          that may take over; a relay carries them to `{origin}`, and reads see them meanwhile. Commands that change a part of a value are refused"
     ));
+    if let Some(Journal { name, max_lag, max_depth, max_bytes, batch }) = &facts.journal {
+        told.push(format!(
+            "the journal `{name}` refuses writes while one of its sixteen partitions holds one older than {max_lag}, or a sixteenth of \
+             {max_depth} writes or {max_bytes}; up to {batch} are carried in one transaction"
+        ));
+    }
+    match &facts.store {
+        Some(Store::Sql { write, delete, version: _ }) => {
+            told.push(format!("the last value of each key is written by: {write}"));
+            told.push(match delete {
+                Some(delete) => format!("DEL and UNLINK answer how many keys they name, and the rows go by: {delete}"),
+                None => "DEL and UNLINK are refused: the rule has no origin.delete".to_owned(),
+            });
+        }
+        Some(Store::Http { .. }) => told.push("a value is written by PUT of that path, DEL and UNLINK send DELETE".to_owned()),
+        None => {}
+    }
     told
 }
 
@@ -250,6 +267,11 @@ note: mind this
         says(json!({"key": "a", "rule": "r", "strategy": "WriteAround", "why": ""}), &["does not know more of it"]);
         says(json!({"key": "a", "rule": "r", "strategy": "WriteBehind", "why": ""}), &["are journalled", "a relay carries them"]);
         let store = json!({"sql": {"write": "INSERT INTO t VALUES ($id, $value)", "delete": "DELETE FROM t WHERE id = $id"}});
+        let journal = json!({"name": "shop.p.db", "maxLag": "5m", "maxDepth": 4096, "maxBytes": "64Mi", "batch": 100});
+        says(
+            json!({"key": "a:1", "rule": "a", "strategy": "WriteBehind", "store": store, "journal": journal, "why": ""}),
+            &["`shop.p.db` refuses writes", "older than 5m", "up to 100", "written by: INSERT", "rows go by: DELETE"],
+        );
         says(
             json!({"key": "a:1", "rule": "a", "strategy": "WriteThrough", "store": store, "why": ""}),
             &["carried to `its origin` first", "written by: INSERT", "rows this changed: DELETE", "the cache keeps none"],

@@ -87,7 +87,7 @@ fn with_stand_ins(policies: &[&CachePolicy]) -> Namespace {
     let somewhere = || Place {
         topology: Topology::Sentinel { master: "main".to_owned(), sentinels: vec!["localhost:26379".to_owned()] },
         tls: false,
-        eviction: None,
+        keeping: None,
     };
     let clusters = policies.iter().map(|policy| (policy.spec.cache_cluster.clone(), Some(somewhere()))).collect();
     let mut secrets: BTreeMap<String, BTreeMap<String, Vec<u8>>> = BTreeMap::new();

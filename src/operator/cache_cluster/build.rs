@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::plan::Start;
-use crate::api::cache_cluster::WritesSpec;
+use crate::api::cache_cluster::{Fsync, WritesSpec};
 use crate::operator::admin::Login;
 use crate::policy::config_file::{self, Lines, SentinelLogin};
 use crate::policy::{ByteSize, Span};
@@ -34,8 +34,8 @@ pub struct ServerConfig<'a> {
     pub directory: &'a Path,
     /// In which role it starts.
     pub start: Start,
-    /// Whether data survives the process.
-    pub durable: bool,
+    /// When a write is on the disk. `None`: never, data is lost with the process.
+    pub fsync: Option<Fsync>,
     /// How much data it may hold.
     pub max_memory: ByteSize,
     /// The value of `maxmemory-policy`.
@@ -63,7 +63,10 @@ pub fn server(config: &ServerConfig<'_>) -> String {
     lines.add("dir", &[&config.directory.to_string_lossy()]);
     lines.add("daemonize", &["no"]);
     lines.add("save", &[""]);
-    lines.add("appendonly", &[if config.durable { "yes" } else { "no" }]);
+    lines.add("appendonly", &[if config.fsync.is_some() { "yes" } else { "no" }]);
+    if let Some(fsync) = config.fsync {
+        lines.add("appendfsync", &[fsync.as_str()]);
+    }
     lines.add("maxmemory", &[&config.max_memory.as_bytes().to_string()]);
     lines.add("maxmemory-policy", &[config.eviction]);
     lines.add("replica-announce-ip", &[&host]);
@@ -157,7 +160,7 @@ mod tests {
             bus_port: None,
             directory: Path::new("/run/server 0"),
             start: Start::ReplicaOf(primary),
-            durable: false,
+            fsync: None,
             max_memory: ByteSize::from_bytes(1 << 20),
             eviction: "volatile-lfu",
             writes: None,
@@ -168,5 +171,8 @@ mod tests {
         assert!(text.contains("replicaof 127.0.0.1 7001\nreplica-priority 0\n"), "{text}");
         assert!(text.contains("dir \"/run/server 0\"\n"), "{text}");
         assert!(text.contains("client-output-buffer-limit replica 1 2 3\n"), "{text}");
+        assert!(text.contains("appendonly no\n") && !text.contains("appendfsync"), "{text}");
+        let text = server(&ServerConfig { fsync: Some(Fsync::Always), ..config });
+        assert!(text.contains("appendonly yes\nappendfsync always\n"), "{text}");
     }
 }

@@ -200,7 +200,7 @@ mod tests {
             tenants: workloads.iter().map(tenant).collect(),
             bound: BTreeMap::new(),
             namespace: Namespace {
-                clusters: BTreeMap::from([("main".to_owned(), Some(Place { topology, tls: false, eviction: None }))]),
+                clusters: BTreeMap::from([("main".to_owned(), Some(Place { topology, tls: false, keeping: None }))]),
                 secrets: KnownSecrets(BTreeMap::from([("db".to_owned(), url)])),
                 ..Namespace::default()
             },

@@ -177,7 +177,7 @@ mod tests {
         let topology = Topology::Sentinel { master: "main".to_owned(), sentinels: vec!["10.96.0.7:26379".to_owned()] };
         let url = BTreeMap::from([("url".to_owned(), b"postgres://app:hidden@db/shop".to_vec())]);
         let namespace = Namespace {
-            clusters: BTreeMap::from([("main".to_owned(), Some(Place { topology, tls: true, eviction: None }))]),
+            clusters: BTreeMap::from([("main".to_owned(), Some(Place { topology, tls: true, keeping: None }))]),
             secrets: KnownSecrets(BTreeMap::from([("shop-db".to_owned(), url)])),
             ..Namespace::default()
         };

@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use crate::api::Reach;
-use crate::api::cache_cluster::Eviction;
+use crate::api::cache_cluster::Keeping;
 use crate::operator::cache_cluster::build::PATIENCE;
 use crate::operator::cache_cluster::names::SENTINEL_PORT;
 use crate::operator::cache_cluster::objects::Addresses;
@@ -19,8 +19,8 @@ pub struct Place {
     pub topology: Topology,
     /// Whether they and the sentinels speak TLS.
     pub tls: bool,
-    /// What its servers do when they are full, where that is known.
-    pub eviction: Option<Eviction>,
+    /// What its servers keep, where that is known.
+    pub keeping: Option<Keeping>,
 }
 
 impl Place {
@@ -29,7 +29,9 @@ impl Place {
         let at = |address: &IpAddr| SocketAddr::new(*address, SENTINEL_PORT).to_string();
         let sentinels: Vec<String> = addresses.sentinels.values().map(at).collect();
         let topology = Topology::Sentinel { master: wanted.master_name().to_owned(), sentinels };
-        (!addresses.sentinels.is_empty()).then_some(Self { topology, tls: wanted.tls.is_some(), eviction: Some(wanted.eviction) })
+        let fsync = wanted.storage.as_ref().map(|storage| storage.fsync.unwrap_or_default());
+        let keeping = Some(Keeping { eviction: wanted.eviction, fsync });
+        (!addresses.sentinels.is_empty()).then_some(Self { topology, tls: wanted.tls.is_some(), keeping })
     }
 
     /// As a sidecar reaches it that has the binding's Secret. Every binding has a login of its own, also where others need none.

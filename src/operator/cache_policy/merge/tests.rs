@@ -2,6 +2,7 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::api::cache_policy::StrategyKind;
 use crate::policy::binding::SECRET_DIR;
 use crate::policy::snapshot::{Origin, OriginKind};
 use crate::policy::{KeyPattern, Span, Unmatched};
@@ -44,7 +45,7 @@ fn place() -> Place {
     Place {
         topology: Topology::Sentinel { master: "main".to_owned(), sentinels: vec!["10.0.0.1:26379".to_owned()] },
         tls: true,
-        eviction: None,
+        keeping: None,
     }
 }
 
@@ -94,6 +95,15 @@ fn a_workload_follows_policies_that_select_its_pods_in_its_namespace() {
     let ours = covering("ours", 3, "a:{id}");
     let outcome = merge(&Workload::shop(), &[&elsewhere, &ours, &others], &namespace(), 1).unwrap();
     assert_eq!(reasons(&outcome), [("ours", "Accepted")]);
+}
+
+#[test]
+fn no_policy_writes_behind_without_a_relay() {
+    let mut behind = loading("behind", 1, "user", &secret("shop-db", "url"));
+    behind.spec.rules[0].strategy = StrategyKind::WriteBehind;
+    behind.spec.rules[0].origin.as_mut().unwrap().write = Some("INSERT INTO t VALUES ($id, $value)".to_owned());
+    let outcome = outcome(&[behind, loading("other", 0, "user", &secret("shop-db", "url"))]);
+    assert_eq!(reasons(&outcome), [("behind", "NoRelay"), ("other", "Accepted")], "it takes nothing from others");
 }
 
 #[test]
