@@ -221,7 +221,7 @@ impl Consumer {
     /// Reads the front of the partition, such that what it read cannot vanish from the journal after an origin has it.
     async fn read(&mut self, drain: &mut Drain) -> Result<Pace, Trouble> {
         let rules = self.rules.borrow_and_update().clone();
-        let wanted = rules.journals().get(&self.journal).copied().unwrap_or(1).clamp(1, MAX_BATCH);
+        let wanted = rules.batch(&self.journal).unwrap_or(1).clamp(1, MAX_BATCH);
         let count = wanted.min(self.most);
         let waiting = self.waiting().await?;
         if waiting == 0 {
@@ -240,7 +240,8 @@ impl Consumer {
             entries => entries?,
         };
         (self.lingered, self.most) = (false, (self.most * 2).min(MAX_BATCH));
-        let outlets: Vec<Option<Outlet>> = entries.iter().map(|entry| rules.outlet(&entry.change.key).cloned()).collect();
+        let outlet = |entry: &journal::Entry| rules.outlet(&self.journal, &entry.change.key).cloned();
+        let outlets: Vec<Option<Outlet>> = entries.iter().map(outlet).collect();
         drain.read(batch(&entries, &outlets));
         self.held = Held { entries, outlets };
         Ok(Pace::On)

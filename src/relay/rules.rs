@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use crate::journal::Partition;
 use crate::origin::{Carriage, Ledger, OriginError, Origins, Writer};
 use crate::policy::snapshot::OriginKind;
-use crate::policy::{JournalName, RuleIndex, Snapshot};
+use crate::policy::{JournalName, KeyPattern, Rule, RuleIndex, Snapshot, WriteBehind};
 
 /// What a rule's writes go to.
 #[derive(Debug, Clone)]
@@ -27,49 +27,52 @@ pub struct Outlet {
 /// The rules of a snapshot. Immutable: a change makes another one.
 #[derive(Debug)]
 pub struct Rules {
-    index: RuleIndex,
-    outlets: Vec<Option<Outlet>>,
-    /// Of each journal, the most entries that are read at once.
-    journals: BTreeMap<JournalName, usize>,
+    journals: BTreeMap<JournalName, Outlets>,
     origins: Origins,
+}
+
+/// The rules that write to one journal, in order.
+#[derive(Debug, Default)]
+struct Outlets {
+    index: RuleIndex,
+    patterns: Vec<KeyPattern>,
+    outlets: Vec<Outlet>,
+    /// The most entries that are read at once.
+    batch: usize,
 }
 
 impl Rules {
     /// Prepares the rules of a snapshot, whose origins are `origins`. Connects to nothing.
     pub fn new(snapshot: &Snapshot, origins: &Origins) -> Result<Self, OriginError> {
-        let mut journals: BTreeMap<JournalName, usize> = BTreeMap::new();
-        let mut outlets = Vec::with_capacity(snapshot.rules.len());
+        let mut journals: BTreeMap<JournalName, Outlets> = BTreeMap::new();
         for rule in &snapshot.rules {
-            let Some(behind) = rule.strategy.behind() else {
-                outlets.push(None);
-                continue;
-            };
-            let load = &behind.read.load;
-            let origin = snapshot.origins.iter().find(|origin| origin.name == load.origin);
-            let origin = origin.ok_or_else(|| OriginError::Unknown(load.origin.clone()))?;
-            let batch = journals.entry(behind.journal.name.clone()).or_default();
-            *batch = (*batch).max(behind.journal.batch as usize);
-            outlets.push(Some(Outlet {
-                rule: rule.name.clone(),
-                origin: origin.name.clone(),
-                keeps_account: matches!(origin.kind, OriginKind::Sql { .. }),
-                at_once: origin.max_connections as usize,
-                timeout_ms: origin.timeout.as_millis(),
-                writer: origins.writer(&rule.keys, load, &behind.store, Carriage::Behind)?,
-            }));
+            let Some(behind) = rule.strategy.behind() else { continue };
+            let outlets = journals.entry(behind.journal.name.clone()).or_default();
+            outlets.batch = outlets.batch.max(behind.journal.batch as usize);
+            outlets.patterns.push(rule.keys.clone());
+            outlets.outlets.push(outlet(snapshot, rule, behind, origins)?);
         }
-        let index = RuleIndex::new(snapshot.patterns().cloned());
-        Ok(Self { index, outlets, journals, origins: origins.clone() })
+        for outlets in journals.values_mut() {
+            outlets.index = RuleIndex::new(outlets.patterns.drain(..));
+        }
+        Ok(Self { journals, origins: origins.clone() })
     }
 
-    /// The journals, each with the most entries that are read at once.
-    pub fn journals(&self) -> &BTreeMap<JournalName, usize> {
-        &self.journals
+    /// The journals.
+    pub fn journals(&self) -> impl ExactSizeIterator<Item = &JournalName> {
+        self.journals.keys()
     }
 
-    /// Where writes of `key` go. `None`: no rule that writes behind covers it.
-    pub fn outlet(&self, key: &[u8]) -> Option<&Outlet> {
-        self.outlets.get(self.index.find(key)?)?.as_ref()
+    /// The most entries of a journal that are read at once. `None`: no rule writes to it.
+    pub fn batch(&self, journal: &JournalName) -> Option<usize> {
+        self.journals.get(journal).map(|outlets| outlets.batch)
+    }
+
+    /// Where writes of `key` in a journal go: what the first rule says that writes to this journal and covers the key. Whether another rule
+    /// covers it by now is no matter: the write was acknowledged under that one. `None`: there is none.
+    pub fn outlet(&self, journal: &JournalName, key: &[u8]) -> Option<&Outlet> {
+        let Outlets { index, outlets, .. } = self.journals.get(journal)?;
+        outlets.get(index.find(key)?)
     }
 
     /// The account of a partition that an origin keeps.
@@ -80,5 +83,61 @@ impl Rules {
     /// The origins, whose connections the next rules go on with.
     pub fn origins(&self) -> &Origins {
         &self.origins
+    }
+}
+
+fn outlet(snapshot: &Snapshot, rule: &Rule, behind: &WriteBehind, origins: &Origins) -> Result<Outlet, OriginError> {
+    let load = &behind.read.load;
+    let origin = snapshot.origins.iter().find(|origin| origin.name == load.origin);
+    let origin = origin.ok_or_else(|| OriginError::Unknown(load.origin.clone()))?;
+    Ok(Outlet {
+        rule: rule.name.clone(),
+        origin: origin.name.clone(),
+        keeps_account: matches!(origin.kind, OriginKind::Sql { .. }),
+        at_once: origin.max_connections as usize,
+        timeout_ms: origin.timeout.as_millis(),
+        writer: origins.writer(&rule.keys, load, &behind.store, Carriage::Behind)?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_write_goes_where_the_rule_of_its_journal_says() {
+        let read = json!({
+            "ttl": {"default": "1m", "max": "1h", "jitter": "0%"}, "stale": "0s", "negativeTtl": "0s", "lease": "3s", "wait": "1s",
+            "load": {"origin": "db", "query": {"sql": {"read": "SELECT v FROM t WHERE id = $id"}}, "reply": null},
+        });
+        let behind = |name: &str, keys: &str, journal: &str| {
+            let store = json!({"sql": {"write": "INSERT INTO t VALUES ($id, $value)"}});
+            let journal = json!({"name": journal, "maxLag": "30s", "maxDepth": 4096, "maxBytes": "64Mi", "batch": 50});
+            json!({"name": name, "keys": keys, "strategy": {"writeBehind": {"read": read, "store": store, "journal": journal}}})
+        };
+        let text = json!({
+            "version": 5, "requires": 5, "generation": 1, "unmatched": {"bypass": {}},
+            "cluster": {"name": "main", "topology": {"cluster": {"seeds": ["127.0.0.1:7000"]}}},
+            "origins": [{"name": "db", "kind": {"sql": {"url": {"value": "sqlite://x"}}}, "maxConnections": 1, "connectTimeout": "1s",
+                "timeout": "1s"}],
+            "rules": [
+                {"name": "now", "keys": "user:{id}", "strategy": {"bypass": {}}},
+                behind("earlier", "user:{id}", "one"),
+                behind("rest", "user:{id…}", "one"),
+                behind("other", "user:{id}", "two"),
+            ],
+        });
+        let snapshot = Snapshot::parse(text.to_string().as_bytes()).expect("valid");
+        let rules = Rules::new(&snapshot, &Origins::new(&snapshot.origins).expect("origins")).expect("rules");
+        let rule = |journal: &str, key: &str| {
+            let journal = journal.parse().expect("a name");
+            rules.outlet(&journal, key.as_bytes()).map(|outlet| outlet.rule.clone())
+        };
+        assert_eq!(rule("one", "user:7").as_deref(), Some("earlier"));
+        assert_eq!(rule("one", "user:7:x").as_deref(), Some("rest"));
+        assert_eq!((rule("two", "user:7").as_deref(), rule("two", "user:7:x")), (Some("other"), None));
+        assert_eq!((rule("three", "user:7"), rules.batch(&"one".parse().expect("a name"))), (None, Some(50)));
     }
 }

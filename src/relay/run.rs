@@ -211,7 +211,7 @@ impl Relay {
 
     /// Looks after all journals once, and sleeps until the next time. May be cancelled.
     async fn turn(&mut self) {
-        let journals: Vec<JournalName> = self.rules.borrow().journals().keys().cloned().collect();
+        let journals: Vec<JournalName> = self.rules.borrow().journals().cloned().collect();
         self.seats.retain(|journal, _| journals.contains(journal));
         let mut pause = self.lasts / 4;
         for journal in &journals {
@@ -297,7 +297,7 @@ impl Relay {
     /// Gives up everything, so that others need not wait.
     async fn stop(mut self) {
         let seats: Vec<Seat> = self.seats.drain().flat_map(|(_, seats)| seats).collect();
-        let journals: Vec<JournalName> = self.rules.borrow().journals().keys().cloned().collect();
+        let journals: Vec<JournalName> = self.rules.borrow().journals().cloned().collect();
         for journal in journals {
             let first = Partition::new(&journal, 0);
             let leave = [b"ZREM".to_vec(), letters::relays(&first), self.token.as_bytes().to_vec()];
