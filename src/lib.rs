@@ -12,7 +12,7 @@
 //! | `api` | the custom resources, their checks, and their compilation into a snapshot | `policy` |
 //! | `operator` | what a CacheCluster needs, as a plan, and what policies make of workloads | `policy`, `api` |
 //! | `injector` | admission: pods that a policy selects get a sidecar | `policy`, `api`, `operator`, and of `sidecar` the encrypted listener |
-//! | `dev` | a second actuator of the plan: real servers as processes on one machine | `policy`, `api`, `operator` |
+//! | `dev` | a second actuator of the plan: real servers as processes on one machine | `policy`, `api`, `operator`, and of `relay` the desk |
 //! | `demo` | the main job in a minute | all but `cli` |
 //! | [`cli`] | one file per command: arguments → validated configuration | all |
 //!

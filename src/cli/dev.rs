@@ -15,12 +15,12 @@ use crate::dev::manifests::ManifestError;
 use crate::dev::{DevError, Endpoint, Event, Options, Session};
 use crate::telemetry::logs::{self, LogFormat};
 
-/// Run the manifests' CacheCluster on this machine: real servers with replicas, and a sidecar before them
+/// Run the manifests' CacheCluster on this machine: real servers with replicas, a sidecar before them, and a relay where rules write behind
 #[derive(clap::Args)]
 #[command(after_help = "\
 Once commands work, one line per sidecar says where: `ready: redis://127.0.0.1:6379 ...`. Policies, and the servers' memory, eviction
 and parameters, are applied when their files are saved; a server that dies is started again. Ctrl-C ends everything, and leaves
-nothing behind but what is in --data.
+nothing behind but what is in --data; what was written behind is carried to its origin first, which a second Ctrl-C cuts short.
 
 Examples:
   larder dev -f examples/first-policy              the servers, and a sidecar at 127.0.0.1:6379
@@ -98,6 +98,16 @@ async fn serve(options: Options) -> Result<(), DevError> {
         outcome = keep(&mut session, &mut console) => outcome,
         () = signals.next() => Ok(()),
     };
+    if outcome.is_ok() {
+        let mut tell = |event: Event<'_>| console.tell(&event);
+        let is_cut_short = tokio::select! {
+            () = session.drain(&mut tell) => false,
+            () = signals.next() => true,
+        };
+        if is_cut_short {
+            console.line("what the journals still hold is not waited for");
+        }
+    }
     console.waiting("everything to end");
     session.stop().await;
     console.clear();

@@ -85,7 +85,7 @@ impl Loaded {
 
     /// Compiles the snapshot. Secrets that it names become files below `run_dir`.
     pub fn compile(&self, run_dir: &RunDir, generation: u64, topology: Topology) -> Result<Snapshot, ManifestError> {
-        let auth = self.login.as_ref().map(|login| auth_files(run_dir, login)).transpose()?;
+        let auth = self.login.as_ref().map(|login| auth_files(run_dir, "", login)).transpose()?;
         let sentinel_auth = auth.clone().filter(|_| matches!(topology, Topology::Sentinel { .. }));
         let reach = Reach { topology, tls: None, auth, sentinel_auth, patience: PATIENCE };
         let secrets = |namespace: &str, reference: &SecretKeyRef| {
@@ -187,10 +187,11 @@ fn login(manifests: &Manifests, cluster: &CacheCluster, auth: &AuthSpec) -> Resu
     Ok(Login { user: auth.user().to_owned(), password })
 }
 
-fn auth_files(run_dir: &RunDir, login: &Login) -> Result<Auth, ManifestError> {
+/// Writes a login to files whose names begin with `prefix`.
+pub fn auth_files(run_dir: &RunDir, prefix: &str, login: &Login) -> Result<Auth, ManifestError> {
     let directory = run_dir.subdirectory("auth")?;
     let write = |name: &str, text: &str| {
-        let path = directory.join(name);
+        let path = directory.join(format!("{prefix}{name}"));
         match write_private(&path, text.as_bytes()) {
             Ok(()) => Ok(path),
             Err(source) => Err(ManifestError::Io { path, source }),

@@ -7,6 +7,7 @@ pub mod engine;
 pub mod manifests;
 pub mod ports;
 pub mod process;
+pub mod relay;
 pub mod restart;
 pub mod run_dir;
 pub mod servers;
@@ -20,11 +21,15 @@ use std::time::{Duration, Instant};
 
 use tokio::time::sleep;
 
+use crate::operator::admin::Login;
 use crate::operator::cache_cluster::plan::{Action, Layout, plan};
+use crate::operator::cache_cluster::reconcile::random_password;
+use crate::policy::Snapshot;
 use crate::policy::snapshot::Topology;
 use engine::EngineError;
 use manifests::{Fingerprint, Loaded, ManifestError};
 use process::Watchdog;
+use relay::{Left, Relay};
 pub use run_dir::{RUN_DIR_PREFIX, admin_socket};
 use run_dir::{RunDir, RunDirError};
 use servers::{Ended, Servers, Tier};
@@ -37,6 +42,8 @@ const TICK: Duration = Duration::from_millis(100);
 const WATCH_EVERY: Duration = Duration::from_secs(1);
 /// How often files are looked at.
 const RELOAD_EVERY: Duration = Duration::from_millis(300);
+/// How long what was written behind may take to reach its origins at the end.
+const DRAIN_WITHIN: Duration = Duration::from_secs(30);
 /// How long bringing up may take.
 const BRING_UP_WITHIN: Duration = Duration::from_secs(120);
 
@@ -106,6 +113,9 @@ pub enum DevError {
     /// A process ends again and again before it ever answered.
     #[error("{} ends whenever it is started ({}). It said:\n{}\nCorrect what it complains of, such as spec.parameters", .0.name, .0.how, .0.said)]
     Hopeless(Ended),
+    /// The relay gets no password.
+    #[error("the system gives no random numbers: see that it can")]
+    NoRandomness,
     /// It took too long.
     #[error("after {} s, larder still waits for {waiting}: see whether this machine is overloaded, and the logs in --data", BRING_UP_WITHIN.as_secs())]
     TooSlow {
@@ -139,9 +149,16 @@ pub struct Session {
     watchdog: Option<Watchdog>,
     servers: Servers,
     sidecars: Sidecars,
+    relay: Relay,
     loaded: Loaded,
+    /// What sidecars are told.
+    snapshot: Snapshot,
     fingerprint: Fingerprint,
+    /// Manifests that were saved and wait for journals to be drained.
+    held_up: Option<Fingerprint>,
     generation: u64,
+    /// Whether commands have worked.
+    served: bool,
 }
 
 impl fmt::Debug for Session {
@@ -168,14 +185,34 @@ impl Session {
         };
         let sidecars = Sidecars::place(options.sidecar_program.clone(), run_dir.path(), &places)?;
         let name = loaded.cluster().metadata.name.clone().unwrap_or_default();
-        let tier = Tier { name, spec, login: loaded.login().cloned(), program };
+        let login = loaded.login().cloned();
+        let relay = login.as_ref().map(relay_login).transpose()?;
+        let relay_auth = relay.as_ref().map(|relay| manifests::auth_files(&run_dir, "relay-", relay)).transpose()?;
+        let tier = Tier { name, spec, login, relay, program };
         let servers = Servers::place(tier, &run_dir)?;
         let remove = Some(run_dir.path()).filter(|_| !run_dir.is_durable());
         let watchdog =
             Watchdog::start(remove).map_err(|source| DevError::Start { what: "the watchdog (sh)".to_owned(), source })?;
         let generation = manifests::next_generation(&run_dir.path().join("snapshot.json"));
-        let session = Self { options, run_dir, watchdog: Some(watchdog), servers, sidecars, loaded, fingerprint, generation };
-        session.write_snapshot(&session.loaded)?;
+        let snapshot = loaded.compile(&run_dir, generation, topology(&servers))?;
+        let relay = Relay::new(options.sidecar_program.clone(), run_dir.path(), &options.log_options, relay_auth);
+        let watchdog = Some(watchdog);
+        let (held_up, served) = (None, false);
+        let mut session = Self {
+            options,
+            run_dir,
+            watchdog,
+            servers,
+            sidecars,
+            relay,
+            loaded,
+            snapshot,
+            fingerprint,
+            held_up,
+            generation,
+            served,
+        };
+        session.write_snapshots()?;
         Ok(session)
     }
 
@@ -217,6 +254,7 @@ impl Session {
             }
             sleep(TICK).await;
         }
+        self.served = true;
         Ok(())
     }
 
@@ -228,9 +266,7 @@ impl Session {
         if let Some(waiting) = self.converge().await? {
             return Ok(Some(waiting));
         }
-        if let Some(watchdog) = &mut self.watchdog {
-            self.sidecars.start(watchdog).await?;
-        }
+        self.start_clients().await?;
         let unready = self.sidecars.first_unready().await;
         Ok(unready.map(|endpoint| format!("the sidecar at {} to answer", endpoint.listen)))
     }
@@ -250,10 +286,18 @@ impl Session {
         Ok(actions.first().map(|_| waiting.unwrap_or_else(|| "the servers to start".to_owned())))
     }
 
+    /// Starts what speaks to the servers.
+    async fn start_clients(&mut self) -> Result<(), DevError> {
+        let Some(watchdog) = &mut self.watchdog else { return Ok(()) };
+        self.sidecars.start(watchdog).await?;
+        self.relay.start(watchdog).await
+    }
+
     async fn reap(&mut self, tell: &mut dyn FnMut(Event<'_>)) -> Vec<Ended> {
         let Some(watchdog) = &mut self.watchdog else { return Vec::new() };
         let mut ended = self.servers.reap(watchdog).await;
         ended.extend(self.sidecars.reap(watchdog).await);
+        ended.extend(self.relay.reap(watchdog).await);
         ended.iter().for_each(|ended| tell(Event::Ended(ended)));
         ended
     }
@@ -267,9 +311,7 @@ impl Session {
             if !ended.is_empty() || Instant::now() >= observe_at {
                 let settled = self.converge().await?.is_none();
                 observe_at = Instant::now() + if settled { WATCH_EVERY } else { TICK };
-                if let Some(watchdog) = &mut self.watchdog {
-                    self.sidecars.start(watchdog).await?;
-                }
+                self.start_clients().await?;
             }
             if Instant::now() >= reload_at {
                 self.reload(tell).await;
@@ -285,21 +327,48 @@ impl Session {
         if fingerprint == self.fingerprint {
             return;
         }
-        self.fingerprint = fingerprint;
-        self.generation += 1;
-        let outcome = Loaded::read(&self.options.manifests).and_then(|loaded| self.write_snapshot(&loaded).map(|()| loaded));
-        match outcome {
-            Ok(loaded) => {
-                self.reload_cluster(&loaded, tell).await;
-                loaded.idle().iter().for_each(|note| tell(Event::Note(note)));
-                self.loaded = loaded;
-                tell(Event::Reloaded { generation: self.generation });
-            }
-            Err(error) => {
-                self.generation -= 1;
-                tell(Event::Refused(&error));
-            }
+        let generation = self.generation + 1;
+        let compile = |loaded: Loaded| Ok((loaded.compile(&self.run_dir, generation, topology(&self.servers))?, loaded));
+        match Loaded::read(&self.options.manifests).and_then(compile) {
+            Ok((snapshot, _)) if self.is_held_up(&snapshot, &fingerprint, tell).await => return,
+            Ok((snapshot, loaded)) => self.take_up(snapshot, loaded, tell).await,
+            Err(error) => tell(Event::Refused(&error)),
         }
+        self.fingerprint = fingerprint;
+    }
+
+    /// Whether rules would write behind no more, or elsewhere, while their journals still hold writes that reads must see: told once.
+    async fn is_held_up(&mut self, next: &Snapshot, saved: &Fingerprint, tell: &mut dyn FnMut(Event<'_>)) -> bool {
+        let journals = self.relay.given_up_by(&self.snapshot, next);
+        if journals.is_empty() {
+            return false;
+        }
+        let left = match self.relay.left(&journals).await {
+            Some(Left { writes: 0, .. }) => return false,
+            Some(left) => left.writes_in_words(),
+            None => "what is written behind".to_owned(),
+        };
+        if self.held_up.as_ref() != Some(saved) {
+            self.held_up = Some(saved.clone());
+            tell(Event::Note(&format!(
+                "the manifests were saved, and wait for {left} to reach their origin: `larder journal status` tells why it takes long; a \
+                 restart applies them at once"
+            )));
+        }
+        true
+    }
+
+    async fn take_up(&mut self, snapshot: Snapshot, loaded: Loaded, tell: &mut dyn FnMut(Event<'_>)) {
+        let before = std::mem::replace(&mut self.snapshot, snapshot);
+        if let Err(error) = self.write_snapshots() {
+            self.snapshot = before;
+            return tell(Event::Refused(&error));
+        }
+        self.generation = self.snapshot.generation;
+        self.reload_cluster(&loaded, tell).await;
+        loaded.idle().iter().for_each(|note| tell(Event::Note(note)));
+        self.loaded = loaded;
+        tell(Event::Reloaded { generation: self.generation });
     }
 
     /// Applies what of the CacheCluster changed and can be applied; tells the rest.
@@ -321,24 +390,86 @@ impl Session {
         }
     }
 
-    fn write_snapshot(&self, loaded: &Loaded) -> Result<(), ManifestError> {
-        let tier = self.servers.tier();
-        let texts = |addresses: Vec<SocketAddr>| addresses.iter().map(SocketAddr::to_string).collect();
-        let topology = match tier.desired().layout {
-            Layout::Sentinel { .. } => {
-                Topology::Sentinel { master: tier.name.clone(), sentinels: texts(self.servers.sentinel_addresses()) }
-            }
-            Layout::Cluster { .. } => Topology::Cluster { seeds: texts(self.servers.addresses()) },
-        };
-        let snapshot = loaded.compile(&self.run_dir, self.generation, topology)?;
-        manifests::write_snapshot(&self.run_dir.path().join("snapshot.json"), &snapshot)
+    /// Tells the relay, then the sidecars: what these write behind is somebody's from the beginning.
+    fn write_snapshots(&mut self) -> Result<(), ManifestError> {
+        self.relay.follow(&self.snapshot)?;
+        manifests::write_snapshot(&self.run_dir.path().join("snapshot.json"), &self.snapshot)
     }
 
-    /// Ends everything, sidecars first, and removes what is not to stay.
+    /// Ends the sidecars, and waits for what was written behind to reach its origins. May be cancelled.
+    pub async fn drain(&mut self, tell: &mut dyn FnMut(Event<'_>)) {
+        let journals = self.relay.journals();
+        if !self.served || journals.is_empty() {
+            return;
+        }
+        if let Some(watchdog) = &mut self.watchdog {
+            self.sidecars.stop(watchdog).await;
+        }
+        let until = Instant::now() + DRAIN_WITHIN;
+        let mut last = None;
+        loop {
+            let left = self.relay.left(&journals).await;
+            let is_over = Instant::now() >= until;
+            match left {
+                Some(left) if left.writes == 0 || is_over => return self.tell_of_rest(left, tell),
+                None if is_over => return tell(Event::Note("it is not known what is left in the journals: no server answers")),
+                Some(now) if last != left => {
+                    let writes = now.writes_in_words();
+                    tell(Event::Waiting(&format!("{writes} to reach their origins; another signal ends it at once")));
+                }
+                _ => {}
+            }
+            last = left.or(last);
+            self.reap(tell).await;
+            let _ = self.converge().await;
+            if let Some(watchdog) = &mut self.watchdog {
+                let _ = self.relay.start(watchdog).await;
+            }
+            sleep(TICK).await;
+        }
+    }
+
+    fn tell_of_rest(&self, left: Left, tell: &mut dyn FnMut(Event<'_>)) {
+        let (writes, dead) = (left.writes_in_words(), left.dead_in_words());
+        let what = match left {
+            Left { writes: 0, dead: 0 } => return,
+            Left { writes: 0, .. } => dead,
+            Left { dead: 0, .. } => format!("{writes} that no origin has yet"),
+            Left { .. } => format!("{writes} that no origin has yet, and {dead}"),
+        };
+        let fate = if self.run_dir.is_durable() { "kept for the next run" } else { "lost with this run: --data would keep it" };
+        if self.run_dir.is_durable() {
+            "wait for the next run"
+        } else {
+            "are lost with this run: --data would keep them"
+        };
+        tell(Event::Note(&format!("left in the journals: {what}; {fate}")));
+    }
+
+    /// Ends everything, sidecars first and the relay behind them, and removes what is not to stay.
     pub async fn stop(mut self) {
         let Some(mut watchdog) = self.watchdog.take() else { return };
         self.sidecars.stop(&mut watchdog).await;
+        self.relay.stop(&mut watchdog).await;
         self.servers.stop(&mut watchdog).await;
         watchdog.stop().await;
     }
+}
+
+/// How sidecars and the relay find the servers.
+fn topology(servers: &Servers) -> Topology {
+    let tier = servers.tier();
+    let texts = |addresses: Vec<SocketAddr>| addresses.iter().map(SocketAddr::to_string).collect();
+    match tier.desired().layout {
+        Layout::Sentinel { .. } => {
+            Topology::Sentinel { master: tier.name.clone(), sentinels: texts(servers.sentinel_addresses()) }
+        }
+        Layout::Cluster { .. } => Topology::Cluster { seeds: texts(servers.addresses()) },
+    }
+}
+
+/// The user of the relay beside that of the servers, with a password of this run.
+fn relay_login(login: &Login) -> Result<Login, DevError> {
+    let password = random_password().map_err(|_| DevError::NoRandomness)?;
+    Ok(Login { user: format!("{}-relay", login.user), password })
 }

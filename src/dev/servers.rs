@@ -42,6 +42,8 @@ pub struct Tier {
     pub spec: CacheClusterSpec,
     /// The user that servers ask for.
     pub login: Option<Login>,
+    /// The user of the relay, where servers ask for users.
+    pub relay: Option<Login>,
     /// The program that they run.
     pub program: ServerProgram,
 }
@@ -265,6 +267,7 @@ impl Servers {
             writes: tier.spec.writes,
             parameters: &tier.spec.parameters,
             login: tier.login.as_ref(),
+            relay: tier.relay.as_ref(),
         });
         run(place, &id, &tier.program.path, "server.conf", &text, &[], watchdog).await
     }

@@ -436,6 +436,11 @@ impl Snapshot {
         check_lease(rule, read_through)
     }
 
+    /// Whether there is anything for a relay to do.
+    pub fn needs_relay(&self) -> bool {
+        self.rules.iter().any(|rule| rule.mode == Mode::Enforce && rule.strategy.behind().is_some())
+    }
+
     /// The patterns of all rules, in order.
     pub fn patterns(&self) -> impl Iterator<Item = &KeyPattern> {
         self.rules.iter().map(|rule| &rule.keys)
@@ -672,6 +677,7 @@ mod tests {
         let snapshot = behind(4096, false).expect("valid");
         assert_eq!(required_form(&snapshot.origins, &snapshot.rules), 5);
         assert_eq!(snapshot.clone().in_form(4), snapshot, "it cannot be said otherwise");
+        assert!(snapshot.needs_relay());
         assert!(behind(4095, false).is_err_and(|error| error.to_string().contains("at least 4096 writes")));
         assert!(behind(4096, true).is_err_and(|error| error.to_string().contains("FLUSHALL")));
     }

@@ -92,6 +92,38 @@ fn values_are_written_through_to_sql() {
 }
 
 #[test]
+fn values_are_written_behind_to_sql() {
+    let directory = TempDir::new().unwrap();
+    let database = directory.path().join("shop.db");
+    let sqlite = |statement: &str| {
+        let output = Command::new("sqlite3").arg(&database).arg(statement).output().expect("make setup installs sqlite3");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    };
+    sqlite(
+        "PRAGMA journal_mode = WAL; CREATE TABLE users (id INTEGER PRIMARY KEY, name TEXT, mail TEXT, row_version INTEGER NOT NULL)",
+    );
+    let (dev, mut client) = run("write-behind-sql", &[("sqlite://shop.db", &format!("sqlite://{}", database.display()))]);
+    let limit = std::time::Duration::from_secs(60);
+    let (ann, bob) = (r#"{"name":"Ann","mail":"ann@example.com"}"#, r#"{"name":"Bob","mail":"bob@example.com"}"#);
+    assert_eq!(client.call(&["SET", "user:42", ann]).text(), "OK");
+    assert_eq!(client.call(&["GET", "user:42"]).text(), ann);
+    assert!(client.call(&["TTL", "user:42"]).int() <= 600);
+    wait_for("the row", limit, || sqlite("SELECT id || name || mail FROM users") == "42Annann@example.com");
+    assert_eq!(client.call(&["DEL", "user:42"]), Value::Int(1));
+    assert_eq!(client.call(&["GET", "user:42"]), Value::Nil);
+    assert_eq!(client.call(&["SET", "user:43", bob]).text(), "OK");
+    let journal = Command::new(env!("CARGO_BIN_EXE_larder"))
+        .args(["journal", "drain", "--snapshot"])
+        .arg(dev.directory().join("snapshot.json"))
+        .output()
+        .unwrap();
+    assert!(journal.status.success(), "{}", String::from_utf8_lossy(&journal.stderr));
+    assert_eq!(sqlite("SELECT group_concat(id || name) FROM users"), "43Bob");
+    dev.stop();
+}
+
+#[test]
 fn who_changes_a_row_says_so_and_readers_see_it() {
     let directory = TempDir::new().unwrap();
     let database = directory.path().join("shop.db");

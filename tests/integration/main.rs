@@ -18,6 +18,7 @@ mod demo;
 mod dev_lifecycle;
 mod dev_manifests;
 mod dev_topologies;
+mod dev_write_behind;
 mod discovery;
 mod events;
 mod examples;

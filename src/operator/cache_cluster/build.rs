@@ -44,14 +44,29 @@ pub struct ServerConfig<'a> {
     pub writes: Option<WritesSpec>,
     /// Lines of the user's own.
     pub parameters: &'a BTreeMap<String, String>,
-    /// The only user, where the servers ask for one.
+    /// The user of Larder and of clients, where the servers ask for one.
     pub login: Option<&'a Login>,
+    /// The user of relays beside it, where there is one.
+    pub relay: Option<&'a Login>,
 }
 
-/// The only user. A password stands in a file that its owner alone reads; never among arguments.
-fn add_users(lines: &mut Lines, login: &Login) {
+/// What the user of a relay can do at a server: look after journals, write what it waits for to be on disk, and see how servers write
+/// to disk and who follows them.
+pub const RELAY_RULES: &str = "resetchannels ~larder:j:* ~larder:w:* -@all +@read +@write +@connection +@transaction -@admin -@dangerous \
+                               +eval +time +wait +role +info +config|get +cluster|info +cluster|slots +cluster|shards";
+
+/// The users. A password stands in a file that its owner alone reads; never among arguments.
+fn add_users(lines: &mut Lines, login: &Login, relay: Option<&Login>) {
     lines.add("user", &["default", "off"]);
-    lines.add("user", &[&login.user, "on", &format!(">{}", login.password), "~*", "&*", "+@all"]);
+    let mut add = |Login { user, password }: &Login, rules: &str| {
+        let password = format!(">{password}");
+        let words: Vec<&str> = [user, "on", &password].into_iter().chain(rules.split_ascii_whitespace()).collect();
+        lines.add("user", &words);
+    };
+    add(login, "~* &* +@all");
+    if let Some(relay) = relay {
+        add(relay, RELAY_RULES);
+    }
 }
 
 /// The whole configuration of a server.
@@ -85,7 +100,7 @@ pub fn server(config: &ServerConfig<'_>) -> String {
         cluster_lines(&mut lines, &host, bus_port);
     }
     if let Some(login) = config.login {
-        add_users(&mut lines, login);
+        add_users(&mut lines, login, config.relay);
         lines.add("masteruser", &[&login.user]);
         lines.add("masterauth", &[&login.password]);
     }
@@ -131,7 +146,7 @@ pub fn sentinel(address: SocketAddr, directory: &Path, login: Option<&Login>, pr
     lines.add("sentinel", &["announce-ip", &host]);
     lines.add("sentinel", &["announce-port", &address.port().to_string()]);
     if let Some(login) = login {
-        add_users(&mut lines, login);
+        add_users(&mut lines, login, None);
     }
     let login = login.map(|Login { user, password }| SentinelLogin { user, password });
     config_file::sentinel(&lines.into_text(), login, previous)
@@ -153,6 +168,15 @@ mod tests {
     }
 
     #[test]
+    fn a_relay_can_do_what_its_documentation_says() {
+        let text = include_str!("../../../docs/relay.md");
+        let line =
+            text.lines().find(|line| line.trim_start().starts_with("ACL SETUSER relay")).expect("it says what a login needs");
+        let rules = line.trim_start().strip_prefix("ACL SETUSER relay on >PASSWORD ").expect("a user with a password");
+        assert_eq!(rules, RELAY_RULES);
+    }
+
+    #[test]
     fn a_restarted_replica_may_not_be_promoted() {
         let primary = SocketAddr::from(([127, 0, 0, 1], 7001));
         let config = ServerConfig {
@@ -166,6 +190,7 @@ mod tests {
             writes: None,
             parameters: &BTreeMap::from([("client-output-buffer-limit".to_owned(), "replica 1 2 3".to_owned())]),
             login: None,
+            relay: None,
         };
         let text = server(&config);
         assert!(text.contains("replicaof 127.0.0.1 7001\nreplica-priority 0\n"), "{text}");

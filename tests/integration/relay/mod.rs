@@ -8,7 +8,7 @@ mod letters;
 mod login;
 mod sqlite;
 mod takeover;
-mod together;
+pub mod together;
 
 use std::fs::File;
 use std::net::TcpStream;
