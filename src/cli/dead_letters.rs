@@ -29,7 +29,7 @@ enum Command {
 Exit codes: 0 there are none; 1 there are some; 2 the journal cannot be asked, or the command line is wrong
 
 Examples:
-  larder dead-letters list --snapshot snapshot.json
+  larder dead-letters list
   larder dead-letters list --output json --snapshot snapshot.json")]
     List {
         #[command(flatten)]

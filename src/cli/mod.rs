@@ -36,6 +36,8 @@ mod operator;
 #[cfg(feature = "control-plane")]
 mod output;
 mod relay;
+#[cfg(feature = "control-plane")]
+mod runs;
 mod sidecar;
 #[cfg(feature = "control-plane")]
 mod status;

@@ -61,8 +61,7 @@ fn relay_pid(dev: &Dev) -> u32 {
 }
 
 fn person(run: &Path, command: &[&str]) -> Output {
-    let snapshot = run.join("snapshot.json");
-    Command::new(env!("CARGO_BIN_EXE_larder")).args(command).arg("--snapshot").arg(snapshot).output().expect("larder runs")
+    Command::new(env!("CARGO_BIN_EXE_larder")).args(command).arg("--run-dir").arg(run).output().expect("larder runs")
 }
 
 #[track_caller]

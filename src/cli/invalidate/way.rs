@@ -1,7 +1,6 @@
 //! Which sidecar is asked, and how: over its socket on this machine, or by `kubectl exec` in its pod.
 
 use std::ffi::{OsStr, OsString};
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::Answer;
@@ -10,7 +9,7 @@ use crate::cli::explain::exec::{Asked, run, understand};
 use crate::cli::explain::workload::{Injected, WorkloadName};
 use crate::cli::invalidate_here::{LIMIT, request};
 use crate::cli::wanted::Wanted;
-use crate::cli::{Failure, WRONG_LINE, local};
+use crate::cli::{Failure, WRONG_LINE, local, runs};
 use crate::dev;
 
 /// What to do where the sidecar of a pod cannot be asked.
@@ -40,22 +39,8 @@ impl Way {
         if let Some(socket) = socket {
             return Ok(Self::Socket(socket.to_owned()));
         }
-        if let Some(directory) = run_dir {
-            return Ok(Self::Socket(dev::admin_socket(directory, 0)));
-        }
-        let running = running(&std::env::temp_dir());
-        match running.as_slice() {
-            [only] => Ok(Self::Socket(only.clone())),
-            [] => Err(failure(
-                "no `larder dev` runs here",
-                "start one, name its --data with --run-dir, or a workload with --workload",
-            )),
-            several => {
-                let names: Vec<String> = several.iter().filter_map(|path| Some(path.parent()?.display().to_string())).collect();
-                let next = format!("name one of them with --run-dir: {}", names.join(", "));
-                Err(failure(format!("{} `larder dev` run here", several.len()), next))
-            }
-        }
+        let directory = runs::run_dir(run_dir, "a workload with --workload")?;
+        Ok(Self::Socket(dev::admin_socket(&directory, 0)))
     }
 
     /// The sidecar in a pod of a workload.
@@ -106,14 +91,6 @@ impl Way {
         }
         Ok(answers)
     }
-}
-
-/// The sockets of first sidecars that are listened on, of those that run without a directory of their own.
-fn running(temporary: &Path) -> Vec<PathBuf> {
-    let entries = fs::read_dir(temporary).into_iter().flatten().flatten();
-    let runs = entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(dev::RUN_DIR_PREFIX));
-    let sockets = runs.map(|entry| dev::admin_socket(&entry.path(), 0));
-    sockets.filter(|socket| std::os::unix::net::UnixStream::connect(socket).is_ok()).collect()
 }
 
 fn failure(what: impl std::fmt::Display, next: impl std::fmt::Display) -> Failure {

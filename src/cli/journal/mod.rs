@@ -33,7 +33,7 @@ enum Command {
 Exit codes: 0 shown; 2 the journal cannot be asked, or the command line is wrong
 
 Examples:
-  larder journal status --snapshot snapshot.json
+  larder journal status
   larder journal status --snapshot snapshot.json --output json")]
     Status {
         #[command(flatten)]
@@ -47,7 +47,7 @@ Examples:
 Exit codes: 0 shown; 2 the journal cannot be asked, or the command line is wrong
 
 Examples:
-  larder journal peek --snapshot snapshot.json
+  larder journal peek
   larder journal peek --snapshot snapshot.json --count 3 --values")]
     Peek {
         #[command(flatten)]
@@ -70,7 +70,7 @@ Exit codes: 0 nothing is left, and there are no dead letters; 1 something is lef
 2 the journal cannot be asked, or the command line is wrong
 
 Examples:
-  larder journal drain --snapshot snapshot.json
+  larder journal drain --run-dir ./cache-data
   larder journal drain --snapshot snapshot.json --timeout 5m")]
     Drain {
         #[command(flatten)]

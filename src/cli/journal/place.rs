@@ -1,18 +1,21 @@
 //! Whose journals are asked: those of a snapshot.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::cli::cluster::block_on;
-use crate::cli::{Failure, WRONG_LINE};
+use crate::cli::{Failure, WRONG_LINE, runs};
 use crate::policy::JournalName;
 use crate::relay::desk::{Desk, DeskError};
 
 /// Which snapshot, and which of its journals.
 #[derive(clap::Args)]
 pub struct PlaceArgs {
-    /// The policy snapshot that the relay has, by which the servers are found
-    #[arg(long, value_name = "FILE")]
-    snapshot: PathBuf,
+    /// The policy snapshot of the sidecars, by which the servers are found; otherwise that of a `larder dev`
+    #[arg(long, value_name = "FILE", conflicts_with = "run_dir")]
+    snapshot: Option<PathBuf>,
+    /// The directory of a `larder dev`: its --data, or what it names when it starts; otherwise that of the only one that runs
+    #[arg(long, value_name = "DIR")]
+    run_dir: Option<PathBuf>,
     /// The journal; otherwise the only one
     #[arg(long, value_name = "NAME")]
     journal: Option<JournalName>,
@@ -24,13 +27,21 @@ impl PlaceArgs {
     /// # Errors
     /// The journal cannot be asked.
     pub fn with<T>(&self, what: impl AsyncFnOnce(&mut Desk, &JournalName) -> Result<T, DeskError>) -> Result<T, Failure> {
+        let snapshot = self.snapshot()?;
         // What servers there are is no news to a person who asks for something else.
         let _quiet = tracing::subscriber::set_default(tracing::subscriber::NoSubscriber::default());
         block_on(async {
-            let mut desk = Desk::open(&self.snapshot).await.map_err(|error| self.unreached(&error))?;
+            let mut desk = Desk::open(&snapshot).await.map_err(|error| unreached(&snapshot, &error))?;
             let journal = self.journal(&desk)?;
-            what(&mut desk, &journal).await.map_err(|error| self.unreached(&error))
+            what(&mut desk, &journal).await.map_err(|error| unreached(&snapshot, &error))
         })
+    }
+
+    fn snapshot(&self) -> Result<PathBuf, Failure> {
+        match &self.snapshot {
+            Some(snapshot) => Ok(snapshot.clone()),
+            None => Ok(runs::run_dir(self.run_dir.as_deref(), "a snapshot with --snapshot")?.join("snapshot.json")),
+        }
     }
 
     fn journal(&self, desk: &Desk) -> Result<JournalName, Failure> {
@@ -49,9 +60,9 @@ impl PlaceArgs {
             }
         }
     }
+}
 
-    fn unreached(&self, error: &DeskError) -> Failure {
-        let next = "see that the servers which the snapshot names run, and that it is the relay's";
-        Failure::new(format!("{}: {error}", self.snapshot.display()), next).with_code(WRONG_LINE)
-    }
+fn unreached(snapshot: &Path, error: &DeskError) -> Failure {
+    let next = "see that the servers which the snapshot names run, and that it is the sidecars' or the relay's";
+    Failure::new(format!("{}: {error}", snapshot.display()), next).with_code(WRONG_LINE)
 }
