@@ -37,7 +37,8 @@ soak: $(SETUP) ## Many histories of cache-aside and of write-behind under faults
 	LARDER_SOAK_SEEDS=$(SOAK_SEEDS) LARDER_SOAK_REPORT=$(CURDIR)/docs/soak/cache-aside.md \
 	$(CARGO) test --profile $(PROFILE) --test integration cache_aside::history::soak -- --ignored --nocapture
 	LARDER_SOAK_SEEDS=$(SOAK_SEEDS) LARDER_SOAK_BEHIND_REPORT=$(CURDIR)/docs/soak/write-behind.md \
-	$(CARGO) test --profile $(PROFILE) --test integration relay::history::soak -- --ignored --nocapture
+	LARDER_SOAK_POINTS_REPORT=$(CURDIR)/docs/soak/write-behind-points.md \
+	$(CARGO) test --profile $(PROFILE) --test integration relay::history:: -- --ignored --nocapture --test-threads 1
 
 demo: ## The main job in a minute. DEMO_ARGS is passed on, e.g. DEMO_ARGS='--seconds 20'
 	@test -f $(SETUP) || scripts/setup --demo

@@ -13,6 +13,7 @@ pub mod server;
 pub mod sidecar;
 pub mod silent;
 pub mod tilt;
+pub mod trap;
 pub mod web;
 
 use std::time::{Duration, Instant};

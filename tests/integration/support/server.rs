@@ -12,6 +12,7 @@ use tempfile::TempDir;
 use super::certificates::tls_arguments;
 use super::resp::{Client, Value};
 use super::saboteur::{Change, Sabotage, Saboteur};
+use super::trap::Trap;
 use super::wait_for;
 
 /// How long a server may take to answer its first PING. Long: test machines are busy.
@@ -294,6 +295,17 @@ impl SentinelCluster {
         });
         cluster.sabotage = sabotage;
         cluster
+    }
+
+    /// [`SentinelCluster::start`], where `trap` stands before the servers for everybody but this test.
+    pub fn start_trapped(engine: Engine, replicas: usize, trap: &Trap) -> Self {
+        Self::start_by(engine, replicas, &[], |own| {
+            let door = Trap::open();
+            let port = door.local_addr().expect("it is bound").port().to_string();
+            let server = Redis::start_with(engine, &[own, &["--replica-announce-port", &port]].concat());
+            trap.stand_before(door, server.port());
+            server
+        })
     }
 
     fn start_with(engine: Engine, replicas: usize, arguments: &[&str]) -> Self {

@@ -6,6 +6,7 @@
 //! - No write is made there twice, and none after a later one of its key.
 
 mod clients;
+mod points;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -50,8 +51,13 @@ impl Stage {
         let postgres = Postgres::start();
         let url = block(postgres.database(&[&TABLES[..], tables].concat()));
         let database = url.rsplit('/').next().expect("a name").to_owned();
+        Self::with(servers, postgres, database, &url)
+    }
+
+    /// With a database that sidecars and relays find at `url`.
+    fn with(servers: Servers, postgres: Postgres, database: String, url: &str) -> Self {
         let rules = [sql_rule("users", "db", WRITE, DELETE)];
-        let scene = Scene::new(servers, &[sql_origin("db", &url)], &rules);
+        let scene = Scene::new(servers, &[sql_origin("db", url)], &rules);
         let sidecars = (0..2).map(|_| Sidecar::start(&scene.snapshot)).collect();
         let relays = (0..2).map(|_| scene.relay()).collect();
         Self { scene, postgres, database, sidecars, relays }

@@ -1,0 +1,216 @@
+//! Histories in which something dies, or stands still, at a named point of what a sidecar or a relay does: each of their steps is an
+//! exchange with a server or with Postgres, and a [`Trap`] stands before both.
+
+use std::collections::BTreeMap;
+
+use super::clients::{Ends, KEYS_OF_A_WRITER, World};
+use super::*;
+use crate::support::trap::{Point, Trap, When};
+
+const fn point(name: &'static str, when: When, text: &'static str) -> Point {
+    Point { name, when, text, behind: "" }
+}
+
+/// In a relay's transactions. Loads are others'.
+const fn in_a_batch(name: &'static str, when: When, text: &'static str) -> Point {
+    Point { name, when, text, behind: "larder_journal" }
+}
+
+/// At the servers of the cache.
+const AT_SERVERS: [Point; 12] = [
+    point("a write is to be marked", When::Asked, "return {'begun'"),
+    point("a write is marked", When::Replied, "begun"),
+    point("writes are to be appended", When::Asked, "local answer = {'appended'}"),
+    point("writes are appended", When::Replied, "appended"),
+    point("what was appended is on disk", When::Replied, ":1\r\n*2\r\n:1\r\n:1\r\n"),
+    point("a mark is to be taken away", When::Asked, "return kept"),
+    point("a mark is taken away", When::Answered, "return kept"),
+    point("a partition is claimed", When::Replied, "claimed"),
+    point("the front of a partition is read", When::Answered, "\r\nXRANGE\r\n"),
+    point("what a relay read is on disk", When::Answered, "$4\r\n1000\r\n*2\r\n$4\r\nINFO"),
+    point("the journal is to be trimmed", When::Asked, "return {'done'"),
+    point("the journal is trimmed", When::Answered, "return {'done'"),
+];
+
+/// At Postgres.
+const AT_POSTGRES: [Point; 6] = [
+    in_a_batch("a batch begins", When::Asked, "FOR UPDATE"),
+    in_a_batch("the position is known", When::Answered, "FOR UPDATE"),
+    in_a_batch("a write is told", When::Answered, "INSERT INTO users"),
+    in_a_batch("the position is to move", When::Asked, "UPDATE larder_journal SET position"),
+    in_a_batch("a batch is to be committed", When::Asked, "COMMIT"),
+    in_a_batch("a batch is committed", When::Answered, "COMMIT"),
+];
+
+/// What happens there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Fate {
+    /// Who came there dies.
+    Dies,
+    /// Who came there stands still until others have taken its place.
+    StandsStill,
+    /// Whom it asks dies.
+    IsLeftAlone,
+}
+
+const FATES: [Fate; 3] = [Fate::Dies, Fate::StandsStill, Fate::IsLeftAlone];
+
+impl Stage {
+    fn trapped(trap: &Trap) -> Self {
+        let servers = SentinelCluster::start_trapped(Engine::Valkey9, 1, trap);
+        servers.servers.iter().for_each(write_to_disk);
+        let postgres = Postgres::start();
+        let url = block(postgres.database(&TABLES));
+        let database = url.rsplit('/').next().expect("a name").to_owned();
+        let door = trap.stand_before(Trap::open(), postgres.port());
+        let url = url.replace(&format!(":{}/", postgres.port()), &format!(":{door}/"));
+        Self::with(Servers::Sentinel(servers), postgres, database, &url)
+    }
+
+    fn processes(&self) -> Vec<u32> {
+        self.sidecars.iter().map(Sidecar::pid).chain(self.relays.iter().map(Relay::pid)).collect()
+    }
+
+    /// Lets `fate` befall the process that is held up at a point, or whom it asks.
+    fn befall_at(
+        &mut self,
+        fate: Fate,
+        process: u32,
+        asks_postgres: bool,
+        (trap, world): (&Trap, &World),
+        random: &mut fastrand::Rng,
+    ) {
+        match fate {
+            Fate::Dies => {
+                signal(process, "KILL");
+                trap.release();
+                self.replace(process, world);
+            }
+            Fate::StandsStill => {
+                signal(process, "STOP");
+                // Longer than a claim lasts.
+                std::thread::sleep(Duration::from_millis(random.u64(2_500..3_500)));
+                trap.release();
+                signal(process, "CONT");
+            }
+            Fate::IsLeftAlone if asks_postgres => {
+                self.postgres.restart();
+                trap.release();
+            }
+            Fate::IsLeftAlone => {
+                self.befall(2, world, random);
+                trap.release();
+            }
+        }
+    }
+
+    /// Another process for one that died.
+    fn replace(&mut self, dead: u32, world: &World) {
+        if let Some(at) = self.sidecars.iter().position(|sidecar| sidecar.pid() == dead) {
+            self.sidecars[at] = Sidecar::start(&self.scene.snapshot);
+            world.ports.lock().unwrap()[at] = self.sidecars[at].port();
+        }
+        if let Some(at) = self.relays.iter().position(|relay| relay.pid() == dead) {
+            self.relays[at] = self.scene.relay();
+        }
+    }
+}
+
+fn signal(process: u32, name: &str) {
+    let status = std::process::Command::new("kill").args([format!("-{name}"), process.to_string()]).status();
+    assert!(status.is_ok_and(|status| status.success()), "kill -{name} {process}");
+}
+
+/// How often what happened where.
+type Hits = BTreeMap<(&'static str, Fate), usize>;
+
+/// One history with these points, in another order each time.
+fn play_points(seed: u64, visits: &[(Point, Fate, bool)]) -> (Seen, Hits) {
+    let trap = Trap::default();
+    let mut stage = Stage::trapped(&trap);
+    let world = World::new(stage.sidecars.iter().map(Sidecar::port).collect(), WRITERS * KEYS_OF_A_WRITER);
+    let (seed, servers) = (seed * 1000, stage.server_ports());
+    let mut random = fastrand::Rng::with_seed(seed);
+    let mut visits = visits.to_vec();
+    random.shuffle(&mut visits);
+    let mut hits = Hits::new();
+    std::thread::scope(|scope| {
+        let (world, servers) = (&world, &servers);
+        let _ends = Ends(world);
+        (0..WRITERS).for_each(|index| drop(scope.spawn(move || world.write(index, seed + index as u64))));
+        (0..READERS).for_each(|index| drop(scope.spawn(move || world.read(seed + 500 + index as u64))));
+        scope.spawn(move || world.evict(servers, seed + 900));
+        for (point, fate, asks_postgres) in visits {
+            std::thread::sleep(Duration::from_millis(random.u64(100..400)));
+            let process = trap.catch(point, &stage.processes(), LONG);
+            stage.befall_at(fate, process, asks_postgres, (&trap, world), &mut random);
+            *hits.entry((point.name, fate)).or_default() += 1;
+        }
+        std::thread::sleep(Duration::from_millis(500));
+    });
+    let plan = Plan { seed: seed / 1000, faults: Vec::new(), rest: Duration::ZERO };
+    (judge(&stage, &world, &plan), hits)
+}
+
+fn points() -> impl Iterator<Item = (Point, bool)> {
+    AT_SERVERS.into_iter().map(|point| (point, false)).chain(AT_POSTGRES.into_iter().map(|point| (point, true)))
+}
+
+/// Each point once, with one of the fates.
+fn round(number: usize) -> Vec<(Point, Fate, bool)> {
+    points().enumerate().map(|(at, (point, at_postgres))| (point, FATES[(at + number) % FATES.len()], at_postgres)).collect()
+}
+
+/// `SEED=100` plays another.
+#[test]
+fn what_was_acknowledged_comes_to_the_database_whatever_dies_at_whichever_point() {
+    let (first, rounds) = (from_environment("SEED", 1), from_environment("HISTORIES", 1));
+    for seed in first..first + rounds {
+        let (seen, hits) = play_points(seed, &round(seed as usize));
+        seen.assert_right();
+        assert_eq!(hits.values().sum::<usize>(), points().count());
+        assert!(seen.acknowledged > 100 && seen.reads > 500, "seed {seed}");
+    }
+}
+
+#[test]
+#[ignore = "`make soak` runs it"]
+fn soak() {
+    // Each point ten times with each fate.
+    let (rounds, began) = (from_environment("LARDER_SOAK_ROUNDS", 10 * FATES.len() as u64), Instant::now());
+    let (mut sum, mut all) = (Seen::default(), Hits::new());
+    for seed in 2000..2000 + rounds {
+        let (seen, hits) = play_points(seed, &round(seed as usize));
+        sum.add(seen);
+        hits.into_iter().for_each(|(at, count)| *all.entry(at).or_default() += count);
+    }
+    if let Ok(file) = std::env::var("LARDER_SOAK_POINTS_REPORT") {
+        std::fs::write(&file, report(&sum, &all, began.elapsed())).unwrap_or_else(|error| panic!("{file}: {error}"));
+    }
+    sum.assert_right();
+}
+
+fn report(sum: &Seen, hits: &Hits, took: Duration) -> String {
+    let mut text = format!(
+        "# Soak: write-behind and its points\n\n`make soak` writes this. {} histories under Sentinel against real servers, sidecars, relays and \
+         Postgres, {} s: at each of these\npoints whoever comes there is killed, or stands still for longer than a claim lasts, or whom it asks is \
+         killed. `tests/integration/relay/history/points.rs`.\n\n{} writes were acknowledged, {} refused, {} left unheard; {} reads. Wrong: {}.\n\n\
+         | point | dies | stands still | is left alone |\n|---|---|---|---|\n",
+        sum.histories,
+        took.as_secs(),
+        sum.acknowledged,
+        sum.refused,
+        sum.unheard,
+        sum.reads,
+        sum.wrong.len()
+    );
+    for (point, _) in points() {
+        let count = |fate| hits.get(&(point.name, fate)).copied().unwrap_or(0);
+        let [dies, still, alone] = FATES.map(count);
+        let _ = writeln!(text, "| {} | {dies} | {still} | {alone} |", point.name);
+    }
+    sum.wrong.iter().for_each(|wrong| {
+        let _ = write!(text, "\n- {wrong}\n");
+    });
+    text
+}

@@ -1,0 +1,263 @@
+//! Stands between processes and servers, and holds one of them up at the moment when what it waits for passes by: so a test can let
+//! something happen at a named point of what a process does, since each step of that is an exchange with somebody.
+
+use std::fs;
+use std::io::{self, Read as _, Write as _};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// A moment of an exchange.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum When {
+    /// What is sent holds the text: the server does not see it.
+    Asked,
+    /// The server answers what held the text: who asked does not see it.
+    Answered,
+    /// The answer holds the text: who asked does not see it.
+    Replied,
+}
+
+/// A point of what a process does, by a text that passes there.
+#[derive(Debug, Clone, Copy)]
+pub struct Point {
+    /// What it does there.
+    pub name: &'static str,
+    pub when: When,
+    pub text: &'static str,
+    /// A text that the same connection must have carried before, if any: it tells whose it is.
+    pub behind: &'static str,
+}
+
+/// All that stand before the servers of a test.
+#[derive(Default)]
+pub struct Trap {
+    inner: Arc<Inner>,
+    doors: Mutex<Vec<(u16, JoinHandle<()>)>>,
+}
+
+#[derive(Default)]
+struct Inner {
+    state: Mutex<State>,
+    changed: Condvar,
+    over: AtomicBool,
+}
+
+#[derive(Default)]
+struct State {
+    armed: Option<Point>,
+    /// The port of the connection that is held up.
+    caught: Option<u16>,
+}
+
+impl Trap {
+    /// A port behind which there is nothing yet.
+    pub fn open() -> TcpListener {
+        TcpListener::bind("127.0.0.1:0").expect("loopback has a free port")
+    }
+
+    /// Stands before the server at `server`; the port where it does.
+    pub fn stand_before(&self, door: TcpListener, server: u16) -> u16 {
+        let port = door.local_addr().expect("it is bound").port();
+        let inner = self.inner.clone();
+        let acceptor = std::thread::spawn(move || {
+            for client in door.incoming() {
+                if inner.over.load(Ordering::SeqCst) {
+                    return;
+                }
+                // A server that is gone is gone for its clients, too: the connection is closed.
+                let (Ok(client), Ok(server)) = (client, TcpStream::connect(("127.0.0.1", server))) else { continue };
+                Line::pass_on(&client, &server, &inner);
+            }
+        });
+        self.doors.lock().unwrap().push((port, acceptor));
+        port
+    }
+
+    /// Holds the next of these processes up that comes to `point`; which. Nobody else is held up for longer than a moment.
+    #[track_caller]
+    pub fn catch(&self, point: Point, processes: &[u32], within: Duration) -> u32 {
+        let deadline = Instant::now() + within;
+        loop {
+            self.inner.state.lock().unwrap().armed = Some(point);
+            match self.caught(Duration::from_secs(5)).map(|port| owner_of(port, processes)) {
+                Some(Some(process)) => return process,
+                Some(None) => self.release(),
+                None => {}
+            }
+            assert!(Instant::now() < deadline, "nobody comes to the point `{}` within {within:?}", point.name);
+        }
+    }
+
+    fn caught(&self, within: Duration) -> Option<u16> {
+        let state = self.inner.state.lock().unwrap();
+        let waited = self.inner.changed.wait_timeout_while(state, within, |state| state.caught.is_none());
+        waited.unwrap().0.caught
+    }
+
+    /// Lets whoever is held up go on, where it still is there.
+    pub fn release(&self) {
+        let mut state = self.inner.state.lock().unwrap();
+        (state.armed, state.caught) = (None, None);
+        self.inner.changed.notify_all();
+    }
+}
+
+impl Drop for Trap {
+    fn drop(&mut self) {
+        self.inner.over.store(true, Ordering::SeqCst);
+        self.release();
+        for (port, acceptor) in self.doors.lock().unwrap().drain(..) {
+            // It waits for one more.
+            let _ = TcpStream::connect(("127.0.0.1", port));
+            let _ = acceptor.join();
+        }
+    }
+}
+
+/// One connection.
+struct Line {
+    inner: Arc<Inner>,
+    /// The port of who asks.
+    port: u16,
+    /// Whether the next answer is that which is waited for.
+    expects: AtomicBool,
+}
+
+impl Line {
+    /// Both directions, each on a thread of its own, until either end is gone.
+    fn pass_on(client: &TcpStream, server: &TcpStream, inner: &Arc<Inner>) {
+        let Ok(port) = client.peer_addr().map(|address| address.port()) else { return };
+        let line = Arc::new(Self { inner: inner.clone(), port, expects: AtomicBool::new(false) });
+        for asks in [true, false] {
+            let (Ok(client), Ok(server)) = (client.try_clone(), server.try_clone()) else { return };
+            let line = line.clone();
+            std::thread::spawn(move || {
+                let _ =
+                    if asks { line.carry(&client, &server, Self::asked) } else { line.carry(&server, &client, Self::replied) };
+                let _ = (client.shutdown(Shutdown::Both), server.shutdown(Shutdown::Both));
+            });
+        }
+    }
+
+    fn carry(&self, mut from: &TcpStream, mut to: &TcpStream, look: fn(&Self, &Passing<'_>)) -> io::Result<()> {
+        to.set_nodelay(true)?;
+        let (mut seen, mut chunk) = (Vec::new(), vec![0; 64 * 1024]);
+        loop {
+            let length = from.read(&mut chunk)?;
+            if length == 0 {
+                return Ok(());
+            }
+            seen.extend_from_slice(&chunk[..length]);
+            look(self, &Passing { seen: &seen, fresh: length });
+            to.write_all(&chunk[..length])?;
+            // A text may come in two pieces, and what tells whose the connection is came long before.
+            let kept = seen.len().min(64 * 1024);
+            seen.drain(..seen.len() - kept);
+        }
+    }
+
+    fn asked(&self, passing: &Passing<'_>) {
+        let point = self.inner.state.lock().unwrap().armed;
+        match point.filter(|point| passing.comes_to(point)).map(|point| point.when) {
+            Some(When::Asked) => self.hold(),
+            Some(When::Answered) => self.expects.store(true, Ordering::SeqCst),
+            Some(When::Replied) | None => {}
+        }
+    }
+
+    fn replied(&self, passing: &Passing<'_>) {
+        let point = self.inner.state.lock().unwrap().armed;
+        let is_it = point.is_some_and(|point| point.when == When::Replied && passing.comes_to(&point));
+        if self.expects.swap(false, Ordering::SeqCst) || is_it {
+            self.hold();
+        }
+    }
+
+    /// Waits until the test has done what it wants to do, unless another is being waited for already.
+    fn hold(&self) {
+        let mut state = self.inner.state.lock().unwrap();
+        if state.armed.take().is_none() || state.caught.is_some() {
+            return;
+        }
+        state.caught = Some(self.port);
+        self.inner.changed.notify_all();
+        drop(self.inner.changed.wait_while(state, |state| state.caught == Some(self.port)));
+    }
+}
+
+/// What passes by in one direction, behind what did before.
+struct Passing<'a> {
+    seen: &'a [u8],
+    /// How many of these bytes are new.
+    fresh: usize,
+}
+
+impl Passing<'_> {
+    fn comes_to(&self, point: &Point) -> bool {
+        let holds = |bytes: &[u8], text: &str| memchr::memmem::find(bytes, text.as_bytes()).is_some();
+        let from = self.seen.len().saturating_sub(self.fresh + point.text.len() - 1);
+        holds(&self.seen[from..], point.text) && holds(self.seen, point.behind)
+    }
+}
+
+/// Which of these processes has the connection that comes from a port of this machine.
+fn owner_of(port: u16, processes: &[u32]) -> Option<u32> {
+    let table = fs::read_to_string("/proc/net/tcp").ok()?;
+    let inode = table.lines().skip(1).find_map(|line| {
+        let fields: Vec<&str> = line.split_ascii_whitespace().collect();
+        let local = fields.get(1)?.rsplit_once(':')?.1;
+        (u16::from_str_radix(local, 16) == Ok(port)).then(|| fields.get(9).map(|inode| format!("socket:[{inode}]")))?
+    })?;
+    let has = |process: &&u32| {
+        let files = fs::read_dir(format!("/proc/{process}/fd")).into_iter().flatten().flatten();
+        files.filter_map(|file| fs::read_link(file.path()).ok()).any(|target| target.to_string_lossy() == inode)
+    };
+    processes.iter().find(has).copied()
+}
+
+#[test]
+fn who_comes_to_a_point_is_held_up_there_and_nobody_else() {
+    let server = TcpListener::bind("127.0.0.1:0").unwrap();
+    let trap = Trap::default();
+    let port = trap.stand_before(Trap::open(), server.local_addr().unwrap().port());
+    std::thread::spawn(move || {
+        for mut client in server.incoming().flatten() {
+            std::thread::spawn(move || {
+                let mut chunk = [0; 64];
+                while let Ok(length @ 1..) = client.read(&mut chunk) {
+                    client.write_all(&[b"re:", &chunk[..length]].concat()).unwrap();
+                }
+            });
+        }
+    });
+    let own = [std::process::id()];
+    let limit = Duration::from_secs(60);
+    let ask = |client: &mut TcpStream, text: &str| client.write_all(text.as_bytes()).unwrap();
+    let answer = |client: &mut TcpStream| {
+        let mut chunk = [0; 64];
+        let length = client.read(&mut chunk).unwrap();
+        String::from_utf8_lossy(&chunk[..length]).into_owned()
+    };
+    let [mut one, mut other] = [(); 2].map(|()| TcpStream::connect(("127.0.0.1", port)).unwrap());
+    for (when, text) in [(When::Asked, "go"), (When::Answered, "go"), (When::Replied, "re:go")] {
+        let point = Point { name: "a point", when, text, behind: "" };
+        std::thread::scope(|scope| {
+            let asked = scope.spawn(|| {
+                std::thread::sleep(Duration::from_millis(50));
+                ask(&mut one, "go");
+            });
+            assert_eq!(trap.catch(point, &own, limit), own[0], "{when:?}");
+            asked.join().unwrap();
+        });
+        ask(&mut other, "go");
+        assert_eq!(answer(&mut other), "re:go", "{when:?}: it is held up");
+        one.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+        assert!(one.read(&mut [0; 1]).is_err(), "{when:?}: it is not held up");
+        trap.release();
+        one.set_read_timeout(Some(limit)).unwrap();
+        assert_eq!(answer(&mut one), "re:go", "{when:?}");
+    }
+}
