@@ -18,7 +18,7 @@ use crate::telemetry::logs::{self, LogFormat};
 /// Run the manifests' CacheCluster on this machine: real servers with replicas, a sidecar before them, and a relay where rules write behind
 #[derive(clap::Args)]
 #[command(after_help = "\
-Once commands work, one line per sidecar says where: `ready: redis://127.0.0.1:6379 ...`. Policies, and the servers' memory, eviction
+Once commands work, one line per sidecar says where: `ready: redis://127.0.0.1:6379 ...`. Policies, and the servers' shards, memory, eviction
 and parameters, are applied when their files are saved; a server that dies is started again. Ctrl-C ends everything, and leaves
 nothing behind but what is in --data; what was written behind is carried to its origin first, which a second Ctrl-C cuts short.
 

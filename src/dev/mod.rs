@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 use tokio::time::sleep;
 
 use crate::operator::admin::Login;
-use crate::operator::cache_cluster::plan::{Action, Layout, plan};
+use crate::operator::cache_cluster::plan::{Action, Layout, ServerId, Waiting, plan};
 use crate::operator::cache_cluster::reconcile::random_password;
 use crate::policy::Snapshot;
 use crate::policy::snapshot::Topology;
@@ -142,6 +142,27 @@ pub enum Event<'a> {
     Note(&'a str),
 }
 
+/// How far the servers are from what is wanted.
+enum Convergence {
+    /// They are it.
+    Settled,
+    /// Commands are served, and slots move.
+    Resharding,
+    /// Something is waited for.
+    Waiting(String),
+}
+
+impl Convergence {
+    /// When everything is looked at again, besides a tick that passes anyway.
+    fn look_again_after(&self) -> Duration {
+        match self {
+            Self::Settled => WATCH_EVERY,
+            Self::Resharding => Duration::ZERO,
+            Self::Waiting(_) => TICK,
+        }
+    }
+}
+
 /// A run.
 pub struct Session {
     options: Options,
@@ -157,6 +178,10 @@ pub struct Session {
     /// Manifests that were saved and wait for journals to be drained.
     held_up: Option<Fingerprint>,
     generation: u64,
+    /// The servers of a Cluster that the snapshot names: none that has not joined it yet.
+    seeds: Vec<SocketAddr>,
+    /// The server that was last told to hold keys although it is to go.
+    keeper: Option<ServerId>,
     /// Whether commands have worked.
     served: bool,
 }
@@ -194,10 +219,11 @@ impl Session {
         let watchdog =
             Watchdog::start(remove).map_err(|source| DevError::Start { what: "the watchdog (sh)".to_owned(), source })?;
         let generation = manifests::next_generation(&run_dir.path().join("snapshot.json"));
-        let snapshot = loaded.compile(&run_dir, generation, topology(&servers))?;
+        let seeds = servers.addresses();
+        let snapshot = loaded.compile(&run_dir, generation, topology(&servers, &seeds))?;
         let relay = Relay::new(options.sidecar_program.clone(), run_dir.path(), &options.log_options, relay_auth);
         let watchdog = Some(watchdog);
-        let (held_up, served) = (None, false);
+        let (held_up, keeper, served) = (None, None, false);
         let mut session = Self {
             options,
             run_dir,
@@ -210,6 +236,8 @@ impl Session {
             fingerprint,
             held_up,
             generation,
+            seeds,
+            keeper,
             served,
         };
         session.write_snapshots()?;
@@ -263,27 +291,57 @@ impl Session {
         if let Some(ended) = self.reap(tell).await.into_iter().find(|ended| ended.hopeless) {
             return Err(DevError::Hopeless(ended));
         }
-        if let Some(waiting) = self.converge().await? {
-            return Ok(Some(waiting));
+        if let Convergence::Waiting(what) = self.converge(tell).await? {
+            return Ok(Some(what));
         }
         self.start_clients().await?;
         let unready = self.sidecars.first_unready().await;
         Ok(unready.map(|endpoint| format!("the sidecar at {} to answer", endpoint.listen)))
     }
 
-    /// Observes, plans and applies once. What it then waits for; `None` once the servers are as desired.
-    async fn converge(&mut self) -> Result<Option<String>, DevError> {
+    /// Observes, plans and applies once.
+    async fn converge(&mut self, tell: &mut dyn FnMut(Event<'_>)) -> Result<Convergence, DevError> {
         let observed = self.servers.observe().await;
+        if let Some(progress) = self.servers.tell_of_slots(&observed) {
+            tell(Event::Note(&progress));
+        }
         let actions = plan(&self.servers.tier().desired(), &observed);
-        let Some(watchdog) = &mut self.watchdog else { return Ok(None) };
+        let Some(watchdog) = &mut self.watchdog else { return Ok(Convergence::Settled) };
         for action in &actions {
-            self.servers.apply(action, watchdog).await?;
+            self.servers.apply(action, &self.run_dir, watchdog).await?;
+        }
+        if actions.iter().all(Action::is_resharding) {
+            self.tell_of_keeper(&actions, tell);
+            return Ok(if actions.is_empty() { Convergence::Settled } else { Convergence::Resharding });
         }
         let waiting = actions.iter().find_map(|action| match action {
-            Action::Wait(waiting) => Some(waiting.to_string()),
+            Action::Wait(waiting) if !action.is_resharding() => Some(waiting.to_string()),
             _ => None,
         });
-        Ok(actions.first().map(|_| waiting.unwrap_or_else(|| "the servers to start".to_owned())))
+        Ok(Convergence::Waiting(waiting.unwrap_or_else(|| "the servers to start".to_owned())))
+    }
+
+    /// A server that is to go and still holds keys is told of, once nothing else is left to do.
+    fn tell_of_keeper(&mut self, actions: &[Action], tell: &mut dyn FnMut(Event<'_>)) {
+        let keeper = match actions {
+            [Action::Wait(waiting @ Waiting::Keys(server)), ..] => Some((*server, waiting)),
+            _ => None,
+        };
+        let known = std::mem::replace(&mut self.keeper, keeper.map(|(server, _)| server));
+        if let Some((_, waiting)) = keeper.filter(|(server, _)| known != Some(*server)) {
+            tell(Event::Waiting(&waiting.to_string()));
+        }
+    }
+
+    /// Sidecars that start find a Cluster by the servers that it has now.
+    fn follow_servers(&mut self) -> Result<(), ManifestError> {
+        let addresses = self.servers.addresses();
+        if addresses == self.seeds {
+            return Ok(());
+        }
+        (self.seeds, self.generation) = (addresses, self.generation + 1);
+        self.snapshot = self.loaded.compile(&self.run_dir, self.generation, topology(&self.servers, &self.seeds))?;
+        self.write_snapshots()
     }
 
     /// Starts what speaks to the servers.
@@ -309,8 +367,11 @@ impl Session {
         loop {
             let ended = self.reap(tell).await;
             if !ended.is_empty() || Instant::now() >= observe_at {
-                let settled = self.converge().await?.is_none();
-                observe_at = Instant::now() + if settled { WATCH_EVERY } else { TICK };
+                let convergence = self.converge(tell).await?;
+                if matches!(convergence, Convergence::Settled) {
+                    self.follow_servers()?;
+                }
+                observe_at = Instant::now() + convergence.look_again_after();
                 self.start_clients().await?;
             }
             if Instant::now() >= reload_at {
@@ -328,7 +389,8 @@ impl Session {
             return;
         }
         let generation = self.generation + 1;
-        let compile = |loaded: Loaded| Ok((loaded.compile(&self.run_dir, generation, topology(&self.servers))?, loaded));
+        let compile =
+            |loaded: Loaded| Ok((loaded.compile(&self.run_dir, generation, topology(&self.servers, &self.seeds))?, loaded));
         match Loaded::read(&self.options.manifests).and_then(compile) {
             Ok((snapshot, _)) if self.is_held_up(&snapshot, &fingerprint, tell).await => return,
             Ok((snapshot, loaded)) => self.take_up(snapshot, loaded, tell).await,
@@ -378,6 +440,11 @@ impl Session {
             return;
         }
         let wanted = loaded.cluster();
+        match self.servers.resize(&wanted.spec, &self.run_dir) {
+            Ok(true) => tell(Event::Note(&format!("shards: {} are wanted now", wanted.spec.shard_count()))),
+            Ok(false) => {}
+            Err(error) => tell(Event::Note(&format!("the number of shards stays as it was: {error}"))),
+        }
         self.servers.reconfigure(&wanted.spec).await.iter().for_each(|note| tell(Event::Note(note)));
         let tier = self.servers.tier();
         let others_stay = wanted.metadata.name.as_deref() == Some(&*tier.name)
@@ -385,7 +452,7 @@ impl Session {
             && tier.differs_in_settings_at_most(&wanted.spec);
         if !others_stay {
             tell(Event::Note(
-                "the CacheCluster changed: restart larder dev to apply that; its policies, memory, eviction and parameters are applied now",
+                "the CacheCluster changed: restart larder dev to apply that; its policies, shards, memory, eviction and parameters are applied now",
             ));
         }
     }
@@ -421,7 +488,7 @@ impl Session {
             }
             last = left.or(last);
             self.reap(tell).await;
-            let _ = self.converge().await;
+            let _ = self.converge(tell).await;
             if let Some(watchdog) = &mut self.watchdog {
                 let _ = self.relay.start(watchdog).await;
             }
@@ -438,11 +505,6 @@ impl Session {
             Left { .. } => format!("{writes} that no origin has yet, and {dead}"),
         };
         let fate = if self.run_dir.is_durable() { "kept for the next run" } else { "lost with this run: --data would keep it" };
-        if self.run_dir.is_durable() {
-            "wait for the next run"
-        } else {
-            "are lost with this run: --data would keep them"
-        };
         tell(Event::Note(&format!("left in the journals: {what}; {fate}")));
     }
 
@@ -457,14 +519,14 @@ impl Session {
 }
 
 /// How sidecars and the relay find the servers.
-fn topology(servers: &Servers) -> Topology {
+fn topology(servers: &Servers, seeds: &[SocketAddr]) -> Topology {
     let tier = servers.tier();
-    let texts = |addresses: Vec<SocketAddr>| addresses.iter().map(SocketAddr::to_string).collect();
+    let texts = |addresses: &[SocketAddr]| addresses.iter().map(SocketAddr::to_string).collect();
     match tier.desired().layout {
         Layout::Sentinel { .. } => {
-            Topology::Sentinel { master: tier.name.clone(), sentinels: texts(servers.sentinel_addresses()) }
+            Topology::Sentinel { master: tier.name.clone(), sentinels: texts(&servers.sentinel_addresses()) }
         }
-        Layout::Cluster { .. } => Topology::Cluster { seeds: texts(servers.addresses()) },
+        Layout::Cluster { .. } => Topology::Cluster { seeds: texts(seeds) },
     }
 }
 

@@ -29,7 +29,8 @@ const PLACES_FILE: &str = "places.json";
 /// Where the servers of a run listen, which survives it where the directory does.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Places {
-    /// What was asked for, such as `Redis Cluster of 3 x 2`: data of another form is not touched.
+    /// What was asked for, such as `Redis Cluster named main of 3 x 2 servers`: data of another form, but for the number of shards, is
+    /// not touched.
     pub form: String,
     /// Each process's ports: its own and, for a Cluster node, that of its bus.
     pub ports: BTreeMap<String, (u16, Option<u16>)>,
@@ -130,10 +131,19 @@ impl RunDir {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Places { form: form.to_owned(), ..Places::default() },
             Err(source) => return Err(RunDirError::Io { path, source }),
         };
-        if places.form == form {
-            return Ok(places);
+        if without_shards(&places.form) == without_shards(form) {
+            return Ok(Places { form: form.to_owned(), ..places });
         }
         Err(RunDirError::OtherForm { path: self.path.clone(), found: places.form, wanted: form.to_owned() })
+    }
+
+    /// Removes what a server that is no more has left.
+    pub fn remove(&self, name: &str) -> Result<(), RunDirError> {
+        let path = self.path.join(name);
+        match fs::remove_dir_all(&path) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => Err(RunDirError::Io { path, source }),
+            _ => Ok(()),
+        }
     }
 
     /// Remembers where the servers listen.
@@ -142,6 +152,12 @@ impl RunDir {
         let text = serde_json::to_vec_pretty(places).map_err(io::Error::other);
         text.and_then(|text| write_private(&path, &text)).map_err(|source| RunDirError::Io { path, source })
     }
+}
+
+/// A form such as `Redis Cluster named main of 3 x 2 servers` without the number of its shards, which may change: slots move.
+fn without_shards(form: &str) -> Option<(&str, &str)> {
+    let (shards, servers) = form.rsplit_once(" x ")?;
+    Some((shards.trim_end_matches(|digit: char| digit.is_ascii_digit()), servers))
 }
 
 fn make_dir(path: &Path) -> io::Result<()> {
@@ -155,4 +171,22 @@ pub fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut file = OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&staged)?;
     file.write_all(bytes)?;
     fs::rename(&staged, path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn data_stays_with_another_number_of_shards_and_nothing_else() {
+        let directory = TempDir::new().unwrap();
+        let run_dir = RunDir::open(Some(directory.path())).unwrap();
+        let form = |shards: u32, servers: u32| format!("Redis Cluster named main-3 of {shards} x {servers} servers");
+        let places = Places { form: form(3, 2), ports: BTreeMap::from([("server-0-0".to_owned(), (7000, None))]) };
+        run_dir.save_places(&places).unwrap();
+        assert_eq!(run_dir.places(&form(15, 2)).unwrap(), Places { form: form(15, 2), ..places });
+        for other in [form(3, 3), form(3, 2).replace("main", "other"), String::new()] {
+            assert!(matches!(run_dir.places(&other), Err(RunDirError::OtherForm { .. })), "{other}");
+        }
+    }
 }

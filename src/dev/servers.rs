@@ -1,6 +1,6 @@
 //! The planner's second actuator: servers and sentinels as processes on loopback.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 use std::fs;
 use std::hash::Hash;
@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 use super::DevError;
 use super::engine::ServerProgram;
@@ -20,11 +20,13 @@ use super::restart::Restarts;
 use super::run_dir::{Places, RunDir, write_private};
 use crate::api::CacheClusterSpec;
 use crate::api::cache_cluster::Fsync;
-use crate::operator::admin::{Admin, AdminError, Login};
+use crate::operator::admin::{Admin, AdminError, Entry, Login};
 use crate::operator::cache_cluster::build::{self, ServerConfig, TAKEOVER_AFTER};
 use crate::operator::cache_cluster::plan::{
-    Action, Desired, Layout, NodeId, Observed, Sentinel, SentinelId, Server, ServerId, ServerState, SlotRange, Start,
+    Action, Desired, Layout, NodeId, Observed, Sentinel, SentinelId, Server, ServerId, ServerState, SlotRange, SlotSet, Start,
+    slots_to_move,
 };
+use crate::operator::cache_cluster::resharding::Resharding;
 use crate::operator::cache_cluster::{monitor, observe};
 
 /// A process that ends this often before the cluster was ever complete will not come up by itself.
@@ -123,24 +125,51 @@ pub struct Servers {
     sentinels: BTreeMap<SentinelId, Place>,
     /// The last state that differed from the one before, and since when it lasts.
     shape: Option<(Observed, Instant)>,
+    resharding: Resharding,
 }
 
 impl Servers {
-    /// Finds a place for each, the same as in an earlier run where there was one. Starts nothing.
+    /// Finds a place for each, the same as in an earlier run where there was one, also for those of shards that are no longer wanted and
+    /// have not left yet. Starts nothing.
     pub fn place(tier: Tier, run_dir: &RunDir) -> Result<Self, DevError> {
         let desired = tier.desired();
         let mut places = run_dir.places(&tier.form())?;
         let in_cluster = matches!(desired.layout, Layout::Cluster { .. });
-        let servers = desired.servers().map(|id| {
-            let name = format!("server-{}-{}", id.shard, id.index);
-            Ok((id, place(run_dir, &mut places, name, in_cluster)?))
-        });
+        let leaving: Vec<ServerId> = places.ports.keys().filter_map(|name| id_of(name)).collect();
+        let all: BTreeSet<ServerId> = desired.servers().chain(leaving).collect();
+        let servers = all.into_iter().map(|id| Ok((id, place(run_dir, &mut places, name_of(id), in_cluster)?)));
         let servers = servers.collect::<Result<_, DevError>>()?;
         let sentinels = desired.sentinels().map(|id| Ok((id, place(run_dir, &mut places, format!("sentinel-{}", id.0), false)?)));
         let sentinels = sentinels.collect::<Result<_, DevError>>()?;
         run_dir.save_places(&places)?;
         let fsync = tier.spec.keeping().fsync.or(run_dir.is_durable().then_some(Fsync::default()));
-        Ok(Self { tier, fsync, servers, sentinels, shape: None })
+        Ok(Self { tier, fsync, servers, sentinels, shape: None, resharding: Resharding::default() })
+    }
+
+    /// Asks for as many shards of a Cluster as `spec` does: the plan starts the servers of new ones, and moves slots. Whether that is
+    /// another number.
+    pub fn resize(&mut self, spec: &CacheClusterSpec, run_dir: &RunDir) -> Result<bool, DevError> {
+        let is_same = spec.shard_count() == self.tier.spec.shard_count();
+        if is_same || !self.in_cluster() || spec.mode != self.tier.spec.mode {
+            return Ok(false);
+        }
+        let wanted = Tier { spec: CacheClusterSpec { shards: spec.shards, ..self.tier.spec.clone() }, ..self.tier.clone() };
+        let mut places = run_dir.places(&wanted.form())?;
+        for id in wanted.desired().servers().filter(|id| !self.servers.contains_key(id)).collect::<Vec<_>>() {
+            self.servers.insert(id, place(run_dir, &mut places, name_of(id), true)?);
+        }
+        run_dir.save_places(&places)?;
+        self.tier = wanted;
+        Ok(true)
+    }
+
+    /// How far the move of slots is, where there is something to tell of it.
+    pub fn tell_of_slots(&mut self, observed: &Observed) -> Option<String> {
+        self.resharding.tell(slots_to_move(&self.tier.desired(), observed))
+    }
+
+    fn in_cluster(&self) -> bool {
+        self.sentinels.is_empty()
     }
 
     /// What they are to be.
@@ -183,7 +212,7 @@ impl Servers {
     /// Asks every process what it is.
     pub async fn observe(&mut self) -> Observed {
         let login = self.tier.login.clone();
-        let in_cluster = self.sentinels.is_empty();
+        let in_cluster = self.in_cluster();
         let servers = join_all(self.servers.iter_mut().map(|(id, place)| {
             let login = login.as_ref();
             async move { (*id, observe_server(place, login, in_cluster).await) }
@@ -208,10 +237,18 @@ impl Servers {
     }
 
     /// Does one step. A command that fails is tried again by the next plan, if it is still called for.
-    pub async fn apply(&mut self, action: &Action, watchdog: &mut Watchdog) -> Result<(), DevError> {
+    pub async fn apply(&mut self, action: &Action, run_dir: &RunDir, watchdog: &mut Watchdog) -> Result<(), DevError> {
         let outcome = match action {
             Action::StartServer { server, start } => return self.start_server(*server, *start, watchdog).await,
             Action::StartSentinel { sentinel } => return self.start_sentinel(*sentinel, watchdog).await,
+            Action::RemoveServer { server } => return self.remove(*server, run_dir, watchdog).await,
+            Action::MoveSlots { from, to, slots, way } => {
+                if let (Some(from), Some(to)) = (self.servers.get(from), self.servers.get(to)) {
+                    let entry = Entry::from(self.tier.login.as_ref());
+                    self.resharding.move_slots([from.address, to.address], entry, slots, *way).await;
+                }
+                return Ok(());
+            }
             Action::Wait(_) => return Ok(()),
             Action::Monitor { sentinel, primary, quorum } => self.monitor(*sentinel, *primary, *quorum).await,
             Action::ReplicateFrom { server, primary } => {
@@ -220,22 +257,19 @@ impl Servers {
             }
             Action::Promote { server } => self.tell(*server, "REPLICAOF", &["NO", "ONE"]).await,
             Action::AllowPromotion { server } => {
-                let in_cluster = self.sentinels.is_empty();
-                let setting = if in_cluster { ["cluster-replica-no-failover", "no"] } else { ["replica-priority", "100"] };
+                let setting = if self.in_cluster() { ["cluster-replica-no-failover", "no"] } else { ["replica-priority", "100"] };
                 self.tell(*server, "CONFIG SET", &setting).await
             }
             Action::ClusterMeet { server, peer } => self.meet(*server, *peer).await,
             Action::AddSlots { server, slots } => self.add_slots(*server, slots).await,
             Action::ClusterReplicate { server, primary: NodeId(id) } => self.tell(*server, "CLUSTER REPLICATE", &[id]).await,
             Action::ClusterForget { server, node: NodeId(id) } => self.tell(*server, "CLUSTER FORGET", &[id]).await,
+            Action::SettleSlots { server, slots } => self.settle(*server, slots).await,
+            Action::DropKeys { server } => self.tell(*server, "FLUSHALL", &["ASYNC"]).await,
             Action::BumpEpoch { server } => self.tell(*server, "CLUSTER BUMPEPOCH", &[]).await,
             Action::ClusterTakeover { server } => self.tell(*server, "CLUSTER FAILOVER", &["TAKEOVER"]).await,
-            // Planned where agents start servers, pods are rolled, or the number of shards changes; none of it is the case here.
+            // Planned where agents start servers, or pods are rolled; neither is the case here.
             Action::Forget { .. }
-            | Action::MoveSlots { .. }
-            | Action::SettleSlots { .. }
-            | Action::DropKeys { .. }
-            | Action::RemoveServer { .. }
             | Action::SetQuorum { .. }
             | Action::PruneGhosts { .. }
             | Action::Handover { .. }
@@ -297,6 +331,28 @@ impl Servers {
         let bounds: Vec<String> = slots.iter().flat_map(|range| [range.first.to_string(), range.last.to_string()]).collect();
         let bounds: Vec<&str> = bounds.iter().map(String::as_str).collect();
         self.tell(server, "CLUSTER ADDSLOTSRANGE", &bounds).await
+    }
+
+    async fn settle(&mut self, server: ServerId, slots: &SlotSet) -> Result<(), AdminError> {
+        for slot in slots.iter() {
+            self.tell(server, "CLUSTER SETSLOT", &[&slot.to_string(), "STABLE"]).await?;
+        }
+        Ok(())
+    }
+
+    /// Ends a server that holds nothing, and gives up its place. Nothing of it is left: by its old name in the Cluster, which the others
+    /// have forgotten, nobody is to come back.
+    async fn remove(&mut self, id: ServerId, run_dir: &RunDir, watchdog: &mut Watchdog) -> Result<(), DevError> {
+        let Some(place) = self.servers.remove(&id) else { return Ok(()) };
+        if let Some(process) = place.process {
+            process.stop(watchdog).await;
+        }
+        let mut places = run_dir.places(&self.tier.form())?;
+        places.ports.remove(&name_of(id));
+        run_dir.save_places(&places)?;
+        run_dir.remove(&name_of(id))?;
+        info!(server = %id, "a server held neither slots nor keys any more, and is gone");
+        Ok(())
     }
 
     async fn monitor(&mut self, sentinel: SentinelId, primary: SocketAddr, quorum: u16) -> Result<(), AdminError> {
@@ -389,6 +445,16 @@ async fn stop_all<I: Ord + Hash>(places: &mut BTreeMap<I, Place>, watchdog: &mut
             process.stop(watchdog).await;
         }
     }
+}
+
+/// What a server's directory is called.
+fn name_of(ServerId { shard, index }: ServerId) -> String {
+    format!("server-{shard}-{index}")
+}
+
+fn id_of(name: &str) -> Option<ServerId> {
+    let (shard, index) = name.strip_prefix("server-")?.split_once('-')?;
+    Some(ServerId { shard: shard.parse().ok()?, index: index.parse().ok()? })
 }
 
 /// Finds the place of one process: its earlier one, or a new one.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use redis::aio::{AsyncStream, MultiplexedConnection};
-use redis::{AsyncConnectionConfig, Cmd, FromRedisValue, RedisConnectionInfo};
+use redis::{AsyncConnectionConfig, Cmd, FromRedisValue, Pipeline, RedisConnectionInfo};
 use rustls::client::Resumption;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, ServerName};
@@ -179,10 +179,19 @@ pub struct Admin {
 impl Admin {
     /// Connects, and logs in where there is a login.
     pub async fn connect<'a>(address: SocketAddr, entry: impl Into<Entry<'a>>) -> Result<Self, AdminError> {
+        Self::connect_for(address, entry, DEADLINE).await
+    }
+
+    /// Connects for commands that may take a server as long as `patience`.
+    pub async fn connect_for<'a>(
+        address: SocketAddr,
+        entry: impl Into<Entry<'a>>,
+        patience: Duration,
+    ) -> Result<Self, AdminError> {
         let Entry { login, trust } = entry.into();
         let connect = async {
             let (stream, shown) = open(address, trust).await?;
-            let config = AsyncConnectionConfig::new().set_response_timeout(Some(DEADLINE));
+            let config = AsyncConnectionConfig::new().set_response_timeout(Some(patience));
             let (connection, driver) = MultiplexedConnection::new_with_config(&settings(login), stream, config).await?;
             // It ends with the last handle of the connection.
             tokio::spawn(driver);
@@ -210,5 +219,19 @@ impl Admin {
         });
         let address = self.address;
         cmd.query_async(&mut self.connection).await.map_err(|source| AdminError { address, command, source })
+    }
+
+    /// Sends commands together, and reads all their replies. The first refusal is the error; the other commands are carried out
+    /// nevertheless. `command` is what they are called in an error.
+    pub async fn ask_all<T: FromRedisValue>(&mut self, command: &'static str, commands: Vec<Cmd>) -> Result<Vec<T>, AdminError> {
+        if commands.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut pipeline = Pipeline::with_capacity(commands.len());
+        commands.into_iter().for_each(|cmd| {
+            pipeline.add_command(cmd);
+        });
+        let address = self.address;
+        pipeline.query_async(&mut self.connection).await.map_err(|source| AdminError { address, command, source })
     }
 }

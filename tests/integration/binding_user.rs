@@ -1,6 +1,7 @@
 //! The user of a binding at real servers: under it a sidecar does all that its policies ask for, and nothing beyond their keys is let
 //! through.
 
+mod moving;
 mod passwords;
 
 use std::collections::BTreeMap;

@@ -15,6 +15,7 @@ pub mod links;
 #[cfg(test)]
 mod look_tests;
 pub mod monitor;
+pub mod move_slots;
 pub mod names;
 pub mod nodes;
 pub mod objects;
@@ -24,6 +25,7 @@ pub mod pki;
 pub mod plan;
 pub mod reconcile;
 pub mod report;
+pub mod resharding;
 pub mod spin;
 mod told;
 pub mod troubles;

@@ -44,6 +44,16 @@ fn exported(migration: &HashMap<String, String>) -> Vec<SlotRange> {
     ranges.split_ascii_whitespace().filter_map(parse_slots).collect()
 }
 
+/// Why the last of a node's exports of slots failed; `None` where it did not, or there was none.
+pub async fn failed_export(admin: &mut Admin) -> Option<String> {
+    let migrations: Vec<HashMap<String, String>> = admin.ask("CLUSTER GETSLOTMIGRATIONS", &[]).await.ok()?;
+    // The youngest comes first.
+    let last =
+        migrations.into_iter().find(|migration| migration.get("operation").is_some_and(|operation| operation == "EXPORT"))?;
+    let is_failed = last.get("state").is_some_and(|state| state == "failed");
+    is_failed.then(|| last.get("message").cloned().unwrap_or_default())
+}
+
 /// Asks a sentinel what it watches.
 pub async fn sentinel(admin: &mut Admin) -> Result<Option<Watch>, AdminError> {
     let masters: Vec<HashMap<String, String>> = admin.ask("SENTINEL MASTERS", &[]).await?;

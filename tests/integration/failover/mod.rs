@@ -4,7 +4,7 @@
 mod load;
 mod moved;
 mod patience;
-mod reshard;
+pub mod reshard;
 mod secured;
 
 use std::sync::Arc;
