@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
@@ -10,7 +11,7 @@ use std::thread::{self, JoinHandle};
 use larder::sidecar::slots::tag_of;
 use tempfile::TempDir;
 
-use crate::support::dev::{Dev, LIMIT, cluster, policy, runs};
+use crate::support::dev::{Dev, LIMIT, cluster, info, policy, runs};
 use crate::support::resp::{Client, Value, encode};
 use crate::support::server::Engine;
 use crate::support::wait_for;
@@ -65,7 +66,7 @@ fn own_slots(port: u16) -> Option<(u32, bool)> {
 
 /// Waits until `shards` shards own even shares, all servers know each other and nobody else, and no slot is on its way.
 #[track_caller]
-fn wait_for_shards(dev: &Dev, run: &Path, shards: u16) {
+fn wait_for_shards(run: &Path, shards: u16) {
     let is_even = || {
         let places = places(run);
         let owned: Vec<(u32, bool)> = places.values().filter_map(|port| own_slots(*port)).collect();
@@ -79,7 +80,6 @@ fn wait_for_shards(dev: &Dev, run: &Path, shards: u16) {
             && owned.iter().filter(|owned| is_share(owned)).count() == usize::from(shards)
     };
     wait_for(&format!("{shards} even shards"), LIMIT, is_even);
-    assert!(!dev.stderr().contains("ended"), "{}", dev.stderr());
 }
 
 fn key(number: usize) -> String {
@@ -158,13 +158,13 @@ fn check_shards_come_and_go(engine: Engine) {
     fill(&mut Client::connect(port).unwrap());
     let loads = ["one", "two"].map(|name| Load::start(port, name));
     save(&dev, engine, 5, AUTH);
-    wait_for_shards(&dev, &run, 5);
+    wait_for_shards(&run, 5);
     assert_all_there(port);
     dev.wait_for_stderr("slots have moved, in ");
     let refused = Client::connect(places(&run)["server-4-0"]).unwrap().line("DBSIZE");
     assert!(matches!(&refused, Value::Error(text) if text.starts_with("NOAUTH")), "{refused:?}");
     save(&dev, engine, 3, AUTH);
-    wait_for_shards(&dev, &run, 3);
+    wait_for_shards(&run, 3);
     assert_all_there(port);
     loads.into_iter().for_each(Load::end);
     let left = ["server-3-0", "server-4-1"].map(|name| run.join(name));
@@ -174,7 +174,7 @@ fn check_shards_come_and_go(engine: Engine) {
         let snapshot: serde_json::Value = serde_json::from_str(&snapshot).unwrap();
         snapshot["cluster"]["topology"]["cluster"]["seeds"].as_array().unwrap().len() == 6
     });
-    assert!(!dev.stderr().contains("restart larder dev"), "{}", dev.stderr());
+    assert!(!["restart larder dev", "ended"].iter().any(|text| dev.stderr().contains(text)), "{}", dev.stderr());
     dev.stop();
 }
 
@@ -219,10 +219,52 @@ fn a_shard_that_holds_a_key_stays() {
     assert_all_there(port);
     assert_eq!(Client::connect(last).unwrap().line("DBSIZE"), Value::Int(1));
     there(&["DEL", &key]);
-    wait_for_shards(&dev, &run, 3);
+    wait_for_shards(&run, 3);
     assert!(Client::connect(last).is_err(), "its server runs on");
     assert_all_there(port);
     dev.stop();
+}
+
+/// The primary of a shard.
+fn primary(run: &Path, shard: u16) -> Option<u16> {
+    let places = places(run);
+    let mut of_shard = places.iter().filter(|(name, _)| name.starts_with(&format!("server-{shard}-"))).map(|(_, port)| *port);
+    of_shard.find(|port| own_slots(*port).is_some_and(|(count, _)| count > 0))
+}
+
+/// Givers and getters are killed while slots move; their replicas go on with all keys.
+#[track_caller]
+fn check_outlives_primaries(engine: Engine) {
+    let files = [("cache.yaml", with_shards(engine, 3, "")), ("policy.yaml", policy("user:{id}"))];
+    let mut dev = Dev::start(engine, &files, &["--sidecars", "1"]);
+    let port = dev.ready(1)[0];
+    let run = dev.directory();
+    fill(&mut Client::connect(port).unwrap());
+    for shard in 0..3 {
+        let primary = primary(&run, shard).expect("a primary");
+        assert_eq!(server(primary).unwrap().line("WAIT 1 30000"), Value::Int(1));
+    }
+    save(&dev, engine, 5, "");
+    for (shard, moved) in [(2, 300), (3, 600), (1, 900)] {
+        let has_moved = || primary(&run, 3).and_then(own_slots).is_some_and(|(count, _)| count >= moved);
+        wait_for("slots to move", LIMIT, has_moved);
+        let victim = primary(&run, shard).and_then(|port| info(port, "process_id")).expect("a primary");
+        assert!(Command::new("kill").args(["-9", &victim]).status().unwrap().success());
+    }
+    wait_for_shards(&run, 5);
+    assert_all_there(port);
+    assert_eq!(dev.stderr().matches("and is started again").count(), 3, "{}", dev.stderr());
+    dev.stop();
+}
+
+#[test]
+fn keys_outlive_primaries_that_die_while_they_move_key_by_key() {
+    check_outlives_primaries(Engine::Redis7);
+}
+
+#[test]
+fn keys_outlive_primaries_that_die_while_they_move_at_once() {
+    check_outlives_primaries(Engine::Valkey9);
 }
 
 /// Kills the one that moves slots, which takes all servers with it, and starts it anew.
@@ -256,7 +298,7 @@ fn check_resumes(engine: Engine, deaths: u32) {
         dev = die_and_come_back(dev, engine, &arguments);
         dev.ready(1);
     }
-    wait_for_shards(&dev, &run, 5);
+    wait_for_shards(&run, 5);
     let port = dev.ready(1)[0];
     assert_all_there(port);
     // They stay, with another number of shards from the beginning.
@@ -264,7 +306,7 @@ fn check_resumes(engine: Engine, deaths: u32) {
     wait_for("slots to move back", LIMIT, || dev.stderr().contains("slots begin to move"));
     dev = die_and_come_back(dev, engine, &arguments);
     let port = dev.ready(1)[0];
-    wait_for_shards(&dev, &run, 3);
+    wait_for_shards(&run, 3);
     assert_all_there(port);
     dev.stop();
 }
