@@ -10,7 +10,7 @@
 //! | [`agent`] | the entry point of a server: its place, supervision, probes, metrics, handover | `policy`, `telemetry`, `sidecar` |
 //! | [`relay`] | what is written behind, on its way from the journal to the origins | `policy`, `journal`, `origin`, `telemetry`, `sidecar` |
 //! | `api` | the custom resources, their checks, and their compilation into a snapshot | `policy` |
-//! | `operator` | what a CacheCluster needs, as a plan, and what policies make of workloads | `policy`, `api` |
+//! | `operator` | what a CacheCluster needs, as a plan, and what policies make of workloads | `policy`, `journal`, `api` |
 //! | `injector` | admission: pods that a policy selects get a sidecar | `policy`, `api`, `operator`, and of `sidecar` the encrypted listener |
 //! | `dev` | a second actuator of the plan: real servers as processes on one machine | `policy`, `api`, `operator`, and of `relay` the desk |
 //! | `demo` | the main job in a minute | all but `cli` |

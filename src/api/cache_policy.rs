@@ -23,8 +23,8 @@ use crate::policy::{AtWaitEnd, Mode, Percent, ReplyForm, Span};
 pub use behind::{MAX_BATCH, Overflow, WriteBehindSpec};
 pub use invalidate::InvalidateSpec;
 pub use status::{
-    CachePolicyStatus, ConditionType, ConnectionsStatus, GenerationStatus, MAX_GENERATIONS, MAX_NAME_CHARS, MAX_NAMED,
-    MAX_REFUSED_CHARS, SidecarsStatus, WorkloadsStatus,
+    CachePolicyStatus, ConditionType, ConnectionsStatus, GenerationStatus, JournalStatus, MAX_GENERATIONS, MAX_NAME_CHARS,
+    MAX_NAMED, MAX_REFUSED_CHARS, SidecarsStatus, WorkloadsStatus,
 };
 
 /// How workloads use a cache tier: which keys live how long, and where missing ones are loaded from.

@@ -119,6 +119,7 @@ pub fn compile_about(
         unmatched: merged.unmatched.map_or(Unmatched::Bypass {}, |stated| stated.unmatched),
         ttl_sweep: merged.ttl_sweep.unwrap_or(snapshot::DEFAULT_TTL_SWEEP),
         allow: merged.allow,
+        writes_to_disk: false,
         origins: merged.origins,
         rules: merged.rules,
     };

@@ -10,6 +10,7 @@ use tracing::info;
 use super::{Failure, Outcome};
 use crate::injector;
 use crate::operator::cache_cluster::objects::Installation;
+use crate::operator::cache_policy::relay::objects::RelayOptions;
 use crate::operator::controller::{self, Beside, Config, OperatorError};
 use crate::policy::{Span, UnitError};
 
@@ -50,7 +51,30 @@ pub struct Args {
     #[arg(long, value_name = "DURATION", default_value = "720h", value_parser = password_age)]
     password_age: Span,
     #[command(flatten)]
+    relay: RelayArgs,
+    #[command(flatten)]
     webhook: WebhookArgs,
+}
+
+/// What the relays of policies that write behind are given.
+#[derive(clap::Args)]
+#[command(next_help_heading = "Relays")]
+struct RelayArgs {
+    /// The share of a processor that a relay asks for
+    #[arg(long, value_name = "CPUS", default_value = "50m")]
+    relay_cpu: String,
+    /// A relay's memory, asked for and held to
+    #[arg(long, value_name = "SIZE", default_value = "128Mi")]
+    relay_memory: String,
+    /// A Secret of the policy's namespace by which Larder's image is pulled; may be repeated
+    #[arg(long, value_name = "NAME")]
+    relay_pull_secret: Vec<String>,
+}
+
+impl From<RelayArgs> for RelayOptions {
+    fn from(RelayArgs { relay_cpu, relay_memory, relay_pull_secret }: RelayArgs) -> Self {
+        Self { cpu: relay_cpu, memory: relay_memory, pull_secrets: relay_pull_secret }
+    }
 }
 
 /// What concerns the webhook that gives pods their sidecar.
@@ -116,8 +140,17 @@ pub fn run(args: Args) -> Outcome {
 }
 
 fn config(args: Args) -> Result<(Config, Option<injector::Config>), Failure> {
-    let Args { mut watch_namespaces, listen, larder_image, image_pull_policy, lease_namespace, identity, password_age, webhook } =
-        args;
+    let Args {
+        mut watch_namespaces,
+        listen,
+        larder_image,
+        image_pull_policy,
+        lease_namespace,
+        identity,
+        password_age,
+        relay,
+        webhook,
+    } = args;
     watch_namespaces.sort();
     watch_namespaces.dedup();
     let own_namespace = || std::fs::read_to_string(NAMESPACE_FILE).ok().map(|name| name.trim().to_owned());
@@ -129,7 +162,8 @@ fn config(args: Args) -> Result<(Config, Option<injector::Config>), Failure> {
     let operator_namespace = own_namespace().unwrap_or_else(|| lease_namespace.clone());
     let installation = Installation { larder_image, image_pull_policy, operator_namespace };
     let password_age = (!password_age.is_zero()).then_some(password_age.as_duration());
-    let config = Config { namespaces: watch_namespaces, listen, lease_namespace, identity, installation, password_age };
+    let relays = relay.into();
+    let config = Config { namespaces: watch_namespaces, listen, lease_namespace, identity, installation, password_age, relays };
     let injector = injector_config(webhook, &config);
     Ok((config, injector))
 }

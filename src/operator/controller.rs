@@ -20,6 +20,8 @@ use super::cache_cluster::objects::Installation;
 use super::cache_cluster::reconcile::{self, Memory, Standing};
 use super::cache_policy::cache::Caches;
 use super::cache_policy::look;
+use super::cache_policy::relay::level::Level;
+use super::cache_policy::relay::objects::RelayOptions;
 use super::cache_policy::ties::Ties;
 use super::election::{Election, Leadership};
 use super::metrics::Metrics;
@@ -58,6 +60,8 @@ pub struct Config {
     pub installation: Installation,
     /// How old the password of a workload's user may grow. `None`: it is replaced when somebody asks for it.
     pub password_age: Option<Duration>,
+    /// What the relays of policies that write behind are given.
+    pub relays: RelayOptions,
 }
 
 /// Why the operator cannot run. Each text ends in the remedy.
@@ -102,6 +106,8 @@ pub struct Context {
     pub installation: Installation,
     /// See [`Config::password_age`].
     pub password_age: Option<Duration>,
+    /// See [`Config::relays`].
+    pub relays: RelayOptions,
     /// The nodes, where this operator may see them.
     pub nodes: Store<Node>,
     watches: Vec<Watches>,
@@ -235,6 +241,7 @@ impl Context {
             queues,
             installation: config.installation.clone(),
             password_age: config.password_age,
+            relays: config.relays.clone(),
             watches,
             known: Mutex::default(),
         })
@@ -277,6 +284,8 @@ impl Context {
         let (policies, bindings) =
             known.policies.values().map(look::Memory::counts).fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1));
         self.metrics.set_policies(policies, bindings);
+        let journals = known.policies.values().map(look::Memory::journals).fold(Level::default(), Level::and);
+        self.metrics.set_journals(&journals);
     }
 
     /// Forgets everything: another may have changed it since.
@@ -291,6 +300,7 @@ impl Context {
         self.caches.leave();
         self.metrics.set_clusters(0, 0, 0);
         self.metrics.set_policies(0, 0);
+        self.metrics.set_journals(&Level::default());
     }
 }
 
@@ -475,6 +485,26 @@ pub(super) mod tests {
         cluster: CacheCluster,
         memory: &mut Memory,
     ) -> Result<Duration, ReconcileError> {
+        let mut tasks = JoinSet::new();
+        let context = context(leadership, client, &mut tasks).await;
+        let watches = context.watches_of("store").unwrap();
+        reconcile::reconcile(&context, watches, &kube::core::DeserializeGuard(Ok(cluster)), memory).await
+    }
+
+    /// One look at the policies of the namespace `store`, by an operator that leads; `begin` is given what it may use before.
+    pub async fn look_at_policies_once(
+        client: Client,
+        memory: &mut look::Memory,
+        begin: impl FnOnce(&Context),
+    ) -> Result<Duration, look::LookError> {
+        let mut tasks = JoinSet::new();
+        let context = context(Leadership::for_good(), client, &mut tasks).await;
+        begin(&context);
+        look::look(&context, context.watches_of("store").unwrap(), "store", memory).await
+    }
+
+    /// What looks may use, with everything at hand. `tasks` are to live as long.
+    async fn context(leadership: Leadership, client: Client, tasks: &mut JoinSet<()>) -> Context {
         let config = Config {
             namespaces: vec!["store".to_owned()],
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
@@ -486,14 +516,13 @@ pub(super) mod tests {
                 operator_namespace: "larder-system".to_owned(),
             },
             password_age: None,
+            relays: RelayOptions::default(),
         };
         // An error means that another test was first.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let mut tasks = JoinSet::new();
-        let context = Context::new(client, &config, leadership, Arc::default(), &mut tasks).unwrap();
-        let watches = context.watches_of("store").unwrap();
-        watches.ready(|_| ()).await;
+        let context = Context::new(client, &config, leadership, Arc::default(), tasks).unwrap();
+        context.watches_of("store").unwrap().ready(|_| ()).await;
         context.nodes.wait_until_ready().await.unwrap();
-        reconcile::reconcile(&context, watches, &kube::core::DeserializeGuard(Ok(cluster)), memory).await
+        context
     }
 }

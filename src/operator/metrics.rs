@@ -11,6 +11,8 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 
+use super::cache_policy::relay::level::Level;
+
 /// How a reconciliation ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Result {
@@ -44,6 +46,9 @@ pub struct Metrics {
     policy_merges: Counter,
     policy_status_writes: Counter,
     policies: Gauge,
+    journal_depth: Gauge,
+    journal_lag: Gauge,
+    dead_letters: Gauge,
     bindings: Gauge,
     heartbeats: Family<Result, Counter>,
     policy_reviews: Family<Result, Counter>,
@@ -73,6 +78,9 @@ impl Default for Metrics {
             policy_merges: Counter::default(),
             policy_status_writes: Counter::default(),
             policies: Gauge::default(),
+            journal_depth: Gauge::default(),
+            journal_lag: Gauge::default(),
+            dead_letters: Gauge::default(),
             bindings: Gauge::default(),
             heartbeats: Family::default(),
             policy_reviews: Family::default(),
@@ -110,6 +118,12 @@ impl Metrics {
         let help = "Status documents of policies that were written";
         registry.register("policy_status_writes", help, self.policy_status_writes.clone());
         registry.register("policies", "CachePolicies that are kept", self.policies.clone());
+        let help = "Writes that policies have journalled, and no origin has yet";
+        registry.register("journal_depth", help, self.journal_depth.clone());
+        let help = "Age of the oldest of them";
+        registry.register_with_unit("journal_lag", help, Unit::Seconds, self.journal_lag.clone());
+        let help = "Writes that an origin refused, and that wait for a person";
+        registry.register("journal_dead_letters", help, self.dead_letters.clone());
         registry.register("bindings", "Workloads that are tied to a CacheCluster", self.bindings.clone());
         registry.register("heartbeats", "Messages on the channels of bindings, by what became of them", self.heartbeats.clone());
         let help = "Policies that the webhook was asked about, by what was said of them";
@@ -198,6 +212,15 @@ impl Metrics {
         }
     }
 
+    /// What the journals of all policies hold together, as far as caches say it.
+    pub fn set_journals(&self, level: &Level) {
+        let gauges =
+            [(&self.journal_depth, level.depth), (&self.journal_lag, level.lag_ms / 1_000), (&self.dead_letters, level.dead)];
+        gauges.into_iter().for_each(|(gauge, count)| {
+            gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
+        });
+    }
+
     /// A message came on a binding's channel, of which this became.
     pub fn heard(&self, result: &'static str) {
         self.heartbeats.get_or_create(&Result { result }).inc();
@@ -243,11 +266,14 @@ mod tests {
         metrics.ended("ok", Duration::from_millis(20));
         metrics.set_leads(true);
         metrics.set_clusters(3, 2, 1);
+        metrics.set_journals(&Level { depth: 7, lag_ms: 3_900, ..Level::default() });
         let text = metrics.render();
         for line in [
             "larder_operator_reconciles_total{result=\"ok\"} 1",
             "larder_operator_leads 1",
             "larder_operator_clusters_ready 2",
+            "larder_operator_journal_depth 7",
+            "larder_operator_journal_lag_seconds 3",
             "larder_operator_reconcile_duration_seconds_count 1",
             "larder_operator_reconciles_running 0",
         ] {

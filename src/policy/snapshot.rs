@@ -52,6 +52,10 @@ pub struct Snapshot {
     /// Commands that are dangerous on a shared cache, allowed by name.
     #[serde(default)]
     pub allow: Allow,
+    /// Whether whoever keeps the servers vouches that each of them has every write on disk before it answers: `appendonly yes` and
+    /// `appendfsync always`. Otherwise servers are asked, which takes the right to `CONFIG GET`. Said only where rules write behind.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub writes_to_disk: bool,
     /// Where data is loaded from.
     #[serde(default)]
     pub origins: Vec<Origin>,
@@ -306,6 +310,7 @@ impl Snapshot {
             unmatched: Unmatched::Refuse {},
             ttl_sweep: DEFAULT_TTL_SWEEP,
             allow: Allow::default(),
+            writes_to_disk: false,
             origins: Vec::new(),
             rules: Vec::new(),
         }
@@ -323,9 +328,22 @@ impl Snapshot {
             unmatched: Unmatched::Ttl(lifetime),
             ttl_sweep: DEFAULT_TTL_SWEEP,
             allow: Allow::default(),
+            writes_to_disk: false,
             origins: Vec::new(),
             rules: Vec::new(),
         }
+    }
+
+    /// Whether any rule writes behind.
+    pub fn writes_behind(&self) -> bool {
+        self.rules.iter().any(|rule| rule.strategy.behind().is_some())
+    }
+
+    /// The same, with servers that are vouched for where rules need that: see [`Snapshot::writes_to_disk`].
+    #[must_use]
+    pub fn vouched_for(mut self, is_durable: bool) -> Self {
+        self.writes_to_disk = is_durable && self.writes_behind();
+        self
     }
 
     /// The same for readers who know no newer form than `form`: without what it cannot say. They are better served by that than by nothing at

@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::time::timeout;
 
 use super::hub::{Hub, HubError, bytes_of};
+use super::rules::disk;
 use super::run::RelayError;
 use crate::journal::letters::{self, Dropped, Letter, Replayed};
 use crate::journal::scripts::{self, Status};
@@ -61,7 +62,9 @@ impl Desk {
         let usable = view.wait_for(|view| !matches!(view.kind, ViewKind::Unknown));
         timeout(FOUND_WITHIN, usable).await.map_err(|_| DeskError::NotFound)?.map_err(|_| DeskError::NotFound)?;
         let journals = snapshot.rules.iter().filter_map(|rule| Some(rule.strategy.behind()?.journal.name.clone())).collect();
-        Ok(Self { hub: Hub::new(access.servers, view, refresh), journals, _discovery: discovery })
+        let mut hub = Hub::new(access.servers, view, refresh);
+        hub.trust(disk(&snapshot));
+        Ok(Self { hub, journals, _discovery: discovery })
     }
 
     /// The journals that rules write to.

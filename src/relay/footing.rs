@@ -57,13 +57,26 @@ pub struct Footing {
     history: Vec<u8>,
 }
 
+/// What tells that servers have each write on disk before they answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Disk {
+    /// They themselves, which takes the right to `CONFIG GET`.
+    Asked,
+    /// Whoever keeps them.
+    VouchedFor,
+}
+
 /// Has `command`, all of whose keys lie in `slot`, carried out. [`Footing::of`] reads the answers.
-pub fn carry_out(slot: u16, command: Command) -> [Command; 8] {
+pub fn carry_out(slot: u16, command: Command, disk: Disk) -> [Command; 8] {
     // A write of one's own is what the question is about: the command may be none, or a script, which not every server counts.
     let key = [&b"larder:w:{"[..], &slots::tag_of(slot), b"}"].concat();
     let mark = vec![b"SET".to_vec(), key, Vec::new(), b"PX".to_vec(), b"1000".to_vec()];
+    let about_disk = match disk {
+        Disk::Asked => words(&["CONFIG", "GET", "append*"]),
+        Disk::VouchedFor => words(&["PING"]),
+    };
     [
-        words(&["CONFIG", "GET", "append*"]),
+        about_disk,
         words(&["WAITAOF", "0", "0", "1"]),
         words(&["MULTI"]),
         words(&["ROLE"]),
@@ -79,11 +92,11 @@ impl Footing {
     ///
     /// # Errors
     /// The server is not what it must be. The command may have been carried out all the same.
-    pub fn of(answers: &[Value], known: usize) -> Result<(Self, Value), Unsure> {
+    pub fn of(answers: &[Value], known: usize, disk: Disk) -> Result<(Self, Value), Unsure> {
         let [config, waitaof, .., done] = answers else { return Err(Unsure::Answer) };
         let [role, info, answer, _] = done.as_list().ok_or(Unsure::Answer)? else { return Err(Unsure::Answer) };
         let says = |name, value| config.field(name).and_then(Value::as_str) == Some(value);
-        if !says("appendonly", "yes") || !says("appendfsync", "always") {
+        if disk == Disk::Asked && !(says("appendonly", "yes") && says("appendfsync", "always")) {
             return Err(Unsure::Disk);
         }
         let [kind, _, followers, ..] = role.as_list().ok_or(Unsure::Answer)? else { return Err(Unsure::Replaced) };
@@ -170,12 +183,12 @@ mod tests {
     }
 
     fn footing() -> Footing {
-        Footing::of(&answers(2, "always"), 2).expect("it is fit").0
+        Footing::of(&answers(2, "always"), 2, Disk::Asked).expect("it is fit").0
     }
 
     #[test]
     fn a_primary_with_all_its_replicas_that_writes_to_disk_is_fit() {
-        let (footing, answer) = Footing::of(&answers(2, "always"), 1).expect("it is fit");
+        let (footing, answer) = Footing::of(&answers(2, "always"), 1, Disk::Asked).expect("it is fit");
         assert_eq!((footing.replicas, answer), (2, text("answer")));
         assert_eq!(footing.question()[0], words(&["WAITAOF", "1", "2", "1000"]));
         let counts = |own, copies| vec![Value::List(vec![Value::Int(own), Value::Int(copies)]), info("master", "aa")];
@@ -187,13 +200,24 @@ mod tests {
 
     #[test]
     fn one_that_lacks_replicas_or_a_disk_is_not() {
-        assert_eq!(Footing::of(&answers(1, "always"), 2), Err(Unsure::Detached { connected: 1, known: 2 }));
-        assert_eq!(Footing::of(&answers(0, "always"), 0), Err(Unsure::Detached { connected: 0, known: 1 }));
-        assert_eq!(Footing::of(&answers(1, "everysec"), 1), Err(Unsure::Disk));
+        assert_eq!(Footing::of(&answers(1, "always"), 2, Disk::Asked), Err(Unsure::Detached { connected: 1, known: 2 }));
+        assert_eq!(Footing::of(&answers(0, "always"), 0, Disk::Asked), Err(Unsure::Detached { connected: 0, known: 1 }));
+        assert_eq!(Footing::of(&answers(1, "everysec"), 1, Disk::Asked), Err(Unsure::Disk));
         let mut silent = answers(1, "always");
         silent[0] = Value::List(Vec::new());
-        assert_eq!(Footing::of(&silent, 1), Err(Unsure::Disk));
-        assert_eq!(Footing::of(&answers(1, "always")[..7], 1), Err(Unsure::Answer));
+        assert_eq!(Footing::of(&silent, 1, Disk::Asked), Err(Unsure::Disk));
+        assert_eq!(Footing::of(&answers(1, "always")[..7], 1, Disk::Asked), Err(Unsure::Answer));
+    }
+
+    #[test]
+    fn what_is_vouched_for_is_not_asked() {
+        let [first, ..] = carry_out(7, words(&["PING"]), Disk::VouchedFor);
+        assert_eq!(first, words(&["PING"]));
+        let mut silent = answers(1, "always");
+        silent[0] = text("PONG");
+        assert!(Footing::of(&silent, 1, Disk::VouchedFor).is_ok());
+        let detached = Footing::of(&silent, 2, Disk::VouchedFor);
+        assert_eq!(detached, Err(Unsure::Detached { connected: 1, known: 2 }), "all else counts as before");
     }
 
     #[test]
@@ -208,7 +232,7 @@ mod tests {
     fn one_without_waitaof_is_asked_by_wait() {
         let mut old = answers(1, "always");
         old[1] = Value::Error("ERR unknown command".to_owned());
-        let (footing, _) = Footing::of(&old, 1).expect("it is fit");
+        let (footing, _) = Footing::of(&old, 1, Disk::Asked).expect("it is fit");
         assert_eq!(footing.question()[0], words(&["WAIT", "1", "1000"]));
         assert_eq!(footing.confirm(&[Value::Int(1), info("master", "aa")]), Ok(()));
         assert!(footing.confirm(&[Value::Int(0), info("master", "aa")]).is_err());

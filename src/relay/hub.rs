@@ -8,7 +8,7 @@ use tokio::io::BufReader;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
-use super::footing::{self, Command, Footing, Unsure};
+use super::footing::{self, Command, Disk, Footing, Unsure};
 use crate::journal::scripts::Call;
 use crate::sidecar::resp::Protocol;
 use crate::sidecar::upstream::access::Access;
@@ -90,6 +90,7 @@ pub struct Hub {
     access: Access,
     view: watch::Receiver<Arc<View>>,
     refresh: Refresh,
+    disk: Disk,
     links: HashMap<NodeAddr, BufReader<Link>>,
     /// Servers that gave no answer, and when.
     away: HashMap<NodeAddr, Instant>,
@@ -98,7 +99,12 @@ pub struct Hub {
 impl Hub {
     /// Connects to nothing yet.
     pub fn new(access: Access, view: watch::Receiver<Arc<View>>, refresh: Refresh) -> Self {
-        Self { access, view, refresh, links: HashMap::new(), away: HashMap::new() }
+        Self { access, view, refresh, disk: Disk::Asked, links: HashMap::new(), away: HashMap::new() }
+    }
+
+    /// Says what tells how servers write to disk, from now on.
+    pub fn trust(&mut self, disk: Disk) {
+        self.disk = disk;
     }
 
     /// Sends commands about a slot in one write; a reply for each. One that is an error is an error here, and the connection is given up
@@ -135,7 +141,7 @@ impl Hub {
     /// every replica that might take its place. Where this fails it may have been carried out all the same.
     pub async fn carry_out(&mut self, slot: u16, command: Command) -> Result<Value, HubError> {
         let (node, known) = self.reachable(slot)?;
-        let answer = self.carry_out_at(&node, known, &footing::carry_out(slot, command)).await;
+        let answer = self.carry_out_at(&node, known, &footing::carry_out(slot, command, self.disk)).await;
         self.take_note(&node, answer.as_ref().err());
         answer
     }
@@ -149,7 +155,7 @@ impl Hub {
             return Err(refused(node, text));
         }
         self.links.insert(node.clone(), link);
-        let (footing, answer) = Footing::of(&answers, known).map_err(unsure)?;
+        let (footing, answer) = Footing::of(&answers, known, self.disk).map_err(unsure)?;
         let confirmed = self.ask_node(node, &footing.question()).await?;
         footing.confirm(&confirmed).map_err(unsure)?;
         Ok(answer)

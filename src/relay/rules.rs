@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::footing::Disk;
 use crate::journal::Partition;
 use crate::origin::{Carriage, Ledger, OriginError, Origins, Writer};
 use crate::policy::snapshot::OriginKind;
@@ -28,6 +29,7 @@ pub struct Outlet {
 #[derive(Debug)]
 pub struct Rules {
     journals: BTreeMap<JournalName, Outlets>,
+    disk: Disk,
     origins: Origins,
 }
 
@@ -55,7 +57,12 @@ impl Rules {
         for outlets in journals.values_mut() {
             outlets.index = RuleIndex::new(outlets.patterns.drain(..));
         }
-        Ok(Self { journals, origins: origins.clone() })
+        Ok(Self { journals, disk: disk(snapshot), origins: origins.clone() })
+    }
+
+    /// What tells how the servers write to disk.
+    pub fn disk(&self) -> Disk {
+        self.disk
     }
 
     /// The journals.
@@ -84,6 +91,11 @@ impl Rules {
     pub fn origins(&self) -> &Origins {
         &self.origins
     }
+}
+
+/// What tells how the servers of a snapshot write to disk.
+pub fn disk(snapshot: &Snapshot) -> Disk {
+    if snapshot.writes_to_disk { Disk::VouchedFor } else { Disk::Asked }
 }
 
 fn outlet(snapshot: &Snapshot, rule: &Rule, behind: &WriteBehind, origins: &Origins) -> Result<Outlet, OriginError> {

@@ -110,6 +110,11 @@ impl ActivePolicy {
         self.snapshot.cluster.idle_transaction
     }
 
+    /// Whether its servers need not be asked how they write to disk: see [`Snapshot::writes_to_disk`].
+    pub fn writes_to_disk(&self) -> bool {
+        self.snapshot.writes_to_disk
+    }
+
     /// The CacheCluster's name.
     pub fn cluster_name(&self) -> &str {
         &self.snapshot.cluster.name

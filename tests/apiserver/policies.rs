@@ -184,6 +184,41 @@ pub async fn end(scene: &Scene) {
     scene.api::<CachePolicy>(SHOP).delete("users", &DeleteParams::default()).await.expect("deleted");
 }
 
+/// A policy that writes behind, beside a tier that keeps what it acknowledges.
+fn behind() -> Value {
+    let mut behind = loading("behind", "10m");
+    behind["spec"]["rules"][0]["keys"] = json!("behind:{id}");
+    behind["spec"]["rules"][0]["strategy"] = json!("WriteBehind");
+    let write = "INSERT INTO users VALUES ($id, $value, $version) ON CONFLICT (id) DO UPDATE SET name = $value, row_version = $version \
+                 WHERE users.row_version < $version";
+    behind["spec"]["rules"][0]["origin"]["write"] = json!(write);
+    behind
+}
+
+/// A policy that writes behind gets a relay. It is deleted, waits for a cache that nobody can ask, and is given up.
+pub async fn behind_comes_and_goes(scene: &Scene, operator: &Operator) {
+    scene.apply(&behind()).await.expect("a policy");
+    await_policy(scene, operator, "behind", "accepted", |status| reasons(status).contains(&("True", "Accepted"))).await;
+    let relay = BindingName::of("CachePolicy", "behind", "main");
+    let deployments = scene.api::<Deployment>(SHOP);
+    let name = format!("larder-r-{relay}");
+    eventually("a relay", SOON, async || deployments.get(&name).await.map(drop).map_err(|error| error.to_string())).await;
+    let policies = scene.api::<CachePolicy>(SHOP);
+    policies.delete("behind", &DeleteParams::default()).await.expect("deleted");
+    let draining = |status: &CachePolicyStatus| status.summary.as_deref() == Some("Draining");
+    let status = await_policy(scene, operator, "behind", "draining", draining).await;
+    assert!(message(&status, "Carried").contains("how much is left is not known"), "{status:#?}");
+    let patch = Patch::Merge(json!({"metadata": {"annotations": {"larder.dev/abandon-journal": "true"}}}));
+    policies.patch("behind", &PatchParams::default(), &patch).await.expect("annotated");
+    eventually("it is gone", SOON, async || match policies.get_opt("behind").await {
+        Ok(None) => Ok(()),
+        found => Err(format!("{found:#?}\n{}", operator.log_end())),
+    })
+    .await;
+    let left = deployments.get_opt(&name).await.expect("an answer");
+    assert!(left.is_none(), "{left:#?}");
+}
+
 /// Everything is there before the first pod.
 async fn arrives(scene: &Scene, operator: &Operator) -> Lying {
     scene.apply(&database("postgres://app:hidden@db/shop")).await.expect("a Secret");

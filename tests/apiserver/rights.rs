@@ -63,7 +63,7 @@ async fn live_through_all(scene: &Scene, operator: &Operator) {
     scene.apply(&login).await.expect("a Secret");
     let mut manifest = cache_cluster(SHOP, NAME);
     manifest["spec"]["auth"] = json!({"user": "app", "password": {"secretKeyRef": {"name": "login", "key": "password"}}});
-    manifest["spec"]["storage"] = json!({"size": "1Gi"});
+    manifest["spec"]["storage"] = json!({"size": "1Gi", "fsync": "Always"});
     scene.apply(&manifest).await.expect("applied");
     scene.await_ready(operator, SHOP, NAME).await;
 
@@ -85,6 +85,7 @@ async fn live_through_all(scene: &Scene, operator: &Operator) {
     .await;
     policies::begin_with_policy(scene, operator).await;
     policies::changes_often(scene, operator).await;
+    policies::behind_comes_and_goes(scene, operator).await;
     policies::end(scene).await;
     operator_sees_deletion(scene, operator).await;
 }

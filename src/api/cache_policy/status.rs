@@ -23,11 +23,13 @@ pub enum ConditionType {
     ResolvedRefs,
     /// Whether those snapshots lie ready for their sidecars.
     Delivered,
+    /// Whether origins have what was written behind, in time. Of policies that write behind alone.
+    Carried,
 }
 
 impl ConditionType {
     /// All of them, in the order in which they are told.
-    pub const ALL: [Self; 3] = [Self::Accepted, Self::ResolvedRefs, Self::Delivered];
+    pub const ALL: [Self; 4] = [Self::Accepted, Self::ResolvedRefs, Self::Delivered, Self::Carried];
 
     /// The condition's `type`.
     pub const fn as_str(self) -> &'static str {
@@ -35,6 +37,7 @@ impl ConditionType {
             Self::Accepted => "Accepted",
             Self::ResolvedRefs => "ResolvedRefs",
             Self::Delivered => "Delivered",
+            Self::Carried => "Carried",
         }
     }
 }
@@ -46,7 +49,7 @@ pub struct CachePolicyStatus {
     /// The generation of the object that this is about.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// Accepted, ResolvedRefs and Delivered; each with a reason, and a message that says what to do.
+    /// Accepted, ResolvedRefs and Delivered, and Carried where rules write behind; each with a reason, and a message that says what to do.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 8))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".to_owned()]))]
@@ -72,6 +75,27 @@ pub struct CachePolicyStatus {
     /// How many connections origins may see.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub connections: Option<ConnectionsStatus>,
+    /// What is written behind, and where no origin has it yet. Absent where no rule writes behind, or the cache does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub journal: Option<JournalStatus>,
+}
+
+/// What was written behind and is not at its origin yet, in all journals of a policy.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct JournalStatus {
+    /// How many writes wait.
+    pub depth: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// How far origins are behind: the age of the oldest, in seconds.
+    pub lag_seconds: u64,
+    /// When the oldest was written.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 32))]
+    pub oldest: Option<String>,
+    /// Writes that an origin refused, which wait for a person: see `larder dead-letters`.
+    pub dead_letters: u64,
 }
 
 /// The workloads that a policy selects.

@@ -221,8 +221,8 @@ pub fn refused(kind: &str, name: &str, source: kube::Error) -> ApplyError {
 }
 
 /// The kind as a label of metrics: one of a few words.
-fn static_kind(kind: &str) -> &'static str {
-    const KINDS: [&str; 8] = [
+pub fn static_kind(kind: &str) -> &'static str {
+    const KINDS: [&str; 9] = [
         "Service",
         "ConfigMap",
         "Secret",
@@ -231,6 +231,7 @@ fn static_kind(kind: &str) -> &'static str {
         "PodDisruptionBudget",
         "NetworkPolicy",
         "EndpointSlice",
+        "Deployment",
     ];
     KINDS.into_iter().find(|known| *known == kind).unwrap_or("Other")
 }

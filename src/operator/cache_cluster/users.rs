@@ -193,6 +193,11 @@ impl Users {
         self
     }
 
+    /// Whether the user of a binding may still write to a journal.
+    pub fn reaches_journal(&self, binding: &BindingName, journal: &str) -> bool {
+        bindings::reaches_journal(&self.bindings, binding, journal)
+    }
+
     /// Whether every server lets the sidecars of a binding in and do what `wanted` says, so that they may be told. `in_force`: the newest
     /// generation that every server has by its file, or by having been told.
     pub fn is_in_force(&self, binding: &BindingName, wanted: &Grant, in_force: Option<u64>) -> bool {

@@ -3,17 +3,22 @@
 use std::fmt::Debug;
 
 use k8s_openapi::NamespaceResourceScope;
+use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
-use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
+use kube::api::{ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, PostParams, Preconditions};
 use kube::{Api, Resource};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde_json::json;
 use tracing::{debug, info};
 
 use super::fetch::Bound;
 use super::objects::{BINDING_LABEL, outlived};
 use super::parts::{content_of_map, content_of_secret, substance};
-use crate::operator::cache_cluster::apply::{ApplyError, refused};
+use super::relay::FINALIZER;
+use super::relay::objects::RELAY_LABEL;
+use crate::api::CachePolicy;
+use crate::operator::cache_cluster::apply::{ApplyError, refused, static_kind};
 use crate::operator::cache_cluster::names::MANAGER;
 use crate::operator::controller::Context;
 use crate::policy::Snapshot;
@@ -116,8 +121,46 @@ impl Applier<'_> {
         let sent = self.api::<K>().patch(&name, &params, &Patch::Apply(object)).await;
         sent.map_err(|source| refused(&kind, &name, source))?;
         debug!(%kind, name, namespace = self.namespace, "applied");
-        self.context.metrics.wrote(if kind == "Secret" { "Secret" } else { "ConfigMap" });
+        self.context.metrics.wrote(static_kind(&kind));
         Ok(())
+    }
+
+    /// Makes one of the objects that run a relay be as `object` says.
+    pub async fn of_relay<K>(&self, object: &K) -> Result<(), ApplyError>
+    where
+        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + Debug + Serialize + DeserializeOwned,
+    {
+        self.write(object, false).await
+    }
+
+    /// Ends a relay: what else there is of it goes with its policy.
+    pub async fn delete_relay(&self, name: &str) -> Result<(), ApplyError> {
+        self.check_free::<Deployment>(name).await?;
+        self.check_leads()?;
+        match self.api::<Deployment>().delete(name, &DeleteParams::default()).await {
+            Ok(_) => Ok(()),
+            Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
+            Err(source) => Err(refused(&Deployment::kind(&()), name, source)),
+        }
+    }
+
+    /// Has a policy's deletion wait for its journals from now on, or no longer.
+    pub async fn hold(&self, policy: &CachePolicy, is_held: bool) -> Result<(), ApplyError> {
+        self.check_leads()?;
+        let resource = ApiResource::erase::<CachePolicy>(&());
+        let api: Api<DynamicObject> = Api::namespaced_with(self.context.client.clone(), self.namespace, &resource);
+        let name = policy.metadata.name.clone().unwrap_or_default();
+        let mut metadata = json!({"name": name, "uid": policy.metadata.uid});
+        if is_held {
+            metadata["finalizers"] = json!([FINALIZER]);
+        }
+        let document = json!({"apiVersion": resource.api_version, "kind": resource.kind, "metadata": metadata});
+        match api.patch(&name, &PatchParams::apply(MANAGER).force(), &Patch::Apply(&document)).await {
+            Ok(_) => Ok(()),
+            // Gone in the meantime, or another of the same name.
+            Err(kube::Error::Api(status)) if !is_held && (status.code == 404 || status.code == 409) => Ok(()),
+            Err(source) => Err(refused(&resource.kind, &name, source)),
+        }
     }
 
     /// A name that is new to the watch may yet belong to somebody else.
@@ -127,8 +170,10 @@ impl Applier<'_> {
     {
         let kind = K::kind(&());
         let there = self.api::<K>().get_metadata_opt(name).await.map_err(|source| refused(&kind, name, source))?;
-        let is_ours =
-            |there: &kube::core::ObjectMeta| there.labels.as_ref().is_some_and(|labels| labels.contains_key(BINDING_LABEL));
+        let is_ours = |there: &kube::core::ObjectMeta| {
+            let labels = there.labels.as_ref();
+            labels.is_some_and(|labels| [BINDING_LABEL, RELAY_LABEL].iter().any(|label| labels.contains_key(*label)))
+        };
         match there {
             Some(there) if !is_ours(&there.metadata) => Err(ApplyError::Taken { kind: kind.into_owned(), name: name.to_owned() }),
             _ => Ok(()),

@@ -34,6 +34,8 @@ pub struct Standing {
     pub in_cache: Option<u64>,
     /// The newest form that all sidecars understand. `None`: that is not known.
     pub understood: Option<u32>,
+    /// Whether the servers write each command to disk before they answer. `None`: that is not known.
+    pub durable: Option<bool>,
 }
 
 /// What policies make of a binding.
@@ -77,6 +79,10 @@ pub fn decide(standing: &Standing, wish: Wish<'_>, cluster: Option<&Cluster>, no
         // How long a command is tried stays as policies said it, with all else that they said.
         let patience = if is_farewell(&snapshot) { cluster.patience } else { snapshot.cluster.patience };
         snapshot.cluster = Cluster { patience, ..cluster.clone() };
+    }
+    // What is no longer so must not go on being said, whatever else stays as it was.
+    if let Some(durable) = standing.durable {
+        snapshot = snapshot.vouched_for(durable);
     }
     if let Some(form) = standing.understood.or(before.map(|before| before.version)) {
         snapshot = snapshot.in_form(form);
@@ -182,6 +188,7 @@ mod tests {
             newest: Some(decision.snapshot.generation),
             in_cache: None,
             understood: None,
+            durable: None,
         }
     }
 
@@ -252,6 +259,31 @@ mod tests {
         // A snapshot that stays is not said anew in a newer form.
         let kept = Standing { understood: Some(3), ..standing(&older) };
         assert!(!decide(&kept, Wish::Refused, None, at(9)).unwrap().is_new);
+    }
+
+    #[test]
+    fn servers_are_vouched_for_as_long_as_they_write_to_disk() {
+        let mut wish = merged(Some("a:{id}"), true);
+        let read = json!({
+            "ttl": {"default": "5m", "max": "24h", "jitter": "10%"}, "stale": "0s", "negativeTtl": "0s", "lease": "1s", "wait": "1s",
+            "load": {"origin": "db", "query": {"sql": {"read": "SELECT a FROM t WHERE id = $id"}}, "reply": null},
+        });
+        let journal = json!({"name": "shop.db", "batch": 9, "maxLag": "1m", "maxDepth": 4096, "maxBytes": "64Mi"});
+        let behind = json!({"read": read, "store": {"sql": {"write": "INSERT INTO t VALUES ($id, $value)"}}, "journal": journal});
+        let rule = json!({"name": "r", "keys": "a:{id}", "strategy": {"writeBehind": behind}});
+        let snapshot = wish.snapshot.as_mut().unwrap();
+        snapshot.rules = vec![serde_json::from_value(rule).unwrap()];
+        let first = decide(&Standing::default(), Wish::Merged(&wish), None, at(1)).unwrap();
+        assert!(!first.snapshot.writes_to_disk, "nobody knows");
+        let then = |durable| Standing { durable, ..standing(&first) };
+        let vouched = decide(&then(Some(true)), Wish::Merged(&wish), None, at(2)).unwrap();
+        assert!(vouched.is_new && vouched.snapshot.writes_to_disk);
+        // Also where the rest stays as it was.
+        let kept = Standing { durable: Some(false), snapshot: Some(Arc::new(vouched.snapshot.clone())), ..Standing::default() };
+        let withdrawn = decide(&kept, Wish::Refused, None, at(3)).unwrap();
+        assert!(withdrawn.is_new && !withdrawn.snapshot.writes_to_disk && withdrawn.snapshot.rules == vouched.snapshot.rules);
+        let last = decide(&Standing { durable: Some(true), ..kept }, Wish::Nobody, None, at(4)).unwrap();
+        assert!(!last.snapshot.writes_to_disk && last.snapshot.requires == 1, "no rule asks for it");
     }
 
     #[test]

@@ -12,6 +12,7 @@ use kube::{Api, Resource as _};
 use super::merge::Namespace;
 use super::origins::{Files, KnownSecrets, is_file_of_an_origin};
 use super::parts::{Controller, Keyring, Maker, Map, Sidecar, Template, labels};
+use super::relay::{self, objects::RELAY_LABEL};
 use super::ties::{Found, Offer};
 use super::unreadable::{Earlier, Unknown};
 use super::workload::Workload;
@@ -59,6 +60,8 @@ pub struct Bound {
     pub past: Vec<Arc<Held<Map>>>,
     /// How many pods run that mount it.
     pub sidecars: u32,
+    /// How many more are on their way out.
+    pub leaving: u32,
 }
 
 impl Bound {
@@ -84,11 +87,17 @@ pub struct Tenant {
     pub mounted: BTreeSet<BindingName>,
     /// Where nothing tells the workload's uid: what made its pods, or these themselves. What names all of them goes once none is left.
     pub makers: BTreeSet<Controller>,
+    /// Whether it is the relay of the policy of its name, which is the only one that it follows.
+    pub is_relay: bool,
 }
 
 impl Tenant {
     fn new(workload: Workload) -> Self {
-        Self { workload, mounted: BTreeSet::new(), makers: BTreeSet::new() }
+        Self { workload, mounted: BTreeSet::new(), makers: BTreeSet::new(), is_relay: false }
+    }
+
+    fn relay_of(policy: &CachePolicy) -> Self {
+        Self { is_relay: true, ..Self::new(relay::workload(policy)) }
     }
 
     /// What the objects of its bindings name as their owners, so that they go with it.
@@ -105,6 +114,8 @@ impl Tenant {
 pub struct Seen {
     /// The policies, but for those on their way out: these select nobody any more.
     pub policies: Vec<Arc<Policy>>,
+    /// Those on their way out that wait for their journals.
+    pub leaving: Vec<Arc<Policy>>,
     /// Those that cannot be read, as they were when they could.
     pub stand_ins: Vec<Arc<Policy>>,
     /// Those that cannot be read, and that nobody here ever could.
@@ -127,6 +138,17 @@ impl Seen {
         self.policies.iter().chain(&self.stand_ins).filter_map(|policy| policy.0.as_ref().ok()).collect()
     }
 
+    /// The policies whose journals are to be drained: those that write behind, and those that did until these are.
+    pub fn with_relays(&self) -> impl Iterator<Item = &CachePolicy> {
+        let all = self.policies.iter().chain(&self.stand_ins).chain(&self.leaving);
+        all.filter_map(|policy| policy.0.as_ref().ok()).filter(|policy| relay::writes_behind(policy) || relay::is_held(policy))
+    }
+
+    /// The policy that a relay is of.
+    pub fn policy_of(&self, relay: &Workload) -> Option<&CachePolicy> {
+        self.with_relays().find(|policy| policy.metadata.name.as_deref() == Some(&relay.name))
+    }
+
     /// The names of policies that may have a part in what a workload has, and of which no more is known.
     pub fn unknown_to(&self, workload: &Workload) -> Vec<String> {
         let concerning = self.unknown.iter().filter(|unknown| unknown.may_concern(workload));
@@ -143,12 +165,14 @@ pub async fn see(
     read: &mut HashMap<String, ReadSecret>,
     earlier: &mut Earlier,
 ) -> Result<Option<Seen>, kube::Error> {
-    let policies = watches.policies.state_filter(|policy| {
-        policy.meta().namespace.as_deref() == Some(namespace) && policy.meta().deletion_timestamp.is_none()
-    });
+    let all = watches.policies.state_filter(|policy| policy.meta().namespace.as_deref() == Some(namespace));
+    let (policies, mut leaving): (Vec<_>, Vec<_>) =
+        all.into_iter().partition(|policy| policy.meta().deletion_timestamp.is_none());
+    leaving.retain(|policy| policy.0.as_ref().is_ok_and(relay::is_held));
     let (stand_ins, unknown) = earlier.settle(context, namespace, &policies).await;
     let mut seen = Seen {
         policies,
+        leaving,
         stand_ins,
         unknown,
         tenants: Vec::new(),
@@ -161,6 +185,8 @@ pub async fn see(
         return Ok(None);
     }
     seen.tenants = tenants(watches, namespace, &seen.clusters);
+    let relays: Vec<Tenant> = seen.with_relays().map(Tenant::relay_of).collect();
+    seen.tenants.extend(relays);
     seen.namespace.lying = lying(&seen.bound);
     seen.namespace.secrets = secrets(context, watches, namespace, &seen, read).await?;
     Ok(Some(seen))
@@ -180,7 +206,8 @@ fn see_clusters(context: &Context, watches: &Watches, namespace: &str, seen: &mu
     let clusters = watches.clusters.state_filter(|cluster| {
         cluster.meta().namespace.as_deref() == Some(namespace) && cluster.meta().deletion_timestamp.is_none()
     });
-    let used: BTreeSet<String> = seen.readable().iter().map(|policy| policy.spec.cache_cluster.clone()).collect();
+    let policies = seen.readable().into_iter().chain(seen.with_relays());
+    let used: BTreeSet<String> = policies.map(|policy| policy.spec.cache_cluster.clone()).collect();
     let mut is_enough = true;
     for name in clusters.iter().filter_map(|cluster| cluster.meta().name.clone()) {
         let key = Key { namespace: namespace.to_owned(), name: name.clone() };
@@ -217,7 +244,9 @@ fn bound(watches: &Watches, namespace: &str) -> BTreeMap<BindingName, Bound> {
     }
     for pod in watches.sidecars.state_filter(|pod| pod.namespace() == namespace && !pod.part.finished) {
         let Some(name) = pod.part.binding.clone() else { continue };
-        all.entry(name).or_default().sidecars += u32::from(!pod.is_deleting());
+        let bound = all.entry(name).or_default();
+        bound.sidecars += u32::from(!pod.is_deleting());
+        bound.leaving += u32::from(pod.is_deleting());
     }
     all
 }
@@ -253,7 +282,8 @@ fn tenants(watches: &Watches, namespace: &str, clusters: &BTreeSet<String>) -> V
 
 fn made<K: Maker>(store: &Store<Held<Template<K>>>, namespace: &str, add: &mut impl FnMut(Workload)) {
     // Larder's own sets are no one's workloads.
-    let made = store.state_filter(|maker| maker.namespace() == namespace && maker.cluster().is_none());
+    let is_relay = |maker: &Held<Template<K>>| maker.part.labels.iter().any(|(name, _)| **name == *RELAY_LABEL);
+    let made = store.state_filter(|maker| maker.namespace() == namespace && maker.cluster().is_none() && !is_relay(maker));
     for maker in made.into_iter().filter(|maker| !maker.is_deleting()) {
         add(Workload {
             namespace: namespace.to_owned(),
@@ -304,7 +334,8 @@ async fn secrets(
     read: &mut HashMap<String, ReadSecret>,
 ) -> Result<KnownSecrets, kube::Error> {
     let policies = seen.readable();
-    let names: BTreeSet<&str> = policies.iter().flat_map(|policy| secrets_of(policy)).collect();
+    let leaving = seen.leaving.iter().filter_map(|policy| policy.0.as_ref().ok());
+    let names: BTreeSet<&str> = policies.iter().copied().chain(leaving).flat_map(secrets_of).collect();
     let mut before = std::mem::take(read);
     let mut known = KnownSecrets::default();
     for name in names {

@@ -118,7 +118,8 @@ pub async fn judge<'a>(
     let (mut all, mut merged) = (Vec::new(), 0);
     for tenant in &seen.tenants {
         let workload = &tenant.workload;
-        let followed = selectors.followed_by(workload);
+        let followed =
+            if tenant.is_relay { seen.policy_of(workload).into_iter().collect() } else { selectors.followed_by(workload) };
         if followed.is_empty() {
             continue;
         }
@@ -191,10 +192,12 @@ mod tests {
             },
             mounted: BTreeSet::new(),
             makers: BTreeSet::new(),
+            is_relay: false,
         };
         let url = BTreeMap::from([("url".to_owned(), b"postgres://app:hidden@db/shop".to_vec())]);
         Seen {
             policies: policies.into_iter().map(|policy| Arc::new(kube::core::DeserializeGuard(Ok(policy)))).collect(),
+            leaving: Vec::new(),
             stand_ins: Vec::new(),
             unknown: Vec::new(),
             tenants: workloads.iter().map(tenant).collect(),

@@ -2,7 +2,7 @@
 //!
 //! A namespace is looked at as a whole, since a workload may follow several policies, and a policy be about several workloads.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -18,6 +18,9 @@ use super::objects::{Binding, Objects, objects};
 use super::origins::Files;
 use super::parts::{Keyring, Map};
 use super::passwords::{Due, Passwords, Servers};
+use super::relay::level::Level;
+use super::relay::tend::{Minded, Tender};
+use super::relay::{self, journals_of};
 use super::report::Progress;
 use super::tell::{self, Told};
 use super::ties::{Claim, Claims, Offer};
@@ -34,7 +37,7 @@ use crate::operator::watches::Watches;
 use crate::policy::Snapshot;
 use crate::policy::binding::{BindingName, CA_FILE};
 use crate::policy::digest::Digest;
-use crate::policy::snapshot::Cluster;
+use crate::policy::snapshot::{Cluster, VERSION};
 
 /// How long one look may take.
 pub const WITHIN: Duration = Duration::from_secs(60);
@@ -59,6 +62,10 @@ pub struct Memory {
     written: HashMap<BindingName, Written>,
     /// What each cache was said to hold last.
     caches: BTreeMap<String, Filled>,
+    /// The relays of policies, by these' names.
+    relays: HashMap<String, Minded>,
+    /// The `metadata.uid` of policies whose deletion was made to wait for their journals: the watch may lag.
+    held: BTreeSet<String>,
     /// What each policy's status says.
     pub(super) told: HashMap<String, Told>,
 }
@@ -67,6 +74,17 @@ impl Memory {
     /// Forgets what caches were said to hold: they are held by another now.
     pub fn leave_caches(&mut self) {
         self.caches.clear();
+    }
+
+    /// Of a namespace with a relay of which this is known.
+    #[cfg(test)]
+    pub(super) fn with_relay(policy: &str, minded: Minded) -> Self {
+        Self { relays: HashMap::from([(policy.to_owned(), minded)]), ..Self::default() }
+    }
+
+    /// What its journals hold together, as far as that is known.
+    pub fn journals(&self) -> Level {
+        self.relays.values().filter_map(|minded| minded.kept.level()).fold(Level::default(), Level::and)
     }
 
     /// How many policies and bindings it is of.
@@ -167,6 +185,11 @@ pub(super) struct Delivery<'a> {
 }
 
 impl Delivery<'_> {
+    /// Whether it is a relay's.
+    pub fn is_relay(&self) -> bool {
+        self.tenant.is_some_and(|tenant| tenant.is_relay)
+    }
+
     /// What policies say together, as far as they have what they name.
     pub fn merged(&self) -> Option<&Snapshot> {
         match self.wish {
@@ -188,6 +211,7 @@ pub async fn look(context: &Context, watches: &Watches, namespace: &str, memory:
     context.metrics.merged(merged);
     let look = Look { context, namespace, seen: &seen, judged: &judged, now: SystemTime::now(), term };
     let mut next = EVERY.mul_f64(0.9 + fastrand::f64() * 0.2);
+    look.hold(&mut memory.held).await?;
     let mut deliveries = deliveries(&seen, &judged);
     memory.written.retain(|binding, _| deliveries.contains_key(binding));
     let mut failed = None;
@@ -209,7 +233,12 @@ pub async fn look(context: &Context, watches: &Watches, namespace: &str, memory:
     }
     look.fill_caches(&deliveries, memory);
     let figures = look.figures(&deliveries);
-    let scene = tell::Scene { context, namespace, seen: &seen, judged: &judged, deliveries: &deliveries, figures: &figures };
+    let (deliveries, figures) = (&deliveries, &figures);
+    let tender = Tender { context, watches, namespace, seen: &seen, judged: &judged, deliveries, figures };
+    let tended = tender.tend(&mut memory.relays).await;
+    (next, failed) = (next.min(tended.again.unwrap_or(next)), tended.failed.or(failed));
+    let carriages = &tended.carriages;
+    let scene = tell::Scene { context, namespace, seen: &seen, judged: &judged, deliveries, figures, carriages };
     let told = scene.tell(memory).await;
     match (failed, told) {
         (Some(error), _) | (None, Err(error)) => Err(error),
@@ -243,7 +272,7 @@ fn deliveries<'a>(seen: &'a Seen, judged: &'a [Judged<'a>]) -> BTreeMap<BindingN
         if let Some(merged) = &judged.outcome().merged {
             let bound = seen.bound.get(&merged.binding).cloned().unwrap_or_default();
             let tenant = Some(judged.tenant);
-            let is_whole = seen.unknown_to(&judged.tenant.workload).is_empty();
+            let is_whole = judged.tenant.is_relay || seen.unknown_to(&judged.tenant.workload).is_empty();
             let wish = if is_whole { Wish::Merged(merged) } else { Wish::Partial(merged) };
             all.insert(merged.binding.clone(), delivery(merged.cluster.clone(), tenant, &bound, wish));
         }
@@ -254,6 +283,10 @@ fn deliveries<'a>(seen: &'a Seen, judged: &'a [Judged<'a>]) -> BTreeMap<BindingN
             continue;
         }
         let tenant = seen.tenants.iter().find(|tenant| is_of(binding, bound, tenant));
+        if tenant.is_none() && bound.workload().is_some_and(relay::is_relay) {
+            // It goes with its policy, and has nobody to say farewell to.
+            continue;
+        }
         let outcome = judged.iter().find(|judged| tenant.is_some_and(|tenant| std::ptr::eq(tenant, judged.tenant)));
         let is_refused = outcome.is_some_and(|judged| judged.outcome().merged.is_none());
         // Whom a policy may select that cannot be read is not told farewell meanwhile.
@@ -283,6 +316,32 @@ impl Look<'_> {
         Applier { context: self.context, namespace: self.namespace }
     }
 
+    /// Has the deletion of policies that write behind wait for their journals, before anybody writes to these.
+    async fn hold(&self, held: &mut BTreeSet<String>) -> Result<(), LookError> {
+        let readable = self.seen.policies.iter().filter_map(|policy| policy.0.as_ref().ok());
+        let (mut still, mut due) = (BTreeSet::new(), Vec::new());
+        for policy in readable.filter(|policy| relay::writes_behind(policy)) {
+            let uid = policy.metadata.uid.clone().unwrap_or_default();
+            if !relay::is_held(policy) && !held.contains(&uid) {
+                due.push(policy);
+            }
+            still.insert(uid);
+        }
+        for policy in due {
+            self.applier().hold(policy, true).await?;
+        }
+        *held = still;
+        Ok(())
+    }
+
+    /// A relay goes on with what it has until every journal is drained that it would forget.
+    fn keeps_its_rules(delivery: &Delivery<'_>, standing: &Standing, minded: Option<&Minded>) -> bool {
+        let wished = delivery.merged().map(journals_of).unwrap_or_default();
+        let before = standing.snapshot.as_deref().map(journals_of).unwrap_or_default();
+        let is_open = |journal: &_| minded.is_none_or(|minded| !minded.kept.is_closed(journal));
+        wished.is_empty() || before.keys().any(|journal| !wished.contains_key(journal) && is_open(journal))
+    }
+
     fn key(&self, cluster: &str) -> Key {
         Key { namespace: self.namespace.to_owned(), name: cluster.to_owned() }
     }
@@ -295,7 +354,14 @@ impl Look<'_> {
         memory: &mut Memory,
     ) -> Result<Option<Duration>, LookError> {
         let written = memory.written.entry(binding.clone()).or_default();
-        let standing = self.standing(binding, delivery, written).await?;
+        let mut standing = self.standing(binding, delivery, written).await?;
+        if let Some(tenant) = delivery.tenant.filter(|tenant| tenant.is_relay) {
+            if Self::keeps_its_rules(delivery, &standing, memory.relays.get(&tenant.workload.name)) {
+                delivery.wish = Wish::Refused;
+            }
+            // It is of this operator's version, or will be in a moment.
+            standing.understood = Some(VERSION);
+        }
         delivery.stands = standing.snapshot.clone().zip(standing.text.clone());
         let offer = self.seen.offers.get(&delivery.cluster);
         let place: Option<Cluster> = offer.map(|offer| offer.place.cluster(&delivery.cluster));
@@ -307,7 +373,8 @@ impl Look<'_> {
             return Ok(None);
         }
         let known = offer.and_then(|offer| offer.users.grant_of(binding));
-        let grant = user::grant(&decision.snapshot, &passwords, known.as_ref());
+        let of = if delivery.is_relay() { user::relay_grant } else { user::grant };
+        let grant = of(&decision.snapshot, &passwords, known.as_ref());
         delivery.claim = Some(if decision.is_wished { Claim::Exactly(grant) } else { Claim::AsItIs(grant) });
         let Some(tenant) = delivery.tenant else { return Ok(None) };
         let (files, until) = self.files(delivery);
@@ -344,7 +411,8 @@ impl Look<'_> {
         let figures = self.context.caches.figures(&self.key(&delivery.cluster), binding);
         let (in_cache, understood) = figures.map_or((None, None), |figures| (figures.newer_in_cache, figures.understands));
         let snapshot = text.as_ref().and_then(|text| written.snapshot(text));
-        Ok(Standing { text, snapshot, newest, in_cache, understood })
+        let durable = self.seen.offers.get(&delivery.cluster).map(|offer| offer.place.is_durable());
+        Ok(Standing { text, snapshot, newest, in_cache, understood, durable })
     }
 
     /// The passwords of a binding's user as they are to lie in its Secret now.
@@ -489,7 +557,8 @@ impl Look<'_> {
             stays
         });
         for (cluster, offer) in &self.seen.offers {
-            let of_it = deliveries.iter().filter(|(_, delivery)| delivery.cluster == *cluster);
+            // Relays read their files alone, and tell nothing.
+            let of_it = deliveries.iter().filter(|(_, delivery)| delivery.cluster == *cluster && !delivery.is_relay());
             let bindings: BTreeMap<BindingName, Arc<str>> =
                 of_it.filter_map(|(binding, delivery)| Some((binding.clone(), delivery.stands.as_ref()?.1.clone()))).collect();
             let is_known = |(before, texts): &(Arc<Offer>, BTreeMap<BindingName, Arc<str>>)| {

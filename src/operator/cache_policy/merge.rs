@@ -30,9 +30,6 @@ use crate::policy::binding::BindingName;
 use crate::policy::snapshot::{Allow, MAX_BYTES, MAX_RULES, Sensitive, Topology};
 use crate::policy::{Rule, Snapshot};
 
-/// Whether the operator runs relays, without which what is written behind would stay where it is.
-const RUNS_RELAYS: bool = false;
-
 /// What there is in a namespace that policies may name.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Namespace {
@@ -204,7 +201,6 @@ impl Merging<'_> {
             return Err(Refusal::TwoClusters { workload, winner: first.name(), cluster });
         }
         let alone = self.compile(&[policy], u64::MAX).map_err(Refusal::Invalid)?;
-        check_relay(&alone.rules)?;
         self.check_overlap(&alone.rules)?;
         match self.measure {
             Measure::AtEachStep => self.measure_with(policy, &alone)?,
@@ -289,6 +285,7 @@ impl Merging<'_> {
         // Which file it is comes later, and what is in it is seen apart.
         let in_file = |_: &str, _: &SecretKeyRef| -> Result<Sensitive, String> { Ok(Sensitive::File(PathBuf::new())) };
         let mut snapshot = compile_about(&cluster, place.keeping, policies, generation, place.reach(), &in_file)?;
+        snapshot = snapshot.vouched_for(place.is_durable());
         origins::read_from_files(&mut snapshot, policies);
         snapshot.allow = allow(policies);
         Ok(snapshot)
@@ -326,15 +323,6 @@ impl Merging<'_> {
             snapshot,
             files: Files(files),
         })
-    }
-}
-
-/// Whether there will be a relay for what rules write behind.
-fn check_relay(rules: &[Rule]) -> Result<(), Refusal> {
-    let behind = rules.iter().find(|rule| rule.strategy.behind().is_some());
-    match behind.filter(|_| !RUNS_RELAYS) {
-        Some(rule) => Err(Refusal::NoRelay { rule: rule.name.clone() }),
-        None => Ok(()),
     }
 }
 

@@ -18,6 +18,7 @@ pub mod origins;
 pub mod parts;
 pub mod passwords;
 pub mod place;
+pub mod relay;
 pub mod report;
 pub mod tell;
 pub mod ties;

@@ -34,6 +34,11 @@ impl Place {
         (!addresses.sentinels.is_empty()).then_some(Self { topology, tls: wanted.tls.is_some(), keeping })
     }
 
+    /// Whether each of its servers has every write on disk before it answers.
+    pub fn is_durable(&self) -> bool {
+        self.keeping.is_some_and(Keeping::is_durable)
+    }
+
     /// As a sidecar reaches it that has the binding's Secret. Every binding has a login of its own, also where others need none.
     pub fn reach(&self) -> Reach {
         let auth = |user: &str, password: &str| Auth { username_file: Some(file(user)), password_file: file(password) };

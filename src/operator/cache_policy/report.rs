@@ -6,11 +6,14 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use k8s_openapi::jiff::Timestamp;
 
 use super::cache::{Figures, Notice};
+use super::relay::ABANDON_ANNOTATION;
+use super::relay::level::Level;
+use super::relay::tend::{Carriage, left};
 use super::verdict::Judgement;
 use crate::api::CachePolicy;
 use crate::api::cache_policy::{
-    CachePolicyStatus, ConditionType, ConnectionsStatus, GenerationStatus, MAX_GENERATIONS, MAX_NAME_CHARS, MAX_NAMED,
-    MAX_REFUSED_CHARS, SidecarsStatus, WorkloadsStatus,
+    CachePolicyStatus, ConditionType, ConnectionsStatus, GenerationStatus, JournalStatus, MAX_GENERATIONS, MAX_NAME_CHARS,
+    MAX_NAMED, MAX_REFUSED_CHARS, SidecarsStatus, WorkloadsStatus,
 };
 use crate::operator::cache_cluster::report::{Happening, Verdict, condition};
 use crate::policy::Snapshot;
@@ -68,6 +71,8 @@ pub struct Verdicts {
     accepted: Verdict,
     resolved: Verdict,
     delivered: Verdict,
+    /// `None`: no rule writes behind.
+    carried: Option<Verdict>,
 }
 
 impl Verdicts {
@@ -82,7 +87,19 @@ impl Verdicts {
         let (accepted, resolved) = (first(Judgement::accepted), first(Judgement::resolved_refs));
         let goes_on = !parts.is_empty() && parts.iter().all(|part| part.judgement.has_part());
         let delivered = delivered(parts, accepted.holds && (resolved.holds || goes_on));
-        Self { accepted, resolved, delivered }
+        Self { accepted, resolved, delivered, carried: None }
+    }
+
+    /// Of a policy that is being deleted and waits for its journals.
+    pub fn leaving() -> Self {
+        let gone = || Verdict::no("Deleted", "the policy is being deleted: its rules are in force for no workload any more");
+        Self { accepted: gone(), resolved: gone(), delivered: gone(), carried: None }
+    }
+
+    /// The same of a policy that writes behind, whose journals are carried so far.
+    #[must_use]
+    pub fn with(self, carriage: Option<&Carriage>) -> Self {
+        Self { carried: carriage.map(carried), ..self }
     }
 
     /// Of a policy that cannot be read.
@@ -96,27 +113,68 @@ impl Verdicts {
             accepted: Verdict::no("Unreadable", format!("it cannot be read: {error}: correct it, or delete it")),
             resolved: Verdict::no("Unreadable", later),
             delivered: Verdict::no("Unreadable", later),
+            carried: None,
         }
     }
 
-    fn get(&self, kind: ConditionType) -> &Verdict {
+    fn get(&self, kind: ConditionType) -> Option<&Verdict> {
         match kind {
-            ConditionType::Accepted => &self.accepted,
-            ConditionType::ResolvedRefs => &self.resolved,
-            ConditionType::Delivered => &self.delivered,
+            ConditionType::Accepted => Some(&self.accepted),
+            ConditionType::ResolvedRefs => Some(&self.resolved),
+            ConditionType::Delivered => Some(&self.delivered),
+            ConditionType::Carried => self.carried.as_ref(),
         }
     }
 
     /// In a word or two.
     fn summary(&self) -> &'static str {
         match self {
+            Self { accepted: Verdict { reason: "Deleted", .. }, .. } => "Draining",
             Self { accepted: Verdict { holds: false, reason, .. }, .. }
             | Self { resolved: Verdict { holds: false, reason, .. }, .. } => reason,
+            Self { carried: Some(Verdict { holds: false, reason: reason @ ("Late" | "DeadLetters"), .. }), .. } => reason,
             Self { delivered: Verdict { holds: true, .. }, .. } => "Delivered",
             Self { delivered: Verdict { reason: "WaitsForUser" | "WaitsForPolicy", .. }, .. } => "Waiting",
             Self { delivered, .. } => delivered.reason,
         }
     }
+}
+
+/// Whether origins have in time what was written behind.
+fn carried(carriage: &Carriage) -> Verdict {
+    let Carriage { level, late, is_leaving } = carriage;
+    if *is_leaving {
+        let message = format!(
+            "the policy goes once its origins have all that was written behind: {}; see that they answer, decide about dead letters with `larder \
+             dead-letters`, or give the rest up with the annotation {ABANDON_ANNOTATION}",
+            left(*level)
+        );
+        return Verdict::no("Draining", message);
+    }
+    match (level, late) {
+        (None, _) => Verdict::no("Unknown", "the cache does not say what its journals hold: see the CacheCluster's status"),
+        (Some(level), Some((journal, bound))) => Verdict::no(
+            "Late",
+            format!(
+                "the oldest write in the journal `{journal}` is older than {bound}, and new ones are refused until its origin has it: \
+                 {}; see that the origin answers, and what the relay's log says",
+                left(Some(*level))
+            ),
+        ),
+        (Some(Level { dead: 1.., .. }), None) => Verdict::no(
+            "DeadLetters",
+            "an origin refused writes that were acknowledged: see `larder dead-letters list`, and replay or drop them",
+        ),
+        (Some(_), None) => Verdict::yes("InTime", "origins have what was written behind within its maxLag"),
+    }
+}
+
+/// What journals hold, at this time.
+fn journal(level: &Level, now: Timestamp) -> JournalStatus {
+    let lag_seconds = level.lag_ms / 1_000;
+    let at = |seconds: u64| Timestamp::from_second(now.as_second().saturating_sub(i64::try_from(seconds).ok()?)).ok();
+    let oldest = (level.depth > 0).then(|| at(lag_seconds)).flatten().map(|oldest| oldest.to_string());
+    JournalStatus { depth: level.depth, bytes: level.bytes, lag_seconds, oldest, dead_letters: level.dead }
 }
 
 fn delivered(parts: &[Part<'_>], is_in_order: bool) -> Verdict {
@@ -187,6 +245,7 @@ pub fn status(
     policy: &CachePolicy,
     verdicts: &Verdicts,
     parts: &[Part<'_>],
+    carriage: Option<&Carriage>,
     before: &CachePolicyStatus,
     now: Timestamp,
 ) -> CachePolicyStatus {
@@ -204,13 +263,14 @@ pub fn status(
         hit_ratio: ratio(&counts(parts), |count| count.hits, |count| count.misses),
         origin_load_saved: ratio(&counts(parts), |count| count.saved, |count| count.loads),
         connections: connections(parts),
+        journal: carriage.and_then(|carriage| carriage.level).map(|level| journal(&level, now)),
     }
 }
 
 /// The conditions as they are to stand, given those that do.
 pub fn conditions(previous: &[Condition], verdicts: &Verdicts, generation: Option<i64>, now: Timestamp) -> Vec<Condition> {
-    let of = |kind: ConditionType| condition(previous, kind.as_str(), verdicts.get(kind), generation, now);
-    ConditionType::ALL.into_iter().map(of).collect()
+    let of = |kind: ConditionType| Some(condition(previous, kind.as_str(), verdicts.get(kind)?, generation, now));
+    ConditionType::ALL.into_iter().filter_map(of).collect()
 }
 
 fn sidecars(parts: &[Part<'_>]) -> SidecarsStatus {
@@ -309,7 +369,9 @@ pub fn happenings(before: &CachePolicyStatus, after: &CachePolicyStatus) -> Vec<
         let holds = now.status == "True";
         // A delivery that waits for something is on its way, or another condition tells more.
         let is_told = match kind {
-            ConditionType::Accepted | ConditionType::ResolvedRefs => !holds || earlier.is_some(),
+            ConditionType::Accepted | ConditionType::ResolvedRefs => (!holds || earlier.is_some()) && now.reason != "Deleted",
+            // That it waits is told each time that the cache is away, by the CacheCluster's own events.
+            ConditionType::Carried => (!holds || earlier.is_some()) && now.reason != "Unknown",
             ConditionType::Delivered => holds || ["NotWritten", "NoRoom"].contains(&now.reason.as_str()),
         };
         (!same && is_told).then_some(Happening { warning: !holds, reason: now.reason, note: now.message })
@@ -394,7 +456,59 @@ mod tests {
 
     fn shown(parts: &[Part<'_>]) -> CachePolicyStatus {
         let verdicts = Verdicts::of(parts, judgement);
-        status(&policy(), &verdicts, parts, &CachePolicyStatus::default(), Timestamp::UNIX_EPOCH)
+        status(&policy(), &verdicts, parts, None, &CachePolicyStatus::default(), Timestamp::UNIX_EPOCH)
+    }
+
+    #[test]
+    fn what_is_written_behind_is_told_of() {
+        let carriage = |level: Option<Level>, late: bool, is_leaving: bool| Carriage {
+            level,
+            late: late.then(|| ("store.shop.db".parse().unwrap(), crate::policy::Span::from_secs(30))),
+            is_leaving,
+        };
+        let level = |depth, dead| Some(Level { depth, bytes: 700, lag_ms: 90_500, dead, dirty: 3 });
+        let now = Timestamp::from_second(1_000).unwrap();
+        let told = |carriage: &Carriage| {
+            let verdicts = if carriage.is_leaving { Verdicts::leaving() } else { Verdicts::of(&[], judgement) };
+            let verdicts = verdicts.with(Some(carriage));
+            status(&policy(), &verdicts, &[], Some(carriage), &CachePolicyStatus::default(), now)
+        };
+        for (carriage, expected, said) in [
+            (carriage(level(7, 0), false, false), ("True", "InTime"), "within its maxLag"),
+            (carriage(level(7, 1), true, false), ("False", "Late"), "`store.shop.db` is older than 30s"),
+            (carriage(level(7, 1), false, false), ("False", "DeadLetters"), "larder dead-letters list"),
+            (carriage(None, false, false), ("False", "Unknown"), "the cache does not say"),
+            (carriage(level(7, 1), false, true), ("False", "Draining"), "7 writes and 1 dead letters are left"),
+            (carriage(None, false, true), ("False", "Draining"), "larder.dev/abandon-journal"),
+        ] {
+            let status = told(&carriage);
+            let condition = status.conditions.last().unwrap();
+            assert_eq!(
+                (condition.type_.as_str(), condition.status.as_str(), condition.reason.as_str()),
+                ("Carried", expected.0, expected.1)
+            );
+            assert!(condition.message.contains(said), "{}", condition.message);
+        }
+        let status = told(&carriage(level(7, 1), true, false));
+        let expected = JournalStatus {
+            depth: 7,
+            bytes: 700,
+            lag_seconds: 90,
+            oldest: Some("1970-01-01T00:15:10Z".to_owned()),
+            dead_letters: 1,
+        };
+        assert_eq!((status.journal, status.summary.as_deref()), (Some(expected), Some("Late")));
+        assert_eq!(told(&carriage(level(0, 0), false, false)).journal.and_then(|journal| journal.oldest), None);
+        assert_eq!(told(&carriage(level(1, 0), false, true)).summary.as_deref(), Some("Draining"));
+        // It is told when it turns, and of a deletion nothing else is.
+        let [fine, late, leaving] =
+            [(false, false), (true, false), (false, true)].map(|(late, leaving)| told(&carriage(level(7, 0), late, leaving)));
+        let reasons = |before: &CachePolicyStatus, after: &CachePolicyStatus| -> Vec<(bool, String)> {
+            happenings(before, after).into_iter().map(|happening| (happening.warning, happening.reason)).collect()
+        };
+        assert_eq!(reasons(&fine, &late), [(true, "Late".to_owned())]);
+        assert_eq!(reasons(&late, &fine), [(false, "InTime".to_owned())]);
+        assert_eq!(reasons(&fine, &leaving), [(true, "Draining".to_owned())]);
     }
 
     fn reasons(status: &CachePolicyStatus) -> Vec<(&str, &str)> {
@@ -591,8 +705,9 @@ mod tests {
 
     #[test]
     fn a_condition_is_told_when_it_turns() {
-        let with =
-            |verdicts: &Verdicts, before: &CachePolicyStatus| status(&policy(), verdicts, &[], before, Timestamp::UNIX_EPOCH);
+        let with = |verdicts: &Verdicts, before: &CachePolicyStatus| {
+            status(&policy(), verdicts, &[], None, before, Timestamp::UNIX_EPOCH)
+        };
         let fine = Verdicts::of(&[], judgement);
         let broken = Verdicts { resolved: Verdict::no("SecretNotFound", "create it"), ..fine.clone() };
         let none = CachePolicyStatus::default();

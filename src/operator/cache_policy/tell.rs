@@ -17,6 +17,7 @@ use super::fetch::Seen;
 use super::judged::Judged;
 use super::look::{Delivery, LookError, Memory};
 use super::merge::merge;
+use super::relay::tend::Carriage;
 use super::report::{self, Part, Progress, Verdicts};
 use super::verdict::Judgement;
 use super::workload::Workload;
@@ -68,6 +69,8 @@ pub(super) struct Scene<'a> {
     pub deliveries: &'a BTreeMap<BindingName, Delivery<'a>>,
     /// What their sidecars told.
     pub figures: &'a BTreeMap<BindingName, Figures>,
+    /// How far the journals of policies are carried, by these' names.
+    pub carriages: &'a BTreeMap<String, Carriage>,
 }
 
 /// What a policy is to one workload, as far as it is not held elsewhere.
@@ -87,8 +90,11 @@ static NONE: BTreeSet<String> = BTreeSet::new();
 
 /// Policies by their names, whoever was told longest ago first: where the API server is slow, a look ends before all are told, and the next goes on.
 /// What was told of policies that are no more is forgotten.
-fn in_turn<'a>(policies: &'a [Arc<Policy>], told: &mut HashMap<String, Told>) -> Vec<(&'a str, &'a Policy)> {
-    let by_name = policies.iter().filter_map(|policy| Some((policy.meta().name.as_deref()?, &**policy)));
+fn in_turn<'a>(
+    policies: impl IntoIterator<Item = &'a Arc<Policy>>,
+    told: &mut HashMap<String, Told>,
+) -> Vec<(&'a str, &'a Policy)> {
+    let by_name = policies.into_iter().filter_map(|policy| Some((policy.meta().name.as_deref()?, &**policy)));
     let by_name: HashMap<&str, &Policy> = by_name.collect();
     told.retain(|name, told| by_name.get(name.as_str()).is_some_and(|policy| policy.meta().uid == told.uid));
     let mut in_turn: Vec<(&str, &Policy)> = by_name.into_iter().collect();
@@ -102,9 +108,10 @@ impl Scene<'_> {
         let mut again: Option<Duration> = None;
         let mut outcome = Ok(());
         let followers = self.followers();
-        for (name, policy) in in_turn(&self.seen.policies, &mut memory.told) {
+        for (name, policy) in in_turn(self.seen.policies.iter().chain(&self.seen.leaving), &mut memory.told) {
             let told = memory.told.entry(name.to_owned()).or_insert_with(|| Told::earlier(policy));
             let wait = match &policy.0 {
+                Ok(policy) if policy.metadata.deletion_timestamp.is_some() => self.tell_leaving(policy, told).await,
                 Ok(policy) => self.tell_of(policy, &followers, told).await,
                 Err(invalid) => self.tell_unreadable(policy.meta(), &invalid.error, told).await,
             };
@@ -118,7 +125,7 @@ impl Scene<'_> {
 
     fn followers(&self) -> Followers<'_> {
         let mut all = Followers::new();
-        for judged in self.judged {
+        for judged in self.judged.iter().filter(|judged| !judged.tenant.is_relay) {
             for judgement in &judged.outcome().judgements {
                 all.entry(judgement.policy.as_str()).or_default().push((judged, judgement));
             }
@@ -134,8 +141,9 @@ impl Scene<'_> {
     ) -> Result<Option<Duration>, LookError> {
         let shares = self.shares(policy, followers);
         let parts: Vec<Part<'_>> = shares.iter().map(Share::part).collect();
-        let verdicts = Verdicts::of(&parts, || alone(policy, self.seen));
-        let status = report::status(policy, &verdicts, &parts, &told.status, Timestamp::now());
+        let carriage = policy.metadata.name.as_ref().and_then(|name| self.carriages.get(name));
+        let verdicts = Verdicts::of(&parts, || alone(policy, self.seen)).with(carriage);
+        let status = report::status(policy, &verdicts, &parts, carriage, &told.status, Timestamp::now());
         let notices = report::notices(&parts);
         for (key, happening) in &notices {
             if !told.notices.contains(key) {
@@ -146,6 +154,14 @@ impl Scene<'_> {
         for (code, happening) in told.advised.due(policy.metadata.generation, || lint::of_policy(&policy.spec)) {
             self.publish(&policy.metadata, code, &happening).await;
         }
+        self.write(&policy.metadata, status, told).await
+    }
+
+    /// Of a policy that is being deleted: what it waits for.
+    async fn tell_leaving(&self, policy: &CachePolicy, told: &mut Told) -> Result<Option<Duration>, LookError> {
+        let carriage = policy.metadata.name.as_ref().and_then(|name| self.carriages.get(name));
+        let verdicts = Verdicts::leaving().with(carriage);
+        let status = report::status(policy, &verdicts, &[], carriage, &told.status, Timestamp::now());
         self.write(&policy.metadata, status, told).await
     }
 

@@ -20,7 +20,7 @@ pub enum Claim {
     /// Just this.
     Exactly(Grant),
     /// What it can do already, with the password of this; this, where there is no such user. So it is while what policies say cannot be
-    /// carried out, and after the last of them is gone: the application goes on with its keys.
+    /// carried out, and after the last of them is gone: the application goes on with its keys. Not with journals that no rule of this writes to.
     AsItIs(Grant),
 }
 
@@ -164,7 +164,8 @@ pub fn grants(claims: &Claims, before: Option<&Users>) -> BTreeMap<BindingName, 
             Claim::Exactly(grant) => grant.clone(),
             Claim::AsItIs(otherwise) => {
                 let known = before.and_then(|users| users.grant_of(name));
-                known.map_or_else(|| otherwise.clone(), |known| known.with_password_of(otherwise))
+                let kept = |known: Grant| known.with_password_of(otherwise).with_journals(otherwise.journals().clone());
+                known.map_or_else(|| otherwise.clone(), kept)
             }
         };
         (name.clone(), grant)
@@ -174,6 +175,7 @@ pub fn grants(claims: &Claims, before: Option<&Users>) -> BTreeMap<BindingName, 
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
     use std::time::SystemTime;
 
     use super::*;
@@ -214,6 +216,10 @@ mod tests {
         let users = users.bind(None, &BTreeMap::from([(name.clone(), grant("one", &["a"]))]), None, SystemTime::UNIX_EPOCH);
         let kept = grants(&claims(Claim::AsItIs(grant("two", &[]))), Some(&users));
         assert_eq!(kept[&name], grant("two", &["a"]));
+        let writing = grant("one", &["a"]).with_journals(BTreeSet::from(["store.shop.db".to_owned()]));
+        let users = users.bind(None, &BTreeMap::from([(name.clone(), writing)]), None, SystemTime::UNIX_EPOCH);
+        let kept = grants(&claims(Claim::AsItIs(grant("two", &[]))), Some(&users));
+        assert_eq!(kept[&name], grant("two", &["a"]), "nobody would drain the journal");
         let exact = grants(&claims(Claim::Exactly(grant("one", &["b"]))), Some(&users));
         assert_eq!(exact[&name], grant("one", &["b"]));
     }

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::passwords::Passwords;
+use super::relay::journals_of;
 use crate::operator::cache_cluster::users::Grant;
 use crate::policy::{KeyPattern, Snapshot};
 
@@ -23,8 +24,20 @@ pub fn size(globs: &BTreeSet<String>) -> usize {
 
 /// What the sidecars of a binding need under this snapshot, with these passwords. `known`: what its user can do already.
 pub fn grant(snapshot: &Snapshot, passwords: &Passwords, known: Option<&Grant>) -> Grant {
-    let with = |password: &str| Grant::new(password, globs(snapshot), snapshot.allow.flush, snapshot.allow.keys);
+    let with = |password: &str| {
+        Grant::new(password, globs(snapshot), snapshot.allow.flush, snapshot.allow.keys).with_journals(journals(snapshot))
+    };
     with_passwords(with, passwords, known)
+}
+
+/// What a relay needs under this snapshot, with these passwords. `known`: what its user can do already.
+pub fn relay_grant(snapshot: &Snapshot, passwords: &Passwords, known: Option<&Grant>) -> Grant {
+    with_passwords(|password: &str| Grant::of_relay(password, journals(snapshot)), passwords, known)
+}
+
+/// The names of the journals that rules of a snapshot write behind to.
+pub fn journals(snapshot: &Snapshot) -> BTreeSet<String> {
+    journals_of(snapshot).into_keys().map(String::from).collect()
 }
 
 /// A grant with these passwords: the one that sidecars have, and the one that they are to have. Where the first is lost, its hash is what

@@ -57,15 +57,6 @@ pub enum Refusal {
     /// A key is covered by a rule of an earlier policy as well.
     #[error(transparent)]
     Overlap(Box<Clash>),
-    /// A rule of it writes behind.
-    #[error(
-        "the rule `{rule}` writes behind, and the operator runs no relay that would carry its writes to the origin: write strategy: \
-         WriteThrough, whose writes reach the origin before they are acknowledged; `larder dev` runs such rules on one machine"
-    )]
-    NoRelay {
-        /// Which rule.
-        rule: String,
-    },
     /// With it the snapshot would be too large.
     #[error(
         "with this policy the snapshot of {workload} would have {bytes} bytes and {rules} rules, more than {MAX_BYTES} bytes or {MAX_RULES} \
@@ -109,7 +100,6 @@ impl Refusal {
             Self::Invalid(_) => "InvalidSpec",
             Self::TwoClusters { .. } => "TwoClusters",
             Self::Overlap(_) => "Overlap",
-            Self::NoRelay { .. } => "NoRelay",
             Self::TooLarge { .. } => "TooLarge",
             Self::TooManyKeys { .. } => "TooManyKeys",
         }

@@ -4,7 +4,8 @@
 //! that was the primary before the first and still is behind the last: what was carried out there is what was confirmed. They go in
 //! *rounds*: what comes while one is under way makes up the next, and is one wait and one fsync for all of it.
 //!
-//! `WAITAOF` counts an fsync that is due as done unless `appendfsync` is `always`; that is looked at before each round. A server without
+//! `WAITAOF` counts an fsync that is due as done unless `appendfsync` is `always`; that is looked at before each round, unless the snapshot
+//! vouches for it. A server without
 //! `WAITAOF` (Redis before 7.2) is asked by `WAIT`: with `always` a server writes to disk before it answers, and a replica before
 //! it acknowledges.
 
@@ -254,15 +255,18 @@ async fn look(worker: &Rc<Worker>, connection: &mut Dedicated) -> Result<Footing
     let mut wire = Vec::new();
     encode::command(&mut wire, &["ROLE"]);
     encode::command(&mut wire, &["TIME"]);
-    encode::command(&mut wire, &["CONFIG", "GET", "append*"]);
     encode::command(&mut wire, &["WAITAOF", "0", "0", "1"]);
     encode::command(&mut wire, &["INFO", "replication"]);
+    let is_vouched_for = worker.policy().writes_to_disk();
+    if !is_vouched_for {
+        encode::command(&mut wire, &["CONFIG", "GET", "append*"]);
+    }
     connection.queue(&wire);
-    (0..5).for_each(|_| connection.owe(Owed::Kept));
+    (0..4 + usize::from(!is_vouched_for)).for_each(|_| connection.owe(Owed::Kept));
     let lost = |error: Broken| Unfit::NotNow(format!("TRYAGAIN the connection to the server was lost ({error})"));
     settled(connection).await.map_err(lost)?;
     let answers = connection.take_kept();
-    let [role, time, config, waitaof, info] = answers.as_slice() else {
+    let [role, time, waitaof, info, config @ ..] = answers.as_slice() else {
         return Err(Unfit::NotNow("TRYAGAIN the server gave an unexpected answer".to_owned()));
     };
     let Some(replicas) = replicas_of(role) else {
@@ -274,7 +278,7 @@ async fn look(worker: &Rc<Worker>, connection: &mut Dedicated) -> Result<Footing
         let needed = known.max(1);
         return Err(Unfit::NotNow(format!("NOREPLICAS {replicas} of {needed} replicas follow the server")));
     }
-    check_disk(config).map_err(Unfit::Never)?;
+    config.iter().try_for_each(|config| check_disk(config)).map_err(Unfit::Never)?;
     let now = clock_of(time).ok_or_else(|| Unfit::NotNow("TRYAGAIN the server does not tell the time".to_owned()))?;
     let history =
         history_of(info).ok_or_else(|| Unfit::NotNow("TRYAGAIN the server does not tell its replication ID".to_owned()))?;

@@ -242,7 +242,7 @@ fn an_older_sidecar_is_told_what_it_understands() {
     let decided = |stands: Option<&Snapshot>, understood| {
         let (snapshot, newest) = (stands.cloned().map(Arc::new), stands.map(|stands| stands.generation));
         let text = stands.map(|stands| Arc::from(serde_json::to_string(stands).expect("it serialises")));
-        let standing = Standing { text, snapshot, newest, in_cache: None, understood };
+        let standing = Standing { text, snapshot, newest, understood, ..Standing::default() };
         decide(&standing, Wish::Merged(&merged), None, UNIX_EPOCH + Duration::from_secs(1)).expect("something is wanted").snapshot
     };
     let secrets = TempDir::new().expect("a directory");

@@ -1,4 +1,11 @@
-//! A relay's login: it can do what the documentation says that it needs, and needs no more.
+//! A relay's login: it can do what the documentation says that it needs, and needs no more. So is that which the operator makes for it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::SystemTime;
+
+use larder::operator::cache_cluster::users::{Access, Grant, Users};
+use larder::policy::JournalName;
+use larder::policy::binding::BindingName;
 
 use super::together::{database, rows, rules};
 use super::{LONG, Scene, cluster, sentinel};
@@ -17,6 +24,16 @@ fn set_user() -> Vec<String> {
     line.split_whitespace().map(|word| word.replace("PASSWORD", PASSWORD)).collect()
 }
 
+/// The command by which the operator makes the user of a relay of this journal.
+fn set_user_of_the_operator(journal: &JournalName) -> Vec<String> {
+    let binding = BindingName::of("CachePolicy", "shop", "main");
+    let grant = Grant::of_relay(PASSWORD, BTreeSet::from([journal.to_string()]));
+    let users = Users::next(None, &Access::Open, "system", None, SystemTime::now());
+    let users = users.bind(None, &BTreeMap::from([(binding.clone(), grant)]), None, SystemTime::now());
+    let user = users.on_servers().into_iter().find(|user| user.name == binding.user()).expect("it is made");
+    ["ACL", "SETUSER", "relay"].map(str::to_owned).into_iter().chain(user.rules).collect()
+}
+
 fn all(servers: &Servers) -> Vec<Client> {
     match servers {
         Servers::Sentinel(servers) => servers.servers.iter().map(Redis::client).collect(),
@@ -25,13 +42,15 @@ fn all(servers: &Servers) -> Vec<Client> {
 }
 
 #[test]
-fn the_login_of_the_documentation_is_what_a_relay_needs() {
-    for servers in [sentinel(), cluster()] {
+fn its_login_is_what_a_relay_needs() {
+    for (servers, is_vouched_for) in [(sentinel(), false), (cluster(), false), (sentinel(), true), (cluster(), true)] {
         let postgres = Postgres::shared();
         let (url, database) = database(&postgres);
         let mut scene = Scene::new(servers, &[sql_origin("db", &url)], &rules());
+        scene.snapshot["writesToDisk"] = is_vouched_for.into();
+        let set_user = if is_vouched_for { set_user_of_the_operator(scene.journal()) } else { set_user() };
         for mut server in all(&scene.servers) {
-            assert_eq!(server.call(&set_user()), Value::Simple("OK".to_owned()));
+            assert_eq!(server.call(&set_user), Value::Simple("OK".to_owned()));
             assert_eq!(server.line("ACL LOG RESET"), Value::Simple("OK".to_owned()));
         }
         scene.log_in("relay", PASSWORD);

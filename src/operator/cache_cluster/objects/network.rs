@@ -12,6 +12,8 @@ use super::{Installation, metadata};
 use crate::api::cache_cluster::{PeerSpec, SelectorSpec};
 use crate::operator::cache_cluster::names::{AGENT_PORT, SENTINEL_PORT, SERVER_PORT};
 use crate::operator::cache_cluster::validate::{Network, Wanted};
+use crate::operator::cache_policy::objects::USES_LABEL;
+use crate::operator::cache_policy::relay;
 
 /// The label that Kubernetes gives each namespace.
 const NAMESPACE_LABEL: &str = "kubernetes.io/metadata.name";
@@ -30,7 +32,7 @@ pub fn network_policy(wanted: &Wanted, installation: &Installation) -> Option<Ne
     let clients = if from.is_empty() {
         vec![NetworkPolicyPeer { pod_selector: Some(LabelSelector::default()), ..NetworkPolicyPeer::default() }]
     } else {
-        from.iter().map(peer).collect()
+        from.iter().map(peer).chain([relays(wanted)]).collect()
     };
     let mut ingress =
         vec![rule(vec![own, operator], &[SERVER_PORT, AGENT_PORT, SENTINEL_PORT]), rule(clients, &[SERVER_PORT, SENTINEL_PORT])];
@@ -60,6 +62,13 @@ fn rule(from: Vec<NetworkPolicyPeer>, ports: &[u16]) -> NetworkPolicyIngressRule
 fn peer(PeerSpec { pod_selector, namespace_selector }: &PeerSpec) -> NetworkPolicyPeer {
     let selector = |selector: &Option<SelectorSpec>| selector.as_ref().map(|selector| labelled(selector.match_labels.clone()));
     NetworkPolicyPeer { pod_selector: selector(pod_selector), namespace_selector: selector(namespace_selector), ip_block: None }
+}
+
+/// The relays of policies that write behind to this CacheCluster, whoever else may come.
+fn relays(wanted: &Wanted) -> NetworkPolicyPeer {
+    let labels = [("app.kubernetes.io/name", relay::objects::NAME), (USES_LABEL, wanted.names.cluster())];
+    let labels = labels.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+    NetworkPolicyPeer { pod_selector: Some(labelled(labels)), ..NetworkPolicyPeer::default() }
 }
 
 fn labelled(labels: BTreeMap<String, String>) -> LabelSelector {

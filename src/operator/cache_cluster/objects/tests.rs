@@ -279,7 +279,10 @@ fn who_may_connect_is_what_is_written() {
     assert_eq!(
         json!(ingress[1]),
         json!({
-            "from": [{"podSelector": {"matchLabels": {"app": "shop"}}, "namespaceSelector": {}}],
+            "from": [
+                {"podSelector": {"matchLabels": {"app": "shop"}}, "namespaceSelector": {}},
+                {"podSelector": {"matchLabels": {"app.kubernetes.io/name": "larder-relay", "larder.dev/uses-cluster": "shop"}}},
+            ],
             "ports": [{"port": 6379, "protocol": "TCP"}, {"port": 26379, "protocol": "TCP"}],
         })
     );

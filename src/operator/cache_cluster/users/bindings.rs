@@ -12,6 +12,7 @@
 //!   dropped.
 //! - All commands on keys but those that copy servers' innards (RESTORE, MIGRATE); none of administration. CONFIG GET is among these: it
 //!   shows the password that servers log in with.
+//! - The journals that its rules write behind to. A relay has a user of its own, which reaches its policy's journals and nothing else.
 //! - EVAL and EVALSHA, which leases are made of. Within a script the user's own limits hold for each command, declared or not; a script
 //!   may keep a server busy, as any slow command may. No functions: all workloads would share them.
 //! - The names of other keys can be seen (SCAN, which the sweep needs; RANDOMKEY), not their values.
@@ -45,6 +46,9 @@ const FLUSH: &str = "+flushall +flushdb";
 const LIST: &str = "+keys";
 /// Keys that sidecars of all bindings share: whose turn it is to sweep, and the marks of WAIT.
 const SHARED_KEYS: &str = "%W~larder:sweeps %W~larder:w:{???}";
+/// What a relay does: `docs/relay.md` has the same, and a test holds relays to that. Servers are vouched for, so it asks nobody's configuration.
+const OF_A_RELAY: &str = "%W~larder:w:{???} -@all +@read +@write +@connection +@transaction -@admin -@dangerous +eval +time +wait +role \
+                          +info +cluster|info +cluster|slots +cluster|shards";
 
 /// How the user of a binding is to log in, and what it can do. `Debug` does not show the hash.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -63,19 +67,44 @@ pub struct Grant {
     /// KEYS.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     list: bool,
+    /// The names of its journals.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    journals: BTreeSet<String>,
+    /// Whether it is a relay's, which does nothing but drain them.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    drains: bool,
 }
 
 impl fmt::Debug for Grant {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { hash: _, also: _, keys, flush, list } = self;
-        f.debug_struct("Grant").field("keys", keys).field("flush", flush).field("list", list).finish_non_exhaustive()
+        let Self { hash: _, also: _, keys, flush, list, journals, drains } = self;
+        let mut shown = f.debug_struct("Grant");
+        shown.field("keys", keys).field("flush", flush).field("list", list);
+        shown.field("journals", journals).field("drains", drains).finish_non_exhaustive()
     }
 }
 
 impl Grant {
     /// With this password, the keys of these globs; `flush` and `list` for commands that touch or name every key.
     pub fn new(password: &str, keys: BTreeSet<String>, flush: bool, list: bool) -> Self {
-        Self { hash: sha256(password.as_bytes()), also: Vec::new(), keys, flush, list }
+        let (hash, journals) = (sha256(password.as_bytes()), BTreeSet::new());
+        Self { hash, also: Vec::new(), keys, flush, list, journals, drains: false }
+    }
+
+    /// A relay's, with this password and these journals.
+    pub fn of_relay(password: &str, journals: BTreeSet<String>) -> Self {
+        Self { drains: true, ..Self::new(password, BTreeSet::new(), false, false).with_journals(journals) }
+    }
+
+    /// The same with these journals and no others, by their names.
+    #[must_use]
+    pub fn with_journals(self, journals: BTreeSet<String>) -> Self {
+        Self { journals, ..self }
+    }
+
+    /// The names of its journals.
+    pub fn journals(&self) -> &BTreeSet<String> {
+        &self.journals
     }
 
     /// The same with another's passwords.
@@ -169,6 +198,11 @@ impl BindingUser {
         [&self.current].into_iter().chain(&self.earlier)
     }
 
+    /// The journals that it reaches now, also for the sake of what it was.
+    fn journals(&self) -> BTreeSet<&String> {
+        self.grants().flat_map(|grant| &grant.journals).collect()
+    }
+
     fn with_hashes(&self, name: &BindingName, rules: impl IntoIterator<Item = String>) -> UserRules {
         let hashes: BTreeSet<String> = self.grants().flat_map(Grant::hashes).map(|hash| format!("#{hash}")).collect();
         UserRules { name: name.user(), rules: ["on".to_owned()].into_iter().chain(hashes).chain(rules).collect() }
@@ -178,6 +212,11 @@ impl BindingUser {
     fn on_servers(&self, name: &BindingName) -> UserRules {
         let globs: BTreeSet<&String> = self.grants().flat_map(|grant| &grant.keys).collect();
         let mut rules = vec!["resetchannels".to_owned()];
+        rules.extend(self.journals().iter().map(|name| format!("~larder:j:{{???}}{name}/*")));
+        if self.current.drains {
+            rules.extend(OF_A_RELAY.split_ascii_whitespace().map(str::to_owned));
+            return self.with_hashes(name, rules);
+        }
         for glob in &globs {
             rules.extend([format!("~{glob}"), format!("~larder:[ilnsv]:{{???}}{glob}")]);
             rules.extend([format!("&{glob}"), format!("&larder:l:{{???}}{glob}")]);
@@ -246,6 +285,11 @@ pub(super) fn takes(users: &BindingUsers, name: &BindingName, password: &str, pr
 /// What a binding's user is to be.
 pub(super) fn grant_of(users: &BindingUsers, name: &BindingName) -> Option<Grant> {
     users.get(name.as_str()).map(|user| user.current.clone())
+}
+
+/// Whether a binding's user may still write to a journal, as one that sidecars have or had until a while ago.
+pub(super) fn reaches_journal(users: &BindingUsers, name: &BindingName, journal: &str) -> bool {
+    users.get(name.as_str()).is_some_and(|user| user.journals().iter().any(|known| *known == journal))
 }
 
 fn each(users: &BindingUsers, rules: fn(&BindingUser, &BindingName) -> UserRules) -> Vec<UserRules> {
@@ -332,6 +376,32 @@ mod tests {
         let users = look(Some(&users), &wanted(&[("shop", &flushing)]), Some(1), 1);
         assert!(users.server_file().contains("+time +flushall +flushdb +keys\n"), "{}", users.server_file());
         assert!(!format!("{users:?}").contains(&sha256(b"one")));
+    }
+
+    #[test]
+    fn journals_are_reached_by_those_that_write_to_them_and_by_their_relay_which_reaches_nothing_else() {
+        let journals = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<BTreeSet<_>>();
+        let writer = grant("one", &["user:?*"]).with_journals(journals(&["store.shop.db"]));
+        let relay = Grant::of_relay("two", journals(&["store.shop.db", "store.shop.old"]));
+        let all = wanted(&[("shop", &writer), ("relay", &relay)]);
+        let users = look(None, &all, None, 0);
+        let rules = of(&users.on_servers(), "shop").unwrap().rules.join(" ");
+        assert!(rules.contains(" resetchannels ~larder:j:{???}store.shop.db/* ~user:?* "), "{rules}");
+        let rules = of(&users.on_servers(), "relay").unwrap().rules.join(" ");
+        let expected = format!(
+            "on #{} resetchannels ~larder:j:{{???}}store.shop.db/* ~larder:j:{{???}}store.shop.old/* %W~larder:w:{{???}} -@all +@read +@write \
+             +@connection +@transaction -@admin -@dangerous +eval +time +wait +role +info +cluster|info +cluster|slots +cluster|shards",
+            sha256(b"two")
+        );
+        assert_eq!(rules, expected);
+        assert_eq!(Users::parse(users.to_json().as_bytes()), Some(users.clone()));
+        // What it no longer writes to is out of its reach ten minutes after all servers have heard of that.
+        let reaches = |users: &Users| users.reaches_journal(&binding("shop"), "store.shop.db");
+        let all = wanted(&[("shop", &writer.clone().with_journals(BTreeSet::new())), ("relay", &relay)]);
+        let without = look(Some(&users), &all, Some(1), 10);
+        assert!(reaches(&users) && reaches(&without) && !without.reaches_journal(&binding("other"), "store.shop.db"));
+        let proved = look(Some(&without), &all, Some(2), 20);
+        assert!(reaches(&proved) && !reaches(&look(Some(&proved), &all, Some(2), 620)));
     }
 
     #[test]

@@ -2,6 +2,7 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::api::cache_cluster::{Eviction, Fsync, Keeping};
 use crate::api::cache_policy::StrategyKind;
 use crate::policy::binding::SECRET_DIR;
 use crate::policy::snapshot::{Origin, OriginKind};
@@ -98,12 +99,24 @@ fn a_workload_follows_policies_that_select_its_pods_in_its_namespace() {
 }
 
 #[test]
-fn no_policy_writes_behind_without_a_relay() {
+fn a_policy_that_writes_behind_needs_servers_that_keep_what_they_acknowledge() {
     let mut behind = loading("behind", 1, "user", &secret("shop-db", "url"));
     behind.spec.rules[0].strategy = StrategyKind::WriteBehind;
     behind.spec.rules[0].origin.as_mut().unwrap().write = Some("INSERT INTO t VALUES ($id, $value)".to_owned());
-    let outcome = outcome(&[behind, loading("other", 0, "user", &secret("shop-db", "url"))]);
-    assert_eq!(reasons(&outcome), [("behind", "NoRelay"), ("other", "Accepted")], "it takes nothing from others");
+    let with = |fsync: Option<Fsync>| {
+        let mut namespace = namespace();
+        let keeping = Keeping { eviction: Eviction::VolatileLfu, fsync };
+        namespace.clusters.insert("main".to_owned(), Some(Place { keeping: Some(keeping), ..place() }));
+        let policies = [&behind, &loading("other", 0, "user", &secret("shop-db", "url"))];
+        merge(&Workload::shop(), &policies, &namespace, 1).unwrap()
+    };
+    for fsync in [None, Some(Fsync::EverySecond)] {
+        let outcome = with(fsync);
+        assert_eq!(reasons(&outcome), [("behind", "InvalidSpec"), ("other", "Accepted")], "it takes nothing from others");
+    }
+    let outcome = with(Some(Fsync::Always));
+    assert_eq!(reasons(&outcome)[0], ("behind", "Accepted"));
+    assert!(outcome.merged.unwrap().snapshot.unwrap().writes_to_disk, "they are vouched for");
 }
 
 #[test]

@@ -1,0 +1,81 @@
+//! The relay of a policy that writes behind: who carries its journals to their origins on Kubernetes.
+//!
+//! To all that brings a snapshot and a login to a workload, a relay is one more workload: the policy itself, which is the only one that it
+//! follows. So it has a binding, with a ConfigMap and a Secret of its own, and a user at the servers that reaches the policy's journals and
+//! nothing else. It depends on no workload that the policy selects: what these have written is carried on when none of them runs any more.
+//!
+//! [`objects`] is what runs it. [`level`] asks how much its journals hold, [`kept`] knows when nobody needs them any more, and [`tend`] does what
+//! is due at a look.
+
+pub mod kept;
+pub mod level;
+pub mod objects;
+pub mod tend;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+
+use super::workload::Workload;
+use crate::api::CachePolicy;
+use crate::api::cache_policy::{PolicyMode, StrategyKind};
+use crate::policy::binding::BindingName;
+use crate::policy::{JournalName, Mode, Snapshot, Span};
+
+/// The kind of the workload that a relay is.
+pub const KIND: &str = "CachePolicy";
+/// What keeps a policy that is deleted until its journals are drained.
+pub const FINALIZER: &str = "larder.dev/journal";
+/// The annotation by which a person gives up what is left in the journals of a policy that is being deleted.
+pub const ABANDON_ANNOTATION: &str = "larder.dev/abandon-journal";
+
+/// Whether a policy has rules that write behind, and takes effect.
+pub fn writes_behind(policy: &CachePolicy) -> bool {
+    let takes_effect = policy.spec.mode != Some(PolicyMode::Observe);
+    takes_effect && policy.spec.rules.iter().any(|rule| rule.strategy == StrategyKind::WriteBehind)
+}
+
+/// Whether a workload, as a kind and a name with a slash between, is a relay.
+pub fn is_relay(workload: &str) -> bool {
+    workload.split('/').next() == Some(KIND)
+}
+
+/// Whether a policy's deletion waits for its journals, or would.
+pub fn is_held(policy: &CachePolicy) -> bool {
+    policy.metadata.finalizers.iter().flatten().any(|finalizer| finalizer == FINALIZER)
+}
+
+/// Whether a person gave up what is left in a policy's journals.
+pub fn is_abandoned(policy: &CachePolicy) -> bool {
+    policy.metadata.annotations.as_ref().is_some_and(|annotations| annotations.contains_key(ABANDON_ANNOTATION))
+}
+
+/// The relay of a policy, as a workload that follows it. Its labels are no pod's.
+pub fn workload(policy: &CachePolicy) -> Workload {
+    let metadata = &policy.metadata;
+    let text = |text: &Option<String>| text.clone().unwrap_or_default();
+    Workload {
+        namespace: text(&metadata.namespace),
+        api_version: "larder.dev/v1alpha1".to_owned(),
+        kind: KIND.to_owned(),
+        name: text(&metadata.name),
+        uid: text(&metadata.uid),
+        labels: policy.spec.workloads.match_labels.clone(),
+    }
+}
+
+/// The journals that rules of a snapshot write behind to, each with how old a write may become there.
+pub fn journals_of(snapshot: &Snapshot) -> BTreeMap<JournalName, Span> {
+    let mut journals = BTreeMap::new();
+    let in_effect = snapshot.rules.iter().filter(|rule| rule.mode == Mode::Enforce);
+    for journal in in_effect.filter_map(|rule| Some(&rule.strategy.behind()?.journal)) {
+        let bound = journals.entry(journal.name.clone()).or_insert(journal.max_lag);
+        *bound = journal.max_lag.min(*bound);
+    }
+    journals
+}
+
+/// The binding of a policy's relay.
+pub fn binding(policy: &CachePolicy) -> BindingName {
+    workload(policy).binding(&policy.spec.cache_cluster)
+}

@@ -1,0 +1,256 @@
+//! Relays as whole looks at a namespace make them, before an API server that writes down what it is told and a server that plays a primary.
+
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{SocketAddr, TcpListener};
+use std::thread;
+use std::time::{Duration, SystemTime};
+
+use serde_json::{Value, json};
+use tokio::time::Instant;
+
+use super::kept::Sighting;
+use super::level::Level;
+use super::tend::Minded;
+use super::*;
+use crate::api::cache_cluster::{Eviction, Fsync, Keeping};
+use crate::operator::admin::Entry;
+use crate::operator::cache_cluster::users::{Access, Users};
+use crate::operator::cache_policy::look::Memory;
+use crate::operator::cache_policy::place::Place;
+use crate::operator::cache_policy::ties::Offer;
+use crate::operator::controller::tests::look_at_policies_once;
+use crate::operator::fake_api::FakeApi;
+use crate::operator::queue::Key;
+use crate::policy::snapshot::Topology;
+
+fn policy(strategy: &str, metadata: &Value) -> CachePolicy {
+    serde_json::from_value(json!({
+        "apiVersion": "larder.dev/v1alpha1", "kind": "CachePolicy", "metadata": metadata,
+        "spec": {"cacheCluster": "main", "workloads": {"matchLabels": {"app": "shop"}}, "rules": [
+            {"name": "a", "keys": "a:{id}", "strategy": "CacheAside"}, {"name": "b", "keys": "b:{id}", "strategy": strategy},
+        ]},
+    }))
+    .unwrap()
+}
+
+#[test]
+fn a_relay_follows_its_policy_alone() {
+    let shop = policy("WriteBehind", &json!({"name": "shop", "namespace": "store", "uid": "7"}));
+    let relay = workload(&shop);
+    assert!(relay.follows(&shop) && relay.to_string() == "CachePolicy shop");
+    assert_eq!(relay.owner_reference().map(|owner| (owner.kind, owner.uid)), Some(("CachePolicy".to_owned(), "7".to_owned())));
+    assert_ne!(binding(&shop), BindingName::of("Deployment", "shop", "main"), "a Deployment may have the policy's name");
+}
+
+#[test]
+fn rules_that_write_behind_need_one() {
+    assert!(writes_behind(&policy("WriteBehind", &json!({}))) && !writes_behind(&policy("WriteThrough", &json!({}))));
+    let held = policy("Bypass", &json!({"finalizers": ["other", "larder.dev/journal"]}));
+    assert!(is_held(&held) && !is_abandoned(&held) && !is_held(&policy("Bypass", &json!({"finalizers": ["other"]}))));
+    assert!(is_abandoned(&policy("Bypass", &json!({"annotations": {"larder.dev/abandon-journal": ""}}))));
+}
+
+/// A policy that writes behind, with this metadata besides.
+fn shop(metadata: &Value) -> Value {
+    let mut shop = json!({
+        "apiVersion": "larder.dev/v1alpha1", "kind": "CachePolicy",
+        "metadata": {"name": "shop", "namespace": "store", "uid": "7", "generation": 1, "resourceVersion": "1"},
+        "spec": {
+            "cacheCluster": "main", "workloads": {"matchLabels": {"app": "shop"}},
+            "origins": [{"name": "db", "sql": {"url": {"value": "postgres://db/shop"}}}],
+            "rules": [{"name": "user", "keys": "user:{id}", "strategy": "WriteBehind", "origin": {
+                "name": "db", "read": "SELECT name FROM users WHERE id = $id",
+                "write": "INSERT INTO users VALUES ($id, $value, $version) ON CONFLICT (id) DO UPDATE SET name = $value",
+                "delete": "DELETE FROM users WHERE id = $id",
+            }}],
+        },
+    });
+    for (name, value) in metadata.as_object().into_iter().flatten() {
+        shop["metadata"][name] = value.clone();
+    }
+    shop
+}
+
+/// A policy that is being deleted and waits, with these annotations.
+fn leaving(annotations: &Value) -> Value {
+    shop(&json!({"finalizers": [FINALIZER], "deletionTimestamp": "2026-01-01T00:00:00Z", "annotations": annotations}))
+}
+
+fn cluster() -> (&'static str, Value) {
+    let storage = json!({"size": "1Gi", "fsync": "Always"});
+    let spec = json!({"engine": {"kind": "Valkey", "version": "8.1"}, "mode": "Sentinel", "memory": "256Mi", "storage": storage});
+    let metadata = json!({"name": "main", "namespace": "store", "uid": "3", "resourceVersion": "1"});
+    ("cacheclusters", json!({"apiVersion": "larder.dev/v1alpha1", "kind": "CacheCluster", "metadata": metadata, "spec": spec}))
+}
+
+fn workload_of_the_policy() -> (&'static str, Value) {
+    let template = json!({"metadata": {"labels": {"app": "shop"}}, "spec": {"containers": []}});
+    let metadata = json!({"name": "shop", "namespace": "store", "uid": "9", "resourceVersion": "1"});
+    ("deployments", json!({"metadata": metadata, "spec": {"selector": {}, "template": template}}))
+}
+
+/// A primary whose journals hold so many writes in each partition.
+fn primary(depth: u64) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let Ok(mut out) = stream else { return };
+            thread::spawn(move || {
+                let mut lines = BufReader::new(out.try_clone().unwrap());
+                let mut line = String::new();
+                while lines.read_line(&mut line).is_ok_and(|length| length > 0) {
+                    // `*N`, and of each word `$LENGTH` and the word.
+                    for _ in 0..line.trim()[1..].parse::<usize>().unwrap() {
+                        line.clear();
+                        lines.read_line(&mut line).unwrap();
+                        let mut word = vec![0; line.trim()[1..].parse::<usize>().unwrap() + 2];
+                        lines.read_exact(&mut word).unwrap();
+                    }
+                    line.clear();
+                    // now, depth, bytes, oldest, last, position, fence, dirty, dead, parked; and nobody drains it.
+                    let numbers = [9_000_000, depth, depth * 100, depth.min(1) * 4_000_000, 5_000_000, 0, 0, depth, 0, 0];
+                    let words = numbers.map(|number: u64| number.to_string());
+                    let words = ["status".to_owned()].into_iter().chain(words).chain([String::new()]);
+                    let text: String = words.map(|word| format!("${}\r\n{word}\r\n", word.len())).collect();
+                    out.write_all(format!("*12\r\n{text}").as_bytes()).unwrap();
+                }
+            });
+        }
+    });
+    address
+}
+
+fn offer(primary: SocketAddr) -> Offer {
+    let topology = Topology::Sentinel { master: "main".to_owned(), sentinels: vec!["10.96.0.7:26379".to_owned()] };
+    let keeping = Keeping { eviction: Eviction::VolatileLfu, fsync: Some(Fsync::Always) };
+    Offer {
+        place: Place { topology, tls: false, keeping: Some(keeping) },
+        authorities: None,
+        keys: Entry::default().into(),
+        servers: Vec::new(),
+        sentinels: Vec::new(),
+        master: "main".to_owned(),
+        primary: Some(primary),
+        users: Users::next(None, &Access::Open, "system", None, SystemTime::UNIX_EPOCH),
+        claims: None,
+        proved: None,
+        in_force: None,
+    }
+}
+
+fn key() -> Key {
+    Key { namespace: "store".to_owned(), name: "main".to_owned() }
+}
+
+/// One look at these objects. What was told to the API server.
+async fn look(objects: Vec<(&'static str, Value)>, primary: Option<SocketAddr>, memory: &mut Memory) -> (FakeApi, Duration) {
+    let api = FakeApi::new(objects);
+    let begin = |context: &crate::operator::controller::Context| {
+        if let Some(primary) = primary {
+            context.ties.offer(&key(), offer(primary));
+        }
+    };
+    let next = look_at_policies_once(api.client(), memory, begin).await.unwrap();
+    (api, next)
+}
+
+fn relay_name() -> String {
+    objects::object_name(&binding(&serde_json::from_value(shop(&Value::Null)).unwrap()))
+}
+
+/// The finalizers that the policy was given last.
+fn finalizers(api: &FakeApi) -> Option<Value> {
+    Some(api.last("cachepolicies/shop")?["metadata"].get("finalizers").cloned().unwrap_or_default())
+}
+
+fn carried(api: &FakeApi) -> Option<(Value, Value)> {
+    let status = api.last("cachepolicies/shop/status")?["status"].clone();
+    let carried = status["conditions"].as_array()?.iter().find(|condition| condition["type"] == "Carried")?["reason"].clone();
+    Some((carried, status["journal"]["depth"].clone()))
+}
+
+#[tokio::test]
+async fn a_policy_that_writes_behind_gets_a_relay_whether_its_workload_runs_or_not() {
+    for workloads in [vec![workload_of_the_policy()], Vec::new()] {
+        let objects = [vec![("cachepolicies", shop(&Value::Null)), cluster()], workloads.clone()].concat();
+        let (api, next) = look(objects, Some(primary(2)), &mut Memory::default()).await;
+        let changed: Vec<String> = api.changes().into_iter().map(|change| change.what).collect();
+        assert_eq!(changed.first().map(String::as_str), Some("cachepolicies/shop"), "before anybody writes: {changed:?}");
+        assert_eq!(finalizers(&api), Some(json!([FINALIZER])));
+        let relay = binding(&serde_json::from_value(shop(&Value::Null)).unwrap());
+        let [map, secret] = ["configmaps", "secrets"].map(|kind| api.last(&format!("{kind}/{}", relay.object_name())).unwrap());
+        let snapshot = Snapshot::parse(map["data"]["snapshot.json"].as_str().unwrap().as_bytes()).unwrap();
+        assert!(snapshot.writes_to_disk && snapshot.requires == 5);
+        assert_eq!(journals_of(&snapshot).into_keys().map(String::from).collect::<Vec<_>>(), ["store.shop.db"]);
+        assert_eq!(secret["metadata"]["ownerReferences"][0]["kind"], "CachePolicy");
+        let deployment = api.last(&format!("deployments/{}", relay_name())).unwrap();
+        let volumes = &deployment["spec"]["template"]["spec"]["volumes"];
+        assert_eq!(volumes[1]["secret"]["secretName"], *relay.object_name());
+        for kind in ["networkpolicies", "poddisruptionbudgets"] {
+            assert!(api.last(&format!("{kind}/{}", relay_name())).is_some(), "{changed:?}");
+        }
+        // Each of the sixteen partitions holds two.
+        assert_eq!(carried(&api), Some((json!("InTime"), json!(32))));
+        let workloads_told = api.last("cachepolicies/shop/status").unwrap()["status"]["workloads"]["matched"].clone();
+        assert_eq!(workloads_told, workloads.len(), "the relay is none");
+        assert!(next <= Duration::from_secs(10));
+    }
+}
+
+#[tokio::test]
+async fn a_relay_that_stands_is_not_written_again() {
+    let mut memory = Memory::default();
+    let held = shop(&json!({"finalizers": [FINALIZER]}));
+    let (first, _) = look(vec![("cachepolicies", held.clone()), cluster()], Some(primary(0)), &mut memory).await;
+    let relay = binding(&serde_json::from_value(held.clone()).unwrap());
+    let mut objects = vec![("cachepolicies", held), cluster()];
+    for (kind, name) in [("configmaps", relay.object_name()), ("secrets", relay.object_name()), ("deployments", relay_name())] {
+        let mut object = first.last(&format!("{kind}/{name}")).unwrap();
+        object["metadata"]["uid"] = json!(name);
+        object["metadata"]["resourceVersion"] = json!("1");
+        objects.push((kind, object));
+    }
+    let (second, _) = look(objects, Some(primary(0)), &mut memory).await;
+    let changed: Vec<String> = second.changes().into_iter().map(|change| change.what).collect();
+    assert_eq!(changed.iter().filter(|what| !what.ends_with("/status")).collect::<Vec<_>>(), Vec::<&String>::new());
+}
+
+#[tokio::test]
+async fn a_deletion_waits_and_says_how_much_is_left() {
+    let mut memory = Memory::default();
+    let objects = || vec![("cachepolicies", leaving(&json!({}))), cluster(), workload_of_the_policy()];
+    let (api, next) = look(objects(), Some(primary(3)), &mut memory).await;
+    assert_eq!((finalizers(&api), carried(&api)), (None, Some((json!("Draining"), json!(48)))));
+    assert!(api.last(&format!("deployments/{}", relay_name())).is_some(), "it goes on being drained");
+    assert!(next <= Duration::from_secs(2));
+    let message = api.last("cachepolicies/shop/status").unwrap()["status"]["conditions"][3]["message"].clone();
+    assert!(message.as_str().unwrap().contains("48 writes and 0 dead letters are left"), "{message}");
+    // Where nobody knows what is left, it waits as well.
+    let (api, _) = look(objects(), None, &mut Memory::default()).await;
+    assert_eq!(finalizers(&api), None);
+
+    // It is empty, and nobody has written for a while.
+    let journal: JournalName = "store.shop.db".parse().unwrap();
+    let seen = BTreeMap::from([(journal, Sighting { is_written: false, level: Some(Level::default()) })]);
+    let mut minded = Minded::default();
+    minded.kept.note(&seen, Instant::now().checked_sub(kept::QUIET).unwrap());
+    let mut memory = Memory::with_relay("shop", minded);
+    let (api, _) = look(objects(), Some(primary(0)), &mut memory).await;
+    assert_eq!(finalizers(&api), Some(Value::Null));
+    let deleted = api.changes().into_iter().find(|change| change.method == axum::http::Method::DELETE).unwrap();
+    assert_eq!(deleted.what, format!("deployments/{}", relay_name()));
+}
+
+#[tokio::test]
+async fn what_is_left_is_given_up_by_a_person_or_with_its_cache() {
+    let abandoned = leaving(&json!({ABANDON_ANNOTATION: "true"}));
+    let (api, _) = look(vec![("cachepolicies", abandoned), cluster()], Some(primary(3)), &mut Memory::default()).await;
+    assert_eq!(finalizers(&api), Some(Value::Null));
+    let (api, _) = look(vec![("cachepolicies", leaving(&json!({})))], None, &mut Memory::default()).await;
+    assert_eq!(finalizers(&api), Some(Value::Null), "a namespace that ends must come to its end");
+    // Not that of a policy which stays.
+    let stays = shop(&json!({"finalizers": [FINALIZER], "annotations": {ABANDON_ANNOTATION: "true"}}));
+    let (api, _) = look(vec![("cachepolicies", stays), cluster()], Some(primary(3)), &mut Memory::default()).await;
+    assert_eq!(finalizers(&api), None);
+}
