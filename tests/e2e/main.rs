@@ -45,4 +45,5 @@ mod tier;
 mod trouble;
 mod uninstall;
 mod workloads;
+mod write_behind;
 mod writers;

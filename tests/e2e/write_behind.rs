@@ -1,0 +1,376 @@
+//! Write-behind on Kubernetes: an application writes, while its relays, its cache and its database die; what is journalled outlives it, and
+//! the policy that is deleted.
+//!
+//! `make e2e E2E_ARGS=policies_that_write_behind` runs this alone.
+
+use std::collections::BTreeMap;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use super::cluster::{apply, condition, eventually, get, kubectl, list, name, run, uid};
+use super::install::{self, PLACE, image};
+use super::nodes::{is_on_foreign_nodes, kill_process};
+use super::operator;
+use super::report::{self, Line};
+use super::shop::file;
+use super::tier::{Tier, VALKEY_8_1, is_ready};
+
+/// The name of the cache, the application, and its policy.
+const NAME: &str = "behind";
+/// The database.
+const DATABASE: &str = "behind-db";
+/// Pods that run, and have what they need.
+const STARTS_WITHIN: Duration = Duration::from_secs(180);
+/// What is journalled reaches a database that answers again: a relay asks it within a minute, whose breaker doubles its pauses.
+const DRAINS_WITHIN: Duration = Duration::from_secs(180);
+/// For how long a deletion is seen to wait.
+const WAITS: Duration = Duration::from_secs(20);
+
+/// Writes rising numbers to forty keys, one after another, for so many seconds, or so many of them; says which it sent last for each key,
+/// and which were acknowledged last.
+const WRITER: &str = "
+import json, os, sys, time, redis
+seconds, most, first = float(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+client = redis.from_url(os.environ['REDIS_URL'], socket_timeout=15)
+deadline = time.monotonic() + 120
+while True:
+    try:
+        client.set('behind:first', first)
+        break
+    except redis.RedisError as error:
+        if time.monotonic() > deadline: raise
+        time.sleep(0.5)
+sent, acknowledged, refused = {'first': first}, {'first': first}, 0
+end, number = time.monotonic() + seconds, first
+while time.monotonic() < end and number < first + most:
+    number += 1
+    key = str(number % 40)
+    sent[key] = number
+    try:
+        client.set('behind:' + key, number)
+        acknowledged[key] = number
+    except redis.RedisError as error:
+        refused += 1
+        print(error, file=sys.stderr)
+    time.sleep(0.05)
+print(json.dumps({'sent': sent, 'acknowledged': acknowledged, 'refused': refused}))
+";
+
+/// What was written: for each key the last number that was sent, and the last one that was acknowledged.
+#[derive(Clone, Debug, Default)]
+struct Written {
+    sent: BTreeMap<String, u64>,
+    acknowledged: BTreeMap<String, u64>,
+    refused: u64,
+}
+
+impl Written {
+    /// After more of it.
+    fn and(mut self, later: Self) -> Self {
+        self.sent.extend(later.sent);
+        self.acknowledged.extend(later.acknowledged);
+        self.refused += later.refused;
+        self
+    }
+}
+
+struct Scene {
+    tier: Tier,
+}
+
+#[test]
+fn policies_that_write_behind_lose_nothing() {
+    let _cluster = install::cluster();
+    if is_on_foreign_nodes() {
+        eprintln!("left out: processes are killed from nodes, which must be containers of kind");
+        return;
+    }
+    let _others = (install::beside_others(), install::with_operator());
+    operator::await_ready();
+    let began = Instant::now();
+    let scene = Scene::open();
+    let written = scene.deaths();
+    let written = scene.scaled_to_zero(written);
+    scene.deleted(&written);
+    let told = format!("{} keys, {} writes refused while something was away", written.acknowledged.len(), written.refused);
+    report::add(Line::figures("write-behind: relay, primary and database killed", Some(began.elapsed()), &told));
+    scene.close();
+}
+
+impl Scene {
+    fn open() -> Self {
+        kubectl(&["label", "namespace", PLACE, "larder.dev/injection=enabled", "--overwrite"]).expect("labelled");
+        let tier = Tier { durable: true, ..Tier::of(NAME, VALKEY_8_1) };
+        tier.set_password("first").expect("a Secret");
+        let mut manifest = tier.manifest();
+        manifest["spec"]["storage"]["fsync"] = json!("Always");
+        apply(&manifest).expect("applied");
+        let database = file("app/database.yaml").replace("shop-db", DATABASE);
+        run("kubectl", &["-n", PLACE, "apply", "-f", "-"], &database).expect("applied");
+        let rollout = ["-n", PLACE, "rollout", "status", &format!("deployment/{DATABASE}"), "--timeout=180s"];
+        kubectl(&rollout).unwrap_or_else(|error| panic!("{error}"));
+        sql("CREATE TABLE IF NOT EXISTS behind (id text PRIMARY KEY, value text, row_version bigint)");
+        tier.settle("the first time");
+        let scene = Self { tier };
+        scene.apply_policy();
+        // A snapshot that is there before the pod is mounted with it.
+        eventually("the policy is delivered or waits for pods", STARTS_WITHIN, || match relays().len() {
+            2 => Ok(()),
+            found => Err(format!("{found} relays are ready\n{}", super::cluster::describe(PLACE))),
+        });
+        apply(&application(1)).expect("applied");
+        scene.await_application();
+        scene
+    }
+
+    fn apply_policy(&self) {
+        let write = "INSERT INTO behind VALUES ($id, $value, $version) ON CONFLICT (id) DO UPDATE \
+                     SET value = $value, row_version = $version WHERE behind.row_version < $version";
+        let policy = json!({
+            "apiVersion": "larder.dev/v1alpha1", "kind": "CachePolicy", "metadata": {"name": NAME, "namespace": PLACE},
+            "spec": {
+                "cacheCluster": self.tier.name, "workloads": {"matchLabels": {"app": NAME}},
+                "origins": [{"name": "db", "sql": {"url": {"secretKeyRef": {"name": DATABASE, "key": "url"}}, "timeout": "5s"}}],
+                "rules": [{
+                    "name": "behind", "keys": "behind:{id}", "strategy": "WriteBehind", "writeBehind": {"maxLag": "1h"},
+                    "origin": {
+                        "name": "db", "read": "SELECT value FROM behind WHERE id = $id", "write": write,
+                        "delete": "DELETE FROM behind WHERE id = $id",
+                    },
+                }],
+            },
+        });
+        apply(&policy).expect("applied");
+    }
+
+    fn await_application(&self) {
+        eventually("the application", STARTS_WITHIN, || match pods(&format!("app={NAME}")).len() {
+            1 => Ok(()),
+            found => Err(format!("{found} pods\n{}", super::cluster::describe(PLACE))),
+        });
+    }
+
+    /// Has the application write for so long, at most so many, while something is done.
+    fn written_during(&self, seconds: u64, most: u64, first: u64, act: impl FnOnce()) -> Written {
+        let pod = name(&pods(&format!("app={NAME}"))[0]);
+        let (seconds, most, first) = (seconds.to_string(), most.to_string(), first.to_string());
+        let line = ["-n", PLACE, "exec", &pod, "-c", "app", "--", "python3", "-c", WRITER, &seconds, &most, &first];
+        thread::scope(|scope| {
+            let writer = scope.spawn(|| kubectl(&line));
+            act();
+            let said = writer.join().expect("a writer").unwrap_or_else(|error| panic!("{error}"));
+            let said: Value = serde_json::from_str(said.lines().last().unwrap_or_default()).expect("JSON");
+            let numbers = |field: &str| {
+                let of = said[field].as_object().expect("an object");
+                of.iter().map(|(key, number)| (key.clone(), number.as_u64().expect("a number"))).collect()
+            };
+            Written {
+                sent: numbers("sent"),
+                acknowledged: numbers("acknowledged"),
+                refused: said["refused"].as_u64().unwrap_or_default(),
+            }
+        })
+    }
+
+    /// A relay, the primary and the database die one after another, while the application writes.
+    fn deaths(&self) -> Written {
+        let written = self.written_during(90, u64::MAX >> 1, 1_000, || {
+            thread::sleep(Duration::from_secs(5));
+            let relay = name(&relays()[0]);
+            kubectl(&["-n", PLACE, "delete", "pod", &relay, "--grace-period=0", "--force"]).expect("deleted");
+            thread::sleep(Duration::from_secs(15));
+            kill_process(&self.tier.primary(), &self.tier.engine.server());
+            thread::sleep(Duration::from_secs(20));
+            kill_process(&name(&pods(&format!("app={DATABASE}"))[0]), "postgres");
+        });
+        assert!(written.acknowledged.len() == 41, "{written:?}");
+        self.tier.settle("after the failover");
+        await_equal(&written);
+        written
+    }
+
+    /// The journal is full of what the database does not take, and the workload goes: all of it arrives.
+    fn scaled_to_zero(&self, before: Written) -> Written {
+        let written = {
+            let _stands = Locked::begin();
+            let written = before.and(self.written_during(60, 200, 1_000_000, || {}));
+            scale(0);
+            eventually("nobody writes", STARTS_WITHIN, || match list(PLACE, "pods", &format!("app={NAME}")).len() {
+                0 => Ok(()),
+                found => Err(format!("{found} pods")),
+            });
+            await_depth("the journal is full", |depth| depth >= 40);
+            written
+        };
+        await_equal(&written);
+        await_depth("the journal is empty", |depth| depth == 0);
+        written
+    }
+
+    /// A policy that is deleted stays until its journal is drained, and says how much is left.
+    fn deleted(&self, before: &Written) {
+        scale(1);
+        self.await_application();
+        let written = {
+            let _stands = Locked::begin();
+            let written = before.clone().and(self.written_during(60, 200, 2_000_000, || {}));
+            await_depth("the journal is full", |depth| depth >= 40);
+            kubectl(&["-n", PLACE, "delete", "cachepolicy", NAME, "--wait=false"]).expect("deleted");
+            eventually("it says how much is left", Duration::from_secs(60), || {
+                let policy = policy().ok_or("it is gone")?;
+                let carried = condition(&policy, "Carried").ok_or("nothing is told")?;
+                let message = carried["message"].as_str().unwrap_or_default();
+                let says = carried["reason"] == "Draining" && message.contains("writes and 0 dead letters are left");
+                if says { Ok(()) } else { Err(format!("{carried}")) }
+            });
+            thread::sleep(WAITS);
+            assert!(policy().is_some(), "it went before its journal was drained");
+            written
+        };
+        let line = ["-n", PLACE, "get", "cachepolicy", NAME, "--ignore-not-found", "-o", "jsonpath={.status}"];
+        eventually("the policy is gone", DRAINS_WITHIN, || match kubectl(&line)? {
+            status if status.is_empty() => Ok(()),
+            status => Err(status),
+        });
+        await_equal(&written);
+        eventually("its relays are gone", STARTS_WITHIN, || match list(PLACE, "pods", RELAYS).len() {
+            0 => Ok(()),
+            found => Err(format!("{found} are left")),
+        });
+    }
+
+    fn close(self) {
+        let names = [format!("deployment/{NAME}"), format!("deployment/{DATABASE}"), format!("service/{DATABASE}")];
+        let ours = ["-n", PLACE, "delete", "--ignore-not-found", "--wait", &names[0], &names[1], &names[2]];
+        let _ = kubectl(&[&ours[..], &[&format!("secret/{DATABASE}")]].concat());
+        self.tier.delete();
+    }
+}
+
+/// What relays are labelled with.
+const RELAYS: &str = "app.kubernetes.io/name=larder-relay";
+
+/// Pods that are ready.
+fn pods(labels: &str) -> Vec<Value> {
+    let is_there = |pod: &Value| is_ready(pod) && pod["metadata"]["deletionTimestamp"].is_null();
+    list(PLACE, "pods", labels).into_iter().filter(is_there).collect()
+}
+
+/// The relays, each of which holds to the restricted profile and has no token.
+fn relays() -> Vec<Value> {
+    let relays = pods(RELAYS);
+    for relay in &relays {
+        let mounts = relay["spec"]["containers"][0]["volumeMounts"].to_string();
+        assert!(!mounts.contains("serviceaccount"), "{} has a token: {mounts}", uid(relay));
+    }
+    relays
+}
+
+fn policy() -> Option<Value> {
+    get(PLACE, &format!("cachepolicy/{NAME}"))
+}
+
+fn scale(replicas: u32) {
+    kubectl(&["-n", PLACE, "scale", &format!("deployment/{NAME}"), &format!("--replicas={replicas}")]).expect("scaled");
+}
+
+/// Waits until the policy's status tells of so many writes that no origin has.
+fn await_depth(what: &str, wanted: impl Fn(u64) -> bool) {
+    eventually(what, DRAINS_WITHIN, || {
+        let status = policy().ok_or("there is no policy")?["status"].clone();
+        match status["journal"]["depth"].as_u64() {
+            Some(depth) if wanted(depth) => Ok(()),
+            _ => Err(status.to_string()),
+        }
+    });
+}
+
+/// Waits until the database has the last acknowledged write of each key, or one that came later.
+fn await_equal(written: &Written) {
+    eventually("the database has what was acknowledged", DRAINS_WITHIN, || {
+        let rows = sql("SELECT id || '=' || value FROM behind");
+        let found: BTreeMap<&str, u64> = rows
+            .lines()
+            .filter_map(|row| row.split_once('='))
+            .filter_map(|(key, value)| Some((key, value.parse().ok()?)))
+            .collect();
+        for (key, acknowledged) in &written.acknowledged {
+            let sent = written.sent.get(key).copied().unwrap_or_default();
+            match found.get(key.as_str()) {
+                Some(value) if (*acknowledged..=sent).contains(value) => {}
+                other => {
+                    return Err(format!("{key}: {acknowledged} was acknowledged, {sent} sent, and the database has {other:?}"));
+                }
+            }
+        }
+        Ok(())
+    });
+}
+
+/// Asks the database.
+fn sql(query: &str) -> String {
+    let deployment = format!("deployment/{DATABASE}");
+    let place = ["-n", PLACE, "exec", &deployment, "--", "env", "PGPASSWORD=change-me"];
+    let line = [&place[..], &["psql", "-h", "127.0.0.1", "-U", "postgres", "-tAqc", query]].concat();
+    eventually(&format!("the database answers {query}"), Duration::from_secs(90), || kubectl(&line))
+}
+
+/// A table to which nobody can write, as long as this is held.
+struct Locked {
+    holder: Option<thread::JoinHandle<()>>,
+}
+
+impl Locked {
+    fn begin() -> Self {
+        let holder = thread::spawn(|| {
+            let deployment = format!("deployment/{DATABASE}");
+            let place = ["-n", PLACE, "exec", &deployment, "--", "env", "PGPASSWORD=change-me"];
+            let script = "BEGIN; LOCK TABLE behind IN EXCLUSIVE MODE; SELECT pg_sleep(900)";
+            // It ends when it is told to.
+            let _ = kubectl(&[&place[..], &["psql", "-h", "127.0.0.1", "-U", "postgres", "-qc", script]].concat());
+        });
+        eventually("the table is locked", Duration::from_secs(60), || {
+            let held =
+                sql("SELECT count(*) FROM pg_locks WHERE mode = 'ExclusiveLock' AND relation = 'behind'::regclass AND granted");
+            if held == "1" { Ok(()) } else { Err(held) }
+        });
+        Self { holder: Some(holder) }
+    }
+}
+
+impl Drop for Locked {
+    fn drop(&mut self) {
+        sql(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(900)%' AND pid <> pg_backend_pid()",
+        );
+        if let Some(holder) = self.holder.take() {
+            let _ = holder.join();
+        }
+    }
+}
+
+/// An application that waits for somebody to run its program.
+fn application(replicas: u32) -> Value {
+    json!({
+        "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": NAME, "namespace": PLACE},
+        "spec": {
+            "replicas": replicas, "selector": {"matchLabels": {"app": NAME}},
+            "template": {
+                "metadata": {"labels": {"app": NAME}},
+                "spec": {
+                    "automountServiceAccountToken": false,
+                    "terminationGracePeriodSeconds": 2,
+                    "securityContext": {"runAsNonRoot": true, "runAsUser": 10001, "seccompProfile": {"type": "RuntimeDefault"}},
+                    "containers": [{
+                        "name": "app", "image": image("LARDER_E2E_SHOP_IMAGE"), "command": ["sleep", "infinity"],
+                        "securityContext": {
+                            "allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true, "capabilities": {"drop": ["ALL"]},
+                        },
+                    }],
+                },
+            },
+        },
+    })
+}
