@@ -16,7 +16,7 @@ export PATH := $(CURDIR)/.cache/bin:$(CURDIR)/.cache/venv/bin:$(PATH)
 SETUP := .cache/setup.stamp
 
 .DEFAULT_GOAL := build
-.PHONY: setup build test soak demo bench bench-write-behind apiserver-tests agent-program agent-memory kind-up kind-down e2e e2e-full lint doc
+.PHONY: setup build test soak demo bench bench-write-behind bench-invalidation apiserver-tests agent-program agent-memory kind-up kind-down e2e e2e-full lint doc
 
 setup: ## Install what is missing for all other targets
 	scripts/setup
@@ -55,6 +55,10 @@ bench: $(SETUP) ## Side by side with other proxies. BENCH_ARGS is passed on, e.g
 bench-write-behind: $(SETUP) ## Write-behind beside write-through and direct writes to a database
 	LARDER_BEHIND_REPORT=$(CURDIR)/$(BENCH_OUTPUT)/write-behind.md \
 	$(CARGO) test --profile $(PROFILE) --test integration relay::bench -- --ignored --nocapture
+
+bench-invalidation: $(SETUP) ## How soon what is invalidated is gone everywhere, and what a walk over all names costs others
+	LARDER_INVALIDATION_REPORT=$(CURDIR)/$(BENCH_OUTPUT)/invalidation.md \
+	$(CARGO) test --profile $(PROFILE) --test integration invalidation_bench -- --ignored --nocapture
 
 apiserver-tests: ## The operator on a real API server without a cluster; builds that, etcd and helm. TEST_ARGS is passed on, e.g. TEST_ARGS=forming
 	tests/kind/tools kube-apiserver etcd helm

@@ -21,7 +21,7 @@ use super::text::{
 use crate::policy::{AtWaitEnd, Mode, Percent, ReplyForm, Span};
 
 pub use behind::{MAX_BATCH, Overflow, WriteBehindSpec};
-pub use invalidate::InvalidateSpec;
+pub use invalidate::{InvalidateSpec, Versioned};
 pub use status::{
     CachePolicyStatus, ConditionType, ConnectionsStatus, GenerationStatus, JournalStatus, MAX_GENERATIONS, MAX_NAME_CHARS,
     MAX_NAMED, MAX_REFUSED_CHARS, SidecarsStatus, WorkloadsStatus,
@@ -305,6 +305,8 @@ pub struct OriginAccess {
     .message("stale values are served while one caller loads, which needs a lease: remove stale, or write stampede.mode: Lease"))]
 #[x_kube(validation = Rule::new("self.strategy != 'Bypass' || !has(self.invalidate)")
     .message("a Bypass rule caches nothing that could be invalidated: remove invalidate, or write strategy: CacheAside"))]
+#[x_kube(validation = Rule::new("self.strategy in ['CacheAside', 'ReadThrough'] || !has(self.invalidate) || !has(self.invalidate.versioned)")
+    .message("only a CacheAside or ReadThrough rule can be versioned: remove invalidate.versioned"))]
 #[x_kube(validation = Rule::new("!has(self.ttl) || !has(self.maxTtl) || duration(self.ttl) <= duration(self.maxTtl)")
     .message("ttl is longer than maxTtl: shorten ttl, or lengthen maxTtl"))]
 pub struct RuleSpec {

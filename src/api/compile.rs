@@ -6,7 +6,7 @@ use std::collections::HashSet;
 
 use super::cache_cluster::Keeping;
 use super::cache_policy::{
-    self, AllowSpec, Defaults, OriginAccess, OriginSpec, RuleSpec, StampedeMode, StrategyKind, UnmatchedMode,
+    self, AllowSpec, Defaults, OriginAccess, OriginSpec, RuleSpec, StampedeMode, StrategyKind, UnmatchedMode, Versioned,
 };
 use super::path::{FieldPath, at};
 use super::problem::{ObjectRef, Problem, Problems};
@@ -267,11 +267,16 @@ impl Merged {
             }
             let strategy = compile_strategy(source, spec, &place, keys.as_ref().ok(), origin_names);
             let tags = compile_tags(source, spec, &place, keys.as_ref().ok());
+            let versioned = spec.invalidate.as_ref().is_some_and(|invalidate| invalidate.versioned == Some(Versioned::Rule));
+            if versioned && keys.as_ref().is_ok_and(|keys| !keys.ends_open()) {
+                let what = "the version stands behind the last part of a key, and these keys end otherwise";
+                source.refuse(place.key("invalidate").key("versioned"), what, "remove it, or let the keys end in a part");
+            }
             if let Some(keeping) = self.keeping {
                 behind::check_keeping(source, spec, &place, keeping);
             }
             if let (Ok(keys), Some(strategy)) = (keys, strategy) {
-                self.rules.push(Rule { name, keys, mode: source.mode, strategy, tags });
+                self.rules.push(Rule { name, keys, mode: source.mode, strategy, tags, versioned });
             }
         }
     }

@@ -19,6 +19,7 @@ pub mod snapshot;
 pub mod tags;
 pub mod told;
 pub mod units;
+pub mod versions;
 
 pub use journal_name::{JournalName, JournalNameError};
 pub use pattern::{Captures, KeyPattern, PatternError};

@@ -85,6 +85,11 @@ impl KeyPattern {
         &self.text
     }
 
+    /// Whether it ends in a part.
+    pub fn ends_open(&self) -> bool {
+        matches!(self.segments.last(), Some(Segment::Part { .. }))
+    }
+
     /// Whether no key has more than one reading: each part ends at a `:` or at the key's end.
     pub(super) fn reads_one_way(&self) -> bool {
         self.deterministic

@@ -22,6 +22,9 @@ pub struct Rule {
     /// Names under which its keys can be invalidated together, as [`tags`](super::tags) reads them. At most [`MAX_TAGS`](super::tags::MAX_TAGS).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tags: Vec<KeyPattern>,
+    /// Whether its keys have a [version](super::versions) in the names that the cache has for them.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub versioned: bool,
 }
 
 /// Whether a rule takes effect.

@@ -21,7 +21,7 @@ use super::units::{ByteSize, Span};
 /// 3: origins may have `maxTotalConnections`.
 /// 4: rules may write through.
 /// 5: rules may write behind.
-/// 6: rules may have tags.
+/// 6: rules may have tags, and be versioned.
 pub const VERSION: u32 = 6;
 /// The largest snapshot in bytes, which also fits a ConfigMap.
 pub const MAX_BYTES: usize = 900 * 1024;
@@ -361,7 +361,8 @@ impl Snapshot {
         }
         if form < 6 {
             // Sidecars that know no tags pass an event of one by, as one of a tag that no rule has.
-            self.rules.iter_mut().for_each(|rule| rule.tags.clear());
+            // Versions are for all sidecars of a binding or for none: they call keys by other names.
+            self.rules.iter_mut().for_each(|rule| (rule.tags, rule.versioned) = (Vec::new(), false));
         }
         if form < 3 {
             self.origins.iter_mut().for_each(|origin| origin.max_total_connections = None);
@@ -430,6 +431,9 @@ impl Snapshot {
             return Err(format!("it has more than {MAX_TAGS} tags"));
         }
         rule.tags.iter().try_for_each(|tag| tags::check(tag, &rule.keys)).map_err(|error| error.to_string())?;
+        if rule.versioned {
+            check_versioned(rule)?;
+        }
         let read_through = match &rule.strategy {
             Strategy::Bypass {} => return Ok(()),
             Strategy::CacheAside(cache_aside) => return check_stampede(cache_aside),
@@ -482,7 +486,7 @@ pub fn required_form(origins: &[Origin], rules: &[Rule]) -> u32 {
         Strategy::CacheAside(cache_aside) => cache_aside.stampede.is_some() || !cache_aside.stale.is_zero(),
         Strategy::Bypass {} | Strategy::ReadThrough(_) | Strategy::WriteThrough(_) | Strategy::WriteBehind(_) => false,
     };
-    if rules.iter().any(|rule| !rule.tags.is_empty()) {
+    if rules.iter().any(|rule| rule.versioned || !rule.tags.is_empty()) {
         return 6;
     }
     if rules.iter().any(|rule| rule.strategy.behind().is_some()) {
@@ -505,6 +509,16 @@ fn check_stampede(cache_aside: &CacheAside) -> Result<(), String> {
         }
         Some(_) | None => Ok(()),
     }
+}
+
+fn check_versioned(rule: &Rule) -> Result<(), String> {
+    if !matches!(rule.strategy, Strategy::CacheAside(_) | Strategy::ReadThrough(_)) {
+        return Err(format!("a {} rule cannot be versioned", rule.strategy.name()));
+    }
+    if !rule.keys.ends_open() {
+        return Err("the keys of a versioned rule must end in a part, behind which their version stands".to_owned());
+    }
+    Ok(())
 }
 
 fn check_behind(write_behind: &WriteBehind, allow: Allow) -> Result<(), String> {
@@ -623,6 +637,7 @@ mod tests {
         let untagged = newest.rules.clone();
         newest.rules[0].tags.push("user:{id}".parse().expect("a pattern"));
         newest.requires = required_form(&newest.origins, &newest.rules);
+        newest.rules[0].versioned = true;
         assert_eq!((newest.requires, newest.clone().in_form(6)), (6, newest.clone()));
         newest.check().expect("valid");
         let second = newest.clone().in_form(2);
@@ -632,7 +647,7 @@ mod tests {
             assert_eq!((first.version, first.requires), (1, 1));
             assert_eq!(first.rules.len(), newest.rules.len());
             let text = serde_json::to_string(&first).expect("serialises");
-            for novelty in ["mode", "stampede", "maxTotalConnections", "tags"] {
+            for novelty in ["mode", "stampede", "maxTotalConnections", "tags", "versioned"] {
                 assert!(!text.contains(novelty), "{novelty} in {text}");
             }
             assert_eq!(first.rules.last().map(|rule| &rule.strategy), Some(&Strategy::Bypass {}));
@@ -739,6 +754,7 @@ mod tests {
             (r#""maxConnections":2"#, r#""maxConnections":2,"maxTotalConnections":0"#, "above zero"),
             (r#""default":"10m""#, r#""default":"48h""#, "maxTtl"),
             (r#""name":"user","#, r#""name":"user","tags":["user:{name}"],"#, "`name`, which the keys do not have"),
+            (r#""keys":"user:{id}""#, r#""versioned":true,"keys":"user:{id}:x""#, "must end in a part"),
             (r#"{"sql":{"read":"SELECT name FROM users WHERE id = $id"}}"#, r#"{"http":{"path":"/x"}}"#, "`read`"),
         ] {
             let json = MINIMAL.replacen(from, to, 1);

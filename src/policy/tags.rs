@@ -144,6 +144,7 @@ mod tests {
             mode: Mode::Enforce,
             strategy: RuleStrategy::Bypass {},
             tags,
+            versioned: false,
         }
     }
 

@@ -24,6 +24,7 @@ pub mod start_gate;
 pub mod sweep;
 pub mod tracking;
 pub mod upstream;
+pub mod versions;
 pub mod waiting_room;
 pub mod worker;
 

@@ -6,6 +6,7 @@ use super::engine::ttl::{Cover, Coverage};
 use crate::origin::{Carriage, Loader, OriginError, Origins, Writer};
 use crate::policy::explain::{KeyFacts, explain};
 use crate::policy::snapshot::{Allow, Topology};
+use crate::policy::versions::split;
 use crate::policy::{CacheAside, Journal, Lifetime, Mode, ReadThrough, Rule, RuleIndex, Snapshot, Span, Strategy, Unmatched};
 
 /// The position of a rule in its snapshot.
@@ -29,6 +30,9 @@ pub struct ActivePolicy {
     early_expiry: Vec<Option<f64>>,
     has_leases: bool,
     has_early_expiry: bool,
+    /// For each rule, whether its keys have versions in their names.
+    versioned: Vec<bool>,
+    has_versions: bool,
     /// Whether any rule only observes.
     observes: bool,
     /// Nothing is ever changed or counted: all keys pass untouched and no rule exists.
@@ -65,6 +69,8 @@ impl ActivePolicy {
         };
         let early_expiry: Vec<Option<f64>> = snapshot.rules.iter().map(early_expiry).collect();
         let has_early_expiry = early_expiry.iter().any(Option::is_some);
+        let versioned: Vec<bool> = snapshot.rules.iter().map(|rule| rule.versioned && rule.mode == Mode::Enforce).collect();
+        let has_versions = versioned.contains(&true);
         let observes = snapshot.rules.iter().any(|rule| rule.mode == Mode::Observe);
         let index = RuleIndex::new(snapshot.patterns().cloned());
         let transparent = snapshot.rules.is_empty() && snapshot.unmatched == Unmatched::Bypass {};
@@ -78,6 +84,8 @@ impl ActivePolicy {
             early_expiry,
             has_leases,
             has_early_expiry,
+            versioned,
+            has_versions,
             observes,
             transparent,
         })
@@ -136,10 +144,41 @@ impl ActivePolicy {
         matches!(self.snapshot.unmatched, Unmatched::Ttl(_)) || self.snapshot.rules.iter().any(covers)
     }
 
-    /// The first rule that covers `key`, or [`UNMATCHED`].
+    /// The first rule that covers `key`, or [`UNMATCHED`]. `key` may be the name that the cache has for a key of a versioned rule.
     #[inline]
     pub fn find(&self, key: &[u8]) -> RuleId {
+        if self.has_versions
+            && let Some(rule) = self.find_versioned(key)
+        {
+            return rule;
+        }
         self.index.find(key).map_or(UNMATCHED, |rule| rule as RuleId)
+    }
+
+    /// The rule of a name with a version in it, where it is one.
+    fn find_versioned(&self, name: &[u8]) -> Option<RuleId> {
+        let (key, _) = split(name)?;
+        self.index.find(key).map(|rule| rule as RuleId).filter(|rule| self.is_versioned(*rule))
+    }
+
+    /// The key that the cache has by this name: without its version, where its rule is versioned.
+    pub fn key_of<'n>(&self, name: &'n [u8]) -> &'n [u8] {
+        match split(name) {
+            Some((key, _)) if self.has_versions && self.find_versioned(name).is_some() => key,
+            _ => name,
+        }
+    }
+
+    /// Whether the keys of the rule have versions in the names that the cache has for them.
+    #[inline]
+    pub fn is_versioned(&self, id: RuleId) -> bool {
+        matches!(self.versioned.get(usize::from(id)), Some(true))
+    }
+
+    /// Whether those of any rule do.
+    #[inline]
+    pub fn has_versions(&self) -> bool {
+        self.has_versions
     }
 
     /// Where rules are looked for.

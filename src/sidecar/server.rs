@@ -31,6 +31,7 @@ use super::sweep;
 use super::upstream::discovery::Refresh;
 use super::upstream::node::NodeAddr;
 use super::upstream::view::View;
+use super::versions::keeper::keep_forever;
 use super::waiting_room::{self, Door, Visitor};
 use super::worker::{Outside, Worker};
 use crate::origin::OriginStats;
@@ -349,6 +350,7 @@ async fn work(feeds: Feeds, inbox: Inbox, listeners: Listeners, chores: Option<C
     let worker = Worker::new(policy, access, Arc::new(FromBackground(refresh)), origins, roster, Meter::new(&metrics));
     worker.router().adopt(&worker, &View::clone(&view.borrow_and_update()));
     tokio::task::spawn_local(worker.clone().tick_forever());
+    tokio::task::spawn_local(keep_forever(worker.clone()));
     tokio::task::spawn_local(run_errands(worker.clone(), inbox));
     if let Some(Chores { binding }) = chores {
         tokio::task::spawn_local(sweep::sweep_forever(worker.clone(), sweep::lease(binding.as_ref())));

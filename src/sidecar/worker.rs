@@ -25,6 +25,7 @@ use super::upstream::queue::{Pending, Recovered};
 use super::upstream::redirect::{Redirect, parse_redirect};
 use super::upstream::router::Router;
 use super::upstream::sink::{Answer, OnReply, Sink};
+use super::versions::Versions;
 use crate::policy::snapshot::Topology;
 use tokio::runtime::Handle;
 
@@ -76,6 +77,7 @@ pub struct Worker {
     bulk_lanes: BulkLanes,
     roster: Arc<Roster>,
     tracking: Tracking,
+    versions: Versions,
     meter: Meter,
 }
 
@@ -126,6 +128,7 @@ impl Worker {
             bulk_lanes: BulkLanes::default(),
             roster,
             tracking: Tracking::default(),
+            versions: Versions::default(),
             meter,
         })
     }
@@ -140,6 +143,12 @@ impl Worker {
     #[inline]
     pub fn policy(&self) -> Rc<ActivePolicy> {
         self.policy.borrow().clone()
+    }
+
+    /// Whether keys of any rule have versions in their names.
+    #[inline]
+    pub fn has_versions(&self) -> bool {
+        self.policy.borrow().has_versions()
     }
 
     /// Puts another policy in force; commands that are under way keep what was decided.
@@ -165,6 +174,11 @@ impl Worker {
     #[inline]
     pub fn scratch(&self) -> Rc<RefCell<Vec<u8>>> {
         self.scratch.clone()
+    }
+
+    /// Which versions of keys are meant.
+    pub fn versions(&self) -> &Versions {
+        &self.versions
     }
 
     /// What is being loaded.

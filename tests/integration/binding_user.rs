@@ -91,6 +91,7 @@ fn policy() -> CachePolicy {
                 "origin": {"name": "db", "read": "SELECT name FROM users WHERE id = $id"}},
             {"name": "odd", "keys": "odd \"{id}\" [{name}]*", "strategy": "CacheAside", "ttl": "1h"},
             {"name": "queue", "keys": "queue:{name…}", "strategy": "Bypass"},
+            {"name": "page", "keys": "page:{group}:{id}", "strategy": "CacheAside", "invalidate": {"versioned": "Rule", "tags": ["group:{group}"]}},
         ],
     });
     CachePolicy::new("shop", serde_json::from_value(spec).expect("a specification"))
@@ -223,6 +224,15 @@ fn everything_works(scene: &Scene) {
         one.line("EXISTS item:8").int() == 0 && sum_of(scene, "larder_invalidation_walks_total") == 1
     });
     assert_eq!((sum_of(scene, "larder_events_total"), sum_of(scene, "larder_events_foreign_total")), (2, 1));
+    // Versions of a rule and of a tag.
+    for kind in ["rule page", "tag group:a"] {
+        assert_eq!(one.line("SET page:a:1 x"), ok());
+        assert_eq!(two.line("GET page:a:1"), bulk("x"));
+        assert!(!two.line(&format!("XADD larder:events * {kind}")).is_error());
+        wait_for("a new version", LIMIT, || {
+            [&mut one, &mut two].iter_mut().all(|client| client.line("EXISTS page:a:1").int() == 0)
+        });
+    }
     // Newer snapshots would be heard of.
     let channel = scene.binding.snapshot_key();
     let mut server = scene.servers.holder_of(&channel);

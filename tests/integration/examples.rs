@@ -175,6 +175,30 @@ fn ordinary_clients_read(port: u16, key: &str, value: &str) {
 }
 
 #[test]
+fn a_new_price_list_makes_all_pages_outdated_by_one_write() {
+    let directory = TempDir::new().unwrap();
+    let database = directory.path().join("shop.db");
+    let sqlite = |statement: &str| {
+        assert!(Command::new("sqlite3").arg(&database).arg(statement).status().expect("make setup installs sqlite3").success());
+    };
+    sqlite(
+        "CREATE TABLE prices (product TEXT PRIMARY KEY, cents INTEGER); INSERT INTO prices VALUES ('tea', 350), ('milk', 120)",
+    );
+    let (dev, mut client) = run("versions", &[("sqlite://shop.db", &format!("sqlite://{}", database.display()))]);
+    let mut pages = || ["page:tea", "page:milk"].map(|key| client.call(&["GET", key]).text());
+    assert_eq!(pages(), ["tea costs 350", "milk costs 120"]);
+    sqlite("UPDATE prices SET cents = cents + 10");
+    let invalidate = Command::new(env!("CARGO_BIN_EXE_larder"))
+        .args(["invalidate", "--rule", "page", "--wait", "--run-dir"])
+        .arg(dev.directory())
+        .output()
+        .unwrap();
+    assert!(invalidate.status.success(), "{}", String::from_utf8_lossy(&invalidate.stderr));
+    assert_eq!(pages(), ["tea costs 360", "milk costs 130"]);
+    dev.stop();
+}
+
+#[test]
 fn of_all_who_miss_a_key_one_loads_and_the_others_wait_for_what_it_stores() {
     let (dev, mut first) = run("cache-aside", &[]);
     let mut second = Client::connect(first.stream().peer_addr().unwrap().port()).unwrap();

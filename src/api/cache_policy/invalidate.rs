@@ -1,6 +1,7 @@
 //! What ends cached values before their TTL, as a CachePolicy says it.
 
 use kube::KubeSchema;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::api::text::TagText;
@@ -16,4 +17,19 @@ pub struct InvalidateSpec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(with = "Vec<TagText>", length(max = MAX_TAGS))]
     pub tags: Vec<String>,
+    /// Rule: the cache keeps the rule's keys under names with a version, which is the rule's own, so that one write invalidates all of them,
+    /// however many there are; what was loaded before is met by nobody either. Reads may take a second to notice. On such keys GET, SET and
+    /// their like are carried out, and other commands are refused by name. Only where strategy is CacheAside or ReadThrough and keys end
+    /// in a part.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Versioned")]
+    pub versioned: Option<Versioned>,
+}
+
+/// Which keys share a version.
+#[derive(JsonSchema, Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[schemars(inline)]
+pub enum Versioned {
+    /// All of the rule.
+    Rule,
 }

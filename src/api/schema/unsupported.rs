@@ -12,10 +12,6 @@ const POLICY_FIELDS: &[(&str, &str)] = &[
     ("spec.workloads.matchExpressions", "remove it, and select workloads by matchLabels"),
     ("spec.rules[].invalidate.changes", "remove it: whoever changes the table writes an event, XADD larder:events * tag TAG"),
     ("spec.rules[].invalidate.events", "remove it: events in the stream larder:events need nothing here"),
-    (
-        "spec.rules[].invalidate.versioned",
-        "remove it: keys are invalidated by DEL, LARDER.INVALIDATE, XADD larder:events and their TTL",
-    ),
     ("spec.rules[].nearCache", "remove it: values are kept in the cache tier only"),
     ("spec.rules[].origin.increment", "remove it: the application counts in its database itself, then deletes the key"),
 ];
@@ -23,6 +19,12 @@ const POLICY_FIELDS: &[(&str, &str)] = &[
 const VALUES: &[(Kind, &str, &str, &str)] = &[
     (Kind::CachePolicy, "spec.rules[].writeBehind.overflow", "WriteThrough", "write Reject, and a greater maxDepth and maxBytes"),
     (Kind::CachePolicy, "spec.rules[].origin.as", "Hash", "write Json or String"),
+    (
+        Kind::CachePolicy,
+        "spec.rules[].invalidate.versioned",
+        "Entity",
+        "write Rule, or remove it: one key is invalidated by one write in any case",
+    ),
 ];
 
 const BOUNDS: &[(Kind, &str, &str)] = &[

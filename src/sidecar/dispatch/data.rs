@@ -14,6 +14,7 @@ use crate::sidecar::session::Session;
 use crate::sidecar::slots;
 use crate::sidecar::upstream::queue::{ANY_SLOT, Pending, Retry};
 use crate::sidecar::upstream::sink::{OnReply, Sink, Transaction};
+use crate::sidecar::versions::written::guarded;
 use crate::sidecar::worker::Worker;
 
 /// Redis Cluster's own words.
@@ -107,7 +108,7 @@ pub fn fills(session: &Session, request: &Request<'_>) -> bool {
 /// A write on keys that may be covered.
 fn write(session: &Rc<Session>, request: &Request<'_>, slot: u16) -> Flow {
     let sink = Sink::Client { session: session.clone(), sequence: session.take_place(), on_reply: OnReply::Pass };
-    if submit_write(session, request, slot, sink) { Flow::Continue } else { Flow::Wait }
+    if submit_write(session, request, slot, guarded(session.worker(), sink)) { Flow::Continue } else { Flow::Wait }
 }
 
 /// Sends a write, with whatever keeps its covered keys within their TTLs. `false`: the session should pause.

@@ -22,6 +22,7 @@ use super::exclusive::Exclusive;
 use super::patterns::{cache_aside, write_through};
 use super::resp::{CommandArgs, encode};
 use super::session::Session;
+use super::versions;
 
 /// What the client's task does next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,6 +34,8 @@ pub enum Flow {
     /// The command is not handed on: it changes which connections later commands take, and is handed on again when all earlier
     /// ones are answered.
     Quiet,
+    /// The command is not handed on: something is asked for first, until when the session is held.
+    Again,
     /// The command is not handed on: it needs a connection of the client's own.
     Exclusive(Exclusive),
 }
@@ -62,41 +65,54 @@ pub fn command(session: &Rc<Session>, raw: &[u8], args: CommandArgs<'_>) -> Flow
     if session.worker().metrics().hot_keys().are_watched() {
         note_keys(session, &request);
     }
+    if session.worker().has_versions()
+        && let Some(flow) = versions::takes(session, &request)
+    {
+        return flow;
+    }
+    hand_on(session, &request)
+}
+
+/// Whether a command may change what the cache has of its keys.
+pub fn changes(request: &Request<'_>) -> bool {
+    request.spec.access == Access::Write || request.spec.name == "larder.invalidate"
+}
+
+/// Hands on a command that names keys as the cache has them.
+#[inline]
+pub fn hand_on(session: &Rc<Session>, request: &Request<'_>) -> Flow {
+    let spec = request.spec;
     session.set_leaving(false);
     if session.has_parked() {
-        cache_aside::arrives(session, &request);
+        cache_aside::arrives(session, request);
     }
     if spec.access != Access::Read {
         session.note_change();
     }
-    if let Some(key) = own_keys::named_by(&request) {
-        return if announce::is_announcement(&request) {
-            announce::run(session, &request)
-        } else {
-            own_keys::refuse(session, key)
-        };
+    if let Some(key) = own_keys::named_by(request) {
+        return if announce::is_announcement(request) { announce::run(session, request) } else { own_keys::refuse(session, key) };
     }
     if spec.access == Access::Write
-        && let Some(flow) = write_through::takes(session, &request)
+        && let Some(flow) = write_through::takes(session, request)
     {
         return flow;
     }
     match spec.class {
-        Class::Data | Class::Script | Class::Publish | Class::Unknown => data::forward(session, &request),
-        Class::Split(join) => split::forward(session, &request, join),
-        Class::Blocking | Class::Wait(_) if !spec.blocks(&args) => data::forward(session, &request),
+        Class::Data | Class::Script | Class::Publish | Class::Unknown => data::forward(session, request),
+        Class::Split(join) => split::forward(session, request, join),
+        Class::Blocking | Class::Wait(_) if !spec.blocks(&request.args) => data::forward(session, request),
         Class::Blocking | Class::Wait(_) => Flow::Exclusive(Exclusive::Blocking),
-        Class::Transaction => transaction(session, &request),
+        Class::Transaction => transaction(session, request),
         Class::PubSub => Flow::Exclusive(Exclusive::Subscribe),
-        Class::ScriptAdmin(gather) | Class::AllShards(gather) => shards::all(session, &request, gather),
-        Class::Gated(gather) => shards::gated(session, &request, gather),
+        Class::ScriptAdmin(gather) | Class::AllShards(gather) => shards::all(session, request, gather),
+        Class::Gated(gather) => shards::gated(session, request, gather),
         Class::Scan if spec.name == "randomkey" => names::random(session),
-        Class::Scan => shards::scan(session, &request),
-        Class::AnyNode if spec.name == "config|get" => config::get(session, &request),
-        Class::AnyNode => shards::any(session, &request),
-        Class::Connection => local::connection(session, &request),
-        Class::Topology => local::topology(session, &request),
-        Class::Larder => local::larder(session, &request),
+        Class::Scan => shards::scan(session, request),
+        Class::AnyNode if spec.name == "config|get" => config::get(session, request),
+        Class::AnyNode => shards::any(session, request),
+        Class::Connection => local::connection(session, request),
+        Class::Topology => local::topology(session, request),
+        Class::Larder => local::larder(session, request),
         Class::Refused(refusal) => {
             let name = spec.name.replace('|', " ").to_ascii_uppercase();
             refuse(session, &format!("NOPERM {name} is not passed on by Larder: {}", refusal.remedy()))

@@ -7,8 +7,8 @@ use super::Flow;
 use super::shards::slots_of_all;
 use crate::sidecar::resp::{encode, reply};
 use crate::sidecar::session::Session;
-use crate::sidecar::slots::is_larder_key;
 use crate::sidecar::upstream::ask::ask;
+use crate::sidecar::versions::shown;
 
 /// How often chance is tried before the keys are walked.
 const MOST_DRAWS: usize = 16;
@@ -46,7 +46,9 @@ pub fn in_slot(session: &Rc<Session>, slot: u16, count: u64) -> Flow {
             let list = ask(&worker, slot, lane, &command).await?;
             let names = reply::elements(&list).unwrap_or_default();
             let total = names.len() as u64;
-            let mut own: Vec<&[u8]> = names.into_iter().filter(|name| !reply::text(name).is_some_and(is_larder_key)).collect();
+            // A name with a version may lie in another slot than the key that the client knows.
+            let is_own = |name: &&[u8]| reply::text(name).is_some_and(|name| shown(&worker, name) == Some(name));
+            let mut own: Vec<&[u8]> = names.into_iter().filter(is_own).collect();
             if own.len() as u64 >= count || total < wanted {
                 own.truncate(usize::try_from(count).unwrap_or(usize::MAX));
                 let mut out = Vec::new();
@@ -80,8 +82,11 @@ async fn draw(session: &Rc<Session>) -> Result<Option<Vec<u8>>, String> {
         let Some(at) = (worker.random() as usize).checked_rem(shards.len()) else { return Ok(None) };
         let drawn = ask(worker, shards[at], lane, &[b"RANDOMKEY"]).await?;
         match reply::text(&drawn) {
-            Some(key) if is_larder_key(key) => {}
-            Some(key) => return Ok(Some(key.to_vec())),
+            Some(name) => {
+                if let Some(key) = shown(worker, name) {
+                    return Ok(Some(key.to_vec()));
+                }
+            }
             None => drop(shards.swap_remove(at)),
         }
     }
@@ -101,7 +106,7 @@ async fn walk(session: &Rc<Session>, slot: u16) -> Result<Option<Vec<u8>>, Strin
         let parts = reply::elements(&page).unwrap_or_default();
         let [next, keys] = parts[..] else { break };
         let keys = reply::elements(keys).unwrap_or_default();
-        if let Some(key) = keys.into_iter().filter_map(reply::text).find(|key| !is_larder_key(key)) {
+        if let Some(key) = keys.into_iter().filter_map(reply::text).find_map(|name| shown(session.worker(), name)) {
             return Ok(Some(key.to_vec()));
         }
         cursor = reply::text(next).unwrap_or(b"0").to_vec();

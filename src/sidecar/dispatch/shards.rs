@@ -12,6 +12,7 @@ use crate::sidecar::upstream::lane::Lane;
 use crate::sidecar::upstream::node::NodeAddr;
 use crate::sidecar::upstream::queue::{ANY_SLOT, Pending, Retry};
 use crate::sidecar::upstream::sink::{Answer, OnReply, Sink};
+use crate::sidecar::versions::{Listing, shown_list, when_known};
 use crate::sidecar::worker::Worker;
 
 /// The low bits of a cursor that say which shard it belongs to. Redis Cluster has at most a thousand nodes or so.
@@ -91,6 +92,9 @@ pub fn slots_of_all(worker: &Worker) -> Vec<u16> {
 
 /// As [`all`], where the policy allows it.
 pub fn gated(session: &Rc<Session>, request: &Request<'_>, gather: Gather) -> Flow {
+    if request.spec.name == "keys" && session.worker().policy().has_versions() {
+        return refuse(session, "NOPERM KEYS does not tell names with versions from others, and a rule has some: use SCAN");
+    }
     let allow = session.worker().policy().allow();
     let (allowed, field) = if request.spec.name == "keys" { (allow.keys, "keys") } else { (allow.flush, "flush") };
     if allowed {
@@ -121,16 +125,20 @@ pub fn scan(session: &Rc<Session>, request: &Request<'_>) -> Flow {
     let Some((_, slot)) = nodes.into_iter().nth(shard) else {
         return refuse(session, "ERR invalid cursor");
     };
+    let Listing { args, glob } = Listing::of(worker, request);
     let mut wire = Vec::new();
-    encode::array(&mut wire, request.args.len());
-    for (index, arg) in request.args.iter().enumerate() {
+    encode::array(&mut wire, args.len());
+    for (index, arg) in args.iter().enumerate() {
         if index == 1 { encode::bulk(&mut wire, inner.to_string().as_bytes()) } else { encode::bulk(&mut wire, arg) }
     }
     let (waiting, place) = (session.clone(), session.take_place());
-    let sink = Sink::Call(Box::new(move |_, answer| {
-        waiting.answer(place, |out| match answer {
-            Answer::Reply(bytes) => rewrite_scan(bytes, shard, shards, out),
-            Answer::Failed(text) => encode::error(out, text),
+    let sink = Sink::Call(Box::new(move |worker, answer| {
+        when_known(worker, answer, move |worker, answer| {
+            let names = |names: &[u8], out: &mut Vec<u8>| shown_list(worker, names, glob.as_deref(), out);
+            waiting.answer(place, |out| match answer {
+                Answer::Reply(bytes) => rewrite_scan(bytes, shard, shards, out, names),
+                Answer::Failed(text) => encode::error(out, text),
+            });
         });
     }));
     let pending = Pending::new(sink, slot, Retry::Safe, session.lane(), worker.now());
@@ -141,19 +149,25 @@ pub fn scan(session: &Rc<Session>, request: &Request<'_>) -> Flow {
 fn listing(session: &Rc<Session>, request: &Request<'_>) -> Flow {
     let (worker, waiting, place) = (session.worker(), session.clone(), session.take_place());
     let scans = request.spec.name == "scan";
-    let sink = Sink::Call(Box::new(move |_, answer| {
-        waiting.answer(place, |out| match answer {
-            Answer::Reply(bytes) if scans => hide_in_scan(bytes, out),
-            Answer::Reply(bytes) => own_keys::hide(bytes, out),
-            Answer::Failed(text) => encode::error(out, text),
+    let Listing { args, glob } = Listing::of(worker, request);
+    let mut wire = Vec::new();
+    encode::command(&mut wire, &args);
+    let sink = Sink::Call(Box::new(move |worker, answer| {
+        when_known(worker, answer, move |worker, answer| {
+            let names = |names: &[u8], out: &mut Vec<u8>| shown_list(worker, names, glob.as_deref(), out);
+            waiting.answer(place, |out| match answer {
+                Answer::Reply(bytes) if scans => show_scan(bytes, out, names),
+                Answer::Reply(bytes) => own_keys::hide(bytes, out),
+                Answer::Failed(text) => encode::error(out, text),
+            });
         });
     }));
     let pending = Pending::new(sink, ANY_SLOT, Retry::Safe, session.lane(), worker.now());
-    if worker.submit(&[request.raw], pending) { Flow::Continue } else { Flow::Wait }
+    if worker.submit(&[&wire], pending) { Flow::Continue } else { Flow::Wait }
 }
 
 /// Puts the shard into the cursor; the end of one shard is the start of the next.
-fn rewrite_scan(bytes: &[u8], shard: usize, shards: usize, out: &mut Vec<u8>) {
+fn rewrite_scan(bytes: &[u8], shard: usize, shards: usize, out: &mut Vec<u8>, names: impl FnOnce(&[u8], &mut Vec<u8>)) {
     let Some([cursor, items]) = reply::elements(bytes).and_then(|parts| <[&[u8]; 2]>::try_from(parts).ok()) else {
         return out.extend_from_slice(bytes);
     };
@@ -166,17 +180,22 @@ fn rewrite_scan(bytes: &[u8], shard: usize, shards: usize, out: &mut Vec<u8>) {
     };
     encode::array(out, 2);
     encode::bulk(out, next.to_string().as_bytes());
-    own_keys::hide(items, out);
+    names(items, out);
 }
 
 /// Passes a SCAN's answer on without the names of Larder's own.
 pub fn hide_in_scan(bytes: &[u8], out: &mut Vec<u8>) {
+    show_scan(bytes, out, own_keys::hide);
+}
+
+/// Passes a SCAN's answer on, with its list of names as `names` appends it.
+fn show_scan(bytes: &[u8], out: &mut Vec<u8>, names: impl FnOnce(&[u8], &mut Vec<u8>)) {
     let Some([cursor, items]) = reply::elements(bytes).and_then(|parts| <[&[u8]; 2]>::try_from(parts).ok()) else {
         return out.extend_from_slice(bytes);
     };
     encode::array(out, 2);
     out.extend_from_slice(cursor);
-    own_keys::hide(items, out);
+    names(items, out);
 }
 
 #[cfg(test)]
@@ -187,7 +206,7 @@ mod tests {
     fn a_scan_goes_from_shard_to_shard() {
         let turn = |cursor: &str, shard| {
             let mut out = Vec::new();
-            rewrite_scan(format!("*2\r\n${}\r\n{cursor}\r\n*0\r\n", cursor.len()).as_bytes(), shard, 3, &mut out);
+            rewrite_scan(format!("*2\r\n${}\r\n{cursor}\r\n*0\r\n", cursor.len()).as_bytes(), shard, 3, &mut out, own_keys::hide);
             let parts = reply::elements(&out).map(|parts| parts[0].to_vec()).unwrap_or_default();
             String::from_utf8_lossy(reply::text(&parts).unwrap_or_default()).into_owned()
         };

@@ -13,6 +13,7 @@ use crate::sidecar::slots;
 use crate::sidecar::upstream::gather::{Assembly, Meeting};
 use crate::sidecar::upstream::queue::{ANY_SLOT, Pending, Retry};
 use crate::sidecar::upstream::sink::Sink;
+use crate::sidecar::versions::written::guarded;
 
 /// The keys of one slot: their arguments (with values, for MSET) and their places among the client's keys.
 #[derive(Default)]
@@ -99,7 +100,7 @@ pub fn submit_part(
     match scanner.scan(wire) {
         Ok(CommandScan::Complete { .. }) => {
             let part = Request { raw: wire, args: CommandArgs::new(wire, scanner.ranges()), spec };
-            submit_write(session, &part, slot, sink)
+            submit_write(session, &part, slot, guarded(worker, sink))
         }
         // What was just written is whole.
         _ => true,

@@ -96,6 +96,12 @@ pub fn carry_out(session: &Rc<Session>, request: &Request<'_>, element: &[u8], n
         return own_keys::refuse(session, key);
     }
     let failed = element.first() == Some(&b'-');
+    if request.spec.class == Class::Scan && session.worker().policy().has_versions() {
+        return super::refuse(
+            session,
+            "NOPERM within a transaction names with versions cannot be told from others: use SCAN outside",
+        );
+    }
     match part(session, request) {
         None => pass(),
         Some(Part::Answers | Part::Instead(_)) => answer(session, request),

@@ -4,11 +4,13 @@ use std::rc::Rc;
 
 use futures_util::future::join_all;
 
+use crate::policy::versions::Counter;
 use crate::sidecar::dispatch::{invalidation_slot, submit_invalidation};
 use crate::sidecar::exclusive::wait::{Unconfirmed, wait_for_replicas};
 use crate::sidecar::resp::reply;
 use crate::sidecar::upstream::ask::{caller, heard};
 use crate::sidecar::upstream::lane::Lane;
+use crate::sidecar::versions::written::{Mapped, settle};
 use crate::sidecar::worker::Worker;
 
 /// What came of it.
@@ -32,8 +34,11 @@ pub async fn invalidate(worker: &Rc<Worker>, keys: &[Vec<u8>]) -> Result<Outcome
         return Ok(outcome);
     }
     let lane = Lane::default();
-    let mut asked = Vec::with_capacity(keys.len());
-    for key in keys {
+    let policy = worker.policy();
+    let is_versioned = |key: &&Vec<u8>| policy.is_versioned(policy.find(key));
+    let (versioned, plain): (Vec<&Vec<u8>>, Vec<&Vec<u8>>) = keys.iter().partition(is_versioned);
+    let mut asked = Vec::with_capacity(plain.len());
+    for key in &plain {
         let (sink, receiver) = caller();
         submit_invalidation(worker, lane, key, sink);
         asked.push(heard(receiver));
@@ -45,7 +50,22 @@ pub async fn invalidate(worker: &Rc<Worker>, keys: &[Vec<u8>]) -> Result<Outcome
             Err(text) => return Err(text),
         }
     }
-    let mut slots: Vec<u16> = keys.iter().map(|key| invalidation_slot(worker, key)).collect();
+    let mut slots: Vec<u16> = plain.iter().map(|key| invalidation_slot(worker, key)).collect();
+    let settled = versioned.iter().filter_map(|key| {
+        let counters = Counter::all_of(policy.rule(policy.find(key))?, key);
+        let mapped = Mapped { lane, keys: vec![(counters, key.to_vec(), None)] };
+        Some(async move { settle(worker, &mapped).await })
+    });
+    for settled in join_all(settled).await {
+        match settled {
+            Ok(settled) => {
+                outcome.removed += settled.removed;
+                slots.extend(settled.slots);
+            }
+            Err(text) if is_forbidden(&text) => outcome.forbidden += 1,
+            Err(text) => return Err(text),
+        }
+    }
     slots.sort_unstable();
     slots.dedup();
     outcome.unconfirmed = confirmed(worker, &slots).await?;

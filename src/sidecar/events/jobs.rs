@@ -259,9 +259,9 @@ fn names(pass: Pass, key: &[u8]) -> Vec<Vec<u8>> {
 }
 
 impl Target {
-    /// Whether `key` is to go. Only keys that a rule covers are: what a policy leaves alone may be no cache.
-    pub fn covers(&self, policy: &ActivePolicy, key: &[u8]) -> bool {
-        let id = policy.find(key);
+    /// Whether the key that the cache has by this name is to go. Only keys that a rule covers are: what a policy leaves alone may be no cache.
+    pub fn covers(&self, policy: &ActivePolicy, name: &[u8]) -> bool {
+        let (id, key) = (policy.find(name), policy.key_of(name));
         let Some(rule) = policy.rule(id).filter(|_| policy.lifetime_of(id).is_some()) else { return false };
         match self {
             Self::Rule(name) => rule.name == *name,

@@ -3,9 +3,10 @@
 //! One sidecar of each binding reads the stream at a time, and carries out for all of them: values, copies and the right to store what
 //! was loaded before are in the cache that they share. An entry is passed only when it was carried out, so each is at least once;
 //! twice does no harm. [`position`] notices entries that were lost unread: then all that leases keep right goes, since nobody knows
-//! what they said. [`tagged`] tells what a tag stands for; [`jobs`] has what takes a walk over all keys.
+//! what they said. [`tagged`] tells what a tag stands for, [`drawn`] what one write invalidates; [`jobs`] has what takes a walk over all keys.
 
 mod carry;
+mod drawn;
 pub mod entry;
 mod jobs;
 mod line;
@@ -35,9 +36,11 @@ use super::dispatch::invalidation_slot;
 use super::policy::UNMATCHED;
 use super::upstream::admin_client::ReplyError;
 use super::upstream::router::Node;
+use super::versions::keeper;
 use super::worker::Worker;
 use crate::policy::binding::BindingName;
 use crate::policy::events::STREAM;
+use crate::policy::versions::Counter;
 
 /// Who has no turn asks for it this often, times the number of sidecars: two questions a second, of however many.
 const ASK_EVERY: Duration = Duration::from_millis(500);
@@ -253,7 +256,10 @@ impl Reader {
             Event::Key(key) => return keys.push(key),
             Event::Tag(tag) => match tagged::look_up(&policy, tag.as_bytes()) {
                 None => return counters.events_foreign.inc(),
-                Some(Tagged { keys: named, walks }) => {
+                Some(Tagged { keys: named, counters: drawn, walks }) => {
+                    for counter in &drawn {
+                        self.draw(counter).await;
+                    }
                     keys.extend(named);
                     if !walks {
                         return;
@@ -268,12 +274,36 @@ impl Reader {
             Event::Rule(name) => Target::Rule(name),
             Event::Pattern(pattern) => Target::Pattern(pattern),
         };
+        if let Some(counter) = drawn::counter_of(&policy, &target) {
+            return self.draw(&counter).await;
+        }
         while !desk.kept.borrow().jobs.has_room() {
             sleep(PAUSE).await;
         }
         desk.kept.borrow_mut().jobs.wish(target, id);
         desk.wanted.notify_one();
         counters.events.inc();
+    }
+
+    /// Invalidates all keys that a version is part of, by a new one.
+    async fn draw(&self, counter: &Counter) {
+        let counters = self.worker.metrics().background();
+        let slot = invalidation_slot(&self.worker, &counter.key());
+        loop {
+            let drawn = keeper::draw(&self.worker, counter).await;
+            let confirmed = match drawn {
+                Ok(()) => carry::confirmed(&self.worker, &[slot]).await,
+                Err(text) => Err(text),
+            };
+            match confirmed {
+                Ok(unconfirmed) => {
+                    counters.events.inc();
+                    return counters.events_unconfirmed.add(u64::from(unconfirmed.is_some()));
+                }
+                Err(error) => tracing::debug!(%error, "no new version is drawn yet"),
+            }
+            sleep(PAUSE).await;
+        }
     }
 
     /// An entry is not understood: it is passed all the same, since it would hold up all others.

@@ -5,9 +5,10 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use serde_json::{Value as Json, json};
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
 use super::carry;
+use super::drawn;
 use super::jobs::{Pass, Progress, Target};
 use super::position::EntryId;
 use super::store::Store;
@@ -22,6 +23,8 @@ use crate::sidecar::slots::is_larder_key;
 use crate::sidecar::upstream::ask::{ask, caller, heard};
 use crate::sidecar::upstream::lane::Lane;
 use crate::sidecar::upstream::queue::{Pending, Retry};
+use crate::sidecar::versions::epoch::LEASE_MS;
+use crate::sidecar::versions::name_now;
 use crate::sidecar::worker::Worker;
 
 /// How long a trial may count.
@@ -169,7 +172,8 @@ async fn announce(worker: &Rc<Worker>, meant: &Meant) -> Result<Json, Refusal> {
 async fn try_keys(worker: &Rc<Worker>, policy: &ActivePolicy, keys: &[Vec<u8>]) -> Result<Json, Refusal> {
     let mut told = Vec::new();
     for key in keys {
-        let there = ask(worker, invalidation_slot(worker, key), Lane::default(), &[b"EXISTS", key]).await;
+        let name = name_now(worker, key);
+        let there = ask(worker, invalidation_slot(worker, &name), Lane::default(), &[b"EXISTS", &name]).await;
         let there = reply::integer(&there.map_err(Refusal::Later)?) == Some(1);
         let rule = policy.rule(policy.find(key)).map(|rule| rule.name.clone());
         told.push(json!({"key": String::from_utf8_lossy(key), "rule": rule, "there": there}));
@@ -186,7 +190,12 @@ async fn try_walk(worker: &Rc<Worker>, target: Target) -> Result<Json, Refusal> 
 
 async fn follow(worker: &Rc<Worker>, store: &Store, target: &Target, event: EntryId) -> Result<Json, Refusal> {
     let kept = store.look(worker).await.map_err(Refusal::Later)?;
-    Ok(match kept.jobs.progress(target, event) {
+    let progress = kept.jobs.progress(target, event);
+    if progress == Progress::Unknown && kept.position.id >= event && draws(&worker.policy(), target) {
+        // What sidecars were told before they have forgotten by then.
+        sleep(Duration::from_millis(LEASE_MS)).await;
+    }
+    Ok(match progress {
         Progress::Waiting => json!({"state": "waiting"}),
         Progress::Walking(walk) => {
             let pass = if walk.pass == Pass::Leases { 1 } else { 2 };
@@ -205,6 +214,14 @@ async fn follow(worker: &Rc<Worker>, store: &Store, target: &Target, event: Entr
 fn takes_walk(policy: &ActivePolicy, target: &Target) -> bool {
     match target {
         Target::Tag(tag) => tagged::look_up(policy, tag.as_bytes()).is_none_or(|found| found.walks),
-        Target::Rule(_) | Target::Pattern(_) | Target::Leased => true,
+        Target::Rule(_) | Target::Pattern(_) | Target::Leased => drawn::counter_of(policy, target).is_none(),
+    }
+}
+
+/// Whether new versions are drawn for a target, of which sidecars hear one by one.
+fn draws(policy: &ActivePolicy, target: &Target) -> bool {
+    match target {
+        Target::Tag(tag) => tagged::look_up(policy, tag.as_bytes()).is_some_and(|found| !found.counters.is_empty()),
+        Target::Rule(_) | Target::Pattern(_) | Target::Leased => drawn::counter_of(policy, target).is_some(),
     }
 }

@@ -1,6 +1,7 @@
-//! What a tag stands for under a policy: keys that it names to the end, and others that a walk has to find. Pure.
+//! What a tag stands for under a policy: keys that it names to the end, versions that are drawn anew, and keys that a walk has to find. Pure.
 
 use crate::policy::tags::{Meaning, meanings};
+use crate::policy::versions::Counter;
 use crate::sidecar::policy::{ActivePolicy, RuleId};
 
 /// What a tag stands for.
@@ -8,6 +9,8 @@ use crate::sidecar::policy::{ActivePolicy, RuleId};
 pub struct Tagged {
     /// The keys that it names to the end: one for each template at the most.
     pub keys: Vec<Vec<u8>>,
+    /// Its versions among the keys of versioned rules.
+    pub counters: Vec<Counter>,
     /// Whether others may have it, too.
     pub walks: bool,
 }
@@ -23,6 +26,13 @@ pub fn look_up(policy: &ActivePolicy, tag: &[u8]) -> Option<Tagged> {
         for meaning in meanings(rule, tag) {
             match meaning {
                 Meaning::Nothing => {}
+                Meaning::Key(_) | Meaning::Several if policy.is_versioned(id) => {
+                    let counters = &mut found.get_or_insert_default().counters;
+                    let counter = Counter::of_tag(&rule.keys, tag);
+                    if !counters.contains(&counter) {
+                        counters.push(counter);
+                    }
+                }
                 // Another rule before this one may decide over the key.
                 Meaning::Key(key) if policy.find(&key) != id => {}
                 Meaning::Key(key) => found.get_or_insert_default().keys.push(key),
@@ -53,6 +63,11 @@ mod tests {
             rule("user", "user:{id}", r#"["user:{id}"]"#),
             rule("face", "face:{id}", r#"["user:{id}","faces"]"#),
             rule("cart", "cart:{id}:{shop}", r#"["cart:{id}"]"#),
+            rule("page", "page:{id}:{lang}", r#"["page:{id}","user:{id}"]"#).replacen(
+                "\"strategy\"",
+                "\"versioned\":true,\"strategy\"",
+                1,
+            ),
             rule("seen", "seen:{id}", r#"["seen:{id}"]"#).replacen("\"strategy\"", "\"mode\":\"observe\",\"strategy\"", 1),
         ];
         let snapshot = format!(
@@ -65,10 +80,13 @@ mod tests {
         let policy = ActivePolicy::new(Arc::new(snapshot), &origins).expect("a policy");
         let keys = |keys: &[&str]| keys.iter().map(|key| key.as_bytes().to_vec()).collect::<Vec<_>>();
         let found = |tag: &str| look_up(&policy, tag.as_bytes());
-        assert_eq!(found("user:7"), Some(Tagged { keys: keys(&["user:7", "face:7"]), walks: false }));
-        assert_eq!(found("user:1"), Some(Tagged { keys: keys(&["face:1"]), walks: false }), "another rule covers user:1");
-        assert_eq!(found("faces"), Some(Tagged { keys: keys(&[]), walks: true }));
-        assert_eq!(found("cart:7"), Some(Tagged { keys: keys(&[]), walks: true }));
+        let counter = |tag: &str| vec![Counter::of_tag(&policy.snapshot().rules[4].keys, tag.as_bytes())];
+        let tagged = |keys, tag: &str| Some(Tagged { keys, counters: counter(tag), walks: false });
+        assert_eq!(found("user:7"), tagged(keys(&["user:7", "face:7"]), "user:7"));
+        assert_eq!(found("user:1"), tagged(keys(&["face:1"]), "user:1"), "another rule covers user:1");
+        assert_eq!(found("page:7"), tagged(keys(&[]), "page:7"));
+        assert_eq!(found("faces"), Some(Tagged { keys: keys(&[]), walks: true, ..Tagged::default() }));
+        assert_eq!(found("cart:7"), Some(Tagged { keys: keys(&[]), walks: true, ..Tagged::default() }));
         assert_eq!((found("seen:7"), found("none")), (None, None), "what is only observed is not touched");
     }
 }

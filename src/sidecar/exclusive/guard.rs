@@ -17,6 +17,7 @@ use crate::sidecar::slots;
 use crate::sidecar::tracking;
 use crate::sidecar::upstream::broken::LOST;
 use crate::sidecar::upstream::queue::ANY_SLOT;
+use crate::sidecar::versions;
 
 /// The slot of a command's keys; [`ANY_SLOT`] where there are no slots, or no keys.
 ///
@@ -29,6 +30,9 @@ pub fn admit(session: &Rc<Session>, args: &CommandArgs<'_>, spec: &CommandSpec) 
     if policy.has_writers()
         && let Some(text) = write_through::refusal_apart(&policy, spec, args, "a transaction or a command that takes its own way")
     {
+        return Err(text);
+    }
+    if let Some(text) = versions::refusal_apart(&policy, spec, args) {
         return Err(text);
     }
     let keys = spec.keys(args).unwrap_or_default();

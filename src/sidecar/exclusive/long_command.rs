@@ -17,6 +17,7 @@ use crate::sidecar::resp::{CommandArgs, CommandTail, ProtocolError};
 use crate::sidecar::session::{Reader, Session};
 use crate::sidecar::slots::{self, SlotScan};
 use crate::sidecar::upstream::queue::ANY_SLOT;
+use crate::sidecar::versions;
 
 /// How much is read ahead. Above [`MOST_AT_ONCE`] and a header.
 const MOST_AHEAD_BYTES: usize = 128 * 1024;
@@ -307,6 +308,8 @@ impl LongCommand {
                 self.refusal = Some(own_keys::refusal(head));
             } else if key.rule == UNMATCHED && self.policy.refuses_unmatched() {
                 self.refusal = Some(unmatched_text(head));
+            } else if self.policy.is_versioned(key.rule) {
+                self.refusal = Some(versions::too_long_text(&self.policy, key.rule));
             } else if changes(key.effect) && self.policy.writes_through(key.rule) {
                 self.refusal = Some(write_through::too_long_text(&self.policy, key.rule));
             }

@@ -29,6 +29,7 @@ use crate::sidecar::session::{Ending, Reader, Session};
 use crate::sidecar::tracking;
 use crate::sidecar::upstream::broken::Broken;
 use crate::sidecar::upstream::queue::{ANY_SLOT, ASKING};
+use crate::sidecar::versions;
 
 /// A command whose keys are not known before its end is held whole up to this size.
 pub const MOST_WHOLE_BYTES: usize = 1024 * 1024;
@@ -166,6 +167,8 @@ fn judge(session: &Rc<Session>, args: &CommandArgs<'_>, announced: usize, last: 
     // What may be a fill is stored by a script, and an origin is told a value, which need all of it. What is too long for that is not
     // kept, or refused.
     let carried = write_through::may_carry(session, spec, args);
+    // So does a name that is not the one which the cache has.
+    let carried = carried.or_else(|| versions::refusal_apart(&session.worker().policy(), spec, args));
     if let Some(text) = carried.as_ref().filter(|_| last) {
         return Decision::Refuse(text.clone());
     }

@@ -100,6 +100,8 @@ pub struct Session {
     pushes: RefCell<Vec<u8>>,
     /// What it holds of its own at the servers.
     held: RefCell<Held>,
+    /// Whether what its next command needs to know was just asked for.
+    asked: Cell<bool>,
     /// Where a command of it blocks.
     waits: RefCell<Vec<Waits>>,
     /// Set while it tracks what it has read.
@@ -161,6 +163,7 @@ impl Session {
             slowed: RefCell::default(),
             pushes: RefCell::default(),
             held: RefCell::default(),
+            asked: Cell::new(false),
             waits: RefCell::default(),
             tracks: RefCell::default(),
             about: RefCell::default(),
@@ -621,6 +624,16 @@ impl Session {
         if self.holding.get() == 0 {
             self.wake();
         }
+    }
+
+    /// What its next command needs to know was asked for.
+    pub fn note_asked(&self) {
+        self.asked.set(true);
+    }
+
+    /// Whether it was, since the last command that needed anything.
+    pub fn take_asked(&self) -> bool {
+        self.asked.take()
     }
 
     /// Whether something keeps further commands from being read.

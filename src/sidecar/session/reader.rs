@@ -244,7 +244,7 @@ impl Reader {
                     self.watch_for_the_end(cx);
                     return Poll::Pending;
                 }
-                Flow::Wait | Flow::Quiet => {
+                Flow::Wait | Flow::Quiet | Flow::Again => {
                     self.session.watch_answers();
                     return Poll::Pending;
                 }
@@ -365,6 +365,7 @@ fn hand_on(session: &Rc<Session>, scanner: &mut CommandScanner, bytes: &[u8]) ->
                 cache_aside::leaves(session);
                 break Flow::Quiet;
             }
+            Flow::Again => break Flow::Again,
             Flow::Exclusive(wish) => break Flow::Exclusive(wish),
         }
         if !session.may_read() {

@@ -7,6 +7,7 @@ use super::gather::Meeting;
 use crate::sidecar::patterns::cache_aside::writes::Fill;
 use crate::sidecar::resp::{encode, reply};
 use crate::sidecar::session::Session;
+use crate::sidecar::versions::written::Written;
 use crate::sidecar::worker::Worker;
 
 /// What came back for a command.
@@ -59,6 +60,8 @@ pub enum Sink {
     Transaction(Box<Transaction>),
     /// A write that went as a script of ours.
     Fill(Box<Fill>),
+    /// A write of keys with versions, which is acknowledged once the version that counts has heard of it.
+    Written(Box<Written>),
     /// A part of a command that was split over nodes.
     Part {
         /// Where the parts meet.
@@ -90,6 +93,7 @@ impl Sink {
             Self::Client { session, .. } => Some(session),
             Self::Transaction(transaction) => transaction.sink.session(),
             Self::Fill(fill) => fill.sink.session(),
+            Self::Written(written) => written.sink.session(),
             Self::Part { meeting, .. } => Some(meeting.session()),
             Self::Call(_) | Self::Drop => None,
         }
@@ -111,6 +115,7 @@ impl Sink {
             },
             Self::Transaction(transaction) => transaction.finish(worker, answer),
             Self::Fill(fill) => fill.finish(worker, answer),
+            Self::Written(written) => written.finish(worker, answer),
             Self::Part { meeting, index } => meeting.deliver(index, answer),
             Self::Call(call) => call(worker, answer),
             Self::Drop => {}
@@ -162,6 +167,7 @@ impl fmt::Debug for Sink {
             Self::Client { .. } => "Client",
             Self::Transaction(_) => "Transaction",
             Self::Fill(_) => "Fill",
+            Self::Written(_) => "Written",
             Self::Part { .. } => "Part",
             Self::Call(_) => "Call",
             Self::Drop => "Drop",

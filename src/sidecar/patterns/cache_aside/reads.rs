@@ -14,6 +14,7 @@ use crate::sidecar::resp::{CommandArgs, CommandScan, CommandScanner, encode, rep
 use crate::sidecar::session::Session;
 use crate::sidecar::upstream::queue::{Pending, Recovered, Retry};
 use crate::sidecar::upstream::sink::{self, OnReply, Sink};
+use crate::sidecar::versions;
 use crate::sidecar::worker::Worker;
 
 /// A read that the desk keeps.
@@ -111,6 +112,7 @@ fn miss(worker: &Rc<Worker>, get: Get, otherwise: &[u8], ask: impl FnOnce(&Aside
         return get.session.deliver(get.sequence, otherwise);
     };
     let aside = worker.aside();
+    versions::note_missing(worker, get.database, &get.key);
     aside.protocol.set(get.session.protocol());
     if get.session.held().borrow().is_watching() {
         get.session.make_known_to_desk();
@@ -178,6 +180,7 @@ pub fn on_early(worker: &Rc<Worker>, rule: RuleId, recovered: Recovered, found: 
         aside.protocol.set(get.session.protocol());
         aside.keep(asker, Read { session: get.session.clone(), kind: Kind::Early(id, found.to_vec()) });
         let missing = Missing { key: &get.key, rule };
+        versions::note_missing(worker, get.database, &get.key);
         let held = aside.run(worker, |desk, now, effects| desk.expires_early(now, asker, get.database, &missing, left, effects));
         if !held {
             aside.let_go(asker);
@@ -228,6 +231,7 @@ pub fn ask_many(worker: &Rc<Worker>, table: Rc<Table>, wanted: Vec<Wanted>) {
     if session.is_closed() {
         return;
     }
+    missing.iter().for_each(|missing| versions::note_missing(worker, database, missing.key));
     let overtaken = session.is_leaving() || session.count_after(place.sequence) > 0;
     let reader = Reader { asker, database, overtaken, shared: session.is_shared() };
     if session.held().borrow().is_watching() {

@@ -12,6 +12,7 @@ use crate::sidecar::session::Session;
 use crate::sidecar::slots;
 use crate::sidecar::upstream::queue::{ANY_SLOT, Pending, Retry};
 use crate::sidecar::upstream::sink::{self, Sink};
+use crate::sidecar::versions;
 use crate::sidecar::worker::Worker;
 
 /// A FETCH on its way.
@@ -53,6 +54,7 @@ fn found(worker: &Rc<Worker>, session: &Rc<Session>, asker: Asker, fetch: Fetch,
     let overtaken = session.is_leaving() || session.count_after(asker.place) > 0;
     let reader = Reader { asker, database: fetch.database, overtaken, shared: session.is_shared() };
     let (aside, key) = (worker.aside(), fetch.key.clone());
+    versions::note_missing(worker, fetch.database, &key);
     aside.protocol.set(session.protocol());
     aside.keep(asker, Read { session: session.clone(), kind: Kind::Fetch(id, fetch) });
     aside.run(worker, |desk, now, effects| desk.read_missed(now, reader, &[Missing { key: &key, rule }], effects));

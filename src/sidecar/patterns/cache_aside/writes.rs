@@ -224,6 +224,11 @@ pub fn may_fill(session: &Rc<Session>, spec: &CommandSpec, args: &CommandArgs<'_
     key.is_some_and(|key| worker.aside().desk.borrow_mut().is_outstanding(worker.now(), database, key))
 }
 
+/// Whether a SET of the key may be something else than an update.
+pub fn is_outstanding(worker: &Worker, database: u32, key: &[u8]) -> bool {
+    worker.aside().desk.borrow_mut().is_outstanding(worker.now(), database, key)
+}
+
 /// As [`judge`], of a request.
 pub fn judge_request(session: &Rc<Session>, request: &Request<'_>) -> Option<Judged> {
     judge(session, request.spec, &request.args)

@@ -388,7 +388,8 @@ async fn ask_origin(worker: &Rc<Worker>, plan: &Plan, flights: &[Rc<Flight>]) ->
         worker.metrics().load(flight.rule);
         flight.may_spare.set(false);
     }
-    let keys: Vec<Vec<u8>> = flights.iter().map(|flight| flight.key.1.clone()).collect();
+    let policy = worker.policy();
+    let keys: Vec<Vec<u8>> = flights.iter().map(|flight| policy.key_of(&flight.key.1).to_vec()).collect();
     let loader = plan.loader.clone();
     let count = keys.len();
     let task = worker.origins().spawn(async move {

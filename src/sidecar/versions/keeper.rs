@@ -1,0 +1,118 @@
+//! Asks the cache for versions, and draws new ones.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use tokio::time::{sleep, timeout};
+
+use crate::policy::KeyPattern;
+use crate::policy::events::STREAM;
+use crate::policy::versions::{Counter, Version};
+use crate::sidecar::dispatch::invalidation_slot;
+use crate::sidecar::resp::reply;
+use crate::sidecar::upstream::ask::ask;
+use crate::sidecar::upstream::lane::Lane;
+use crate::sidecar::worker::Worker;
+
+/// How often a version is asked for: some times within the second for which an answer is believed.
+const ASK_EVERY: Duration = Duration::from_millis(200);
+/// What has not been answered by then is asked anew.
+const ASK_FOR: Duration = Duration::from_millis(1_000);
+/// For how many seconds the cache keeps the version of a tag: a day. Then another is drawn, and what has the tag is a miss.
+const TAG_LASTS: &[u8] = b"86400";
+
+/// Asks for the versions of the policy's rules for ever. Each worker runs it.
+///
+/// A rule that becomes versioned, or ceases to be, while sidecars run is invalidated: for some time they do not all call its keys by the
+/// same names, and what one has written is not seen by another.
+pub async fn keep_forever(worker: Rc<Worker>) {
+    let mut known = versioned(&worker);
+    loop {
+        let now = versioned(&worker);
+        if now != known {
+            let became = now.iter().filter(|(pattern, _)| !known.contains_key(*pattern));
+            let counters: Vec<Counter> = became.map(|(_, (keys, _))| Counter::of_rule(keys)).collect();
+            let failed = join_all(counters.iter().map(|counter| draw(&worker, counter))).await.iter().any(Result::is_err);
+            let ceased = known.iter().filter(|(pattern, _)| !now.contains_key(*pattern));
+            let told = join_all(ceased.map(|(_, (_, rule))| tell_of_rule(&worker, rule))).await;
+            if !failed && told.iter().all(Result::is_ok) {
+                known.clone_from(&now);
+            }
+        }
+        fetch(&worker, now.values().map(|(keys, _)| Counter::of_rule(keys)).collect()).await;
+        sleep(ASK_EVERY).await;
+    }
+}
+
+/// The versioned rules of the policy in force, by their patterns' texts.
+fn versioned(worker: &Worker) -> BTreeMap<String, (KeyPattern, String)> {
+    let policy = worker.policy();
+    let rules = (0..).zip(&policy.snapshot().rules).filter(|(id, _)| policy.is_versioned(*id));
+    rules.map(|(_, rule)| (rule.keys.as_str().to_owned(), (rule.keys.clone(), rule.name.clone()))).collect()
+}
+
+/// Asks for versions, and draws those that there are not. Ends within a second, whatever was answered.
+pub async fn fetch(worker: &Rc<Worker>, counters: BTreeSet<Counter>) {
+    let asked = counters.iter().map(|counter| async move {
+        if let Err(error) = fetch_one(worker, counter).await {
+            tracing::debug!(%error, "a version cannot be told: its keys are missing meanwhile");
+        }
+    });
+    let _ = timeout(ASK_FOR, join_all(asked)).await;
+}
+
+async fn fetch_one(worker: &Rc<Worker>, counter: &Counter) -> Result<(), String> {
+    let drawn = Version::new(fastrand::u64(..));
+    let (key, digits) = (counter.key(), drawn.to_string());
+    let mut command: Vec<&[u8]> = vec![b"SET", &key, digits.as_bytes(), b"NX", b"GET"];
+    if counter.is_of_tag() {
+        command.extend([&b"EX"[..], TAG_LASTS]);
+    }
+    let asked_at = worker.versions().now();
+    let answer = ask(worker, invalidation_slot(worker, &key), Lane::default(), &command).await?;
+    let version = if reply::is_null(&answer) { Some(drawn) } else { reply::text(&answer).and_then(Version::parse) };
+    if let Some(version) = version {
+        worker.versions().with_epoch(counter, |epoch| epoch.heard(asked_at, version));
+    }
+    Ok(())
+}
+
+/// A version, as the cache has it now. `None`: it has none, or none that is understood.
+///
+/// # Errors
+/// The text of an error reply.
+pub async fn ask_version(worker: &Rc<Worker>, counter: &Counter) -> Result<Option<Version>, String> {
+    let key = counter.key();
+    let asked_at = worker.versions().now();
+    let answer = ask(worker, invalidation_slot(worker, &key), Lane::default(), &[b"GET", &key]).await?;
+    let version = reply::text(&answer).and_then(Version::parse);
+    if let Some(version) = version {
+        worker.versions().with_epoch(counter, |epoch| epoch.heard(asked_at, version));
+    }
+    Ok(version)
+}
+
+/// Invalidates all keys that a version is part of: draws a new one. Replicas have not heard of it yet.
+///
+/// # Errors
+/// The text of an error reply. It may be repeated.
+pub async fn draw(worker: &Rc<Worker>, counter: &Counter) -> Result<(), String> {
+    let version = Version::new(fastrand::u64(..));
+    let (key, digits) = (counter.key(), version.to_string());
+    let mut command: Vec<&[u8]> = vec![b"SET", &key, digits.as_bytes()];
+    if counter.is_of_tag() {
+        command.extend([&b"EX"[..], TAG_LASTS]);
+    }
+    let asked_at = worker.versions().now();
+    ask(worker, invalidation_slot(worker, &key), Lane::default(), &command).await?;
+    worker.versions().with_epoch(counter, |epoch| epoch.heard(asked_at, version));
+    Ok(())
+}
+
+/// A rule is versioned no more: what its keys had before is to go.
+async fn tell_of_rule(worker: &Rc<Worker>, rule: &str) -> Result<(), String> {
+    let slot = invalidation_slot(worker, STREAM.as_bytes());
+    ask(worker, slot, Lane::default(), &[b"XADD", STREAM.as_bytes(), b"*", b"rule", rule.as_bytes()]).await.map(drop)
+}

@@ -1,0 +1,298 @@
+//! Histories of clients that load what they miss, and of others that change the data and invalidate it by key, tag and rule, while sidecars
+//! are killed, versions are lost and the primary dies.
+//!
+//! Nobody reads what is older than an invalidation that was acknowledged, or seen to be carried out, before the read began; of single keys of a
+//! versioned rule, a second before.
+
+use std::io::{Read as _, Write as _};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value as Json, json};
+use tempfile::TempDir;
+
+use crate::cache_aside::rule;
+use crate::read_through::{Servers, policy};
+use crate::support::resp::{Client, Value};
+use crate::support::server::{Engine, SentinelCluster};
+use crate::support::sidecar::{Sidecar, connect_to_any};
+use crate::support::wait_for;
+
+const LIMIT: Duration = Duration::from_secs(60);
+const LOADERS: usize = 4;
+const GROUPS: usize = 4;
+const IDS: usize = 10;
+const KEYS: usize = GROUPS * IDS;
+/// For how long a version is believed, and some for the way.
+const LEASE: Duration = Duration::from_millis(1_100);
+
+/// How a history goes.
+#[derive(Clone, Copy)]
+struct Plan {
+    seed: u64,
+    /// Whether the rule is versioned.
+    versioned: bool,
+    /// Whether the primary is killed, and its replica takes over: then single keys are invalidated by what waits for replicas alone.
+    failover: bool,
+    lasts: Duration,
+}
+
+struct World {
+    plan: Plan,
+    over: AtomicBool,
+    ports: Mutex<Vec<u16>>,
+    sockets: Mutex<Vec<PathBuf>>,
+    /// What each key stands for. It rises with each change.
+    origin: [AtomicU64; KEYS],
+    /// From when on a key is nothing less.
+    demands: Mutex<Vec<(Instant, usize, u64)>>,
+    reads: Mutex<Vec<(Instant, usize, u64)>>,
+    carried_out: AtomicU64,
+}
+
+fn key(index: usize) -> String {
+    format!("page:{}:{index}", index % GROUPS)
+}
+
+impl World {
+    fn new(plan: Plan) -> Self {
+        Self {
+            plan,
+            over: AtomicBool::new(false),
+            ports: Mutex::default(),
+            sockets: Mutex::default(),
+            origin: std::array::from_fn(|_| AtomicU64::new(1)),
+            demands: Mutex::default(),
+            reads: Mutex::default(),
+            carried_out: AtomicU64::new(0),
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        self.over.load(Ordering::SeqCst)
+    }
+
+    fn connect(&self, random: &mut fastrand::Rng) -> Client {
+        connect_to_any(&self.ports, random, LIMIT)
+    }
+
+    fn change(&self, key: usize) -> u64 {
+        self.origin[key].fetch_add(1, Ordering::SeqCst) + 1
+    }
+
+    /// Reads, and loads what is missing.
+    fn load(&self, seed: u64) {
+        let mut random = fastrand::Rng::with_seed(seed);
+        let mut client = self.connect(&mut random);
+        while !self.is_over() {
+            let (at, sent) = (random.usize(..KEYS), Instant::now());
+            match client.try_call(&["GET", &key(at)]) {
+                Ok(Value::Nil) => {
+                    let value = self.origin[at].load(Ordering::SeqCst).to_string();
+                    std::thread::sleep(Duration::from_micros(random.u64(0..8_000)));
+                    if client.try_call(&["SET", &key(at), &value]).is_err() {
+                        client = self.connect(&mut random);
+                    }
+                }
+                Ok(Value::Error(_)) => {}
+                Ok(value) => {
+                    let value = value.text().parse().expect("a number");
+                    self.reads.lock().unwrap().push((sent, at, value));
+                }
+                Err(_) => client = self.connect(&mut random),
+            }
+            std::thread::sleep(Duration::from_micros(random.u64(0..3_000)));
+        }
+    }
+
+    /// Changes single keys, and invalidates them.
+    fn invalidate_keys(&self, seed: u64) {
+        let mut random = fastrand::Rng::with_seed(seed);
+        let mut client = self.connect(&mut random);
+        while !self.is_over() {
+            let at = random.usize(..KEYS);
+            let value = self.change(at);
+            let command = if self.plan.failover || random.bool() { "LARDER.INVALIDATE" } else { "DEL" };
+            match client.try_call(&[command, &key(at)]) {
+                Ok(Value::Int(_)) => {
+                    let from = Instant::now() + if self.plan.versioned { LEASE } else { Duration::ZERO };
+                    self.demands.lock().unwrap().push((from, at, value));
+                }
+                Ok(_) => {}
+                Err(_) => client = self.connect(&mut random),
+            }
+            std::thread::sleep(Duration::from_millis(random.u64(20..80)));
+        }
+    }
+
+    /// Changes many keys at once, and invalidates what they have in common.
+    fn invalidate_many(&self, seed: u64) {
+        let mut random = fastrand::Rng::with_seed(seed);
+        while !self.is_over() {
+            let group = Some(random.usize(..GROUPS)).filter(|_| random.bool());
+            let changed = (0..KEYS).filter(|at| group.is_none_or(|group| at % GROUPS == group));
+            let changed: Vec<(usize, u64)> = changed.map(|at| (at, self.change(at))).collect();
+            let what = group.map_or("rule=page".to_owned(), |group| format!("tag=group:{group}"));
+            if self.carry_out(&what, &mut random).is_some() {
+                let now = Instant::now();
+                self.demands.lock().unwrap().extend(changed.into_iter().map(|(at, value)| (now, at, value)));
+                self.carried_out.fetch_add(1, Ordering::SeqCst);
+            }
+            std::thread::sleep(Duration::from_millis(random.u64(200..1_500)));
+        }
+    }
+
+    /// Asks any sidecar, and waits until it is carried out. `None`: nobody says so.
+    fn carry_out(&self, what: &str, random: &mut fastrand::Rng) -> Option<()> {
+        let asked = self.ask("POST", &format!("/invalidate?{what}"), random)?;
+        let event = asked["event"].as_str()?.to_owned();
+        let until = Instant::now() + LIMIT;
+        while Instant::now() < until && !self.is_over() {
+            let told = self.ask("GET", &format!("/invalidate?{what}&event={event}"), random);
+            match told.as_ref().and_then(|told| told["state"].as_str()) {
+                Some("ended") => return Some(()),
+                Some("unknown") => return None,
+                _ => std::thread::sleep(Duration::from_millis(20)),
+            }
+        }
+        None
+    }
+
+    fn ask(&self, method: &str, path: &str, random: &mut fastrand::Rng) -> Option<Json> {
+        let sockets = self.sockets.lock().unwrap().clone();
+        let mut stream = UnixStream::connect(&sockets[random.usize(..sockets.len())]).ok()?;
+        stream.set_read_timeout(Some(LIMIT)).ok()?;
+        write!(stream, "{method} {path} HTTP/1.1\r\nHost: local\r\nConnection: close\r\n\r\n").ok()?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).ok()?;
+        let (head, body) = answer.split_once("\r\n\r\n")?;
+        head.starts_with("HTTP/1.1 200").then(|| serde_json::from_str(body).ok()).flatten()
+    }
+
+    /// The first read that is older than what was demanded before it.
+    fn broken(&self) -> Option<String> {
+        let (mut demands, mut reads) = (self.demands.lock().unwrap().clone(), self.reads.lock().unwrap().clone());
+        demands.sort_unstable();
+        reads.sort_unstable();
+        let (mut least, mut due) = ([0; KEYS], demands.into_iter().peekable());
+        for (sent, at, value) in reads {
+            while let Some((_, at, value)) = due.next_if(|(from, ..)| *from <= sent) {
+                least[at] = least[at].max(value);
+            }
+            if value < least[at] {
+                return Some(format!("{} is {value}, and {} was demanded", key(at), least[at]));
+            }
+        }
+        None
+    }
+}
+
+struct Scene {
+    cluster: SentinelCluster,
+    snapshot: Json,
+    directory: TempDir,
+    sidecars: Vec<Sidecar>,
+    started: usize,
+}
+
+impl Scene {
+    fn open(plan: Plan) -> Self {
+        let cluster = SentinelCluster::start(Engine::Valkey9, usize::from(plan.failover));
+        let mut page = rule("page", json!({"lease": "2s", "wait": "1s", "atWaitEnd": "miss"}), json!({}));
+        (page["keys"], page["tags"], page["versioned"]) =
+            (json!("page:{group}:{id}"), json!(["group:{group}"]), json!(plan.versioned));
+        let servers = Servers::Sentinel(cluster);
+        let snapshot = policy(servers.topology(), 1, &[], &[page]);
+        let Servers::Sentinel(cluster) = servers else { unreachable!("just made") };
+        Self { cluster, snapshot, directory: TempDir::new().unwrap(), sidecars: Vec::new(), started: 0 }
+    }
+
+    fn start_sidecar(&mut self, world: &World) {
+        self.started += 1;
+        let socket = self.directory.path().join(format!("{}.sock", self.started));
+        let sidecar = Sidecar::start_with(&self.snapshot, &["--admin-socket", &socket.display().to_string()]);
+        world.ports.lock().unwrap().push(sidecar.port());
+        world.sockets.lock().unwrap().push(socket);
+        self.sidecars.push(sidecar);
+    }
+
+    fn replace_sidecar(&mut self, world: &World, at: usize) {
+        self.start_sidecar(world);
+        world.ports.lock().unwrap().remove(at);
+        world.sockets.lock().unwrap().remove(at);
+        drop(self.sidecars.remove(at));
+    }
+
+    /// A version is evicted.
+    fn lose_version(&self, random: &mut fastrand::Rng) {
+        let mut server = self.cluster.primary().client();
+        let names = server.line("KEYS larder:v:*").items();
+        if !names.is_empty() {
+            let lost = server.call(&["DEL", &names[random.usize(..names.len())].text()]);
+            assert!(!lost.is_error(), "{lost:?}");
+        }
+    }
+}
+
+/// Plays one history: what was broken in it, and how much was carried out and read.
+fn play(plan: Plan) -> (Option<String>, u64, usize) {
+    let (mut scene, world) = (Scene::open(plan), World::new(plan));
+    (0..3).for_each(|_| scene.start_sidecar(&world));
+    let mut random = fastrand::Rng::with_seed(plan.seed);
+    let until = Instant::now() + plan.lasts;
+    std::thread::scope(|scope| {
+        let seed = |number: usize| plan.seed * 100 + number as u64;
+        let world = &world;
+        (0..LOADERS).for_each(|number| drop(scope.spawn(move || world.load(seed(number)))));
+        scope.spawn(move || world.invalidate_keys(seed(50)));
+        (60..62).for_each(|number| drop(scope.spawn(move || world.invalidate_many(seed(number)))));
+        let mut kills = usize::from(plan.failover);
+        while Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(random.u64(500..2_500)));
+            match random.u8(..3) {
+                0 if plan.versioned && !plan.failover => scene.lose_version(&mut random),
+                1 if kills == 1 => {
+                    kills = 0;
+                    scene.cluster.servers[0].kill();
+                    let mut client = world.connect(&mut random);
+                    wait_for("the failover", LIMIT, || {
+                        client.try_call(&["SET", "free:1", "v"]).is_ok_and(|reply| !reply.is_error())
+                    });
+                }
+                _ => {
+                    let at = random.usize(..scene.sidecars.len());
+                    scene.replace_sidecar(world, at);
+                }
+            }
+        }
+        world.over.store(true, Ordering::SeqCst);
+    });
+    let reads = world.reads.lock().unwrap().len();
+    (world.broken(), world.carried_out.into_inner(), reads)
+}
+
+#[track_caller]
+fn check(versioned: bool, failover: bool) {
+    let plan = Plan { seed: fastrand::u64(..1_000_000), versioned, failover, lasts: Duration::from_secs(15) };
+    let (broken, carried_out, reads) = play(plan);
+    assert_eq!(broken, None, "seed {}", plan.seed);
+    assert!(carried_out > 2 && reads > 1_000, "{carried_out} were carried out, and {reads} reads found something");
+}
+
+#[test]
+fn nothing_is_read_that_is_older_than_what_was_invalidated_by_versions() {
+    check(true, false);
+}
+
+#[test]
+fn nothing_is_read_that_is_older_than_what_was_invalidated_by_versions_before_a_failover() {
+    check(true, true);
+}
+
+#[test]
+fn nothing_is_read_that_is_older_than_what_was_invalidated_by_walks() {
+    check(false, false);
+}
