@@ -11,6 +11,7 @@ use crate::cache_aside::{bulk, ok, rule, sidecars};
 use crate::read_through::{Servers, http_origin, policy, web_rule};
 use crate::support::admin::metric;
 use crate::support::resp::{Client, Value};
+use crate::support::saboteur::Change;
 use crate::support::sidecar::Sidecar;
 use crate::support::wait_for;
 use crate::support::web::Web;
@@ -197,6 +198,31 @@ fn a_version_that_is_lost_is_a_miss() {
     wait_until_shared(&sidecars);
     assert_eq!(one.line("SET page:1 new"), ok());
     assert_eq!(two.line("GET page:1"), bulk("new"));
+}
+
+/// What another sidecar has stored under a version of which the one that deletes has not heard: of a sidecar, and of one that is told of no
+/// version when it asks which one counts.
+#[test]
+fn a_deletion_that_did_not_ask_which_version_counts_would_leave_what_others_show() {
+    const UNANSWERED: &[Change] = &[Change { from: "GET\r\n$23\r\nlarder:v:", to: "GET\r\n$23\r\nlarder:w:" }];
+    for (changes, stays) in [(&[][..], false), (UNANSWERED, true)] {
+        let servers = Servers::sabotaged(changes);
+        let sidecars = sidecars(&servers, 1, &rules());
+        let mut client = sidecars[0].client();
+        assert_eq!(client.line("SET page:1 v"), ok());
+        let mut server = servers.holder_of(VERSION_KEY);
+        let version_key = server.line("KEYS larder:v:*").items()[0].text();
+        // Between the two, the sidecar may have asked by chance.
+        let stayed = (0..5).any(|round| {
+            let version = format!("{round:016x}");
+            let name = format!("page:1~v{version}");
+            assert_eq!(server.call(&["SET", &name, "old"]), ok());
+            assert_eq!(server.call(&["SET", &version_key, &version]), ok());
+            assert!(!client.line("DEL page:1").is_error());
+            server.call(&["EXISTS", &name]) == Value::Int(1)
+        });
+        assert_eq!((stayed, servers.changed() > 0), (stays, stays));
+    }
 }
 
 #[test]

@@ -30,6 +30,10 @@ const TAG_LASTS: &[u8] = b"86400";
 pub async fn keep_forever(worker: Rc<Worker>) {
     let mut known = versioned(&worker);
     loop {
+        if known.is_empty() && !worker.has_versions() {
+            sleep(ASK_EVERY).await;
+            continue;
+        }
         let now = versioned(&worker);
         if now != known {
             let became = now.iter().filter(|(pattern, _)| !known.contains_key(*pattern));

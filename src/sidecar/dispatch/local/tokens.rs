@@ -41,6 +41,9 @@ pub fn fill(session: &Rc<Session>, request: &Request<'_>) -> Flow {
             Some(millis @ 1..) => Ok(Some(millis)),
             _ => Err("ERR PX takes milliseconds, at least 1".to_owned()),
         },
+        (_, Some(option), _) if option.eq_ignore_ascii_case(b"tags") => {
+            Err("ERR LARDER.FILL takes no TAGS: a key's tags come from its parts, by invalidate.tags of its rule".to_owned())
+        }
         _ => Err("ERR syntax error: write LARDER.FILL key token value [PX milliseconds]".to_owned()),
     };
     let generation = Generation::parse(args.get(2).unwrap_or_default());
