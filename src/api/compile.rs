@@ -122,6 +122,7 @@ pub fn compile_about(
         writes_to_disk: false,
         origins: merged.origins,
         rules: merged.rules,
+        feeds: Vec::new(),
     };
     let mut problems = merged.problems;
     if problems.is_empty()

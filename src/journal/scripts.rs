@@ -18,7 +18,8 @@ pub struct Call {
 }
 
 impl Call {
-    pub(super) const fn new(script: &'static str, keys: Vec<Vec<u8>>, args: Vec<Vec<u8>>) -> Self {
+    /// A script over these keys, all of one slot.
+    pub const fn new(script: &'static str, keys: Vec<Vec<u8>>, args: Vec<Vec<u8>>) -> Self {
         Self { script, keys, args }
     }
 

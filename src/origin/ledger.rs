@@ -94,7 +94,7 @@ impl Ledger {
         let Orders::Sql(orders) = entry.writer.orders() else { return Err(self.unusable("told in the wrong terms")) };
         let parts = parts_of(entry.writer.keys(), &entry.change.key);
         let step = parts.and_then(|parts| sql::Orders::step(&parts, entry.change.value.clone(), entry.version));
-        let step = step.ok_or_else(|| entry.writer.no_such_key())?;
+        let step = step.ok_or_else(|| entry.writer.no_such_key())?.noted(entry.writer.note(&entry.change.key));
         Ok(sql::Post { at: self.number(entry.position)?, orders, step })
     }
 

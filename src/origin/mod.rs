@@ -7,6 +7,7 @@
 //! Key parts reach a database as bound parameters and a service percent-encoded, never as text of a statement or a path.
 
 mod breaker;
+pub mod changes;
 mod error;
 mod gate;
 mod http;

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::error::{LoadError, OriginError};
 use super::query_log::Asked;
-use super::{Backend, Source, http, parts_of, sql};
+use super::{Backend, Source, changes, http, parts_of, sql};
 use crate::policy::snapshot::{Origin, OriginKind};
 use crate::policy::{KeyPattern, Load, Query, Store, Strategy};
 
@@ -16,6 +16,8 @@ use crate::policy::{KeyPattern, Load, Query, Store, Strategy};
 #[derive(Debug, Clone)]
 pub struct Writer {
     inner: Arc<Inner>,
+    /// Whose changes these are, for who reads the database's: see [`Writer::marked`].
+    mark: Option<Arc<str>>,
 }
 
 #[derive(Debug)]
@@ -138,7 +140,19 @@ impl Orders {
 
 impl Writer {
     pub(super) fn new(source: Arc<Source>, keys: KeyPattern, orders: Orders) -> Self {
-        Self { inner: Arc::new(Inner { source, keys, orders }) }
+        Self { inner: Arc::new(Inner { source, keys, orders }), mark: None }
+    }
+
+    /// The same, whose changes are known to the reader of this slot: it says nothing of the keys that they are of, since the cache has heard
+    /// of them. Each costs a round trip more.
+    #[must_use]
+    pub fn marked(self, slot: Option<&str>) -> Self {
+        Self { mark: slot.map(Arc::from), ..self }
+    }
+
+    /// What is noted in the database's log beside a change.
+    pub(super) fn note(&self, key: &[u8]) -> Option<Vec<u8>> {
+        self.mark.as_ref().map(|slot| changes::note(slot, key))
     }
 
     /// Whether keys can be deleted.
@@ -170,7 +184,7 @@ impl Writer {
             (Backend::Sql(database), Orders::Sql(orders)) => {
                 let steps = changes.iter().map(|change| {
                     let parts = parts_of(keys, &change.key)?;
-                    sql::Orders::step(&parts, change.value.clone(), 0)
+                    Some(sql::Orders::step(&parts, change.value.clone(), 0)?.noted(self.note(&change.key)))
                 });
                 let steps = steps.collect::<Option<Vec<_>>>().ok_or_else(|| self.no_such_key())?;
                 let named: Vec<Vec<u8>> = changes.iter().map(|change| change.key.clone()).collect();

@@ -18,6 +18,16 @@ pub fn state_key(binding: Option<&BindingName>) -> String {
     beside("larder:es", binding)
 }
 
+/// The key that the relay holds which reads a feed, by the name of its slot.
+pub fn feed_claim_key(slot: &str) -> String {
+    format!("larder:cr:{{{STREAM}}}{slot}")
+}
+
+/// The hash that tells up to where a feed's events were written.
+pub fn feed_state_key(slot: &str) -> String {
+    format!("larder:cs:{{{STREAM}}}{slot}")
+}
+
 fn beside(kind: &str, binding: Option<&BindingName>) -> String {
     format!("{kind}:{{{STREAM}}}{}", binding.map_or("", BindingName::as_str))
 }
@@ -31,5 +41,7 @@ mod tests {
         let shop = BindingName::of("Deployment", "shop", "main");
         assert_eq!(turn_key(Some(&shop)), format!("larder:er:{{larder:events}}{shop}"));
         assert_eq!(state_key(None), "larder:es:{larder:events}");
+        assert_eq!(feed_claim_key("larder_main_db"), "larder:cr:{larder:events}larder_main_db");
+        assert_eq!(feed_state_key("larder_main_db"), "larder:cs:{larder:events}larder_main_db");
     }
 }

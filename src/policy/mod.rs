@@ -2,6 +2,7 @@
 
 pub mod agent;
 pub mod binding;
+pub mod changes;
 pub mod config_file;
 mod cover;
 pub mod digest;

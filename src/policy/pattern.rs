@@ -119,6 +119,19 @@ impl KeyPattern {
         self.walk(key, |part| found.push(part)).then_some(found)
     }
 
+    /// The key with these values for the parts. `None` where one has none, or where the pattern does not cover what comes out: an empty value,
+    /// or one with a `:` where none may be.
+    pub fn render<'v>(&self, mut value: impl FnMut(&str) -> Option<&'v [u8]>) -> Option<Vec<u8>> {
+        let mut key = Vec::new();
+        for segment in &self.segments {
+            match segment {
+                Segment::Literal(bytes) => key.extend_from_slice(bytes),
+                Segment::Part { name, .. } => key.extend_from_slice(value(name)?),
+            }
+        }
+        self.matches(&key).then_some(key)
+    }
+
     /// One pass over a deterministic pattern.
     fn walk(&self, key: &[u8], on_part: impl FnMut(Range<usize>)) -> bool {
         Self::walk_from(&self.segments, key, 0, on_part)
@@ -331,6 +344,20 @@ mod tests {
     }
 
     #[test]
+    fn keys_are_made_from_values() {
+        let render = |pattern: &str, value: &'static [u8]| {
+            let pattern: KeyPattern = pattern.parse().expect("a valid pattern");
+            pattern.render(|part| (part == "id").then_some(value))
+        };
+        assert_eq!(render("user:{id}", b"7"), Some(b"user:7".to_vec()));
+        assert_eq!(render("a{{{id}}}", b"\xff"), Some(b"a{\xff}".to_vec()));
+        assert_eq!(render("user:{id}", b""), None);
+        assert_eq!(render("user:{id}", b"7:8"), None);
+        assert_eq!(render("page:{id…}", b"7:8"), Some(b"page:7:8".to_vec()));
+        assert_eq!(render("user:{id}:{more}", b"7"), None, "a part without a value");
+    }
+
+    #[test]
     fn bad_patterns_say_what_to_write() {
         for (text, word) in [
             ("", "empty"),
@@ -357,6 +384,17 @@ mod tests {
                 let mut quick = Captures::new();
                 let reached = pattern.walk(key.as_bytes(), |part| quick.push(part));
                 prop_assert_eq!(reached.then_some(quick), pattern.search(key.as_bytes()));
+            }
+        }
+
+        #[test]
+        fn a_key_is_made_again_from_its_parts(key in "[a:]{1,12}") {
+            for pattern in ["a:{x}", "{x}:{y}", "{x}:a:{y…}", "a{x}", "{x…}"] {
+                let pattern: KeyPattern = pattern.parse().expect("valid");
+                let Some(found) = pattern.captures(key.as_bytes()) else { continue };
+                let parts: Vec<&str> = pattern.parts().collect();
+                let value = |name: &str| parts.iter().position(|part| *part == name).map(|at| &key.as_bytes()[found[at].clone()]);
+                prop_assert_eq!(pattern.render(value), Some(key.clone().into_bytes()));
             }
         }
 

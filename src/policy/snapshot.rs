@@ -9,6 +9,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::changes::Feed;
 use super::pattern::KeyPattern;
 use super::rule::{CacheAside, Lifetime, Mode, Query, ReadThrough, Rule, Store, Strategy, Unmatched, WriteBehind};
 use super::tags::{self, MAX_TAGS};
@@ -21,7 +22,7 @@ use super::units::{ByteSize, Span};
 /// 3: origins may have `maxTotalConnections`.
 /// 4: rules may write through.
 /// 5: rules may write behind.
-/// 6: rules may have tags, and be versioned.
+/// 6: rules may have tags, be versioned, and follow changes of tables.
 pub const VERSION: u32 = 6;
 /// The largest snapshot in bytes, which also fits a ConfigMap.
 pub const MAX_BYTES: usize = 900 * 1024;
@@ -62,6 +63,9 @@ pub struct Snapshot {
     /// In order: the first whose pattern covers a key decides.
     #[serde(default)]
     pub rules: Vec<Rule>,
+    /// The databases whose changes end what rules have cached. Relays read them, and sidecars hear of them by events.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub feeds: Vec<Feed>,
 }
 
 /// Commands that a policy may allow although they touch every key.
@@ -313,6 +317,7 @@ impl Snapshot {
             writes_to_disk: false,
             origins: Vec::new(),
             rules: Vec::new(),
+            feeds: Vec::new(),
         }
     }
 
@@ -331,6 +336,7 @@ impl Snapshot {
             writes_to_disk: false,
             origins: Vec::new(),
             rules: Vec::new(),
+            feeds: Vec::new(),
         }
     }
 
@@ -363,6 +369,8 @@ impl Snapshot {
             // Sidecars that know no tags pass an event of one by, as one of a tag that no rule has.
             // Versions are for all sidecars of a binding or for none: they call keys by other names.
             self.rules.iter_mut().for_each(|rule| (rule.tags, rule.versioned) = (Vec::new(), false));
+            // Which tables are followed is no concern of a sidecar's.
+            self.feeds.clear();
         }
         if form < 3 {
             self.origins.iter_mut().for_each(|origin| origin.max_total_connections = None);
@@ -418,6 +426,27 @@ impl Snapshot {
                 return Err(invalid(place(), "the name is used twice"));
             }
             self.check_rule(rule).map_err(|why| invalid(place(), why))
+        })?;
+        let mut slots = HashSet::new();
+        self.feeds.iter().try_for_each(|feed| {
+            let checked = self.check_feed(feed).and_then(|()| match slots.insert(feed.slot.as_str()) {
+                true => Ok(()),
+                false => Err(format!("the slot `{}` is used twice", feed.slot)),
+            });
+            checked.map_err(|why| invalid(format!("feed of origin `{}`", feed.origin), why))
+        })
+    }
+
+    fn check_feed(&self, feed: &Feed) -> Result<(), String> {
+        let origin = self.origins.iter().find(|origin| origin.name == feed.origin);
+        if !origin.is_some_and(|origin| matches!(origin.kind, OriginKind::Sql { .. })) {
+            return Err("there is no sql origin of this name: only databases tell of their changes".to_owned());
+        }
+        feed.check()?;
+        feed.follows.iter().try_for_each(|follow| {
+            let rule = self.rules.iter().find(|rule| rule.name == follow.rule);
+            let rule = rule.ok_or_else(|| format!("there is no rule `{}` that could follow `{}`", follow.rule, follow.table))?;
+            follow.check(&rule.keys).map_err(|why| format!("rule `{}`: {why}", follow.rule))
         })
     }
 
@@ -460,7 +489,12 @@ impl Snapshot {
 
     /// Whether there is anything for a relay to do.
     pub fn needs_relay(&self) -> bool {
-        self.rules.iter().any(|rule| rule.mode == Mode::Enforce && rule.strategy.behind().is_some())
+        !self.feeds.is_empty() || self.rules.iter().any(|rule| rule.mode == Mode::Enforce && rule.strategy.behind().is_some())
+    }
+
+    /// The slot by which the changes of an origin are followed, where they are.
+    pub fn slot_of(&self, origin: &str) -> Option<&str> {
+        self.feeds.iter().find(|feed| feed.origin == origin).map(|feed| feed.slot.as_str())
     }
 
     /// The patterns of all rules, in order.
@@ -721,6 +755,33 @@ mod tests {
         assert_eq!(required_form(&sql.origins, &sql.rules), 4);
         assert_eq!(Snapshot::parse(&serde_json::to_vec(&sql).expect("serialises")).expect("valid"), sql);
         assert!(write_through(r#"{"http":{}}"#).is_err_and(|error| error.to_string().contains("by `write`")));
+    }
+
+    #[test]
+    fn feeds_are_of_databases_and_for_rules_that_there_are() {
+        let with = |feed: &str| {
+            Snapshot::parse(MINIMAL.replacen(r#""origins""#, &format!(r#""feeds":[{feed}],"origins""#), 1).as_bytes())
+        };
+        let feed = |origin: &str, rule: &str, touches: &str| {
+            format!(
+                r#"{{"origin":"{origin}","slot":"larder_main_db","publication":"larder_main_db","maxLag":"1Gi",
+                "follows":[{{"rule":"{rule}","table":"users","touches":{touches}}}]}}"#
+            )
+        };
+        let key = r#"{"key":{}}"#;
+        let snapshot = with(&feed("db", "user", key)).expect("valid");
+        assert_eq!(Snapshot::parse(&serde_json::to_vec(&snapshot).expect("serialises")).expect("valid"), snapshot);
+        assert!(snapshot.clone().in_form(5).feeds.is_empty(), "older sidecars need not know");
+        assert_eq!(snapshot.clone().in_form(6).feeds, snapshot.feeds);
+        let twice = format!("{0},{0}", feed("db", "user", key));
+        for (json, word) in [
+            (feed("dc", "user", key), "no sql origin"),
+            (feed("db", "order", key), "no rule `order`"),
+            (feed("db", "user", r#"{"key":{"columns":{"x":"y"}}}"#), "no part `x`"),
+            (twice, "used twice"),
+        ] {
+            assert!(with(&json).is_err_and(|error| error.to_string().contains(word)), "{word}");
+        }
     }
 
     #[test]

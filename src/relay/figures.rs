@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use super::changes::figures::FeedFigures;
 use crate::journal::scripts::Status;
 use crate::policy::JournalName;
 use crate::telemetry::readings::{Reading, ReadingKind, render};
@@ -71,24 +72,32 @@ type Journals = BTreeMap<JournalName, (Arc<Counts>, Level)>;
 
 /// All figures of a relay. Cloning shares them.
 #[derive(Debug, Clone, Default)]
-pub struct Figures(Arc<Mutex<Journals>>);
+pub struct Figures {
+    journals: Arc<Mutex<Journals>>,
+    feeds: FeedFigures,
+}
 
 impl Figures {
     /// The counts of a journal.
     pub fn counts(&self, journal: &JournalName) -> Arc<Counts> {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = self.journals.lock().unwrap_or_else(PoisonError::into_inner);
         all.entry(journal.clone()).or_default().0.clone()
+    }
+
+    /// Those of feeds.
+    pub fn feeds(&self) -> &FeedFigures {
+        &self.feeds
     }
 
     /// How a journal is now.
     pub fn set_level(&self, journal: &JournalName, level: Level) {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = self.journals.lock().unwrap_or_else(PoisonError::into_inner);
         all.entry(journal.clone()).or_default().1 = level;
     }
 
     /// Everything in the OpenMetrics text format.
     pub fn render(&self) -> String {
-        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let all = self.journals.lock().unwrap_or_else(PoisonError::into_inner);
         let count = |name, help, read: fn(&Counts) -> &AtomicU64| {
             let lines = all.iter().map(|(journal, (counts, _))| (journal.to_string(), read(counts).load(Relaxed)));
             Reading { name, help, kind: ReadingKind::Count, label: "journal", lines: lines.collect() }
@@ -97,7 +106,7 @@ impl Figures {
             let lines = all.iter().map(|(journal, (_, level))| (journal.to_string(), read(level)));
             Reading { name, help, kind: ReadingKind::Level, label: "journal", lines: lines.collect() }
         };
-        render(vec![
+        let mut readings = vec![
             level("larder_journal_lag_milliseconds", "Age of the oldest write that no origin has", |level| level.lag_ms),
             level("larder_journal_depth", "Writes that are not trimmed", |level| level.depth),
             level("larder_journal_bytes", "Bytes of writes that are not trimmed", |level| level.bytes),
@@ -113,7 +122,9 @@ impl Figures {
             count("larder_relay_dead_letters", "Writes that became dead letters", |c| &c.dead_letters),
             count("larder_relay_claims", "Partitions that were claimed", |c| &c.claims),
             count("larder_relay_fenced", "Times that another relay was found to have the partition", |c| &c.fenced),
-        ])
+        ];
+        readings.extend(self.feeds.readings());
+        render(readings)
     }
 }
 

@@ -161,6 +161,11 @@ impl Hub {
         Ok(answer)
     }
 
+    /// How many replicas the owner of a slot is known to have.
+    pub fn replicas(&self, slot: u16) -> usize {
+        self.owner(slot).map_or(0, |(_, replicas)| replicas)
+    }
+
     /// Who owns a slot and is worth asking, and how many replicas it is known to have.
     fn reachable(&self, slot: u16) -> Result<(NodeAddr, usize), HubError> {
         let (node, replicas) = self.owner(slot)?;

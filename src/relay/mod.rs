@@ -1,4 +1,4 @@
-//! What is written behind, on its way from the journal to the origins.
+//! What is written behind, on its way from the journal to the origins; and what databases changed, on its way to the cache ([`changes`]).
 //!
 //! Each partition of a journal has one [consumer] at a time, which a claim in the journal names. It reads the front of the partition, makes
 //! sure that what it read cannot vanish, and tells the origins, by [`plan`]: the last write of each key, in one transaction with the position
@@ -7,6 +7,7 @@
 //! What makes it right does not depend on clocks: a claim's fence in the journal and another at each origin end what an earlier consumer
 //! still does, however long it stood still. Claims only keep relays out of each other's way.
 
+pub mod changes;
 pub mod consumer;
 pub mod desk;
 pub mod drain;

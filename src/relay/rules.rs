@@ -1,7 +1,9 @@
-//! The rules that write behind, as a relay needs them: which journals there are, and who is told of which key.
+//! The rules as a relay needs them: which journals there are, who is told of which key, and which databases' changes are followed.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
+use super::changes::followed::Followed;
 use super::footing::Disk;
 use crate::journal::Partition;
 use crate::origin::{Carriage, Ledger, OriginError, Origins, Writer};
@@ -30,6 +32,7 @@ pub struct Outlet {
 pub struct Rules {
     journals: BTreeMap<JournalName, Outlets>,
     disk: Disk,
+    feeds: Vec<Arc<Followed>>,
     origins: Origins,
 }
 
@@ -57,7 +60,8 @@ impl Rules {
         for outlets in journals.values_mut() {
             outlets.index = RuleIndex::new(outlets.patterns.drain(..));
         }
-        Ok(Self { journals, disk: disk(snapshot), origins: origins.clone() })
+        let feeds = snapshot.feeds.iter().map(|feed| Followed::new(snapshot, feed).map(Arc::new)).collect::<Result<_, _>>()?;
+        Ok(Self { journals, disk: disk(snapshot), feeds, origins: origins.clone() })
     }
 
     /// What tells how the servers write to disk.
@@ -68,6 +72,11 @@ impl Rules {
     /// The journals.
     pub fn journals(&self) -> impl ExactSizeIterator<Item = &JournalName> {
         self.journals.keys()
+    }
+
+    /// The databases whose changes are followed.
+    pub fn feeds(&self) -> &[Arc<Followed>] {
+        &self.feeds
     }
 
     /// The most entries of a journal that are read at once. `None`: no rule writes to it.
@@ -108,7 +117,7 @@ fn outlet(snapshot: &Snapshot, rule: &Rule, behind: &WriteBehind, origins: &Orig
         keeps_account: matches!(origin.kind, OriginKind::Sql { .. }),
         at_once: origin.max_connections as usize,
         timeout_ms: origin.timeout.as_millis(),
-        writer: origins.writer(&rule.keys, load, &behind.store, Carriage::Behind)?,
+        writer: origins.writer(&rule.keys, load, &behind.store, Carriage::Behind)?.marked(snapshot.slot_of(&load.origin)),
     })
 }
 

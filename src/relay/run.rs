@@ -21,6 +21,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, error, info, warn};
 
+use super::changes::keeper::Keeper;
 use super::consumer::{Claim, Consumer};
 use super::figures::{Figures, Level};
 use super::hub::{Hub, HubError};
@@ -101,7 +102,12 @@ async fn run_on(config: &Config) -> Result<(), RelayError> {
     let (end, ended) = watch::channel(false);
     let serving = tokio::spawn(serve(listeners, figures.clone(), view.clone(), ended));
     let place = Place { access: access.servers, view, refresh };
-    let mut relay = Relay::new(place, in_force, figures, config.claim);
+    let hubs = place.clone();
+    let feeds = figures.feeds().clone();
+    let mut relay = Relay::new(place, in_force.clone(), figures, config.claim);
+    let keeper = Keeper::new(relay.token.clone(), Box::new(move || hubs.hub()), in_force, feeds, config.claim);
+    let (halt, halted) = watch::channel(false);
+    let feeds = tokio::spawn(keeper.run(halted));
     info!(journals = rules.borrow().journals().len(), token = %relay.token, "the relay runs");
     let mut cluster = snapshot.cluster;
     loop {
@@ -118,7 +124,8 @@ async fn run_on(config: &Config) -> Result<(), RelayError> {
             },
         }
     }
-    relay.stop().await;
+    halt.send_replace(true);
+    let _ = tokio::join!(relay.stop(), timeout(LAST_STEPS, feeds));
     end.send_replace(true);
     let _ = timeout(LAST_STEPS, serving).await;
     Ok(())

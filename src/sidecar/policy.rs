@@ -51,6 +51,7 @@ impl ActivePolicy {
         let writer = |rule: &Rule| {
             let Some((read, store)) = rule.strategy.writes() else { return Ok(None) };
             let writer = origins.writer(&rule.keys, &read.load, store, Carriage::of(&rule.strategy))?;
+            let writer = writer.marked(snapshot.slot_of(&read.load.origin));
             Ok(Some(writer).filter(|_| rule.mode == Mode::Enforce))
         };
         let writers: Vec<Option<Writer>> = snapshot.rules.iter().map(writer).collect::<Result<_, _>>()?;

@@ -38,6 +38,7 @@ mod long_keys;
 mod observe;
 mod operator_cache;
 mod operator_docs;
+mod origin_changes;
 mod origin_column_types;
 mod origin_http;
 mod origin_ledger;

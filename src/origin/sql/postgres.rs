@@ -190,7 +190,7 @@ pub(super) fn check_url(url: &str) -> Result<(), String> {
     options(url).map(|_| ())
 }
 
-fn options(url: &str) -> Result<PgConnectOptions, String> {
+pub(in crate::origin) fn options(url: &str) -> Result<PgConnectOptions, String> {
     let wrong = || "write postgres://USER:PASSWORD@HOST:PORT/DATABASE, where ?sslmode=… and the like may follow".to_owned();
     let parsed = reqwest::Url::parse(url.trim()).map_err(|_| wrong())?;
     for (name, _) in parsed.query_pairs() {
@@ -205,7 +205,7 @@ fn options(url: &str) -> Result<PgConnectOptions, String> {
     Ok(options.statement_cache_capacity(0).extra_float_digits(None).disable_statement_logging())
 }
 
-pub(super) async fn connect(url: &str) -> Result<PgConnection, Failure> {
+pub(in crate::origin) async fn connect(url: &str) -> Result<PgConnection, Failure> {
     let options = options(url).map_err(Failure::Unusable)?;
     options.connect().await.map_err(|error| unconnected(&error))
 }
@@ -547,7 +547,7 @@ pub(super) fn plain(fault: Fault) -> Failure {
 }
 
 /// What an error means for the load. Texts of the server are repeated only for classes that speak of names, not of values.
-pub(super) fn failure(error: &sqlx::Error) -> Failure {
+pub(in crate::origin) fn failure(error: &sqlx::Error) -> Failure {
     const QUERY_CANCELED: &str = "57014";
     match error {
         sqlx::Error::Database(error) => {

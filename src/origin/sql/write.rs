@@ -11,6 +11,7 @@ use sqlx::query::Query;
 use sqlx::{AssertSqlSafe, Column as _, Postgres, Row as _};
 use tokio::time::Instant;
 
+use super::super::changes;
 use super::super::error::{Failure, OriginError};
 use super::super::{Carriage, Changed, Commits};
 use super::batch::Parts;
@@ -23,6 +24,8 @@ use crate::policy::snapshot::Sensitive;
 
 /// After this time a statement is described anew: its tables may have changed.
 const DESCRIPTION_LASTS: Duration = Duration::from_secs(60);
+/// Notes something in the log, as a part of the transaction. The driver would look up the type of the answer otherwise, and lose the statement.
+const NOTE: &str = "SELECT CAST(pg_catalog.pg_logical_emit_message(true, $1, $2) AS pg_catalog.text)";
 /// The longest message of a server that is told to a client, in bytes.
 const MAX_MESSAGE_BYTES: usize = 512;
 
@@ -52,6 +55,15 @@ pub(in crate::origin) struct Step {
     pub(super) value: Option<Vec<u8>>,
     /// The number of the write, where it comes from a journal.
     pub(super) version: u64,
+    /// What is noted in the log of Postgres beside it.
+    note: Option<Vec<u8>>,
+}
+
+impl Step {
+    /// With this note.
+    pub(in crate::origin) fn noted(self, note: Option<Vec<u8>>) -> Self {
+        Self { note, ..self }
+    }
 }
 
 /// How the server takes a statement's parameters.
@@ -92,7 +104,8 @@ impl Orders {
 
     /// One change. `None` where a part of the key cannot be in a database.
     pub(in crate::origin) fn step(parts: &[&[u8]], value: Option<Vec<u8>>, version: u64) -> Option<Step> {
-        Some(Step { parts: parts.iter().map(|part| text_of(part)).collect::<Option<Parts>>()?, value, version })
+        let parts = parts.iter().map(|part| text_of(part)).collect::<Option<Parts>>()?;
+        Some(Step { parts, value, version, note: None })
     }
 
     fn kit(&self, dialect: Dialect) -> Result<&Kit, Failure> {
@@ -219,6 +232,10 @@ async fn run_all(connection: &mut PgConnection, orders: &Orders, steps: &[Step])
 
 /// Makes one change within a transaction.
 pub(super) async fn run_one(connection: &mut PgConnection, orders: &Orders, step: &Step) -> Result<Changed, Fault> {
+    if let Some(note) = &step.note {
+        // Before the change: whoever reads the log knows of it when it comes to the row.
+        unnamed(NOTE).bind(changes::NOTE_PREFIX).bind(note.clone()).execute(&mut *connection).await?;
+    }
     let (template, version) = orders.order(Dialect::Postgres, step)?;
     let described = &orders.kit(Dialect::Postgres)?.described[usize::from(step.value.is_none())];
     let statement = describe(connection, described, template).await?;

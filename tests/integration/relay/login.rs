@@ -78,3 +78,23 @@ fn its_login_is_what_a_relay_needs() {
         }
     }
 }
+
+/// The same login follows a database's changes.
+#[test]
+fn the_login_of_the_documentation_is_enough_for_changes() {
+    let mut shop = super::changes::Shop::new(Servers::sentinel(), 1);
+    for mut server in all(&shop.scene.servers) {
+        assert_eq!(server.call(&set_user()), Value::Simple("OK".to_owned()));
+        assert_eq!(server.line("ACL LOG RESET"), Value::Simple("OK".to_owned()));
+    }
+    shop.scene.log_in("relay", PASSWORD);
+    let relay = shop.reading();
+    assert_eq!(shop.cached("user:1"), Value::Bulk(b"old".to_vec()));
+    shop.change(&["UPDATE users SET name = 'new' WHERE id = 1"]);
+    shop.wait_to_see("user:1", Some("new"));
+    relay.stop();
+    for mut server in all(&shop.scene.servers) {
+        let refused = server.line("ACL LOG").items();
+        assert!(refused.is_empty(), "it needs more: {refused:?}");
+    }
+}

@@ -1,6 +1,8 @@
 //! The relay as a process, before real servers and real origins. What sidecars do is played: writes are appended by the journal's own script.
 
 mod bench;
+mod changes;
+mod changes_history;
 mod durable;
 mod history;
 mod http;
@@ -84,6 +86,14 @@ impl Scene {
     pub fn set_rules(&mut self, origins: &[Json], rules: &[Json]) {
         self.generation += 1;
         self.snapshot = policy(self.servers.topology(), self.generation, origins, rules);
+        self.write_snapshot();
+    }
+
+    /// Has relays follow databases' changes from now on.
+    pub fn follow(&mut self, feeds: &[Json]) {
+        self.generation += 1;
+        self.snapshot["generation"] = json!(self.generation);
+        self.snapshot["feeds"] = json!(feeds);
         self.write_snapshot();
     }
 
@@ -233,9 +243,14 @@ impl Relay {
 
     /// A figure of the journal, such as `larder_relay_entries_total`.
     pub fn figure(&self, name: &str) -> u64 {
+        self.figure_of(name, "journal", JOURNAL)
+    }
+
+    /// A figure of what a label names.
+    pub fn figure_of(&self, name: &str, label: &str, value: &str) -> u64 {
         let (status, text) = get_at(self.admin, "/metrics");
         assert_eq!(status, 200, "{text}");
-        let line = format!("{name}{{journal=\"{JOURNAL}\"}} ");
+        let line = format!("{name}{{{label}=\"{value}\"}} ");
         text.lines().find_map(|found| found.strip_prefix(&line)?.parse().ok()).unwrap_or_else(|| panic!("no {name} in {text}"))
     }
 }

@@ -44,7 +44,12 @@ impl Postgres {
         Self::start_in(TempDir::new().expect("a temporary directory"), &[])
     }
 
-    /// A server that speaks TLS only, to clients with a certificate only, with the files that [`write_certificates`] made.
+    /// A server of one's own that tells of its changes.
+    pub fn start_logical() -> Self {
+        Self::start_in(TempDir::new().expect("a temporary directory"), &["wal_level=logical".to_owned()])
+    }
+
+    /// A server that speaks TLS only, to clients with a certificate only, and tells of its changes, with the files that [`write_certificates`] made.
     pub fn start_secured() -> Self {
         let directory = TempDir::new().expect("a temporary directory");
         write_certificates(directory.path());
@@ -52,7 +57,7 @@ impl Postgres {
         let rules = "local all all trust\nhostssl all all 127.0.0.1/32 scram-sha-256 clientcert=verify-ca\n";
         std::fs::write(directory.path().join("hba"), rules).expect("the directory is writable");
         let files = [("ssl_cert_file", "cert.pem"), ("ssl_key_file", "key.pem"), ("ssl_ca_file", "ca.pem"), ("hba_file", "hba")];
-        let mut settings = vec!["ssl=on".to_owned()];
+        let mut settings = vec!["ssl=on".to_owned(), "wal_level=logical".to_owned()];
         settings.extend(files.map(|(name, file)| format!("{name}={}", directory.path().join(file).display())));
         Self::start_in(directory, &settings)
     }
@@ -161,6 +166,16 @@ impl Postgres {
             sqlx::raw_sql(AssertSqlSafe((*statement).to_owned())).execute(&mut connection).await.expect(statement);
         }
         connection.close().await.expect("closes");
+    }
+
+    /// Runs statements until one is refused.
+    pub async fn try_to_run(&self, database: &str, statements: &[&str]) {
+        let Ok(mut connection) = connect(&self.local_url(database)).await else { return };
+        for statement in statements {
+            if sqlx::raw_sql(AssertSqlSafe((*statement).to_owned())).execute(&mut connection).await.is_err() {
+                return;
+            }
+        }
     }
 
     /// One value of one row, as text.

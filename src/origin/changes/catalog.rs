@@ -1,0 +1,289 @@
+//! What a database must have for its changes to be told, and how that comes about: a publication of the tables, and a slot that keeps what
+//! was not told yet.
+//!
+//! A publication is there before its slot. A slot that is older than its publication would tell of a time in which that was not there, and
+//! Postgres then ends the stream with an error, each time anew.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use sqlx::postgres::{PgConnection, PgRow};
+use sqlx::{AssertSqlSafe, Connection as _, Postgres, Row as _};
+use tokio::time::{sleep, timeout};
+
+use super::pgoutput::Lsn;
+use super::snapshot::Snapshot;
+use crate::origin::error::Failure;
+use crate::origin::sql::{postgres_connect, postgres_failure};
+use crate::policy::changes::TableName;
+
+/// How long one statement may take. A slot is made when all transactions have ended that were under way.
+const STATEMENT_LIMIT: Duration = Duration::from_secs(60);
+/// How long a lock on a table is waited for: behind such a wait others would stand.
+const LOCK_LIMIT: Duration = Duration::from_secs(2);
+/// How often, and in which steps, the end of another reader is waited for.
+const ENDS: (u32, Duration) = (50, Duration::from_millis(100));
+
+/// What [`Catalog::tables`] asks of tables, by two lists of names: the kind, whether they are logged, and whether all that keep rows have
+/// an identity.
+const TABLES: &str = "\
+SELECT n.nspname::text, c.relname::text, c.relkind::text, c.relpersistence = 'p', NOT EXISTS (\
+ SELECT 1 FROM (SELECT c.oid AS id WHERE c.relkind <> 'p' \
+  UNION SELECT t.relid::oid FROM pg_catalog.pg_partition_tree(c.oid) AS t WHERE t.isleaf AND c.relkind = 'p') AS kept \
+ JOIN pg_catalog.pg_class AS l ON l.oid = kept.id \
+ WHERE l.relreplident = 'n' OR (l.relreplident = 'd' AND NOT EXISTS (\
+  SELECT 1 FROM pg_catalog.pg_index AS i WHERE i.indrelid = l.oid AND i.indisprimary)))\
+ FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace \
+ JOIN (SELECT DISTINCT * FROM unnest($1::text[], $2::text[])) AS wanted (s, t) ON n.nspname = wanted.s AND c.relname = wanted.t";
+
+/// Where a stream comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// The slot's name: small letters, digits and `_`.
+    pub slot: String,
+    /// The publication's name.
+    pub publication: String,
+    /// Whether the publication is somebody else's: it is looked at, and never changed.
+    pub given: bool,
+}
+
+/// What there is for a stream.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Ready {
+    /// Whether the slot was made just now: what was committed before is not told.
+    pub is_new: bool,
+    /// Up to where the slot was confirmed.
+    pub confirmed: Lsn,
+    /// Tables that are told of from now on, and were not before.
+    pub added: Vec<TableName>,
+    /// What is wrong with single tables, which are not told of. The texts name the remedy.
+    pub troubles: Vec<String>,
+}
+
+/// How far a slot is behind.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Lag {
+    /// How many bytes of the log are kept for it.
+    pub bytes: u64,
+    /// Whether it was lost: what it kept is gone.
+    pub lost: bool,
+}
+
+/// An ordinary connection to a database, for questions about its changes.
+pub(super) struct Catalog(PgConnection);
+
+impl Catalog {
+    pub async fn open(url: &str) -> Result<Self, Failure> {
+        let mut connection = postgres_connect(url).await?;
+        let (statement, lock) = (STATEMENT_LIMIT.as_millis(), LOCK_LIMIT.as_millis());
+        let settings = format!("SET statement_timeout = {statement}; SET lock_timeout = {lock}; SET search_path = pg_catalog");
+        sqlx::raw_sql(AssertSqlSafe(settings)).execute(&mut connection).await.map_err(|error| postgres_failure(&error))?;
+        Ok(Self(connection))
+    }
+
+    /// Sees to it that there is all that a stream of `tables` needs, and that nobody else reads the slot. With `anew`, a slot that is there
+    /// is of no use.
+    pub async fn prepare(&mut self, place: &Place, tables: &BTreeSet<TableName>, anew: bool) -> Result<Ready, Failure> {
+        let mut ready = Ready::default();
+        let fit = self.tables(tables, &mut ready.troubles).await?;
+        let was_made = self.publish(place, &fit, &mut ready).await?;
+        if let Some(confirmed) = self.slot(place, anew || was_made).await? {
+            ready.confirmed = confirmed;
+            return Ok(ready);
+        }
+        let row = self.row("SELECT lsn::text FROM pg_create_logical_replication_slot($1, 'pgoutput')", &[&place.slot]).await?;
+        (ready.is_new, ready.confirmed) = (true, lsn(row.as_ref(), 0)?);
+        Ok(ready)
+    }
+
+    /// Looks again at what may have changed since. [`Ready::is_new`]: the publication had gone, and what the slot keeps is of no use.
+    pub async fn look_after(&mut self, place: &Place, tables: &BTreeSet<TableName>) -> Result<Ready, Failure> {
+        let mut ready = Ready::default();
+        let fit = self.tables(tables, &mut ready.troubles).await?;
+        ready.is_new = self.publish(place, &fit, &mut ready).await?;
+        Ok(ready)
+    }
+
+    /// Whether the server can tell of changes, or why not; and whether its plugin knows to tell notes.
+    pub async fn check_server(&mut self) -> Result<bool, Failure> {
+        const SERVER: &str =
+            "SELECT current_setting('wal_level'), pg_is_in_recovery(), current_setting('server_version_num')::int >= 140000";
+        let row = self.row(SERVER, &[]).await?;
+        let is = |at| row.as_ref().and_then(|row| row.try_get::<bool, _>(at).ok());
+        let (level, follows) = (text(row.as_ref(), 0), is(1));
+        if follows != Some(false) {
+            return Err(Failure::Unusable(
+                "it follows another server: its changes are told by the primary, so name that one".to_owned(),
+            ));
+        }
+        if level.as_deref() != Some("logical") {
+            let level = level.unwrap_or_default();
+            return Err(Failure::Unusable(format!("its wal_level is {level}: set wal_level = logical, and restart it")));
+        }
+        Ok(is(2) == Some(true))
+    }
+
+    /// Which of `wanted` can be told of; what is wrong with the others goes to `troubles`.
+    async fn tables(&mut self, wanted: &BTreeSet<TableName>, troubles: &mut Vec<String>) -> Result<BTreeSet<TableName>, Failure> {
+        let (schemas, names): (Vec<_>, Vec<_>) =
+            wanted.iter().map(|name| (name.schema().to_owned(), name.table().to_owned())).unzip();
+        let query = sqlx::query::<Postgres>(TABLES).persistent(false).bind(schemas).bind(names);
+        let rows = query.fetch_all(&mut self.0).await.map_err(|error| postgres_failure(&error))?;
+        let mut fit = BTreeSet::new();
+        for name in wanted {
+            let row = rows.iter().find(|row| {
+                let said = |at| row.try_get::<String, _>(at).unwrap_or_default();
+                name.is(&said(0), &said(1))
+            });
+            let is = |at| row.and_then(|row| row.try_get::<bool, _>(at).ok()) == Some(true);
+            match text(row, 2).as_deref() {
+                None => troubles.push(format!("there is no table `{name}`: name one as the catalogue has it")),
+                Some("r" | "p") if !is(3) => {
+                    troubles.push(format!("the table `{name}` is unlogged or temporary: its changes are told to nobody"));
+                }
+                Some("r" | "p") if !is(4) => troubles.push(format!(
+                    "the table `{name}` has no primary key, and Postgres would refuse to change its rows while it is published: \
+                     ALTER TABLE {name} REPLICA IDENTITY FULL, or add a primary key"
+                )),
+                Some("r" | "p") => drop(fit.insert(name.clone())),
+                Some(_) => troubles.push(format!("`{name}` is no table: name the tables that it is made from")),
+            }
+        }
+        Ok(fit)
+    }
+
+    /// Whether the publication was made just now.
+    async fn publish(&mut self, place: &Place, tables: &BTreeSet<TableName>, ready: &mut Ready) -> Result<bool, Failure> {
+        let name = &place.publication;
+        let kinds = "SELECT pubinsert AND pubupdate AND pubdelete AND pubtruncate FROM pg_publication WHERE pubname = $1";
+        let Some(row) = self.row(kinds, &[name]).await? else {
+            if place.given {
+                return Err(Failure::Unusable(format!(
+                    "there is no publication `{name}`: CREATE PUBLICATION {name} FOR TABLE …"
+                )));
+            }
+            let list = tables.iter().map(quoted).collect::<Vec<_>>().join(", ");
+            let list = if list.is_empty() { list } else { format!("FOR TABLE {list}") };
+            self.run(&format!("CREATE PUBLICATION \"{name}\" {list} WITH (publish_via_partition_root = true)")).await?;
+            ready.added = tables.iter().cloned().collect();
+            return Ok(true);
+        };
+        if !row.try_get::<bool, _>(0).unwrap_or(false) {
+            ready.troubles.push(format!("the publication `{name}` leaves out kinds of changes: ALTER PUBLICATION {name} SET (publish = 'insert, update, delete, truncate')"));
+        }
+        let published = self.published(name).await?;
+        let has = |table: &&TableName| published.iter().any(|(schema, name)| table.is(schema, name));
+        for table in tables.iter().filter(|table| !has(table)) {
+            if place.given {
+                ready
+                    .troubles
+                    .push(format!("the publication `{name}` has no table `{table}`: ALTER PUBLICATION {name} ADD TABLE {table}"));
+                continue;
+            }
+            self.run(&format!("ALTER PUBLICATION \"{name}\" ADD TABLE {}", quoted(table))).await?;
+            ready.added.push(table.clone());
+        }
+        // What nobody follows any more, and what has lost its identity: its rows could not be changed.
+        let is_wanted = |(schema, name): &&(String, String)| tables.iter().any(|table| table.is(schema, name));
+        for (schema, table) in published.iter().filter(|published| !place.given && !is_wanted(published)) {
+            let table = format!("\"{}\".\"{}\"", schema.replace('"', "\"\""), table.replace('"', "\"\""));
+            self.run(&format!("ALTER PUBLICATION \"{name}\" DROP TABLE {table}")).await?;
+        }
+        Ok(false)
+    }
+
+    /// The schemas and names of what a publication has.
+    async fn published(&mut self, publication: &str) -> Result<Vec<(String, String)>, Failure> {
+        const TABLES: &str = "SELECT schemaname::text, tablename::text FROM pg_publication_tables WHERE pubname = $1";
+        let query = sqlx::query::<Postgres>(TABLES).persistent(false).bind(publication.to_owned());
+        let rows = query.fetch_all(&mut self.0).await.map_err(|error| postgres_failure(&error))?;
+        Ok(rows.iter().filter_map(|row| Some((text(Some(row), 0)?, text(Some(row), 1)?))).collect())
+    }
+
+    /// Up to where the slot was confirmed. None: there is none, or none any more. Whoever reads it is ended: this side has the claim.
+    async fn slot(&mut self, place: &Place, anew: bool) -> Result<Option<Lsn>, Failure> {
+        const SLOT: &str = "SELECT plugin::text, database = current_database(), active_pid::text, confirmed_flush_lsn::text, wal_status = 'lost' \
+             FROM pg_replication_slots WHERE slot_name = $1";
+        let name = &place.slot;
+        for _ in 0..ENDS.0 {
+            let Some(row) = self.row(SLOT, &[name]).await? else { return Ok(None) };
+            let is = |at| row.try_get::<Option<bool>, _>(at).ok().flatten() == Some(true);
+            if text(Some(&row), 0).as_deref() != Some("pgoutput") || !is(1) {
+                let why = format!("its slot `{name}` is for something else: give the origin another slot in changes.slot");
+                return Err(Failure::Unusable(why));
+            }
+            if let Some(pid) = text(Some(&row), 2) {
+                self.row("SELECT pg_terminate_backend($1::int)", &[&pid]).await?;
+                sleep(ENDS.1).await;
+                continue;
+            }
+            if anew || is(4) {
+                self.row("SELECT pg_drop_replication_slot($1)", &[name]).await?;
+                return Ok(None);
+            }
+            return lsn(Some(&row), 3).map(Some);
+        }
+        Err(Failure::Failed { why: format!("another reads its slot `{name}`"), retry: true, retry_after: None })
+    }
+
+    /// Which transactions everybody sees by now.
+    pub async fn snapshot(&mut self) -> Result<Snapshot, Failure> {
+        let row = self.row("SELECT txid_current_snapshot()::text", &[]).await?;
+        let unknown = || Failure::Unreachable("the server does not say which transactions can be seen".to_owned());
+        text(row.as_ref(), 0).and_then(|text| text.parse().ok()).ok_or_else(unknown)
+    }
+
+    /// How far the slot is behind. None: it is gone.
+    pub async fn lag(&mut self, slot: &str) -> Result<Option<Lag>, Failure> {
+        const LAG: &str = "SELECT GREATEST(pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn), 0)::bigint, wal_status = 'lost' \
+             FROM pg_replication_slots WHERE slot_name = $1";
+        let row = self.row(LAG, &[slot]).await?;
+        Ok(row.map(|row| Lag {
+            bytes: row
+                .try_get::<Option<i64>, _>(0)
+                .ok()
+                .flatten()
+                .and_then(|bytes| u64::try_from(bytes).ok())
+                .unwrap_or_default(),
+            lost: row.try_get::<Option<bool>, _>(1).ok().flatten() == Some(true),
+        }))
+    }
+
+    /// Takes away the slot, and the publication where it is Larder's own.
+    pub async fn remove(&mut self, place: &Place) -> Result<(), Failure> {
+        if self.slot(place, true).await?.is_none() && !place.given {
+            self.run(&format!("DROP PUBLICATION IF EXISTS \"{}\"", place.publication)).await?;
+        }
+        Ok(())
+    }
+
+    /// Ends the connection in peace.
+    pub async fn close(self) {
+        let _ = timeout(Duration::from_secs(1), self.0.close()).await;
+    }
+
+    async fn row(&mut self, sql: &'static str, texts: &[&str]) -> Result<Option<PgRow>, Failure> {
+        let query =
+            texts.iter().fold(sqlx::query::<Postgres>(sql).persistent(false), |query, text| query.bind((*text).to_owned()));
+        query.fetch_optional(&mut self.0).await.map_err(|error| postgres_failure(&error))
+    }
+
+    async fn run(&mut self, sql: &str) -> Result<(), Failure> {
+        let outcome = sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(&mut self.0).await;
+        outcome.map(|_| ()).map_err(|error| postgres_failure(&error))
+    }
+}
+
+fn text(row: Option<&PgRow>, at: usize) -> Option<String> {
+    row?.try_get::<Option<String>, _>(at).ok().flatten()
+}
+
+fn lsn(row: Option<&PgRow>, at: usize) -> Result<Lsn, Failure> {
+    let unknown = || Failure::Unreachable("the server does not say how far its slot is".to_owned());
+    text(row, at).and_then(|text| text.parse().ok()).ok_or_else(unknown)
+}
+
+/// A table as SQL names it, whatever letters it has.
+fn quoted(table: &TableName) -> String {
+    format!("\"{}\".\"{}\"", table.schema(), table.table())
+}

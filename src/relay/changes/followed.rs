@@ -1,0 +1,48 @@
+//! What of a snapshot is about one database's changes.
+
+use std::collections::BTreeSet;
+
+use super::rows::Watch;
+use crate::origin::OriginError;
+use crate::origin::changes::{Database, Place};
+use crate::policy::changes::{Feed, Follow, TableName};
+use crate::policy::{Mode, Snapshot};
+
+/// A database, and who follows which of its tables.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Followed {
+    /// The database.
+    pub database: Database,
+    /// Its slot and its publication.
+    pub place: Place,
+    /// The rules that follow its tables. Those that only observe do not.
+    pub watches: Vec<Watch>,
+    /// How many bytes of its log it keeps while the cache takes nothing.
+    pub max_lag: u64,
+}
+
+impl Followed {
+    /// Reads a feed of `snapshot`. Connects to nothing.
+    ///
+    /// # Errors
+    /// Its origin is none that tells of its changes.
+    pub fn new(snapshot: &Snapshot, feed: &Feed) -> Result<Self, OriginError> {
+        let origin = snapshot.origins.iter().find(|origin| origin.name == feed.origin);
+        let origin = origin.ok_or_else(|| OriginError::Unknown(feed.origin.clone()))?;
+        let watch = |follow: &Follow| {
+            let rule = snapshot.rules.iter().find(|rule| rule.name == follow.rule && rule.mode == Mode::Enforce)?;
+            Some(Watch { keys: rule.keys.clone(), follow: follow.clone() })
+        };
+        Ok(Self {
+            database: Database::new(origin)?,
+            place: Place { slot: feed.slot.clone(), publication: feed.publication.clone(), given: feed.given },
+            watches: feed.follows.iter().filter_map(watch).collect(),
+            max_lag: feed.max_lag.as_bytes(),
+        })
+    }
+
+    /// The tables that are followed.
+    pub fn tables(&self) -> BTreeSet<TableName> {
+        self.watches.iter().map(|watch| watch.follow.table.clone()).collect()
+    }
+}

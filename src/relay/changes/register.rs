@@ -1,0 +1,306 @@
+//! What is kept in the cache of a feed: which relay reads it, up to where its events were written, and for whom. Scripts, without I/O.
+//!
+//! It lies in the slot of the stream of events, so that one script writes events and moves the position. A cache that loses its latest
+//! writes loses both, and whoever writes next finds another position than it left: then it is not known which events are gone.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
+
+use super::wanted::Entry;
+use crate::journal::scripts::{AnswerError, Call};
+use crate::origin::changes::Identity;
+use crate::origin::changes::pgoutput::Lsn;
+use crate::policy::events::{STREAM, feed_claim_key, feed_state_key};
+use crate::policy::slots::slot_of;
+
+/// The most entries of the stream that are kept while nobody reads it. Its readers keep fewer.
+const MOST_KEPT: &str = "100000";
+/// The most that one script writes: entries, and bytes of them.
+const MOST_ENTRIES: usize = 64;
+const MOST_BYTES: usize = 512 * 1024;
+
+/// KEYS: claim, state. ARGV: token, for how long in milliseconds. One's own claim is renewed under the same fence.
+const CLAIM: &str = "\
+local holder = redis.call('GET', KEYS[1])
+if holder and holder ~= ARGV[1] then return {'held', holder} end
+local fence = redis.call('HGET', KEYS[2], 'fence')
+if not holder or not fence then
+  local time = redis.call('TIME')
+  local now = tonumber(time[1]) * 1000000 + tonumber(time[2])
+  fence = string.format('%.0f', math.max(tonumber(fence or 0) + 1, now))
+  redis.call('HSET', KEYS[2], 'fence', fence)
+end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+return {'claimed', fence}";
+
+/// KEYS: claim. ARGV: token.
+const RELEASE: &str = "\
+if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) return {'released'} end
+return {'held'}";
+
+/// KEYS: state.
+const LOOK: &str = "\
+local state = redis.call('HMGET', KEYS[1], 'position', 'follows')
+return {'state', state[1] or '', state[2] or ''}";
+
+/// KEYS: stream, state. ARGV: fence, the position that was left or nothing, the next one, who follows or nothing, how many entries of the
+/// stream are kept, then for each entry the number of its words and these.
+const WRITE: &str = "\
+local state = redis.call('HMGET', KEYS[2], 'fence', 'position')
+if (state[1] or '0') ~= ARGV[1] then return {'fenced'} end
+if ARGV[2] ~= '' and state[2] ~= ARGV[2] then return {'lost'} end
+local at, written = 6, 0
+while at <= #ARGV do
+  local words = tonumber(ARGV[at])
+  redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[5], '*', unpack(ARGV, at + 1, at + words))
+  at, written = at + words + 1, written + 1
+end
+redis.call('HSET', KEYS[2], 'position', ARGV[3])
+if ARGV[4] ~= '' then redis.call('HSET', KEYS[2], 'follows', ARGV[4]) end
+return {'written', tostring(written)}";
+
+/// Up to where all that a database committed was said in the stream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Position {
+    /// The place in its log.
+    pub lsn: Lsn,
+    /// Whose log it is: the cluster, its timeline, and the database.
+    source: String,
+}
+
+impl Position {
+    /// A place in the log of this server.
+    pub fn new(lsn: Lsn, identity: &Identity) -> Self {
+        Self { lsn, source: format!("{}/{}", identity.system, identity.database) }
+    }
+
+    /// The same source's.
+    pub fn at(&self, lsn: Lsn) -> Self {
+        Self { lsn, source: self.source.clone() }
+    }
+
+    /// Whether both are places in one log.
+    pub fn is_of(&self, other: &Self) -> bool {
+        self.source == other.source
+    }
+}
+
+impl fmt::Display for Position {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.lsn, self.source)
+    }
+}
+
+impl FromStr for Position {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let (lsn, source) = text.split_once(' ').ok_or(())?;
+        Ok(Self { lsn: lsn.parse().map_err(|_| ())?, source: source.to_owned() })
+    }
+}
+
+/// Who followed which tables when the position was written: by rule, a digest of what it follows.
+pub type Followers = BTreeMap<String, String>;
+
+/// What the cache knows of a feed.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Kept {
+    /// Up to where its events were written. `None`: nothing is known.
+    pub position: Option<Position>,
+    /// For whom.
+    pub followers: Followers,
+}
+
+/// What came of a claim.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Claimed {
+    /// The feed is the caller's, under this fence.
+    Yes(u64),
+    /// It is another's.
+    Held,
+}
+
+/// What came of writing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Written {
+    /// Everything is in the stream.
+    Yes,
+    /// Another relay has claimed the feed since: nothing was written.
+    Fenced,
+    /// The cache has lost what was written before: nothing was written.
+    Lost,
+}
+
+/// The keys of a feed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Register {
+    claim: Vec<u8>,
+    state: Vec<u8>,
+}
+
+impl Register {
+    /// Those of the feed that reads this slot.
+    pub fn new(slot: &str) -> Self {
+        Self { claim: feed_claim_key(slot).into_bytes(), state: feed_state_key(slot).into_bytes() }
+    }
+
+    /// The slot of the cache in which they lie.
+    pub fn slot(&self) -> u16 {
+        slot_of(STREAM.as_bytes())
+    }
+
+    /// Claims the feed, or renews one's claim, under `token`, which nobody else has, for so many milliseconds.
+    pub fn claim(&self, token: &str, millis: u64) -> Call {
+        let args = vec![token.as_bytes().to_vec(), millis.to_string().into_bytes()];
+        Call::new(CLAIM, vec![self.claim.clone(), self.state.clone()], args)
+    }
+
+    /// Gives a claim back.
+    pub fn release(&self, token: &str) -> Call {
+        Call::new(RELEASE, vec![self.claim.clone()], vec![token.as_bytes().to_vec()])
+    }
+
+    /// Asks what is known.
+    pub fn look(&self) -> Call {
+        Call::new(LOOK, vec![self.state.clone()], Vec::new())
+    }
+
+    /// Writes entries, and moves the position from `left`, whatever it is where that is `None`, to `next`; with `followers`, notes for whom.
+    /// Several scripts where there is much: the position moves with the last.
+    pub fn write(
+        &self,
+        fence: u64,
+        left: Option<&Position>,
+        next: &Position,
+        followers: Option<&Followers>,
+        entries: Vec<Entry>,
+    ) -> Vec<Call> {
+        let mut parts = parts_of(entries);
+        let last = parts.pop().unwrap_or_default();
+        // Where it is not known what was left, nothing is until the last.
+        let left = left.map_or_else(Vec::new, |position| position.to_string().into_bytes());
+        let mut calls: Vec<Call> = parts.into_iter().map(|part| self.write_once(fence, &left, &left, None, part)).collect();
+        calls.push(self.write_once(fence, &left, next.to_string().as_bytes(), followers, last));
+        calls
+    }
+
+    fn write_once(&self, fence: u64, left: &[u8], next: &[u8], followers: Option<&Followers>, entries: Vec<Entry>) -> Call {
+        let followers = followers.and_then(|followers| serde_json::to_vec(followers).ok()).unwrap_or_default();
+        let mut args =
+            vec![fence.to_string().into_bytes(), left.to_vec(), next.to_vec(), followers, MOST_KEPT.as_bytes().to_vec()];
+        for entry in entries {
+            args.push((entry.len() * 2).to_string().into_bytes());
+            args.extend(entry.into_iter().flat_map(|(kind, what)| [kind.to_vec(), what]));
+        }
+        Call::new(WRITE, vec![STREAM.as_bytes().to_vec(), self.state.clone()], args)
+    }
+}
+
+/// Entries in portions for one script each.
+fn parts_of(entries: Vec<Entry>) -> Vec<Vec<Entry>> {
+    let mut parts: Vec<Vec<Entry>> = Vec::new();
+    let mut bytes = 0;
+    for entry in entries {
+        let size: usize = entry.iter().map(|(_, what)| what.len()).sum();
+        match parts.last_mut().filter(|part| part.len() < MOST_ENTRIES && bytes + size <= MOST_BYTES) {
+            Some(part) => {
+                bytes += size;
+                part.push(entry);
+            }
+            None => {
+                bytes = size;
+                parts.push(vec![entry]);
+            }
+        }
+    }
+    parts
+}
+
+/// Reads CLAIM's answer.
+///
+/// # Errors
+/// It is none.
+pub fn claimed(answer: &[&[u8]]) -> Result<Claimed, AnswerError> {
+    match answer {
+        [b"claimed", fence] => {
+            let fence = std::str::from_utf8(fence).ok().and_then(|digits| digits.parse().ok());
+            fence.map(Claimed::Yes).ok_or(AnswerError)
+        }
+        [b"held", _] => Ok(Claimed::Held),
+        _ => Err(AnswerError),
+    }
+}
+
+/// Reads LOOK's answer. What cannot be read was written by another build: it counts as nothing.
+///
+/// # Errors
+/// It is none.
+pub fn looked(answer: &[&[u8]]) -> Result<Kept, AnswerError> {
+    let [b"state", position, followers] = answer else { return Err(AnswerError) };
+    let position = std::str::from_utf8(position).ok().and_then(|text| text.parse().ok());
+    Ok(Kept { position, followers: serde_json::from_slice(followers).unwrap_or_default() })
+}
+
+/// Reads WRITE's answer.
+///
+/// # Errors
+/// It is none.
+pub fn written(answer: &[&[u8]]) -> Result<Written, AnswerError> {
+    match answer {
+        [b"written", _] => Ok(Written::Yes),
+        [b"fenced"] => Ok(Written::Fenced),
+        [b"lost"] => Ok(Written::Lost),
+        _ => Err(AnswerError),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Behind `EVAL`, the script and its two keys.
+    fn args(call: &Call) -> Vec<Vec<u8>> {
+        call.command().split_off(5)
+    }
+
+    fn position(lsn: u64) -> Position {
+        Position { lsn: Lsn::new(lsn), source: "7/1/shop".to_owned() }
+    }
+
+    #[test]
+    fn positions_are_read_back() {
+        assert_eq!(position(0x1_0000_00ff).to_string(), "1/FF 7/1/shop");
+        assert_eq!("1/FF 7/1/shop".parse(), Ok(position(0x1_0000_00ff)));
+        assert!(position(1).is_of(&position(2)));
+        let kept = looked(&[b"state", b"1/FF 7/1/shop", br#"{"user":"ab"}"#]).expect("an answer");
+        assert_eq!((kept.position, kept.followers.get("user").map(String::as_str)), (Some(position(0x1_0000_00ff)), Some("ab")));
+        assert_eq!(looked(&[b"state", b"", b""]), Ok(Kept::default()));
+        assert_eq!(looked(&[b"states", b"", b""]), Err(AnswerError));
+    }
+
+    #[test]
+    fn the_position_moves_with_the_last_of_several_scripts() {
+        let register = Register::new("larder_main_db");
+        let entries: Vec<Entry> = (0..MOST_ENTRIES * 2 + 1).map(|at| vec![(&b"key"[..], at.to_string().into_bytes())]).collect();
+        let calls = register.write(3, Some(&position(1)), &position(2), None, entries);
+        let moves: Vec<_> = calls.iter().map(|call| (args(call)[1].clone(), args(call)[2].clone())).collect();
+        let (left, next) = (position(1).to_string().into_bytes(), position(2).to_string().into_bytes());
+        assert_eq!(moves, [(left.clone(), left.clone()), (left.clone(), left.clone()), (left, next)]);
+        let words: usize = calls.iter().map(|call| args(call).len() - 5).sum();
+        assert_eq!(words, (MOST_ENTRIES * 2 + 1) * 3);
+        // Nothing to be said moves it too, and from wherever it is.
+        let [only] = &register.write(3, None, &position(2), Some(&Followers::new()), Vec::new())[..] else { panic!("one") };
+        assert_eq!((args(only)[1].as_slice(), args(only)[3].as_slice()), (&b""[..], &b"{}"[..]));
+    }
+
+    #[test]
+    fn answers_are_read() {
+        assert_eq!(claimed(&[b"claimed", b"17"]), Ok(Claimed::Yes(17)));
+        assert_eq!(claimed(&[b"held", b"x"]), Ok(Claimed::Held));
+        assert_eq!(written(&[b"written", b"2"]), Ok(Written::Yes));
+        assert_eq!((written(&[b"fenced"]), written(&[b"lost"])), (Ok(Written::Fenced), Ok(Written::Lost)));
+        assert!(claimed(&[b"claimed", b"x"]).is_err() && written(&[]).is_err());
+    }
+}
