@@ -4,6 +4,7 @@
 #![allow(clippy::duplicated_attributes)]
 
 mod behind;
+mod changes;
 mod invalidate;
 mod status;
 
@@ -21,6 +22,7 @@ use super::text::{
 use crate::policy::{AtWaitEnd, Mode, Percent, ReplyForm, Span};
 
 pub use behind::{MAX_BATCH, Overflow, WriteBehindSpec};
+pub use changes::{ChangesSpec, FeedSpec};
 pub use invalidate::{InvalidateSpec, Versioned};
 pub use status::{
     CachePolicyStatus, ConditionType, ConnectionsStatus, GenerationStatus, JournalStatus, MAX_GENERATIONS, MAX_NAME_CHARS,
@@ -233,6 +235,8 @@ pub enum EnvMode {
 #[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[x_kube(validation = Rule::new("has(self.sql) != has(self.http)").message("write either sql or http, and not both"))]
+#[x_kube(validation = Rule::new("!has(self.http) || !has(self.http.changes)")
+    .message("a service tells nobody of its changes: remove changes"))]
 pub struct OriginSpec {
     /// What rules call it.
     #[schemars(with = "NameText")]
@@ -270,6 +274,9 @@ pub struct OriginAccess {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<PositiveDurationText>")]
     pub timeout: Option<Span>,
+    /// How changes of the database's tables are followed, where rules say so by invalidate.changes. Default: all of its own defaults.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub changes: Option<FeedSpec>,
 }
 
 /// How one family of keys is cached.

@@ -1,8 +1,9 @@
 //! Compilation: one CacheCluster and the policies about it become the snapshot that a sidecar reads, with every default resolved.
 
 mod behind;
+mod feeds;
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 
 use super::cache_cluster::Keeping;
 use super::cache_policy::{
@@ -11,6 +12,7 @@ use super::cache_policy::{
 use super::path::{FieldPath, at};
 use super::problem::{ObjectRef, Problem, Problems};
 use super::{CacheCluster, CachePolicy, SecretKeyRef, SensitiveSource};
+use crate::policy::changes::{Feed, Follow};
 use crate::policy::snapshot::{self, Allow, Auth, Cluster, Origin, OriginKind, Sensitive, Snapshot, Tls, Topology};
 use crate::policy::{
     AtWaitEnd, Beta, CacheAside, KeyPattern, Lifetime, Load, Mode, Percent, Query, ReadThrough, Rule, Span, Stampede, Store,
@@ -105,7 +107,7 @@ pub fn compile_about(
     let Reach { topology, tls, auth, sentinel_auth, patience } = reach;
     let snapshot = Snapshot {
         version: snapshot::VERSION,
-        requires: snapshot::required_form(&merged.origins, &merged.rules),
+        requires: snapshot::required_form(&merged.origins, &merged.rules).max(if merged.feeds.is_empty() { 1 } else { 6 }),
         generation,
         cluster: Cluster {
             name,
@@ -122,7 +124,7 @@ pub fn compile_about(
         writes_to_disk: false,
         origins: merged.origins,
         rules: merged.rules,
-        feeds: Vec::new(),
+        feeds: merged.feeds,
     };
     let mut problems = merged.problems;
     if problems.is_empty()
@@ -175,6 +177,7 @@ struct Merged {
     allow: Allow,
     origins: Vec<Origin>,
     rules: Vec<Rule>,
+    feeds: Vec<Feed>,
     origin_names: HashSet<String>,
     rule_names: HashSet<String>,
     problems: Vec<Problem>,
@@ -215,7 +218,7 @@ impl Merged {
         let AllowSpec { flush, keys } = policy.spec.allow.unwrap_or_default();
         self.allow = Allow { flush: self.allow.flush || flush, keys: self.allow.keys || keys };
         let renamed = self.add_origins(&mut source, secrets);
-        self.add_rules(&mut source, &renamed);
+        self.add_rules(cluster, &mut source, &renamed);
         self.problems.append(&mut problems);
     }
 
@@ -257,7 +260,9 @@ impl Merged {
         names
     }
 
-    fn add_rules(&mut self, source: &mut Source<'_>, origin_names: &[String]) {
+    fn add_rules(&mut self, cluster: &ObjectRef, source: &mut Source<'_>, origin_names: &[String]) {
+        // By the place of their origin.
+        let mut follows: BTreeMap<usize, Vec<Follow>> = BTreeMap::new();
         for (index, spec) in source.policy.spec.rules.iter().enumerate() {
             let place = at!("spec", "rules", index);
             let name = unique(&mut self.rule_names, &source.object.name, &spec.name);
@@ -276,9 +281,19 @@ impl Merged {
             if let Some(keeping) = self.keeping {
                 behind::check_keeping(source, spec, &place, keeping);
             }
+            if let Ok(keys) = &keys {
+                for (origin, follow) in feeds::follows(source, spec, &place, (&name, keys)) {
+                    follows.entry(origin).or_default().push(follow);
+                }
+            }
             if let (Ok(keys), Some(strategy)) = (keys, strategy) {
                 self.rules.push(Rule { name, keys, mode: source.mode, strategy, tags, versioned });
             }
+        }
+        // What only observes changes nothing in the cache.
+        for (at, follows) in follows.into_iter().filter(|_| source.mode == Mode::Enforce) {
+            let (spec, name) = (&source.policy.spec.origins[at], &origin_names[at]);
+            self.feeds.push(feeds::feed(cluster, &source.object.name, spec, name, follows));
         }
     }
 }

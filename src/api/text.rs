@@ -135,6 +135,18 @@ text_schemas! {
         rule: "self.matches('^[A-Za-z_][A-Za-z0-9_]*$')",
         message: "write the name of a column, such as row_version, or ETag for an http origin",
     }
+    /// The name of a table: [`crate::policy::changes::TableName`].
+    TableText {
+        max: 127,
+        rule: "self.matches('^[^.\"]{1,63}([.][^.\"]{1,63})?$')",
+        message: "write TABLE, of the schema public, or SCHEMA.TABLE, as the catalogue has them, without quotes",
+    }
+    /// The name of a replication slot or a publication.
+    SlotText {
+        max: 63,
+        rule: "self.matches('^[a-z0-9_]+$')",
+        message: "write lower-case letters, digits and underscores, such as larder_shop",
+    }
     /// The name of another object.
     ObjectNameText {
         max: 253,

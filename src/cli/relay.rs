@@ -29,12 +29,16 @@ pub struct Args {
     /// After which time without a word from this relay another may take over
     #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = claim)]
     claim: Span,
+    /// At the end, take away the replication slots that it reads, with their publications: whoever begins next knows nothing of what changed
+    /// meanwhile, and invalidates everything that follows. For a cache that ends with the relay
+    #[arg(long)]
+    drop_slots: bool,
 }
 
 /// Runs until it is told to stop.
 pub fn run(args: Args) -> Outcome {
-    let Args { snapshot, admin, claim } = args;
-    match run::run(&Config { snapshot, admin, claim: claim.as_duration() }) {
+    let Args { snapshot, admin, claim, drop_slots } = args;
+    match run::run(&Config { snapshot, admin, claim: claim.as_duration(), drop_slots }) {
         Ok(()) => Ok(ExitCode::SUCCESS),
         Err(error) => Err(Failure::new(&error, next_step(&error))),
     }

@@ -75,7 +75,8 @@ impl Relay {
     pub fn follow(&mut self, told: &Snapshot) -> Result<(), ManifestError> {
         let mut snapshot = with_earlier(told, self.snapshot.as_ref());
         snapshot.cluster.auth = self.auth.clone();
-        if snapshot.needs_relay() {
+        let followed = self.snapshot.as_ref().is_some_and(|earlier| !earlier.feeds.is_empty());
+        if snapshot.needs_relay() || followed {
             write_snapshot(&self.path, &snapshot)?;
             self.snapshot = Some(snapshot);
         }
@@ -118,8 +119,8 @@ impl Relay {
         }
         self.restarts.started();
         let snapshot = self.path.to_string_lossy().into_owned();
-        // A machine of one's own notices at once when a process is gone.
-        let mut arguments = ["relay", "--snapshot", &snapshot, "--claim", "3s"].map(str::to_owned).to_vec();
+        // A machine of one's own notices at once when a process is gone. What is cached ends with the run, and with it what a slot is for.
+        let mut arguments = ["relay", "--snapshot", &snapshot, "--claim", "3s", "--drop-slots"].map(str::to_owned).to_vec();
         arguments.extend_from_slice(&self.log_options);
         let started = Process::start(watchdog, &self.program, &arguments, &self.log).await;
         self.process = Some(started.map_err(|source| DevError::Start { what: "the relay".to_owned(), source })?);

@@ -54,6 +54,8 @@ pub struct Config {
     pub admin: Option<SocketAddr>,
     /// How long a claim lasts.
     pub claim: Duration,
+    /// Whether the slots that it reads go with it.
+    pub drop_slots: bool,
 }
 
 /// Why a relay does not start, or cannot take up a snapshot.
@@ -106,6 +108,7 @@ async fn run_on(config: &Config) -> Result<(), RelayError> {
     let feeds = figures.feeds().clone();
     let mut relay = Relay::new(place, in_force.clone(), figures, config.claim);
     let keeper = Keeper::new(relay.token.clone(), Box::new(move || hubs.hub()), in_force, feeds, config.claim);
+    let keeper = if config.drop_slots { keeper.dropping_slots() } else { keeper };
     let (halt, halted) = watch::channel(false);
     let feeds = tokio::spawn(keeper.run(halted));
     info!(journals = rules.borrow().journals().len(), token = %relay.token, "the relay runs");

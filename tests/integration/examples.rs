@@ -11,9 +11,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use tempfile::TempDir;
 
 use super::support::dev::Dev;
+use super::support::postgres::Postgres;
 use super::support::resp::{Client, Value, encode};
 use super::support::server::Engine;
 use super::support::wait_for;
+use super::write_through::block;
 
 /// One example, run from a copy in which `places` are put where this test has them.
 fn run(example: &str, places: &[(&str, &str)]) -> (Dev, Client) {
@@ -152,6 +154,36 @@ fn who_changes_a_row_says_so_and_readers_see_it() {
     assert!(invalidate.status.success(), "{}", String::from_utf8_lossy(&invalidate.stderr));
     assert_eq!(client.call(&["GET", "user:42"]).text(), "Nobody");
     dev.stop();
+}
+
+#[test]
+fn a_database_tells_of_its_changes_itself() {
+    let server = Postgres::start_logical();
+    let tables = [
+        "CREATE TABLE users (id bigint PRIMARY KEY, name text)",
+        "CREATE TABLE orders (id int PRIMARY KEY, user_id bigint, what text)",
+        "ALTER TABLE orders REPLICA IDENTITY FULL",
+        "INSERT INTO users VALUES (42, 'Ann')",
+        "INSERT INTO orders VALUES (1, 42, 'tea')",
+    ];
+    let url = block(server.database(&tables));
+    let database = url.rsplit('/').next().unwrap();
+    let (dev, mut client) = run("database-changes", &[("postgres://shop:password@localhost/shop", &url)]);
+    let limit = std::time::Duration::from_secs(60);
+    let slots = || block(server.value("postgres", "SELECT count(*)::text FROM pg_replication_slots WHERE active"));
+    wait_for("the relay to read the database", limit, || slots() == "1");
+    assert_eq!(client.call(&["GET", "user:42"]).text(), "Ann");
+    assert_eq!(client.call(&["GET", "user:43"]), Value::Nil);
+    assert_eq!(client.call(&["GET", "orders:42"]).text(), "tea");
+    block(server.run(database, &["UPDATE users SET name = 'Anna' WHERE id = 42", "INSERT INTO users VALUES (43, 'Bob')"]));
+    wait_for("the new row", limit, || client.call(&["GET", "user:42"]).text() == "Anna");
+    wait_for("the row that was missing", limit, || client.call(&["GET", "user:43"]) == Value::Bulk(b"Bob".to_vec()));
+    block(server.run(database, &["UPDATE orders SET user_id = 43 WHERE id = 1"]));
+    wait_for("the order to be another's", limit, || client.call(&["GET", "orders:43"]) == Value::Bulk(b"tea".to_vec()));
+    wait_for("the order to be no more the first's", limit, || client.call(&["GET", "orders:42"]) == Value::Nil);
+    dev.stop();
+    let left = "SELECT count(*)::text FROM pg_replication_slots";
+    assert_eq!(block(server.value("postgres", left)), "0", "a run leaves nothing in the database");
 }
 
 /// The clients of examples/clients, with the packages that `make setup` has installed for tests/clients.

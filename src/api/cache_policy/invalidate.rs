@@ -4,6 +4,7 @@ use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::changes::{ChangesSpec, MAX_CHANGES};
 use crate::api::text::TagText;
 use crate::policy::tags::MAX_TAGS;
 
@@ -24,6 +25,10 @@ pub struct InvalidateSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Versioned")]
     pub versioned: Option<Versioned>,
+    /// Tables whose committed changes end the values of the keys that are made from their rows. At most 8.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = MAX_CHANGES))]
+    pub changes: Vec<ChangesSpec>,
 }
 
 /// Which keys share a version.

@@ -280,3 +280,62 @@ fn problems_name_the_place_and_the_remedy() {
     ];
     assert!(compile_all(&clash).is_err_and(|error| error.contains("the policy `a` about the same cluster says otherwise")));
 }
+
+const FOLLOWS: &str = r#"
+  origins:
+    - {name: db, sql: {url: {secretKeyRef: {name: shop-db, key: url}}}}
+    - {name: other, sql: {url: {value: "postgres://h/d"}, changes: {slot: theirs, publication: theirs_too, maxLag: 10Gi}}}
+    - {name: web, http: {url: {value: "http://h"}}}
+    - {name: file, sql: {url: {value: "sqlite://x"}}}
+  rules:
+    - name: user
+      keys: "user:{id}"
+      strategy: ReadThrough
+      origin: {name: db, read: "SELECT 1"}
+      invalidate: {changes: [{table: users}, {table: shop.addresses, columns: {id: user_id}}]}
+    - {name: total, keys: "total:{kind}", strategy: CacheAside, invalidate: {changes: [{table: prices, origin: other, all: true}]}}
+"#;
+
+#[test]
+fn rules_follow_tables_of_their_own_origin_or_of_another() {
+    let snapshot = compile_all(&[policy("shop", FOLLOWS)]).expect("valid");
+    assert_eq!(snapshot.requires, 6);
+    let [db, other] = &snapshot.feeds[..] else { panic!("{:?}", snapshot.feeds) };
+    assert!(db.slot.starts_with("larder_main_db_") && db.publication == db.slot && !db.given, "{db:?}");
+    assert_eq!((db.origin.as_str(), db.max_lag.as_bytes()), ("db", 1 << 30));
+    let tables: Vec<String> = db.follows.iter().map(|follow| format!("{} {}", follow.rule, follow.table)).collect();
+    assert_eq!(tables, ["user users", "user shop.addresses"]);
+    assert_eq!(db.follows[1].columns(&"user:{id}".parse().expect("a pattern")), ["user_id"]);
+    assert_eq!((other.slot.as_str(), other.publication.as_str(), other.given), ("theirs", "theirs_too", true));
+    assert_eq!((other.max_lag.as_bytes(), other.follows.len()), (10 << 30, 1));
+    let json = serde_json::to_vec(&snapshot).expect("serialises");
+    assert_eq!(Snapshot::parse(&json).expect("a relay reads it"), snapshot);
+    // Of two policies that say the same, each has a slot of its own, and rules are called as in the snapshot.
+    let both = compile_all(&[policy("shop", FOLLOWS), policy("zoo", FOLLOWS)]);
+    assert!(both.is_err_and(|error| error.contains("the slot `theirs` is used twice")));
+    let own = FOLLOWS.replace(", changes: {slot: theirs, publication: theirs_too, maxLag: 10Gi}", "");
+    let both = compile_all(&[policy("shop", FOLLOWS), policy("zoo", &own)]).expect("valid");
+    assert_eq!((both.feeds[2].origin.as_str(), both.feeds[2].follows[0].rule.as_str()), ("zoo/db", "zoo/user"));
+    let observing = format!("  mode: Observe{FOLLOWS}");
+    assert!(
+        compile_all(&[policy("shop", &observing)]).expect("valid").feeds.is_empty(),
+        "what only observes invalidates nothing"
+    );
+}
+
+#[test]
+fn what_cannot_be_followed_is_refused_with_a_sentence() {
+    for (from, to, words) in [
+        ("origin: other, ", "", "the rule loads from no origin whose table this could be"),
+        ("origin: other, ", "origin: none, ", "there is no origin `none`"),
+        ("origin: other, ", "origin: web, ", "the origin `web` tells of no changes"),
+        ("origin: other, ", "origin: file, ", "write events to larder:events"),
+        ("{id: user_id}", "{user: user_id}", "no part `user`"),
+        ("table: users", "table: a.b.c", "is no name of a table"),
+        ("total:{kind}", "total", "all: true"),
+    ] {
+        let text = FOLLOWS.replacen(from, to, 1).replacen(", all: true", if to == "total" { "" } else { ", all: true" }, 1);
+        let error = compile_all(&[policy("shop", &text)]).expect_err(words);
+        assert!(error.contains(words), "{error}");
+    }
+}

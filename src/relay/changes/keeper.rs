@@ -39,6 +39,8 @@ pub struct Keeper {
     rules: watch::Receiver<Arc<Rules>>,
     figures: FeedFigures,
     lasts: Duration,
+    /// Whether slots go with this relay.
+    drops: bool,
     /// By the name of the slot.
     seats: HashMap<String, Seat>,
 }
@@ -52,7 +54,13 @@ impl Keeper {
         figures: FeedFigures,
         lasts: Duration,
     ) -> Self {
-        Self { token, hub: new_hub(), new_hub, rules, figures, lasts, seats: HashMap::new() }
+        Self { token, hub: new_hub(), new_hub, rules, figures, lasts, drops: false, seats: HashMap::new() }
+    }
+
+    /// The same, whose slots are taken away when it is halted.
+    #[must_use]
+    pub fn dropping_slots(self) -> Self {
+        Self { drops: true, ..self }
     }
 
     /// Looks after all feeds until `halted`, and gives them up.
@@ -115,9 +123,10 @@ impl Keeper {
         })
     }
 
-    /// Gives up everything, so that others need not wait. Slots stay: they keep what is told to the next.
+    /// Gives up everything, so that others need not wait. Slots stay as a rule: they keep what is told to the next.
     async fn stop(self) {
-        let seats = self.seats.into_values().map(|seat| give_up(seat, false));
+        let drops = self.drops;
+        let seats = self.seats.into_values().map(|seat| give_up(seat, drops));
         futures_util::future::join_all(seats).await;
     }
 }

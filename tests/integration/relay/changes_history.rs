@@ -11,6 +11,7 @@ use super::changes::{SLOT, STATE, Shop, figure};
 use super::{LONG, Relay};
 use crate::read_through::Servers;
 use crate::support::resp::{Client, Value};
+use crate::support::server::{Engine, SentinelCluster};
 use crate::support::wait_for;
 
 /// How long rows are changed.
@@ -136,4 +137,32 @@ fn through_all_that_happens_nothing_old_stays() {
     assert_eq!(old(&shop).len(), KEYS as usize);
     let _relay = shop.reading();
     wait_for("nothing is old", LONG, || old(&shop).is_empty());
+}
+
+/// A primary of the cache that dies takes events with it that no replica has, and perhaps the position that says that they were written: either they
+/// are written again, or it is noticed.
+#[test]
+fn through_failovers_of_the_cache_nothing_old_stays() {
+    let mut shop = Shop::new(Servers::Sentinel(SentinelCluster::start(Engine::Valkey9, 1)), 2);
+    shop.change(&["UPDATE users SET name = '0'"]);
+    let url = shop.postgres.url(&shop.database);
+    let done = AtomicBool::new(false);
+    let relays = [shop.scene.relay(), shop.scene.relay()];
+    let readers: Vec<Client> = (0..4).map(|at| shop.sidecars[at % 2].client()).collect();
+    std::thread::scope(|scope| {
+        let _ends = Ends(&done);
+        scope.spawn(|| change_until(&url, &done));
+        for client in readers {
+            scope.spawn(|| read_until(client, &done));
+        }
+        for _ in 0..3 {
+            std::thread::sleep(Duration::from_millis(fastrand::u64(1_000..3_000)));
+            let Servers::Sentinel(cluster) = &mut shop.scene.servers else { unreachable!("it is under Sentinel") };
+            cluster.fail_over(LONG);
+        }
+        std::thread::sleep(Duration::from_secs(1));
+    });
+    wait_for("nothing is old", LONG, || old(&shop).is_empty());
+    let losses: u64 = relays.iter().map(|relay| figure(relay, "losses_total")).sum();
+    println!("changes may have been lost {losses} times");
 }
