@@ -9,6 +9,8 @@
 mod agent;
 mod ask;
 #[cfg(feature = "control-plane")]
+mod changes;
+#[cfg(feature = "control-plane")]
 mod check;
 #[cfg(feature = "control-plane")]
 mod cluster;
@@ -82,6 +84,7 @@ commands! {
     /// What `larder` can do.
     Larder {
         Agent(agent),
+        Changes(changes),
         Check(check),
         CompleteWords(complete_words),
         Completion(completion),

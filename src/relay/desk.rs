@@ -1,4 +1,4 @@
-//! What a person asks of a journal, and does with its dead letters.
+//! What a person asks of a journal, and does with its dead letters; and how feeds are.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -7,12 +7,16 @@ use std::time::Duration;
 
 use tokio::time::timeout;
 
+use super::changes::followed::Followed;
+use super::changes::register::{Register, looked};
 use super::hub::{Hub, HubError, bytes_of};
 use super::rules::disk;
 use super::run::RelayError;
 use crate::journal::letters::{self, Dropped, Letter, Replayed};
 use crate::journal::scripts::{self, Status};
 use crate::journal::{Entry, Partition};
+use crate::origin::LoadError;
+use crate::origin::changes::Lag;
 use crate::policy::slots::{self, Companion};
 use crate::policy::snapshot::MAX_BYTES;
 use crate::policy::{JournalName, Snapshot};
@@ -42,10 +46,26 @@ pub enum DeskError {
     Cache(#[from] HubError),
 }
 
+/// How a feed is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FeedStatus {
+    /// The origin whose changes it tells.
+    pub origin: String,
+    /// The slot that it reads.
+    pub slot: String,
+    /// Which relay reads it.
+    pub reader: Option<String>,
+    /// Up to where in the database's log all is said.
+    pub position: Option<String>,
+    /// How far the slot is behind, by the database's word. None: there is no slot.
+    pub lag: Result<Option<Lag>, LoadError>,
+}
+
 /// The journals of a snapshot, and a way to them.
 pub struct Desk {
     hub: Hub,
     journals: BTreeSet<JournalName>,
+    feeds: Vec<Followed>,
     _discovery: Discovery,
 }
 
@@ -62,14 +82,35 @@ impl Desk {
         let usable = view.wait_for(|view| !matches!(view.kind, ViewKind::Unknown));
         timeout(FOUND_WITHIN, usable).await.map_err(|_| DeskError::NotFound)?.map_err(|_| DeskError::NotFound)?;
         let journals = snapshot.rules.iter().filter_map(|rule| Some(rule.strategy.behind()?.journal.name.clone())).collect();
+        let feeds = snapshot.feeds.iter().map(|feed| Followed::new(&snapshot, feed));
+        let feeds = feeds.collect::<Result<_, _>>().map_err(RelayError::from)?;
         let mut hub = Hub::new(access.servers, view, refresh);
         hub.trust(disk(&snapshot));
-        Ok(Self { hub, journals, _discovery: discovery })
+        Ok(Self { hub, journals, feeds, _discovery: discovery })
     }
 
     /// The journals that rules write to.
     pub fn journals(&self) -> &BTreeSet<JournalName> {
         &self.journals
+    }
+
+    /// How each feed is, by the cache and by its database.
+    pub async fn feeds(&mut self) -> Result<Vec<FeedStatus>, DeskError> {
+        let mut all = Vec::new();
+        for feed in &self.feeds {
+            let register = Register::new(&feed.place.slot);
+            let kept = self.hub.run(register.slot(), &register.look(), looked).await?;
+            let holder = self.hub.ask(register.slot(), &[register.holder()]).await?;
+            let reader = holder.first().and_then(bytes_of).map(|token| String::from_utf8_lossy(token).into_owned());
+            all.push(FeedStatus {
+                origin: feed.database.name().to_owned(),
+                slot: feed.place.slot.clone(),
+                reader,
+                position: kept.position.map(|position| position.lsn.to_string()),
+                lag: feed.database.lag(&feed.place).await,
+            });
+        }
+        Ok(all)
     }
 
     /// How each partition is, by number.

@@ -172,6 +172,9 @@ fn a_database_tells_of_its_changes_itself() {
     let limit = std::time::Duration::from_secs(60);
     let slots = || block(server.value("postgres", "SELECT count(*)::text FROM pg_replication_slots WHERE active"));
     wait_for("the relay to read the database", limit, || slots() == "1");
+    let shown = Command::new(env!("CARGO_BIN_EXE_larder")).args(["changes", "--run-dir"]).arg(dev.directory()).output().unwrap();
+    let text = String::from_utf8_lossy(&shown.stdout);
+    assert!(shown.status.success() && text.contains("larder_main_db_"), "{text}{}", String::from_utf8_lossy(&shown.stderr));
     assert_eq!(client.call(&["GET", "user:42"]).text(), "Ann");
     assert_eq!(client.call(&["GET", "user:43"]), Value::Nil);
     assert_eq!(client.call(&["GET", "orders:42"]).text(), "tea");

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use serde::Serialize;
 use tokio::time::sleep;
 
-pub use self::place::PlaceArgs;
+pub use self::place::{PlaceArgs, SnapshotArgs};
 
 use super::output::{self, Format, Paint, Table, harmless};
 use super::{Failure, Outcome};

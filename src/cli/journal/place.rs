@@ -7,33 +7,37 @@ use crate::cli::{Failure, WRONG_LINE, runs};
 use crate::policy::JournalName;
 use crate::relay::desk::{Desk, DeskError};
 
-/// Which snapshot, and which of its journals.
+/// Which snapshot.
 #[derive(clap::Args)]
-pub struct PlaceArgs {
+pub struct SnapshotArgs {
     /// The policy snapshot of the sidecars, by which the servers are found; otherwise that of a `larder dev`
     #[arg(long, value_name = "FILE", conflicts_with = "run_dir")]
     snapshot: Option<PathBuf>,
     /// The directory of a `larder dev`: its --data, or what it names when it starts; otherwise that of the only one that runs
     #[arg(long, value_name = "DIR")]
     run_dir: Option<PathBuf>,
+}
+
+/// Which snapshot, and which of its journals.
+#[derive(clap::Args)]
+pub struct PlaceArgs {
+    #[command(flatten)]
+    place: SnapshotArgs,
     /// The journal; otherwise the only one
     #[arg(long, value_name = "NAME")]
     journal: Option<JournalName>,
 }
 
-impl PlaceArgs {
-    /// Opens the journals, and does `what` with the one that is meant.
+impl SnapshotArgs {
+    /// Finds the servers, and does `what` with the way to them.
     ///
     /// # Errors
-    /// The journal cannot be asked.
-    pub fn with<T>(&self, what: impl AsyncFnOnce(&mut Desk, &JournalName) -> Result<T, DeskError>) -> Result<T, Failure> {
+    /// The cache cannot be asked.
+    pub fn with<T>(&self, what: impl AsyncFnOnce(&mut Desk) -> Result<T, DeskError>) -> Result<T, Failure> {
         let snapshot = self.snapshot()?;
-        // What servers there are is no news to a person who asks for something else.
-        let _quiet = tracing::subscriber::set_default(tracing::subscriber::NoSubscriber::default());
-        block_on(async {
+        in_quiet(async {
             let mut desk = Desk::open(&snapshot).await.map_err(|error| unreached(&snapshot, &error))?;
-            let journal = self.journal(&desk)?;
-            what(&mut desk, &journal).await.map_err(|error| unreached(&snapshot, &error))
+            what(&mut desk).await.map_err(|error| unreached(&snapshot, &error))
         })
     }
 
@@ -42,6 +46,27 @@ impl PlaceArgs {
             Some(snapshot) => Ok(snapshot.clone()),
             None => Ok(runs::run_dir(self.run_dir.as_deref(), "a snapshot with --snapshot")?.join("snapshot.json")),
         }
+    }
+}
+
+/// What servers there are is no news to a person who asks for something else.
+fn in_quiet<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    let _quiet = tracing::subscriber::set_default(tracing::subscriber::NoSubscriber::default());
+    block_on(work)
+}
+
+impl PlaceArgs {
+    /// Opens the journals, and does `what` with the one that is meant.
+    ///
+    /// # Errors
+    /// The journal cannot be asked.
+    pub fn with<T>(&self, what: impl AsyncFnOnce(&mut Desk, &JournalName) -> Result<T, DeskError>) -> Result<T, Failure> {
+        let snapshot = self.place.snapshot()?;
+        in_quiet(async {
+            let mut desk = Desk::open(&snapshot).await.map_err(|error| unreached(&snapshot, &error))?;
+            let journal = self.journal(&desk)?;
+            what(&mut desk, &journal).await.map_err(|error| unreached(&snapshot, &error))
+        })
     }
 
     fn journal(&self, desk: &Desk) -> Result<JournalName, Failure> {

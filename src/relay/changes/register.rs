@@ -162,6 +162,11 @@ impl Register {
         Call::new(RELEASE, vec![self.claim.clone()], vec![token.as_bytes().to_vec()])
     }
 
+    /// Asks who has the feed.
+    pub fn holder(&self) -> Vec<Vec<u8>> {
+        vec![b"GET".to_vec(), self.claim.clone()]
+    }
+
     /// Asks what is known.
     pub fn look(&self) -> Call {
         Call::new(LOOK, vec![self.state.clone()], Vec::new())
