@@ -16,7 +16,7 @@ export PATH := $(CURDIR)/.cache/bin:$(CURDIR)/.cache/venv/bin:$(PATH)
 SETUP := .cache/setup.stamp
 
 .DEFAULT_GOAL := build
-.PHONY: setup build test soak demo bench bench-write-behind bench-invalidation apiserver-tests agent-program agent-memory kind-up kind-down e2e e2e-full lint doc
+.PHONY: setup build test soak demo bench bench-write-behind bench-invalidation bench-resharding apiserver-tests agent-program agent-memory kind-up kind-down e2e e2e-full lint doc
 
 setup: ## Install what is missing for all other targets
 	scripts/setup
@@ -59,6 +59,10 @@ bench-write-behind: $(SETUP) ## Write-behind beside write-through and direct wri
 bench-invalidation: $(SETUP) ## How soon what is invalidated is gone everywhere, and what a walk over all names costs others
 	LARDER_INVALIDATION_REPORT=$(CURDIR)/$(BENCH_OUTPUT)/invalidation.md \
 	$(CARGO) test --profile $(PROFILE) --test integration invalidation_bench -- --ignored --nocapture
+
+bench-resharding: $(SETUP) ## A million keys rebalanced, beside redis-cli, and what other clients see meanwhile: some ten minutes
+	LARDER_RESHARDING_REPORT=$(CURDIR)/$(BENCH_OUTPUT)/resharding.md \
+	$(CARGO) test --profile $(PROFILE) --test integration resharding::bench -- --ignored --nocapture
 
 apiserver-tests: ## The operator on a real API server without a cluster; builds that, etcd and helm. TEST_ARGS is passed on, e.g. TEST_ARGS=forming
 	tests/kind/tools kube-apiserver etcd helm

@@ -1,5 +1,6 @@
 //! Slots of real servers move as the plan asks, by the code that every actuator shares.
 
+mod bench;
 mod fault_points;
 mod fuse;
 
