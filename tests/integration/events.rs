@@ -203,6 +203,7 @@ fn events_wait_for_a_sidecar_and_are_passed_once() {
     announce(&servers, "key", "item:2");
     let sidecars = sidecars(&servers, 1, &rules());
     wait_until_gone(&servers, "item:2");
+    wait_for_events(&sidecars, 1);
     assert_eq!(events(&sidecars), 1, "the first was passed before");
     assert_eq!(metric(&sidecars[0], "larder_event_gaps_total"), 0);
 }
