@@ -91,6 +91,7 @@ fn policies_that_write_behind_lose_nothing() {
     operator::await_ready();
     let began = Instant::now();
     let scene = Scene::open();
+    scene.asked_by_a_person();
     let written = scene.deaths();
     let written = scene.scaled_to_zero(written);
     scene.deleted(&written);
@@ -172,6 +173,15 @@ impl Scene {
                 refused: said["refused"].as_u64().unwrap_or_default(),
             }
         })
+    }
+
+    /// A person asks in a relay's pod, which has all that takes.
+    fn asked_by_a_person(&self) {
+        let relay = name(&relays()[0]);
+        let line = ["-n", PLACE, "exec", &relay, "--", "/bin/larder", "journal", "status"];
+        let said = kubectl(&[&line[..], &["--snapshot", "/etc/larder/policy/snapshot.json"]].concat());
+        let said = said.unwrap_or_else(|error| panic!("{error}"));
+        assert!(said.contains(&format!("{PLACE}.{NAME}.db")), "{said}");
     }
 
     /// A relay, the primary and the database die one after another, while the application writes.

@@ -302,9 +302,14 @@ pub(super) fn changed_since(users: &BindingUsers, generation: u64) -> BTreeSet<S
     changed.filter_map(|(name, _)| Some(BindingName::parse(name).ok()?.user())).collect()
 }
 
-/// The users on servers.
+/// The users on servers. While any of them reaches a journal none may drop all keys, which would drop that as well, whatever its policies allow.
 pub(super) fn on_servers(users: &BindingUsers) -> Vec<UserRules> {
-    each(users, BindingUser::on_servers)
+    let mut all = each(users, BindingUser::on_servers);
+    if users.values().any(|user| !user.journals().is_empty()) {
+        let is_flush = |rule: &String| FLUSH.split_ascii_whitespace().any(|word| word == rule);
+        all.iter_mut().for_each(|user| user.rules.retain(|rule| !is_flush(rule)));
+    }
+    all
 }
 
 /// The users on sentinels.
@@ -402,6 +407,19 @@ mod tests {
         assert!(reaches(&users) && reaches(&without) && !without.reaches_journal(&binding("other"), "store.shop.db"));
         let proved = look(Some(&without), &all, Some(2), 20);
         assert!(reaches(&proved) && !reaches(&look(Some(&proved), &all, Some(2), 620)));
+    }
+
+    #[test]
+    fn nobody_drops_all_keys_while_there_is_a_journal() {
+        let flushing = Grant::new("one", BTreeSet::from(["a:?*".to_owned()]), true, false);
+        let relay = Grant::of_relay("two", BTreeSet::from(["store.shop.db".to_owned()]));
+        let flushes =
+            |users: &Users| of(&users.on_servers(), "shop").unwrap().rules.iter().any(|rule| rule.starts_with("+flush"));
+        let first = look(None, &wanted(&[("shop", &flushing)]), None, 0);
+        let both = look(Some(&first), &wanted(&[("shop", &flushing), ("relay", &relay)]), Some(1), 10);
+        assert!(flushes(&first) && !flushes(&both) && both.generation > first.generation);
+        let alone = look(Some(&both), &wanted(&[("shop", &flushing)]), Some(2), 20);
+        assert!(flushes(&alone) && alone.generation > both.generation);
     }
 
     #[test]
