@@ -524,8 +524,9 @@ mod tests {
         assert!(invalidated.starts_with("HTTP/1.1200") && invalidated.contains(r#"{"keys":2}"#), "{invalidated}");
         assert!(unix("/invalidate?rule=user&event=7-0").await.contains("waiting"));
         assert!(unix("POST /invalidate?rule=user").await.starts_with("HTTP/1.1 503"));
-        let refused = unix("POST /invalidate?tag=a").await;
-        assert!(refused.starts_with("HTTP/1.1 400") && refused.contains("no tags"), "{refused}");
+        assert!(unix("POST /invalidate?tag=a").await.starts_with("HTTP/1.1 503"));
+        let refused = unix("POST /invalidate?tags=a").await;
+        assert!(refused.starts_with("HTTP/1.1 400"), "{refused}");
         assert!(tcp("POST /invalidate?key=a").await.starts_with("HTTP/1.1 404"), "the port is not for that");
         assert!(unix("/hot?seconds=21").await.starts_with("HTTP/1.1 400") && unix("/hot").await.starts_with("HTTP/1.1 400"));
 

@@ -331,7 +331,7 @@ fn what_cannot_be_followed_is_refused_with_a_sentence() {
         ("origin: other, ", "origin: web, ", "the origin `web` tells of no changes"),
         ("origin: other, ", "origin: file, ", "write events to larder:events"),
         ("{id: user_id}", "{user: user_id}", "no part `user`"),
-        ("table: users", "table: a.b.c", "is no name of a table"),
+        ("table: users", "table: a.b.c", "write TABLE, of the schema public"),
         ("total:{kind}", "total", "all: true"),
     ] {
         let text = FOLLOWS.replacen(from, to, 1).replacen(", all: true", if to == "total" { "" } else { ", all: true" }, 1);
