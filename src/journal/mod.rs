@@ -18,9 +18,11 @@
 
 mod entry;
 pub mod letters;
+mod level;
 pub mod model;
 mod place;
 pub mod scripts;
 
 pub use entry::{Change, Entry, FormError, Held, Version, weight};
+pub use level::Level;
 pub use place::{PARTITIONS, Partition, partition_of};

@@ -20,7 +20,6 @@ use super::cache_cluster::objects::Installation;
 use super::cache_cluster::reconcile::{self, Memory, Standing};
 use super::cache_policy::cache::Caches;
 use super::cache_policy::look;
-use super::cache_policy::relay::level::Level;
 use super::cache_policy::relay::objects::RelayOptions;
 use super::cache_policy::ties::Ties;
 use super::election::{Election, Leadership};
@@ -28,6 +27,7 @@ use super::metrics::Metrics;
 use super::queue::{Key, Queue, back_off};
 use super::serve::{self, ListenError};
 use super::watches::{Cluster, Queues, Watches, namespace_key, nodes};
+use crate::journal::Level;
 use crate::policy::binding::BindingName;
 
 /// How many CacheClusters are worked on at the same time.

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::changes::figures::FeedFigures;
+use crate::journal::Level;
 use crate::journal::scripts::Status;
 use crate::policy::JournalName;
 use crate::telemetry::readings::{Reading, ReadingKind, render};
@@ -39,36 +40,24 @@ impl Counts {
     }
 }
 
-/// How a journal is, over all of its partitions.
+/// How a journal is, and what of it is this relay's.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Level {
-    /// Entries that are not trimmed.
-    pub depth: u64,
-    /// Their bytes.
-    pub bytes: u64,
-    /// The age of the oldest, in milliseconds: how far origins are behind.
-    pub lag_ms: u64,
-    /// Dead letters.
-    pub dead: u64,
-    /// Keys whose last write no origin has.
-    pub dirty: u64,
+pub struct Share {
+    /// How it is, over all of its partitions.
+    pub level: Level,
     /// Partitions that this relay has.
     pub held: u64,
 }
 
-impl Level {
+impl Share {
     /// Takes one more partition into account.
     pub fn add(&mut self, status: &Status, held: bool) {
-        self.depth += status.depth;
-        self.bytes += status.bytes;
-        self.lag_ms = self.lag_ms.max(status.age_ms());
-        self.dead += status.dead;
-        self.dirty += status.dirty;
+        self.level.add(status);
         self.held += u64::from(held);
     }
 }
 
-type Journals = BTreeMap<JournalName, (Arc<Counts>, Level)>;
+type Journals = BTreeMap<JournalName, (Arc<Counts>, Share)>;
 
 /// All figures of a relay. Cloning shares them.
 #[derive(Debug, Clone, Default)]
@@ -90,9 +79,9 @@ impl Figures {
     }
 
     /// How a journal is now.
-    pub fn set_level(&self, journal: &JournalName, level: Level) {
+    pub fn set_share(&self, journal: &JournalName, share: Share) {
         let mut all = self.journals.lock().unwrap_or_else(PoisonError::into_inner);
-        all.entry(journal.clone()).or_default().1 = level;
+        all.entry(journal.clone()).or_default().1 = share;
     }
 
     /// Everything in the OpenMetrics text format.
@@ -102,17 +91,17 @@ impl Figures {
             let lines = all.iter().map(|(journal, (counts, _))| (journal.to_string(), read(counts).load(Relaxed)));
             Reading { name, help, kind: ReadingKind::Count, label: "journal", lines: lines.collect() }
         };
-        let level = |name, help, read: fn(&Level) -> u64| {
-            let lines = all.iter().map(|(journal, (_, level))| (journal.to_string(), read(level)));
+        let level = |name, help, read: fn(&Share) -> u64| {
+            let lines = all.iter().map(|(journal, (_, share))| (journal.to_string(), read(share)));
             Reading { name, help, kind: ReadingKind::Level, label: "journal", lines: lines.collect() }
         };
         let mut readings = vec![
-            level("larder_journal_lag_milliseconds", "Age of the oldest write that no origin has", |level| level.lag_ms),
-            level("larder_journal_depth", "Writes that are not trimmed", |level| level.depth),
-            level("larder_journal_bytes", "Bytes of writes that are not trimmed", |level| level.bytes),
-            level("larder_journal_dirty", "Keys whose last write no origin has", |level| level.dirty),
-            level("larder_journal_dead", "Dead letters that wait for a person", |level| level.dead),
-            level("larder_relay_partitions", "Partitions that this relay has", |level| level.held),
+            level("larder_journal_lag_milliseconds", "Age of the oldest write that no origin has", |share| share.level.lag_ms),
+            level("larder_journal_depth", "Writes that are not trimmed", |share| share.level.depth),
+            level("larder_journal_bytes", "Bytes of writes that are not trimmed", |share| share.level.bytes),
+            level("larder_journal_dirty", "Keys whose last write no origin has", |share| share.level.dirty),
+            level("larder_journal_dead", "Dead letters that wait for a person", |share| share.level.dead),
+            level("larder_relay_partitions", "Partitions that this relay has", |share| share.held),
             count("larder_relay_entries", "Writes that origins have got, or that a later one made needless", |c| &c.entries),
             count("larder_relay_changes", "Changes that origins were told", |c| &c.changes),
             count("larder_relay_batches", "Batches that were trimmed", |c| &c.batches),
@@ -137,7 +126,8 @@ mod tests {
         let figures = Figures::default();
         let journal: JournalName = "shop.users".parse().expect("a name");
         Counts::add(&figures.counts(&journal).entries, 7);
-        figures.set_level(&journal, Level { depth: 3, lag_ms: 1_500, ..Level::default() });
+        let level = Level { depth: 3, lag_ms: 1_500, ..Level::default() };
+        figures.set_share(&journal, Share { level, held: 0 });
         let text = figures.render();
         for line in [
             "larder_relay_entries_total{journal=\"shop.users\"} 7",

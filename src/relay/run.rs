@@ -23,7 +23,7 @@ use tracing::{debug, error, info, warn};
 
 use super::changes::keeper::Keeper;
 use super::consumer::{Claim, Consumer};
-use super::figures::{Figures, Level};
+use super::figures::{Figures, Share};
 use super::hub::{Hub, HubError};
 use super::rules::Rules;
 use super::share::wish;
@@ -245,12 +245,12 @@ impl Relay {
             Err(error) => trouble = Some(error),
         }
         let living = self.living.get(journal).cloned().unwrap_or_default();
-        let (mut holders, mut level) = (Vec::with_capacity(partitions.len()), Level::default());
+        let (mut holders, mut share) = (Vec::with_capacity(partitions.len()), Share::default());
         for partition in &partitions {
             match self.hub.run(partition.slot(), &scripts::status(partition), scripts::status_answer).await {
                 Ok(status) => {
                     let holder = status.relay.as_ref().map(|holder| String::from_utf8_lossy(holder).into_owned());
-                    level.add(&status, holder.as_deref() == Some(&*self.token));
+                    share.add(&status, holder.as_deref() == Some(&*self.token));
                     holders.push(holder);
                 }
                 Err(error) => {
@@ -260,7 +260,7 @@ impl Relay {
                 }
             }
         }
-        self.figures.set_level(journal, level);
+        self.figures.set_share(journal, share);
         let wish = wish(&self.token, &living, &holders);
         let seats = self.seats(journal, &partitions);
         for at in &wish.release {

@@ -70,15 +70,18 @@ fn rows_are_read_through_from_sql() {
     dev.stop();
 }
 
+/// Runs a statement by the database's own program: what it prints.
+fn sqlite(database: &Path, statement: &str) -> String {
+    let output = Command::new("sqlite3").arg(database).arg(statement).output().expect("make setup installs sqlite3");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap().trim().to_owned()
+}
+
 #[test]
 fn values_are_written_through_to_sql() {
     let directory = TempDir::new().unwrap();
     let database = directory.path().join("shop.db");
-    let sqlite = |statement: &str| {
-        let output = Command::new("sqlite3").arg(&database).arg(statement).output().expect("make setup installs sqlite3");
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        String::from_utf8(output.stdout).unwrap().trim().to_owned()
-    };
+    let sqlite = |statement: &str| sqlite(&database, statement);
     sqlite("CREATE TABLE users (id INTEGER PRIMARY KEY, name TEXT, mail TEXT UNIQUE, row_version INTEGER NOT NULL DEFAULT 1)");
     let (dev, mut client) = run("write-through-sql", &[("sqlite://shop.db", &format!("sqlite://{}", database.display()))]);
     let ann = r#"{"name":"Ann","mail":"ann@example.com"}"#;
@@ -97,11 +100,7 @@ fn values_are_written_through_to_sql() {
 fn values_are_written_behind_to_sql() {
     let directory = TempDir::new().unwrap();
     let database = directory.path().join("shop.db");
-    let sqlite = |statement: &str| {
-        let output = Command::new("sqlite3").arg(&database).arg(statement).output().expect("make setup installs sqlite3");
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        String::from_utf8(output.stdout).unwrap().trim().to_owned()
-    };
+    let sqlite = |statement: &str| sqlite(&database, statement);
     sqlite(
         "PRAGMA journal_mode = WAL; CREATE TABLE users (id INTEGER PRIMARY KEY, name TEXT, mail TEXT, row_version INTEGER NOT NULL)",
     );
@@ -129,9 +128,7 @@ fn values_are_written_behind_to_sql() {
 fn who_changes_a_row_says_so_and_readers_see_it() {
     let directory = TempDir::new().unwrap();
     let database = directory.path().join("shop.db");
-    let sqlite = |statement: &str| {
-        assert!(Command::new("sqlite3").arg(&database).arg(statement).status().expect("make setup installs sqlite3").success());
-    };
+    let sqlite = |statement: &str| sqlite(&database, statement);
     sqlite("CREATE TABLE users (id INTEGER PRIMARY KEY, name TEXT); INSERT INTO users VALUES (42, 'Ann')");
     let (dev, mut client) = run("events", &[("sqlite://shop.db", &format!("sqlite://{}", database.display()))]);
     let limit = std::time::Duration::from_secs(60);
@@ -213,9 +210,7 @@ fn ordinary_clients_read(port: u16, key: &str, value: &str) {
 fn a_new_price_list_makes_all_pages_outdated_by_one_write() {
     let directory = TempDir::new().unwrap();
     let database = directory.path().join("shop.db");
-    let sqlite = |statement: &str| {
-        assert!(Command::new("sqlite3").arg(&database).arg(statement).status().expect("make setup installs sqlite3").success());
-    };
+    let sqlite = |statement: &str| sqlite(&database, statement);
     sqlite(
         "CREATE TABLE prices (product TEXT PRIMARY KEY, cents INTEGER); INSERT INTO prices VALUES ('tea', 350), ('milk', 120)",
     );

@@ -7,7 +7,6 @@ use k8s_openapi::jiff::Timestamp;
 
 use super::cache::{Figures, Notice};
 use super::relay::ABANDON_ANNOTATION;
-use super::relay::level::Level;
 use super::relay::tend::{Carriage, left};
 use super::verdict::Judgement;
 use crate::api::CachePolicy;
@@ -15,6 +14,7 @@ use crate::api::cache_policy::{
     CachePolicyStatus, ConditionType, ConnectionsStatus, GenerationStatus, JournalStatus, MAX_GENERATIONS, MAX_NAME_CHARS,
     MAX_NAMED, MAX_REFUSED_CHARS, SidecarsStatus, WorkloadsStatus,
 };
+use crate::journal::Level;
 use crate::operator::cache_cluster::report::{Happening, Verdict, condition};
 use crate::policy::Snapshot;
 use crate::policy::heartbeat::RuleBeat;

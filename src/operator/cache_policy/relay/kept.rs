@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::level::Level;
+use crate::journal::Level;
 use crate::policy::{JournalName, Span};
 
 /// How long nobody has written to a journal before it may count as drained. A script that appends says itself that it is not carried out later

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
-use crate::journal::Partition;
-use crate::journal::scripts::{self, Call, Status};
+use crate::journal::scripts::{self, Call};
+use crate::journal::{Level, Partition};
 use crate::operator::admin::{Admin, AdminError, Entry};
 use crate::policy::JournalName;
 
@@ -17,49 +17,6 @@ pub enum LevelError {
     /// It gave an answer that is none.
     #[error("the journal `{0}` gives an unexpected answer")]
     Answer(JournalName),
-}
-
-/// How a journal is, over all of its partitions.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Level {
-    /// Writes that are not trimmed.
-    pub depth: u64,
-    /// Their bytes.
-    pub bytes: u64,
-    /// The age of the oldest, in milliseconds: how far origins are behind.
-    pub lag_ms: u64,
-    /// Dead letters, which wait for a person.
-    pub dead: u64,
-    /// Keys whose last write no origin has.
-    pub dirty: u64,
-}
-
-impl Level {
-    /// With one more partition.
-    fn add(&mut self, status: &Status) {
-        self.depth += status.depth;
-        self.bytes += status.bytes;
-        self.lag_ms = self.lag_ms.max(status.age_ms());
-        self.dead += status.dead;
-        self.dirty += status.dirty;
-    }
-
-    /// Both together.
-    #[must_use]
-    pub fn and(self, other: Self) -> Self {
-        Self {
-            depth: self.depth + other.depth,
-            bytes: self.bytes + other.bytes,
-            lag_ms: self.lag_ms.max(other.lag_ms),
-            dead: self.dead + other.dead,
-            dirty: self.dirty + other.dirty,
-        }
-    }
-
-    /// Whether origins have all that was acknowledged.
-    pub const fn is_drained(&self) -> bool {
-        self.depth == 0 && self.dirty == 0 && self.dead == 0
-    }
 }
 
 /// Asks the primary how these journals are.

@@ -11,10 +11,11 @@ use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 use super::kept::{Kept, Sighting};
-use super::level::{self, Level};
+use super::level;
 use super::objects::{Relay, object_name, objects};
 use super::{binding, is_abandoned, journals_of, workload, writes_behind};
 use crate::api::CachePolicy;
+use crate::journal::Level;
 use crate::operator::cache_cluster::report::Happening;
 use crate::operator::cache_policy::apply::Applier;
 use crate::operator::cache_policy::cache::Figures;

@@ -9,10 +9,10 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::kept::Sighting;
-use super::level::Level;
 use super::tend::Minded;
 use super::*;
 use crate::api::cache_cluster::{Eviction, Fsync, Keeping};
+use crate::journal::Level;
 use crate::operator::admin::Entry;
 use crate::operator::cache_cluster::users::{Access, Users};
 use crate::operator::cache_policy::look::Memory;
