@@ -81,8 +81,11 @@ impl Keeper {
         let gone: Vec<String> = self.seats.iter().filter(|(_, seat)| over(seat)).map(|(slot, _)| slot.clone()).collect();
         for slot in gone {
             let Some(seat) = self.seats.remove(&slot) else { continue };
-            let stays = feeds.iter().any(|feed| feed.place.slot == slot);
-            tokio::spawn(give_up(seat, !stays));
+            match feeds.iter().any(|feed| feed.place.slot == slot) {
+                // The next reader of the slot has the same token: it begins when this one has ended.
+                true => give_up(seat, false).await,
+                false => drop(tokio::spawn(give_up(seat, true))),
+            }
         }
         let mut pause = self.lasts / 4;
         for followed in feeds {
