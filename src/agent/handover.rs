@@ -15,7 +15,7 @@ use futures_util::future::join_all;
 use tokio::time::{Instant, sleep};
 use tracing::{debug, warn};
 
-use super::boot::SentinelAnswer;
+use super::boot::Vote;
 use super::charge::Charge;
 use super::info::{Attached, Info, Role};
 use super::line::{Line, LineError};
@@ -280,7 +280,7 @@ impl Handovers {
             if somebody_acts {
                 acted = Instant::now();
             }
-            let is_gone = !somebody_acts && answers.get(asked) == Some(&SentinelAnswer::Unreachable);
+            let is_gone = !somebody_acts && answers.get(asked) == Some(&Vote::Unreachable);
             silent = if is_gone { silent + 1 } else { 0 };
             sleep(ASK_EVERY).await;
         }
@@ -299,10 +299,10 @@ async fn is_in_tilt(sentinel: &mut Line) -> Result<bool, LineError> {
 }
 
 /// Whether a sentinel is replacing the server at `address`, or has.
-fn is_acting(answer: &SentinelAnswer, address: &NodeAddr) -> bool {
+fn is_acting(answer: &Vote, address: &NodeAddr) -> bool {
     match answer {
-        SentinelAnswer::Names { primary, failing_over } => *failing_over || primary != address,
-        SentinelAnswer::Unreachable | SentinelAnswer::KnowsNone => false,
+        Vote::Names { primary, failing_over } => *failing_over || primary != address,
+        Vote::Unreachable | Vote::KnowsNone => false,
     }
 }
 

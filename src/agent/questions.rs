@@ -3,7 +3,7 @@
 use futures_util::future::join_all;
 use tracing::debug;
 
-use super::boot::{PeerAnswer, PeerView, SentinelAnswer, Situation};
+use super::boot::{PeerAnswer, PeerView, Situation, Vote, Voters};
 use super::charge::{Charge, PeerPlace};
 use super::line::{DEADLINE, Line, LineError};
 use super::peers::PeerClient;
@@ -18,27 +18,29 @@ const MAX_REPORT_BYTES: usize = 64 * 1024;
 /// Asks everybody.
 pub async fn situation(charge: &Charge, sentinels: &Access, http: &PeerClient, own: &DataState) -> Situation {
     let peers = join_all(charge.peers.iter().map(|peer| ask_peer(http, peer)));
-    let (peers, sentinels) = tokio::join!(peers, ask_sentinels(charge, sentinels));
+    let (peers, votes) = tokio::join!(peers, ask_sentinels(charge, sentinels));
     Situation {
         ordinal: charge.config.server.ordinal,
         address: charge.address.clone(),
         own: own.clone(),
+        claim: None,
         peers,
-        sentinels,
+        voters: Voters::Sentinels,
+        votes,
         accept_data_loss: charge.config.recovery.accept_data_loss,
     }
 }
 
 /// What each sentinel says of the primary.
-pub async fn ask_sentinels(charge: &Charge, access: &Access) -> Vec<SentinelAnswer> {
+pub async fn ask_sentinels(charge: &Charge, access: &Access) -> Vec<Vote> {
     join_all(charge.sentinels.iter().map(|sentinel| async {
         let mut line = Line::new(sentinel.clone(), access.clone());
         match line.ask(&["SENTINEL", "MASTER", &charge.master]).await {
             Ok(answer) => parse_master(&answer),
-            Err(LineError::Refused { text, .. }) if text.starts_with("ERR No such master") => SentinelAnswer::KnowsNone,
+            Err(LineError::Refused { text, .. }) if text.starts_with("ERR No such master") => Vote::KnowsNone,
             Err(error) => {
                 debug!(%error, "a sentinel does not answer");
-                SentinelAnswer::Unreachable
+                Vote::Unreachable
             }
         }
     }))
@@ -46,25 +48,25 @@ pub async fn ask_sentinels(charge: &Charge, access: &Access) -> Vec<SentinelAnsw
 }
 
 /// The server that a majority of all sentinels names.
-pub fn majority(answers: &[SentinelAnswer]) -> Option<&NodeAddr> {
+pub fn majority(answers: &[Vote]) -> Option<&NodeAddr> {
     let named = answers.iter().filter_map(|answer| match answer {
-        SentinelAnswer::Names { primary, .. } => Some(primary),
-        SentinelAnswer::Unreachable | SentinelAnswer::KnowsNone => None,
+        Vote::Names { primary, .. } => Some(primary),
+        Vote::Unreachable | Vote::KnowsNone => None,
     });
     named.clone().find(|owner| named.clone().filter(|other| other == owner).count() > answers.len() / 2)
 }
 
-fn parse_master(answer: &Value) -> SentinelAnswer {
+fn parse_master(answer: &Value) -> Vote {
     let text = |name: &str| answer.field(name).and_then(Value::as_str);
     let port = answer.field("port").and_then(Value::as_int).and_then(|port| u16::try_from(port).ok());
-    let (Some(host), Some(port)) = (text("ip"), port) else { return SentinelAnswer::Unreachable };
+    let (Some(host), Some(port)) = (text("ip"), port) else { return Vote::Unreachable };
     let failing_over = text("flags").is_some_and(|flags| flags.split(',').any(|flag| flag == "failover_in_progress"));
-    SentinelAnswer::Names { primary: NodeAddr::new(host, port), failing_over }
+    Vote::Names { primary: NodeAddr::new(host, port), failing_over }
 }
 
 async fn ask_peer(http: &PeerClient, peer: &PeerPlace) -> PeerView {
     let answer = match fetch(http, peer).await {
-        Ok(report) => PeerAnswer::State { acts_as_primary: acts_as_primary(&report.server), data: report.data },
+        Ok(report) => PeerAnswer::State { acts_as_primary: acts_as_primary(&report.server), data: report.data, claim: None },
         Err(error) => {
             debug!(agent = %peer.agent, %error, "a peer's agent does not answer");
             PeerAnswer::Unreachable

@@ -131,7 +131,7 @@ impl Supervisor {
                 Decision::Start(start) => return Some(start),
                 Decision::Hold(hold) => {
                     intends = false;
-                    let message = hold.to_string();
+                    let message = hold.explain(situation.voters);
                     if said.as_ref() != Some(&hold) {
                         warn!(reason = hold.word(), "the server is held: {message}");
                     }
@@ -190,7 +190,7 @@ impl Supervisor {
 
     fn start(&mut self, start: &Start, priority: u16) -> io::Result<Server> {
         match start {
-            Start::Primary => {
+            Start::Primary | Start::Blank => {
                 info!("starting the server as primary");
                 self.disk.begins_as_primary();
             }
@@ -321,7 +321,7 @@ async fn told(stop: &mut watch::Receiver<bool>) {
 /// What is added to the server's command line: its place, said in full, so that nothing that a file says of it counts.
 fn arguments(start: &Start, priority: u16) -> Vec<String> {
     let (of, priority) = match start {
-        Start::Primary => (None, priority),
+        Start::Primary | Start::Blank => (None, priority),
         Start::Replica { of, promotable } => (Some(of), if *promotable { priority } else { 0 }),
     };
     let host = of.map_or("no", NodeAddr::host).to_owned();

@@ -1,12 +1,18 @@
 //! In which place a server starts, or why it does not. Pure: no client, no clock.
 //!
 //! The invariant: a server that lost its data never becomes, or stays, primary while a peer holds the data. So nothing is started
-//! on a guess. A majority of sentinels that names another server, or data of its own that nobody exceeds, or the word of every
+//! on a guess. A majority of those who vote that names another server, or data of its own that nobody exceeds, or the word of every
 //! peer that nobody holds anything: one of these starts a server, and everything else holds it, its port closed, until that has
 //! changed or a person accepts the loss.
 //!
-//! Sentinels never promote a server whose `replica-priority` is 0. A restarted server has it until it has synchronised once, so
-//! that no election can find an empty one; [`Start::Replica`] says when the copy that it brought along is as good.
+//! Who votes are the sentinels or, in a Cluster, the primaries of all shards. There the server's own shard is one of the voters, and the
+//! others must be a majority without it. A Cluster's server also remembers in its table of nodes which slots it claims; among copies
+//! that are as good, the one with the latest claim begins. While a shard of a Cluster owns no slots, each of its servers may start: nobody
+//! follows it, and it serves nothing.
+//!
+//! No vote promotes a server whose `replica-priority` is 0, or that has `cluster-replica-no-failover`. A restarted server has it until it
+//! has synchronised once, so that no election can find an empty one; [`Start::Replica`] says when the copy that it brought along is as
+//! good.
 
 mod copies;
 #[cfg(test)]
@@ -14,6 +20,7 @@ mod simulation;
 #[cfg(test)]
 mod tests;
 
+use std::cmp::Reverse;
 use std::fmt;
 
 use copies::{Order, Rank, order};
@@ -30,12 +37,34 @@ pub struct Situation {
     pub address: NodeAddr,
     /// What it would start with.
     pub own: DataState,
-    /// Every other desired server.
+    /// The epoch with which it would claim slots of a Cluster; `None` where it claims none, and under Sentinel.
+    pub claim: Option<u64>,
+    /// Every other desired server that could hold the same data.
     pub peers: Vec<PeerView>,
-    /// What each sentinel answered; as many as there are.
-    pub sentinels: Vec<SentinelAnswer>,
+    /// Who votes.
+    pub voters: Voters,
+    /// What each of them answered; as many as there are, this server's own shard among them.
+    pub votes: Vec<Vote>,
     /// Whether a person accepts to lose what only servers hold that cannot be asked.
     pub accept_data_loss: bool,
+}
+
+/// Who says which server is the primary.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Voters {
+    /// Sentinels.
+    Sentinels,
+    /// The primaries of a Cluster's shards.
+    Primaries,
+}
+
+impl fmt::Display for Voters {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Sentinels => "the sentinels",
+            Self::Primaries => "the shards' primaries",
+        })
+    }
 }
 
 /// A peer as its agent describes it.
@@ -58,17 +87,19 @@ pub enum PeerAnswer {
     State {
         /// What the server holds, or would start with.
         data: DataState,
-        /// Whether it serves as primary now.
+        /// Whether it serves as primary now; in a Cluster, whether it owns slots.
         acts_as_primary: bool,
+        /// The epoch with which it claims slots of a Cluster.
+        claim: Option<u64>,
     },
 }
 
-/// What a sentinel answered.
+/// What one that votes answered.
 #[derive(Debug, Clone, PartialEq)]
-pub enum SentinelAnswer {
+pub enum Vote {
     /// Nothing.
     Unreachable,
-    /// That it watches nothing by that name.
+    /// That it knows no primary: a sentinel that watches nothing, or a shard that owns no slots.
     KnowsNone,
     /// Which server it takes for the primary.
     Names {
@@ -93,6 +124,8 @@ pub enum Decision {
 pub enum Start {
     /// As primary.
     Primary,
+    /// As a node of a Cluster that owns nothing, until it is told.
+    Blank,
     /// As the replica of another.
     Replica {
         /// Whose.
@@ -105,11 +138,11 @@ pub enum Start {
 /// Why a server is not started.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Hold {
-    /// No majority of sentinels answers, or they do not agree, and peers alone cannot settle it.
+    /// No majority of those who vote answers, or they do not agree, and peers alone cannot settle it.
     NoMajority,
     /// The sentinels are replacing this server.
     FailoverUnderWay,
-    /// A peer acts as primary, and the sentinels do not name it yet.
+    /// A peer acts as primary, and no majority names it yet.
     AnotherActs(NodeAddr),
     /// Peers that cannot be asked may hold data.
     PeersUnknown(Vec<NodeAddr>),
@@ -119,9 +152,9 @@ pub enum Hold {
     Incomparable(NodeAddr),
     /// Nobody holds more, but this server's copy may lack a part.
     OwnPartial,
-    /// Another begins: nobody holds data, or its copy is as good and its ordinal lower.
+    /// Another begins: nobody holds data, or its copy is as good and its claim later or its ordinal lower.
     OthersTurn(NodeAddr),
-    /// The sentinels name a primary that runs empty, and following it would erase this server's data.
+    /// The majority names a primary that runs empty, and following it would erase this server's data.
     OwnerIsEmpty(NodeAddr),
 }
 
@@ -142,32 +175,28 @@ impl Hold {
     }
 }
 
-impl fmt::Display for Hold {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl Hold {
+    /// The reason in a sentence, with what ends it.
+    pub fn explain(&self, voters: Voters) -> String {
         match self {
-            Self::NoMajority => f.write_str("no majority of the sentinels answers and agrees; waiting for them"),
-            Self::FailoverUnderWay => f.write_str("the sentinels are replacing this server; waiting for the new primary"),
-            Self::AnotherActs(peer) => write!(f, "{peer} acts as primary; waiting for the sentinels to name it"),
+            Self::NoMajority => format!("no majority of {voters} answers and agrees; waiting for them"),
+            Self::FailoverUnderWay => format!("{voters} are replacing this server; waiting for the new primary"),
+            Self::AnotherActs(peer) => format!("{peer} acts as primary; waiting for {voters} to name it"),
             Self::PeersUnknown(peers) => {
                 let names: Vec<String> = peers.iter().map(ToString::to_string).collect();
                 let names = names.join(", ");
-                write!(
-                    f,
-                    "the agents of {names} do not answer and may hold data; bring them back, or set recovery.acceptDataLoss"
-                )
+                format!("the agents of {names} do not answer and may hold data; bring them back, or set recovery.acceptDataLoss")
             }
-            Self::PeerAhead(peer) => write!(f, "{peer} holds data that this server lacks; waiting for it to be named primary"),
-            Self::Incomparable(peer) => write!(
-                f,
-                "the copies here and at {peer} have no common history; let the sentinels name one, or set recovery.acceptDataLoss"
+            Self::PeerAhead(peer) => format!("{peer} holds data that this server lacks; waiting for it to be named primary"),
+            Self::Incomparable(peer) => format!(
+                "the copies here and at {peer} have no common history; let {voters} name one, or set recovery.acceptDataLoss"
             ),
             Self::OwnPartial => {
-                f.write_str("the copy here may lack a part and nobody holds a whole one; recovery.acceptDataLoss starts with it")
+                "the copy here may lack a part and nobody holds a whole one; recovery.acceptDataLoss starts with it".to_owned()
             }
-            Self::OthersTurn(peer) => write!(f, "{peer} begins; waiting for the sentinels to name it"),
-            Self::OwnerIsEmpty(owner) => write!(
-                f,
-                "the sentinels name {owner}, which runs empty while this server holds data; repair it, or set recovery.acceptDataLoss"
+            Self::OthersTurn(peer) => format!("{peer} begins; waiting for {voters} to name it"),
+            Self::OwnerIsEmpty(owner) => format!(
+                "{voters} name {owner}, which runs empty while this server holds data; repair it, or set recovery.acceptDataLoss"
             ),
         }
     }
@@ -176,9 +205,9 @@ impl fmt::Display for Hold {
 /// The rules, each of which a test can switch off to see that it is needed.
 #[derive(Debug, Clone, Copy)]
 struct Rules {
-    /// A majority of sentinels is one of all, not of those that answer.
+    /// A majority is one of all who vote, not of those that answer.
     majority_of_all: bool,
-    /// The sentinels' word for this server is not enough without data.
+    /// The majority's word for this server is not enough without data.
     ask_peers_when_named: bool,
     /// A peer that does not answer may hold data.
     silence_may_be_data: bool,
@@ -196,6 +225,10 @@ struct Rules {
     promote_whole_copies_alone: bool,
     /// A sentinel that replaces this server is waited for.
     wait_for_failover: bool,
+    /// Among equals the latest claim begins.
+    latest_claim_begins: bool,
+    /// A node that owns nothing starts only where no peer claims or may hold anything.
+    blank_where_unused: bool,
 }
 
 impl Rules {
@@ -210,6 +243,8 @@ impl Rules {
         keep_from_empty_owner: true,
         promote_whole_copies_alone: true,
         wait_for_failover: true,
+        latest_claim_begins: true,
+        blank_where_unused: true,
     };
 }
 
@@ -220,13 +255,13 @@ pub fn decide(situation: &Situation) -> Decision {
 
 /// Whether a running replica that has not synchronised since it started may be promoted: nobody holds more than it brought along.
 pub fn may_be_promoted(situation: &Situation) -> bool {
-    match consensus(Rules::SOUND, &situation.sentinels) {
+    match consensus(Rules::SOUND, &situation.votes) {
         Consensus::Names(owner) if *owner != situation.address => is_best_copy(Rules::SOUND, situation, owner),
         _ => false,
     }
 }
 
-/// What the sentinels say as one.
+/// What those who vote say as one.
 #[derive(Debug, PartialEq)]
 enum Consensus<'a> {
     /// A majority names this server.
@@ -237,11 +272,11 @@ enum Consensus<'a> {
     Split,
 }
 
-fn consensus(rules: Rules, answers: &[SentinelAnswer]) -> Consensus<'_> {
+fn consensus(rules: Rules, answers: &[Vote]) -> Consensus<'_> {
     let named = || {
         answers.iter().filter_map(|answer| match answer {
-            SentinelAnswer::Names { primary, .. } => Some(primary),
-            SentinelAnswer::Unreachable | SentinelAnswer::KnowsNone => None,
+            Vote::Names { primary, .. } => Some(primary),
+            Vote::Unreachable | Vote::KnowsNone => None,
         })
     };
     let count = if rules.majority_of_all { answers.len() } else { named().count() };
@@ -254,7 +289,7 @@ fn consensus(rules: Rules, answers: &[SentinelAnswer]) -> Consensus<'_> {
 
 fn decide_under(rules: Rules, situation: &Situation) -> Decision {
     let me = &situation.address;
-    match consensus(rules, &situation.sentinels) {
+    match consensus(rules, &situation.votes) {
         Consensus::Names(owner) if owner != me => follow(rules, situation, owner),
         Consensus::Names(_) => lead(rules, situation, Standing::Named),
         Consensus::Minority(owner) if owner.is_none_or(|owner| owner == me) => lead(rules, situation, Standing::Unnamed),
@@ -262,10 +297,10 @@ fn decide_under(rules: Rules, situation: &Situation) -> Decision {
     }
 }
 
-/// The sentinels name another.
+/// The majority names another.
 fn follow(rules: Rules, situation: &Situation, owner: &NodeAddr) -> Decision {
     let runs_empty = situation.peers.iter().any(|peer| {
-        peer.address == *owner && matches!(peer.answer, PeerAnswer::State { data: DataState::Empty, acts_as_primary: true })
+        peer.address == *owner && matches!(peer.answer, PeerAnswer::State { data: DataState::Empty, acts_as_primary: true, .. })
     });
     let holds_data = situation.own != DataState::Empty;
     if rules.keep_from_empty_owner && runs_empty && holds_data && !situation.accept_data_loss {
@@ -295,7 +330,7 @@ fn is_best_copy(rules: Rules, situation: &Situation, owner: &NodeAddr) -> bool {
     })
 }
 
-/// Whether the sentinels' majority names this server.
+/// Whether the majority names this server.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Standing {
     Named,
@@ -304,14 +339,16 @@ enum Standing {
 
 /// Nobody else is named: the server leads, if its data allows.
 fn lead(rules: Rules, situation: &Situation, standing: Standing) -> Decision {
-    let failing_over =
-        situation.sentinels.iter().any(|answer| matches!(answer, SentinelAnswer::Names { failing_over: true, .. }));
+    let failing_over = situation.votes.iter().any(|answer| matches!(answer, Vote::Names { failing_over: true, .. }));
     if rules.wait_for_failover && failing_over {
         return Decision::Hold(Hold::FailoverUnderWay);
     }
     let acting = situation.peers.iter().find(|peer| matches!(peer.answer, PeerAnswer::State { acts_as_primary: true, .. }));
     if let Some(peer) = acting.filter(|_| rules.one_primary) {
         return Decision::Hold(Hold::AnotherActs(peer.address.clone()));
+    }
+    if standing == Standing::Unnamed && situation.voters == Voters::Primaries && is_unused(rules, situation) {
+        return Decision::Start(Start::Blank);
     }
     if standing == Standing::Named && (leads_for_certain(&situation.own) || !rules.ask_peers_when_named) {
         return Decision::Start(Start::Primary);
@@ -322,10 +359,20 @@ fn lead(rules: Rules, situation: &Situation, standing: Standing) -> Decision {
     }
 }
 
+/// Whether nobody of the shard holds or claims anything. Each of its servers then harms nobody: it serves nothing before it is given slots.
+fn is_unused(rules: Rules, situation: &Situation) -> bool {
+    let is_nothing = |data: &DataState, claim: Option<u64>| *data == DataState::Empty && claim.is_none();
+    let is_unused = |peer: &PeerView| match &peer.answer {
+        PeerAnswer::State { data, claim, .. } => is_nothing(data, *claim),
+        PeerAnswer::Unreachable => false,
+    };
+    is_nothing(&situation.own, situation.claim) && (situation.peers.iter().all(is_unused) || !rules.blank_where_unused)
+}
+
 /// What a person accepts is the loss of copies that cannot be asked; never a second primary, which only a majority can exclude.
 fn loss_is_accepted(situation: &Situation) -> bool {
-    let answering = situation.sentinels.iter().filter(|answer| **answer != SentinelAnswer::Unreachable).count();
-    situation.accept_data_loss && answering > situation.sentinels.len() / 2
+    let answering = situation.votes.iter().filter(|answer| **answer != Vote::Unreachable).count();
+    situation.accept_data_loss && answering > situation.votes.len() / 2
 }
 
 /// The named primary, with all that it ever acknowledged: no replica can hold more, so none need be asked.
@@ -340,13 +387,15 @@ fn hindrance(rules: Rules, situation: &Situation, standing: Standing) -> Option<
     let mut incomparable = None;
     let mut turn = None;
     for peer in &situation.peers {
-        let PeerAnswer::State { data, .. } = &peer.answer else {
+        let PeerAnswer::State { data, claim, .. } = &peer.answer else {
             unknown.push(peer.address.clone());
             continue;
         };
         let theirs = Rank::of(data).filter(|rank| rules.partial_is_data || rank.is_complete());
         let order = own.as_ref().map_or_else(|| copies::against_nothing(theirs.as_ref()), |own| order(own, theirs.as_ref()));
-        let earlier = rules.one_begins && peer.ordinal < situation.ordinal && standing == Standing::Unnamed;
+        let turn_of = |claim: Option<u64>, ordinal| (Reverse(claim.filter(|_| rules.latest_claim_begins)), ordinal);
+        let is_before = turn_of(*claim, peer.ordinal) < turn_of(situation.claim, situation.ordinal);
+        let earlier = rules.one_begins && is_before && standing == Standing::Unnamed;
         match order {
             Order::Ahead => {}
             Order::Behind if rules.newest_starts => return Some(Hold::PeerAhead(peer.address.clone())),

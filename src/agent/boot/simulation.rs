@@ -1,5 +1,5 @@
 //! The decision against a simulated tier: agents that decide on what they saw a moment ago, sentinels that come, go and fail over,
-//! processes, pods and agents that fail at random.
+//! processes, pods and agents that fail at random. In a Cluster it is one of three shards, and the primaries of the two others vote.
 //!
 //! Data is a number of writes. Whatever happens, the last copy of what was acknowledged is destroyed by faults alone, never by a
 //! start; no second primary is started; and once the faults end, everybody serves, if need be after a person accepted a loss.
@@ -10,6 +10,8 @@ use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 use super::*;
 
 const SENTINELS: usize = 3;
+/// The voter that is the shard itself, in a Cluster.
+const OWN_SEAT: usize = SENTINELS - 1;
 const FAILOVER_TICKS: u32 = 4;
 const SYNC_TICKS: u32 = 2;
 const SETTLE_TICKS: usize = 60;
@@ -37,6 +39,8 @@ enum Place {
     /// About to start as primary, and telling so.
     Intending,
     Primary,
+    /// A node of a Cluster that owns nothing.
+    Blank,
     Replica {
         of: usize,
         synced_for: u32,
@@ -50,6 +54,8 @@ struct Server {
     data: DataState,
     /// How many writes `data` contains; 0 with [`DataState::Empty`].
     version: u64,
+    /// What its table of nodes claims.
+    claim: Option<u64>,
     pod_away: u32,
     deaf: u32,
 }
@@ -62,11 +68,13 @@ struct Sentinel {
 
 struct World {
     rules: Rules,
+    voters: Voters,
     durable: bool,
     servers: Vec<Server>,
     sentinels: Vec<Sentinel>,
     primary_gone_for: u32,
     lineages: u32,
+    epoch: u64,
     /// The writes that somebody holds and that were acknowledged by the primary of their time.
     truth: u64,
     accept: bool,
@@ -86,15 +94,17 @@ fn index_of(address: &NodeAddr) -> usize {
 type Verdict = Result<(), String>;
 
 impl World {
-    fn new(rules: Rules, durable: bool, servers: usize) -> Self {
-        let server = Server { place: Place::Stopped, data: DataState::Empty, version: 0, pod_away: 0, deaf: 0 };
+    fn new(rules: Rules, voters: Voters, durable: bool, servers: usize) -> Self {
+        let server = Server { place: Place::Stopped, data: DataState::Empty, version: 0, claim: None, pod_away: 0, deaf: 0 };
         Self {
             rules,
+            voters,
             durable,
             servers: vec![server; servers],
             sentinels: vec![Sentinel { away: 0, named: None }; SENTINELS],
             primary_gone_for: 0,
             lineages: 0,
+            epoch: 0,
             truth: 0,
             accept: false,
             holds: vec![None; servers],
@@ -120,6 +130,32 @@ impl World {
         }
     }
 
+    fn is_cluster(&self) -> bool {
+        self.voters == Voters::Primaries
+    }
+
+    /// The server owns the shard's slots from now on.
+    fn lead(&mut self, index: usize) {
+        self.epoch += 1;
+        let claim = Some(self.epoch).filter(|_| self.is_cluster());
+        let server = &mut self.servers[index];
+        (server.place, server.claim) = (Place::Primary, claim);
+        self.new_lineage(index);
+    }
+
+    fn follow(&mut self, index: usize, of: usize, promotable: bool) {
+        let server = &mut self.servers[index];
+        (server.place, server.claim) = (Place::Replica { of, synced_for: 0, promotable }, None);
+    }
+
+    /// A pod that is not durable takes its table of nodes along.
+    fn stop_pod(&mut self, index: usize) {
+        self.stop(index);
+        if !self.durable {
+            self.servers[index].claim = None;
+        }
+    }
+
     fn stop(&mut self, index: usize) {
         let server = &mut self.servers[index];
         server.place = Place::Stopped;
@@ -137,7 +173,7 @@ impl World {
             Event::Write => self.write(),
             Event::Kill(index) => self.stop(index % servers),
             Event::Pod(index, ticks, power) => {
-                self.stop(index % servers);
+                self.stop_pod(index % servers);
                 let server = &mut self.servers[index % servers];
                 server.pod_away = ticks;
                 if let (true, DataState::Complete(position)) = (power, &mut server.data) {
@@ -148,7 +184,7 @@ impl World {
             }
             Event::Stop(index, ticks) => {
                 let runs = self.servers[index % servers].place != Place::Stopped;
-                self.stop(index % servers);
+                self.stop_pod(index % servers);
                 let server = &mut self.servers[index % servers];
                 server.pod_away = ticks;
                 if let (true, DataState::Complete(position)) = (runs, &mut server.data) {
@@ -158,7 +194,7 @@ impl World {
             Event::Disk(index, ticks) => {
                 self.stop(index % servers);
                 let server = &mut self.servers[index % servers];
-                (server.pod_away, server.data, server.version) = (ticks, DataState::Empty, 0);
+                (server.pod_away, server.data, server.version, server.claim) = (ticks, DataState::Empty, 0, None);
             }
             Event::Deaf(index, ticks) => self.servers[index % servers].deaf = ticks,
             Event::Sentinel(index, ticks) => self.sentinels[index % SENTINELS].away = ticks,
@@ -220,12 +256,17 @@ impl World {
         PeerAnswer::State {
             data: server.data.clone(),
             acts_as_primary: matches!(server.place, Place::Primary | Place::Intending),
+            claim: server.claim,
         }
+    }
+
+    fn votes(&self, sentinel: usize) -> bool {
+        self.sentinels[sentinel].away == 0 && !(self.is_cluster() && sentinel == OWN_SEAT)
     }
 
     /// A majority of sentinels replaces a primary that is gone by the best replica that may be promoted.
     fn fail_over(&mut self) -> Verdict {
-        let up: Vec<usize> = (0..SENTINELS).filter(|index| self.sentinels[*index].away == 0).collect();
+        let up: Vec<usize> = (0..SENTINELS).filter(|index| self.votes(*index)).collect();
         // News spreads to sentinels that return.
         if let Some(named) = self.majority() {
             up.iter().for_each(|index| self.sentinels[*index].named = Some(named));
@@ -245,8 +286,7 @@ impl World {
         }
         // What the election leaves behind, replication had not brought over: no start's fault.
         self.truth = self.truth.min(version);
-        self.servers[chosen].place = Place::Primary;
-        self.new_lineage(chosen);
+        self.lead(chosen);
         up.iter().for_each(|index| self.sentinels[*index].named = Some(chosen));
         self.primary_gone_for = 0;
         Ok(())
@@ -254,10 +294,18 @@ impl World {
 
     /// What a control plane does for sentinels that know no primary: it names the one that the others name, or that runs.
     fn introduce(&mut self) {
-        let known = self.sentinels.iter().filter(|sentinel| sentinel.away == 0).find_map(|sentinel| sentinel.named);
+        let up: Vec<usize> = (0..SENTINELS).filter(|index| self.votes(*index)).collect();
+        let known = up.iter().find_map(|index| self.sentinels[*index].named);
+        // A Cluster's slots are given away once all servers run and nobody knows of an owner; or again, to an owner that forgot them.
+        let is_unused = |server: &Server| server.place == Place::Blank;
+        if let Some(owner) = self.majority().filter(|owner| is_unused(&self.servers[*owner])) {
+            self.lead(owner);
+        } else if self.sentinels.iter().all(|sentinel| sentinel.named.is_none()) && self.servers.iter().all(is_unused) {
+            self.lead(0);
+        }
         let named = known.or_else(|| self.servers.iter().position(|server| server.place == Place::Primary));
-        let unaware = self.sentinels.iter_mut().filter(|sentinel| sentinel.away == 0 && sentinel.named.is_none());
-        unaware.for_each(|sentinel| sentinel.named = named);
+        let unaware = up.iter().filter(|index| self.sentinels[**index].named.is_none()).copied().collect::<Vec<_>>();
+        unaware.into_iter().for_each(|index| self.sentinels[index].named = named);
     }
 
     fn synchronise(&mut self) -> Verdict {
@@ -265,18 +313,17 @@ impl World {
         for index in 0..self.servers.len() {
             // Sentinels turn replicas and second primaries towards the one that they name.
             if let Some(named) = named.filter(|named| *named != index && self.servers[*named].place == Place::Primary) {
-                let place = &mut self.servers[index].place;
-                if *place == Place::Primary {
-                    *place = Place::Replica { of: named, synced_for: 0, promotable: true };
-                } else if let Place::Replica { of, synced_for, .. } = place
-                    && *of != named
-                {
-                    (*of, *synced_for) = (named, 0);
+                match &mut self.servers[index].place {
+                    Place::Primary => self.follow(index, named, true),
+                    Place::Blank => self.follow(index, named, false),
+                    Place::Replica { of, synced_for, .. } if *of != named => (*of, *synced_for) = (named, 0),
+                    Place::Replica { .. } | Place::Stopped | Place::Intending => {}
                 }
             }
             let Place::Replica { of, synced_for, promotable } = self.servers[index].place else { continue };
             let primary = self.servers[of].clone();
-            if primary.place != Place::Primary {
+            // Whoever listens at the address is followed, also one that owns nothing.
+            if primary.place != Place::Primary && primary.place != Place::Blank {
                 continue;
             }
             let synced_for = synced_for + 1;
@@ -299,10 +346,10 @@ impl World {
     }
 
     fn situation(&self, index: usize, seen: &[PeerAnswer]) -> Situation {
-        let answer = |sentinel: &Sentinel| match (sentinel.away, sentinel.named) {
-            (1.., _) => SentinelAnswer::Unreachable,
-            (0, None) => SentinelAnswer::KnowsNone,
-            (0, Some(named)) => SentinelAnswer::Names { primary: address(named), failing_over: false },
+        let answer = |sentinel: usize| match self.sentinels[sentinel].named {
+            _ if !self.votes(sentinel) => Vote::Unreachable,
+            None => Vote::KnowsNone,
+            Some(named) => Vote::Names { primary: address(named), failing_over: false },
         };
         let others = (0..self.servers.len()).filter(|other| *other != index);
         let peer = |other: usize| PeerView { ordinal: other as u16, address: address(other), answer: seen[other].clone() };
@@ -311,7 +358,9 @@ impl World {
             address: address(index),
             own: self.servers[index].data.clone(),
             peers: others.map(peer).collect(),
-            sentinels: self.sentinels.iter().map(answer).collect(),
+            claim: self.servers[index].claim,
+            voters: self.voters,
+            votes: (0..SENTINELS).map(answer).collect(),
             accept_data_loss: self.accept,
         }
     }
@@ -323,7 +372,8 @@ impl World {
         let situation = self.situation(index, if intends { &fresh } else { seen });
         match (self.servers[index].place, decide_under(self.rules, &situation)) {
             (Place::Stopped, Decision::Hold(hold)) => self.holds[index] = Some(hold),
-            (Place::Intending, Decision::Hold(_) | Decision::Start(Start::Replica { .. })) => {
+            (Place::Stopped, Decision::Start(Start::Blank)) => self.servers[index].place = Place::Blank,
+            (Place::Intending, Decision::Hold(_) | Decision::Start(Start::Replica { .. } | Start::Blank)) => {
                 self.servers[index].place = Place::Stopped;
             }
             (Place::Stopped, Decision::Start(Start::Primary)) => self.servers[index].place = Place::Intending,
@@ -339,17 +389,16 @@ impl World {
                 if self.accept {
                     self.truth = self.truth.min(own);
                 }
-                self.servers[index].place = Place::Primary;
-                self.new_lineage(index);
+                self.lead(index);
             }
             (Place::Stopped, Decision::Start(Start::Replica { of, promotable })) => {
-                self.servers[index].place = Place::Replica { of: index_of(&of), synced_for: 0, promotable };
+                self.follow(index, index_of(&of), promotable);
             }
             (Place::Replica { of, synced_for, promotable: false }, _) => {
                 let promotable = may_be_promoted(&situation);
                 self.servers[index].place = Place::Replica { of, synced_for, promotable };
             }
-            (Place::Replica { .. } | Place::Primary, _) => {}
+            (Place::Replica { .. } | Place::Primary | Place::Blank, _) => {}
         }
         Ok(())
     }
@@ -410,19 +459,22 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
     proptest::collection::vec(event, 0..60)
 }
 
-fn check(rules: Rules, cases: u32) -> Result<(), String> {
+fn check(rules: Rules, voters: Voters, cases: u32) -> Result<(), String> {
     let config = Config { cases, failure_persistence: None, ..Config::default() };
     let mut runner = TestRunner::new_with_rng(config, TestRng::from_seed(RngAlgorithm::ChaCha, &[7; 32]));
     let form = (any::<bool>(), 2usize..5, events());
-    let outcome = runner
-        .run(&form, |(durable, servers, events)| World::new(rules, durable, servers).run(&events).map_err(TestCaseError::fail));
+    let outcome = runner.run(&form, |(durable, servers, events)| {
+        World::new(rules, voters, durable, servers).run(&events).map_err(TestCaseError::fail)
+    });
     outcome.map_err(|error| error.to_string())
 }
 
 #[test]
 fn no_start_loses_data_and_everybody_serves_in_the_end() {
-    if let Err(error) = check(Rules::SOUND, 10_000) {
-        panic!("{error}");
+    for voters in [Voters::Sentinels, Voters::Primaries] {
+        if let Err(error) = check(Rules::SOUND, voters, 10_000) {
+            panic!("{voters:?}: {error}");
+        }
     }
 }
 
@@ -436,6 +488,12 @@ fn each_broken_rule_is_caught() {
         ("newest_starts", Rules { newest_starts: false, ..sound }),
         ("promote_whole_copies_alone", Rules { promote_whole_copies_alone: false, ..sound }),
     ];
-    let survivors: Vec<&str> = broken.iter().filter(|(_, rules)| check(*rules, 4000).is_ok()).map(|(name, _)| *name).collect();
+    let blank = ("blank_where_unused", Rules { blank_where_unused: false, ..sound });
+    let everywhere = broken.iter().map(|rule| (rule, Voters::Sentinels));
+    let in_clusters = broken.iter().chain([&blank]).map(|rule| (rule, Voters::Primaries));
+    let survives = |((name, rules), voters): (&(&'static str, Rules), Voters)| {
+        check(*rules, voters, 4000).is_ok().then(|| format!("{name} with {voters:?}"))
+    };
+    let survivors: Vec<String> = everywhere.chain(in_clusters).filter_map(survives).collect();
     assert!(survivors.is_empty(), "nobody notices that these are missing: {survivors:?}");
 }

@@ -19,29 +19,31 @@ fn of_lineage(lineage: &str) -> DataState {
 }
 
 fn stopped(data: DataState) -> PeerAnswer {
-    PeerAnswer::State { data, acts_as_primary: false }
+    PeerAnswer::State { data, acts_as_primary: false, claim: None }
 }
 
 fn primary(data: DataState) -> PeerAnswer {
-    PeerAnswer::State { data, acts_as_primary: true }
+    PeerAnswer::State { data, acts_as_primary: true, claim: None }
 }
 
-fn names(ordinal: u16) -> SentinelAnswer {
-    SentinelAnswer::Names { primary: address(ordinal), failing_over: false }
+fn names(ordinal: u16) -> Vote {
+    Vote::Names { primary: address(ordinal), failing_over: false }
 }
 
-const SILENT: SentinelAnswer = SentinelAnswer::Unreachable;
-const NONE: SentinelAnswer = SentinelAnswer::KnowsNone;
+const SILENT: Vote = Vote::Unreachable;
+const NONE: Vote = Vote::KnowsNone;
 
 /// Server 1 of three, beside 0 and 2.
-fn situation(own: DataState, sentinels: [SentinelAnswer; 3], zero: PeerAnswer, two: PeerAnswer) -> Situation {
+fn situation(own: DataState, sentinels: [Vote; 3], zero: PeerAnswer, two: PeerAnswer) -> Situation {
     let peer = |ordinal, answer| PeerView { ordinal, address: address(ordinal), answer };
     Situation {
         ordinal: 1,
         address: address(1),
         own,
         peers: vec![peer(0, zero), peer(2, two)],
-        sentinels: sentinels.into(),
+        claim: None,
+        voters: Voters::Sentinels,
+        votes: sentinels.into(),
         accept_data_loss: false,
     }
 }
@@ -49,6 +51,7 @@ fn situation(own: DataState, sentinels: [SentinelAnswer; 3], zero: PeerAnswer, t
 fn shown(decision: &Decision) -> String {
     match decision {
         Decision::Start(Start::Primary) => "primary".into(),
+        Decision::Start(Start::Blank) => "blank".into(),
         Decision::Start(Start::Replica { of, promotable }) => {
             format!("replica of {}{}", of.port() - 7000, if *promotable { ", promotable" } else { "" })
         }
@@ -124,7 +127,7 @@ fn a_named_primary_with_everything_need_not_ask() {
 
 #[test]
 fn what_the_sentinels_are_about_to_change_is_waited_for() {
-    let changing = SentinelAnswer::Names { primary: address(1), failing_over: true };
+    let changing = Vote::Names { primary: address(1), failing_over: true };
     check(&situation(led(5), [changing, names(1), names(1)], stopped(at(5)), stopped(at(5))), "FailoverUnderWay");
     check(&situation(led(5), [names(1), names(1), names(1)], primary(at(5)), stopped(at(5))), "AnotherActs");
 }
@@ -168,9 +171,60 @@ fn each_reason_names_its_remedy_or_what_is_waited_for() {
         Hold::OthersTurn(address(0)),
         Hold::OwnerIsEmpty(address(0)),
     ] {
-        let text = hold.to_string();
-        assert!(text.contains("waiting") || text.contains("recovery.acceptDataLoss"), "{text}");
+        for voters in [Voters::Sentinels, Voters::Primaries] {
+            let text = hold.explain(voters);
+            assert!(text.contains("waiting") || text.contains("recovery.acceptDataLoss"), "{text}");
+        }
     }
+}
+
+/// Server 1 of three in a shard of a Cluster; `claims` are those of servers 0, 1 and 2.
+fn in_cluster(own: DataState, votes: [Vote; 3], claims: [Option<u64>; 3], zero: PeerAnswer, two: PeerAnswer) -> Situation {
+    let mut situation = Situation { voters: Voters::Primaries, claim: claims[1], ..situation(own, votes, zero, two) };
+    for (peer, its) in situation.peers.iter_mut().zip([claims[0], claims[2]]) {
+        if let PeerAnswer::State { claim, .. } = &mut peer.answer {
+            *claim = its;
+        }
+    }
+    situation
+}
+
+const UNCLAIMED: [Option<u64>; 3] = [None; 3];
+
+#[test]
+fn servers_of_a_shard_that_is_unused_start_all_at_once() {
+    for votes in [[SILENT, SILENT, SILENT], [NONE, NONE, SILENT]] {
+        let beside = |zero, claims| in_cluster(Empty, votes.clone(), claims, zero, stopped(Empty));
+        check(&beside(stopped(Empty), UNCLAIMED), "blank");
+        check(&beside(stopped(at(5)), UNCLAIMED), "PeerAhead");
+        check(&beside(Unreachable, UNCLAIMED), "PeersUnknown");
+        check(&beside(primary(Empty), UNCLAIMED), "AnotherActs");
+        // Its table outlived its data, and says that it owns the slots.
+        check(&beside(stopped(Empty), [Some(3), None, None]), "OthersTurn");
+        check(&beside(stopped(Empty), [None, Some(3), None]), "primary");
+        let blank = in_cluster(at(5), votes.clone(), UNCLAIMED, stopped(Empty), stopped(Empty));
+        check(&blank, "primary");
+    }
+}
+
+#[test]
+fn in_a_cluster_the_other_shards_are_a_majority_without_this_one() {
+    let both = |ordinal| [names(ordinal), names(ordinal), SILENT];
+    let mine = [None, Some(3), None];
+    // A table that outlived its data brings no empty primary back: whoever the others name by now, leads.
+    check(&in_cluster(Empty, both(0), mine, Unreachable, Unreachable), "replica of 0");
+    check(&in_cluster(Empty, both(1), mine, stopped(at(5)), stopped(at(5))), "PeerAhead");
+    check(&in_cluster(Empty, both(1), mine, stopped(Empty), stopped(Empty)), "primary");
+    check(&in_cluster(Empty, both(1), UNCLAIMED, stopped(Empty), stopped(Empty)), "primary");
+    check(&in_cluster(led(5), both(1), mine, Unreachable, Unreachable), "primary");
+    let one = [names(0), SILENT, SILENT];
+    check(&in_cluster(led(5), one, mine, stopped(at(5)), stopped(at(5))), "NoMajority");
+    // Where no shard answers, the copies decide, and among equals the latest claim.
+    let nobody = [SILENT, SILENT, SILENT];
+    let equal = |claims| in_cluster(at(5), nobody.clone(), claims, stopped(at(5)), stopped(at(5)));
+    check(&equal([None, Some(3), Some(2)]), "primary");
+    check(&equal([None, Some(3), Some(4)]), "OthersTurn");
+    check(&equal(UNCLAIMED), "OthersTurn");
 }
 
 /// What a broken rule would do where chance seldom leads.
@@ -196,7 +250,10 @@ fn the_rules_that_chance_seldom_needs_are_needed() {
     let others = [names(0), names(0), names(0)];
     check(rules, &situation(at(5), others, primary(Empty), stopped(Empty)), "OwnerIsEmpty", "replica of 0");
     let rules = Rules { wait_for_failover: false, ..sound };
-    let changing = SentinelAnswer::Names { primary: address(1), failing_over: true };
+    let changing = Vote::Names { primary: address(1), failing_over: true };
     let changing = [changing, names(1), names(1)];
     check(rules, &situation(led(5), changing, stopped(at(5)), stopped(at(5))), "FailoverUnderWay", "primary");
+    let rules = Rules { latest_claim_begins: false, ..sound };
+    let claimed = in_cluster(at(5), [SILENT, SILENT, SILENT], [None, Some(3), None], stopped(at(5)), stopped(at(5)));
+    check(rules, &claimed, "primary", "OthersTurn");
 }
