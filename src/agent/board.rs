@@ -36,6 +36,8 @@ pub struct Known {
     pub heard: Instant,
     /// Whether there is a process, whose data changes all the time.
     pub runs: bool,
+    /// Whether the server is a primary of a Cluster without slots, which has nothing to serve.
+    pub owns_nothing: bool,
     /// What was counted.
     pub counts: Counts,
 }
@@ -63,10 +65,12 @@ impl Board {
             generation: 0,
             // Until the disk has been looked at, there may be anything.
             data: DataState::Partial,
+            claim: None,
             server: ServerPhase::Deciding,
             proved: Proved::default(),
         };
-        let known = Known { report, info: None, heard: Instant::now(), runs: false, counts: Counts::default() };
+        let known =
+            Known { report, info: None, heard: Instant::now(), runs: false, owns_nothing: false, counts: Counts::default() };
         Self { known: Mutex::new(known), wanted: Notify::new(), looks: watch::Sender::new((0, 0)) }
     }
 
@@ -143,6 +147,7 @@ impl Known {
     /// Whether clients are served: a primary, or a replica in step.
     pub fn readiness(&self) -> Result<(), String> {
         match &self.report.server {
+            ServerPhase::Primary if self.owns_nothing => Err("the server owns no slots".to_owned()),
             ServerPhase::Primary | ServerPhase::Replica { link_up: true, .. } if self.info.is_some() => Ok(()),
             ServerPhase::Primary | ServerPhase::Replica { link_up: true, .. } => Err("the server does not answer".to_owned()),
             ServerPhase::Replica { of, .. } => Err(format!("the link to the primary {of} is down")),

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::node_table::Seat;
 use crate::policy::Span;
 use crate::policy::agent::{AgentConfig, AgentConfigError, Failover};
 use crate::policy::snapshot::{Cluster, DEFAULT_IDLE_TRANSACTION, Topology};
@@ -48,6 +49,19 @@ pub struct Charge {
     pub master: String,
     /// Every sentinel.
     pub sentinels: Vec<NodeAddr>,
+    /// The Cluster that the server is in; `None` under Sentinel.
+    pub cluster: Option<ClusterCharge>,
+}
+
+/// A server's place in a Cluster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClusterCharge {
+    /// The id of its node where nobody remembers another.
+    pub id: String,
+    /// The port of its bus.
+    pub bus_port: u16,
+    /// The servers of every other shard.
+    pub shards: Vec<Vec<NodeAddr>>,
 }
 
 /// Where a peer and its agent are.
@@ -61,6 +75,10 @@ pub struct PeerPlace {
     pub agent: NodeAddr,
 }
 
+fn addresses(texts: &[String]) -> Result<Vec<NodeAddr>, NodeAddrError> {
+    texts.iter().map(|address| address.parse()).collect()
+}
+
 impl Charge {
     /// Reads a document.
     pub fn parse(json: &[u8]) -> Result<Self, ChargeError> {
@@ -72,16 +90,21 @@ impl Charge {
                 agent: peer.agent.parse()?,
             })
         });
-        let (master, sentinels) = match &config.failover {
-            Failover::Sentinel { master, sentinels, .. } => (master.clone(), sentinels.as_slice()),
-            Failover::Cluster {} => (String::new(), [].as_slice()),
+        let (master, sentinels, cluster) = match &config.failover {
+            Failover::Sentinel { master, sentinels, .. } => (master.clone(), addresses(sentinels)?, None),
+            Failover::Cluster { id, bus_port, shards } => {
+                let shards = shards.iter().map(|servers| addresses(servers)).collect::<Result<_, _>>()?;
+                let cluster = ClusterCharge { id: id.clone(), bus_port: *bus_port, shards };
+                (String::new(), Vec::new(), Some(cluster))
+            }
         };
         Ok(Self {
             address: config.server.address.parse()?,
             dial: config.server.dial.parse()?,
             peers: peers.collect::<Result<_, _>>()?,
             master,
-            sentinels: sentinels.iter().map(|address| address.parse()).collect::<Result<_, _>>()?,
+            sentinels,
+            cluster,
             config: Arc::new(config),
         })
     }
@@ -92,17 +115,23 @@ impl Charge {
             return Err(ChargeError::Bound("server"));
         }
         let auth = |charge: &Self| match &charge.config.failover {
-            Failover::Sentinel { auth, master, .. } => (auth.clone(), master.clone()),
-            Failover::Cluster {} => (None, String::new()),
+            Failover::Sentinel { auth, master, .. } => (auth.clone(), master.clone(), None),
+            Failover::Cluster { bus_port, .. } => (None, String::new(), Some(*bus_port)),
         };
         if auth(self) != auth(next) { Err(ChargeError::Bound("failover")) } else { Ok(()) }
+    }
+
+    /// The server's place in its Cluster, if it is in one.
+    pub fn seat(&self) -> Option<Seat> {
+        let ClusterCharge { id, bus_port, shards: _ } = self.cluster.as_ref()?;
+        Some(Seat { id: id.clone(), address: self.address.clone(), bus_port: *bus_port })
     }
 
     /// What the keys for servers and sentinels are read from.
     pub fn keys(&self) -> Cluster {
         let sentinel_auth = match &self.config.failover {
             Failover::Sentinel { auth, .. } => auth.clone(),
-            Failover::Cluster {} => None,
+            Failover::Cluster { .. } => None,
         };
         let server = &self.config.server;
         Cluster {

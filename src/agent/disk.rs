@@ -16,6 +16,8 @@ use super::info::{Info, Role};
 use crate::policy::agent::{DataState, Position};
 
 const RECORD: &str = "larder-agent.json";
+/// There as long as the server has owned nothing and followed nobody since it began without data.
+const BLANK: &str = "larder-agent-blank";
 const AOF_DIRECTORY: &str = "appendonlydir";
 /// The longest record that is read.
 const MAX_RECORD_BYTES: u64 = 4096;
@@ -43,18 +45,23 @@ pub struct Disk {
     last: Option<Record>,
     /// Whether the disk holds what memory holds: since the start for who started with it, else since a copy was written whole.
     settled: bool,
+    /// Whether [`BLANK`] is there.
+    blank: bool,
 }
 
 impl Disk {
     /// The directory of a server whose data survives its process, or does not.
     pub fn new(directory: &Path, durable: bool) -> Self {
-        Self { directory: directory.to_owned(), durable, last: None, settled: false }
+        Self { directory: directory.to_owned(), durable, last: None, settled: false, blank: false }
     }
 
-    /// What the server would start with. Of data that is not to survive, what was left behind is removed.
-    pub fn inspect(&mut self) -> io::Result<DataState> {
+    /// What the server would start with. Of data that is not to survive, what was left behind is removed; so is what a node of a Cluster
+    /// left that never held any: `owns_nothing` says that its table of nodes knows neither slots nor a primary.
+    pub fn inspect(&mut self, owns_nothing: bool) -> io::Result<DataState> {
         self.settled = false;
-        if !self.durable {
+        self.blank = self.directory.join(BLANK).exists();
+        if !self.durable || (self.blank && owns_nothing) {
+            self.last = None;
             self.forget()?;
             return Ok(DataState::Empty);
         }
@@ -83,6 +90,17 @@ impl Disk {
         self.write(Record { clean: false, always: false, ..record }, false);
     }
 
+    /// The server is about to start without data as a node of a Cluster that owns nothing.
+    pub fn begins_blank(&mut self) -> io::Result<()> {
+        self.last = None;
+        if self.durable && !self.blank {
+            fs::create_dir_all(&self.directory)?;
+            fs::File::create(self.directory.join(BLANK))?.sync_all()?;
+            self.blank = true;
+        }
+        Ok(())
+    }
+
     /// The server is about to start as a replica.
     pub fn begins_as_replica(&mut self) {
         if let Some(record) = self.last.clone() {
@@ -93,6 +111,12 @@ impl Disk {
     /// What a running server holds, by what it tells; written down where it is on the disk. `always`: by `appendfsync always`.
     pub fn observe(&mut self, info: &Info, always: bool) -> DataState {
         let Some(role) = info.role().filter(|_| !info.is_loading()) else { return DataState::Partial };
+        if self.blank {
+            match fs::remove_file(self.directory.join(BLANK)) {
+                Ok(()) => self.blank = false,
+                Err(error) => warn!(%error, "the mark of an empty server cannot be removed"),
+            }
+        }
         match &role {
             Role::Replica { syncing: true, .. } => self.settled = false,
             Role::Primary | Role::Replica { link_up: true, .. } => self.settled |= info.is_on_disk(),
@@ -174,7 +198,9 @@ impl Disk {
     fn forget(&self) -> io::Result<()> {
         for entry in self.entries()? {
             let path = entry?.path();
-            if path.ends_with(AOF_DIRECTORY) {
+            if path.ends_with(RECORD) {
+                fs::remove_file(path)?;
+            } else if path.ends_with(AOF_DIRECTORY) {
                 info!(path = %path.display(), "removing what an earlier process left");
                 fs::remove_dir_all(path)?;
             } else if is_data_file(&path) {
@@ -207,24 +233,39 @@ mod tests {
     fn what_was_seen_is_known_after_a_restart() {
         let dir = TempDir::new().unwrap();
         let mut disk = Disk::new(dir.path(), true);
-        assert_eq!(disk.inspect().unwrap(), DataState::Empty);
+        assert_eq!(disk.inspect(false).unwrap(), DataState::Empty);
         disk.begins_as_primary();
         with_data(&dir);
         let seen = disk.observe(&Info::parse(RUNNING), false);
         let position = Position { lineage: "aa".into(), offset: 42, led: true, exact: false };
         assert_eq!(seen, DataState::Complete(Position { exact: true, ..position.clone() }), "its memory holds all");
         let mut again = Disk::new(dir.path(), true);
-        assert_eq!(again.inspect().unwrap(), DataState::Complete(position.clone()));
+        assert_eq!(again.inspect(false).unwrap(), DataState::Complete(position.clone()));
         disk.ended_cleanly();
         let exact = DataState::Complete(Position { exact: true, ..position.clone() });
-        assert_eq!(Disk::new(dir.path(), true).inspect().unwrap(), exact);
+        assert_eq!(Disk::new(dir.path(), true).inspect(false).unwrap(), exact);
         // The next start is not clean any more, unless each change is on the disk before it is acknowledged.
         let mut next = Disk::new(dir.path(), true);
-        next.inspect().unwrap();
+        next.inspect(false).unwrap();
         next.begins_as_primary();
-        assert_eq!(Disk::new(dir.path(), true).inspect().unwrap(), DataState::Complete(position));
+        assert_eq!(Disk::new(dir.path(), true).inspect(false).unwrap(), DataState::Complete(position));
         next.observe(&Info::parse(RUNNING), true);
-        assert_eq!(Disk::new(dir.path(), true).inspect().unwrap(), exact);
+        assert_eq!(Disk::new(dir.path(), true).inspect(false).unwrap(), exact);
+    }
+
+    #[test]
+    fn what_never_held_anything_is_empty_again() {
+        let dir = TempDir::new().unwrap();
+        let mut disk = Disk::new(dir.path(), true);
+        assert_eq!(disk.inspect(false).unwrap(), DataState::Empty);
+        disk.begins_blank().unwrap();
+        // What a server makes of nothing looks like data.
+        with_data(&dir);
+        assert_eq!(Disk::new(dir.path(), true).inspect(false).unwrap(), DataState::Partial, "it owns slots by now");
+        assert_eq!(Disk::new(dir.path(), true).inspect(true).unwrap(), DataState::Empty);
+        with_data(&dir);
+        disk.observe(&Info::parse(RUNNING), false);
+        assert!(matches!(Disk::new(dir.path(), true).inspect(true).unwrap(), DataState::Complete(_)), "it has served");
     }
 
     #[test]
@@ -236,7 +277,7 @@ mod tests {
         let waiting = RUNNING.replace("offset:42", "offset:50").replace("buffer_length:0", "buffer_length:8");
         disk.observe(&Info::parse(&waiting), false);
         let position = Position { lineage: "aa".into(), offset: 42, led: true, exact: false };
-        assert_eq!(Disk::new(dir.path(), true).inspect().unwrap(), DataState::Complete(position));
+        assert_eq!(Disk::new(dir.path(), true).inspect(false).unwrap(), DataState::Complete(position));
     }
 
     #[test]
@@ -244,15 +285,15 @@ mod tests {
         let dir = TempDir::new().unwrap();
         with_data(&dir);
         let mut disk = Disk::new(dir.path(), true);
-        assert_eq!(disk.inspect().unwrap(), DataState::Partial, "data without a record");
+        assert_eq!(disk.inspect(false).unwrap(), DataState::Partial, "data without a record");
         disk.begins_as_replica();
         let replica = RUNNING
             .replace("role:master", "role:slave\nmaster_host:h\nmaster_port:1\nmaster_link_status:up\nslave_repl_offset:42");
         disk.observe(&Info::parse(&replica.replace("in_progress:0", "in_progress:1")), false);
-        assert_eq!(Disk::new(dir.path(), true).inspect().unwrap(), DataState::Partial);
+        assert_eq!(Disk::new(dir.path(), true).inspect(false).unwrap(), DataState::Partial);
         disk.observe(&Info::parse(&replica), false);
         let position = Position { lineage: "aa".into(), offset: 42, led: false, exact: false };
-        assert_eq!(Disk::new(dir.path(), true).inspect().unwrap(), DataState::Complete(position));
+        assert_eq!(Disk::new(dir.path(), true).inspect(false).unwrap(), DataState::Complete(position));
     }
 
     #[test]
@@ -262,7 +303,7 @@ mod tests {
         for name in ["dump.rdb", "temp-1.rdb", "nodes.conf"] {
             fs::write(dir.path().join(name), "x").unwrap();
         }
-        assert_eq!(Disk::new(dir.path(), false).inspect().unwrap(), DataState::Empty);
+        assert_eq!(Disk::new(dir.path(), false).inspect(false).unwrap(), DataState::Empty);
         let left: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         assert_eq!(left, ["nodes.conf"]);
     }

@@ -17,6 +17,8 @@ use tracing::{debug, warn};
 
 use super::boot::Vote;
 use super::charge::Charge;
+use super::cluster_handover;
+use super::cluster_memory::ClusterMemory;
 use super::info::{Attached, Info, Role};
 use super::line::{Line, LineError};
 use super::questions::{ask_sentinels, majority};
@@ -64,7 +66,7 @@ pub enum HandoverError {
     #[error(transparent)]
     Line(#[from] LineError),
     /// Nobody could take over.
-    #[error("no replica is attached and in step that the sentinels could promote")]
+    #[error("no replica is attached and in step that could be promoted")]
     NoReplica,
     /// The replicas did not catch up.
     #[error("no replica had everything before the deadline; writes go on here")]
@@ -95,8 +97,11 @@ impl Handovers {
         let mut server = Line::new(charge.dial.clone(), self.access.servers.clone());
         let deadline = Instant::now() + limit;
         let info = read_info(&mut server).await?;
-        if info.role() != Some(Role::Primary) {
+        if info.role() != Some(Role::Primary) || self.owns_nothing(&charge) {
             return Ok(Handover::NoPrimary);
+        }
+        if charge.cluster.is_some() {
+            return cluster_handover::hand_over(&charge, &self.access.servers, &mut server, deadline).await;
         }
         if info.attached().iter().all(|replica| !replica.online) {
             return Err(HandoverError::NoReplica);
@@ -123,6 +128,12 @@ impl Handovers {
                 outcome => return outcome,
             }
         }
+    }
+
+    /// Whether it is a Cluster's primary that owns nothing.
+    fn owns_nothing(&self, charge: &Charge) -> bool {
+        let memory = ClusterMemory::of(charge);
+        memory.and_then(|memory| memory.read()).is_some_and(|table| table.is_blank())
     }
 
     /// Whether a sentinel is replacing this server, or has.
@@ -316,7 +327,7 @@ fn names_promotable(answer: &Value, attached: &[Attached]) -> bool {
     })
 }
 
-async fn read_info(line: &mut Line) -> Result<Info, LineError> {
+pub(super) async fn read_info(line: &mut Line) -> Result<Info, LineError> {
     let answer = line.ask(&["INFO"]).await?;
     Ok(Info::parse(answer.as_str().unwrap_or_default()))
 }

@@ -4,16 +4,20 @@
 //! The agent reads one JSON file ([`crate::policy::agent::AgentConfig`]) and the files that it names. It serves what it knows on a
 //! port, and what changes something on a Unix socket.
 
+pub mod ballot;
 pub mod board;
 pub mod boot;
 pub mod charge;
 pub mod child;
+mod cluster_handover;
+pub mod cluster_memory;
 pub mod disk;
 pub mod endpoints;
 pub mod handover;
 pub mod info;
 pub mod line;
 pub mod metrics;
+pub mod node_table;
 pub mod peers;
 pub mod place;
 pub mod questions;

@@ -39,6 +39,11 @@ pub fn install(destination: &Path) -> Result<(), PlaceError> {
     put(destination, 0o755, |file| io::copy(&mut source, file).map(drop)).map_err(PlaceError::at(destination))
 }
 
+/// Replaces a file that its owner alone reads by one with these bytes.
+pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    put(path, 0o600, |file| file.write_all(bytes))
+}
+
 /// Writes a file beside `path`, then gives it its name.
 fn put(path: &Path, mode: u32, fill: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<()> {
     let mut name = path.file_name().ok_or_else(|| io::Error::other("it is no path of a file"))?.to_owned();
@@ -93,7 +98,7 @@ impl SentinelFiles {
         let previous = self.previous()?;
         info!(remembers = !previous.is_empty(), file = %self.file.display(), "the sentinel's configuration is written");
         let text = config_file::sentinel(&own, login, &previous);
-        put(&self.file, 0o600, |file| file.write_all(text.as_bytes())).map_err(PlaceError::at(&self.file))?;
+        replace(&self.file, text.as_bytes()).map_err(PlaceError::at(&self.file))?;
         Ok(text)
     }
 

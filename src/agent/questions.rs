@@ -1,34 +1,52 @@
-//! Asks sentinels and peers' agents, all at once, each with a deadline.
+//! Asks those who vote and peers' agents, all at once, each with a deadline.
 
 use futures_util::future::join_all;
 use tracing::debug;
 
+use super::ballot::{self, Ballot};
 use super::boot::{PeerAnswer, PeerView, Situation, Vote, Voters};
 use super::charge::{Charge, PeerPlace};
 use super::line::{DEADLINE, Line, LineError};
 use super::peers::PeerClient;
 use crate::policy::agent::{DataState, ServerPhase, StateReport, VERSION};
-use crate::sidecar::upstream::access::Access;
+use crate::sidecar::upstream::access::{Access, ClusterAccess};
 use crate::sidecar::upstream::admin_client::Value;
 use crate::sidecar::upstream::node::NodeAddr;
 
 /// The longest report that is read.
 const MAX_REPORT_BYTES: usize = 64 * 1024;
 
-/// Asks everybody.
-pub async fn situation(charge: &Charge, sentinels: &Access, http: &PeerClient, own: &DataState) -> Situation {
-    let peers = join_all(charge.peers.iter().map(|peer| ask_peer(http, peer)));
-    let (peers, votes) = tokio::join!(peers, ask_sentinels(charge, sentinels));
-    Situation {
+/// What a server that is to start holds and remembers.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Own {
+    /// Its data.
+    pub data: DataState,
+    /// The epoch with which it would claim slots of a Cluster.
+    pub claim: Option<u64>,
+}
+
+/// Asks everybody. In a Cluster also what was said by whom.
+pub async fn situation(charge: &Charge, access: &ClusterAccess, http: &PeerClient, own: &Own) -> (Situation, Ballot) {
+    let in_cluster = charge.cluster.is_some();
+    let peers = join_all(charge.peers.iter().map(|peer| ask_peer(http, peer, in_cluster)));
+    let (voters, peers, ballot) = if in_cluster {
+        let (peers, ballot) = tokio::join!(peers, ballot::hold(charge, &access.servers));
+        (Voters::Primaries, peers, ballot)
+    } else {
+        let (peers, votes) = tokio::join!(peers, ask_sentinels(charge, &access.sentinels));
+        (Voters::Sentinels, peers, Ballot::of(votes))
+    };
+    let situation = Situation {
         ordinal: charge.config.server.ordinal,
         address: charge.address.clone(),
-        own: own.clone(),
-        claim: None,
+        own: own.data.clone(),
+        claim: own.claim,
         peers,
-        voters: Voters::Sentinels,
-        votes,
+        voters,
+        votes: ballot.votes.clone(),
         accept_data_loss: charge.config.recovery.accept_data_loss,
-    }
+    };
+    (situation, ballot)
 }
 
 /// What each sentinel says of the primary.
@@ -64,9 +82,11 @@ fn parse_master(answer: &Value) -> Vote {
     Vote::Names { primary: NodeAddr::new(host, port), failing_over }
 }
 
-async fn ask_peer(http: &PeerClient, peer: &PeerPlace) -> PeerView {
+async fn ask_peer(http: &PeerClient, peer: &PeerPlace, in_cluster: bool) -> PeerView {
     let answer = match fetch(http, peer).await {
-        Ok(report) => PeerAnswer::State { acts_as_primary: acts_as_primary(&report.server), data: report.data, claim: None },
+        Ok(report) => {
+            PeerAnswer::State { acts_as_primary: acts_as_primary(&report, in_cluster), data: report.data, claim: report.claim }
+        }
         Err(error) => {
             debug!(agent = %peer.agent, %error, "a peer's agent does not answer");
             PeerAnswer::Unreachable
@@ -75,9 +95,11 @@ async fn ask_peer(http: &PeerClient, peer: &PeerPlace) -> PeerView {
     PeerView { ordinal: peer.ordinal, address: peer.address.clone(), answer }
 }
 
-fn acts_as_primary(phase: &ServerPhase) -> bool {
-    match phase {
-        ServerPhase::Primary | ServerPhase::Starting { as_primary: true } => true,
+/// A primary of a Cluster that owns no slots is none that anybody follows.
+fn acts_as_primary(report: &StateReport, in_cluster: bool) -> bool {
+    match &report.server {
+        ServerPhase::Primary => !in_cluster || report.claim.is_some(),
+        ServerPhase::Starting { as_primary: true } => true,
         ServerPhase::Starting { as_primary: false }
         | ServerPhase::Replica { .. }
         | ServerPhase::Held { .. }

@@ -12,10 +12,12 @@ use tracing::{error, info};
 use super::board::Board;
 use super::charge::{Charge, ChargeError};
 use super::child::{Children, Program};
+use super::cluster_memory::ClusterMemory;
 use super::disk::Disk;
 use super::endpoints;
 use super::handover::Handovers;
 use super::line::Line;
+use super::node_table::NodeTable;
 use super::peers::PeerClient;
 use super::supervisor::Supervisor;
 use super::upkeep::Upkeep;
@@ -81,7 +83,10 @@ async fn run_on(config: Config) -> Result<(), AgentError> {
     let access = open_access(&first.keys(), Arc::new(Background::default())).await.map_err(|error| at(error.into()))?;
     let server = &first.config.server;
     let mut disk = Disk::new(Path::new(&server.directory), server.durable);
-    let brought = disk.inspect().map_err(AgentError::Server)?;
+    let memory = ClusterMemory::of(&first);
+    let remembered = memory.as_ref().and_then(ClusterMemory::read);
+    let owns_nothing = remembered.as_ref().is_some_and(NodeTable::is_blank);
+    let brought = disk.inspect(owns_nothing).map_err(AgentError::Server)?;
     let listeners = AdminListeners::open(Some(listen), Some(&socket))?;
     let secured = server.agent_tls.then(|| access.servers.clone());
     let http = PeerClient::new(secured).map_err(|error| AgentError::Io(io::Error::other(error)))?;
@@ -94,6 +99,7 @@ async fn run_on(config: Config) -> Result<(), AgentError> {
     let board = Arc::new(Board::new(server.ordinal));
     board.update(|known| {
         known.report.data = brought;
+        known.report.claim = remembered.and_then(|table| table.claim());
         known.report.address = Some(first.address.to_string());
     });
     let (charges, charge) = watch::channel(first.clone());
@@ -106,6 +112,7 @@ async fn run_on(config: Config) -> Result<(), AgentError> {
     let supervisor = Supervisor {
         charge,
         disk,
+        memory,
         line: Line::new(first.dial.clone(), access.servers.clone()),
         access,
         http,

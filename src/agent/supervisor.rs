@@ -8,15 +8,18 @@ use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 use tracing::{error, info, warn};
 
+use super::ballot::Ballot;
 use super::board::Board;
 use super::boot::{Decision, Start, decide, may_be_promoted};
 use super::charge::Charge;
 use super::child::{Children, Program, Server};
+use super::cluster_memory::ClusterMemory;
 use super::disk::Disk;
 use super::info::{Info, Role};
 use super::line::{Line, LineError};
+use super::node_table::NodeTable;
 use super::peers::PeerClient;
-use super::questions;
+use super::questions::{self, Own};
 use super::upkeep::Upkeep;
 use crate::policy::agent::{DataState, ServerPhase};
 use crate::sidecar::upstream::access::ClusterAccess;
@@ -32,6 +35,9 @@ const ASK_EVERY: Duration = Duration::from_secs(2);
 /// The pauses between starts of a server that ends at once: the first, and the longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+/// The settings that keep a server from being promoted: under Sentinel, and in a Cluster.
+const PRIORITY: &str = "replica-priority";
+const NO_FAILOVER: &str = "cluster-replica-no-failover";
 /// A server that lived this long did not end at once.
 const LIVED: Duration = Duration::from_secs(10);
 
@@ -47,6 +53,8 @@ pub struct Supervisor {
     pub board: Arc<Board>,
     /// The data.
     pub disk: Disk,
+    /// The table of nodes; `None` outside a Cluster.
+    pub memory: Option<ClusterMemory>,
     /// The processes.
     pub children: Children,
     /// The server's command line.
@@ -62,8 +70,8 @@ pub struct Supervisor {
 /// One run of the server's process.
 struct Run {
     start: Start,
-    /// The data it started with.
-    brought: DataState,
+    /// What it started with.
+    brought: Own,
     since: Instant,
     /// Whether it has its primary's data, or is the primary.
     synchronised: bool,
@@ -91,11 +99,13 @@ impl Supervisor {
             if self.pause(pause).await {
                 return Ok(());
             }
-            let brought = self.disk.inspect()?;
-            self.board.update(|known| known.report.data = brought.clone());
-            let Some(start) = self.find_place(&brought).await else { return Ok(()) };
+            let remembered = self.remembered();
+            let data = self.disk.inspect(remembered.as_ref().is_some_and(NodeTable::is_blank))?;
+            let own = Own { data, claim: remembered.and_then(|table| table.claim()) };
+            self.board.update(|known| (known.report.data, known.report.claim) = (own.data.clone(), own.claim));
+            let Some(start) = self.find_place(&own).await? else { return Ok(()) };
             let began = Instant::now();
-            match self.serve(start, brought).await? {
+            match self.serve(start, own).await? {
                 Ended::Stopped => return Ok(()),
                 Ended::Died if began.elapsed() > LIVED => pause = Duration::ZERO,
                 Ended::Died => pause = (pause * 2).clamp(FIRST_PAUSE, LONGEST_PAUSE),
@@ -109,17 +119,22 @@ impl Supervisor {
         timeout(pause, told(&mut self.stop)).await.is_ok()
     }
 
-    /// Asks until the place is known. `None`: the agent is to end.
-    async fn find_place(&mut self, own: &DataState) -> Option<Start> {
+    /// What the server remembers of its Cluster.
+    fn remembered(&self) -> Option<NodeTable> {
+        self.memory.as_ref().and_then(ClusterMemory::read)
+    }
+
+    /// Asks until the place is known, and the server is to find itself there. `None`: the agent is to end.
+    async fn find_place(&mut self, own: &Own) -> io::Result<Option<Start>> {
         self.set_phase(ServerPhase::Deciding);
         let mut said = None;
         let mut intends = false;
         loop {
             let charge = self.charge.borrow_and_update().clone();
             self.board.update(|known| known.report.generation = charge.config.generation);
-            let situation = tokio::select! {
-                situation = questions::situation(&charge, &self.access.sentinels, &self.http, own) => situation,
-                () = told(&mut self.stop) => return None,
+            let (situation, ballot) = tokio::select! {
+                asked = questions::situation(&charge, &self.access, &self.http, own) => asked,
+                () = told(&mut self.stop) => return Ok(None),
             };
             match decide(&situation) {
                 Decision::Start(Start::Primary) if !intends => {
@@ -128,7 +143,8 @@ impl Supervisor {
                     self.set_phase(ServerPhase::Starting { as_primary: true });
                     continue;
                 }
-                Decision::Start(start) => return Some(start),
+                Decision::Start(start) if self.prepare(&start, &ballot, &charge).await? => return Ok(Some(start)),
+                Decision::Start(_) => intends = false,
                 Decision::Hold(hold) => {
                     intends = false;
                     let message = hold.explain(situation.voters);
@@ -141,10 +157,25 @@ impl Supervisor {
             }
             tokio::select! {
                 () = sleep(LOOK_EVERY.mul_f64(0.75 + fastrand::f64() / 2.0)) => {}
-                changed = self.charge.changed() => if changed.is_err() { return None },
-                () = told(&mut self.stop) => return None,
+                changed = self.charge.changed() => if changed.is_err() { return Ok(None) },
+                () = told(&mut self.stop) => return Ok(None),
             }
         }
+    }
+
+    /// Makes a server of a Cluster find itself in its place. False where nobody says enough of it any more.
+    async fn prepare(&self, start: &Start, ballot: &Ballot, charge: &Charge) -> io::Result<bool> {
+        let Some(memory) = &self.memory else { return Ok(true) };
+        let owner = match start {
+            Start::Primary => Some(&charge.address),
+            Start::Replica { of, .. } => Some(of),
+            Start::Blank => None,
+        };
+        let told = match owner {
+            Some(owner) => ballot.table_naming(owner, &self.access.servers).await,
+            None => None,
+        };
+        memory.prepare(start, told.as_ref())
     }
 
     fn set_phase(&self, phase: ServerPhase) {
@@ -156,10 +187,11 @@ impl Supervisor {
     }
 
     /// Starts the server and stays with it to its end.
-    async fn serve(&mut self, start: Start, brought: DataState) -> io::Result<Ended> {
+    async fn serve(&mut self, start: Start, own: Own) -> io::Result<Ended> {
         let priority = self.charge.borrow().config.server.priority;
         let server = self.start(&start, priority)?;
-        let promotable = !matches!(start, Start::Replica { promotable: false, .. });
+        let promotable = matches!(start, Start::Primary | Start::Replica { promotable: true, .. });
+        let brought = own;
         let now = Instant::now();
         let mut run =
             Run { start, brought, since: now, synchronised: false, seen_copying: false, promotable, greeted: false, asked: now };
@@ -190,9 +222,13 @@ impl Supervisor {
 
     fn start(&mut self, start: &Start, priority: u16) -> io::Result<Server> {
         match start {
-            Start::Primary | Start::Blank => {
+            Start::Primary => {
                 info!("starting the server as primary");
                 self.disk.begins_as_primary();
+            }
+            Start::Blank => {
+                info!("starting the server as a node that owns nothing");
+                self.disk.begins_blank()?;
             }
             Start::Replica { of, promotable } => {
                 info!(primary = %of, promotable, "starting the server as a replica");
@@ -200,7 +236,7 @@ impl Supervisor {
             }
         }
         self.line.hang_up();
-        let server = self.children.start(&self.program, &arguments(start, priority))?;
+        let server = self.children.start(&self.program, &arguments(start, priority, self.memory.is_some()))?;
         self.board.update(|known| {
             known.report.server = ServerPhase::Starting { as_primary: *start == Start::Primary };
             known.report.proved.users_told = None;
@@ -228,11 +264,15 @@ impl Supervisor {
             }
         };
         let always = self.writes_always().await;
-        let data = self.data_of(run, &info, always);
+        let claim = self.remembered().and_then(|table| table.claim());
+        let owns_nothing = self.memory.is_some() && claim.is_none();
+        let data = self.data_of(run, &info, always, owns_nothing);
         let phase = phase_of(run, &info);
         self.board.update(|known| {
             known.heard = Instant::now();
             known.report.data = data;
+            known.report.claim = claim;
+            known.owns_nothing = owns_nothing;
             known.report.server = phase;
             known.info = Some(info);
         });
@@ -255,9 +295,11 @@ impl Supervisor {
     }
 
     /// What the server holds. Before it has synchronised, that is what it brought along.
-    fn data_of(&mut self, run: &mut Run, info: &Info, always: bool) -> DataState {
+    fn data_of(&mut self, run: &mut Run, info: &Info, always: bool, owns_nothing: bool) -> DataState {
         let role = info.role().filter(|_| !info.is_loading());
         match role {
+            // Nobody writes to it, and it may be told to follow another.
+            Some(Role::Primary) if owns_nothing => {}
             Some(Role::Primary | Role::Replica { link_up: true, .. }) => run.synchronised = true,
             Some(Role::Replica { syncing: true, .. }) => run.seen_copying = true,
             Some(Role::Replica { .. }) | None => {}
@@ -265,8 +307,8 @@ impl Supervisor {
         if run.synchronised {
             return self.disk.observe(info, always);
         }
-        let loads_a_copy = info.is_loading() && (run.seen_copying || run.brought == DataState::Empty);
-        if loads_a_copy { DataState::Partial } else { run.brought.clone() }
+        let loads_a_copy = info.is_loading() && (run.seen_copying || run.brought.data == DataState::Empty);
+        if loads_a_copy { DataState::Partial } else { run.brought.data.clone() }
     }
 
     /// A replica may be promoted once it has synchronised, or where its own copy is the best there is.
@@ -276,20 +318,21 @@ impl Supervisor {
         }
         let charge = self.charge.borrow().clone();
         if !run.synchronised {
-            if run.asked.elapsed() < ASK_EVERY || run.brought == DataState::Empty {
+            if run.asked.elapsed() < ASK_EVERY || run.brought.data == DataState::Empty {
                 return;
             }
             run.asked = Instant::now();
-            let situation = questions::situation(&charge, &self.access.sentinels, &self.http, &run.brought).await;
+            let (situation, _) = questions::situation(&charge, &self.access, &self.http, &run.brought).await;
             if !may_be_promoted(&situation) {
                 return;
             }
             info!("nobody holds a better copy than this server: it may be promoted");
         }
         let priority = charge.config.server.priority.to_string();
-        match self.line.ask(&["CONFIG", "SET", "replica-priority", &priority]).await {
+        let setting = if self.memory.is_some() { [NO_FAILOVER, "no"] } else { [PRIORITY, &priority] };
+        match self.line.ask(&["CONFIG", "SET", setting[0], setting[1]]).await {
             Ok(Value::Text(_)) => run.promotable = true,
-            Ok(_) | Err(_) => warn!("replica-priority cannot be set; the server cannot be promoted yet"),
+            Ok(_) | Err(_) => warn!("{} cannot be set; the server cannot be promoted yet", setting[0]),
         }
     }
 
@@ -319,14 +362,19 @@ async fn told(stop: &mut watch::Receiver<bool>) {
 }
 
 /// What is added to the server's command line: its place, said in full, so that nothing that a file says of it counts.
-fn arguments(start: &Start, priority: u16) -> Vec<String> {
+/// A node of a Cluster finds its place in its table.
+fn arguments(start: &Start, priority: u16, in_cluster: bool) -> Vec<String> {
+    if in_cluster {
+        let promotable = matches!(start, Start::Primary | Start::Replica { promotable: true, .. });
+        return [format!("--{NO_FAILOVER}"), if promotable { "no" } else { "yes" }.to_owned()].into();
+    }
     let (of, priority) = match start {
         Start::Primary | Start::Blank => (None, priority),
         Start::Replica { of, promotable } => (Some(of), if *promotable { priority } else { 0 }),
     };
     let host = of.map_or("no", NodeAddr::host).to_owned();
     let port = of.map_or("one".to_owned(), |of| of.port().to_string());
-    ["--replicaof".into(), host, port, "--replica-priority".into(), priority.to_string()].into()
+    ["--replicaof".into(), host, port, format!("--{PRIORITY}"), priority.to_string()].into()
 }
 
 fn phase_of(run: &Run, info: &Info) -> ServerPhase {
@@ -349,10 +397,18 @@ mod tests {
     #[test]
     fn the_command_line_says_the_place_in_full() {
         let of = NodeAddr::new("10.0.0.7", 6379);
-        let line = |start| arguments(&start, 100).join(" ");
+        let line = |start| arguments(&start, 100, false).join(" ");
         assert_eq!(line(Start::Primary), "--replicaof no one --replica-priority 100");
         let replica = |promotable| line(Start::Replica { of: of.clone(), promotable });
         assert_eq!(replica(false), "--replicaof 10.0.0.7 6379 --replica-priority 0");
         assert_eq!(replica(true), "--replicaof 10.0.0.7 6379 --replica-priority 100");
+        let line = |start| arguments(&start, 100, true).join(" ");
+        assert_eq!(line(Start::Primary), "--cluster-replica-no-failover no");
+        assert_eq!(line(Start::Blank), "--cluster-replica-no-failover yes");
+        let replica = |promotable| line(Start::Replica { of: of.clone(), promotable });
+        assert_eq!(
+            (replica(false).as_str(), replica(true).as_str()),
+            ("--cluster-replica-no-failover yes", "--cluster-replica-no-failover no")
+        );
     }
 }

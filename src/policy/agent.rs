@@ -19,11 +19,13 @@ pub const MAX_BYTES: usize = 256 * 1024;
 pub const MAX_PEERS: usize = 32;
 /// The most sentinels that are asked.
 pub const MAX_SENTINELS: usize = 15;
+/// The most shards of a Cluster.
+pub const MAX_SHARDS: usize = 100;
 /// The most settings that are held in place.
 pub const MAX_SETTINGS: usize = 256;
 
 /// Settings that the agent decides by itself, or that would take the server out of its hands.
-const OWN_SETTINGS: [&str; 16] = [
+const OWN_SETTINGS: [&str; 19] = [
     "replicaof",
     "slaveof",
     "replica-priority",
@@ -40,6 +42,9 @@ const OWN_SETTINGS: [&str; 16] = [
     "tls-cert-file",
     "tls-key-file",
     "tls-ca-cert-file",
+    "cluster-replica-no-failover",
+    "cluster-slave-no-failover",
+    "cluster-announce-ip",
 ];
 
 /// Everything that an agent is told.
@@ -154,8 +159,15 @@ pub enum Failover {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         auth: Option<Auth>,
     },
-    /// The Cluster bus. Not understood by this build's agent, which refuses it.
-    Cluster {},
+    /// The primaries of a Cluster's shards, by majority.
+    Cluster {
+        /// The id of this server's node, 40 hexadecimal digits, where neither it nor the others remember another.
+        id: String,
+        /// The port of its bus.
+        bus_port: u16,
+        /// The servers of every other shard, `host:port`, shard by shard. Their primaries vote.
+        shards: Vec<Vec<String>>,
+    },
 }
 
 /// Users of the server, in numbered generations.
@@ -218,15 +230,22 @@ impl AgentConfig {
 
     fn check(&self) -> Result<(), AgentConfigError> {
         let invalid = |place, why: String| Err(AgentConfigError::Invalid { place, why });
-        let Failover::Sentinel { sentinels, .. } = &self.failover else {
-            return invalid(
-                "failover",
-                "this agent understands `sentinel` alone; a Cluster's servers run without an agent".into(),
-            );
-        };
-        // An even number is one too many, or one too few, on the way between two odd ones.
-        if sentinels.is_empty() || sentinels.len() > MAX_SENTINELS {
-            return invalid("failover", format!("name from 1 to {MAX_SENTINELS} sentinels"));
+        match &self.failover {
+            // An even number is one too many, or one too few, on the way between two odd ones.
+            Failover::Sentinel { sentinels, .. } if sentinels.is_empty() || sentinels.len() > MAX_SENTINELS => {
+                return invalid("failover", format!("name from 1 to {MAX_SENTINELS} sentinels"));
+            }
+            // Of two shards none is a majority without the other.
+            Failover::Cluster { shards, .. } if shards.len() < 2 || shards.len() >= MAX_SHARDS => {
+                return invalid("failover", format!("name the servers of 2 to {} other shards", MAX_SHARDS - 1));
+            }
+            Failover::Cluster { shards, .. } if shards.iter().any(|shard| shard.is_empty() || shard.len() > MAX_PEERS + 1) => {
+                return invalid("failover", format!("name from 1 to {} servers of each shard", MAX_PEERS + 1));
+            }
+            Failover::Cluster { id, .. } if !is_node_id(id) => {
+                return invalid("failover", "`id` takes 40 hexadecimal digits in small letters".into());
+            }
+            Failover::Sentinel { .. } | Failover::Cluster { .. } => {}
         }
         if self.peers.is_empty() || self.peers.len() > MAX_PEERS {
             return invalid("peers", format!("name from 1 to {MAX_PEERS}: a single server is no cache tier"));
@@ -249,6 +268,11 @@ impl AgentConfig {
     }
 }
 
+/// Whether a text is the id of a Cluster's node.
+pub fn is_node_id(text: &str) -> bool {
+    text.len() == 40 && text.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
+}
+
 /// What an agent tells of its server.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -264,6 +288,9 @@ pub struct StateReport {
     pub generation: u64,
     /// The data that the server holds or, where it does not run, would start with.
     pub data: DataState,
+    /// The epoch with which the server claims slots of a Cluster or, where it does not run, would. Absent: it owns none, or is in no Cluster.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub claim: Option<u64>,
     /// What the server is doing.
     pub server: ServerPhase,
     /// What of the configuration has been proved on the running server.

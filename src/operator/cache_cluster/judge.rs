@@ -399,6 +399,7 @@ mod tests {
             address: None,
             generation,
             data: DataState::Empty,
+            claim: None,
             server: ServerPhase::Primary,
             proved: Proved { settings, users, problems: vec!["why".to_owned()], ..Proved::default() },
         };

@@ -196,6 +196,7 @@ fn listen_as_agents(standing: &Standing, second: u8) {
             address: Some(format!("{announced}:6379")),
             generation: 1,
             data: DataState::Complete(position),
+            claim: None,
             server,
             proved: Proved::default(),
         };

@@ -290,7 +290,7 @@ impl Tier {
             ..Proved::default()
         };
         let address = Some(server.address.to_string());
-        Some(StateReport { version: VERSION, ordinal, address, generation, data, server: phase, proved })
+        Some(StateReport { version: VERSION, ordinal, address, generation, data, claim: None, server: phase, proved })
     }
 
     /// The real server that answers a command in a member's stead.

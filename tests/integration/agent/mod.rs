@@ -1,5 +1,6 @@
 //! `larderd agent`: real servers and sentinels, with faults.
 
+mod cluster;
 mod configuration;
 mod handover;
 mod places;

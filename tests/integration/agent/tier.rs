@@ -173,7 +173,7 @@ fn merge(base: &mut Json, over: &Json) {
 }
 
 impl Member {
-    fn new(engine: Engine, durable: bool, arguments: &[String]) -> Self {
+    pub fn new(engine: Engine, durable: bool, arguments: &[String]) -> Self {
         let directory = TempDir::new().expect("a temporary directory");
         fs::create_dir(directory.path().join("data")).expect("the directory is writable");
         let mut server_arguments = arguments.to_vec();
@@ -199,7 +199,7 @@ impl Member {
         self.directory.path().join("agent.json")
     }
 
-    fn write_config(&self, config: &Json) {
+    pub fn write_config(&self, config: &Json) {
         let fresh = self.directory.path().join("agent.json.new");
         fs::write(&fresh, config.to_string()).expect("the directory is writable");
         fs::rename(fresh, self.config_path()).expect("the directory is writable");
@@ -229,6 +229,11 @@ impl Member {
 
     pub fn agent_pid(&self) -> u32 {
         self.agent.as_ref().expect("the agent was started").id()
+    }
+
+    /// Whether there is no agent, and so no server.
+    pub fn is_away(&self) -> bool {
+        self.agent.is_none()
     }
 
     /// `kill -9` of the agent, with which the server ends.

@@ -54,6 +54,7 @@ mod tests {
             address: None,
             generation: 1,
             data,
+            claim: None,
             server,
             proved: Proved::default(),
         })
