@@ -11,10 +11,11 @@ use tokio::time::timeout;
 use tracing::{debug, info};
 
 use super::apply::{Applier, ApplyError, check_leads};
+use super::cluster_steps::{self, Step};
 use super::fetch;
 use super::handover::{HandoverError, PREFERRED, PRIORITY};
 use super::monitor;
-use super::names::{AGENT_PORT, SENTINEL_PORT, SERVER_PORT};
+use super::names::{AGENT_PORT, BUS_PORT, SENTINEL_PORT, SERVER_PORT};
 use super::objects::Addresses;
 use super::observe;
 use super::plan::{Action, Member, SentinelId, ServerId, Why};
@@ -80,6 +81,12 @@ impl Actor<'_, '_> {
                 self.tell_server(*server, "REPLICAOF", &[&host, &port]).await?;
             }
             Action::Promote { server } => self.tell_server(*server, "REPLICAOF", &["NO", "ONE"]).await?,
+            Action::ClusterMeet { .. }
+            | Action::AddSlots { .. }
+            | Action::ClusterReplicate { .. }
+            | Action::ClusterForget { .. }
+            | Action::BumpEpoch { .. }
+            | Action::ClusterTakeover { .. } => self.cluster_step(action).await?,
             Action::ReplacePod { member: Member::Server(server), why: Why::StaleAndUnready, .. }
                 if self.leads_by_now(*server).await =>
             {
@@ -135,6 +142,13 @@ impl Actor<'_, '_> {
             Ok(admin.ask(command, arguments).await?)
         })
         .await
+    }
+
+    async fn cluster_step(&self, action: &Action) -> Result<(), ActError> {
+        let at = |id| self.addresses.servers.get(&id).map(|ip| (SocketAddr::new(*ip, SERVER_PORT), BUS_PORT));
+        let Some(Step { server, command, arguments }) = cluster_steps::step(action, at) else { return Ok(()) };
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        self.tell_server(server, command, &arguments).await
     }
 
     /// A sentinel forgets all that it knows of others, and finds them anew; also a failover that it has begun. So it is asked right
@@ -207,6 +221,11 @@ impl Actor<'_, '_> {
 
 pub(super) async fn within<T>(what: &'static str, step: impl Future<Output = Result<T, ActError>>) -> Result<T, ActError> {
     timeout(STEP_WITHIN, step).await.map_err(|_| ActError::Late { what })?
+}
+
+/// Whether the steps behind one are taken although it failed: what one sentinel or server is told, others need.
+pub fn goes_on(action: &Action) -> bool {
+    matches!(action, Action::Monitor { .. } | Action::SetQuorum { .. } | Action::Forget { .. } | Action::ClusterForget { .. })
 }
 
 /// What kind of step it is, as a label of metrics.

@@ -97,7 +97,8 @@ pub fn server(config: &ServerConfig<'_>) -> String {
         Start::ClusterNode => lines.add("cluster-replica-no-failover", &["yes"]),
     }
     if let Some(bus_port) = config.bus_port {
-        cluster_lines(&mut lines, &host, bus_port);
+        add_cluster_lines(&mut lines, bus_port);
+        lines.add("cluster-announce-ip", &[&host]);
     }
     if let Some(login) = config.login {
         add_users(&mut lines, login, config.relay);
@@ -121,11 +122,11 @@ pub(super) fn add_parameters(lines: &mut Lines, parameters: &BTreeMap<String, St
     }
 }
 
-fn cluster_lines(lines: &mut Lines, host: &str, bus_port: u16) {
+/// What the servers of a Cluster have in common.
+pub(super) fn add_cluster_lines(lines: &mut Lines, bus_port: u16) {
     lines.add("cluster-enabled", &["yes"]);
     lines.add("cluster-config-file", &["nodes.conf"]);
     lines.add("cluster-port", &[&bus_port.to_string()]);
-    lines.add("cluster-announce-ip", &[host]);
     lines.add("cluster-node-timeout", &[&DOWN_AFTER.as_millis().to_string()]);
     // One shard's trouble is not the others'.
     lines.add("cluster-require-full-coverage", &["no"]);

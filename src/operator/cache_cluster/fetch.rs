@@ -19,13 +19,13 @@ use tracing::debug;
 
 use super::certify::Shown;
 use super::links;
-use super::names::{AGENT_PORT, SENTINEL_PORT, SERVER_PORT};
+use super::names::{AGENT_PORT, BUS_PORT, SENTINEL_PORT, SERVER_PORT};
 use super::nodes;
 use super::objects::Addresses;
 use super::observe;
 use super::parts;
 use super::plan::{
-    Member, Node as PlanNode, Observed, Pod, Revision, Scale, Sentinel, SentinelId, Server, ServerId, ServerState,
+    Facts, Member, Node as PlanNode, Observed, Pod, Revision, Scale, Sentinel, SentinelId, Server, ServerId, ServerState,
 };
 use super::validate::Wanted;
 use crate::api::CacheCluster;
@@ -162,6 +162,8 @@ pub struct Question<'a> {
     pub entry: Entry<'a>,
     /// How many pods the StatefulSets ask for, where they exist.
     pub scale: Option<Scale>,
+    /// The same, shard by shard.
+    pub sizes: &'a BTreeMap<u16, u16>,
 }
 
 /// What was heard.
@@ -183,9 +185,9 @@ pub struct Heard {
 
 /// Asks every server and sentinel.
 pub async fn hear(context: &Context, watches: &Watches, question: Question<'_>) -> Heard {
-    let Question { wanted, addresses, entry, scale } = question;
+    let Question { wanted, addresses, entry, scale, sizes } = question;
     let mut pods = pods(context, watches, wanted, addresses);
-    pods.extend(scale.into_iter().flat_map(|scale| leaving(context, watches, wanted, scale)));
+    pods.extend(scale.into_iter().flat_map(|scale| leaving(context, watches, wanted, (scale, sizes))));
     let sentinels = addresses.sentinels.iter().map(async |(id, ip)| {
         let exists = pods.contains_key(&Member::Sentinel(*id));
         let asked = if exists { Some(sentinel(SocketAddr::new(*ip, SENTINEL_PORT), entry).await) } else { None };
@@ -199,7 +201,12 @@ pub async fn hear(context: &Context, watches: &Watches, question: Question<'_>) 
             (None, true) => ServerState::Silent,
             (None, false) => ServerState::Absent,
         };
-        let server = Server { address: SocketAddr::new(*ip, SERVER_PORT), bus_port: 0, state };
+        let (address, bus_port) = (SocketAddr::new(*ip, SERVER_PORT), if wanted.is_cluster() { BUS_PORT } else { 0 });
+        let state = match state {
+            ServerState::Running(told) if wanted.is_cluster() => cluster_server(address, entry, told).await,
+            state => state,
+        };
+        let server = Server { address, bus_port, state };
         (*id, server, report)
     });
     // Sentinels first: a promotion that they tell of has happened by the time that the servers are asked.
@@ -230,7 +237,8 @@ pub async fn hear(context: &Context, watches: &Watches, question: Question<'_>) 
     // None of a missing one is less than any number: one that has proved nothing keeps all from being proved.
     let proved_users = wanted.servers().map(proved).min().flatten();
     let open_nodes = nodes::open(&context.nodes.state(), &wanted.pod);
-    let observed = Observed { servers: seen, sentinels: sentinels_seen, pods, open_nodes, scale, ..Observed::default() };
+    let sizes = sizes.clone();
+    let observed = Observed { servers: seen, sentinels: sentinels_seen, pods, open_nodes, scale, sizes, ..Observed::default() };
     Heard { observed, proved_users, reports, certificates, used, patient }
 }
 
@@ -280,6 +288,22 @@ async fn sentinel(address: SocketAddr, entry: Entry<'_>) -> SentinelAnswer {
     }
 }
 
+/// What a server of a Cluster says that runs; of its copy's history what its agent `told`.
+async fn cluster_server(address: SocketAddr, entry: Entry<'_>, told: Facts) -> ServerState {
+    let ask = async {
+        let mut admin = Admin::connect(address, entry).await?;
+        observe::server(&mut admin, true).await
+    };
+    match timeout(ASK_WITHIN, ask).await {
+        Ok(Ok(Some(facts))) => ServerState::Running(Facts { lineage: told.lineage, ..facts }),
+        Ok(Err(error)) => {
+            debug!(%error, "a server does not answer");
+            ServerState::Silent
+        }
+        Ok(Ok(None)) | Err(_) => ServerState::Silent,
+    }
+}
+
 /// What an agent tells of its server; `None` where it does not answer.
 pub(super) async fn state_report(context: &Context, agent: SocketAddr, trust: Option<&Trust>) -> Option<StateReport> {
     let (scheme, http) = trust.map_or(("http", &context.http), |trust| ("https", trust.http()));
@@ -315,7 +339,12 @@ fn pods(context: &Context, watches: &Watches, wanted: &Wanted, addresses: &Addre
 
 /// The pods that no set asks for any more and that are still there, which may be before they are deleted: the one that left last, or
 /// several of a set that somebody else made smaller.
-fn leaving(context: &Context, watches: &Watches, wanted: &Wanted, scale: Scale) -> Vec<(Member, Pod)> {
+fn leaving(
+    context: &Context,
+    watches: &Watches,
+    wanted: &Wanted,
+    (scale, sizes): (Scale, &BTreeMap<u16, u16>),
+) -> Vec<(Member, Pod)> {
     let there = |member: Member| {
         let name = match member {
             Member::Server(id) => wanted.names.server_pod(id),
@@ -324,8 +353,12 @@ fn leaving(context: &Context, watches: &Watches, wanted: &Wanted, scale: Scale) 
         let pod = find(&watches.pods, &wanted.namespace, &name)?;
         Some((member, Pod { deleting: true, ..read_pod(context, &pod) }))
     };
-    let servers = (scale.servers..).map(|index| Member::Server(ServerId { shard: 0, index })).map_while(there);
-    let sentinels = (scale.sentinels..).map(|index| Member::Sentinel(SentinelId(index))).map_while(there);
+    let beyond = |(shard, size): (&u16, &u16)| {
+        let shard = *shard;
+        (*size..).map(move |index| Member::Server(ServerId { shard, index })).map_while(&there).collect::<Vec<_>>()
+    };
+    let servers = sizes.iter().flat_map(beyond);
+    let sentinels = (scale.sentinels..).map(|index| Member::Sentinel(SentinelId(index))).map_while(&there);
     servers.chain(sentinels).collect()
 }
 

@@ -1,5 +1,7 @@
 //! What is seen becomes verdicts: whether clients are served, whether something is under way, and what a person has to do. Pure.
 
+mod cluster;
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
@@ -102,7 +104,7 @@ impl Seen<'_> {
     pub fn acting(&self) -> Option<Acting> {
         let primaries = self.observed.servers.iter().filter(|(_, server)| is_primary(&server.state));
         // Those that are still to go count.
-        let sentinels = self.observed.sentinels.len().max(usize::from(self.wanted.sentinels));
+        let sentinels = self.observed.sentinels.len().max(usize::from(self.wanted.sentinels()));
         let named = |address| self.watching(address) > sentinels / 2;
         let mut named = primaries.filter(|(_, server)| named(server.address));
         named.next().map(|(id, server)| Acting { server: *id, address: server.address })
@@ -117,6 +119,9 @@ impl Seen<'_> {
 
     /// How many replicas of the primary follow it in step.
     pub fn in_step(&self) -> usize {
+        if self.wanted.is_cluster() {
+            return self.in_step_in_cluster();
+        }
         let Some(Acting { address, .. }) = self.acting() else { return 0 };
         let follows = |state: &ServerState| match state {
             ServerState::Running(facts) => facts.role == Role::Replica { of: address, link: Link::Up },
@@ -146,6 +151,9 @@ impl Seen<'_> {
     }
 
     fn ready(&self) -> Verdict {
+        if self.wanted.is_cluster() {
+            return self.ready_in_cluster();
+        }
         let names = &self.wanted.names;
         if let Some(Acting { server, address }) = self.acting() {
             let pod = names.server_pod(server);
@@ -159,20 +167,25 @@ impl Seen<'_> {
         if !self.initialized {
             return Verdict::no("Forming", self.waits());
         }
-        let held = self.observed.servers.iter().find_map(|(id, server)| match &server.state {
-            ServerState::Held(held) => Some(format!("{} is held: {}", names.server_pod(*id), held.message)),
-            _ => None,
-        });
+        let held = self.held();
         let primary = self.observed.servers.values().find(|server| is_primary(&server.state));
         match (primary, held) {
             (Some(server), _) => {
-                let (count, of) = (self.watching(server.address), self.wanted.sentinels);
+                let (count, of) = (self.watching(server.address), self.wanted.sentinels());
                 let message = format!("only {count} of {of} sentinels name the primary at {}: {}", server.address, self.waits());
                 Verdict::no("NoMajority", message)
             }
             (None, Some(held)) => Verdict::no("Held", held),
             (None, None) => Verdict::no("NoPrimary", self.waits()),
         }
+    }
+
+    /// A server that is held, and why.
+    fn held(&self) -> Option<String> {
+        self.observed.servers.iter().find_map(|(id, server)| match &server.state {
+            ServerState::Held(held) => Some(format!("{} is held: {}", self.wanted.names.server_pod(*id), held.message)),
+            _ => None,
+        })
     }
 
     /// What is waited for, in words.
@@ -210,9 +223,12 @@ impl Seen<'_> {
         let message = match reason {
             "Rolling" => {
                 let (servers, sentinels) = self.updated();
-                let (all_servers, all_sentinels) = (self.wanted.replicas + 1, self.wanted.sentinels);
-                let updated =
-                    format!("{servers} of {all_servers} servers and {sentinels} of {all_sentinels} sentinels are updated");
+                let (all_servers, all_sentinels) = (self.wanted.server_count(), self.wanted.sentinels());
+                let updated = if all_sentinels == 0 {
+                    format!("{servers} of {all_servers} servers are updated")
+                } else {
+                    format!("{servers} of {all_servers} servers and {sentinels} of {all_sentinels} sentinels are updated")
+                };
                 format!("{updated}; {}", self.waits())
             }
             _ => self.waits(),
@@ -242,7 +258,8 @@ impl Seen<'_> {
             || self
                 .observed
                 .scale
-                .is_some_and(|scale| (scale.servers, scale.sentinels) != (self.wanted.replicas + 1, self.wanted.sentinels))
+                .is_some_and(|scale| (scale.servers, scale.sentinels) != (self.wanted.replicas + 1, self.wanted.sentinels()))
+            || self.observed.sizes.values().any(|size| *size != self.wanted.replicas + 1)
         {
             "Scaling"
         } else if any(|action| matches!(action, Action::ReplacePod { .. } | Action::Handover { .. })) || self.has_stale_pods() {
@@ -264,16 +281,21 @@ impl Seen<'_> {
         if let Some(problem) = &self.spoiled_pki {
             return Verdict::yes("CertificatesUnreadable", format!("certificates are not renewed: {problem}"));
         }
-        let (in_step, replicas) = (self.in_step(), usize::from(self.wanted.replicas));
+        let (in_step, replicas) = (self.in_step(), usize::from(self.wanted.replicas) * usize::from(self.wanted.shards()));
         if in_step < replicas {
             let message = format!("{in_step} of {replicas} replicas follow in step; {}", self.waits());
             return Verdict::yes("ReplicasNotInStep", message);
         }
         let answer = |sentinel: &&Sentinel| matches!(sentinel, Sentinel::Running { watch: Some(_) });
         let watching = self.observed.sentinels.values().filter(answer).count();
-        if watching < usize::from(self.wanted.sentinels) {
-            let message = format!("{watching} of {} sentinels watch; {}", self.wanted.sentinels, self.waits());
+        if watching < usize::from(self.wanted.sentinels()) {
+            let message = format!("{watching} of {} sentinels watch; {}", self.wanted.sentinels(), self.waits());
             return Verdict::yes("SentinelsMissing", message);
+        }
+        if self.wanted.is_cluster()
+            && let Some(verdict) = self.uneven().or_else(|| self.crowded_in_cluster())
+        {
+            return verdict;
         }
         match plan::crowded(self.observed) {
             Some(crowded) => Verdict::yes("TooFewNodes", self.tell_of_crowded(&crowded)),

@@ -8,6 +8,8 @@ pub mod apply;
 pub mod build;
 pub mod certify;
 pub mod client_login;
+pub mod cluster_handover;
+pub mod cluster_steps;
 pub mod fetch;
 pub mod handover;
 pub mod judge;

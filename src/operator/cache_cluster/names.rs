@@ -12,6 +12,8 @@ use super::plan::{SentinelId, ServerId};
 pub const SERVER_PORT: u16 = 6379;
 /// The port of the agents beside them.
 pub const AGENT_PORT: u16 = 9121;
+/// The port on which the servers of a Cluster talk to each other.
+pub const BUS_PORT: u16 = 16379;
 /// The port of sentinels.
 pub const SENTINEL_PORT: u16 = 26379;
 
@@ -71,7 +73,8 @@ impl Names {
         Self { cluster: cluster.into() }
     }
 
-    /// The CacheCluster's own name: also that of its ServiceAccount and NetworkPolicy, and the one under which sentinels watch the primary.
+    /// The CacheCluster's own name: also that of its ServiceAccount and NetworkPolicy, of a Cluster's PodDisruptionBudget, and the one under
+    /// which sentinels watch the primary.
     pub fn cluster(&self) -> &str {
         &self.cluster
     }
@@ -89,6 +92,8 @@ impl Names {
         primary_service = "-primary";
         /// The Service of all servers that are ready.
         replicas_service = "-replicas";
+        /// The same of a Cluster: each of them knows who owns which slots.
+        nodes_service = "-nodes";
         /// The Secret with Larder's own login.
         system_secret = "-system";
         /// The Secret with the users of servers and sentinels.
@@ -105,7 +110,7 @@ impl Names {
         authority_map = "-ca";
     }
 
-    /// A shard's StatefulSet, ConfigMap and PodDisruptionBudget.
+    /// A shard's StatefulSet and ConfigMap, and under Sentinel the PodDisruptionBudget.
     pub fn shard_set(&self, shard: u16) -> String {
         format!("{}-{shard}", self.cluster)
     }

@@ -12,6 +12,8 @@
 mod action;
 mod agents;
 mod cluster;
+#[cfg(test)]
+mod cluster_under_agents;
 mod desired;
 #[cfg(test)]
 mod model;
@@ -34,6 +36,7 @@ use std::time::Duration;
 
 use crate::policy::agent::DataState;
 pub use action::{Action, Set, Start, Waiting, Way, Why};
+use agents::Acting;
 pub use desired::{Desired, DesiredPods, Layout, SLOTS, SentinelId, ServerId, Starter};
 pub use observed::{
     ClusterFacts, Facts, Held, Link, Member, Node, NodeId, Observed, OpenSlot, Peer, Pod, Revision, Role, Scale, Sentinel,
@@ -41,7 +44,7 @@ pub use observed::{
 };
 use rules::{Rule, holds};
 pub use slots::{SlotSet, Transfer, transfers};
-pub use spread::{Crowded, Moved, Tries, crowded, has_room};
+pub use spread::{Crowded, CrowdedPrimaries, Moved, Tries, crowded, crowded_primaries, has_room};
 
 /// What to do next, in order. Empty: everything is as desired.
 pub fn plan(desired: &Desired, observed: &Observed) -> Vec<Action> {
@@ -50,14 +53,17 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Vec<Action> {
     }
     match (desired.layout, desired.starter) {
         (Layout::Sentinel { .. }, Starter::Planner) => sentinel::plan(desired, observed),
-        (Layout::Sentinel { .. }, Starter::Agent) => under_agents(desired, observed),
-        (Layout::Cluster { .. }, _) => cluster::plan(desired, observed),
+        (Layout::Cluster { .. }, Starter::Planner) => cluster::plan(desired, observed),
+        (_, Starter::Agent) => under_agents(desired, observed),
     }
 }
 
 /// What heals comes first; what disrupts waits until there is nothing to heal.
 fn under_agents(desired: &Desired, observed: &Observed) -> Vec<Action> {
-    let mut actions = agents::heal(desired, observed);
+    let mut actions = match desired.layout {
+        Layout::Sentinel { .. } => agents::heal(desired, observed),
+        Layout::Cluster { .. } => cluster::plan(desired, observed),
+    };
     actions.extend(rollout::at_once(desired, observed));
     actions.extend(rollout::next(desired, observed, &actions));
     actions
@@ -66,6 +72,25 @@ fn under_agents(desired: &Desired, observed: &Observed) -> Vec<Action> {
 /// The server that acts as primary, where no majority of sentinels contradicts. Under Sentinel with agents.
 pub fn primary(desired: &Desired, observed: &Observed) -> Option<ServerId> {
     agents::acting(desired, observed).map(|acting| acting.id)
+}
+
+/// The primary of each shard of a Cluster that owns slots and answers.
+pub fn primaries(observed: &Observed) -> BTreeMap<u16, ServerId> {
+    cluster::leaders(observed).into_iter().map(|(shard, acting)| (shard, acting.id)).collect()
+}
+
+/// Whether every slot of a Cluster is owned by a primary that answers.
+pub fn serves_all_slots(observed: &Observed) -> bool {
+    let views = cluster::leaders(observed).into_values().filter_map(|acting| acting.facts.cluster.as_ref());
+    views.flat_map(|view| view.slots.iter().copied()).collect::<SlotSet>() == SlotSet::all()
+}
+
+/// Who acts as primary, by shard, as far as nobody contradicts.
+fn leaders<'a>(desired: &Desired, observed: &'a Observed) -> BTreeMap<u16, Acting<'a>> {
+    match desired.layout {
+        Layout::Sentinel { .. } => agents::acting(desired, observed).map(|acting| (0, acting)).into_iter().collect(),
+        Layout::Cluster { .. } => cluster::leaders(observed),
+    }
 }
 
 /// How many slots of a Cluster are not yet where they are to be; `None` where the owner of one is not known, and outside a Cluster.
@@ -114,6 +139,7 @@ impl Observed {
         Self {
             servers: self.servers.iter().map(server).collect(),
             sentinels: self.sentinels.clone(),
+            sizes: BTreeMap::new(),
             pods: BTreeMap::new(),
             open_nodes: BTreeSet::new(),
             scale: None,

@@ -22,6 +22,7 @@ use super::apply::{self, Applied, Applier, ApplyError};
 use super::build::TAKEOVER_AFTER;
 use super::certify::{self, Shown};
 use super::client_login::client_login;
+use super::cluster_handover::ClusterHandover;
 use super::fetch::{self, CachedPassword, Heard, PasswordError, Question, Steady};
 use super::handover::{self, Handover};
 use super::judge::{self, Seen};
@@ -29,9 +30,7 @@ use super::links;
 use super::names::{Component, MANAGER, SENTINEL_PORT, SERVER_PORT};
 use super::objects::{self, Credentials};
 use super::pki::{IssueError, Pki};
-use super::plan::{
-    self, Action, Desired, Layout, Member, Observed, SentinelId, ServerId, ServerState, Starter, Tries, Why, plan,
-};
+use super::plan::{self, Action, Desired, Member, Observed, SentinelId, ServerId, ServerState, Starter, Tries, Why, plan};
 use super::report::{self, Verdict, Verdicts};
 use super::spin::{self, Spins};
 use super::troubles::{self, Absences, Absent};
@@ -452,7 +451,8 @@ impl Look<'_> {
         let trust = self.trust(credentials.pki.as_ref(), memory.trust.take()).await?;
         memory.trust.clone_from(&trust);
         let entry = Entry { login: Some(&credentials.system), trust: trust.as_ref() };
-        let question = Question { wanted: self.wanted, addresses: &built.addresses, entry, scale: built.scale };
+        let (addresses, sizes) = (&built.addresses, &built.sizes);
+        let question = Question { wanted: self.wanted, addresses, entry, scale: built.scale, sizes };
         let Heard { mut observed, proved_users, reports, certificates, used, patient } =
             fetch::hear(self.context, self.watches, question).await;
         if let Some(pki) = &credentials.pki {
@@ -488,14 +488,16 @@ impl Look<'_> {
             known.proved = proved_users.filter(|_| is_told);
             let is_in_force = is_told && self.tell_servers(&built, (credentials, entry), (&observed, &reports), memory).await;
             known.in_force = if is_in_force { Some(credentials.users.generation) } else { known.proved };
-            self.end_preferences(&actor(writer, &built, entry), &observed, &mut memory.unpreferred).await;
+            if !self.wanted.is_cluster() {
+                self.end_preferences(&actor(writer, &built, entry), &observed, &mut memory.unpreferred).await;
+            }
             self.hasten(&built, entry, patient).await;
             if let Some(sentinel) = memory.spins.note(&used, Instant::now()).filter(|_| self.context.leadership.holds()) {
                 self.calm(&built, entry, sentinel).await;
             }
         }
         self.offer(&built, (credentials, entry), known, seen.acting().map(|acting| acting.address), memory);
-        self.act(writer, &built, entry, &actions, memory).await?;
+        self.act(writer, (&built, entry), &actions, &observed, memory).await?;
         Ok(if seen.is_in_motion() { IN_MOTION } else { EVERY.mul_f64(0.9 + fastrand::f64() * 0.2) })
     }
 
@@ -557,7 +559,7 @@ impl Look<'_> {
             _ => wanted.replicas,
         };
         Desired {
-            layout: Layout::Sentinel { sentinels: wanted.sentinels },
+            layout: wanted.layout,
             replicas,
             takeover_after: TAKEOVER_AFTER,
             starter: Starter::Agent,
@@ -615,7 +617,7 @@ impl Look<'_> {
         let (names, before) = (&self.wanted.names, self.status(memory).cloned().unwrap_or_default());
         let acting = seen.acting();
         let (updated_servers, updated_sentinels) = seen.updated();
-        let (servers, sentinels) = (self.wanted.replicas + 1, self.wanted.sentinels);
+        let (servers, sentinels) = (self.wanted.server_count(), self.wanted.sentinels());
         let watching = acting.map_or(0, |acting| seen.watching(acting.address));
         let selector = names.selector(Some(Component::Server), None).match_labels.unwrap_or_default();
         let selector: Vec<String> = selector.iter().map(|(key, value)| format!("{key}={value}")).collect();
@@ -624,10 +626,10 @@ impl Look<'_> {
             servers: Some(ServersStatus {
                 primary: acting.map(|acting| names.server_pod(acting.server)),
                 primary_address: acting.map(|acting| acting.address.to_string()),
-                ready: format!("{}/{servers}", acting.map_or(0, |_| 1 + seen.in_step())),
+                ready: format!("{}/{servers}", seen.serving()),
                 updated: format!("{updated_servers}/{servers}"),
             }),
-            sentinels: Some(SentinelsStatus {
+            sentinels: (sentinels > 0).then(|| SentinelsStatus {
                 ready: format!("{watching}/{sentinels}"),
                 updated: format!("{updated_sentinels}/{sentinels}"),
             }),
@@ -654,8 +656,8 @@ impl Look<'_> {
             rotation: servers.rotation().map(str::to_owned),
             fingerprint: servers.fingerprint().to_owned(),
             expires: expires.to_string(),
-            servers: format!("{current_servers}/{}", self.wanted.replicas + 1),
-            sentinels: format!("{current_sentinels}/{}", self.wanted.sentinels),
+            servers: format!("{current_servers}/{}", self.wanted.server_count()),
+            sentinels: format!("{current_sentinels}/{}", self.wanted.sentinels()),
         })
     }
 
@@ -711,9 +713,9 @@ impl Look<'_> {
     async fn act(
         &self,
         writer: &mut Writer<'_, '_>,
-        built: &Built,
-        entry: Entry<'_>,
+        (built, entry): (&Built, Entry<'_>),
         actions: &[Action],
+        observed: &Observed,
         memory: &mut Memory,
     ) -> Result<(), ReconcileError> {
         let mut outcome = Ok(());
@@ -721,7 +723,7 @@ impl Look<'_> {
             debug!(key = %self.place.key, ?action, "is due");
             let done = match action {
                 Action::SetReplicas { of, count } => writer.scale_to(built, *of, *count).await.map_err(ActError::from),
-                Action::Handover { from, to } => self.hand_over(built, entry, *from, *to, memory).await,
+                Action::Handover { from, to } => self.hand_over(built, entry, (*from, *to), observed, memory).await,
                 _ => actor(writer, built, entry).take(action).await,
             };
             if matches!(action, Action::ReplacePod { why: Why::Crowded, .. }) && done.is_ok() {
@@ -731,9 +733,8 @@ impl Look<'_> {
             self.context.metrics.acted(act::word(action));
             if let Err(error) = done {
                 warn!(key = %self.place.key, ?action, %error, "a step failed; it is taken again where it is still called for");
-                let goes_on = matches!(action, Action::Monitor { .. } | Action::SetQuorum { .. } | Action::Forget { .. });
                 outcome = outcome.and(Err(error.into()));
-                if !goes_on {
+                if !act::goes_on(action) {
                     break;
                 }
             }
@@ -748,8 +749,8 @@ impl Look<'_> {
         &self,
         built: &Built,
         entry: Entry<'_>,
-        from: ServerId,
-        to: ServerId,
+        (from, to): (ServerId, ServerId),
+        observed: &Observed,
         memory: &mut Memory,
     ) -> Result<(), ActError> {
         apply::check_leads(self.context)?;
@@ -760,6 +761,13 @@ impl Look<'_> {
         let address = |id| built.addresses.servers.get(&id).map(|ip| SocketAddr::new(*ip, SERVER_PORT));
         let (Some(from), Some(to)) = (address(from), address(to)) else { return Ok(()) };
         info!(key = %self.place.key, %from, %to, "hands the primary over");
+        if self.wanted.is_cluster() {
+            let primaries: Vec<SocketAddr> = plan::primaries(observed).into_values().filter_map(address).collect();
+            let (leadership, limit) = (&self.context.leadership, HANDOVER_LIMIT);
+            let outcome = ClusterHandover { from, to, primaries: &primaries, entry, leadership, limit }.run().await;
+            memory.handover_failed = outcome.is_err().then(Instant::now);
+            return outcome.map(drop).map_err(ActError::from);
+        }
         let (master, sentinels, leadership) = (self.wanted.master_name(), &built.sentinels(), &self.context.leadership);
         let handover = Handover { master, from, to, sentinels, entry, leadership, limit: HANDOVER_LIMIT };
         // It may be dropped in the middle, or fail to put back what it set.

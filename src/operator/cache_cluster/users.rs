@@ -28,6 +28,8 @@ const MAX_PREVIOUS: usize = 3;
 /// What clients may do on servers: everything but what would take a server out of Larder's hands. CONFIG GET is among that: it shows the
 /// password of [`SYSTEM_USER`], by which replicas log in.
 const CLIENT_RULES: &str = "~* &* +@all -acl +acl|cat +acl|getuser +acl|help +acl|list +acl|log +acl|users +acl|whoami \
+                            -cluster +cluster|countkeysinslot +cluster|getkeysinslot +cluster|info +cluster|keyslot +cluster|links +cluster|myid \
+                            +cluster|nodes +cluster|replicas +cluster|shards +cluster|slaves +cluster|slots \
                             -config -debug -failover -module +module|list -replicaof -shutdown -slaveof";
 /// What clients may do on sentinels: find the servers.
 const DISCOVERY_RULES: &str = "resetchannels &* -@all +auth +hello +ping +client -client|kill -client|pause -client|unpause \

@@ -8,7 +8,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::Resource as _;
 
 use super::names::Names;
-use super::plan::{SentinelId, ServerId};
+use super::plan::{Layout, SentinelId, ServerId};
 use super::users::SYSTEM_USER;
 use crate::api::cache_cluster::{
     AuthSpec, EngineKind, Eviction, MAX_NAME_CHARS, Mode, NetworkPolicyOptions, PeerSpec, PodOptions, StorageSpec, TlsSpec,
@@ -37,10 +37,10 @@ pub struct Wanted {
     pub engine: EngineKind,
     /// The container image of servers and sentinels.
     pub image: String,
-    /// Replicas beside the primary; at least one.
+    /// Who fails over, and over what.
+    pub layout: Layout,
+    /// Replicas beside each primary; at least one.
     pub replicas: u16,
-    /// Sentinels; odd, at least three.
-    pub sentinels: u16,
     /// The memory limit of a server's container.
     pub memory: ByteSize,
     /// What a full server drops.
@@ -82,14 +82,35 @@ pub struct Network {
 }
 
 impl Wanted {
-    /// Every server, by index.
+    /// The number of shards; one under Sentinel.
+    pub fn shards(&self) -> u16 {
+        self.layout.shards()
+    }
+
+    /// The number of sentinels; none in a Cluster.
+    pub fn sentinels(&self) -> u16 {
+        self.layout.sentinels()
+    }
+
+    /// Whether it is a Cluster.
+    pub fn is_cluster(&self) -> bool {
+        matches!(self.layout, Layout::Cluster { .. })
+    }
+
+    /// Every server, by shard and index.
     pub fn servers(&self) -> impl Iterator<Item = ServerId> + use<> {
-        (0..=self.replicas).map(|index| ServerId { shard: 0, index })
+        let replicas = self.replicas;
+        (0..self.shards()).flat_map(move |shard| (0..=replicas).map(move |index| ServerId { shard, index }))
+    }
+
+    /// How many servers there are.
+    pub fn server_count(&self) -> u16 {
+        self.shards().saturating_mul(self.replicas + 1)
     }
 
     /// Every sentinel.
     pub fn sentinel_ids(&self) -> impl Iterator<Item = SentinelId> + use<> {
-        (0..self.sentinels).map(SentinelId)
+        (0..self.sentinels()).map(SentinelId)
     }
 
     /// The name under which sentinels watch the primary.
@@ -110,8 +131,15 @@ impl Wanted {
     }
 }
 
+/// Whether the operator runs Clusters.
+const RUNS_CLUSTERS: bool = false;
+
 /// Checks a CacheCluster.
 pub fn validate(cluster: &CacheCluster) -> Result<Wanted, Vec<Problem>> {
+    check(cluster, RUNS_CLUSTERS)
+}
+
+fn check(cluster: &CacheCluster, runs_clusters: bool) -> Result<Wanted, Vec<Problem>> {
     let CacheClusterSpec {
         engine,
         mode,
@@ -132,7 +160,7 @@ pub fn validate(cluster: &CacheCluster) -> Result<Wanted, Vec<Problem>> {
     } = &cluster.spec;
     let mut problems = Problems { object: ObjectRef::new("CacheCluster", &cluster.metadata), found: Vec::new() };
     problems.check_name(cluster.metadata.name.as_deref().unwrap_or_default());
-    if *mode == Mode::Cluster {
+    if *mode == Mode::Cluster && !runs_clusters {
         problems.add(
             at!("spec", "mode"),
             "the operator does not run mode: Cluster yet",
@@ -164,8 +192,11 @@ pub fn validate(cluster: &CacheCluster) -> Result<Wanted, Vec<Problem>> {
         generation: cluster.metadata.generation.unwrap_or_default(),
         engine: engine.kind,
         image: engine.image.clone().unwrap_or_else(|| official_image(engine.kind, &engine.version)),
+        layout: match mode {
+            Mode::Sentinel => Layout::Sentinel { sentinels: count(spec.sentinel_count()) },
+            Mode::Cluster => Layout::Cluster { shards: count(spec.shard_count()) },
+        },
         replicas: count(spec.replica_count()),
-        sentinels: count(spec.sentinel_count()),
         memory: *memory,
         eviction: spec.eviction(),
         parameters: parameters.clone(),
@@ -244,7 +275,7 @@ impl Problems {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(in crate::operator) mod tests {
     use super::*;
 
     /// A CacheCluster `shop` of this specification, in JSON.
@@ -260,6 +291,11 @@ pub(super) mod tests {
         cluster
     }
 
+    /// The same as it would be if the operator ran Clusters.
+    pub fn cluster_wanted(spec: &serde_json::Value) -> Wanted {
+        check(&cluster(spec), true).unwrap()
+    }
+
     fn refused(spec: &serde_json::Value) -> String {
         validate(&cluster(spec)).unwrap_err().iter().map(|problem| format!("{problem}\n")).collect()
     }
@@ -267,7 +303,7 @@ pub(super) mod tests {
     #[test]
     fn what_is_not_written_has_defaults() {
         let wanted = validate(&cluster(&serde_json::json!({}))).unwrap();
-        assert_eq!((wanted.replicas, wanted.sentinels, wanted.image.as_str()), (1, 3, "valkey/valkey:8.1"));
+        assert_eq!((wanted.replicas, wanted.sentinels(), wanted.image.as_str()), (1, 3, "valkey/valkey:8.1"));
         assert!(wanted.network.is_some() && wanted.auth.is_none());
         assert_eq!(wanted.servers().count(), 2);
     }
@@ -298,5 +334,12 @@ pub(super) mod tests {
         assert_eq!(refusal_reason(&problems), "ModeNotSupported");
         let problems = validate(&cluster(&serde_json::json!({"memory": "32Mi"}))).unwrap_err();
         assert_eq!(refusal_reason(&problems), "InvalidSpec");
+    }
+
+    #[test]
+    fn a_cluster_has_shards_and_no_sentinels() {
+        let wanted = cluster_wanted(&serde_json::json!({"mode": "Cluster", "replicas": 2}));
+        assert_eq!((wanted.shards(), wanted.sentinels(), wanted.server_count()), (3, 0, 9));
+        assert_eq!(wanted.servers().last(), Some(ServerId { shard: 2, index: 2 }));
     }
 }

@@ -1,7 +1,7 @@
 //! All objects of a CacheCluster, written in the order in which they need each other: Services first, since the addresses that they are
 //! given stand in all the rest.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
@@ -25,8 +25,10 @@ use crate::operator::watches::Watches;
 pub struct Built {
     /// Where servers and sentinels are, and those that are still to be removed.
     pub addresses: Addresses,
-    /// How many pods the StatefulSets asked for before.
+    /// How many pods the StatefulSets asked for before; `None` until all of them exist.
     pub scale: Option<Scale>,
+    /// The same of each shard whose set exists.
+    pub sizes: BTreeMap<u16, u16>,
     /// What pods are to be made of; `None` until their addresses are known.
     pub pods: Option<DesiredPods>,
     /// The generation of each agent's configuration, as it is to be proved.
@@ -50,12 +52,14 @@ pub struct Writer<'a, 'b> {
 impl Writer<'_, '_> {
     /// Writes the Services. What came of it, and the first error: the others are written all the same.
     pub async fn write_services(&mut self) -> (Built, Option<ApplyError>) {
-        let mut built = Built { scale: self.scale(), ..Built::default() };
+        let sizes = self.sizes();
+        let mut built = Built { scale: self.scale(&sizes), ..Built::default() };
         let names = self.applier.wanted.names.clone();
-        let servers = built.scale.map_or(0, |scale| scale.servers).max(self.applier.wanted.replicas + 1);
+        let present = sizes.iter().flat_map(|(shard, size)| (0..*size).map(|index| ServerId { shard: *shard, index }));
+        let servers: BTreeSet<ServerId> = self.applier.wanted.servers().chain(present).collect();
         let mut by_name = BTreeMap::new();
         let mut error = None;
-        let wanted_services = services(self.applier.wanted, servers);
+        let wanted_services = services(self.applier.wanted, servers.iter().copied());
         built.service_names = wanted_services.iter().map(kube::ResourceExt::name_any).collect();
         for service in wanted_services {
             match self.write_service(service).await {
@@ -64,11 +68,11 @@ impl Writer<'_, '_> {
             }
         }
         let address = |name: String| by_name.get(&name).copied().flatten();
-        let server_ids = (0..servers).map(|index| ServerId { shard: 0, index });
-        built.addresses.servers = server_ids.filter_map(|id| Some((id, address(names.server_pod(id))?))).collect();
+        built.addresses.servers = servers.iter().filter_map(|id| Some((*id, address(names.server_pod(*id))?))).collect();
         let sentinel_ids = self.applier.wanted.sentinel_ids();
         built.addresses.sentinels = sentinel_ids.filter_map(|id| Some((id, address(names.sentinel_pod(id))?))).collect();
-        let all = usize::from(servers) + usize::from(self.applier.wanted.sentinels);
+        let all = servers.len() + usize::from(self.applier.wanted.sentinels());
+        built.sizes = sizes;
         // A server that is not told of all its peers could take itself for the only one with data.
         let complete = built.addresses.servers.len() + built.addresses.sentinels.len() == all;
         self.add_leaving_sentinels(&mut built);
@@ -79,7 +83,7 @@ impl Writer<'_, '_> {
     /// Writes all the rest, where everybody has an address. The first error: what does not need what failed is written all the same.
     pub async fn write_rest(&mut self, built: &mut Built, credentials: &Credentials) -> Result<(), ApplyError> {
         let Some(configured) = built.configured.clone() else { return Ok(()) };
-        let kept = self.kept(built.scale);
+        let kept = self.kept(&built.sizes);
         let objects = objects(self.applier.wanted, &self.applier.context.installation, &configured, credentials, &kept);
         let written = self.write_objects(objects, built).await;
         let kept = self.applier.keep_only(&self.watches.services, &built.service_names).await;
@@ -113,14 +117,26 @@ impl Writer<'_, '_> {
         find(&self.watches.config_maps, namespace, &map)?.part.announced(&entry)
     }
 
-    /// How many pods the StatefulSets ask for, where both exist.
-    fn scale(&self) -> Option<Scale> {
-        let names = &self.applier.wanted.names;
-        let replicas = |name: &str| {
-            let set = find(&self.watches.stateful_sets, &self.applier.wanted.namespace, name)?;
-            u16::try_from(set.part.replicas?).ok()
-        };
-        Some(Scale { servers: replicas(&names.shard_set(0))?, sentinels: replicas(&names.sentinel_set())? })
+    /// How many pods a StatefulSet asks for, where it exists.
+    fn size(&self, set: &str) -> Option<u16> {
+        let set = find(&self.watches.stateful_sets, &self.applier.wanted.namespace, set)?;
+        u16::try_from(set.part.replicas?).ok()
+    }
+
+    /// The same of each shard: those that are wanted, and those beyond that have not left.
+    fn sizes(&self) -> BTreeMap<u16, u16> {
+        let wanted = self.applier.wanted;
+        let size = |shard: u16| self.size(&wanted.names.shard_set(shard)).map(|size| (shard, size));
+        let last = if wanted.is_cluster() { u16::MAX } else { wanted.shards() };
+        (0..wanted.shards()).filter_map(size).chain((wanted.shards()..last).map_while(size)).collect()
+    }
+
+    /// How many pods the StatefulSets ask for, where all that are wanted exist.
+    fn scale(&self, sizes: &BTreeMap<u16, u16>) -> Option<Scale> {
+        let wanted = self.applier.wanted;
+        let sentinels = if wanted.is_cluster() { 0 } else { self.size(&wanted.names.sentinel_set())? };
+        let servers = sizes.values().copied().max()?;
+        (0..wanted.shards()).all(|shard| sizes.contains_key(&shard)).then_some(Scale { servers, sentinels })
     }
 
     /// Sentinels that are to go keep their Services as long as their set asks for them. Until then they count: they are configured, and
@@ -128,7 +144,7 @@ impl Writer<'_, '_> {
     fn add_leaving_sentinels(&self, built: &mut Built) {
         let wanted = self.applier.wanted;
         let Some(scale) = built.scale else { return };
-        for id in (wanted.sentinels..scale.sentinels).map(SentinelId) {
+        for id in (wanted.sentinels()..scale.sentinels).map(SentinelId) {
             let name = wanted.names.sentinel_pod(id);
             let service = find(&self.watches.services, &wanted.namespace, &name);
             if let Some(address) = service.and_then(|service| service.part.address) {
@@ -139,10 +155,11 @@ impl Writer<'_, '_> {
     }
 
     /// What stands already, and is not to change by itself.
-    fn kept(&self, scale: Option<Scale>) -> Kept {
+    fn kept(&self, sizes: &BTreeMap<u16, u16>) -> Kept {
         let wanted = self.applier.wanted;
-        let mut kept = Kept { servers: scale.map(|scale| scale.servers), ..Kept::default() };
-        for name in [wanted.names.shard_set(0), wanted.names.sentinel_set()] {
+        let mut kept = Kept { servers: sizes.clone(), ..Kept::default() };
+        let shards: BTreeSet<u16> = (0..wanted.shards()).chain(sizes.keys().copied()).collect();
+        for name in shards.into_iter().map(|shard| wanted.names.shard_set(shard)).chain([wanted.names.sentinel_set()]) {
             let set = find(&self.watches.stateful_sets, &wanted.namespace, &name);
             if let Some(template) = set.and_then(|set| set.part.template()) {
                 kept.templates.insert(name, template);

@@ -37,7 +37,7 @@ use crate::operator::watches::Watches;
 use crate::policy::Snapshot;
 use crate::policy::binding::{BindingName, CA_FILE};
 use crate::policy::digest::Digest;
-use crate::policy::snapshot::{Cluster, VERSION};
+use crate::policy::snapshot::{Cluster, Topology, VERSION};
 
 /// How long one look may take.
 pub const WITHIN: Duration = Duration::from_secs(60);
@@ -573,8 +573,9 @@ impl Look<'_> {
                 sentinels: offer.sentinels.clone(),
                 master: offer.master.clone(),
             };
-            let wanted =
-                (!bindings.is_empty()).then(|| cache::Wanted { servers, keys: offer.keys.clone(), bindings: bindings.clone() });
+            // A Cluster's keys are at several servers: there the ConfigMap alone brings snapshots.
+            let passes = !bindings.is_empty() && matches!(offer.place.topology, Topology::Sentinel { .. });
+            let wanted = passes.then(|| cache::Wanted { servers, keys: offer.keys.clone(), bindings: bindings.clone() });
             let holds = wanted.is_some();
             self.context.caches.set(&self.key(cluster), wanted);
             if holds {

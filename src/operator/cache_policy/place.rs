@@ -6,8 +6,9 @@ use std::path::PathBuf;
 use crate::api::Reach;
 use crate::api::cache_cluster::Keeping;
 use crate::operator::cache_cluster::build::PATIENCE;
-use crate::operator::cache_cluster::names::SENTINEL_PORT;
+use crate::operator::cache_cluster::names::{SENTINEL_PORT, SERVER_PORT};
 use crate::operator::cache_cluster::objects::Addresses;
+use crate::operator::cache_cluster::plan::Layout;
 use crate::operator::cache_cluster::validate::Wanted;
 use crate::policy::binding::{CA_FILE, PASSWORD_FILE, SECRET_DIR, SENTINEL_PASSWORD_FILE, SENTINEL_USERNAME_FILE, USERNAME_FILE};
 use crate::policy::snapshot::{Auth, Cluster, DEFAULT_IDLE_TRANSACTION, Tls, Topology};
@@ -24,14 +25,24 @@ pub struct Place {
 }
 
 impl Place {
-    /// Of a CacheCluster under Sentinel. `None` where no sentinel has an address yet.
-    pub fn under_sentinel(wanted: &Wanted, addresses: &Addresses) -> Option<Self> {
-        let at = |address: &IpAddr| SocketAddr::new(*address, SENTINEL_PORT).to_string();
-        let sentinels: Vec<String> = addresses.sentinels.values().map(at).collect();
-        let topology = Topology::Sentinel { master: wanted.master_name().to_owned(), sentinels };
+    /// Of a CacheCluster. `None` where nobody whom sidecars ask has an address yet.
+    pub fn of(wanted: &Wanted, addresses: &Addresses) -> Option<Self> {
+        let at = |address: &IpAddr, port| SocketAddr::new(*address, port).to_string();
+        let (topology, asked) = match wanted.layout {
+            Layout::Sentinel { .. } => {
+                let sentinels: Vec<String> = addresses.sentinels.values().map(|ip| at(ip, SENTINEL_PORT)).collect();
+                let asked = sentinels.len();
+                (Topology::Sentinel { master: wanted.master_name().to_owned(), sentinels }, asked)
+            }
+            Layout::Cluster { .. } => {
+                let seeds: Vec<String> = addresses.servers.values().map(|ip| at(ip, SERVER_PORT)).collect();
+                let asked = seeds.len();
+                (Topology::Cluster { seeds }, asked)
+            }
+        };
         let fsync = wanted.storage.as_ref().map(|storage| storage.fsync.unwrap_or_default());
         let keeping = Some(Keeping { eviction: wanted.eviction, fsync });
-        (!addresses.sentinels.is_empty()).then_some(Self { topology, tls: wanted.tls.is_some(), keeping })
+        (asked > 0).then_some(Self { topology, tls: wanted.tls.is_some(), keeping })
     }
 
     /// Whether each of its servers has every write on disk before it answers.
@@ -47,7 +58,8 @@ impl Place {
             topology: self.topology.clone(),
             tls: self.tls.then_some(tls),
             auth: Some(auth(USERNAME_FILE, PASSWORD_FILE)),
-            sentinel_auth: Some(auth(SENTINEL_USERNAME_FILE, SENTINEL_PASSWORD_FILE)),
+            sentinel_auth: matches!(self.topology, Topology::Sentinel { .. })
+                .then(|| auth(SENTINEL_USERNAME_FILE, SENTINEL_PASSWORD_FILE)),
             patience: PATIENCE,
         }
     }
@@ -73,8 +85,8 @@ mod tests {
 
     use super::*;
     use crate::api::CacheCluster;
-    use crate::operator::cache_cluster::plan::SentinelId;
-    use crate::operator::cache_cluster::validate::validate;
+    use crate::operator::cache_cluster::plan::{SentinelId, ServerId};
+    use crate::operator::cache_cluster::validate::{tests::cluster_wanted, validate};
 
     #[test]
     fn sidecars_ask_every_sentinel_that_has_an_address() {
@@ -83,12 +95,23 @@ mod tests {
         });
         let wanted = validate(&CacheCluster::new("main", serde_json::from_value(spec).unwrap())).unwrap();
         let mut addresses = Addresses::default();
-        assert_eq!(Place::under_sentinel(&wanted, &addresses), None);
+        assert_eq!(Place::of(&wanted, &addresses), None);
         let at = |last: u8| (SentinelId(last.into()), IpAddr::from([10, 96, 0, last]));
         addresses.sentinels.extend([at(0), at(1)]);
-        let reach = Place::under_sentinel(&wanted, &addresses).unwrap().reach();
+        let reach = Place::of(&wanted, &addresses).unwrap().reach();
         let sentinels = ["10.96.0.0:26379", "10.96.0.1:26379"].map(str::to_owned).to_vec();
         assert_eq!(reach.topology, Topology::Sentinel { master: "main".to_owned(), sentinels });
         assert_eq!(reach.tls.unwrap().ca_file, PathBuf::from("/etc/larder/secret/ca.crt"));
+    }
+
+    #[test]
+    fn sidecars_of_a_cluster_ask_its_servers() {
+        let wanted = cluster_wanted(&json!({"mode": "Cluster"}));
+        let mut addresses = Addresses::default();
+        assert_eq!(Place::of(&wanted, &addresses), None);
+        addresses.servers.extend([(ServerId { shard: 2, index: 0 }, IpAddr::from([10, 96, 2, 0]))]);
+        let reach = Place::of(&wanted, &addresses).unwrap().reach();
+        assert_eq!(reach.topology, Topology::Cluster { seeds: vec!["10.96.2.0:6379".to_owned()] });
+        assert_eq!(reach.sentinel_auth, None);
     }
 }

@@ -1,6 +1,7 @@
 //! `larderd agent`: real servers and sentinels, with faults.
 
 mod cluster;
+mod cluster_planned;
 mod configuration;
 mod handover;
 mod places;

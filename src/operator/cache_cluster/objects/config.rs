@@ -1,6 +1,6 @@
 //! What servers, agents and sentinels are told: ConfigMaps, and the Secrets with everything that opens a door.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
@@ -9,11 +9,11 @@ use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 
 use super::{Addresses, Credentials, Kept, metadata};
 use crate::operator::admin::Login;
-use crate::operator::cache_cluster::build::add_parameters;
+use crate::operator::cache_cluster::build::{add_cluster_lines, add_parameters};
 use crate::operator::cache_cluster::handover::PRIORITY;
-use crate::operator::cache_cluster::names::{AGENT_PORT, Component, SENTINEL_PORT, SERVER_PORT};
+use crate::operator::cache_cluster::names::{AGENT_PORT, BUS_PORT, Component, SENTINEL_PORT, SERVER_PORT};
 use crate::operator::cache_cluster::pki::{Certified, Pki};
-use crate::operator::cache_cluster::plan::{SentinelId, ServerId};
+use crate::operator::cache_cluster::plan::{Layout, SentinelId, ServerId};
 use crate::operator::cache_cluster::validate::Wanted;
 use crate::policy::agent::{AgentConfig, Failover, Peer, Recovery, ServedTls, ServerPlace, Users as UsersFile, VERSION};
 use crate::policy::config_file::Lines;
@@ -101,21 +101,31 @@ fn replicas_limit(wanted: &Wanted, limit: ByteSize) -> Option<String> {
     Some(format!("replica {bound} {} {BEHIND_SECS}", bound / 2))
 }
 
-/// The ConfigMap of the servers, with the generation of each agent's configuration.
-pub fn of_servers(wanted: &Wanted, addresses: &Addresses, kept: &Kept) -> (ConfigMap, BTreeMap<ServerId, u64>) {
-    let mut data = BTreeMap::from([("server.conf".to_owned(), server_conf(wanted))]);
+/// The ConfigMap of each shard's servers, with the generation of each agent's configuration.
+pub fn of_servers(wanted: &Wanted, addresses: &Addresses, kept: &Kept) -> (Vec<ConfigMap>, BTreeMap<ServerId, u64>) {
     let mut generations = BTreeMap::new();
-    for (id, address) in &addresses.servers {
+    let shards: BTreeSet<u16> = (0..wanted.shards()).chain(addresses.servers.keys().map(|id| id.shard)).collect();
+    let maps = shards.into_iter().map(|shard| of_shard(shard, wanted, addresses, kept, &mut generations)).collect();
+    (maps, generations)
+}
+
+fn of_shard(
+    shard: u16,
+    wanted: &Wanted,
+    addresses: &Addresses,
+    kept: &Kept,
+    generations: &mut BTreeMap<ServerId, u64>,
+) -> ConfigMap {
+    let mut data = BTreeMap::from([("server.conf".to_owned(), server_conf(wanted))]);
+    for (id, address) in addresses.servers.iter().filter(|(id, _)| id.shard == shard) {
         let limit = kept.memory.get(id).copied().unwrap_or(wanted.memory).min(wanted.memory);
         let config = agent_config(wanted, *id, *address, addresses, limit);
         generations.insert(*id, config.generation);
         data.insert(format!("server-{}.conf", id.index), place_conf(wanted, *address, limit));
         data.insert(format!("agent-{}.json", id.index), serde_json::to_string_pretty(&config).unwrap_or_default());
     }
-    let labels = wanted.names.component_labels(Component::Server, Some(0));
-    let config_map =
-        ConfigMap { metadata: metadata(wanted, wanted.names.shard_set(0), labels), data: Some(data), ..ConfigMap::default() };
-    (config_map, generations)
+    let labels = wanted.names.component_labels(Component::Server, Some(shard));
+    ConfigMap { metadata: metadata(wanted, wanted.names.shard_set(shard), labels), data: Some(data), ..ConfigMap::default() }
 }
 
 /// What all servers have in common.
@@ -134,6 +144,12 @@ fn server_conf(wanted: &Wanted) -> String {
     }
     // A replica that returns is wanted at once, not after waiting for others that might.
     lines.add("repl-diskless-sync-delay", &["0"]);
+    if wanted.is_cluster() {
+        add_cluster_lines(&mut lines, BUS_PORT);
+        if wanted.tls.is_some() {
+            lines.add("tls-cluster", &["yes"]);
+        }
+    }
     for (keyword, value) in live_settings(wanted) {
         lines.add(&keyword, &value.split_ascii_whitespace().collect::<Vec<_>>());
     }
@@ -165,6 +181,9 @@ fn place_conf(wanted: &Wanted, address: IpAddr, limit: ByteSize) -> String {
     lines.add("include", &[&format!("{CONFIG_DIR}/server.conf")]);
     lines.add("replica-announce-ip", &[&address.to_string()]);
     lines.add("replica-announce-port", &[&SERVER_PORT.to_string()]);
+    if wanted.is_cluster() {
+        lines.add("cluster-announce-ip", &[&address.to_string()]);
+    }
     lines.add("maxmemory", &[&max_memory(limit).as_bytes().to_string()]);
     if let Some(value) = replicas_limit(wanted, limit) {
         lines.add(OUTPUT_LIMITS, &value.split_ascii_whitespace().collect::<Vec<_>>());
@@ -199,7 +218,7 @@ fn agent_config(wanted: &Wanted, id: ServerId, address: IpAddr, addresses: &Addr
         username_file: Some(PathBuf::from(format!("{SYSTEM_DIR}/{USERNAME}"))),
         password_file: PathBuf::from(format!("{SYSTEM_DIR}/{PASSWORD}")),
     };
-    let peers = addresses.servers.iter().filter(|(peer, _)| **peer != id);
+    let peers = addresses.servers.iter().filter(|(peer, _)| **peer != id && peer.shard == id.shard);
     let tls_file = |name: &str| PathBuf::from(format!("{TLS_DIR}/{name}"));
     let mut settings = live_settings(wanted);
     settings.insert("maxmemory".to_owned(), max_memory(limit).as_bytes().to_string());
@@ -241,10 +260,15 @@ fn agent_config(wanted: &Wanted, id: ServerId, address: IpAddr, addresses: &Addr
                 agent: at(*address, AGENT_PORT),
             })
             .collect(),
-        failover: Failover::Sentinel {
-            master: wanted.master_name().to_owned(),
-            sentinels: addresses.sentinels.values().map(|address| at(*address, SENTINEL_PORT)).collect(),
-            auth: Some(auth),
+        failover: match wanted.layout {
+            Layout::Sentinel { .. } => Failover::Sentinel {
+                master: wanted.master_name().to_owned(),
+                sentinels: addresses.sentinels.values().map(|address| at(*address, SENTINEL_PORT)).collect(),
+                auth: Some(auth),
+            },
+            Layout::Cluster { .. } => {
+                Failover::Cluster { id: node_id(&wanted.uid, id), bus_port: BUS_PORT, shards: other_shards(id.shard, addresses) }
+            }
         },
         settings,
         users: Some(UsersFile { file: PathBuf::from(format!("{USERS_DIR}/{USERS_FILE}")) }),
@@ -253,6 +277,15 @@ fn agent_config(wanted: &Wanted, id: ServerId, address: IpAddr, addresses: &Addr
     };
     config.generation = fingerprint(&config);
     config
+}
+
+/// The servers of every other shard.
+fn other_shards(own: u16, addresses: &Addresses) -> Vec<Vec<String>> {
+    let mut shards: BTreeMap<u16, Vec<String>> = BTreeMap::new();
+    for (id, address) in addresses.servers.iter().filter(|(id, _)| id.shard != own) {
+        shards.entry(id.shard).or_default().push(SocketAddr::new(*address, SERVER_PORT).to_string());
+    }
+    shards.into_values().collect()
 }
 
 /// A number that differs with each content, below 2^53 so that every reader of JSON keeps it.
@@ -283,6 +316,14 @@ fn sentinel_conf(wanted: &Wanted, id: SentinelId, address: IpAddr) -> String {
     lines.add("sentinel", &["announce-ip", &address.to_string()]);
     lines.add("sentinel", &["announce-port", &SENTINEL_PORT.to_string()]);
     lines.into_text()
+}
+
+/// The id of a server's node in a Cluster: 40 hexadecimal digits that are the same after it lost its table of nodes, so that the others know it
+/// again.
+pub fn node_id(cluster_uid: &str, ServerId { shard, index }: ServerId) -> String {
+    let mut hash = sha256(format!("{cluster_uid} server {shard}-{index}").as_bytes());
+    hash.truncate(40);
+    hash
 }
 
 /// A sentinel's identity: 40 hexadecimal digits that are the same after it lost its file, so that the others do not count it twice.

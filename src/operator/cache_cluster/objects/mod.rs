@@ -2,6 +2,8 @@
 //!
 //! Services come first: the addresses that they are given are announced everywhere, and stand in all the rest.
 
+#[cfg(test)]
+mod cluster_tests;
 mod config;
 mod network;
 mod pods;
@@ -27,7 +29,7 @@ use super::validate::Wanted;
 use crate::operator::admin::Login;
 use crate::policy::ByteSize;
 
-pub use config::{AUTHORITIES, PASSWORD, PKI_STATE, USERNAME, USERS_STATE, announced_address, max_memory, sentinel_id};
+pub use config::{AUTHORITIES, PASSWORD, PKI_STATE, USERNAME, USERS_STATE, announced_address, max_memory, node_id, sentinel_id};
 pub use pods::{DATA_VOLUME, MAIN_CONTAINER};
 pub use revision::{Revisions, revisions};
 pub use services::{primary_endpoints, services};
@@ -73,9 +75,9 @@ pub struct Kept {
     pub templates: BTreeMap<String, PodTemplateSpec>,
     /// The memory limits of the servers' containers as they run: a server is never told to hold more data than its pod has room for.
     pub memory: BTreeMap<ServerId, ByteSize>,
-    /// How many servers there are to be at this moment, where that differs from `replicas + 1`: a server that is to be removed stays
+    /// How many servers a shard is to have at this moment, where that differs from `replicas + 1`: a server that is to be removed stays
     /// until the plan says otherwise.
-    pub servers: Option<u16>,
+    pub servers: BTreeMap<u16, u16>,
 }
 
 /// Everything but Services, in the order in which it is applied: what others name comes before them.
@@ -91,7 +93,7 @@ pub struct Objects {
     pub network_policy: Option<NetworkPolicy>,
     /// How many pods may be drained at the same time.
     pub disruption_budgets: Vec<PodDisruptionBudget>,
-    /// The servers, and the sentinels.
+    /// The servers, shard by shard, and the sentinels.
     pub stateful_sets: Vec<StatefulSet>,
     /// The revisions that pods are to have.
     pub revisions: Revisions,
@@ -109,7 +111,10 @@ pub fn objects(
 ) -> Objects {
     let revisions = revisions(wanted);
     let (servers, agent_generations) = config::of_servers(wanted, addresses, kept);
-    let mut config_maps = vec![servers, config::of_sentinels(wanted, addresses)];
+    let mut config_maps = servers;
+    if !wanted.is_cluster() {
+        config_maps.push(config::of_sentinels(wanted, addresses));
+    }
     config_maps.extend(config::of_clients(wanted, credentials));
     Objects {
         service_account: ServiceAccount {

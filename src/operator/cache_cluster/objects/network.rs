@@ -10,7 +10,7 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use super::{Installation, metadata};
 use crate::api::cache_cluster::{PeerSpec, SelectorSpec};
-use crate::operator::cache_cluster::names::{AGENT_PORT, SENTINEL_PORT, SERVER_PORT};
+use crate::operator::cache_cluster::names::{AGENT_PORT, BUS_PORT, SENTINEL_PORT, SERVER_PORT};
 use crate::operator::cache_cluster::validate::{Network, Wanted};
 use crate::operator::cache_policy::objects::USES_LABEL;
 use crate::operator::cache_policy::relay;
@@ -34,8 +34,16 @@ pub fn network_policy(wanted: &Wanted, installation: &Installation) -> Option<Ne
     } else {
         from.iter().map(peer).chain([relays(wanted)]).collect()
     };
-    let mut ingress =
-        vec![rule(vec![own, operator], &[SERVER_PORT, AGENT_PORT, SENTINEL_PORT]), rule(clients, &[SERVER_PORT, SENTINEL_PORT])];
+    let mut ingress = if wanted.is_cluster() {
+        vec![
+            rule(vec![own.clone(), operator], &[SERVER_PORT, AGENT_PORT]),
+            // Whoever reaches the bus may take slots: nobody else does.
+            rule(vec![own], &[BUS_PORT]),
+            rule(clients, &[SERVER_PORT]),
+        ]
+    } else {
+        vec![rule(vec![own, operator], &[SERVER_PORT, AGENT_PORT, SENTINEL_PORT]), rule(clients, &[SERVER_PORT, SENTINEL_PORT])]
+    };
     if !metrics_from.is_empty() {
         ingress.push(rule(metrics_from.iter().map(peer).collect(), &[AGENT_PORT]));
     }

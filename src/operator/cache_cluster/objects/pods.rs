@@ -17,7 +17,7 @@ use super::config::{CONFIG_DIR, DATA_DIR, PASSWORD, SENTINEL_USERS_FILE, SYSTEM_
 use super::{Installation, Revisions};
 use crate::api::cache_cluster::{CpuOptions, PodOptions, Spread};
 use crate::operator::cache_cluster::names::{
-    AGENT_PORT, Component, POD_INDEX_LABEL, REVISION_ANNOTATION, SENTINEL_PORT, SERVER_PORT,
+    AGENT_PORT, BUS_PORT, Component, POD_INDEX_LABEL, REVISION_ANNOTATION, SENTINEL_PORT, SERVER_PORT,
 };
 use crate::operator::cache_cluster::validate::Wanted;
 
@@ -35,22 +35,22 @@ const USER: i64 = 999;
 const SENTINEL_MEMORY: &str = "64Mi";
 const LARDERD: &str = "/larder/larderd";
 
-/// The template of servers.
-pub fn server_template(wanted: &Wanted, installation: &Installation, revisions: &Revisions) -> PodTemplateSpec {
+/// The template of a shard's servers.
+pub fn server_template(wanted: &Wanted, installation: &Installation, revisions: &Revisions, shard: u16) -> PodTemplateSpec {
     let volumes = vec![
         empty_dir("larder"),
         empty_dir("run"),
         empty_dir("tmp"),
-        config_volume(wanted.names.shard_set(0)),
+        config_volume(wanted.names.shard_set(shard)),
         secret_volume("system", wanted.names.system_secret(), None),
         secret_volume("users", wanted.names.users_secret(), Some(USERS_FILE)),
     ];
     let pod = PodSpec {
         containers: vec![server_container(wanted)],
         termination_grace_period_seconds: Some(GRACE_SECS),
-        ..pod_spec(wanted, installation, Component::Server, volumes)
+        ..pod_spec(wanted, installation, (Component::Server, Some(shard)), volumes)
     };
-    template(wanted, Component::Server, Some(0), &revisions.servers, pod)
+    template(wanted, Component::Server, Some(shard), &revisions.servers, pod)
 }
 
 /// The template of sentinels.
@@ -65,7 +65,7 @@ pub fn sentinel_template(wanted: &Wanted, installation: &Installation, revisions
     let pod = PodSpec {
         containers: vec![sentinel_container(wanted)],
         termination_grace_period_seconds: Some(10),
-        ..pod_spec(wanted, installation, Component::Sentinel, volumes)
+        ..pod_spec(wanted, installation, (Component::Sentinel, None), volumes)
     };
     template(wanted, Component::Sentinel, None, &revisions.sentinels, pod)
 }
@@ -82,7 +82,12 @@ fn template(wanted: &Wanted, component: Component, shard: Option<u16>, revision:
 }
 
 /// What pods of servers and sentinels have in common.
-fn pod_spec(wanted: &Wanted, installation: &Installation, component: Component, mut volumes: Vec<Volume>) -> PodSpec {
+fn pod_spec(
+    wanted: &Wanted,
+    installation: &Installation,
+    (component, shard): (Component, Option<u16>),
+    mut volumes: Vec<Volume>,
+) -> PodSpec {
     let PodOptions {
         labels: _,
         annotations: _,
@@ -122,7 +127,7 @@ fn pod_spec(wanted: &Wanted, installation: &Installation, component: Component, 
         image_pull_secrets: some_unless_empty(
             image_pull_secrets.iter().map(|secret| LocalObjectReference { name: secret.name.clone() }).collect(),
         ),
-        affinity: Some(apart(wanted, component)),
+        affinity: Some(apart(wanted, component, shard.filter(|_| wanted.is_cluster()))),
         topology_spread_constraints: Some(vec![spread(wanted, component, HOSTNAME), spread(wanted, component, ZONE)]),
         security_context: Some(PodSecurityContext {
             run_as_non_root: Some(true),
@@ -144,10 +149,11 @@ fn some_unless_empty<T>(list: Vec<T>) -> Option<Vec<T>> {
 const HOSTNAME: &str = "kubernetes.io/hostname";
 const ZONE: &str = "topology.kubernetes.io/zone";
 
-/// Keeps pods of one kind on nodes of their own: always, or where there are enough.
-fn apart(wanted: &Wanted, component: Component) -> Affinity {
+/// Keeps pods of one kind on nodes of their own: always, or where there are enough. Of a Cluster's servers those of one `shard`: no replica
+/// is where its primary is.
+fn apart(wanted: &Wanted, component: Component, shard: Option<u16>) -> Affinity {
     let term = PodAffinityTerm {
-        label_selector: Some(wanted.names.selector(Some(component), None)),
+        label_selector: Some(wanted.names.selector(Some(component), shard)),
         topology_key: HOSTNAME.to_owned(),
         ..PodAffinityTerm::default()
     };
@@ -200,6 +206,10 @@ fn server_container(wanted: &Wanted) -> Container {
     command.push(format!("{CONFIG_DIR}/agent-$(ORDINAL).json"));
     command.extend(["--listen".to_owned(), format!("0.0.0.0:{AGENT_PORT}"), "--".to_owned(), program.to_owned()]);
     command.push(format!("{CONFIG_DIR}/server-$(ORDINAL).conf"));
+    let mut ports = vec![port("redis", SERVER_PORT), port("agent", AGENT_PORT)];
+    if wanted.is_cluster() {
+        ports.push(port("bus", BUS_PORT));
+    }
     let probe = |path: &str, period, failures| Probe {
         http_get: Some(HTTPGetAction {
             path: Some(path.to_owned()),
@@ -217,7 +227,7 @@ fn server_container(wanted: &Wanted) -> Container {
         image: Some(wanted.image.clone()),
         command: Some(command),
         env: Some(environment()),
-        ports: Some(vec![port("redis", SERVER_PORT), port("agent", AGENT_PORT)]),
+        ports: Some(ports),
         resources: Some(resources(request.as_deref().unwrap_or("100m"), limit.as_deref(), &wanted.memory.as_bytes().to_string())),
         security_context: Some(restricted()),
         // Two hours: a server that loads its data is started, and never killed for it.

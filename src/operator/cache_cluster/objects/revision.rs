@@ -61,9 +61,9 @@ pub fn revisions(wanted: &Wanted) -> Revisions {
         tls,
         // Restarts for those that are read at the start; the others are set live.
         parameters,
-        // Pods come and go; the files of those that stay follow.
+        // Never changes, but for the numbers of shards and sentinels: pods come and go; the files of those that stay follow.
+        layout: _,
         replicas: _,
-        sentinels: _,
         // Live, by the agents.
         eviction: _,
         auth: _,

@@ -1,6 +1,6 @@
 //! Services: one for each pod, whose address outlives the pod; headless ones for the StatefulSets; and those for clients.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1::{ObjectReference, Service, ServicePort, ServiceSpec};
@@ -8,28 +8,36 @@ use k8s_openapi::api::discovery::v1::{Endpoint, EndpointConditions, EndpointPort
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use super::metadata;
-use crate::operator::cache_cluster::names::{AGENT_PORT, Component, MANAGER, POD_NAME_LABEL, SENTINEL_PORT, SERVER_PORT};
+use crate::operator::cache_cluster::names::{
+    AGENT_PORT, BUS_PORT, Component, MANAGER, POD_NAME_LABEL, SENTINEL_PORT, SERVER_PORT,
+};
 use crate::operator::cache_cluster::plan::ServerId;
 use crate::operator::cache_cluster::validate::Wanted;
 
 const REDIS: (&str, u16) = ("redis", SERVER_PORT);
 const AGENT: (&str, u16) = ("agent", AGENT_PORT);
+const BUS: (&str, u16) = ("bus", BUS_PORT);
 const SENTINEL: (&str, u16) = ("sentinel", SENTINEL_PORT);
 
-/// All Services. `servers` is how many servers there are to be: those of servers that are still to be removed count.
-pub fn services(wanted: &Wanted, servers: u16) -> Vec<Service> {
+/// All Services. `leaving` are servers that are wanted no more and have not left.
+pub fn services(wanted: &Wanted, leaving: impl IntoIterator<Item = ServerId>) -> Vec<Service> {
     let names = &wanted.names;
-    let all_servers = (0..servers.max(wanted.replicas + 1)).map(|index| ServerId { shard: 0, index });
-    let mut services = vec![
-        headless(wanted, names.servers_headless(), Component::Server, &[REDIS, AGENT]),
-        headless(wanted, names.sentinels_headless(), Component::Sentinel, &[SENTINEL]),
-        client(wanted, names.sentinels_service(), Some(Component::Sentinel), SENTINEL),
-        client(wanted, names.replicas_service(), Some(Component::Server), REDIS),
-        client(wanted, names.primary_service(), None, REDIS),
-    ];
-    services.extend(all_servers.map(|id| {
+    let servers: BTreeSet<ServerId> = wanted.servers().chain(leaving).collect();
+    let of_servers: &[_] = if wanted.is_cluster() { &[REDIS, AGENT, BUS] } else { &[REDIS, AGENT] };
+    let mut services = vec![headless(wanted, names.servers_headless(), Component::Server, of_servers)];
+    if wanted.is_cluster() {
+        services.push(client(wanted, names.nodes_service(), Some(Component::Server), REDIS));
+    } else {
+        services.extend([
+            headless(wanted, names.sentinels_headless(), Component::Sentinel, &[SENTINEL]),
+            client(wanted, names.sentinels_service(), Some(Component::Sentinel), SENTINEL),
+            client(wanted, names.replicas_service(), Some(Component::Server), REDIS),
+            client(wanted, names.primary_service(), None, REDIS),
+        ]);
+    }
+    services.extend(servers.into_iter().map(|id| {
         let labels = names.component_labels(Component::Server, Some(id.shard));
-        of_pod(wanted, names.server_pod(id), labels, &[REDIS, AGENT])
+        of_pod(wanted, names.server_pod(id), labels, of_servers)
     }));
     services.extend(wanted.sentinel_ids().map(|id| {
         let labels = names.component_labels(Component::Sentinel, None);

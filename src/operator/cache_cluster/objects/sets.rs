@@ -1,5 +1,7 @@
 //! StatefulSets, and the budgets of their disruptions.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use k8s_openapi::api::apps::v1::{
     StatefulSet, StatefulSetPersistentVolumeClaimRetentionPolicy, StatefulSetSpec, StatefulSetUpdateStrategy,
 };
@@ -18,30 +20,35 @@ use crate::policy::ByteSize;
 /// The volume of a sentinel: its memory is a few kilobytes.
 const SENTINEL_STORAGE: ByteSize = ByteSize::from_bytes(64 << 20);
 
-/// The StatefulSet of the servers, and that of the sentinels.
+/// The StatefulSet of each shard's servers, and that of the sentinels.
 pub fn stateful_sets(wanted: &Wanted, installation: &Installation, kept: &Kept, revisions: &Revisions) -> Vec<StatefulSet> {
     let names = &wanted.names;
-    let servers = kept.servers.unwrap_or(wanted.replicas + 1);
     let size = wanted.storage.as_ref().map(|storage| storage.size);
-    vec![
-        stateful_set(
-            wanted,
-            Set { name: names.shard_set(0), component: Component::Server, service: names.servers_headless(), size },
-            servers,
-            kept_or(kept, &names.shard_set(0), server_template(wanted, installation, revisions)),
-        ),
-        stateful_set(
-            wanted,
-            Set {
-                name: names.sentinel_set(),
-                component: Component::Sentinel,
-                service: names.sentinels_headless(),
-                size: size.map(|_| SENTINEL_STORAGE),
-            },
-            wanted.sentinels,
-            kept_or(kept, &names.sentinel_set(), sentinel_template(wanted, installation, revisions)),
-        ),
-    ]
+    let shards: BTreeSet<u16> = (0..wanted.shards()).chain(kept.servers.keys().copied()).collect();
+    let of_shard = |shard: u16| {
+        let set = Set {
+            name: names.shard_set(shard),
+            component: Component::Server,
+            shard: Some(shard),
+            service: names.servers_headless(),
+            size,
+        };
+        let template = kept_or(kept, &names.shard_set(shard), server_template(wanted, installation, revisions, shard));
+        stateful_set(wanted, set, kept.servers.get(&shard).copied().unwrap_or(wanted.replicas + 1), template)
+    };
+    let mut sets: Vec<StatefulSet> = shards.into_iter().map(of_shard).collect();
+    if !wanted.is_cluster() {
+        let set = Set {
+            name: names.sentinel_set(),
+            component: Component::Sentinel,
+            shard: None,
+            service: names.sentinels_headless(),
+            size: size.map(|_| SENTINEL_STORAGE),
+        };
+        let template = kept_or(kept, &names.sentinel_set(), sentinel_template(wanted, installation, revisions));
+        sets.push(stateful_set(wanted, set, wanted.sentinels(), template));
+    }
+    sets
 }
 
 /// The template that stands, where nothing but another Larder image speaks for the new one: what a pod is made from stays of one piece,
@@ -67,13 +74,13 @@ fn larder_image(template: &PodTemplateSpec) -> Option<&str> {
 struct Set {
     name: String,
     component: Component,
+    shard: Option<u16>,
     service: String,
     size: Option<ByteSize>,
 }
 
 fn stateful_set(wanted: &Wanted, set: Set, replicas: u16, template: PodTemplateSpec) -> StatefulSet {
-    let Set { name, component, service, size } = set;
-    let shard = shard_of(component);
+    let Set { name, component, shard, service, size } = set;
     let when_deleted = wanted.storage.as_ref().map(|storage| storage.when_deleted.unwrap_or_default());
     StatefulSet {
         metadata: metadata(wanted, name, wanted.names.component_labels(component, shard)),
@@ -86,7 +93,7 @@ fn stateful_set(wanted: &Wanted, set: Set, replicas: u16, template: PodTemplateS
             pod_management_policy: Some("Parallel".to_owned()),
             update_strategy: Some(StatefulSetUpdateStrategy { type_: Some("OnDelete".to_owned()), rolling_update: None }),
             revision_history_limit: Some(2),
-            volume_claim_templates: size.map(|size| vec![claim(wanted, component, size)]),
+            volume_claim_templates: size.map(|size| vec![claim(wanted, wanted.names.component_labels(component, shard), size)]),
             persistent_volume_claim_retention_policy: when_deleted.map(|when_deleted| {
                 StatefulSetPersistentVolumeClaimRetentionPolicy {
                     when_deleted: Some(when_deleted.as_str().to_owned()),
@@ -99,22 +106,11 @@ fn stateful_set(wanted: &Wanted, set: Set, replicas: u16, template: PodTemplateS
     }
 }
 
-fn shard_of(component: Component) -> Option<u16> {
-    match component {
-        Component::Server => Some(0),
-        Component::Sentinel => None,
-    }
-}
-
-fn claim(wanted: &Wanted, component: Component, size: ByteSize) -> PersistentVolumeClaim {
+fn claim(wanted: &Wanted, labels: BTreeMap<String, String>, size: ByteSize) -> PersistentVolumeClaim {
     let class = wanted.storage.as_ref().and_then(|storage| storage.class.clone());
     let requests = [("storage".to_owned(), Quantity(size.to_string()))].into();
     PersistentVolumeClaim {
-        metadata: ObjectMeta {
-            name: Some(DATA_VOLUME.to_owned()),
-            labels: Some(wanted.names.component_labels(component, shard_of(component))),
-            ..ObjectMeta::default()
-        },
+        metadata: ObjectMeta { name: Some(DATA_VOLUME.to_owned()), labels: Some(labels), ..ObjectMeta::default() },
         spec: Some(PersistentVolumeClaimSpec {
             access_modes: Some(vec!["ReadWriteOnce".to_owned()]),
             resources: Some(VolumeResourceRequirements { requests: Some(requests), limits: None }),
@@ -125,22 +121,25 @@ fn claim(wanted: &Wanted, component: Component, size: ByteSize) -> PersistentVol
     }
 }
 
-/// Of servers, and of sentinels, one at a time.
+/// Of servers, and of sentinels, one at a time; of a Cluster's servers over all shards, whose primaries are a majority together.
 pub fn disruption_budgets(wanted: &Wanted) -> Vec<PodDisruptionBudget> {
     let names = &wanted.names;
-    let budget = |name, component, unhealthy: &str| PodDisruptionBudget {
-        metadata: metadata(wanted, name, names.component_labels(component, shard_of(component))),
+    let budget = |name: String, component, shard, unhealthy: &str| PodDisruptionBudget {
+        metadata: metadata(wanted, name, names.component_labels(component, shard)),
         spec: Some(PodDisruptionBudgetSpec {
             max_unavailable: Some(IntOrString::Int(1)),
-            selector: Some(names.selector(Some(component), shard_of(component))),
+            selector: Some(names.selector(Some(component), shard)),
             unhealthy_pod_eviction_policy: Some(unhealthy.to_owned()),
             ..PodDisruptionBudgetSpec::default()
         }),
         status: None,
     };
+    // A server that is not ready may hold the last copy.
+    if wanted.is_cluster() {
+        return vec![budget(names.cluster().to_owned(), Component::Server, None, "IfHealthyBudget")];
+    }
     vec![
-        // A server that is not ready may hold the last copy.
-        budget(names.shard_set(0), Component::Server, "IfHealthyBudget"),
-        budget(names.sentinel_set(), Component::Sentinel, "AlwaysAllow"),
+        budget(names.shard_set(0), Component::Server, Some(0), "IfHealthyBudget"),
+        budget(names.sentinel_set(), Component::Sentinel, None, "AlwaysAllow"),
     ]
 }

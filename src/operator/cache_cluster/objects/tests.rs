@@ -31,7 +31,7 @@ fn credentials(access: &Access) -> Credentials {
 
 fn build(spec: &Value, kept: &Kept) -> Objects {
     let wanted = wanted(spec);
-    let servers = kept.servers.unwrap_or(wanted.replicas + 1);
+    let servers = kept.servers.get(&0).copied().unwrap_or(wanted.replicas + 1);
     objects(&wanted, &installation("larder:1"), &addresses(&wanted, servers), &credentials(&Access::Open), kept)
 }
 
@@ -194,12 +194,12 @@ fn an_upgrade_of_the_operator_changes_no_template() {
 
 #[test]
 fn servers_that_are_still_to_go_keep_their_place() {
-    let kept = Kept { servers: Some(3), ..Kept::default() };
+    let kept = Kept { servers: BTreeMap::from([(0, 3)]), ..Kept::default() };
     let objects = build(&json!({"replicas": 1}), &kept);
     assert_eq!(objects.stateful_sets[0].spec.as_ref().unwrap().replicas, Some(3));
     let config = AgentConfig::parse(text(&objects, 0, "agent-0.json").as_bytes()).unwrap();
     assert_eq!(config.peers.iter().map(|peer| peer.ordinal).collect::<Vec<_>>(), [1, 2]);
-    let services = services(&wanted(&json!({"replicas": 1})), 3);
+    let services = services(&wanted(&json!({"replicas": 1})), [ServerId { shard: 0, index: 2 }]);
     assert!(services.iter().any(|service| service.metadata.name.as_deref() == Some("shop-0-2")));
 }
 
@@ -345,7 +345,7 @@ fn services_lead_to_the_pods_that_they_are_for() {
         ("shop-sentinel-1", of_pod("shop-sentinel-1", &[&sentinel])),
         ("shop-sentinel-2", of_pod("shop-sentinel-2", &[&sentinel])),
     ]);
-    let services = services(&wanted(&json!({})), 2);
+    let services = services(&wanted(&json!({})), []);
     let built: BTreeMap<&str, Value> =
         services.iter().map(|service| (service.metadata.name.as_deref().unwrap(), json!(service.spec))).collect();
     assert_eq!(built, expected);
@@ -436,8 +436,8 @@ proptest! {
         let built = objects(
             &wanted, &installation("larder:1"), &addresses(&wanted, count), &credentials(&Access::Open), &Kept::default(),
         );
-        let services = services(&wanted, count);
-        prop_assert_eq!(services.len(), 5 + usize::from(count) + usize::from(wanted.sentinels));
+        let services = services(&wanted, []);
+        prop_assert_eq!(services.len(), 5 + usize::from(count) + usize::from(wanted.sentinels()));
         let Objects { service_account, secrets, config_maps, network_policy, disruption_budgets, stateful_sets, .. } = &built;
         let lists = [
             json!(services), json!([service_account]), json!(secrets), json!(config_maps), json!([network_policy]),

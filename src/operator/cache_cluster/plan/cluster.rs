@@ -1,13 +1,15 @@
 //! A Cluster: shards of one primary with replicas, failed over by their own bus.
 
 use std::cmp::Reverse;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 
 use super::rules::{Rule, holds};
 use super::{
-    Action, ClusterFacts, Desired, Facts, NodeId, Observed, Peer, Role, Server, ServerId, ServerState, SlotRange, SlotSet, Start,
-    Waiting, reshard,
+    Acting, Action, ClusterFacts, Desired, Facts, NodeId, Observed, Peer, Role, Server, ServerId, ServerState, SlotRange,
+    SlotSet, Start, Starter, Waiting, reshard,
 };
+use crate::policy::agent::DataState;
 
 /// A server that answers, with its view of the Cluster.
 #[derive(Clone, Copy)]
@@ -40,18 +42,43 @@ pub(super) fn plan(desired: &Desired, observed: &Observed) -> Vec<Action> {
     cluster.nodes.retain(|node| !cluster.leaving.contains(&node.id));
     let mut actions = Vec::new();
     for shard in cluster.shards() {
-        actions.extend(cluster.fill(shard));
+        match desired.starter {
+            Starter::Planner => actions.extend(cluster.fill(shard)),
+            Starter::Agent => actions.extend(cluster.relieve(shard)),
+        }
     }
     actions.extend(cluster.introduce());
     actions.extend(cluster.assign_slots());
     actions.extend(cluster.replicate());
     actions.extend(cluster.forget());
-    actions.extend(super::allow_promotions(observed));
+    if desired.starter == Starter::Planner {
+        actions.extend(super::allow_promotions(observed));
+    }
     actions.extend(super::unfinished(observed));
     actions.extend(cluster.gossip());
     let is_well = actions.is_empty();
-    actions.extend(reshard::plan(&cluster, is_well));
+    if desired.starter == Starter::Planner {
+        actions.extend(reshard::plan(&cluster, is_well));
+    }
     actions
+}
+
+/// The primary of each shard that owns slots: of two that claim them, the one with the later claim.
+pub(super) fn leaders(observed: &Observed) -> BTreeMap<u16, Acting<'_>> {
+    let mut leaders: BTreeMap<u16, (u64, Acting<'_>)> = BTreeMap::new();
+    for Node { id, server, facts, view } in nodes(observed).filter(Node::serves) {
+        let is_later = leaders.get(&id.shard).is_none_or(|(epoch, _)| view.epoch > *epoch);
+        if is_later {
+            leaders.insert(id.shard, (view.epoch, Acting { id, server, facts }));
+        }
+    }
+    leaders.into_iter().map(|(shard, (_, acting))| (shard, acting)).collect()
+}
+
+/// Whether a node takes the server at this address for an owner of slots.
+pub(super) fn is_named(observed: &Observed, address: SocketAddr) -> bool {
+    let names = |peer: &Peer| peer.address == Some(address) && !peer.slots.is_empty();
+    nodes(observed).any(|node| node.view.peers.iter().any(names))
 }
 
 fn nodes(observed: &Observed) -> impl Iterator<Item = Node<'_>> {
@@ -215,6 +242,57 @@ impl<'a> Cluster<'a> {
         }
     }
 
+    /// The bus fails a shard over. Where it cannot, since the primaries that vote are no majority, the best replica takes the shard; but only
+    /// once it is certain that its primary is gone, and that nobody holds more.
+    fn relieve(&self, shard: u16) -> Option<Action> {
+        if !self.owns_slots(shard) {
+            return None;
+        }
+        if let Some(primary) = self.primary(shard) {
+            // A takeover need not have made its claim the greatest, and then the others do not believe it.
+            let is_contested = self.patience_over() && !self.is_acknowledged(primary);
+            return is_contested.then(|| self.bump(primary)).flatten();
+        }
+        if !self.patience_over() || !self.majority_is_lost() {
+            return Some(Action::Wait(Waiting::Failover { shard }));
+        }
+        let (best, facts) = self.best_copy(shard)?;
+        let hindrance =
+            self.in_shard(shard).filter(|(id, _)| *id != best).find_map(|(id, server)| self.hinders(id, server, facts));
+        Some(match hindrance.filter(|_| holds(Rule::ProveGone)) {
+            Some(waiting) => Action::Wait(waiting),
+            None => Action::ClusterTakeover { server: best },
+        })
+    }
+
+    /// The replica of a shard whose copy reaches furthest.
+    fn best_copy(&self, shard: u16) -> Option<(ServerId, &'a Facts)> {
+        let replicas = self.members(shard).filter(|node| !node.is_primary());
+        let merit = |node: &&Node<'_>| (node.facts.lineage.is_some(), node.facts.merit(), Reverse(node.id));
+        let best = if holds(Rule::BestCopy) { replicas.max_by_key(merit) } else { replicas.min_by_key(merit) };
+        best.map(|node| (node.id, node.facts))
+    }
+
+    /// Why a replica with this copy does not take the shard of another server over: that one may act as its primary, or hold more.
+    fn hinders(&self, id: ServerId, server: &Server, best: &Facts) -> Option<Waiting> {
+        let reaches_further = |data: &DataState| match data {
+            DataState::Empty => false,
+            DataState::Partial => best.lineage.is_none(),
+            DataState::Complete(position) => best.lineage.as_ref() != Some(&position.lineage) || position.offset > best.offset,
+        };
+        let waiting = match &server.state {
+            // Its pod is there, and nobody can say what it does.
+            ServerState::Silent | ServerState::Stopped { .. } => return Some(Waiting::Server(id)),
+            ServerState::Starting(data) if reaches_further(data) => Waiting::BestCopy(id),
+            ServerState::Held(held) if reaches_further(&held.data) => Waiting::Choice,
+            // With its pod went what it held in memory; what is on its volume may come back.
+            ServerState::Absent if self.desired.durable => Waiting::Choice,
+            ServerState::Running(facts) if facts.lineage.is_some() && facts.lineage != best.lineage => Waiting::Choice,
+            ServerState::Starting(_) | ServerState::Held(_) | ServerState::Absent | ServerState::Running(_) => return None,
+        };
+        (!self.desired.accept_data_loss).then_some(waiting)
+    }
+
     /// Where slots are on their way to a shard that owns none yet, no vote replaces its primary. The keys that have come already outlive it
     /// in a replica, which takes its place before it comes back with nothing.
     fn rescue_arrivals(&self, shard: u16) -> Option<Action> {
@@ -242,10 +320,13 @@ impl<'a> Cluster<'a> {
         self.nodes.iter().filter(unknown).map(|node| Action::ClusterMeet { server: host.id, peer: node.id }).collect()
     }
 
-    /// The slots that somebody is taken for the owner of.
+    /// The slots that somebody is taken for the owner of. One that answers and claims none of them for a while has forgotten that it is.
     fn owned(&self) -> SlotSet {
+        let answers = |peer: &&Peer| self.nodes.iter().any(|node| node.view.id == peer.id);
+        let counts = |peer: &&Peer| !(self.patience_over() && answers(peer));
         let views = self.nodes.iter().map(|node| node.view);
-        views.flat_map(|view| view.slots.iter().chain(view.peers.iter().flat_map(|peer| &peer.slots))).copied().collect()
+        let slots = views.flat_map(|view| view.slots.iter().chain(view.peers.iter().filter(counts).flat_map(|peer| &peer.slots)));
+        slots.copied().collect()
     }
 
     /// Slots that nobody owns go to their home shard's primary, once every server has been asked.

@@ -48,6 +48,24 @@ pub enum Layout {
     },
 }
 
+impl Layout {
+    /// The number of shards; one under Sentinel.
+    pub fn shards(self) -> u16 {
+        match self {
+            Self::Sentinel { .. } => 1,
+            Self::Cluster { shards } => shards,
+        }
+    }
+
+    /// The number of sentinels; none in a Cluster.
+    pub fn sentinels(self) -> u16 {
+        match self {
+            Self::Sentinel { sentinels } => sentinels,
+            Self::Cluster { .. } => 0,
+        }
+    }
+}
+
 /// What is wanted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Desired {
@@ -117,10 +135,7 @@ impl Desired {
 
     /// The number of shards; one under Sentinel.
     pub fn shards(&self) -> u16 {
-        match self.layout {
-            Layout::Sentinel { .. } => 1,
-            Layout::Cluster { shards } => shards,
-        }
+        self.layout.shards()
     }
 
     /// Every server, by shard and index.
@@ -131,11 +146,7 @@ impl Desired {
 
     /// Every sentinel.
     pub fn sentinels(&self) -> impl Iterator<Item = SentinelId> + use<> {
-        let count = match self.layout {
-            Layout::Sentinel { sentinels } => sentinels,
-            Layout::Cluster { .. } => 0,
-        };
-        (0..count).map(SentinelId)
+        (0..self.layout.sentinels()).map(SentinelId)
     }
 
     /// How many sentinels must agree that a primary is down: their majority.

@@ -22,6 +22,8 @@ pub struct Observed {
     pub open_nodes: BTreeSet<String>,
     /// How many pods the cluster's sets ask for now; `None` on one machine, and before the sets exist.
     pub scale: Option<Scale>,
+    /// The same, shard by shard, of a Cluster.
+    pub sizes: BTreeMap<u16, u16>,
     /// For how long no process, role or opinion has changed: see [`Observed::shape`].
     pub steady: Duration,
     /// How long ago the last [`Handover`](super::Action::Handover) failed; `None` where the last one succeeded, or there was none.
@@ -55,7 +57,7 @@ pub struct Revision(pub String);
 /// How many pods the sets ask for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Scale {
-    /// Of each shard.
+    /// Of each shard; of several the most.
     pub servers: u16,
     /// Of the sentinels.
     pub sentinels: u16,

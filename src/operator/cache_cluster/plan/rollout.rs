@@ -5,10 +5,12 @@
 
 use super::agents::{self, Acting};
 use super::{
-    Action, Desired, Facts, Link, Member, Observed, Pod, Role, Rule, Scale, Sentinel, SentinelId, ServerId, ServerState, Set,
-    Waiting, Watch, Why, holds, is_followed, spread,
+    Action, Desired, Facts, Layout, Link, Member, Observed, Pod, Role, Rule, Scale, Sentinel, SentinelId, ServerId, ServerState,
+    Set, Waiting, Watch, Why, cluster, holds, is_followed, spread,
 };
 
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 /// How far a replica that counts as caught up may be behind, in bytes: both offsets were not read at the same moment.
@@ -27,8 +29,10 @@ pub(super) fn at_once(desired: &Desired, observed: &Observed) -> Vec<Action> {
 
 /// The next disruption, or what it waits for. `healing` is what else is to be done or waited for.
 pub(super) fn next(desired: &Desired, observed: &Observed, healing: &[Action]) -> Option<Action> {
-    let round = Round { desired, observed };
-    let primary = agents::acting(desired, observed)?;
+    let round = Round::of(desired, observed);
+    if round.leaders.len() < usize::from(desired.shards()) {
+        return None;
+    }
     let to_heal = healing.iter().any(|action| !round.concerns_leaver(action)) && holds(Rule::HealFirst);
     if to_heal {
         return None;
@@ -36,20 +40,20 @@ pub(super) fn next(desired: &Desired, observed: &Observed, healing: &[Action]) -
     if let Some(leaving) = deletion_under_way(observed) {
         return Some(Action::Wait(Waiting::Pod(leaving)));
     }
-    if let Some(action) = round.drop_broken_leaver(primary) {
+    if let Some(action) = round.drop_broken_leaver() {
         return Some(action);
     }
     if !healing.is_empty() && holds(Rule::HealFirst) {
         return None;
     }
-    if let Some(waiting) = round.unsound(primary) {
+    if let Some(waiting) = round.unsound() {
         return Some(Action::Wait(waiting));
     }
-    let in_order = || round.prune().or_else(|| round.scale_down(primary));
-    let out_of_order = || round.scale_down(primary).or_else(|| round.prune());
-    let step = round.roll(primary).or_else(|| if holds(Rule::PruneBeforeLess) { in_order() } else { out_of_order() });
+    let in_order = || round.prune().or_else(|| round.scale_down());
+    let out_of_order = || round.scale_down().or_else(|| round.prune());
+    let step = round.roll().or_else(|| if holds(Rule::PruneBeforeLess) { in_order() } else { out_of_order() });
     // Whatever else is to be done may place a sentinel better.
-    step.or_else(|| spread::relieve(observed))
+    step.or_else(|| spread::relieve(observed)).or_else(|| round.spread_primaries())
 }
 
 /// A pod that is on its way out, where its node lives to see it through.
@@ -64,7 +68,7 @@ fn replace_broken(desired: &Desired, observed: &Observed) -> Option<Action> {
     if deletion_under_way(observed).is_some() || !holds(Rule::ReplaceBroken) {
         return None;
     }
-    let round = Round { desired, observed };
+    let round = Round::of(desired, observed);
     // On a node that is cut off, a pod does no harm, and cannot be replaced.
     let unready = |pod: &Pod| !pod.ready && !pod.deleting && pod.lost_node().is_none();
     let broken =
@@ -77,22 +81,50 @@ fn replace_broken(desired: &Desired, observed: &Observed) -> Option<Action> {
 fn scale_up(desired: &Desired, observed: &Observed) -> Vec<Action> {
     let Some(scale) = observed.scale else { return Vec::new() };
     let wanted = wanted_scale(desired);
-    let servers = (scale.servers < wanted.servers).then_some((Set::Servers { shard: 0 }, wanted.servers));
+    let sizes = sizes(desired, observed);
+    let servers = sizes.into_iter().filter(|(_, size)| *size < wanted.servers);
+    let servers = servers.map(|(shard, _)| (Set::Servers { shard }, wanted.servers));
     let sentinels = (scale.sentinels < wanted.sentinels).then_some((Set::Sentinels, wanted.sentinels));
-    servers.into_iter().chain(sentinels).map(|(of, count)| Action::SetReplicas { of, count }).collect()
+    servers.chain(sentinels).map(|(of, count)| Action::SetReplicas { of, count }).collect()
 }
 
 fn wanted_scale(desired: &Desired) -> Scale {
     Scale { servers: desired.replicas + 1, sentinels: desired.sentinels().count() as u16 }
 }
 
+/// How many servers the set of each wanted shard asks for.
+fn sizes(desired: &Desired, observed: &Observed) -> BTreeMap<u16, u16> {
+    match desired.layout {
+        Layout::Sentinel { .. } => observed.scale.map(|scale| (0, scale.servers)).into_iter().collect(),
+        Layout::Cluster { shards } => observed.sizes.range(..shards).map(|(shard, size)| (*shard, *size)).collect(),
+    }
+}
+
 /// One look at the cluster.
 struct Round<'a> {
     desired: &'a Desired,
     observed: &'a Observed,
+    /// Who acts as primary, by shard.
+    leaders: BTreeMap<u16, Acting<'a>>,
 }
 
-impl Round<'_> {
+impl<'a> Round<'a> {
+    fn of(desired: &'a Desired, observed: &'a Observed) -> Self {
+        Self { desired, observed, leaders: super::leaders(desired, observed) }
+    }
+
+    fn leads(&self, id: ServerId) -> bool {
+        self.leaders.get(&id.shard).is_some_and(|leader| leader.id == id)
+    }
+
+    /// Whether somebody who counts takes the server for the primary.
+    fn is_named(&self, address: SocketAddr) -> bool {
+        match self.desired.layout {
+            Layout::Sentinel { .. } => agents::named_by_majority(self.observed) == Some(address),
+            Layout::Cluster { .. } => cluster::is_named(self.observed, address),
+        }
+    }
+
     fn is_stale(&self, member: Member, pod: &Pod) -> bool {
         self.desired.pods.as_ref().is_some_and(|pods| pod.revision.as_ref() != Some(pods.revision(member)))
     }
@@ -122,14 +154,13 @@ impl Round<'_> {
         let Some(server) = self.observed.servers.get(&id) else { return true };
         match &server.state {
             ServerState::Held(_) | ServerState::Absent | ServerState::Stopped { .. } => true,
-            // The one that the sentinels name may be about to serve.
-            ServerState::Starting(_) => {
-                let named = agents::named_by_majority(self.observed) == Some(server.address);
-                !named || self.observed.steady >= self.desired.takeover_after
-            }
+            // The one that is named may be about to serve.
+            ServerState::Starting(_) => !self.is_named(server.address) || self.observed.steady >= self.desired.takeover_after,
             ServerState::Silent | ServerState::Running(Facts { role: Role::Replica { .. }, .. }) => {
-                agents::acting(self.desired, self.observed).is_some_and(|acting| acting.id != id)
+                self.leaders.contains_key(&id.shard) && !self.leads(id)
             }
+            // A node that owns nothing yet, which nobody can be told of.
+            ServerState::Running(Facts { holds_data: false, cluster: Some(view), .. }) if view.slots.is_empty() => true,
             ServerState::Running(Facts { role: Role::Primary, .. }) => false,
         }
     }
@@ -162,13 +193,16 @@ impl Round<'_> {
     }
 
     /// The last member goes although it is not well: it is to go, and is waited for otherwise.
-    fn drop_broken_leaver(&self, primary: Acting<'_>) -> Option<Action> {
+    fn drop_broken_leaver(&self) -> Option<Action> {
         let scale = self.observed.scale?;
         let wanted = wanted_scale(self.desired);
-        let last = ServerId { shard: 0, index: scale.servers.saturating_sub(1) };
         let serves = |id| self.observed.servers.get(&id).is_some_and(|server| matches!(server.state, ServerState::Running(_)));
-        if scale.servers > wanted.servers && last != primary.id && !serves(last) {
-            return Some(Action::SetReplicas { of: Set::Servers { shard: 0 }, count: scale.servers - 1 });
+        let drops = |(shard, size): &(u16, u16)| {
+            let last = ServerId { shard: *shard, index: size.saturating_sub(1) };
+            *size > wanted.servers && !self.leads(last) && !serves(last)
+        };
+        if let Some((shard, size)) = sizes(self.desired, self.observed).into_iter().find(drops) {
+            return Some(Action::SetReplicas { of: Set::Servers { shard }, count: size - 1 });
         }
         let last = SentinelId(scale.sentinels.saturating_sub(1));
         let answers = matches!(self.observed.sentinels.get(&last), Some(Sentinel::Running { .. }));
@@ -177,7 +211,7 @@ impl Round<'_> {
     }
 
     /// What is not as it must be before anything is disrupted, though it heals by itself.
-    fn unsound(&self, primary: Acting<'_>) -> Option<Waiting> {
+    fn unsound(&self) -> Option<Waiting> {
         self.observed.scale?;
         let servers = self.observed.servers.keys().map(|id| Member::Server(*id));
         let members = servers.chain(self.observed.sentinels.keys().map(|id| Member::Sentinel(*id)));
@@ -190,22 +224,47 @@ impl Round<'_> {
                 return Some(Waiting::Pod(member));
             }
         }
-        let behind = |facts: &Facts| facts.offset.saturating_add(MAX_LAG) < primary.facts.offset;
-        let behind = self.observed.running().find(|(id, _, facts)| *id != primary.id && behind(facts));
+        let is_behind = |id: ServerId, facts: &Facts| {
+            let leader = self.leaders.get(&id.shard).filter(|leader| leader.id != id);
+            leader.is_some_and(|leader| facts.offset.saturating_add(MAX_LAG) < leader.facts.offset)
+        };
+        let behind = self.observed.running().find(|(id, _, facts)| is_behind(*id, facts));
         behind.map(|(id, ..)| Waiting::Synchronisation(id))
     }
 
-    /// Sentinels, then replicas, then the primary, which hands over first.
-    fn roll(&self, primary: Acting<'_>) -> Option<Action> {
+    /// Sentinels, then a shard after the other: its replicas, then the primary, which hands over first.
+    fn roll(&self) -> Option<Action> {
         let stale = |member| self.observed.pods.get(&member).filter(|pod| self.is_stale(member, pod));
         let replace = |member| stale(member).map(|pod| Action::ReplacePod { member, uid: pod.uid.clone(), why: Why::Stale });
         let sentinels = self.observed.sentinels.keys().map(|id| Member::Sentinel(*id));
-        let replicas = self.observed.servers.keys().rev().filter(|id| **id != primary.id).map(|id| Member::Server(*id));
-        if let Some(action) = sentinels.chain(replicas).find_map(replace) {
+        if let Some(action) = sentinels.into_iter().find_map(replace) {
             return Some(action);
         }
-        let replace_primary = replace(Member::Server(primary.id))?;
-        Some(if holds(Rule::HandOverFirst) { self.hand_over(primary) } else { replace_primary })
+        self.leaders.iter().find_map(|(shard, primary)| {
+            let servers = self.observed.servers.keys().rev().filter(|id| id.shard == *shard);
+            let replicas = servers.filter(|id| **id != primary.id).map(|id| Member::Server(*id));
+            if let Some(action) = replicas.into_iter().find_map(replace) {
+                return Some(action);
+            }
+            let replace_primary = replace(Member::Server(primary.id))?;
+            Some(if holds(Rule::HandOverFirst) { self.hand_over(*primary) } else { replace_primary })
+        })
+    }
+
+    /// Where a node carries a majority of a Cluster's primaries, one of them hands over to a replica elsewhere.
+    fn spread_primaries(&self) -> Option<Action> {
+        let primaries = self.leaders.iter().map(|(shard, leader)| (*shard, leader.id)).collect();
+        let in_step = |from: ServerId| {
+            let leader = self.leaders.get(&from.shard);
+            let follows = |facts: &Facts| leader.is_some_and(|leader| is_followed(facts, leader.server.address, Link::Up));
+            let running = self.observed.running().filter(|(_, _, facts)| facts.is_electable() && follows(facts));
+            running.map(|(id, ..)| id).collect()
+        };
+        let (from, to) = spread::relieve_primaries(self.observed, &primaries, in_step)?;
+        if self.observed.handover_failed.is_some_and(|ago| ago < HANDOVER_PAUSE) && holds(Rule::PauseHandovers) {
+            return Some(Action::Wait(Waiting::HandoverRetry(from)));
+        }
+        Some(Action::Handover { from, to })
     }
 
     /// To the replica in step that stays, of the right revision, and furthest.
@@ -245,14 +304,15 @@ impl Round<'_> {
 
     /// One member less. A primary that is to go hands over first; before a sentinel goes, the others have forgotten the one that went
     /// before it, so that they are a majority of all that they know.
-    fn scale_down(&self, primary: Acting<'_>) -> Option<Action> {
+    fn scale_down(&self) -> Option<Action> {
         let scale = self.observed.scale?;
         let wanted = wanted_scale(self.desired);
-        if scale.servers > wanted.servers {
-            if self.is_leaving(Member::Server(primary.id)) && holds(Rule::KeepPrimary) {
-                return Some(self.hand_over(primary));
-            }
-            return Some(Action::SetReplicas { of: Set::Servers { shard: 0 }, count: scale.servers - 1 });
+        if let Some((shard, size)) = sizes(self.desired, self.observed).into_iter().find(|(_, size)| *size > wanted.servers) {
+            let leaver = self.leaders.get(&shard).filter(|leader| self.is_leaving(Member::Server(leader.id)));
+            return Some(match leaver.filter(|_| holds(Rule::KeepPrimary)) {
+                Some(primary) => self.hand_over(*primary),
+                None => Action::SetReplicas { of: Set::Servers { shard }, count: size - 1 },
+            });
         }
         if scale.sentinels <= wanted.sentinels {
             return None;

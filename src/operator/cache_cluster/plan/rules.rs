@@ -61,6 +61,10 @@ pub(super) enum Rule {
     DropStrays,
     /// Keys of slots on their way outlive the primary that was to get the slots.
     KeepArrivals,
+    /// A shard is taken over only where its primary is gone for certain.
+    ProveGone,
+    /// Primaries that a node carries too many of hand over to others.
+    SpreadPrimaries,
     /// Nothing is done while paused.
     Pause,
 }

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::rules::{Rule, holds};
-use super::{Action, Member, Observed, Why};
+use super::{Action, Member, Observed, ServerId, Why};
 
 /// For how long nothing may have changed before a sentinel is moved: a drain that goes on would bring it back.
 const MOVE_AFTER: Duration = Duration::from_secs(30);
@@ -95,6 +95,52 @@ pub fn crowded(observed: &Observed) -> Option<Crowded> {
     let of = observed.sentinels.len();
     let found = by_node(observed).into_iter().find(|(_, sentinels)| *sentinels > tolerated(observed));
     found.map(|(node, sentinels)| Crowded { node: node.to_owned(), sentinels, of })
+}
+
+/// One node carries a majority of a Cluster's primaries: with it, nobody could fail over.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CrowdedPrimaries {
+    /// The node's name.
+    pub node: String,
+    /// Which primaries it carries.
+    pub primaries: Vec<ServerId>,
+    /// Of how many.
+    pub of: usize,
+}
+
+/// The node without which the primaries of the other nodes are no majority, if there is one.
+pub fn crowded_primaries(observed: &Observed, primaries: &BTreeMap<u16, ServerId>) -> Option<CrowdedPrimaries> {
+    let mut carried: BTreeMap<&str, Vec<ServerId>> = BTreeMap::new();
+    for id in primaries.values() {
+        if let Some(node) = node_of(observed, *id) {
+            carried.entry(node).or_default().push(*id);
+        }
+    }
+    let found = carried.into_iter().find(|(_, ids)| is_majority(ids.len(), primaries.len()))?;
+    Some(CrowdedPrimaries { node: found.0.to_owned(), primaries: found.1, of: primaries.len() })
+}
+
+/// Whether without so many the rest is no majority.
+fn is_majority(carried: usize, of: usize) -> bool {
+    of - carried < of / 2 + 1
+}
+
+fn node_of(observed: &Observed, id: ServerId) -> Option<&str> {
+    Some(observed.pods.get(&Member::Server(id))?.node.as_ref()?.name.as_str())
+}
+
+/// A primary of a crowded node, and a replica in step on a node that would not be crowded with it.
+pub(super) fn relieve_primaries(
+    observed: &Observed,
+    primaries: &BTreeMap<u16, ServerId>,
+    candidates: impl Fn(ServerId) -> Vec<ServerId>,
+) -> Option<(ServerId, ServerId)> {
+    let CrowdedPrimaries { node, primaries: crowd, of } =
+        crowded_primaries(observed, primaries).filter(|_| holds(Rule::SpreadPrimaries))?;
+    let carries = |node: &str| primaries.values().filter(|id| node_of(observed, **id) == Some(node)).count();
+    let has_room =
+        |to: &ServerId| node_of(observed, *to).is_some_and(|other| other != node && !is_majority(carries(other) + 1, of));
+    crowd.into_iter().find_map(|from| candidates(from).into_iter().find(has_room).map(|to| (from, to)))
 }
 
 /// Whether there is a node that could take a sentinel more without being crowded itself. Only where nodes may be seen.

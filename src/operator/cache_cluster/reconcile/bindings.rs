@@ -153,7 +153,7 @@ impl Look<'_> {
         memory: &Memory,
     ) {
         let Some(addresses) = built.configured.as_ref().filter(|_| self.context.leadership.holds()) else { return };
-        let Some(place) = Place::under_sentinel(self.wanted, addresses) else { return };
+        let Some(place) = Place::of(self.wanted, addresses) else { return };
         let offer = Offer {
             place,
             authorities: credentials.pki.as_ref().map(Pki::bundle),

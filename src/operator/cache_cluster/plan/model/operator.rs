@@ -118,6 +118,7 @@ impl Operator {
             pods: see_pods(world),
             open_nodes: (0..NODES).filter(|node| world.is_open(*node)).map(|node| node.to_string()).collect(),
             scale: Some(Scale { servers: world.scale.0 as u16, sentinels: world.scale.1 as u16 }),
+            sizes: [(0, world.scale.0 as u16)].into(),
             steady: Duration::ZERO,
             handover_failed: self.failed_handover.map(|then| TICK * (self.now - then)),
             moved: None,
