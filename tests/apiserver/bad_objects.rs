@@ -47,7 +47,6 @@ const SAID: &[Said] = &[
     ((SHOP, "no-entry"), ("Accepted", "SecretMalformed"), &["the entry password of Secret empty does not exist"]),
     ((SHOP, "line-feed"), ("Accepted", "SecretMalformed"), &["control character, such as the line feed"]),
     ((SHOP, "no-image"), ("Progressing", "Blocked"), &["ImagePullBackOff", "correct spec.engine.version or spec.engine.image"]),
-    ((SHOP, "cluster-mode"), ("Accepted", "ModeNotSupported"), &["write Sentinel"]),
     ((SHOP, "taken"), ("Progressing", "Blocked"), &["Service taken-primary exists and does not belong", "rename or delete it"]),
     (
         (SHOP, "homeless"),
@@ -80,9 +79,6 @@ async fn says(scene: &Scene, operator: &Operator, place: (&str, &str), (kind, re
 async fn make_trouble(scene: &Scene) {
     let mut unknown_image = cache_cluster(SHOP, "no-image");
     unknown_image["spec"]["engine"]["image"] = json!(NO_SUCH_IMAGE);
-    let mut cluster_mode = cache_cluster(SHOP, "cluster-mode");
-    cluster_mode["spec"]["mode"] = json!("Cluster");
-    cluster_mode["spec"].as_object_mut().expect("a specification").remove("sentinels");
     let taken = json!({
         "apiVersion": "v1",
         "kind": "Service",
@@ -100,7 +96,6 @@ async fn make_trouble(scene: &Scene) {
         secret("broken", json!({"password": format!("{PASSWORD}\n")})),
         with_login("line-feed", "broken"),
         unknown_image,
-        cluster_mode,
         taken,
         cache_cluster(SHOP, "taken"),
         homeless,

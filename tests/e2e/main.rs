@@ -16,6 +16,8 @@
 //! With `LARDER_E2E_FULL=1` (`make e2e-full`) every engine meets every disruption with both kinds of storage, with and without the restart.
 //! `LARDER_E2E_CASES=a,b` runs the disruptions whose names contain one of the parts.
 //!
+//! Mode Cluster is disturbed in [`clusters`]: `make e2e E2E_ARGS=clusters_` runs these alone.
+//!
 //! What concerns policies and sidecars is in [`policies`], [`workloads`] and [`quick_start`]; `make e2e E2E_ARGS=policies_` runs these alone.
 //!
 //! Six tests run at a time, since most of each is waiting. What touches whole nodes, or takes the operator away, has them to itself; and the
@@ -25,6 +27,7 @@
 mod api;
 mod bare;
 mod cluster;
+mod clusters;
 mod console;
 mod counter;
 mod disruptions;

@@ -87,6 +87,8 @@ pub struct Tier {
     pub engine: Engine,
     pub durable: bool,
     pub tls: bool,
+    /// In how many shards; none: under Sentinel.
+    pub shards: Option<u32>,
     /// Through which it is asked, once it has writers.
     pub console: Option<Arc<Mutex<Console>>>,
 }
@@ -94,7 +96,7 @@ pub struct Tier {
 impl Tier {
     /// One in memory, without TLS, that is only described.
     pub fn of(name: &str, engine: Engine) -> Self {
-        Self { name: name.to_owned(), engine, durable: false, tls: false, console: None }
+        Self { name: name.to_owned(), engine, durable: false, tls: false, shards: None, console: None }
     }
 
     /// Creates it, with a login whose password is in a Secret, and waits until it serves. Says how long that took.
@@ -123,6 +125,9 @@ impl Tier {
             "auth": {"user": "app", "password": {"secretKeyRef": {"name": self.login(), "key": "password"}}},
             "pod": {"cpu": {"request": "20m"}, "tolerations": self.tolerations()},
         });
+        if let Some(shards) = self.shards {
+            (spec["mode"], spec["shards"]) = (json!("Cluster"), json!(shards));
+        }
         if self.durable {
             spec["storage"] = json!({"size": "256Mi", "whenDeleted": "Delete"});
         }

@@ -21,9 +21,9 @@ fn every_reason_of_a_condition_is_explained() {
         "src/operator/cache_cluster/judge.rs",
         &["Verdict::yes(\"", "Verdict::no(\"", "            \"", "        { \""],
     );
+    reasons.extend(quoted_after("src/operator/cache_cluster/judge/cluster.rs", &["Verdict::yes(\"", "Verdict::no(\""]));
     reasons.extend(quoted_after("src/operator/cache_cluster/reconcile.rs", &["Verdict::no(\"", "place, \""]));
-    reasons.extend(quoted_after("src/operator/cache_cluster/validate.rs", &["{ \"", "else { \""]));
-    for expected in ["Serving", "Rolling", "SecretMissing", "ModeNotSupported", "InvalidSpec", "TooFewNodes"] {
+    for expected in ["Serving", "Rolling", "SecretMissing", "InvalidSpec", "TooFewNodes", "SlotsNotServed"] {
         assert!(reasons.contains(expected), "{expected} is not found in the code any more: {reasons:?}");
     }
     let docs = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/operator.md")).expect("docs/operator.md");

@@ -147,7 +147,11 @@ fn server_answer(line: &str, priority: &str) -> String {
 }
 
 /// Somebody who speaks the servers' protocol, and the commands that come.
-fn listen(address: IpAddr, port: u16, answer_to: impl Fn(&str) -> String + Clone + Send + 'static) -> Arc<Mutex<Vec<String>>> {
+pub(super) fn listen(
+    address: IpAddr,
+    port: u16,
+    answer_to: impl Fn(&str) -> String + Clone + Send + 'static,
+) -> Arc<Mutex<Vec<String>>> {
     let listener = TcpListener::bind((address, port)).unwrap();
     let told = Arc::new(Mutex::new(Vec::new()));
     let heard = told.clone();
@@ -169,7 +173,7 @@ fn listen(address: IpAddr, port: u16, answer_to: impl Fn(&str) -> String + Clone
     told
 }
 
-fn in_bulk(texts: &[&str]) -> String {
+pub(super) fn in_bulk(texts: &[&str]) -> String {
     let bulk = |text: &&str| format!("${}\r\n{text}\r\n", text.len());
     format!("*{}\r\n{}", texts.len(), texts.iter().map(bulk).collect::<String>())
 }
@@ -205,7 +209,7 @@ fn listen_as_agents(standing: &Standing, second: u8) {
 }
 
 /// An agent that always tells the same.
-fn listen_as_agent(address: IpAddr, report: &StateReport) {
+pub(super) fn listen_as_agent(address: IpAddr, report: &StateReport) {
     let listener = TcpListener::bind((address, AGENT_PORT)).unwrap();
     let body = serde_json::to_string(report).unwrap();
     thread::spawn(move || {

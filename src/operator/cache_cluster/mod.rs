@@ -9,6 +9,8 @@ pub mod build;
 pub mod certify;
 pub mod client_login;
 pub mod cluster_handover;
+#[cfg(test)]
+mod cluster_look_tests;
 pub mod cluster_steps;
 pub mod fetch;
 pub mod handover;

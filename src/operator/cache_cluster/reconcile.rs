@@ -35,7 +35,7 @@ use super::report::{self, Verdict, Verdicts};
 use super::spin::{self, Spins};
 use super::troubles::{self, Absences, Absent};
 use super::users::{Access, SYSTEM_USER, Users};
-use super::validate::{Wanted, refusal_reason, validate};
+use super::validate::{Wanted, validate};
 use super::written::{Built, Writer};
 use crate::api::cache_cluster::{CacheClusterStatus, CertificatesStatus, SentinelsStatus, ServersStatus, UsersStatus};
 use crate::api::problem::Problems;
@@ -181,8 +181,7 @@ pub async fn reconcile(
     let wanted = match validate(cluster) {
         Ok(wanted) => wanted,
         Err(problems) => {
-            let reason = refusal_reason(&problems);
-            return refuse(context, &place, reason, Problems(problems).to_string(), memory).await;
+            return refuse(context, &place, "InvalidSpec", Problems(problems).to_string(), memory).await;
         }
     };
     advise(context, &place, cluster, memory).await;

@@ -131,15 +131,8 @@ impl Wanted {
     }
 }
 
-/// Whether the operator runs Clusters.
-const RUNS_CLUSTERS: bool = false;
-
 /// Checks a CacheCluster.
 pub fn validate(cluster: &CacheCluster) -> Result<Wanted, Vec<Problem>> {
-    check(cluster, RUNS_CLUSTERS)
-}
-
-fn check(cluster: &CacheCluster, runs_clusters: bool) -> Result<Wanted, Vec<Problem>> {
     let CacheClusterSpec {
         engine,
         mode,
@@ -160,13 +153,6 @@ fn check(cluster: &CacheCluster, runs_clusters: bool) -> Result<Wanted, Vec<Prob
     } = &cluster.spec;
     let mut problems = Problems { object: ObjectRef::new("CacheCluster", &cluster.metadata), found: Vec::new() };
     problems.check_name(cluster.metadata.name.as_deref().unwrap_or_default());
-    if *mode == Mode::Cluster && !runs_clusters {
-        problems.add(
-            at!("spec", "mode"),
-            "the operator does not run mode: Cluster yet",
-            "write Sentinel, or run it with larder dev",
-        );
-    }
     if *memory < MIN_MEMORY {
         problems.add(at!("spec", "memory"), "the server and its agent would have no room", "write at least 64Mi");
     }
@@ -209,11 +195,6 @@ fn check(cluster: &CacheCluster, runs_clusters: bool) -> Result<Wanted, Vec<Prob
         accept_data_loss: recovery.is_some_and(|recovery| recovery.accept_data_loss),
         paused: *paused,
     })
-}
-
-/// The `reason` of the condition `Accepted` for these problems.
-pub fn refusal_reason(problems: &[Problem]) -> &'static str {
-    if problems.iter().any(|problem| problem.path == at!("spec", "mode")) { "ModeNotSupported" } else { "InvalidSpec" }
 }
 
 fn count(count: u32) -> u16 {
@@ -291,9 +272,9 @@ pub(in crate::operator) mod tests {
         cluster
     }
 
-    /// The same as it would be if the operator ran Clusters.
+    /// What is wanted with it.
     pub fn cluster_wanted(spec: &serde_json::Value) -> Wanted {
-        check(&cluster(spec), true).unwrap()
+        validate(&cluster(spec)).unwrap()
     }
 
     fn refused(spec: &serde_json::Value) -> String {
@@ -311,7 +292,6 @@ pub(in crate::operator) mod tests {
     #[test]
     fn problems_name_their_place() {
         for (spec, path) in [
-            (serde_json::json!({"mode": "Cluster"}), "spec.mode"),
             (serde_json::json!({"memory": "32Mi"}), "spec.memory"),
             (serde_json::json!({"writes": {"minReplicas": 2}}), "spec.writes.minReplicas"),
             (serde_json::json!({"auth": {"user": "larder-system", "password": {"value": "x"}}}), "spec.auth.user"),
@@ -326,14 +306,6 @@ pub(in crate::operator) mod tests {
         let mut dotted = cluster(&serde_json::json!({}));
         dotted.metadata.name = Some("shop.eu".to_owned());
         assert_eq!(validate(&dotted).unwrap_err()[0].path, at!("metadata", "name"));
-    }
-
-    #[test]
-    fn modes_have_a_reason_of_their_own() {
-        let problems = validate(&cluster(&serde_json::json!({"mode": "Cluster"}))).unwrap_err();
-        assert_eq!(refusal_reason(&problems), "ModeNotSupported");
-        let problems = validate(&cluster(&serde_json::json!({"memory": "32Mi"}))).unwrap_err();
-        assert_eq!(refusal_reason(&problems), "InvalidSpec");
     }
 
     #[test]
