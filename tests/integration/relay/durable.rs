@@ -86,6 +86,7 @@ fn a_primary_that_has_been_replaced_tells_nothing() {
     servers.servers[0].restart_following(new);
     crate::write_behind::write_to_disk(&servers.servers[0]);
     wait_for("it is followed", LONG, || servers.servers[0].follows());
+    wait_for("it may be promoted", LONG, || servers.servers[0].may_be_promoted());
     scene.append(b"users:1", Some("the next"));
     scene.wait_until_drained();
     assert_eq!(rows(&postgres, &database)["1"], "the next");

@@ -203,15 +203,28 @@ impl Redis {
 
     /// Starts the process again on the same port, with the same directory. Panics where it does not answer.
     pub fn restart(&mut self) {
-        self.kill();
-        self.child = spawn(self.engine, &self.arguments);
-        assert!(self.answers(), "the server does not come back: {}", self.log());
+        self.restart_with(&[]);
     }
 
-    /// [`Redis::restart`], from now on as a replica of the server on `primary`.
+    /// [`Redis::restart`], from now on as a replica of the server on `primary`. As Larder's agents have it, sentinels promote it only after
+    /// [`Redis::may_be_promoted`]: it has nothing before it has synchronised.
     pub fn restart_following(&mut self, primary: u16) {
         self.arguments.extend(["--replicaof", "127.0.0.1", &primary.to_string()].map(str::to_owned));
-        self.restart();
+        self.restart_with(&["--replica-priority", "0"]);
+    }
+
+    /// Has sentinels promote it where it is the best replica. `false`: it did not hear that.
+    pub fn may_be_promoted(&self) -> bool {
+        let raised =
+            Client::connect(self.port).and_then(|mut client| client.try_call(&["CONFIG", "SET", "replica-priority", "100"]));
+        raised.is_ok()
+    }
+
+    fn restart_with(&mut self, more: &[&str]) {
+        self.kill();
+        let all: Vec<String> = self.arguments.iter().cloned().chain(more.iter().map(|argument| (*argument).to_owned())).collect();
+        self.child = spawn(self.engine, &all);
+        assert!(self.answers(), "the server does not come back: {}", self.log());
     }
 
     /// SIGSTOP: the process keeps its connections and answers nothing.
@@ -371,7 +384,18 @@ impl SentinelCluster {
         wait_for("the old primary to follow", limit, || {
             told(self.servers[at].port()).is_ok_and(|told| told.text().contains("master_link_status:up"))
         });
+        wait_for("it to hear that it may be promoted", limit, || self.servers[at].may_be_promoted());
         at
+    }
+
+    /// How often another primary was elected: each takes an epoch of its own.
+    pub fn failovers(&self) -> u64 {
+        let epoch = |sentinel: &Sentinel| {
+            let told = Client::connect(sentinel.port)?.try_call(&["SENTINEL", "MASTER", PRIMARY_NAME])?;
+            let named = told.items().chunks(2).find(|pair| pair[0].text() == "config-epoch").map(|pair| pair[1].text());
+            std::io::Result::Ok(named.and_then(|epoch| epoch.parse().ok()).unwrap_or(0))
+        };
+        self.sentinels.iter().filter_map(|sentinel| epoch(sentinel).ok()).max().unwrap_or(0)
     }
 
     /// The server that the sentinels name as primary.

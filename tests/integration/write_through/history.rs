@@ -25,6 +25,8 @@ const LIMIT: Duration = Duration::from_secs(60);
 const WRITERS: usize = 5;
 const READERS: usize = 5;
 const FAULTS: usize = 8;
+/// How often a history is played at most whose servers did not hold still.
+const MOST_TAKES: usize = 5;
 
 /// Each change is logged in the order in which it was made, for each key: under the lock of its row.
 const TABLES: [&str; 5] = [
@@ -251,7 +253,25 @@ struct Seen {
     errors: BTreeMap<String, u64>,
 }
 
+/// As [`play`], before servers of which none is replaced but that which the plan kills. Where sentinels on a busy machine took another for dead
+/// that was not, and promoted what was behind it, the promise ends (`docs/write-through.md`): such a history shows nothing, and is played again.
+fn play_under_sentinels(plan: Plan) -> Seen {
+    for _ in 0..MOST_TAKES {
+        let (seen, failovers) = play_counting(Servers::Sentinel(SentinelCluster::start(Engine::Valkey9, 1)), plan);
+        if seen.wrong.is_empty() || failovers == u64::from(plan.failover) {
+            return seen;
+        }
+        println!("seed {}: {failovers} failovers, so it is played again: {:?}", plan.seed, seen.wrong.first());
+    }
+    panic!("in each of {MOST_TAKES} histories sentinels replaced a server that was alive");
+}
+
 fn play(servers: Servers, plan: Plan) -> Seen {
+    play_counting(servers, plan).0
+}
+
+/// What a history has shown, and how often another primary was elected in it.
+fn play_counting(servers: Servers, plan: Plan) -> (Seen, u64) {
     let mut stage = Stage::set(servers, plan.versioned);
     let world =
         World { keys: plan.keys, ports: Mutex::new(stage.sidecars.iter().map(Sidecar::port).collect()), ..World::default() };
@@ -263,7 +283,9 @@ fn play(servers: Servers, plan: Plan) -> Seen {
         stage.befall(plan, world, &mut fastrand::Rng::with_seed(plan.seed));
         std::thread::sleep(Duration::from_millis(500));
     });
-    judge(&stage, &world)
+    let seen = judge(&stage, &world);
+    let Servers::Sentinel(cluster) = &stage.servers else { return (seen, 0) };
+    (seen, cluster.failovers())
 }
 
 fn judge(stage: &Stage, world: &World) -> Seen {
@@ -346,7 +368,7 @@ fn no_history_shows_what_is_older_than_an_acknowledged_write() {
     let (mut made, mut reads, mut hits) = (0, 0, 0);
     for seed in first..first + count {
         let plan = Plan { seed, versioned: seed % 2 == 0, failover: seed % 4 < 2, faults: FAULTS, keys: 8 };
-        let seen = play(Servers::Sentinel(SentinelCluster::start(Engine::Valkey9, 1)), plan);
+        let seen = play_under_sentinels(plan);
         let Seen { wrong, made: own, not_made, unheard, reads: own_reads, kept, errors } = seen;
         println!("seed {seed}: {own} made, {not_made} not, {unheard} unheard; {own_reads} reads, {kept} hits; {errors:?}");
         assert!(wrong.is_empty(), "seed {seed}, {} wrong:\n{}", wrong.len(), wrong[..wrong.len().min(20)].join("\n"));
