@@ -29,6 +29,8 @@ pub struct Point {
     pub text: &'static str,
     /// A text that the same connection must have carried before, if any: it tells whose it is.
     pub behind: &'static str,
+    /// Since this one, if any.
+    pub since: &'static str,
 }
 
 /// All that stand before the servers of a test.
@@ -199,7 +201,8 @@ impl Passing<'_> {
     fn comes_to(&self, point: &Point) -> bool {
         let holds = |bytes: &[u8], text: &str| memchr::memmem::find(bytes, text.as_bytes()).is_some();
         let from = self.seen.len().saturating_sub(self.fresh + point.text.len() - 1);
-        holds(&self.seen[from..], point.text) && holds(self.seen, point.behind)
+        let since = if point.since.is_empty() { Some(0) } else { memchr::memmem::rfind(self.seen, point.since.as_bytes()) };
+        holds(&self.seen[from..], point.text) && since.is_some_and(|since| holds(&self.seen[since..], point.behind))
     }
 }
 
@@ -243,7 +246,7 @@ fn who_comes_to_a_point_is_held_up_there_and_nobody_else() {
     };
     let [mut one, mut other] = [(); 2].map(|()| TcpStream::connect(("127.0.0.1", port)).unwrap());
     for (when, text) in [(When::Asked, "go"), (When::Answered, "go"), (When::Replied, "re:go")] {
-        let point = Point { name: "a point", when, text, behind: "" };
+        let point = Point { name: "a point", when, text, behind: "", since: "" };
         std::thread::scope(|scope| {
             let asked = scope.spawn(|| {
                 std::thread::sleep(Duration::from_millis(50));
@@ -260,4 +263,13 @@ fn who_comes_to_a_point_is_held_up_there_and_nobody_else() {
         one.set_read_timeout(Some(limit)).unwrap();
         assert_eq!(answer(&mut one), "re:go", "{when:?}");
     }
+}
+
+#[test]
+fn what_was_carried_before_counts_since_its_beginning_alone() {
+    let point = Point { name: "a commit", when: When::Asked, text: "COMMIT", behind: "moves", since: "BEGIN" };
+    let comes = |seen: &str| Passing { seen: seen.as_bytes(), fresh: 6 }.comes_to(&point);
+    assert!(comes("BEGIN moves COMMIT"));
+    assert!(!comes("BEGIN moves COMMIT BEGIN takes COMMIT"));
+    assert!(!comes("moves COMMIT"));
 }

@@ -1,6 +1,7 @@
 //! The clients of a history, and what they have seen.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -106,27 +107,30 @@ impl World {
             if rests[own].is_some_and(|since| since.elapsed() < DOUBT_LASTS) {
                 continue;
             }
-            let at = writer * KEYS_OF_A_WRITER + own;
-            let deletes = random.u8(0..8) == 0;
-            let (name, number) = (key(at), self.accounts[at].lock().unwrap().begin(deletes));
-            let reply =
-                if deletes { client.try_call(&["DEL", &name]) } else { client.try_call(&["SET", &name, &number.to_string()]) };
-            let heard = match &reply {
-                Ok(Value::Error(text)) => {
-                    self.note_error(text);
-                    let refused =
-                        text.contains("nothing was written") || text.starts_with("NOREPLICAS") || text.starts_with("TRYAGAIN");
-                    if refused { Heard::Refused } else { Heard::Nothing }
-                }
-                Ok(_) => Heard::Acknowledged,
-                Err(_) => Heard::Nothing,
-            };
-            self.accounts[at].lock().unwrap().end(number, heard);
-            rests[own] = (heard == Heard::Nothing).then(Instant::now);
-            if reply.is_err() {
+            let heard = self.write_once(&mut client, writer * KEYS_OF_A_WRITER + own, random.u8(0..8) == 0);
+            rests[own] = matches!(heard, Ok(Heard::Nothing) | Err(_)).then(Instant::now);
+            if heard.is_err() {
                 client = connect_to_any(&self.ports, &mut random, LONG);
             }
         }
+    }
+
+    /// Writes to a key once: what was heard of it. An error: the connection is lost, and nothing was.
+    pub fn write_once(&self, client: &mut Client, at: usize, deletes: bool) -> io::Result<Heard> {
+        let (name, number) = (key(at), self.accounts[at].lock().unwrap().begin(deletes));
+        let reply =
+            if deletes { client.try_call(&["DEL", &name]) } else { client.try_call(&["SET", &name, &number.to_string()]) };
+        let heard = reply.map(|reply| match reply {
+            Value::Error(text) => {
+                self.note_error(&text);
+                let refused =
+                    text.contains("nothing was written") || text.starts_with("NOREPLICAS") || text.starts_with("TRYAGAIN");
+                if refused { Heard::Refused } else { Heard::Nothing }
+            }
+            _ => Heard::Acknowledged,
+        });
+        self.accounts[at].lock().unwrap().end(number, *heard.as_ref().unwrap_or(&Heard::Nothing));
+        heard
     }
 
     /// Reads any keys.
@@ -135,17 +139,23 @@ impl World {
         let mut client = connect_to_any(&self.ports, &mut random, LONG);
         while !self.is_over() {
             std::thread::sleep(Duration::from_micros(random.u64(0..4_000)));
-            let at = random.usize(..self.accounts.len());
-            let floor = self.accounts[at].lock().unwrap().acknowledged;
-            match client.try_call(&["GET", &key(at)]) {
-                Ok(Value::Error(text)) => self.note_error(&text),
-                Ok(value) => {
-                    let ceiling = self.accounts[at].lock().unwrap().writes.len();
-                    self.reads.lock().unwrap().push(Read { key: at, floor, ceiling, value: number(&value) });
-                }
-                Err(_) => client = connect_to_any(&self.ports, &mut random, LONG),
+            if self.read_once(&mut client, random.usize(..self.accounts.len())).is_err() {
+                client = connect_to_any(&self.ports, &mut random, LONG);
             }
         }
+    }
+
+    /// Reads a key once. An error: the connection is lost.
+    pub fn read_once(&self, client: &mut Client, at: usize) -> io::Result<()> {
+        let floor = self.accounts[at].lock().unwrap().acknowledged;
+        match client.try_call(&["GET", &key(at)])? {
+            Value::Error(text) => self.note_error(&text),
+            value => {
+                let ceiling = self.accounts[at].lock().unwrap().writes.len();
+                self.reads.lock().unwrap().push(Read { key: at, floor, ceiling, value: number(&value) });
+            }
+        }
+        Ok(())
     }
 
     /// Drops keys from the cache, as a server does that is full.

@@ -46,18 +46,27 @@ struct Stage {
     relays: Vec<Relay>,
 }
 
-impl Stage {
-    fn set(servers: Servers, tables: &[&str]) -> Self {
-        let postgres = Postgres::start();
-        let url = block(postgres.database(&[&TABLES[..], tables].concat()));
-        let database = url.rsplit('/').next().expect("a name").to_owned();
-        Self::with(servers, postgres, database, &url)
-    }
+/// How a history is played, beside its servers.
+struct Setting<'a> {
+    /// What else the database is told at its beginning.
+    tables: &'a [&'a str],
+    /// The most writes of a transaction.
+    batch: u32,
+}
 
-    /// With a database that sidecars and relays find at `url`.
-    fn with(servers: Servers, postgres: Postgres, database: String, url: &str) -> Self {
-        let rules = [sql_rule("users", "db", WRITE, DELETE)];
-        let scene = Scene::new(servers, &[sql_origin("db", url)], &rules);
+impl Setting<'static> {
+    const USUAL: Self = Self { tables: &[], batch: 100 };
+}
+
+impl Stage {
+    /// Sidecars and relays find the database at the port `door`.
+    fn set(servers: Servers, postgres: Postgres, door: u16, setting: &Setting<'_>) -> Self {
+        let url = block(postgres.database(&[&TABLES[..], setting.tables].concat()));
+        let database = url.rsplit('/').next().expect("a name").to_owned();
+        let url = url.replace(&format!(":{}/", postgres.port()), &format!(":{door}/"));
+        let mut rule = sql_rule("users", "db", WRITE, DELETE);
+        rule["strategy"]["writeBehind"]["journal"]["batch"] = setting.batch.into();
+        let scene = Scene::new(servers, &[sql_origin("db", &url)], &[rule]);
         let sidecars = (0..2).map(|_| Sidecar::start(&scene.snapshot)).collect();
         let relays = (0..2).map(|_| scene.relay()).collect();
         Self { scene, postgres, database, sidecars, relays }
@@ -187,8 +196,10 @@ impl Seen {
     }
 }
 
-fn play(servers: Servers, tables: &[&str], plan: &Plan) -> Seen {
-    let mut stage = Stage::set(servers, tables);
+fn play(servers: Servers, setting: &Setting<'_>, plan: &Plan) -> Seen {
+    let postgres = Postgres::start();
+    let port = postgres.port();
+    let mut stage = Stage::set(servers, postgres, port, setting);
     let world = World::new(stage.sidecars.iter().map(Sidecar::port).collect(), WRITERS * KEYS_OF_A_WRITER);
     let (seed, servers) = (plan.seed * 1000, stage.server_ports());
     let mut random = fastrand::Rng::with_seed(seed);
@@ -281,7 +292,7 @@ fn from_environment(name: &str, default: u64) -> u64 {
 fn what_was_acknowledged_comes_to_the_database_once_and_in_order_whoever_dies() {
     let (first, count) = (from_environment("SEED", 1), from_environment("HISTORIES", 3));
     for seed in first..first + count {
-        let seen = play(servers(seed), &[], &Plan::full(seed));
+        let seen = play(servers(seed), &Setting::USUAL, &Plan::full(seed));
         seen.assert_right();
         assert!(seen.acknowledged > 100 && seen.reads > 500, "seed {seed}");
     }
@@ -301,7 +312,7 @@ fn soak() {
                     if seed >= 1000 + seeds {
                         break;
                     }
-                    let seen = play(servers(seed), &[], &Plan::full(seed));
+                    let seen = play(servers(seed), &Setting::USUAL, &Plan::full(seed));
                     sum.lock().unwrap().add(seen);
                 }
             });
@@ -342,39 +353,39 @@ fn report(sum: &Seen, took: Duration) -> String {
     text
 }
 
-/// Plays until something is found that is wrong.
-fn is_noticed(servers: impl Fn() -> Servers, tables: &[&str], faults: &[u8]) {
-    let found = (1..=20).any(|seed| {
-        let plan = Plan { seed, faults: faults.to_vec(), rest: Duration::from_secs(2) };
-        let seen = play(servers(), tables, &plan);
-        println!("{} wrong: {:?}", seen.wrong.len(), seen.wrong.first());
-        !seen.wrong.is_empty()
-    });
-    assert!(found, "nothing is noticed");
-}
-
-#[test]
-fn it_is_noticed_where_a_database_forgets_how_far_it_is() {
-    let forgets = [
-        "CREATE TABLE larder_journal (part varchar(600) PRIMARY KEY, fence bigint NOT NULL, position bigint NOT NULL)",
-        "CREATE FUNCTION forget() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN NEW.position := 0; RETURN NEW; END $$",
-        "CREATE TRIGGER forget BEFORE UPDATE ON larder_journal FOR EACH ROW EXECUTE FUNCTION forget()",
-        // A relay that is killed meanwhile does not hear that its batch was made.
-        "CREATE FUNCTION linger() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(0.05); RETURN NULL; END $$",
-        "CREATE CONSTRAINT TRIGGER linger AFTER UPDATE ON larder_journal DEFERRABLE INITIALLY DEFERRED FOR EACH ROW \
-         EXECUTE FUNCTION linger()",
-    ];
-    is_noticed(|| Servers::Sentinel(durable(Engine::Valkey9, 1)), &forgets, &[0; 6]);
-}
-
+/// A key whose last write is forgotten to wait is read as the database has it, once the write before it is made there.
 #[test]
 fn it_is_noticed_where_a_later_write_is_taken_for_made_as_well() {
     const CHANGES: [Change; 1] =
         [Change { from: "if held and tonumber(string.match(held, '^%d+')) <= version then", to: "if held then" }];
-    let sabotaged = || {
-        let servers = SentinelCluster::start_sabotaged(Engine::Valkey9, 1, &CHANGES);
-        servers.servers.iter().for_each(write_to_disk);
-        Servers::Sentinel(servers)
-    };
-    is_noticed(sabotaged, &[], &[]);
+    // A write waits in its transaction until the gate lets its number in.
+    let gate = [
+        "CREATE TABLE gate (upto bigint NOT NULL)",
+        "INSERT INTO gate VALUES (0)",
+        "CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN \
+         WHILE (SELECT upto FROM gate) < NEW.name::bigint LOOP PERFORM pg_sleep(0.02); END LOOP; RETURN NEW; END $$",
+        "CREATE TRIGGER wait BEFORE INSERT OR UPDATE ON users FOR EACH ROW EXECUTE FUNCTION wait()",
+    ];
+    let servers = SentinelCluster::start_sabotaged(Engine::Valkey9, 1, &CHANGES);
+    servers.servers.iter().for_each(write_to_disk);
+    let (postgres, servers) = (Postgres::start(), Servers::Sentinel(servers));
+    let port = postgres.port();
+    let stage = Stage::set(servers, postgres, port, &Setting { tables: &gate, batch: 1 });
+    let (world, mut client) = (World::new(Vec::new(), 1), stage.sidecars[0].client());
+    let open = |upto: u64| block(stage.postgres.run(&stage.database, &[&format!("UPDATE gate SET upto = {upto}")]));
+    assert_eq!(world.write_once(&mut client, 0, false).expect("an answer"), Heard::Acknowledged);
+    let waits = "SELECT count(*)::text FROM pg_stat_activity WHERE wait_event = 'PgSleep'";
+    wait_for("the first to be told", LONG, || block(stage.postgres.value(&stage.database, waits)) == "1");
+    assert_eq!(world.write_once(&mut client, 0, false).expect("an answer"), Heard::Acknowledged);
+    open(1);
+    wait_for("the first to be made", LONG, || stage.scene.depth() == 1);
+    stage.scene.servers.holder_of(&key(0)).call(&["DEL", &key(0)]);
+    world.read_once(&mut client, 0).expect("an answer");
+    open(2);
+    let seen = judge(&stage, &world, &Plan { seed: 0, faults: Vec::new(), rest: Duration::ZERO });
+    assert!(
+        seen.wrong.iter().any(|wrong| wrong.contains("floor: 2") && wrong.contains("Some(1)")),
+        "not noticed: {:?}",
+        seen.wrong
+    );
 }
