@@ -298,6 +298,8 @@ pub struct OriginAccess {
     .message("only a WriteBehind rule has a journal: remove writeBehind, or write strategy: WriteBehind"))]
 #[x_kube(validation = Rule::new("self.strategy != 'WriteBehind' || !has(self.origin) || !has(self.origin.path) || !has(self.origin.version)")
     .message("what is written later cannot be on condition of what the service has now: remove origin.version, or write strategy: WriteThrough"))]
+#[x_kube(validation = Rule::new("!has(self.writeBehind) || !has(self.writeBehind.overflow) || self.writeBehind.overflow != 'WriteThrough' || !has(self.origin) || !has(self.origin.path)")
+    .message("a journal cannot overflow to a service, which has no transactions: remove overflow, or use an sql origin"))]
 #[x_kube(validation = Rule::new("self.strategy != 'Bypass' || (!has(self.ttl) && !has(self.maxTtl) && !has(self.jitter) && !has(self.stale) && !has(self.stampede))")
     .message("a Bypass rule touches nothing: remove ttl, maxTtl, jitter, stale and stampede, or write strategy: CacheAside"))]
 #[x_kube(validation = Rule::new("!(self.strategy in ['ReadThrough', 'WriteThrough', 'WriteBehind']) || !has(self.stampede) || !has(self.stampede.mode) || self.stampede.mode != 'Disabled'")

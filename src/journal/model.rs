@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::scripts::{Appended, Bound, Bounds, Claimed, Fenced};
+use super::scripts::{Appended, Bound, Bounds, Claimed, Fenced, Left};
 use super::{Change, Entry, Held, Version};
 
 /// A letter that is among so many last ones is not made again.
@@ -15,6 +15,8 @@ pub struct Partition {
     pub log: Vec<Entry>,
     /// The last write of each key that the origin has an older value of.
     pub dirty: BTreeMap<Vec<u8>, Held>,
+    /// The keys of which a write goes past the journal: until when, in microseconds, and its version.
+    pub away: BTreeMap<Vec<u8>, (u64, Version)>,
     /// The greatest version given.
     pub last: Version,
     /// Up to where all is applied or parked.
@@ -41,6 +43,10 @@ pub enum Broken {
     ClearedVersion,
     /// An append counts, however late it comes.
     Lateness,
+    /// A write is appended while another of its key is past the journal.
+    Absence,
+    /// A write goes past the journal while another of its key waits there.
+    Precedence,
 }
 
 impl Partition {
@@ -48,6 +54,13 @@ impl Partition {
     pub fn append(&mut self, now: u64, until: u64, bounds: Bounds, changes: &[Change], broken: Broken) -> Appended {
         if now > until && broken != Broken::Lateness {
             return Appended::Late;
+        }
+        for key in changes.iter().map(|change| &change.key) {
+            match self.away.get(key) {
+                Some((until, _)) if *until > now && broken != Broken::Absence => return Appended::Busy,
+                Some(_) => drop(self.away.remove(key)),
+                None => {}
+            }
         }
         let weight: u64 = changes.iter().map(|change| change.weight() as u64).sum();
         if self.log.len() as u64 + changes.len() as u64 > bounds.depth {
@@ -68,6 +81,39 @@ impl Partition {
             self.last
         });
         Appended::Done(versions.collect())
+    }
+
+    /// Has writes of these keys go past the journal for so many microseconds. `now` and `until` are as for an append.
+    pub fn leave(&mut self, now: u64, until: u64, micros: u64, keys: &[Vec<u8>], broken: Broken) -> Left {
+        if now > until {
+            return Left::Late;
+        }
+        for key in keys {
+            if self.dirty.contains_key(key) && broken != Broken::Precedence {
+                return Left::Waits;
+            }
+            if self.away.get(key).is_some_and(|(until, _)| *until > now) {
+                return Left::Busy;
+            }
+        }
+        let versions = keys.iter().map(|key| {
+            self.last = Version::new(now.max(self.last.get() + 1));
+            self.away.insert(key.clone(), (now + micros, self.last));
+            self.last
+        });
+        Left::Done(versions.collect())
+    }
+
+    /// Ends that, where it is these writes that are past the journal. How many are.
+    pub fn arrive(&mut self, writes: &[(Vec<u8>, Version)]) -> u64 {
+        let mut count = 0;
+        for (key, version) in writes {
+            if self.away.get(key).is_some_and(|(_, own)| own == version) {
+                self.away.remove(key);
+                count += 1;
+            }
+        }
+        count
     }
 
     /// Claims it for so many milliseconds.

@@ -56,6 +56,11 @@ impl Partition {
         self.key(b":head")
     }
 
+    /// The keys of which a write goes past the journal.
+    pub fn away(&self) -> Vec<u8> {
+        self.key(b":away")
+    }
+
     /// Who applies its entries now.
     pub fn relay(&self) -> Vec<u8> {
         self.key(b":relay")
@@ -105,9 +110,8 @@ mod tests {
         let mut slots: Vec<u16> = Vec::new();
         let journal = "shop.users".parse().expect("a name");
         for partition in Partition::all(&journal) {
-            for key in
-                [partition.log(), partition.dirty(), partition.head(), partition.relay(), partition.dead(), partition.parked()]
-            {
+            let waiting = [partition.log(), partition.dirty(), partition.head(), partition.away()];
+            for key in waiting.into_iter().chain([partition.relay(), partition.dead(), partition.parked()]) {
                 assert_eq!(slots::slot_of(&key), partition.slot(), "{}", String::from_utf8_lossy(&key));
                 assert!(slots::is_larder_key(&key) && slots::Companion::parse(&key).is_none());
             }

@@ -55,6 +55,8 @@ pub enum Appended {
     Full(Bound),
     /// Nothing was appended: it came after its time.
     Late,
+    /// Nothing was appended: a write of one of the keys goes past the journal.
+    Busy,
 }
 
 /// Which bound a partition is over.
@@ -78,12 +80,19 @@ local function text(number) return string.format('%.0f', number) end
     };
 }
 
-/// KEYS: log, dirty, head. ARGV: until when it counts, in microseconds since 1970 by this server's clock; most entries, bytes and
+/// KEYS: log, dirty, head, away. ARGV: until when it counts, in microseconds since 1970 by this server's clock; most entries, bytes and
 /// microseconds; then for each entry key, kind, value. All entries are appended, or none.
 const APPEND: &str = concat!(
     clock!(),
     "\
 if now > tonumber(ARGV[1]) then return {'late'} end
+if redis.call('EXISTS', KEYS[4]) == 1 then
+  for i = 5, #ARGV, 3 do
+    local away = redis.call('HGET', KEYS[4], ARGV[i])
+    if away and tonumber(string.match(away, '^%d+')) > now then return {'busy'} end
+    if away then redis.call('HDEL', KEYS[4], ARGV[i]) end
+  end
+end
 local head = redis.call('HMGET', KEYS[3], 'last', 'in', 'out')
 local last, taken, trimmed = tonumber(head[1] or 0), tonumber(head[2] or 0), tonumber(head[3] or 0)
 local weight = 0
@@ -104,6 +113,38 @@ end
 redis.call('HSET', KEYS[3], 'last', text(last), 'in', text(taken))
 return answer"
 );
+
+/// KEYS: dirty, head, away. ARGV: until when it counts, as for an append; how long the writes may take, in microseconds; the keys. Each gets a
+/// version, and none is journalled meanwhile. Only keys of which the origin has all.
+const LEAVE: &str = concat!(
+    clock!(),
+    "\
+if now > tonumber(ARGV[1]) then return {'late'} end
+for i = 3, #ARGV do
+  if redis.call('HEXISTS', KEYS[1], ARGV[i]) == 1 then return {'waits'} end
+  local away = redis.call('HGET', KEYS[3], ARGV[i])
+  if away and tonumber(string.match(away, '^%d+')) > now then return {'busy'} end
+end
+local last = tonumber(redis.call('HGET', KEYS[2], 'last') or 0)
+local answer = {'left'}
+for i = 3, #ARGV do
+  last = math.max(last + 1, now)
+  local version = text(last)
+  redis.call('HSET', KEYS[3], ARGV[i], text(now + tonumber(ARGV[2])) .. ' ' .. version)
+  answer[#answer + 1] = version
+end
+redis.call('HSET', KEYS[2], 'last', text(last))
+return answer"
+);
+
+/// KEYS: away. ARGV: for each key, the key and its version. May be repeated.
+const ARRIVE: &str = "\
+local count = 0
+for i = 1, #ARGV, 2 do
+  local away = redis.call('HGET', KEYS[1], ARGV[i])
+  if away and string.match(away, ' (%d+)$') == ARGV[i + 1] then count = count + redis.call('HDEL', KEYS[1], ARGV[i]) end
+end
+return {'arrived', tostring(count)}";
 
 /// KEYS: relay, head. ARGV: token, for how long in milliseconds. One's own claim is renewed under the same fence.
 const CLAIM: &str = concat!(
@@ -191,7 +232,7 @@ pub fn append(partition: &Partition, until: u64, bounds: Bounds, changes: &[Chan
         args.push(kind_of(change.value.as_deref()).to_vec());
         args.push(change.value.clone().unwrap_or_default());
     }
-    Call { script: APPEND, keys: vec![partition.log(), partition.dirty(), partition.head()], args }
+    Call { script: APPEND, keys: vec![partition.log(), partition.dirty(), partition.head(), partition.away()], args }
 }
 
 /// Reads APPEND's answer.
@@ -205,9 +246,64 @@ pub fn appended(answer: &[&[u8]]) -> Result<Appended, AnswerError> {
             versions.map(Appended::Done).map_err(|_| AnswerError)
         }
         [b"late"] => Ok(Appended::Late),
+        [b"busy"] => Ok(Appended::Busy),
         [b"full", b"depth"] => Ok(Appended::Full(Bound::Depth)),
         [b"full", b"bytes"] => Ok(Appended::Full(Bound::Bytes)),
         [b"full", b"age"] => Ok(Appended::Full(Bound::Age)),
+        _ => Err(AnswerError),
+    }
+}
+
+/// Whether writes may go past the journal.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Left {
+    /// They may, with these versions, in the order of their keys. Whether that is durable is for the caller to see to, before the origin is told.
+    Done(Vec<Version>),
+    /// The origin has not got all of a key: it has to come first.
+    Waits,
+    /// Another write of a key is past the journal already.
+    Busy,
+    /// It came after its time.
+    Late,
+}
+
+/// Has writes of `keys`, all of `partition`, go past the journal, for at most `micros`: nothing of them is appended meanwhile. `until` is as for
+/// [`append`].
+pub fn leave(partition: &Partition, until: u64, micros: u64, keys: &[Vec<u8>]) -> Call {
+    let args = [until.to_string().into_bytes(), micros.to_string().into_bytes()].into_iter().chain(keys.iter().cloned());
+    Call { script: LEAVE, keys: vec![partition.dirty(), partition.head(), partition.away()], args: args.collect() }
+}
+
+/// Reads LEAVE's answer.
+///
+/// # Errors
+/// It is none.
+pub fn left(answer: &[&[u8]]) -> Result<Left, AnswerError> {
+    match answer {
+        [b"left", versions @ ..] if !versions.is_empty() => {
+            let versions: Result<Vec<_>, _> = versions.iter().map(|version| Version::parse(version)).collect();
+            versions.map(Left::Done).map_err(|_| AnswerError)
+        }
+        [b"waits"] => Ok(Left::Waits),
+        [b"busy"] => Ok(Left::Busy),
+        [b"late"] => Ok(Left::Late),
+        _ => Err(AnswerError),
+    }
+}
+
+/// Ends what [`leave`] began, where it is known what came of the writes.
+pub fn arrive(partition: &Partition, writes: &[(Vec<u8>, Version)]) -> Call {
+    let args = writes.iter().flat_map(|(key, version)| [key.clone(), version.to_string().into_bytes()]);
+    Call { script: ARRIVE, keys: vec![partition.away()], args: args.collect() }
+}
+
+/// Reads ARRIVE's answer: how many were still past the journal.
+///
+/// # Errors
+/// It is none.
+pub fn arrived(answer: &[&[u8]]) -> Result<u64, AnswerError> {
+    match answer {
+        [b"arrived", count] => number(count),
         _ => Err(AnswerError),
     }
 }

@@ -178,13 +178,21 @@ impl Writer {
     /// # Errors
     /// [`LoadError::Unknown`] where they may have been made; with every other error nothing has changed.
     pub async fn write(&self, changes: &[Change], id: &str) -> Result<Vec<Changed>, LoadError> {
+        self.write_as(changes, &[], id).await
+    }
+
+    /// As [`Writer::write`], with the version of each change, in their order, where statements take one.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn write_as(&self, changes: &[Change], versions: &[u64], id: &str) -> Result<Vec<Changed>, LoadError> {
         let Inner { source, keys, orders } = &*self.inner;
         let commits = Commits::default();
         let written = match (&source.backend, orders) {
             (Backend::Sql(database), Orders::Sql(orders)) => {
-                let steps = changes.iter().map(|change| {
-                    let parts = parts_of(keys, &change.key)?;
-                    Some(sql::Orders::step(&parts, change.value.clone(), 0)?.noted(self.note(&change.key)))
+                let steps = changes.iter().enumerate().map(|(at, change)| {
+                    let (parts, version) = (parts_of(keys, &change.key)?, versions.get(at).copied().unwrap_or(0));
+                    Some(sql::Orders::step(&parts, change.value.clone(), version)?.noted(self.note(&change.key)))
                 });
                 let steps = steps.collect::<Option<Vec<_>>>().ok_or_else(|| self.no_such_key())?;
                 let named: Vec<Vec<u8>> = changes.iter().map(|change| change.key.clone()).collect();

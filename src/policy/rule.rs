@@ -178,6 +178,26 @@ pub struct Journal {
     pub max_bytes: ByteSize,
     /// The most writes that are carried to the origin in one transaction.
     pub batch: u32,
+    /// What becomes of a write for which there is no room.
+    #[serde(default, skip_serializing_if = "Overflow::is_reject")]
+    pub overflow: Overflow,
+}
+
+/// What becomes of a write for which a journal has no room.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Overflow {
+    /// It is refused.
+    #[default]
+    Reject,
+    /// The sidecar tells the origin itself, unless an earlier write of the key still waits.
+    WriteThrough,
+}
+
+impl Overflow {
+    fn is_reject(&self) -> bool {
+        *self == Self::Reject
+    }
 }
 
 /// What a write tells its origin.

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::changes::Feed;
 use super::pattern::KeyPattern;
-use super::rule::{CacheAside, Lifetime, Mode, Query, ReadThrough, Rule, Store, Strategy, Unmatched, WriteBehind};
+use super::rule::{CacheAside, Lifetime, Mode, Overflow, Query, ReadThrough, Rule, Store, Strategy, Unmatched, WriteBehind};
 use super::tags::{self, MAX_TAGS};
 use super::units::{ByteSize, Span};
 
@@ -22,7 +22,7 @@ use super::units::{ByteSize, Span};
 /// 3: origins may have `maxTotalConnections`.
 /// 4: rules may write through.
 /// 5: rules may write behind.
-/// 6: rules may have tags, be versioned, and follow changes of tables.
+/// 6: rules may have tags, be versioned, and follow changes of tables, and journals overflow to their origin.
 pub const VERSION: u32 = 6;
 /// The largest snapshot in bytes, which also fits a ConfigMap.
 pub const MAX_BYTES: usize = 900 * 1024;
@@ -359,7 +359,7 @@ impl Snapshot {
     pub fn in_form(mut self, form: u32) -> Self {
         let form = form.max(1);
         let is_unknown = |rule: &Rule| match rule.strategy.behind() {
-            Some(_) => form < 5,
+            Some(behind) => form < if behind.journal.overflow == Overflow::Reject { 5 } else { 6 },
             None => form < 4 && rule.strategy.writes().is_some(),
         };
         if self.rules.iter().any(is_unknown) {
@@ -520,7 +520,8 @@ pub fn required_form(origins: &[Origin], rules: &[Rule]) -> u32 {
         Strategy::CacheAside(cache_aside) => cache_aside.stampede.is_some() || !cache_aside.stale.is_zero(),
         Strategy::Bypass {} | Strategy::ReadThrough(_) | Strategy::WriteThrough(_) | Strategy::WriteBehind(_) => false,
     };
-    if rules.iter().any(|rule| rule.versioned || !rule.tags.is_empty()) {
+    let overflows = |rule: &Rule| rule.strategy.behind().is_some_and(|behind| behind.journal.overflow != Overflow::Reject);
+    if rules.iter().any(|rule| rule.versioned || !rule.tags.is_empty() || overflows(rule)) {
         return 6;
     }
     if rules.iter().any(|rule| rule.strategy.behind().is_some()) {
@@ -561,6 +562,11 @@ fn check_behind(write_behind: &WriteBehind, allow: Allow) -> Result<(), String> 
     if matches!(store, Store::Http { if_match: true }) {
         return Err(
             "what is written later cannot be on condition of what the origin has now: it must not say `ifMatch`".to_owned()
+        );
+    }
+    if journal.overflow == Overflow::WriteThrough && matches!(store, Store::Http { .. }) {
+        return Err(
+            "its journal cannot overflow to a service, which has no transactions: its overflow must be `reject`".to_owned()
         );
     }
     if journal.max_lag.is_zero() || journal.batch == 0 {

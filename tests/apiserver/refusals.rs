@@ -147,6 +147,10 @@ fn of_policies() -> Vec<(&'static str, Change)> {
                 json!({"strategy": "WriteBehind", "origin": {"name": "api", "read": null, "readMany": null, "path": "/x", "version": "ETag"}}),
             ),
         ),
+        (
+            "a journal cannot overflow to a service",
+            Gets(json!({"origin": {"read": null, "readMany": null, "path": "/x"}, "writeBehind": {"overflow": "WriteThrough"}})),
+        ),
         ("a journal lies in the policy's own", Gets(json!({"cacheCluster": "other"}))),
         ("FLUSHALL would drop what WriteBehind", Gets(json!({"allow": {"flush": true}}))),
         ("an http origin is written to", Gets(json!({"read": null, "readMany": null, "path": "/x", "write": "INSERT"}))),

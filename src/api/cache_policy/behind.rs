@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::api::text::{JournalBytesText, JournalLagText, ObjectNameText};
 use crate::policy::snapshot::LEAST_DEPTH;
-use crate::policy::{ByteSize, Span};
+use crate::policy::{self, ByteSize, Span};
 
 /// The most writes of a journal in one transaction, which a relay holds in memory and tells one after another.
 pub const MAX_BATCH: u32 = 500;
@@ -40,6 +40,8 @@ pub struct WriteBehindSpec {
     #[schemars(with = "Option<JournalBytesText>")]
     pub max_bytes: Option<ByteSize>,
     /// What becomes of a write for which the journal has no room. Reject, which is the default: it is refused, and nothing is written.
+    /// WriteThrough, for an sql origin: the sidecar tells the origin itself, and refuses it only where an earlier write of the key still
+    /// waits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Overflow")]
     pub overflow: Option<Overflow>,
@@ -51,4 +53,15 @@ pub struct WriteBehindSpec {
 pub enum Overflow {
     /// It is refused.
     Reject,
+    /// The sidecar tells the origin itself.
+    WriteThrough,
+}
+
+impl From<Overflow> for policy::Overflow {
+    fn from(overflow: Overflow) -> Self {
+        match overflow {
+            Overflow::Reject => Self::Reject,
+            Overflow::WriteThrough => Self::WriteThrough,
+        }
+    }
 }

@@ -5,7 +5,7 @@ use crate::api::cache_cluster::Keeping;
 use crate::api::cache_policy::{RuleSpec, StrategyKind};
 use crate::api::path::FieldPath;
 use crate::policy::snapshot::LEAST_BYTES;
-use crate::policy::{ByteSize, Journal, JournalName, JournalNameError, Span};
+use crate::policy::{ByteSize, Journal, JournalName, JournalNameError, Overflow, Span};
 
 /// How old a write may become before its origin has it.
 pub const DEFAULT_MAX_LAG: Span = Span::from_secs(5 * 60);
@@ -48,6 +48,7 @@ pub(super) fn journal(source: &mut Source<'_>, spec: &RuleSpec, place: &FieldPat
         max_depth: behind.max_depth.unwrap_or(DEFAULT_MAX_DEPTH).into(),
         max_bytes: behind.max_bytes.unwrap_or(DEFAULT_MAX_BYTES),
         batch: behind.batch.unwrap_or(DEFAULT_BATCH),
+        overflow: behind.overflow.map_or(Overflow::Reject, Into::into),
     })
 }
 

@@ -121,7 +121,7 @@ const WRITE_BEHIND: &str = r#"
     - name: user
       keys: "user:{id}"
       strategy: WriteBehind
-      writeBehind: {journal: main, maxLag: 30s, maxBytes: 1Gi}
+      writeBehind: {journal: main, maxLag: 30s, maxBytes: 1Gi, overflow: WriteThrough}
       origin: {name: db, read: "SELECT 1", write: "INSERT INTO t VALUES ($id, $value, $version)"}
 "#;
 
@@ -135,8 +135,9 @@ fn a_rule_that_writes_behind_has_a_journal_of_its_policy_and_origin() {
         max_depth: 100_000,
         max_bytes: crate::policy::ByteSize::from_bytes(1 << 30),
         batch: 100,
+        overflow: crate::policy::Overflow::WriteThrough,
     };
-    assert_eq!((&behind.journal, snapshot.requires), (&expected, 5));
+    assert_eq!((&behind.journal, snapshot.requires), (&expected, 6));
     let json = serde_json::to_vec(&snapshot).expect("serialises");
     assert_eq!(Snapshot::parse(&json).expect("a sidecar reads it"), snapshot);
 }

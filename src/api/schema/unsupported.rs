@@ -16,7 +16,6 @@ const POLICY_FIELDS: &[(&str, &str)] = &[
 ];
 
 const VALUES: &[(Kind, &str, &str, &str)] = &[
-    (Kind::CachePolicy, "spec.rules[].writeBehind.overflow", "WriteThrough", "write Reject, and a greater maxDepth and maxBytes"),
     (Kind::CachePolicy, "spec.rules[].origin.as", "Hash", "write Json or String"),
     (
         Kind::CachePolicy,

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use super::Explained;
 use crate::cli::output::{Paint, harmless};
 use crate::policy::explain::{AskedOrigin, KeyFacts};
-use crate::policy::{AtWaitEnd, Journal, Lifetime, Mode, Query, Store};
+use crate::policy::{AtWaitEnd, Journal, Lifetime, Mode, Overflow, Query, Store};
 
 /// The facts, line by line, and what follows from them.
 pub fn text(explained: &Explained, paint: &Paint) -> String {
@@ -131,11 +131,17 @@ fn write_behind(facts: &KeyFacts) -> Vec<String> {
         "SET, SETEX, PSETEX, MSET, DEL and UNLINK are journalled, and acknowledged when the journal is on disk here and at every replica \
          that may take over; a relay carries them to `{origin}`, and reads see them meanwhile. Commands that change a part of a value are refused"
     ));
-    if let Some(Journal { name, max_lag, max_depth, max_bytes, batch }) = &facts.journal {
+    if let Some(Journal { name, max_lag, max_depth, max_bytes, batch, overflow }) = &facts.journal {
         told.push(format!(
-            "the journal `{name}` refuses writes while one of its sixteen partitions holds one older than {max_lag}, or a sixteenth of \
+            "the journal `{name}` has no room for writes while one of its sixteen partitions holds one older than {max_lag}, or a sixteenth of \
              {max_depth} writes or {max_bytes}; up to {batch} are carried in one transaction"
         ));
+        told.push(match overflow {
+            Overflow::Reject => "a write for which there is no room is refused".to_owned(),
+            Overflow::WriteThrough => format!(
+                "a write for which there is no room is told to `{origin}` before it is acknowledged, unless an earlier one of the key still waits"
+            ),
+        });
     }
     match &facts.store {
         Some(Store::Sql { write, delete, version: _ }) => {
@@ -270,7 +276,7 @@ note: mind this
         let journal = json!({"name": "shop.p.db", "maxLag": "5m", "maxDepth": 4096, "maxBytes": "64Mi", "batch": 100});
         says(
             json!({"key": "a:1", "rule": "a", "strategy": "WriteBehind", "store": store, "journal": journal, "why": ""}),
-            &["`shop.p.db` refuses writes", "older than 5m", "up to 100", "written by: INSERT", "rows go by: DELETE"],
+            &["`shop.p.db` has no room", "older than 5m", "up to 100", "written by: INSERT", "rows go by: DELETE"],
         );
         says(
             json!({"key": "a:1", "rule": "a", "strategy": "WriteThrough", "store": store, "why": ""}),

@@ -141,6 +141,12 @@ fn rules_that_write_behind_need_sidecars_that_know_them_and_a_journal_that_holds
     assert_eq!(required_form(&snapshot.origins, &snapshot.rules), 5);
     assert_eq!(snapshot.clone().in_form(4), snapshot, "it cannot be said otherwise");
     assert!(snapshot.needs_relay());
+    let mut overflowing = snapshot.clone();
+    if let Strategy::WriteBehind(rule) = &mut overflowing.rules[0].strategy {
+        rule.journal.overflow = Overflow::WriteThrough;
+    }
+    assert_eq!(required_form(&[], &overflowing.rules), 6);
+    assert_eq!(overflowing.clone().in_form(5), overflowing, "it would journal past a write that goes through");
     assert!(behind(4095, false).is_err_and(|error| error.to_string().contains("at least 4096 writes")));
     assert!(behind(4096, true).is_err_and(|error| error.to_string().contains("FLUSHALL")));
 }

@@ -144,6 +144,53 @@ fn a_journal_over_its_bound_refuses_and_its_keys_stay_as_they_were() {
 }
 
 #[test]
+fn a_journal_without_room_overflows_to_the_origin_where_its_rule_says_so() {
+    for servers in [sentinel(Engine::Valkey9), cluster(Engine::Redis7)] {
+        let shop = Shop::open(servers, &json!({"maxDepth": 4096, "overflow": "writeThrough"}));
+        let mut client = shop.sidecar.client();
+        let own = partition("kv:full").number();
+        let same: Vec<String> =
+            (0..).map(|id| format!("kv:{id}")).filter(|key| partition(key).number() == own).take(256).collect();
+        let mut command = vec!["MSET"];
+        same.iter().for_each(|key| command.extend([key.as_str(), "x"]));
+        assert_eq!(client.call(&command), Value::Simple("OK".to_owned()));
+        assert_eq!(shop.rows(), "1", "there was room");
+        assert_eq!(client.call(&["SET", "kv:full", "y"]), Value::Simple("OK".to_owned()));
+        let row = || block(shop.postgres.value(&shop.database, "SELECT coalesce(max(v), '') FROM kv WHERE id = 'full'"));
+        assert_eq!((row().as_str(), held(&mut shop.journal_of("kv:full"), "kv:full")), ("y", None));
+        assert_eq!(client.call(&["GET", "kv:full"]).text(), "y");
+        shop.evict("kv:full");
+        assert_eq!(client.call(&["GET", "kv:full"]).text(), "y", "the origin has it");
+        // What waits comes first.
+        let Value::Error(text) = client.call(&["SET", &same[0], "z"]) else { panic!("an earlier write waits") };
+        assert!(text.starts_with("JOURNAL") && text.contains("still waits") && text.ends_with("nothing was written"), "{text}");
+        assert_eq!(client.call(&["GET", &same[0]]).text(), "x");
+        // What the origin refuses is refused, and holds up nothing.
+        let Value::Error(text) = client.call(&["SET", "kv:full", "again"]) else { panic!("there is such a row") };
+        assert!(text.starts_with("ORIGIN") && text.contains("duplicate key"), "{text}");
+        assert_eq!(client.call(&["DEL", "kv:full"]), Value::Int(1));
+        assert_eq!((row().as_str(), client.call(&["GET", "kv:full"])), ("", Value::Nil));
+        let away = [b"EXISTS".to_vec(), partition("kv:full").away()];
+        assert_eq!(shop.journal_of("kv:full").call(&away), Value::Int(0), "nothing is past the journal any more");
+    }
+}
+
+#[test]
+fn nothing_is_journalled_while_a_write_of_its_key_is_past_the_journal() {
+    let shop = Shop::open(sentinel(Engine::Valkey9), &json!({}));
+    let (mut client, mut server) = (shop.sidecar.client(), shop.journal_of("kv:1"));
+    let leave = scripts::leave(&partition("kv:1"), 1 << 53, 60_000_000, &[b"kv:1".to_vec()]);
+    let left = server.call(&leave.command()).items();
+    assert_eq!(left[0].text(), "left");
+    let Value::Error(text) = client.call(&["SET", "kv:1", "x"]) else { panic!("it is past the journal") };
+    assert!(text.starts_with("TRYAGAIN another write of the key") && text.ends_with("nothing was written"), "{text}");
+    let version = larder::journal::Version::parse(left[1].text().as_bytes()).expect("a version");
+    let arrive = scripts::arrive(&partition("kv:1"), &[(b"kv:1".to_vec(), version)]);
+    assert_eq!(server.call(&arrive.command()).items()[1].text(), "1");
+    assert_eq!(client.call(&["SET", "kv:1", "x"]), Value::Simple("OK".to_owned()));
+}
+
+#[test]
 fn what_the_relay_has_carried_there_is_read_from_the_origin() {
     let shop = Shop::open(sentinel(Engine::Valkey9), &json!({}));
     let (mut client, key) = (shop.sidecar.client(), "kv:1");

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use larder::journal::model::{self, Broken};
-use larder::journal::scripts::{self, Appended, Bounds, Call, Claimed, Fenced};
+use larder::journal::scripts::{self, Appended, Bounds, Call, Claimed, Fenced, Left};
 use larder::journal::{Change, Held, Partition, Version};
 
 use super::{bytes, entries, journal};
@@ -44,9 +44,16 @@ fn state(client: &mut Client, partition: &Partition, relay: Option<(String, u64)
     let number = |name: &str| head.get(name.as_bytes()).map_or(0, |digits| Version::parse(digits).expect("a number").get());
     let dirty = hash(client, partition.dirty());
     let parked = hash(client, partition.parked());
+    let away = hash(client, partition.away());
+    let passing = |text: Vec<u8>| {
+        let text = String::from_utf8(text).expect("a text");
+        let (until, version) = text.split_once(' ').expect("two numbers");
+        (until.parse::<u64>().expect("a number"), Version::parse(version.as_bytes()).expect("a version"))
+    };
     model::Partition {
         log: entries(client, partition),
         dirty: dirty.into_iter().map(|(key, held)| (key, Held::parse(&held).expect("a write"))).collect(),
+        away: away.into_iter().map(|(key, text)| (key, passing(text))).collect(),
         last: Version::new(number("last")),
         position: Version::new(number("position")),
         bytes: (number("in"), number("out")),
@@ -88,7 +95,7 @@ fn play(client: &mut Client, seed: u64) {
     let (partition, mut model) = (Partition::new(&journal(), 3), model::Partition::default());
     for step in 0..STEPS {
         let now = clock(client);
-        let what = match random.u8(..8) {
+        let what = match random.u8(..10) {
             0..4 => {
                 let changes = changes(&mut random);
                 let until = if random.u8(..8) == 0 { now - 1 } else { now + LONG_MS * 1_000 };
@@ -131,6 +138,29 @@ fn play(client: &mut Client, seed: u64) {
                 let expected = model.done(fence, last.version, last.through, &applied, Broken::Nothing);
                 assert_eq!(done, expected, "seed {seed}, step {step}");
                 format!("done up to {:?}: {done:?}", last.version)
+            }
+            7 => {
+                let first = random.u8(..3);
+                let keys: Vec<Vec<u8>> = (0..random.u8(1..3)).map(|at| vec![b'k', 0, (first + at) % 3]).collect();
+                let (short, until) = (random.bool(), if random.u8(..8) == 0 { now - 1 } else { now + LONG_MS * 1_000 });
+                let micros = if short { 1 } else { LONG_MS * 1_000 };
+                let answer = ask(client, &scripts::leave(&partition, until, micros, &keys));
+                let left = scripts::left(&words(&answer)).expect("an answer");
+                let then = if let Left::Done(versions) = &left { versions[0].get() } else { clock(client) };
+                let expected = model.leave(then, if until < now { 0 } else { until }, micros, &keys, Broken::Nothing);
+                assert_eq!(left, expected, "seed {seed}, step {step}");
+                std::thread::sleep(Duration::from_millis(if short { 2 } else { 0 }));
+                format!("{keys:?} leave for {micros} us: {left:?}")
+            }
+            8 => {
+                let Some((key, (_, version))) = random.choice(&model.away).map(|(key, away)| (key.clone(), *away)) else {
+                    continue;
+                };
+                let version = if random.u8(..4) == 0 { Version::new(version.get() + 1) } else { version };
+                let answer = ask(client, &scripts::arrive(&partition, &[(key.clone(), version)]));
+                let arrived = scripts::arrived(&words(&answer)).expect("an answer");
+                assert_eq!(arrived, model.arrive(&[(key.clone(), version)]), "seed {seed}, step {step}");
+                format!("{key:?} arrives with {version}: {arrived}")
             }
             _ => {
                 let Some(entry) = random.choice(&model.log).cloned() else { continue };

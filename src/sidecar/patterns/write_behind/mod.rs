@@ -7,6 +7,10 @@
 //! 3. The server and all replicas that might take its place have that on disk.
 //! 4. The cache gets the value, unless another write of the key overlapped and is the later one by its version; the mark goes.
 //!
+//! Where the partition has no room and the rule lets it overflow, the sidecar tells the origin itself: it has the key's writes stay out of the
+//! journal for so long, with a version of that moment, provided that the origin has all that was journalled before. So all that the origin is
+//! told of a key, by whom ever, is in the order of the versions.
+//!
 //! A miss looks at the index before it asks the origin. It does so behind its lease: a lease stands only where no write has begun since, so what
 //! it then stores is no older than what was acknowledged.
 //!

@@ -10,7 +10,7 @@ use tokio::time::{Duration, Instant};
 use super::scripts::{self, Names, Outcome};
 use super::wish::Order;
 use crate::origin::{Change, Changed, LoadError, Writer};
-use crate::policy::{Lifetime, Span};
+use crate::policy::{self, Lifetime, Span};
 use crate::sidecar::exclusive::wait::{Proof, Unconfirmed, wait_for_replicas_of};
 use crate::sidecar::meter::WriteFailure;
 use crate::sidecar::patterns::write_behind::Journaller;
@@ -56,7 +56,14 @@ struct Write {
 /// Who is told of a write before the cache has it.
 enum Destination {
     Origin(Writer),
-    Journal(Journaller),
+    Journal(Journaller, Option<Overflow>),
+}
+
+/// Whom a write is told for which the journal has no room.
+struct Overflow {
+    writer: Writer,
+    /// How long that may take, in milliseconds.
+    takes_ms: u64,
 }
 
 /// A write that was not made, or perhaps was.
@@ -121,7 +128,12 @@ impl Write {
         let writer = policy.writer(rule)?.clone();
         let takes_tags = writer.takes_tags();
         let (destination, takes_ms) = match policy.journal(rule) {
-            Some(journal) => (Destination::Journal(Journaller::new(journal)), Journaller::TAKES_MS),
+            Some(journal) => {
+                let takes_ms = within + TIMEOUTS * origin.timeout.as_millis() + MARGIN_MS;
+                let overflow = (journal.overflow == policy::Overflow::WriteThrough).then_some(Overflow { writer, takes_ms });
+                let overflow_ms = overflow.as_ref().map_or(0, |overflow| overflow.takes_ms);
+                (Destination::Journal(Journaller::new(journal), overflow), Journaller::TAKES_MS + overflow_ms)
+            }
             None => (Destination::Origin(writer), TIMEOUTS * origin.timeout.as_millis()),
         };
         Some(Self {
@@ -153,8 +165,13 @@ impl Write {
             return Err("TRYAGAIN the cache took too long to prepare for the write: nothing was written".to_owned());
         }
         let written = match &self.destination {
-            Destination::Origin(writer) => self.tell_origin(worker, writer, &tags).await.map_err(Untold::from),
-            Destination::Journal(journaller) => journaller.append(worker, &self.order.keys).await,
+            Destination::Origin(writer) => self.tell_origin(worker, writer, &tags, &[]).await.map_err(Untold::from),
+            Destination::Journal(journaller, overflow) => match (journaller.append(worker, &self.order.keys).await, overflow) {
+                (Err(Untold { failure: WriteFailure::Rejected, .. }), Some(overflow)) => {
+                    self.pass_by(worker, journaller, overflow).await
+                }
+                (written, _) => written,
+            },
         };
         worker.metrics().written(self.rule, written.as_ref().err().map(|untold| untold.failure));
         match written {
@@ -166,6 +183,27 @@ impl Write {
                 Err(text)
             }
         }
+    }
+
+    /// The journal has no room: the origin is told at once, while nobody journals a write of these keys.
+    async fn pass_by(&self, worker: &Rc<Worker>, journaller: &Journaller, overflow: &Overflow) -> Result<Vec<Changed>, Untold> {
+        let began = Instant::now();
+        let detour = journaller.leave(worker, &self.order.keys, overflow.takes_ms * 1_000).await?;
+        if began.elapsed() >= ORIGIN_WITHIN {
+            journaller.arrive(worker, &detour).await;
+            let text = "TRYAGAIN the cache took too long to prepare for the write: nothing was written".to_owned();
+            return Err(Untold { failure: WriteFailure::Otherwise, text });
+        }
+        let versions: Vec<u64> = detour.iter().map(|(_, version)| version.get()).collect();
+        let tags = vec![None; self.order.keys.len()];
+        let told = self.tell_origin(worker, &overflow.writer, &tags, &versions).await.map_err(Untold::from);
+        // As long as nobody knows what became of it, nothing may be journalled.
+        if !matches!(told, Err(Untold { failure: WriteFailure::Unknown, .. })) {
+            journaller.arrive(worker, &detour).await;
+        }
+        told?;
+        // As of what is journalled, how many rows there were is not told.
+        Ok(versions.into_iter().map(|version| Changed { rows: 1, version: Some(version), tag: None }).collect())
     }
 
     /// Says that a write is under way, and takes the old value away for good. What the origin called each value.
@@ -211,12 +249,13 @@ impl Write {
         worker: &Rc<Worker>,
         writer: &Writer,
         tags: &[Option<String>],
+        versions: &[u64],
     ) -> Result<Vec<Changed>, LoadError> {
         let keys = self.order.keys.iter().zip(tags);
         let changes: Vec<Change> =
             keys.map(|((key, value), tag)| Change { key: key.clone(), value: value.clone(), tag: tag.clone() }).collect();
-        let (writer, token) = (writer.clone(), self.token.clone());
-        let told = worker.origins().spawn(async move { writer.write(&changes, &format!("\"{token}\"")).await });
+        let (writer, token, versions) = (writer.clone(), self.token.clone(), versions.to_vec());
+        let told = worker.origins().spawn(async move { writer.write_as(&changes, &versions, &format!("\"{token}\"")).await });
         // The thread of origins is gone: so is this process, soon, and whether the write left is not known.
         let gone = |_| LoadError::Unknown { origin: String::new(), why: "the sidecar is stopping".to_owned() };
         told.await.unwrap_or_else(|error| Err(gone(error)))

@@ -1,7 +1,7 @@
 //! Sidecars and relays, one step at a time.
 
 use super::Switch;
-use super::world::{CARRIED_OUT_WITHIN, KEYS, MARK, Moment, Row, SENT_WITHIN, World};
+use super::world::{CARRIED_OUT_WITHIN, DETOUR_TAKES, KEYS, Moment, Row, SENT_WITHIN, TOLD_WITHIN, World};
 use crate::journal;
 use crate::journal::scripts::{Claimed, Fenced};
 use crate::journal::{Held, Version};
@@ -31,6 +31,16 @@ pub struct Read {
     floor: u64,
 }
 
+/// A write that goes past the journal.
+#[derive(Debug, Clone, Copy)]
+pub struct Detour {
+    pub key: usize,
+    pub version: Version,
+    /// Its number.
+    pub number: u64,
+    pub deletes: bool,
+}
+
 #[derive(Debug, Clone, Copy)]
 pub enum Actor {
     Idle,
@@ -46,6 +56,12 @@ pub enum Actor {
     Appended(Write, Moment, Version, u64),
     /// All have it on disk.
     Durable(Write, Version, u64),
+    /// The journal has no room: the write goes past it, which is to be confirmed; the origin is told until then.
+    Away(Write, Moment, Detour, u64),
+    /// The origin is being told, until when that comes to nothing.
+    Telling(Write, Detour, u64),
+    /// It has it.
+    Told(Write, Detour),
     /// A read found nothing, and looks at the dirty index.
     Looks(Read),
     /// It asks the origin.
@@ -101,8 +117,8 @@ impl World {
     }
 
     fn begin(&mut self, write: Write) -> bool {
-        let broken = self.key_broken();
-        self.change(|state, now| state.keys[write.key].begin(write.token, now, now + MARK, MOST, broken))
+        let (broken, mark) = (self.key_broken(), self.mark());
+        self.change(|state, now| state.keys[write.key].begin(write.token, now, now + mark, MOST, broken))
     }
 
     fn finish(&mut self, write: Write, outcome: Outcome) {
@@ -120,6 +136,7 @@ impl World {
             }
             Actor::Idle => self.read()?,
             Actor::Marked(..) | Actor::Ready(_) | Actor::Appended(..) | Actor::Durable(..) if gives_up => Actor::Idle,
+            Actor::Away(..) | Actor::Told(..) if gives_up => Actor::Idle,
             Actor::Marked(write, _) if self.now >= write.until => {
                 self.finish(write, Outcome::Refused);
                 Actor::Idle
@@ -133,6 +150,55 @@ impl World {
             Actor::Marked(..) => actor,
             Actor::Ready(write) if self.now > write.until => {
                 self.finish(write, Outcome::Refused);
+                Actor::Idle
+            }
+            // The journal has no room: seldom of use where the key is dirty.
+            Actor::Ready(write)
+                if self.overflows && self.random.u8(..) < if self.look_up(write.key).is_some() { 8 } else { 128 } =>
+            {
+                let (began, until) = (self.now, self.clock() + CARRIED_OUT_WITHIN);
+                match self.leave(write.key, write.deletes, until) {
+                    Some(detour) => Actor::Away(write, self.moment(), detour, began + TOLD_WITHIN),
+                    None => {
+                        self.finish(write, Outcome::Refused);
+                        Actor::Idle
+                    }
+                }
+            }
+            Actor::Away(write, moment, detour, until) => {
+                let unconfirmed = self.switch == Switch::LeaveUnconfirmed;
+                if self.now > until || (!self.is_same_reign(moment) && !unconfirmed) {
+                    self.arrive(detour);
+                    self.finish(write, Outcome::Refused);
+                    Actor::Idle
+                } else if unconfirmed || self.is_confirmed(moment, true) {
+                    Actor::Telling(write, detour, self.now + DETOUR_TAKES)
+                } else {
+                    actor
+                }
+            }
+            Actor::Telling(_, detour, until) if gives_up => {
+                self.astray.push((detour, until));
+                Actor::Idle
+            }
+            Actor::Telling(write, detour, until) => {
+                let is_made = self.now <= until;
+                if is_made {
+                    self.pass_by(detour);
+                    Actor::Told(write, detour)
+                } else {
+                    self.arrive(detour);
+                    self.finish(write, Outcome::Refused);
+                    Actor::Idle
+                }
+            }
+            Actor::Told(write, detour) => {
+                self.arrive(detour);
+                let Detour { version, number, .. } = detour;
+                let outcome = if write.deletes { Outcome::Deleted } else { Outcome::Stored(number, Some(version.get())) };
+                self.finish(write, outcome);
+                self.acknowledged[write.key] = self.acknowledged[write.key].max(number);
+                self.seen.acknowledged += 1;
                 Actor::Idle
             }
             Actor::Ready(write) => Actor::Sent(write, self.moment(), self.clock() + CARRIED_OUT_WITHIN),
@@ -192,6 +258,10 @@ impl World {
                 Actor::Idle
             }
         })
+    }
+
+    fn arrive(&mut self, detour: Detour) {
+        self.change(|state, _| state.journal.arrive(&[(vec![detour.key as u8], detour.version)]));
     }
 
     /// What the dirty index has of a key.

@@ -38,6 +38,8 @@ enum Switch {
     RelayUnconfirmed,
     /// The origin takes what it is told, in whatever order.
     Order,
+    /// The origin is told past the journal before it is sure that nobody journals meanwhile.
+    LeaveUnconfirmed,
 }
 
 fn histories() -> u64 {
@@ -58,9 +60,10 @@ fn no_acknowledged_write_is_lost_and_no_read_is_older() {
     }
     // All of it happens, so that what holds is not held of nothing.
     let least = histories() / 50;
-    let world::Seen { acknowledged, failovers, vanished, from_dirty, filled, refused_commits } = seen;
+    let world::Seen { acknowledged, failovers, vanished, from_dirty, filled, refused_commits, detours } = seen;
     assert!(
-        [acknowledged, failovers, vanished, from_dirty, filled, refused_commits].iter().all(|count| *count > least),
+        [acknowledged, failovers, vanished, from_dirty, filled, refused_commits].iter().all(|count| *count > least)
+            && detours > least / 4,
         "{seen:?}"
     );
 }
@@ -75,6 +78,8 @@ fn each_switch_is_noticed() {
         Switch::Key(key::Broken::Overlap),
         Switch::Journal(journal::model::Broken::ClearedVersion),
         Switch::Journal(journal::model::Broken::Lateness),
+        Switch::Journal(journal::model::Broken::Absence),
+        Switch::Journal(journal::model::Broken::Precedence),
         Switch::Unconfirmed,
         Switch::OneReplica,
         Switch::Memory,
@@ -84,6 +89,7 @@ fn each_switch_is_noticed() {
         Switch::ClearedEarly,
         Switch::RelayUnconfirmed,
         Switch::Order,
+        Switch::LeaveUnconfirmed,
     ] {
         let found = (0..histories()).find(|seed| World::new(*seed, switch).play().is_err());
         assert!(found.is_some(), "{switch:?} is not noticed");

@@ -3,7 +3,7 @@
 use std::rc::Rc;
 
 use super::Switch;
-use super::actors::{Actor, Relay, Transaction};
+use super::actors::{Actor, Detour, Relay, Transaction};
 use crate::journal;
 use crate::journal::model::Partition;
 use crate::journal::scripts::Bounds;
@@ -19,8 +19,15 @@ const SKEW: u64 = 12;
 /// An append leaves, and is carried out, within such a time.
 pub const SENT_WITHIN: u64 = 40;
 pub const CARRIED_OUT_WITHIN: u64 = 40;
-/// How long a mark stands.
-pub const MARK: u64 = SENT_WITHIN + CARRIED_OUT_WITHIN + 2 * SKEW;
+/// The origin is told past the journal within such a time of the leave, and such a transaction comes to something within so long.
+pub const TOLD_WITHIN: u64 = 60;
+pub const DETOUR_TAKES: u64 = 60;
+/// How long a key's writes stay out of the journal for it.
+pub const AWAY: u64 = TOLD_WITHIN + DETOUR_TAKES + 2 * SKEW;
+/// How long a mark stands where a journal overflows: a leave is sent like an append.
+const MARK_WITH_DETOUR: u64 = SENT_WITHIN + AWAY;
+/// How long it stands otherwise.
+const MARK: u64 = SENT_WITHIN + CARRIED_OUT_WITHIN + 2 * SKEW;
 pub const BOUNDS: Bounds = Bounds { depth: 100, bytes: 1 << 20, age_ms: 1 << 20 };
 
 /// What a server holds.
@@ -67,6 +74,8 @@ pub struct Seen {
     pub from_dirty: u64,
     pub filled: u64,
     pub refused_commits: u64,
+    /// Writes that the origin was told past the journal.
+    pub detours: u64,
 }
 
 impl Seen {
@@ -77,11 +86,14 @@ impl Seen {
         self.from_dirty += other.from_dirty;
         self.filled += other.filled;
         self.refused_commits += other.refused_commits;
+        self.detours += other.detours;
     }
 }
 
 pub struct World {
     pub switch: Switch,
+    /// Whether writes may find no room in the journal.
+    pub overflows: bool,
     pub random: fastrand::Rng,
     pub now: u64,
     history: Vec<Rc<State>>,
@@ -91,6 +103,8 @@ pub struct World {
     pub rows: [Row; KEYS],
     /// Up to where the origin has all.
     pub position: Version,
+    /// The last write of each key that it was told past the journal, by its number; and whether that deletes.
+    pub direct: [(u64, bool); KEYS],
     /// The latest acknowledged write of each key.
     pub acknowledged: [u64; KEYS],
     /// The number of the write that has each version.
@@ -100,6 +114,8 @@ pub struct World {
     relays: Vec<Relay>,
     /// Transactions that nobody waits for any more.
     pub adrift: Vec<Transaction>,
+    /// The same of those past the journal, and when each comes to nothing.
+    pub astray: Vec<(Detour, u64)>,
     /// Whether each step is told.
     pub traces: bool,
     pub trace: Vec<String>,
@@ -113,8 +129,15 @@ impl World {
         let server = |random: &mut fastrand::Rng| Server { memory: 0, disk: 0, is_up: true, skew: random.u64(..SKEW) };
         let servers = (0..servers).map(|_| server(&mut random)).collect();
         let actors = vec![Actor::Idle; random.usize(2..=7)];
+        let overflows = match switch {
+            Switch::Nothing => seed % 2 == 0,
+            Switch::LeaveUnconfirmed => true,
+            Switch::Journal(journal::model::Broken::Absence | journal::model::Broken::Precedence) => true,
+            _ => false,
+        };
         Self {
             switch,
+            overflows,
             now: 1_000,
             history: vec![Rc::default()],
             servers,
@@ -122,17 +145,24 @@ impl World {
             reign: 1,
             rows: Default::default(),
             position: Version::ZERO,
+            direct: Default::default(),
             acknowledged: [0; KEYS],
             numbers: std::collections::BTreeMap::new(),
             next: 0,
             actors,
             relays: vec![Relay::Idle; 2],
             adrift: Vec::new(),
+            astray: Vec::new(),
             traces: false,
             trace: Vec::new(),
             seen: Seen::default(),
             random,
         }
+    }
+
+    /// How long a mark stands.
+    pub fn mark(&self) -> u64 {
+        if self.overflows { MARK_WITH_DETOUR } else { MARK }
     }
 
     pub fn number(&mut self) -> u64 {
@@ -191,6 +221,30 @@ impl World {
         let journal::scripts::Appended::Done(versions) = appended else { return None };
         self.numbers.insert(versions[0], number);
         Some((versions[0], number))
+    }
+
+    /// Has a write go past the journal, where it may.
+    pub fn leave(&mut self, key: usize, deletes: bool, until: u64) -> Option<Detour> {
+        let broken = match self.switch {
+            Switch::Journal(broken) => broken,
+            _ => journal::model::Broken::Nothing,
+        };
+        let left = self.change(|state, now| state.journal.leave(now, until, AWAY, &[vec![key as u8]], broken));
+        let journal::scripts::Left::Done(versions) = left else { return None };
+        Some(Detour { key, version: versions[0], number: self.number(), deletes })
+    }
+
+    /// The origin carries it out.
+    pub fn pass_by(&mut self, detour: Detour) {
+        let Detour { key, version, number, deletes: deleted } = detour;
+        self.rows[key] = Row { version, number, deleted };
+        self.direct[key] = (number, deleted);
+        self.seen.detours += 1;
+    }
+
+    /// The last write of a key that cannot vanish any more: of the journal's, and of those past it.
+    fn last(&self, key: usize) -> (u64, bool) {
+        self.state().latest[key].max(self.direct[key])
     }
 
     /// Whether all who might be primary have what was there at a moment: on disk, or at least in memory.
@@ -285,6 +339,13 @@ impl World {
                 let transaction = self.adrift.swap_remove(at);
                 self.commit(&transaction);
             }
+            9 if !self.astray.is_empty() => {
+                let at = self.random.usize(..self.astray.len());
+                let (detour, until) = self.astray.swap_remove(at);
+                if self.now <= until {
+                    self.pass_by(detour);
+                }
+            }
             _ => {
                 let at = self.random.usize(..self.actors.len());
                 let before = self.actors[at];
@@ -293,8 +354,7 @@ impl World {
                 self.actors[at] = after;
             }
         }
-        let latest = self.state().latest;
-        match (0..KEYS).find(|key| latest[*key].0 < self.acknowledged[*key]) {
+        match (0..KEYS).find(|key| self.last(*key).0 < self.acknowledged[*key]) {
             Some(key) => Err(format!("key {key}: write {} was acknowledged, and is lost", self.acknowledged[key])),
             None => Ok(()),
         }
@@ -310,7 +370,7 @@ impl World {
 
     /// All that is under way comes to its end, and what is in the journal to the origin.
     fn end(&mut self) -> Result<(), String> {
-        self.now += 10 * MARK;
+        self.now += 10 * MARK_WITH_DETOUR;
         self.relays = vec![Relay::Idle; 1];
         for _ in 0..10_000 {
             if self.state().journal.log.is_empty() && matches!(self.relays[0], Relay::Idle) {
@@ -326,12 +386,12 @@ impl World {
         for transaction in std::mem::take(&mut self.adrift) {
             self.commit(&transaction);
         }
-        let state = self.state();
+        let (state, last) = (self.state(), [0, 1].map(|key| self.last(key)));
         if !state.journal.log.is_empty() {
             return Err("the journal is not drained".to_owned());
         }
         for key in 0..KEYS {
-            let (row, (number, deleted)) = (self.rows[key], state.latest[key]);
+            let (row, (number, deleted)) = (self.rows[key], last[key]);
             if row.number != number || row.deleted != deleted {
                 return Err(format!("key {key}: the last write is {number}, and the origin has {row:?}"));
             }
