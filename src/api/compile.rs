@@ -273,8 +273,12 @@ impl Merged {
             }
             let strategy = compile_strategy(source, spec, &place, keys.as_ref().ok(), origin_names);
             let tags = compile_tags(source, spec, &place, keys.as_ref().ok());
-            let versioned = spec.invalidate.as_ref().is_some_and(|invalidate| invalidate.versioned == Some(Versioned::Rule));
-            if versioned && keys.as_ref().is_ok_and(|keys| !keys.ends_open()) {
+            let versioned = match spec.invalidate.as_ref().and_then(|invalidate| invalidate.versioned) {
+                None => crate::policy::Versioned::No,
+                Some(Versioned::Rule) => crate::policy::Versioned::Rule,
+                Some(Versioned::Entity) => crate::policy::Versioned::Entity,
+            };
+            if versioned.is_any() && keys.as_ref().is_ok_and(|keys| !keys.ends_open()) {
                 let what = "the version stands behind the last part of a key, and these keys end otherwise";
                 source.refuse(place.key("invalidate").key("versioned"), what, "remove it, or let the keys end in a part");
             }

@@ -26,7 +26,7 @@ pub use journal_name::{JournalName, JournalNameError};
 pub use pattern::{Captures, KeyPattern, PatternError};
 pub use rule::{
     AtWaitEnd, CacheAside, Journal, Lifetime, Load, Mode, Overflow, Query, ReadThrough, ReplyForm, Rule, Stampede, Store,
-    Strategy, Unmatched, WriteBehind, WriteThrough,
+    Strategy, Unmatched, Versioned, WriteBehind, WriteThrough,
 };
 pub use rule_index::{RuleIndex, RuleScan};
 pub use snapshot::{Snapshot, SnapshotError};

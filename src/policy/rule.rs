@@ -22,9 +22,67 @@ pub struct Rule {
     /// Names under which its keys can be invalidated together, as [`tags`](super::tags) reads them. At most [`MAX_TAGS`](super::tags::MAX_TAGS).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tags: Vec<KeyPattern>,
-    /// Whether its keys have a [version](super::versions) in the names that the cache has for them.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub versioned: bool,
+    /// Which [versions](super::versions) its keys have in the names that the cache has for them.
+    #[serde(default, skip_serializing_if = "Versioned::is_none")]
+    pub versioned: Versioned,
+}
+
+/// Which versions the keys of a rule have in their names.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "VersionedForm", into = "VersionedForm")]
+pub enum Versioned {
+    /// None.
+    #[default]
+    No,
+    /// That of the rule, and those of the key's tags.
+    Rule,
+    /// These, and one of the key's own.
+    Entity,
+}
+
+impl Versioned {
+    fn is_none(&self) -> bool {
+        *self == Self::No
+    }
+
+    /// Whether there are any.
+    pub fn is_any(self) -> bool {
+        self != Self::No
+    }
+}
+
+/// [`Versioned`], as a snapshot says it: the first form that had versions knew those of rules alone.
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum VersionedForm {
+    OfRule(bool),
+    Of(VersionedBy),
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+enum VersionedBy {
+    Entity,
+}
+
+impl From<VersionedForm> for Versioned {
+    fn from(form: VersionedForm) -> Self {
+        match form {
+            VersionedForm::OfRule(false) => Self::No,
+            VersionedForm::OfRule(true) => Self::Rule,
+            VersionedForm::Of(VersionedBy::Entity) => Self::Entity,
+        }
+    }
+}
+
+impl From<Versioned> for VersionedForm {
+    fn from(versioned: Versioned) -> Self {
+        match versioned {
+            Versioned::No => Self::OfRule(false),
+            Versioned::Rule => Self::OfRule(true),
+            Versioned::Entity => Self::Of(VersionedBy::Entity),
+        }
+    }
 }
 
 /// Whether a rule takes effect.

@@ -11,7 +11,9 @@ use serde::{Deserialize, Serialize};
 
 use super::changes::Feed;
 use super::pattern::KeyPattern;
-use super::rule::{CacheAside, Lifetime, Mode, Overflow, Query, ReadThrough, Rule, Store, Strategy, Unmatched, WriteBehind};
+use super::rule::{
+    CacheAside, Lifetime, Mode, Overflow, Query, ReadThrough, Rule, Store, Strategy, Unmatched, Versioned, WriteBehind,
+};
 use super::tags::{self, MAX_TAGS};
 use super::units::{ByteSize, Span};
 
@@ -23,7 +25,8 @@ use super::units::{ByteSize, Span};
 /// 4: rules may write through.
 /// 5: rules may write behind.
 /// 6: rules may have tags, be versioned, and follow changes of tables, and journals overflow to their origin.
-pub const VERSION: u32 = 6;
+/// 7: rules may have a version for each of their keys.
+pub const VERSION: u32 = 7;
 /// The largest snapshot in bytes, which also fits a ConfigMap.
 pub const MAX_BYTES: usize = 900 * 1024;
 /// The fewest writes that a journal may be bounded to: a command may bring 256 of them.
@@ -365,10 +368,15 @@ impl Snapshot {
         if self.rules.iter().any(is_unknown) {
             return self;
         }
+        if form < 7 {
+            // A key is invalidated without a version of its own, too.
+            let of_keys = self.rules.iter_mut().filter(|rule| rule.versioned == Versioned::Entity);
+            of_keys.for_each(|rule| rule.versioned = Versioned::Rule);
+        }
         if form < 6 {
             // Sidecars that know no tags pass an event of one by, as one of a tag that no rule has.
             // Versions are for all sidecars of a binding or for none: they call keys by other names.
-            self.rules.iter_mut().for_each(|rule| (rule.tags, rule.versioned) = (Vec::new(), false));
+            self.rules.iter_mut().for_each(|rule| (rule.tags, rule.versioned) = (Vec::new(), Versioned::No));
             // Which tables are followed is no concern of a sidecar's.
             self.feeds.clear();
         }
@@ -460,7 +468,7 @@ impl Snapshot {
             return Err(format!("it has more than {MAX_TAGS} tags"));
         }
         rule.tags.iter().try_for_each(|tag| tags::check(tag, &rule.keys)).map_err(|error| error.to_string())?;
-        if rule.versioned {
+        if rule.versioned.is_any() {
             check_versioned(rule)?;
         }
         let read_through = match &rule.strategy {
@@ -520,8 +528,11 @@ pub fn required_form(origins: &[Origin], rules: &[Rule]) -> u32 {
         Strategy::CacheAside(cache_aside) => cache_aside.stampede.is_some() || !cache_aside.stale.is_zero(),
         Strategy::Bypass {} | Strategy::ReadThrough(_) | Strategy::WriteThrough(_) | Strategy::WriteBehind(_) => false,
     };
+    if rules.iter().any(|rule| rule.versioned == Versioned::Entity) {
+        return 7;
+    }
     let overflows = |rule: &Rule| rule.strategy.behind().is_some_and(|behind| behind.journal.overflow != Overflow::Reject);
-    if rules.iter().any(|rule| rule.versioned || !rule.tags.is_empty() || overflows(rule)) {
+    if rules.iter().any(|rule| rule.versioned.is_any() || !rule.tags.is_empty() || overflows(rule)) {
         return 6;
     }
     if rules.iter().any(|rule| rule.strategy.behind().is_some()) {

@@ -134,7 +134,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::policy::{Mode, Strategy as RuleStrategy};
+    use crate::policy::{Mode, Strategy as RuleStrategy, Versioned};
 
     fn rule(keys: &str, tags: &[&str]) -> Rule {
         let tags = tags.iter().map(|tag| tag.parse().expect("a pattern")).collect();
@@ -144,7 +144,7 @@ mod tests {
             mode: Mode::Enforce,
             strategy: RuleStrategy::Bypass {},
             tags,
-            versioned: false,
+            versioned: Versioned::No,
         }
     }
 

@@ -1,13 +1,13 @@
 //! Names with versions: what the cache calls a key whose rule is versioned, so that all of the rule's keys are invalidated by one write.
 //!
-//! `user:7` is kept as `user:7~v3f9a00c1d2e4b567`. The version is made of the rule's own and of those of the key's tags. Each of these is drawn by
-//! chance, never counted up: one that was lost and drawn anew was nobody's before, so nothing that was stored under an earlier one is ever
-//! met again.
+//! `user:7` is kept as `user:7~v3f9a00c1d2e4b567`. The version is made of the rule's own, of those of the key's tags, and of the key's own where
+//! the rule says so. Each of these is drawn by chance, never counted up: one that was lost and drawn anew was nobody's before, so nothing that
+//! was stored under an earlier one is ever met again.
 
 use std::fmt;
 
 use super::pattern::{KeyPattern, Segment};
-use super::rule::Rule;
+use super::rule::{Rule, Versioned};
 use super::slots::Companion;
 use super::tags;
 
@@ -62,18 +62,25 @@ pub fn split(name: &[u8]) -> Option<(&[u8], Version)> {
     Some((rest.strip_suffix(MARK)?, Version::parse(digits)?))
 }
 
-/// What has a version: a rule, or a tag among the keys of one.
+/// What has a version: a rule, a tag among the keys of one, or a key.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Counter {
     /// A text that the rule's pattern covers: so who may use the rule's keys may use what stands beside it.
     text: Vec<u8>,
-    of_tag: bool,
+    of: Of,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+enum Of {
+    Rule,
+    Tag,
+    Key,
 }
 
 impl Counter {
     /// The one that all keys of a pattern share. Whoever has a rule of the same pattern has the same.
     pub fn of_rule(keys: &KeyPattern) -> Self {
-        Self { text: keys.as_str().as_bytes().to_vec(), of_tag: false }
+        Self { text: keys.as_str().as_bytes().to_vec(), of: Of::Rule }
     }
 
     /// The one that the keys of a pattern share which have this tag.
@@ -87,13 +94,19 @@ impl Counter {
         }
         // Digits, which any part may hold.
         text.extend(tag.iter().flat_map(|byte| format!("{byte:02x}").into_bytes()));
-        Self { text, of_tag: true }
+        Self { text, of: Of::Tag }
     }
 
-    /// All that the version of a rule's key is made of: the rule's own first.
+    /// The one of a key. Its text ends in a tilde, as those of rules and tags do not.
+    pub fn of_key(key: &[u8]) -> Self {
+        Self { text: [key, b"~"].concat(), of: Of::Key }
+    }
+
+    /// All that the version of a rule's key is made of: the rule's own first, the key's own last.
     pub fn all_of(rule: &Rule, key: &[u8]) -> Vec<Self> {
         let tags = tags::of(rule, key).into_iter().map(|tag| Self::of_tag(&rule.keys, &tag));
-        [Self::of_rule(&rule.keys)].into_iter().chain(tags).collect()
+        let own = (rule.versioned == Versioned::Entity).then(|| Self::of_key(key));
+        [Self::of_rule(&rule.keys)].into_iter().chain(tags).chain(own).collect()
     }
 
     /// The key in which the cache keeps it.
@@ -101,9 +114,14 @@ impl Counter {
         Companion::Versions.name(&self.text)
     }
 
-    /// Whether it is a tag's: there may be any number of these, so the cache forgets those that are not used.
-    pub fn is_of_tag(&self) -> bool {
-        self.of_tag
+    /// Whether it is a key's.
+    pub fn is_of_key(&self) -> bool {
+        self.of == Of::Key
+    }
+
+    /// Whether there may be any number of its kind, so that the cache forgets those that were drawn long ago.
+    pub fn is_fleeting(&self) -> bool {
+        self.of != Of::Rule
     }
 }
 
@@ -133,12 +151,14 @@ mod tests {
     #[test]
     fn versions_are_kept_where_the_rule_s_keys_may_be() {
         let keys: KeyPattern = "face:{user}:{size}".parse().expect("a pattern");
-        let counters = [Counter::of_rule(&keys), Counter::of_tag(&keys, b"user:7"), Counter::of_tag(&keys, b"user:8")];
+        let (tags, key) = ([b"user:7", b"user:8"].map(|tag| Counter::of_tag(&keys, tag)), Counter::of_key(b"face:7:s"));
+        let counters = [vec![Counter::of_rule(&keys)], tags.to_vec(), vec![key]].concat();
         for counter in &counters {
             assert!(keys.matches(&counter.text), "{counter:?}");
             assert_eq!(Companion::parse(&counter.key()), Some((Companion::Versions, &counter.text[..])));
         }
-        assert!(counters[1] != counters[2] && counters[1].key() != counters[2].key());
+        let names: std::collections::BTreeSet<Vec<u8>> = counters.iter().map(Counter::key).collect();
+        assert_eq!(names.len(), counters.len());
         let [a, b, c] = [1, 2, 3].map(Version::new);
         assert!(a.with(b) != a.with(c) && a.with(b) != c.with(b) && a.with(b) != b.with(a));
     }

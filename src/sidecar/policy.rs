@@ -70,7 +70,8 @@ impl ActivePolicy {
         };
         let early_expiry: Vec<Option<f64>> = snapshot.rules.iter().map(early_expiry).collect();
         let has_early_expiry = early_expiry.iter().any(Option::is_some);
-        let versioned: Vec<bool> = snapshot.rules.iter().map(|rule| rule.versioned && rule.mode == Mode::Enforce).collect();
+        let versioned: Vec<bool> =
+            snapshot.rules.iter().map(|rule| rule.versioned.is_any() && rule.mode == Mode::Enforce).collect();
         let has_versions = versioned.contains(&true);
         let observes = snapshot.rules.iter().any(|rule| rule.mode == Mode::Observe);
         let index = RuleIndex::new(snapshot.patterns().cloned());

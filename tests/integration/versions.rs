@@ -4,6 +4,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
+use larder::policy::versions::Counter;
 use serde_json::{Value as Json, json};
 use tempfile::TempDir;
 
@@ -180,6 +181,66 @@ fn check_tag(servers: &Servers) {
     assert_eq!(scan(&mut two, &["MATCH", "face:*"]), ["face:8:s"]);
     let seen: u64 = sidecars.iter().map(|sidecar| metric(sidecar, "larder_invalidation_walk_seen_total")).sum();
     assert_eq!(seen, 0, "no name was looked at");
+}
+
+#[test]
+fn keys_have_versions_of_their_own_under_sentinel() {
+    check_entities(&Servers::sentinel());
+}
+
+#[test]
+fn keys_have_versions_of_their_own_in_a_cluster() {
+    check_entities(&Servers::cluster());
+}
+
+fn check_entities(servers: &Servers) {
+    let [mut page, plain] = rules();
+    page["versioned"] = json!("entity");
+    let sidecars = sidecars(servers, 2, &[page, plain]);
+    wait_until_shared(&sidecars);
+    let [mut one, mut two] = [0, 1].map(|index| sidecars[index].client());
+    assert_eq!(one.line("MSET page:1 a page:2 b page:3 c plain:1 d"), ok());
+    assert_eq!(two.line("MGET page:1 page:2 plain:1"), Value::Array(vec![bulk("a"), bulk("b"), bulk("d")]));
+    assert_eq!((two.line("EXISTS page:1 page:2 page:4"), two.line("STRLEN page:3")), (Value::Int(2), Value::Int(1)));
+    assert!((1..=3600).contains(&two.line("TTL page:1").int()), "a key gets its rule's TTL");
+    assert_eq!(scan(&mut two, &["MATCH", "page:*"]), ["page:1", "page:2", "page:3"]);
+    assert_eq!((two.line("DEL page:3"), one.line("GET page:3")), (Value::Int(1), Value::Nil));
+    // One key's version is drawn anew, and no other's.
+    let version = own_version(servers, "page:1");
+    assert_eq!(two.line("GET page:late"), Value::Nil, "a load begins");
+    assert_eq!(one.line("LARDER.INVALIDATE page:1 page:late plain:1"), Value::Int(2));
+    assert_eq!((two.line("EXISTS page:1"), two.line("GET page:2")), (Value::Int(0), bulk("b")));
+    assert_eq!(two.line("SET page:late old"), ok());
+    assert_eq!((two.line("EXISTS page:late"), one.line("EXISTS page:late")), (Value::Int(0), Value::Int(0)));
+    wait_for("both to have heard of the next version", LIMIT, || {
+        assert_eq!(one.line("SET page:1 new"), ok());
+        two.line("GET page:1") == bulk("new")
+    });
+    assert_ne!(own_version(servers, "page:1"), version);
+    // An event does the same, and one about the rule or lost versions do it to all.
+    let event = one.line("XADD larder:events * key page:1");
+    assert!(matches!(event, Value::Bulk(_)), "{event:?}");
+    wait_for("the event", LIMIT, || two.line("EXISTS page:1") == Value::Int(0));
+    assert_eq!(one.line("XADD larder:events * rule page").is_error(), false);
+    wait_for("the rule's keys to go", LIMIT, || {
+        [&mut one, &mut two].into_iter().all(|client| client.line("EXISTS page:2") == Value::Int(0))
+    });
+    assert_eq!((one.line("SET page:5 v"), two.line("GET page:5")), (ok(), bulk("v")));
+    let own = own_name("page:5");
+    assert_eq!(servers.holder_of(&own).call(&["DEL", &own]), Value::Int(1));
+    wait_for("a lost version to be a miss", LIMIT, || {
+        [&mut one, &mut two].into_iter().all(|client| client.line("EXISTS page:5") == Value::Int(0))
+    });
+}
+
+/// Where the cache keeps the version that is a key's own.
+fn own_name(key: &str) -> String {
+    String::from_utf8(Counter::of_key(key.as_bytes()).key()).unwrap()
+}
+
+fn own_version(servers: &Servers, key: &str) -> String {
+    let name = own_name(key);
+    servers.holder_of(&name).call(&["GET", &name]).text()
 }
 
 #[test]

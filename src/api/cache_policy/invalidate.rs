@@ -20,8 +20,9 @@ pub struct InvalidateSpec {
     pub tags: Vec<String>,
     /// Rule: the cache keeps the rule's keys under names with a version, which is the rule's own, so that one write invalidates all of them,
     /// however many there are; what was loaded before is met by nobody either. Reads may take a second to notice. On such keys GET, SET and
-    /// their like are carried out, and other commands are refused by name. Only where strategy is CacheAside or ReadThrough and keys end
-    /// in a part.
+    /// their like are carried out, and other commands are refused by name. Entity: each key has a version of its own as well, which is drawn
+    /// anew when the key is invalidated; what is read or written of a key for the first time within a second costs a question more. Only where
+    /// strategy is CacheAside or ReadThrough and keys end in a part.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Versioned")]
     pub versioned: Option<Versioned>,
@@ -37,4 +38,6 @@ pub struct InvalidateSpec {
 pub enum Versioned {
     /// All of the rule.
     Rule,
+    /// Those, and each has one of its own.
+    Entity,
 }

@@ -17,12 +17,6 @@ const POLICY_FIELDS: &[(&str, &str)] = &[
 
 const VALUES: &[(Kind, &str, &str, &str)] = &[
     (Kind::CachePolicy, "spec.rules[].origin.as", "Hash", "write Json or String"),
-    (
-        Kind::CachePolicy,
-        "spec.rules[].invalidate.versioned",
-        "Entity",
-        "write Rule, or remove it: one key is invalidated by one write in any case",
-    ),
 ];
 
 const BOUNDS: &[(Kind, &str, &str)] = &[

@@ -70,8 +70,16 @@ fn older_readers_are_told_what_they_can_be_told() {
     let untagged = newest.rules.clone();
     newest.rules[0].tags.push("user:{id}".parse().expect("a pattern"));
     newest.requires = required_form(&newest.origins, &newest.rules);
-    newest.rules[0].versioned = true;
-    assert_eq!((newest.requires, newest.clone().in_form(6)), (6, newest.clone()));
+    newest.rules[0].versioned = Versioned::Rule;
+    let of_rule = Snapshot { version: 6, ..newest.clone() };
+    assert_eq!((newest.requires, newest.clone().in_form(6)), (6, of_rule.clone()));
+    newest.rules[0].versioned = Versioned::Entity;
+    newest.requires = required_form(&newest.origins, &newest.rules);
+    assert_eq!((newest.requires, newest.clone().in_form(6), newest.clone().in_form(7)), (7, of_rule.clone(), newest.clone()));
+    for snapshot in [&newest, &of_rule] {
+        let json = serde_json::to_vec(snapshot).expect("serialises");
+        assert_eq!(&Snapshot::parse(&json).expect("it can be read"), snapshot);
+    }
     newest.check().expect("valid");
     let second = newest.clone().in_form(2);
     assert_eq!((second.version, second.requires, &second.rules), (2, 2, &untagged));
@@ -208,7 +216,7 @@ fn secrets_do_not_show() {
 #[test]
 fn contradictions_name_the_place() {
     for (from, to, word) in [
-        (r#""requires":1"#, r#""requires":7"#, "upgrade"),
+        (r#""requires":1"#, r#""requires":8"#, "upgrade"),
         (r#""generation":1"#, r#""generation":1,"extra":1"#, "extra"),
         ("127.0.0.1:7000", "nowhere", "host:port"),
         (r#""cluster":{"#, r#""cluster":{"patience":"61s","#, "at most 1m"),

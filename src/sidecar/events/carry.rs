@@ -53,7 +53,7 @@ pub async fn invalidate(worker: &Rc<Worker>, keys: &[Vec<u8>]) -> Result<Outcome
     let mut slots: Vec<u16> = plain.iter().map(|key| invalidation_slot(worker, key)).collect();
     let settled = versioned.iter().filter_map(|key| {
         let counters = Counter::all_of(policy.rule(policy.find(key))?, key);
-        let mapped = Mapped { lane, keys: vec![(counters, key.to_vec(), None)] };
+        let mapped = Mapped { lane, keys: vec![(counters, key.to_vec(), None)], invalidates: true };
         Some(async move { settle(worker, &mapped).await })
     });
     for settled in join_all(settled).await {

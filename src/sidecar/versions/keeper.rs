@@ -7,9 +7,9 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use tokio::time::{sleep, timeout};
 
-use crate::policy::KeyPattern;
 use crate::policy::events::STREAM;
 use crate::policy::versions::{Counter, Version};
+use crate::policy::{KeyPattern, Versioned};
 use crate::sidecar::dispatch::invalidation_slot;
 use crate::sidecar::resp::reply;
 use crate::sidecar::upstream::ask::ask;
@@ -20,8 +20,8 @@ use crate::sidecar::worker::Worker;
 const ASK_EVERY: Duration = Duration::from_millis(200);
 /// What has not been answered by then is asked anew.
 const ASK_FOR: Duration = Duration::from_millis(1_000);
-/// For how many seconds the cache keeps the version of a tag: a day. Then another is drawn, and what has the tag is a miss.
-const TAG_LASTS: &[u8] = b"86400";
+/// For how many seconds the cache keeps the version of a tag or a key: a day. Then another is drawn, and what it was part of is a miss.
+const FLEETING_LASTS: &[u8] = b"86400";
 
 /// Asks for the versions of the policy's rules for ever. Each worker runs it.
 ///
@@ -50,11 +50,15 @@ pub async fn keep_forever(worker: Rc<Worker>) {
     }
 }
 
-/// The versioned rules of the policy in force, by their patterns' texts.
-fn versioned(worker: &Worker) -> BTreeMap<String, (KeyPattern, String)> {
+/// The versioned rules of the policy in force, by their patterns' texts and by whether each key has a version of its own.
+fn versioned(worker: &Worker) -> BTreeMap<(String, bool), (KeyPattern, String)> {
     let policy = worker.policy();
     let rules = (0..).zip(&policy.snapshot().rules).filter(|(id, _)| policy.is_versioned(*id));
-    rules.map(|(_, rule)| (rule.keys.as_str().to_owned(), (rule.keys.clone(), rule.name.clone()))).collect()
+    let rules = rules.map(|(_, rule)| {
+        let has_own = rule.versioned == Versioned::Entity;
+        ((rule.keys.as_str().to_owned(), has_own), (rule.keys.clone(), rule.name.clone()))
+    });
+    rules.collect()
 }
 
 /// Asks for versions, and draws those that there are not. Ends within a second, whatever was answered.
@@ -71,8 +75,8 @@ async fn fetch_one(worker: &Rc<Worker>, counter: &Counter) -> Result<(), String>
     let drawn = Version::new(fastrand::u64(..));
     let (key, digits) = (counter.key(), drawn.to_string());
     let mut command: Vec<&[u8]> = vec![b"SET", &key, digits.as_bytes(), b"NX", b"GET"];
-    if counter.is_of_tag() {
-        command.extend([&b"EX"[..], TAG_LASTS]);
+    if counter.is_fleeting() {
+        command.extend([&b"EX"[..], FLEETING_LASTS]);
     }
     let asked_at = worker.versions().now();
     let answer = ask(worker, invalidation_slot(worker, &key), Lane::default(), &command).await?;
@@ -106,8 +110,8 @@ pub async fn draw(worker: &Rc<Worker>, counter: &Counter) -> Result<(), String> 
     let version = Version::new(fastrand::u64(..));
     let (key, digits) = (counter.key(), version.to_string());
     let mut command: Vec<&[u8]> = vec![b"SET", &key, digits.as_bytes()];
-    if counter.is_of_tag() {
-        command.extend([&b"EX"[..], TAG_LASTS]);
+    if counter.is_fleeting() {
+        command.extend([&b"EX"[..], FLEETING_LASTS]);
     }
     let asked_at = worker.versions().now();
     ask(worker, invalidation_slot(worker, &key), Lane::default(), &command).await?;

@@ -4,7 +4,8 @@
 //! back where names are listed. [`epoch`] knows the version that is meant, [`keeper`] asks the cache for it, and draws a new one where the rule
 //! is invalidated: what was stored under the old name is met by nobody any more, a load that is under way included.
 //!
-//! A key's version is made of its rule's and its tags' ([`Counter`]): whoever invalidates a tag draws that one anew.
+//! A key's version is made of its rule's and its tags' ([`Counter`]), and of its own where the rule says so: whoever invalidates a tag, or such a
+//! key, draws that one anew.
 //!
 //! A read takes the version that was told within the last second. A write takes it, too, and then asks which version counts: where that is
 //! another by now, the key goes under that one as well before the write is acknowledged ([`written`]). So no other sidecar goes on with what
@@ -183,7 +184,8 @@ pub fn takes(session: &Rc<Session>, request: &Request<'_>) -> Option<Flow> {
             places.iter().zip(counters).zip(&names).filter_map(|(((at, _), counters), (version, _))| {
                 Some((counters, request.args.get(*at)?.to_vec(), Some(*version)))
             });
-        let mapped = Mapped { lane: session.lane(), keys: keys.collect() };
+        let invalidates = request.spec.name == "larder.invalidate";
+        let mapped = Mapped { lane: session.lane(), keys: keys.collect(), invalidates };
         worker.versions().mapped.replace(Some(Rc::new(mapped)));
     }
     let mapped = Request { raw: &wire, args: CommandArgs::new(&wire, scanner.ranges()), spec: request.spec };

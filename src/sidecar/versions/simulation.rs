@@ -1,7 +1,7 @@
-//! Sidecars that read, load, store and delete versioned keys, while somebody invalidates their rule or a key's tag, whose versions are lost now
-//! and then.
+//! Sidecars that read, load, store and delete versioned keys, while somebody invalidates their rule, a key's tag or a key, whose versions are lost
+//! now and then.
 //!
-//! Nothing is read that is older than a deletion which was acknowledged before the read began, nor than an invalidation of its rule or tag a second
+//! Nothing is read that is older than a deletion which was acknowledged before the read began, nor than an invalidation of its rule, its tag or itself a second
 //! before: within that second, others may show what was there before it, also of keys that are deleted meanwhile. The cache is a map; answers of it arrive whenever they like. Each of the switches breaks one mechanism, and
 //! is caught.
 
@@ -12,8 +12,8 @@ use super::told::Told;
 use crate::policy::versions::Version;
 
 const KEYS: usize = 2;
-/// The rule's version, and that of each key's tag.
-const COUNTERS: usize = 1 + KEYS;
+/// The rule's version, that of each key's tag, and its own.
+const COUNTERS: usize = 1 + 2 * KEYS;
 const SIDECARS: usize = 3;
 const STEPS: usize = 500;
 const HISTORIES: u64 = 3_000;
@@ -130,7 +130,7 @@ impl World {
 
     /// The version that counts for a key. `None`: part of it is to be drawn.
     fn counts(&self, key: usize) -> Option<Version> {
-        Some(self.versions[0]?.with(self.versions[1 + key]?))
+        Some(self.versions[0]?.with(self.versions[1 + key]?).with(self.versions[1 + KEYS + key]?))
     }
 
     /// The version that a key is meant under, as a sidecar knows it.
@@ -138,14 +138,14 @@ impl World {
         // As if no time had passed since it was asked.
         let now = if self.switch == Switch::Lease { 0 } else { self.now };
         let (random, epochs) = (&mut self.random, &mut self.sidecars[sidecar].epochs);
-        let [rule, tag] = [0, 1 + key].map(|counter| epochs[counter].current(now, || random.u64(..)));
-        rule.with(tag)
+        let [rule, tag, own] = [0, 1 + key, 1 + KEYS + key].map(|counter| epochs[counter].current(now, || random.u64(..)));
+        rule.with(tag).with(own)
     }
 
     /// What nobody may read less of, who begins now; who has not been told the version, a second later.
     fn least(&self, sidecar: usize, key: usize) -> u64 {
         let knows = |counter: usize| self.sidecars[sidecar].epochs[counter].known(self.now).is_some();
-        let grace = if knows(0) && knows(1 + key) { 0 } else { LEASE_MS };
+        let grace = if [0, 1 + key, 1 + KEYS + key].into_iter().all(knows) { 0 } else { LEASE_MS };
         let due = self.demands.iter().filter(|(from, _)| from + grace <= self.now);
         due.map(|(_, demands)| demands[key]).max().unwrap_or_default()
     }
@@ -215,10 +215,10 @@ impl World {
         self.leases.remove(&name);
     }
 
-    /// Somebody invalidates the rule, or a tag.
+    /// Somebody invalidates the rule, a tag or a key.
     fn invalidate(&mut self) {
         let counter = self.random.usize(..COUNTERS);
-        let is_about = |key: usize| counter == 0 || counter == 1 + key;
+        let is_about = |key: usize| counter == 0 || counter == 1 + key || counter == 1 + KEYS + key;
         (0..KEYS).filter(|key| is_about(*key)).for_each(|key| self.origin[key] += 1);
         (self.versions[counter], self.changed_at) = (Some(self.draw()), self.now);
         let demand = |key: usize| if is_about(key) { self.origin[key] } else { 0 };

@@ -1,4 +1,7 @@
 //! The end of a write of versioned keys: it is acknowledged once the version that counts has heard of it.
+//!
+//! Where a key is invalidated that has a version of its own, that one is drawn anew behind its removal: the removal is seen at once by all who
+//! know the version that counts, and what was loaded before is met by nobody once they have heard of the next.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
@@ -8,6 +11,7 @@ use futures_util::future::try_join_all;
 use super::keeper;
 use crate::policy::versions::{Counter, Version};
 use crate::sidecar::dispatch::{invalidation_slot, submit_invalidation};
+use crate::sidecar::exclusive::wait::{removal_text, wait_for_replicas};
 use crate::sidecar::resp::reply;
 use crate::sidecar::upstream::ask::{caller, heard};
 use crate::sidecar::upstream::lane::Lane;
@@ -24,6 +28,17 @@ pub struct Mapped {
     pub lane: Lane,
     /// What the version of each key is made of, the key, and the version under which it was written, if it was.
     pub keys: Vec<(Vec<Counter>, Vec<u8>, Option<Version>)>,
+    /// Whether it invalidates them: then those of their versions that are a key's own are drawn anew, and replicas are to hear of it.
+    pub invalidates: bool,
+}
+
+impl Mapped {
+    /// The same of one key alone, by the name under which the command has it. `None`: it is no versioned key.
+    fn of(&self, name: &[u8]) -> Option<Self> {
+        let has_it = |version: &Option<Version>, key: &[u8]| version.is_some_and(|version| version.name(key) == name);
+        let key = self.keys.iter().find(|(_, key, version)| has_it(version, key))?;
+        Some(Self { lane: self.lane, keys: vec![key.clone()], invalidates: self.invalidates })
+    }
 }
 
 /// Who waits for the reply to a write of versioned keys.
@@ -42,6 +57,15 @@ pub fn guarded(worker: &Worker, sink: Sink) -> Sink {
     }
 }
 
+/// As [`guarded`], for a command's part that is about the key of this name alone.
+pub fn guarded_key(worker: &Worker, name: &[u8], sink: Sink) -> Sink {
+    let mapped = worker.has_versions().then(|| worker.versions().mapped()).flatten();
+    match mapped.and_then(|mapped| mapped.of(name)) {
+        Some(mapped) => Sink::Written(Box::new(Written { sink, mapped: Rc::new(mapped) })),
+        None => sink,
+    }
+}
+
 impl Written {
     /// Hands over the reply, once the version that counts has heard of the write.
     pub fn finish(self, worker: &Rc<Worker>, answer: Answer<'_>) {
@@ -52,32 +76,39 @@ impl Written {
         };
         let worker = worker.clone();
         tokio::task::spawn_local(async move {
-            match settle(&worker, &mapped).await {
-                Ok(_) => sink.deliver(&worker, Answer::Reply(&bytes)),
-                Err(text) => {
-                    let text =
-                        format!("UNCERTAIN the write was made, but which version of its key counts cannot be told: {text}");
-                    sink.deliver(&worker, Answer::Failed(&text));
-                }
+            match finished(&worker, &mapped).await {
+                Ok(()) => sink.deliver(&worker, Answer::Reply(&bytes)),
+                Err(text) => sink.deliver(&worker, Answer::Failed(&text)),
             }
             worker.flush_dirty();
         });
     }
 }
 
-/// What was removed under the versions that count.
+async fn finished(worker: &Rc<Worker>, mapped: &Mapped) -> Result<(), String> {
+    let settled = settle(worker, mapped)
+        .await
+        .map_err(|text| format!("UNCERTAIN the write was made, but which version of its key counts cannot be told: {text}"))?;
+    if mapped.invalidates && !settled.slots.is_empty() {
+        wait_for_replicas(worker, mapped.lane, &settled.slots).await.map_err(|why| removal_text(&why))?;
+    }
+    Ok(())
+}
+
+/// What was done under the versions that count.
 #[derive(Debug, Default)]
 pub struct Settled {
-    /// How many keys.
+    /// How many keys were removed.
     pub removed: u64,
-    /// The slots of all names that were to go.
+    /// The slots of all names that were to go, and of the versions that were drawn anew.
     pub slots: Vec<u16>,
 }
 
 /// A key, what its version is made of, and the version that has heard of the write.
 type Open<'m> = (&'m [Counter], &'m [u8], Option<Version>);
 
-/// Removes keys under the versions that count, where these are others than those that they were written under.
+/// Removes keys under the versions that count, where these are others than those that they were written under, and draws anew those that
+/// are their own where they are invalidated.
 ///
 /// # Errors
 /// The text of an error reply: keys may be there still, and whoever wants them gone repeats it.
@@ -88,6 +119,7 @@ pub async fn settle(worker: &Rc<Worker>, mapped: &Mapped) -> Result<Settled, Str
     for _ in 0..=MOST_CHANGES {
         open = outdated(worker, &open).await?;
         if open.is_empty() {
+            draw_own(worker, mapped, &mut settled.slots).await?;
             return Ok(settled);
         }
         let removals = open.iter().filter_map(|(_, key, counts)| {
@@ -101,6 +133,13 @@ pub async fn settle(worker: &Rc<Worker>, mapped: &Mapped) -> Result<Settled, Str
         }
     }
     Err("TRYAGAIN what was written is invalidated again and again".to_owned())
+}
+
+async fn draw_own(worker: &Rc<Worker>, mapped: &Mapped, slots: &mut Vec<u16>) -> Result<(), String> {
+    let all = mapped.keys.iter().filter(|_| mapped.invalidates).flat_map(|(counters, ..)| counters);
+    let own: BTreeSet<&Counter> = all.filter(|counter| counter.is_of_key()).collect();
+    slots.extend(own.iter().map(|counter| invalidation_slot(worker, &counter.key())));
+    try_join_all(own.into_iter().map(|counter| keeper::draw(worker, counter))).await.map(drop)
 }
 
 /// Those of `open` whose version is another by now, with that. Where part of a version is not there any more, the next to need it draws what

@@ -12,7 +12,7 @@ use crate::sidecar::upstream::gather::Meeting;
 use crate::sidecar::upstream::lane::Lane;
 use crate::sidecar::upstream::queue::{ANY_SLOT, Pending, Retry};
 use crate::sidecar::upstream::sink::{Sink, Transaction};
-use crate::sidecar::versions::written::guarded;
+use crate::sidecar::versions::written::guarded_key;
 use crate::sidecar::worker::Worker;
 
 /// What may stand beside a key: the right to store a load that is under way, the copy for bad times, the memory of its absence.
@@ -34,7 +34,7 @@ pub fn run(session: &Rc<Session>, request: &Request<'_>) -> Flow {
     let mut room = true;
     for (index, key) in keys.iter().enumerate() {
         let part = Sink::Part { meeting: meeting.clone(), index: index as u32 };
-        room &= submit(worker, session.lane(), key, guarded(worker, part));
+        room &= submit(worker, session.lane(), key, guarded_key(worker, key, part));
     }
     if room { Flow::Continue } else { Flow::Wait }
 }
