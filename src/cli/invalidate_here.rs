@@ -32,6 +32,9 @@ pub struct Args {
     /// Tell what would go, and change nothing
     #[arg(long)]
     dry_run: bool,
+    /// Answer once no sidecar can show what the keys had before
+    #[arg(long, conflicts_with_all = ["dry_run", "event"])]
+    sync: bool,
     /// Ask how far the tag, rule or pattern is, by the event that it was answered with
     #[arg(long, value_name = "ID", conflicts_with_all = ["dry_run", "keys"])]
     event: Option<String>,
@@ -42,9 +45,15 @@ pub struct Args {
 
 /// Prints the answer.
 pub fn run(args: Args) -> Outcome {
-    let Args { wanted, dry_run, event, socket } = args;
+    let Args { wanted, dry_run, sync, event, socket } = args;
+    let question = match (&event, dry_run, sync) {
+        (Some(event), ..) => Question::Follow(event),
+        (None, true, _) => Question::Try,
+        (None, false, true) => Question::Sync,
+        (None, false, false) => Question::Invalidate,
+    };
     for query in wanted.queries() {
-        let (method, path) = request(&query, dry_run, event.as_deref());
+        let (method, path) = question.request(&query);
         let (status, text) = local::ask(&socket, method, &path, LIMIT, "a running `larderd sidecar`")?;
         if !status.is_success() {
             return Err(Failure::new(text.trim_end(), "repeat it, which does no harm, or see the sidecar's log"));
@@ -55,11 +64,41 @@ pub fn run(args: Args) -> Outcome {
     Ok(ExitCode::SUCCESS)
 }
 
-/// How a sidecar is asked over its socket.
-pub fn request(query: &str, dry_run: bool, event: Option<&str>) -> (Method, String) {
-    match event {
-        Some(event) => (Method::GET, format!("/invalidate?{query}&event={}", local::percent_encoded(event.as_bytes()))),
-        None if dry_run => (Method::POST, format!("/invalidate?{query}&dry-run")),
-        None => (Method::POST, format!("/invalidate?{query}")),
+/// What a sidecar is asked.
+#[derive(Debug, Clone, Copy)]
+pub enum Question<'e> {
+    /// What would go.
+    Try,
+    /// That it goes.
+    Invalidate,
+    /// That it goes, and that no sidecar can show what keys had before once it is answered.
+    Sync,
+    /// How far the event is that it was answered with.
+    Follow(&'e str),
+}
+
+impl Question<'_> {
+    /// How it is asked over the sidecar's socket.
+    pub fn request(self, query: &str) -> (Method, String) {
+        match self {
+            Self::Follow(event) => {
+                (Method::GET, format!("/invalidate?{query}&event={}", local::percent_encoded(event.as_bytes())))
+            }
+            Self::Try => (Method::POST, format!("/invalidate?{query}&dry-run")),
+            Self::Sync => (Method::POST, format!("/invalidate?{query}&sync")),
+            Self::Invalidate => (Method::POST, format!("/invalidate?{query}")),
+        }
+    }
+
+    /// The options by which `larderd invalidate` asks it.
+    #[cfg(feature = "control-plane")]
+    pub fn options(self) -> Vec<std::ffi::OsString> {
+        let words: &[&str] = match &self {
+            Self::Follow(event) => &["--event", event],
+            Self::Try => &["--dry-run"],
+            Self::Sync => &["--sync"],
+            Self::Invalidate => &[],
+        };
+        words.iter().map(Into::into).collect()
     }
 }

@@ -233,6 +233,41 @@ fn check_entities(servers: &Servers) {
     });
 }
 
+/// What others believe of versions they believe for a second: with SYNC the reply comes when that is over.
+#[test]
+fn after_sync_nobody_shows_what_was_there_before() {
+    let servers = Servers::sentinel();
+    let directory = TempDir::new().unwrap();
+    let socket = directory.path().join("admin.sock").display().to_string();
+    let asked = Sidecar::start_with(&policy(servers.topology(), 1, &[], &rules()), &["--admin-socket", &socket]);
+    let sidecars = [asked, servers.sidecar(&[], &rules()), servers.sidecar(&[], &rules())];
+    wait_until_shared(&sidecars);
+    let mut clients: Vec<Client> = sidecars.iter().map(Sidecar::client).collect();
+    let mut server = servers.holder_of(VERSION_KEY);
+    let version_key = server.line("KEYS larder:v:*").items()[0].text();
+    for round in 0..6 {
+        let key = format!("page:{round}");
+        assert_eq!(clients[0].call(&["SET", &key, "old"]), ok());
+        // Sidecars hear of the next version one by one.
+        assert_eq!(server.call(&["SET", &version_key, &format!("{round:016x}")]), ok());
+        if round % 2 == 0 {
+            assert!(!clients[round % 3].call(&["LARDER.INVALIDATE", &key, "sync"]).is_error());
+        } else {
+            let told = larder(&["invalidate", &key, "--sync", "--deadline", "20s", "--socket", &socket]);
+            assert!(told.contains("invalidated"), "{told}");
+        }
+        assert!(clients.iter_mut().all(|client| client.call(&["EXISTS", &key]) == Value::Int(0)), "{key}");
+    }
+    // A key may have the word's name where another stands behind it; alone it is a key.
+    assert_eq!(clients[0].line("SET sync v"), ok());
+    assert_eq!(clients[0].line("LARDER.INVALIDATE plain:1 SYNC"), Value::Int(0));
+    assert_eq!(clients[0].line("LARDER.INVALIDATE sync"), Value::Int(1));
+    assert_eq!(
+        larder(&["invalidate", "--rule", "page", "--sync", "--socket", &socket]),
+        "the keys of the rule `page`: invalidated\n"
+    );
+}
+
 /// Where the cache keeps the version that is a key's own.
 fn own_name(key: &str) -> String {
     String::from_utf8(Counter::of_key(key.as_bytes()).key()).unwrap()

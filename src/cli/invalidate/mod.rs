@@ -7,14 +7,16 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use self::way::Way;
 use super::cluster::{ClusterArgs, block_on, object_name};
 use super::explain::workload::WorkloadName;
+use super::invalidate_here::Question;
 use super::output::{self, Format, Paint};
 use super::wanted::Wanted;
 use super::{Failure, Outcome};
+use crate::policy::Span;
 
 /// How often it is asked how far it is.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
@@ -22,7 +24,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// Invalidate keys, or all keys of a tag, a rule or a pattern
 ///
 /// Values, stale copies and remembered absences go, and what was loaded before is not stored any more. It is done when the command ends;
-/// with a tag, a rule or a pattern it is written down by then, and --wait waits until every server was walked over.
+/// with a tag, a rule or a pattern it is written down by then, and --wait waits until every server was walked over. Keys of versioned rules may
+/// be shown by other sidecars for a second more, which --sync waits for.
 ///
 /// Without --workload the running `larder dev` of this machine is asked.
 #[derive(clap::Args)]
@@ -34,6 +37,7 @@ Examples:
   larder invalidate --tag user:7                               all keys that have this tag
   larder invalidate --rule user --dry-run                      how many keys would go
   larder invalidate --pattern 'user:{id}' --wait               all of a pattern, until they have gone
+  larder invalidate page:7 --sync                              until no sidecar can show what it had before
   larder invalidate user:7 --workload deployment/shop -n shop  by a sidecar of a workload on Kubernetes")]
 pub struct Args {
     #[command(flatten)]
@@ -44,6 +48,12 @@ pub struct Args {
     /// Wait until the keys of the tag, the rule or the pattern have gone, and show how far it is
     #[arg(long, conflicts_with = "dry_run")]
     wait: bool,
+    /// End when no sidecar can show what is invalidated any more: as --wait, and for keys of versioned rules too
+    #[arg(long, conflicts_with = "dry_run")]
+    sync: bool,
+    /// How long --sync may take; after that the command fails, and what it has begun goes on
+    #[arg(long, value_name = "TIME", default_value = "1m", requires = "sync")]
+    deadline: Span,
     /// The workload whose sidecar is asked, such as deployment/shop, statefulset/worker or pod/debug
     #[arg(long, short, value_name = "KIND/NAME", conflicts_with_all = ["run_dir", "socket"])]
     workload: Option<WorkloadName>,
@@ -111,12 +121,25 @@ async fn carry_out(args: &Args) -> Result<Told, Failure> {
         Some(workload) => Way::to_workload(&args.cluster, args.namespace.as_deref(), workload).await?,
         None => Way::on_this_machine(args.socket.as_deref(), args.run_dir.as_deref())?,
     };
-    let answers = way.ask(&args.wanted, args.dry_run, None).await?;
+    if !args.sync {
+        return ask(args, &way, if args.dry_run { Question::Try } else { Question::Invalidate }).await;
+    }
+    match timeout(Duration::from_millis(args.deadline.as_millis()), ask(args, &way, Question::Sync)).await {
+        Ok(told) => told,
+        Err(_) => Err(Failure::new(
+            format!("within {} it was not everywhere that {} had gone", args.deadline, args.wanted.describe()),
+            "what was begun goes on: repeat it, which does no harm, with a longer --deadline",
+        )),
+    }
+}
+
+async fn ask(args: &Args, way: &Way, question: Question<'_>) -> Result<Told, Failure> {
+    let answers = way.ask(&args.wanted, question).await?;
     let mut told = sum(&answers, args.wanted.describe(), args.dry_run);
-    if args.wait
+    if (args.wait || args.sync)
         && let Some(event) = told.event.clone()
     {
-        told.removed = follow(&way, args, &event).await?;
+        told.removed = follow(way, args, &event).await?;
         told.complete = true;
     }
     Ok(told)
@@ -149,7 +172,7 @@ fn add(one: Option<u64>, other: Option<u64>) -> Option<u64> {
 async fn follow(way: &Way, args: &Args, event: &str) -> Result<Option<u64>, Failure> {
     let progress = super::waiting::Progress::begin("the event to be read");
     loop {
-        let answer = way.ask(&args.wanted, false, Some(event)).await?.into_iter().next().unwrap_or_default();
+        let answer = way.ask(&args.wanted, Question::Follow(event)).await?.into_iter().next().unwrap_or_default();
         match answer.state.as_str() {
             "ended" => return Ok(answer.removed),
             "unknown" => {

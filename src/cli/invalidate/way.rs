@@ -7,7 +7,7 @@ use super::Answer;
 use crate::cli::cluster::ClusterArgs;
 use crate::cli::explain::exec::{Asked, run, understand};
 use crate::cli::explain::workload::{Injected, WorkloadName};
-use crate::cli::invalidate_here::{LIMIT, request};
+use crate::cli::invalidate_here::{LIMIT, Question};
 use crate::cli::wanted::Wanted;
 use crate::cli::{Failure, WRONG_LINE, local, runs};
 use crate::dev;
@@ -61,12 +61,12 @@ impl Way {
     ///
     /// # Errors
     /// The sidecar cannot be asked, or it says why not.
-    pub async fn ask(&self, wanted: &Wanted, dry_run: bool, event: Option<&str>) -> Result<Vec<Answer>, Failure> {
+    pub async fn ask(&self, wanted: &Wanted, question: Question<'_>) -> Result<Vec<Answer>, Failure> {
         let mut answers = Vec::new();
         match self {
             Self::Socket(socket) => {
                 for query in wanted.queries() {
-                    let (method, path) = request(&query, dry_run, event);
+                    let (method, path) = question.request(&query);
                     let (status, text) = local::exchange(socket, method, &path, LIMIT, "a running sidecar").await?;
                     answers.push(match status {
                         status if status.is_success() => serde_json::from_str(&text).map_err(|error| {
@@ -79,8 +79,7 @@ impl Way {
             }
             Self::Pod { access, namespace, pod } => {
                 let mut options = ["invalidate", "--socket", &pod.socket].map(OsString::from).to_vec();
-                options.extend(dry_run.then(|| OsString::from("--dry-run")));
-                options.extend(event.into_iter().flat_map(|event| ["--event", event].map(OsString::from)));
+                options.extend(question.options());
                 for words in wanted.arguments() {
                     let line: Vec<&OsStr> = options.iter().chain(&words).map(OsString::as_os_str).collect();
                     let asked = Asked { namespace, pod: &pod.pod, otherwise: OTHERWISE };

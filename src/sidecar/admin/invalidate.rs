@@ -18,14 +18,15 @@ const LIMIT: Duration = Duration::from_secs(25);
 pub const MOST_KEYS: usize = 256;
 /// What to write.
 const REMEDY: &str = "write POST /invalidate?key=KEY&key=KEY, ?tag=TAG, ?rule=NAME or ?pattern=PATTERN, percent-encoded, with &dry-run to \
-                      try it; and GET /invalidate?event=ID with the same tag, rule or pattern to ask how far it is";
+                      try it and &sync to wait until no sidecar shows what keys had before; and GET /invalidate?event=ID with the same tag, rule or pattern to ask how far it is";
 
 /// Has keys go, those of a tag, of a rule or of a pattern, or tells which would.
 pub(super) async fn invalidate(State(shared): State<Arc<Shared>>, RawQuery(query): RawQuery) -> Response {
     let query = query.unwrap_or_default();
-    let request = meant(&query).map(|(meant, Options { dry_run, .. })| match dry_run {
-        true => Request::Try(meant),
-        false => Request::Invalidate(meant),
+    let request = meant(&query).map(|(meant, Options { dry_run, sync, .. })| match (dry_run, sync) {
+        (true, _) => Request::Try(meant),
+        (false, true) => Request::Sync(meant),
+        (false, false) => Request::Invalidate(meant),
     });
     respond(&shared, request).await
 }
@@ -56,6 +57,7 @@ async fn respond(shared: &Shared, request: Result<Request, String>) -> Response 
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Options {
     dry_run: bool,
+    sync: bool,
     event: Option<String>,
 }
 
@@ -68,6 +70,7 @@ fn meant(query: &str) -> Result<(Meant, Options), String> {
             percent_decoded(value).filter(|value| value.len() <= MAX_KEY_BYTES).ok_or("a value is malformed, or too long")?;
         match name {
             "dry-run" => options.dry_run = true,
+            "sync" => options.sync = true,
             "event" => options.event = Some(String::from_utf8_lossy(&value).into_owned()),
             _ => match parse(name.as_bytes(), &value).map_err(remedy)? {
                 Event::Key(key) => keys.push(key),
@@ -100,10 +103,11 @@ mod tests {
         let keys = |keys: &[&str]| Meant::Keys(keys.iter().map(|key| key.as_bytes().to_vec()).collect());
         let plain = Options::default;
         assert_eq!(meant("key=user:7&key=a%20b"), Ok((keys(&["user:7", "a b"]), plain())));
-        assert_eq!(meant("rule=user&dry-run"), Ok((Meant::Rule("user".to_owned()), Options { dry_run: true, event: None })));
+        assert_eq!(meant("rule=user&dry-run"), Ok((Meant::Rule("user".to_owned()), Options { dry_run: true, ..plain() })));
+        assert_eq!(meant("key=user:7&sync"), Ok((keys(&["user:7"]), Options { sync: true, ..plain() })));
         assert_eq!(meant("tag=user:7"), Ok((Meant::Tag("user:7".to_owned()), plain())));
         let pattern = Meant::Pattern("user:{id}".parse().unwrap());
-        let followed = Options { dry_run: false, event: Some("7-0".to_owned()) };
+        let followed = Options { event: Some("7-0".to_owned()), ..plain() };
         assert_eq!(meant("pattern=user:%7Bid%7D&event=7-0"), Ok((pattern, followed)));
         for (query, words) in [
             ("", "POST /invalidate?key=KEY"),

@@ -14,7 +14,9 @@ pub mod within;
 use std::rc::Rc;
 
 pub use data::{CROSS_SLOT, note_written, unmatched_text};
-pub use local::invalidate::{slot_of as invalidation_slot, submit as submit_invalidation, write as write_invalidation};
+pub use local::invalidate::{
+    keys_end as invalidation_keys_end, slot_of as invalidation_slot, submit as submit_invalidation, write as write_invalidation,
+};
 pub use split::submit_part;
 
 use super::commands::{self, Access, Class, CommandSpec, Effect};

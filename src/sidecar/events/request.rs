@@ -48,6 +48,8 @@ pub enum Meant {
 pub enum Request {
     /// That they go.
     Invalidate(Meant),
+    /// That they go, and that no sidecar can show what keys had before once it is answered.
+    Sync(Meant),
     /// What would go.
     Try(Meant),
     /// How far it is, by the event that the first was answered with.
@@ -70,12 +72,19 @@ pub enum Refusal {
 pub async fn answer(worker: &Rc<Worker>, store: &Store, bound: bool, request: Request) -> Result<Json, Refusal> {
     let policy = worker.policy();
     let meant = match &request {
-        Request::Invalidate(meant) | Request::Try(meant) | Request::Follow(meant, _) => meant.clone(),
+        Request::Invalidate(meant) | Request::Sync(meant) | Request::Try(meant) | Request::Follow(meant, _) => meant.clone(),
     };
     check(&policy, &meant, bound).map_err(Refusal::Wrong)?;
     match (request, target_of(meant)) {
         (Request::Invalidate(Meant::Keys(keys)), _) => invalidate(worker, &keys).await,
-        (Request::Invalidate(meant), _) => announce(worker, &meant).await,
+        (Request::Sync(Meant::Keys(keys)), _) => {
+            let told = invalidate(worker, &keys).await?;
+            if keys.iter().any(|key| policy.is_versioned(policy.find(key))) {
+                sleep(Duration::from_millis(LEASE_MS)).await;
+            }
+            Ok(told)
+        }
+        (Request::Invalidate(meant) | Request::Sync(meant), _) => announce(worker, &meant).await,
         (Request::Try(Meant::Keys(keys)), _) => try_keys(worker, &policy, &keys).await,
         (Request::Try(_), Some(target)) => try_walk(worker, target).await,
         (Request::Follow(_, event), Some(target)) => follow(worker, store, &target, event).await,

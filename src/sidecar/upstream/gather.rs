@@ -4,8 +4,10 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashSet;
 use std::fmt;
 use std::rc::Rc;
+use std::time::Duration;
 
 use tokio::sync::oneshot;
+use tokio::time::sleep;
 
 use super::lane::Lane;
 use super::sink::Answer;
@@ -39,6 +41,17 @@ impl fmt::Debug for Assembly {
     }
 }
 
+/// What has to be so before a write is told of.
+#[derive(Debug, Clone)]
+pub struct Confirm {
+    /// Where the client's commands go.
+    pub lane: Lane,
+    /// The slots whose replicas must have what was done.
+    pub slots: Vec<u16>,
+    /// For how long other sidecars may go by what they were told before, where that is waited for.
+    pub pause: Duration,
+}
+
 /// What came of a command's parts.
 #[derive(Debug, Clone)]
 pub struct Gathered {
@@ -60,8 +73,8 @@ pub struct Meeting {
     fill: Option<(Lane, Vec<u8>)>,
     /// Who gets the reply, where that is not the client.
     receiver: RefCell<Option<oneshot::Sender<Gathered>>>,
-    /// The slots whose replicas must have what was done before it is told.
-    confirm: Option<(Lane, Vec<u16>)>,
+    /// What is waited for once it was done.
+    confirm: Option<Confirm>,
     parts: RefCell<Vec<Option<Vec<u8>>>>,
     left: Cell<usize>,
     /// Whether the session's task waits for each answer.
@@ -74,11 +87,11 @@ impl Meeting {
         Rc::new(Self::build(session, sequence, assembly, writes, None, parts))
     }
 
-    /// As [`Meeting::new`], for writes that are told of when the replicas of `slots` have them.
-    pub fn confirming(session: Rc<Session>, sequence: u32, join: Join, places: Vec<Vec<u32>>, slots: Vec<u16>) -> Rc<Self> {
-        let (parts, lane) = (places.len(), session.lane());
+    /// As [`Meeting::new`], for writes that are told of when what `confirm` says is so.
+    pub fn confirming(session: Rc<Session>, sequence: u32, join: Join, places: Vec<Vec<u32>>, confirm: Confirm) -> Rc<Self> {
+        let parts = places.len();
         let meeting = Self::build(session, sequence, Assembly::Keys(join, places), true, None, parts);
-        Rc::new(Self { confirm: Some((lane, slots)), ..meeting })
+        Rc::new(Self { confirm: Some(confirm), ..meeting })
     }
 
     /// As [`Meeting::new`], for an MGET, or an EXISTS with one key a part, some of whose missing keys are to be loaded;
@@ -162,13 +175,13 @@ impl Meeting {
             }
             match (&self.fill, &self.confirm) {
                 (None, None) => self.session.answer(self.sequence, |out| self.compose(&parts, out)),
-                (None, Some((lane, slots))) => self.compose_and_confirm(&parts, *lane, slots.clone()),
+                (None, Some(confirm)) => self.compose_and_confirm(&parts, confirm.clone()),
                 (Some((lane, command)), _) => self.compose_and_fill(&parts, *lane, command),
             }
         }
     }
 
-    fn compose_and_confirm(&self, parts: &[Vec<u8>], lane: Lane, slots: Vec<u16>) {
+    fn compose_and_confirm(&self, parts: &[Vec<u8>], confirm: Confirm) {
         let mut whole = Vec::new();
         self.compose(parts, &mut whole);
         let (session, sequence) = (self.session.clone(), self.sequence);
@@ -176,8 +189,11 @@ impl Meeting {
             return session.deliver(sequence, &whole);
         }
         tokio::task::spawn_local(async move {
-            match wait_for_replicas(session.worker(), lane, &slots).await {
-                Ok(()) => session.deliver(sequence, &whole),
+            match wait_for_replicas(session.worker(), confirm.lane, &confirm.slots).await {
+                Ok(()) => {
+                    sleep(confirm.pause).await;
+                    session.deliver(sequence, &whole);
+                }
                 Err(why) => session.answer(sequence, |out| encode::error(out, &removal_text(&why))),
             }
             session.worker().flush_dirty();

@@ -217,7 +217,7 @@ fn places(policy: &ActivePolicy, spec: &CommandSpec, args: &CommandArgs<'_>) -> 
         policy.is_versioned(rule).then_some((at, rule))
     };
     if spec.name == "larder.invalidate" {
-        return (1..args.len()).filter_map(versioned).collect();
+        return (1..dispatch::invalidation_keys_end(args)).filter_map(versioned).collect();
     }
     // Where the arguments contradict themselves any server answers with the error that fits.
     let keys = spec.keys(args).unwrap_or_default();

@@ -2,7 +2,8 @@
 //! now and then.
 //!
 //! Nothing is read that is older than a deletion which was acknowledged before the read began, nor than an invalidation of its rule, its tag or itself a second
-//! before: within that second, others may show what was there before it, also of keys that are deleted meanwhile. The cache is a map; answers of it arrive whenever they like. Each of the switches breaks one mechanism, and
+//! before: within that second, others may show what was there before it, also of keys that are deleted meanwhile. Who waits for that second is told of
+//! no older value by anybody. The cache is a map; answers of it arrive whenever they like. Each of the switches breaks one mechanism, and
 //! is caught.
 
 use std::collections::HashMap;
@@ -32,9 +33,19 @@ enum Switch {
     Earlier,
     /// A value that goes under an earlier version leaves loads under the present one their lease.
     Revocation,
+    /// Who wants to know when nobody can show what was there before is answered at once.
+    Sync,
 }
 
 type Name = (Version, usize);
+
+/// What is demanded of each key.
+struct Demand {
+    from: u64,
+    /// Whether somebody has waited until it is so for everybody.
+    synced: bool,
+    least: [u64; KEYS],
+}
 
 /// A client that was told that a key is missing, and loads.
 #[derive(Debug, Clone, Copy)]
@@ -60,7 +71,7 @@ enum Pending {
     /// A read, with what it may not be older than.
     Read { sidecar: usize, name: Name, least: u64 },
     /// A write whose sidecar asks which version counts. A deletion promises something.
-    Written { key: usize, version: Version, promises: Option<u64> },
+    Written { key: usize, version: Version, promises: Option<u64>, syncs: bool },
 }
 
 struct World {
@@ -77,8 +88,7 @@ struct World {
     pending: Vec<Pending>,
     /// When the version was drawn or lost last.
     changed_at: u64,
-    /// What is demanded of each key, and from when on.
-    demands: Vec<(u64, [u64; KEYS])>,
+    demands: Vec<Demand>,
 }
 
 impl World {
@@ -146,8 +156,8 @@ impl World {
     fn least(&self, sidecar: usize, key: usize) -> u64 {
         let knows = |counter: usize| self.sidecars[sidecar].epochs[counter].known(self.now).is_some();
         let grace = if [0, 1 + key, 1 + KEYS + key].into_iter().all(knows) { 0 } else { LEASE_MS };
-        let due = self.demands.iter().filter(|(from, _)| from + grace <= self.now);
-        due.map(|(_, demands)| demands[key]).max().unwrap_or_default()
+        let due = self.demands.iter().filter(|demand| demand.from + if demand.synced { 0 } else { grace } <= self.now);
+        due.map(|demand| demand.least[key]).max().unwrap_or_default()
     }
 
     fn begin_read(&mut self, sidecar: usize, key: usize) {
@@ -200,14 +210,15 @@ impl World {
                 self.values.insert(name, value);
             }
         }
-        self.pending.push(Pending::Written { key, version: name.0, promises: None });
+        self.pending.push(Pending::Written { key, version: name.0, promises: None, syncs: false });
     }
 
     fn delete(&mut self, sidecar: usize, key: usize) {
         self.origin[key] += 1;
         let version = self.meant(sidecar, key);
         self.remove((version, key));
-        self.pending.push(Pending::Written { key, version, promises: Some(self.origin[key]) });
+        let syncs = self.random.bool();
+        self.pending.push(Pending::Written { key, version, promises: Some(self.origin[key]), syncs });
     }
 
     fn remove(&mut self, name: Name) {
@@ -221,8 +232,19 @@ impl World {
         let is_about = |key: usize| counter == 0 || counter == 1 + key || counter == 1 + KEYS + key;
         (0..KEYS).filter(|key| is_about(*key)).for_each(|key| self.origin[key] += 1);
         (self.versions[counter], self.changed_at) = (Some(self.draw()), self.now);
-        let demand = |key: usize| if is_about(key) { self.origin[key] } else { 0 };
-        self.demands.push((self.now + LEASE_MS, std::array::from_fn(demand)));
+        let least = std::array::from_fn(|key| if is_about(key) { self.origin[key] } else { 0 });
+        let synced = self.random.bool();
+        self.demand(self.now + LEASE_MS, synced, least);
+    }
+
+    /// Where it is waited for that all hear of it, it is the answer from which it is demanded.
+    fn demand(&mut self, from: u64, synced: bool, least: [u64; KEYS]) {
+        let from = match (synced, self.switch == Switch::Sync) {
+            (true, true) => self.now,
+            (true, false) => self.now + LEASE_MS,
+            (false, _) => from,
+        };
+        self.demands.push(Demand { from, synced, least });
     }
 
     /// Something that is on its way arrives.
@@ -240,14 +262,14 @@ impl World {
                 Some(_) => {}
                 None => self.load(sidecar, name),
             },
-            Pending::Written { key, version, promises } => match self.counts(key) {
+            Pending::Written { key, version, promises, syncs } => match self.counts(key) {
                 Some(counts) if counts != version && self.switch != Switch::Question => {
                     self.remove((counts, key));
-                    self.pending.push(Pending::Written { key, version: counts, promises });
+                    self.pending.push(Pending::Written { key, version: counts, promises, syncs });
                 }
                 _ => {
-                    let demand = |of| if of == key { promises.unwrap_or_default() } else { 0 };
-                    self.demands.push((self.now.max(self.changed_at + LEASE_MS), std::array::from_fn(demand)));
+                    let least = std::array::from_fn(|of| if of == key { promises.unwrap_or_default() } else { 0 });
+                    self.demand(self.now.max(self.changed_at + LEASE_MS), syncs, least);
                 }
             },
         }
@@ -283,7 +305,7 @@ fn nothing_is_read_that_is_older_than_an_acknowledged_invalidation() {
 
 #[test]
 fn without_any_of_its_mechanisms_something_is() {
-    for switch in [Switch::Lease, Switch::Question, Switch::Chance, Switch::Earlier, Switch::Revocation] {
+    for switch in [Switch::Lease, Switch::Question, Switch::Chance, Switch::Earlier, Switch::Revocation, Switch::Sync] {
         assert!(broken(switch).is_some(), "{switch:?} is not caught");
     }
 }

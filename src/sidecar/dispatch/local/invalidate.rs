@@ -1,17 +1,19 @@
 //! LARDER.INVALIDATE: removes keys with all that Larder keeps beside them.
 
 use std::rc::Rc;
+use std::time::Duration;
 
 use super::super::{Flow, Request, own_keys};
 use crate::sidecar::commands::Join;
 use crate::sidecar::patterns::observe;
-use crate::sidecar::resp::encode;
+use crate::sidecar::resp::{CommandArgs, encode};
 use crate::sidecar::session::Session;
 use crate::sidecar::slots::{self, Companion};
-use crate::sidecar::upstream::gather::Meeting;
+use crate::sidecar::upstream::gather::{Confirm, Meeting};
 use crate::sidecar::upstream::lane::Lane;
 use crate::sidecar::upstream::queue::{ANY_SLOT, Pending, Retry};
 use crate::sidecar::upstream::sink::{Sink, Transaction};
+use crate::sidecar::versions::epoch::LEASE_MS;
 use crate::sidecar::versions::written::guarded_key;
 use crate::sidecar::worker::Worker;
 
@@ -20,17 +22,32 @@ pub(super) const COMPANIONS: [Companion; 3] = [Companion::Lease, Companion::Stal
 /// MULTI, the key's DEL, its companions' DEL, EXEC.
 const REPLIES: u32 = 4;
 
-/// Each key goes in one transaction with its companions. The reply is the number of keys that were there, once all replicas that
-/// could become primaries have heard of it.
+/// How many of the arguments are the command's name and its keys: all, but for the word SYNC behind the last key.
+pub fn keys_end(args: &CommandArgs<'_>) -> usize {
+    let last = args.len().saturating_sub(1);
+    let syncs = last >= 2 && args.get(last).is_some_and(|word| word.eq_ignore_ascii_case(b"sync"));
+    if syncs { last } else { args.len() }
+}
+
+/// `LARDER.INVALIDATE key [key …] [SYNC]`. Each key goes in one transaction with its companions. The reply is the number of keys that were
+/// there, once all replicas that could become primaries have heard of it; with SYNC, once no sidecar can show what was there before.
 pub fn run(session: &Rc<Session>, request: &Request<'_>) -> Flow {
     let worker = session.worker();
-    let keys: Vec<&[u8]> = request.args.iter().skip(1).collect();
+    let end = keys_end(&request.args);
+    let keys: Vec<&[u8]> = request.args.iter().take(end).skip(1).collect();
     if let Some(key) = keys.iter().find(|key| slots::is_larder_key(key)) {
         return own_keys::refuse(session, key);
     }
     let places = (0..keys.len() as u32).map(|place| vec![place]).collect();
-    let all_slots = keys.iter().map(|key| slot_of(worker, key)).collect();
-    let meeting = Meeting::confirming(session.clone(), session.take_place(), Join::Sum, places, all_slots);
+    // What has no version is in the cache that all share, and nowhere else.
+    let policy = worker.policy();
+    let waits = end < request.args.len() && keys.iter().any(|key| policy.is_versioned(policy.find(key)));
+    let confirm = Confirm {
+        lane: session.lane(),
+        slots: keys.iter().map(|key| slot_of(worker, key)).collect(),
+        pause: Duration::from_millis(if waits { LEASE_MS } else { 0 }),
+    };
+    let meeting = Meeting::confirming(session.clone(), session.take_place(), Join::Sum, places, confirm);
     let mut room = true;
     for (index, key) in keys.iter().enumerate() {
         let part = Sink::Part { meeting: meeting.clone(), index: index as u32 };
