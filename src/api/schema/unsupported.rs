@@ -15,9 +15,7 @@ const POLICY_FIELDS: &[(&str, &str)] = &[
     ("spec.rules[].origin.increment", "remove it: the application counts in its database itself, then deletes the key"),
 ];
 
-const VALUES: &[(Kind, &str, &str, &str)] = &[
-    (Kind::CachePolicy, "spec.rules[].origin.as", "Hash", "write Json or String"),
-];
+const VALUES: &[(Kind, &str, &str, &str)] = &[(Kind::CachePolicy, "spec.rules[].origin.as", "Hash", "write Json or String")];
 
 const BOUNDS: &[(Kind, &str, &str)] = &[
     (Kind::CacheCluster, "spec.replicas", "write at least 1: a single instance is no cache tier, its death empties the cache"),
