@@ -62,6 +62,13 @@ fn primaries(tier: &Tier) -> BTreeMap<String, String> {
     pods.iter().filter_map(primary).collect()
 }
 
+/// Rises with each change of who owns slots.
+fn epoch(tier: &Tier) -> u64 {
+    let info = ask(tier, &["cluster", "info"]).expect("an answer");
+    let epoch = info.lines().find_map(|line| line.trim_end().strip_prefix("cluster_current_epoch:"));
+    epoch.expect("it is told").parse().expect("a number")
+}
+
 fn delete(pods: &[String], how: &[&str]) {
     let words: Vec<&str> = ["-n", PLACE, "delete", "pod", "--wait=false"]
         .into_iter()
@@ -92,10 +99,11 @@ fn suite(cluster: &str, engine: Engine, durable: bool) {
     assert_eq!(primaries(&tier).len(), SHARDS as usize);
     write(&tier, 0);
 
-    let first = primaries(&tier)["0"].clone();
-    replace(&tier, std::slice::from_ref(&first), &[], "after a primary's pod was deleted");
+    let (first, before) = (primaries(&tier)["0"].clone(), epoch(&tier));
+    replace(&tier, &[first], &[], "after a primary's pod was deleted");
     check(&tier, 0, "after a primary's pod was deleted");
-    assert_ne!(primaries(&tier)["0"], first, "it has handed over");
+    // Where that left two primaries on one node, it may have got its shard back by now.
+    assert!(epoch(&tier) > before, "it has handed over");
 
     write(&tier, 1);
     let killed = primaries(&tier)["1"].clone();
