@@ -26,11 +26,14 @@ use crate::operator::cache_cluster::plan::{
     Action, Desired, Layout, NodeId, Observed, Sentinel, SentinelId, Server, ServerId, ServerState, SlotRange, SlotSet, Start,
     slots_to_move,
 };
-use crate::operator::cache_cluster::resharding::Resharding;
-use crate::operator::cache_cluster::{monitor, observe};
+use crate::operator::cache_cluster::resharding::{Move, Resharding};
+use crate::operator::cache_cluster::{monitor, move_slots, observe};
 
 /// A process that ends this often before the cluster was ever complete will not come up by itself.
 const MAX_FAILED_STARTS: u32 = 3;
+
+/// How long slots move key by key before everything is looked at again.
+const SLOTS_AT_A_LOOK: Duration = Duration::from_millis(500);
 
 const MAX_MEMORY: &str = "maxmemory";
 const EVICTION: &str = "maxmemory-policy";
@@ -245,7 +248,9 @@ impl Servers {
             Action::MoveSlots { from, to, slots, way } => {
                 if let (Some(from), Some(to)) = (self.servers.get(from), self.servers.get(to)) {
                     let entry = Entry::from(self.tier.login.as_ref());
-                    self.resharding.move_slots([from.address, to.address], entry, slots, *way).await;
+                    let planned = Move { from: from.address, to: to.address, slots, way: *way };
+                    let until = Instant::now() + SLOTS_AT_A_LOOK;
+                    self.resharding.move_slots(planned, entry, || Instant::now() < until).await;
                 }
                 return Ok(());
             }
@@ -334,10 +339,8 @@ impl Servers {
     }
 
     async fn settle(&mut self, server: ServerId, slots: &SlotSet) -> Result<(), AdminError> {
-        for slot in slots.iter() {
-            self.tell(server, "CLUSTER SETSLOT", &[&slot.to_string(), "STABLE"]).await?;
-        }
-        Ok(())
+        let Some(place) = self.servers.get_mut(&server) else { return Ok(()) };
+        place.exchange(self.tier.login.as_ref(), async |admin| move_slots::settle(admin, slots).await).await
     }
 
     /// Ends a server that holds nothing, and gives up its place. Nothing of it is left: by its old name in the Cluster, which the others

@@ -15,10 +15,11 @@ use super::cluster_steps::{self, Step};
 use super::fetch;
 use super::handover::{HandoverError, PREFERRED, PRIORITY};
 use super::monitor;
+use super::move_slots;
 use super::names::{AGENT_PORT, BUS_PORT, SENTINEL_PORT, SERVER_PORT};
 use super::objects::Addresses;
 use super::observe;
-use super::plan::{Action, Member, SentinelId, ServerId, Why};
+use super::plan::{Action, Member, SentinelId, ServerId, SlotSet, Why};
 use super::users::UserRules;
 use crate::operator::admin::{Admin, AdminError, Entry};
 use crate::policy::agent::ServerPhase;
@@ -87,6 +88,11 @@ impl Actor<'_, '_> {
             | Action::ClusterForget { .. }
             | Action::BumpEpoch { .. }
             | Action::ClusterTakeover { .. } => self.cluster_step(action).await?,
+            Action::SettleSlots { server, slots } => self.settle(*server, slots).await?,
+            Action::DropKeys { server } => {
+                info!(%server, cluster = master, "drops copies of keys whose slots have moved");
+                self.tell_server(*server, "FLUSHALL", &["ASYNC"]).await?;
+            }
             Action::ReplacePod { member: Member::Server(server), why: Why::StaleAndUnready, .. }
                 if self.leads_by_now(*server).await =>
             {
@@ -149,6 +155,15 @@ impl Actor<'_, '_> {
         let Some(Step { server, command, arguments }) = cluster_steps::step(action, at) else { return Ok(()) };
         let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
         self.tell_server(server, command, &arguments).await
+    }
+
+    /// A server forgets that slots were on their way.
+    async fn settle(&self, id: ServerId, slots: &SlotSet) -> Result<(), ActError> {
+        within("CLUSTER SETSLOT", async {
+            let Some(mut admin) = self.server(id).await? else { return Ok(()) };
+            Ok(move_slots::settle(&mut admin, slots).await?)
+        })
+        .await
     }
 
     /// A sentinel forgets all that it knows of others, and finds them anew; also a failover that it has begun. So it is asked right

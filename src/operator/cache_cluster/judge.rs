@@ -21,6 +21,8 @@ pub struct Seen<'a> {
     pub observed: &'a Observed,
     /// What the planner said.
     pub actions: &'a [Action],
+    /// How far slots have moved, in words, where they are not where they are to be.
+    pub resharding: Option<String>,
     /// What keeps pods from running.
     pub troubles: &'a [String],
     /// The servers whose settings or users are not proved yet.
@@ -135,7 +137,9 @@ impl Seen<'_> {
         let Some(pods) = &self.desired.pods else { return (0, 0) };
         let current =
             |(member, pod): &(&Member, &plan::Pod)| pod.revision.as_ref() == Some(pods.revision(**member)) && !pod.deleting;
-        let current: Vec<&Member> = self.observed.pods.iter().filter(current).map(|(member, _)| member).collect();
+        let is_wanted = |member: &&Member| !matches!(member, Member::Server(server) if server.shard >= self.wanted.shards());
+        let current = self.observed.pods.iter().filter(current).map(|(member, _)| member);
+        let current: Vec<&Member> = current.filter(is_wanted).collect();
         let servers = current.iter().filter(|member| matches!(member, Member::Server(_))).count();
         (servers, current.len() - servers)
     }
@@ -231,6 +235,7 @@ impl Seen<'_> {
                 };
                 format!("{updated}; {}", self.waits())
             }
+            "Resharding" => self.tell_of_slots(),
             _ => self.waits(),
         };
         Verdict::yes(reason, message)
@@ -254,6 +259,8 @@ impl Seen<'_> {
         let any = |is: fn(&Action) -> bool| self.actions.iter().any(is);
         if !self.initialized {
             "Forming"
+        } else if any(Action::is_resharding) {
+            "Resharding"
         } else if any(|action| matches!(action, Action::SetReplicas { .. } | Action::Forget { .. } | Action::PruneGhosts { .. }))
             || self
                 .observed
@@ -293,7 +300,7 @@ impl Seen<'_> {
             return Verdict::yes("SentinelsMissing", message);
         }
         if self.wanted.is_cluster()
-            && let Some(verdict) = self.uneven().or_else(|| self.crowded_in_cluster())
+            && let Some(verdict) = self.crowded_in_cluster()
         {
             return verdict;
         }
@@ -366,6 +373,7 @@ mod tests {
             desired: &desired,
             observed: &observed,
             actions: &[],
+            resharding: None,
             troubles: &[],
             lags,
             refusal: None,
@@ -379,6 +387,22 @@ mod tests {
         let server = ServerId { shard: 0, index: 1 };
         let problems = problems.iter().map(|problem| (*problem).to_owned()).collect();
         [Lag { server, unproved: Unproved::Users, problems }]
+    }
+
+    #[test]
+    fn slots_on_their_way_are_told_with_what_is_waited_for() {
+        check_at_rest(true, &[], |seen| {
+            let told = |actions: &[Action], account: Option<&str>| {
+                let resharding = account.map(str::to_owned);
+                let moving = Seen { actions, resharding, refusal: None, stale_password: None, spoiled_pki: None, ..*seen };
+                (moving.progressing(), moving.verdicts().summary())
+            };
+            let waiting = [Action::Wait(Waiting::Slots)];
+            let (verdict, summary) = told(&waiting, Some("3 of 9 slots have moved"));
+            let message = "3 of 9 slots have moved; waits for the servers to finish a move of slots";
+            assert_eq!((verdict.reason, verdict.message.as_str(), summary), ("Resharding", message, "Resharding"));
+            assert_eq!(told(&waiting, None).0.message, "waits for the servers to finish a move of slots");
+        });
     }
 
     #[test]
@@ -456,8 +480,15 @@ mod tests {
                 let sentinels = seen.wanted.sentinel_ids().take(2).map(|id| (Member::Sentinel(id), pod.clone()));
                 let open_nodes = open.iter().map(|node| (*node).to_owned()).collect();
                 let observed = Observed { pods: sentinels.collect(), open_nodes, ..seen.observed.clone() };
-                let degraded =
-                    Seen { observed: &observed, refusal: None, stale_password: None, spoiled_pki: None, ..*seen }.degraded();
+                let degraded = Seen {
+                    observed: &observed,
+                    refusal: None,
+                    stale_password: None,
+                    spoiled_pki: None,
+                    resharding: None,
+                    ..*seen
+                }
+                .degraded();
                 assert!(degraded.holds && degraded.reason == "TooFewNodes", "{degraded:?}");
                 degraded.message
             })

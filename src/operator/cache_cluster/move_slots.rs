@@ -160,6 +160,16 @@ impl Pace {
     }
 }
 
+/// Makes a node forget that slots were on their way.
+pub async fn settle(admin: &mut Admin, slots: &SlotSet) -> Result<(), AdminError> {
+    let settle = |slot: u16| {
+        let mut command = redis::cmd("CLUSTER");
+        command.arg("SETSLOT").arg(slot).arg("STABLE");
+        command
+    };
+    admin.ask_all::<()>("CLUSTER SETSLOT", slots.iter().map(settle).collect()).await.map(drop)
+}
+
 /// Has the engine of the giver move slots. They are on their way from then on, or will not move; which of the two is observed.
 pub async fn at_once(source: &mut Side, target: &Side, slots: &SlotSet) -> Result<(), MoveError> {
     let mut command = redis::cmd("CLUSTER");
@@ -172,17 +182,18 @@ pub async fn at_once(source: &mut Side, target: &Side, slots: &SlotSet) -> Resul
     Ok(())
 }
 
-/// Moves slots key by key, a group after the other, until `deadline`: the last group begins before it. How many keys have moved.
+/// Moves slots key by key, a group after the other, while `go_on` says so; a group that has begun is moved as a whole. How many keys have
+/// moved.
 pub async fn by_keys(
     [source, target]: [&mut Side; 2],
     slots: &SlotSet,
     login: Option<&Login>,
     pace: &mut Pace,
-    deadline: Instant,
+    go_on: impl Fn() -> bool,
 ) -> Result<u64, MoveError> {
     let (giver, getter) = (source.id.clone(), target.id.clone());
     let (mut rest, mut moved) = (slots.clone(), 0);
-    while !rest.is_empty() && Instant::now() < deadline {
+    while !rest.is_empty() && go_on() {
         let group = rest.first(GROUP);
         rest.remove(&group);
         target.set(&group, "IMPORTING", &giver).await?;

@@ -145,6 +145,7 @@ impl Observed {
             scale: None,
             steady: Duration::ZERO,
             handover_failed: None,
+            unaware: BTreeSet::new(),
             moved: None,
         }
     }

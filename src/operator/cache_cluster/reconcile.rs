@@ -1,6 +1,7 @@
 //! One look at a CacheCluster, in five steps: fetch, validate, plan, apply, report.
 
 mod bindings;
+mod long_steps;
 
 use self::bindings::Known;
 
@@ -22,16 +23,18 @@ use super::apply::{self, Applied, Applier, ApplyError};
 use super::build::TAKEOVER_AFTER;
 use super::certify::{self, Shown};
 use super::client_login::client_login;
-use super::cluster_handover::ClusterHandover;
 use super::fetch::{self, CachedPassword, Heard, PasswordError, Question, Steady};
-use super::handover::{self, Handover};
+use super::handover;
 use super::judge::{self, Seen};
 use super::links;
 use super::names::{Component, MANAGER, SENTINEL_PORT, SERVER_PORT};
 use super::objects::{self, Credentials};
 use super::pki::{IssueError, Pki};
-use super::plan::{self, Action, Desired, Member, Observed, SentinelId, ServerId, ServerState, Starter, Tries, Why, plan};
+use super::plan::{
+    self, Action, Desired, Member, Observed, SentinelId, ServerId, ServerState, Starter, Tries, Why, plan, slots_to_move,
+};
 use super::report::{self, Verdict, Verdicts};
+use super::resharding::Resharding;
 use super::spin::{self, Spins};
 use super::troubles::{self, Absences, Absent};
 use super::users::{Access, SYSTEM_USER, Users};
@@ -90,6 +93,8 @@ pub struct Memory {
     /// The status as it was last written: the watch may still show an earlier one.
     status: Option<CacheClusterStatus>,
     handover_failed: Option<Instant>,
+    /// How far slots of a Cluster have moved.
+    resharding: Resharding,
     /// The servers at which no handover has left a preference behind.
     unpreferred: BTreeSet<ServerId>,
     spins: Spins,
@@ -462,7 +467,11 @@ impl Look<'_> {
         observed.handover_failed = memory.handover_failed.map(|at| at.elapsed());
         memory.tries.note(&observed);
         observed.moved = memory.moved.map(|at| memory.tries.moved(at.elapsed()));
+        observed.unaware = built.unaware(&reports);
         let desired = self.desired(&built);
+        if let Some(told) = memory.resharding.tell(slots_to_move(&desired, &observed)) {
+            info!(key = %self.place.key, "{told}");
+        }
         let actions = if built.is_complete() || built.scale.is_some() { plan(&desired, &observed) } else { Vec::new() };
         self.listen(&built, entry, memory);
         let generations = built.agent_generations.iter().filter(|(id, _)| id.index <= self.wanted.replicas);
@@ -472,6 +481,7 @@ impl Look<'_> {
             desired: &desired,
             observed: &observed,
             actions: &actions,
+            resharding: memory.resharding.account(),
             troubles: &self.troubles(&built, &observed, &mut memory.absences),
             lags: &lags,
             refusal,
@@ -497,7 +507,12 @@ impl Look<'_> {
         }
         self.offer(&built, (credentials, entry), known, seen.acting().map(|acting| acting.address), memory);
         self.act(writer, (&built, entry), &actions, &observed, memory).await?;
-        Ok(if seen.is_in_motion() { IN_MOTION } else { EVERY.mul_f64(0.9 + fastrand::f64() * 0.2) })
+        let moves = actions.iter().any(Action::moves_slots) && memory.resharding.may_begin();
+        Ok(match (moves, seen.is_in_motion()) {
+            (true, _) => Duration::ZERO,
+            (false, true) => IN_MOTION,
+            (false, false) => EVERY.mul_f64(0.9 + fastrand::f64() * 0.2),
+        })
     }
 
     /// Writes all objects, the certificates among them once everybody has an address. What came of it, and what could not be written.
@@ -723,6 +738,9 @@ impl Look<'_> {
             let done = match action {
                 Action::SetReplicas { of, count } => writer.scale_to(built, *of, *count).await.map_err(ActError::from),
                 Action::Handover { from, to } => self.hand_over(built, entry, (*from, *to), observed, memory).await,
+                Action::MoveSlots { from, to, slots, way } => {
+                    self.move_slots(built, entry, ([*from, *to], slots, *way), &mut memory.resharding).await
+                }
                 _ => actor(writer, built, entry).take(action).await,
             };
             if matches!(action, Action::ReplacePod { why: Why::Crowded, .. }) && done.is_ok() {
@@ -739,41 +757,6 @@ impl Look<'_> {
             }
         }
         outcome
-    }
-}
-
-impl Look<'_> {
-    /// Hands a primary over to another, within a deadline.
-    async fn hand_over(
-        &self,
-        built: &Built,
-        entry: Entry<'_>,
-        (from, to): (ServerId, ServerId),
-        observed: &Observed,
-        memory: &mut Memory,
-    ) -> Result<(), ActError> {
-        apply::check_leads(self.context)?;
-        // One that is cut short leaves writes paused for a while.
-        if self.until.saturating_duration_since(Instant::now()) < handover::longest(HANDOVER_LIMIT) {
-            return Err(ActError::NoTime);
-        }
-        let address = |id| built.addresses.servers.get(&id).map(|ip| SocketAddr::new(*ip, SERVER_PORT));
-        let (Some(from), Some(to)) = (address(from), address(to)) else { return Ok(()) };
-        info!(key = %self.place.key, %from, %to, "hands the primary over");
-        if self.wanted.is_cluster() {
-            let primaries: Vec<SocketAddr> = plan::primaries(observed).into_values().filter_map(address).collect();
-            let (leadership, limit) = (&self.context.leadership, HANDOVER_LIMIT);
-            let outcome = ClusterHandover { from, to, primaries: &primaries, entry, leadership, limit }.run().await;
-            memory.handover_failed = outcome.is_err().then(Instant::now);
-            return outcome.map(drop).map_err(ActError::from);
-        }
-        let (master, sentinels, leadership) = (self.wanted.master_name(), &built.sentinels(), &self.context.leadership);
-        let handover = Handover { master, from, to, sentinels, entry, leadership, limit: HANDOVER_LIMIT };
-        // It may be dropped in the middle, or fail to put back what it set.
-        memory.unpreferred.clear();
-        let outcome = handover.run().await;
-        memory.handover_failed = outcome.is_err().then(Instant::now);
-        outcome.map(drop).map_err(ActError::from)
     }
 }
 

@@ -71,6 +71,7 @@ impl Verdicts {
             Self { progressing: Verdict { holds: true, reason, .. }, .. } => match *reason {
                 "Rolling" => "Rolling",
                 "Scaling" => "Scaling",
+                "Resharding" => "Resharding",
                 "Forming" => "Forming",
                 "Configuring" => "Configuring",
                 _ => "Repairing",
@@ -174,9 +175,10 @@ fn turned(kind: ConditionType, earlier: Option<&Condition>, condition: &Conditio
         ConditionType::Ready => None,
         ConditionType::Progressing => match (condition.reason.as_str(), earlier.map(|earlier| earlier.reason.as_str())) {
             ("Blocked", _) => Some(warning(condition)),
-            ("Rolling" | "Scaling" | "Paused", _) => Some(normal(&condition.reason, &condition.message)),
+            ("Rolling" | "Scaling" | "Resharding" | "Paused", _) => Some(normal(&condition.reason, &condition.message)),
             ("Settled", Some("Rolling")) => Some(normal("RolledOut", "every pod is of the wanted revision")),
             ("Settled", Some("Configuring")) => Some(normal("Configured", "every server has proved its settings and users")),
+            ("Settled", Some("Resharding")) => Some(normal("Resharded", "every slot is where it is to be")),
             ("Settled", Some("Scaling")) => Some(normal("Scaled", "there are as many servers and sentinels as wanted")),
             _ => None,
         },

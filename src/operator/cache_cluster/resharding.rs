@@ -13,8 +13,6 @@ use super::move_slots::{self, MoveError, Pace, Side};
 use super::plan::{SlotSet, Way};
 use crate::operator::admin::Entry;
 
-/// How long slots move key by key before everything is looked at again.
-const AT_A_LOOK: Duration = Duration::from_millis(500);
 /// How often progress is told.
 const TELL_EVERY: Duration = Duration::from_secs(2);
 /// How long a move that failed is left alone.
@@ -30,38 +28,50 @@ pub struct Resharding {
     change: Option<Change>,
 }
 
+/// One move, as it is planned.
+#[derive(Debug, Clone, Copy)]
+pub struct Move<'a> {
+    /// The address of the primary that owns the slots.
+    pub from: SocketAddr,
+    /// The address of the one that is to own them.
+    pub to: SocketAddr,
+    /// Which.
+    pub slots: &'a SlotSet,
+    /// How.
+    pub way: Way,
+}
+
 impl Resharding {
-    /// Moves slots from the server at one address to that at another, or has them moved. Key by key that takes half a second, and a move by
-    /// the engine is only begun. What fails is tried again by the next plan, after a while.
-    pub async fn move_slots(&mut self, [from, to]: [SocketAddr; 2], entry: Entry<'_>, slots: &SlotSet, way: Way) {
-        if !self.attempts.may_begin() {
+    /// Moves slots, or has them moved: key by key for as long as `go_on` says so, and a move by the engine is only begun. What fails is
+    /// tried again by the next plan, after a while.
+    pub async fn move_slots(&mut self, planned: Move<'_>, entry: Entry<'_>, go_on: impl Fn() -> bool) {
+        if !self.may_begin() {
             return;
         }
-        match self.attempt([from, to], entry, slots, way).await {
+        match self.attempt(planned, entry, go_on).await {
             Ok(keys) => {
                 if let Some(change) = &mut self.change {
                     change.keys += keys;
                 }
             }
             Err(error) => {
+                let Move { from, to, .. } = planned;
                 warn!(%from, %to, %error, "slots did not move; it is tried again");
-                self.attempts.failed();
+                self.attempts.failed(error.to_string());
             }
         }
     }
 
     async fn attempt(
         &mut self,
-        [from, to]: [SocketAddr; 2],
+        Move { from, to, slots, way }: Move<'_>,
         entry: Entry<'_>,
-        slots: &SlotSet,
-        way: Way,
+        go_on: impl Fn() -> bool,
     ) -> Result<u64, MoveError> {
         let (mut source, mut target) = (Side::connect(from, entry).await?, Side::connect(to, entry).await?);
         match way {
             Way::ByKeys => {
-                let until = Instant::now() + AT_A_LOOK;
-                let keys = move_slots::by_keys([&mut source, &mut target], slots, entry.login, &mut self.pace, until).await?;
+                let keys = move_slots::by_keys([&mut source, &mut target], slots, entry.login, &mut self.pace, go_on).await?;
                 self.attempts.succeeded();
                 Ok(keys)
             }
@@ -69,7 +79,7 @@ impl Resharding {
                 if self.attempts.is_repeated(slots) {
                     let why = source.failed_export().await.unwrap_or_default();
                     warn!(%from, %to, why, "the servers gave a move of slots up; it is tried again");
-                    self.attempts.failed();
+                    self.attempts.failed(format!("{from} gave it up: {why}"));
                 }
                 debug!(%from, %to, ?slots, "the servers are asked to move slots");
                 move_slots::at_once(&mut source, &target, slots).await?;
@@ -78,9 +88,23 @@ impl Resharding {
         }
     }
 
+    /// Whether slots move when they are asked to: not for a while after a move that failed.
+    pub fn may_begin(&self) -> bool {
+        self.attempts.may_begin()
+    }
+
     /// How far the change is that was last told of; `None` where none is under way.
     pub fn progress(&self) -> Option<Progress> {
         self.change.as_ref().map(|change| change.progress(Instant::now()))
+    }
+
+    /// How far the change is, and why its last step failed, in words; `None` where none is under way.
+    pub fn account(&self) -> Option<String> {
+        let progress = self.progress()?;
+        Some(match &self.attempts.failure {
+            Some(why) => format!("{progress}; the last attempt failed, and is made again: {why}"),
+            None => progress.to_string(),
+        })
     }
 
     /// Takes note that so many slots are not where they are to be, and says what there is to tell of it. `None`: the owner of one is not known
@@ -112,6 +136,8 @@ impl Resharding {
 struct Attempts {
     asked: Option<SlotSet>,
     failures: u32,
+    /// Why the last one failed.
+    failure: Option<String>,
     not_before: Option<Instant>,
 }
 
@@ -131,12 +157,13 @@ impl Attempts {
     }
 
     fn succeeded(&mut self) {
-        (self.failures, self.not_before) = (0, None);
+        (self.failures, self.failure, self.not_before) = (0, None, None);
     }
 
-    fn failed(&mut self) {
+    fn failed(&mut self, why: String) {
         let delay = FIRST_DELAY.saturating_mul(1 << self.failures.min(10)).min(LONGEST_DELAY);
         self.failures = self.failures.saturating_add(1);
+        self.failure = Some(why);
         self.not_before = Some(Instant::now() + delay.mul_f64(0.5 + fastrand::f64() / 2.0));
     }
 }
@@ -226,6 +253,9 @@ mod tests {
         assert_eq!(resharding.tell(None), None, "a primary is away");
         assert_eq!(resharding.tell(Some(5)), None, "too soon");
         assert!(resharding.progress().is_some_and(|progress| (progress.total, progress.left) == (9, 5)));
+        resharding.attempts.failed("NOPERM".to_owned());
+        let account = resharding.account().unwrap();
+        assert!(account.starts_with("4 of 9 slots") && account.ends_with("; the last attempt failed, and is made again: NOPERM"));
         assert!(resharding.tell(Some(0)).is_some_and(|line| line.starts_with("all 9 slots have moved, in ")));
         assert_eq!((resharding.tell(Some(0)), resharding.progress()), (None, None));
     }
@@ -236,7 +266,7 @@ mod tests {
         assert!(attempts.may_begin() && !attempts.is_repeated(&slots));
         for _ in 0..40 {
             assert!(attempts.is_repeated(&slots));
-            attempts.failed();
+            attempts.failed("why".to_owned());
             let wait = attempts.not_before.unwrap().saturating_duration_since(Instant::now());
             assert!(!attempts.may_begin() && wait <= LONGEST_DELAY, "{wait:?}");
         }

@@ -13,12 +13,13 @@ use tracing::info;
 use super::apply::{Applier, ApplyError};
 use super::fetch::find;
 use super::names::SENTINEL_PORT;
-use super::objects::{Addresses, Credentials, Kept, Objects, objects, services};
+use super::objects::{Addresses, Credentials, Kept, Objects, objects, release_volumes, services};
 use super::parts;
 use super::plan::{DesiredPods, Revision, Scale, SentinelId, ServerId, Set};
 use super::validate::Wanted;
 use crate::operator::held::Held;
 use crate::operator::watches::Watches;
+use crate::policy::agent::StateReport;
 
 /// What came of writing.
 #[derive(Debug, Clone, Default)]
@@ -123,12 +124,14 @@ impl Writer<'_, '_> {
         u16::try_from(set.part.replicas?).ok()
     }
 
-    /// The same of each shard: those that are wanted, and those beyond that have not left.
+    /// The same of each shard: those that are wanted, and those beyond that have not left. The set of one that has left stays, and asks for
+    /// no pods.
     fn sizes(&self) -> BTreeMap<u16, u16> {
         let wanted = self.applier.wanted;
         let size = |shard: u16| self.size(&wanted.names.shard_set(shard)).map(|size| (shard, size));
         let last = if wanted.is_cluster() { u16::MAX } else { wanted.shards() };
-        (0..wanted.shards()).filter_map(size).chain((wanted.shards()..last).map_while(size)).collect()
+        let beyond = (wanted.shards()..last).map_while(size).filter(|(_, size)| *size > 0);
+        (0..wanted.shards()).filter_map(size).chain(beyond).collect()
     }
 
     /// How many pods the StatefulSets ask for, where all that are wanted exist.
@@ -228,6 +231,10 @@ impl Writer<'_, '_> {
         if let Some(spec) = &mut set.spec {
             spec.replicas = Some(i32::from(count));
         }
+        // Of a shard that is wanted, the plan never takes the last server.
+        if count == 0 {
+            release_volumes(&mut set);
+        }
         self.applier.apply(&self.watches.stateful_sets, set).await?;
         Ok(())
     }
@@ -237,6 +244,16 @@ impl Built {
     /// Whether everything could be written, so that there is something to plan for.
     pub fn is_complete(&self) -> bool {
         self.pods.is_some()
+    }
+
+    /// The servers whose agents act under another configuration than the one that was written, and may not know of every shard.
+    pub fn unaware(&self, reports: &BTreeMap<ServerId, StateReport>) -> BTreeSet<ServerId> {
+        if !self.is_complete() {
+            return self.addresses.servers.keys().copied().collect();
+        }
+        let is_unaware =
+            |(id, generation): &(&ServerId, &u64)| reports.get(id).is_none_or(|told| told.generation != **generation);
+        self.agent_generations.iter().filter(is_unaware).map(|(id, _)| *id).collect()
     }
 
     /// Where the sentinels listen, those that are still to be removed among them.

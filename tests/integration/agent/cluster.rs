@@ -23,7 +23,12 @@ pub struct Cluster {
 impl Cluster {
     /// Starts the agents.
     pub fn start(engine: Engine, durable: bool) -> Self {
-        let buses: Vec<u16> = (0..SHARDS * 2).map(|_| free_port()).collect();
+        Self::start_of(engine, durable, SHARDS)
+    }
+
+    /// The same of so many shards.
+    pub fn start_of(engine: Engine, durable: bool, shards: usize) -> Self {
+        let buses: Vec<u16> = (0..shards * 2).map(|_| free_port()).collect();
         let member = |bus: &u16| {
             let mut arguments = vec!["--cluster-port".to_owned(), bus.to_string()];
             for (name, value) in [
@@ -72,7 +77,7 @@ impl Cluster {
     fn config(&self, index: usize, durable: bool) -> Json {
         let servers = |shard: usize| [shard * 2, shard * 2 + 1];
         let (shard, other) = (index / 2, index ^ 1);
-        let others: Vec<Vec<String>> = (0..SHARDS)
+        let others: Vec<Vec<String>> = (0..self.members.len() / 2)
             .filter(|other| *other != shard)
             .map(|shard| servers(shard).map(|index| self.members[index].address()).to_vec())
             .collect();
@@ -89,7 +94,7 @@ impl Cluster {
     }
 
     #[track_caller]
-    fn wait(&self, what: &str, mut done: impl FnMut() -> bool) {
+    pub fn wait(&self, what: &str, mut done: impl FnMut() -> bool) {
         let deadline = Instant::now() + LIMIT;
         while !done() {
             if Instant::now() > deadline {
@@ -128,13 +133,13 @@ impl Cluster {
         self.ask(index, "CLUSTER NODES")
     }
 
-    fn ask(&self, index: usize, line: &str) -> String {
+    pub fn ask(&self, index: usize, line: &str) -> String {
         let client = Client::connect(self.members[index].port);
         client.map(|mut client| client.line(line).text()).unwrap_or_default()
     }
 
     #[track_caller]
-    fn tell(&self, index: usize, line: &str) {
+    pub fn tell(&self, index: usize, line: &str) {
         assert_eq!(self.members[index].client().line(line), Value::Simple("OK".to_owned()), "{line}");
     }
 

@@ -15,7 +15,7 @@ use larder::operator::cache_cluster::observe;
 use larder::operator::cache_cluster::plan::{
     Action, Desired, Facts, Layout, Observed, Server, ServerId, ServerState, SlotSet, Waiting, plan, slots_to_move,
 };
-use larder::operator::cache_cluster::resharding::Resharding;
+use larder::operator::cache_cluster::resharding::{Move, Resharding};
 use tokio::runtime::Runtime;
 
 use crate::support::resp::Client;
@@ -27,6 +27,7 @@ const LIMIT: Duration = Duration::from_secs(300);
 pub const STAYING: [&str; 2] = ["--cluster-allow-replica-migration", "no"];
 /// As `larder dev` does.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
+const AT_A_LOOK: Duration = Duration::from_millis(500);
 
 fn loopback(port: u16) -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], port))
@@ -122,7 +123,9 @@ impl Rig {
         for action in &look.actions {
             match action {
                 Action::MoveSlots { from, to, slots, way } => {
-                    self.runtime.block_on(resharding.move_slots([at(from), at(to)], self.entry(), slots, *way));
+                    let planned = Move { from: at(from), to: at(to), slots, way: *way };
+                    let until = Instant::now() + AT_A_LOOK;
+                    self.runtime.block_on(resharding.move_slots(planned, self.entry(), || Instant::now() < until));
                 }
                 Action::SettleSlots { server, slots } => {
                     let mut client = Client::connect(self.ports[usize::from(server.shard)]).expect("the server accepts");

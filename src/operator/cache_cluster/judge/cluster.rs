@@ -1,21 +1,23 @@
 //! Verdicts on a Cluster, where slots take the place of the one primary, and primaries that of the sentinels.
 
-use super::super::plan::{self, CrowdedPrimaries, Link, Role, SLOTS, ServerState};
+use super::super::plan::{self, Action, CrowdedPrimaries, Link, Role, SLOTS, ServerState};
 use super::super::report::Verdict;
 use super::Seen;
 
 impl Seen<'_> {
-    /// How many servers serve: primaries, and replicas in step.
+    /// How many of the wanted servers serve: primaries, and replicas in step.
     pub fn serving(&self) -> usize {
-        let primaries =
-            if self.wanted.is_cluster() { plan::primaries(self.observed).len() } else { usize::from(self.acting().is_some()) };
-        primaries + self.in_step()
+        if !self.wanted.is_cluster() {
+            return usize::from(self.acting().is_some()) + self.in_step();
+        }
+        let wanted = plan::primaries(self.observed).into_keys().filter(|shard| *shard < self.wanted.shards());
+        wanted.count() + self.in_step()
     }
 
-    /// How many replicas follow the primaries of their shards in step.
+    /// How many replicas of the wanted shards follow their primaries in step.
     pub(super) fn in_step_in_cluster(&self) -> usize {
         let primaries = plan::primaries(self.observed);
-        let servers = self.observed.servers.iter();
+        let servers = self.observed.servers.iter().filter(|(id, _)| id.shard < self.wanted.shards());
         let in_step = servers.filter(|(id, server)| {
             let primary = primaries.get(&id.shard).and_then(|primary| self.observed.servers.get(primary));
             match (&server.state, primary) {
@@ -47,14 +49,15 @@ impl Seen<'_> {
         Verdict::no("SlotsNotServed", format!("{count} of {of} shards have a primary: {}", self.waits()))
     }
 
-    /// Slots that are not where the number of shards wants them.
-    pub(super) fn uneven(&self) -> Option<Verdict> {
-        let left = plan::slots_to_move(self.desired, self.observed).filter(|left| *left > 0)?;
-        let message = format!(
-            "{left} slots are to move for {} shards, and the operator moves none yet: every slot is served; write the former number",
-            self.wanted.shards()
-        );
-        Some(Verdict::yes("SlotsNotMoved", message))
+    /// How far a change of the number of shards is, in words.
+    pub(super) fn tell_of_slots(&self) -> String {
+        let waits = self.actions.iter().any(|action| matches!(action, Action::Wait(_)));
+        match &self.resharding {
+            Some(account) if waits => format!("{account}; {}", self.waits()),
+            Some(account) => account.clone(),
+            None if waits => self.waits(),
+            None => "slots settle".to_owned(),
+        }
     }
 
     /// One node carries too many primaries, in words.

@@ -140,3 +140,15 @@ fn a_shard_that_is_still_to_go_keeps_its_set() {
     let sizes: Vec<_> = built.stateful_sets.iter().map(|set| set.spec.as_ref().unwrap().replicas.unwrap()).collect();
     assert_eq!(sizes, [2, 3, 2, 1]);
 }
+
+#[test]
+fn the_volumes_of_a_shard_that_leaves_go_with_its_pods() {
+    let mut built = build(&wanted(&json!({"storage": {"size": "1Gi"}})), &Kept::default());
+    let set = &mut built.stateful_sets[2];
+    let when_scaled = |set: &StatefulSet| {
+        json!(set.spec.as_ref().unwrap().persistent_volume_claim_retention_policy)["whenScaled"].as_str().map(str::to_owned)
+    };
+    assert_eq!(when_scaled(set).as_deref(), Some("Retain"));
+    release_volumes(set);
+    assert_eq!(when_scaled(set).as_deref(), Some("Delete"));
+}

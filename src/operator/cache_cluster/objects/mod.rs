@@ -33,6 +33,7 @@ pub use config::{AUTHORITIES, PASSWORD, PKI_STATE, USERNAME, USERS_STATE, announ
 pub use pods::{DATA_VOLUME, MAIN_CONTAINER};
 pub use revision::{Revisions, revisions};
 pub use services::{primary_endpoints, services};
+pub use sets::release_volumes;
 
 /// What all CacheClusters of one operator share.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -106,6 +106,15 @@ fn stateful_set(wanted: &Wanted, set: Set, replicas: u16, template: PodTemplateS
     }
 }
 
+/// Has the volumes of a set go with its pods, where it is to ask for none any more: its shard has left and held nothing, and another of that
+/// number must not begin with what these servers remember.
+pub fn release_volumes(set: &mut StatefulSet) {
+    let policy = set.spec.as_mut().and_then(|spec| spec.persistent_volume_claim_retention_policy.as_mut());
+    if let Some(policy) = policy {
+        policy.when_scaled = Some("Delete".to_owned());
+    }
+}
+
 fn claim(wanted: &Wanted, labels: BTreeMap<String, String>, size: ByteSize) -> PersistentVolumeClaim {
     let class = wanted.storage.as_ref().and_then(|storage| storage.class.clone());
     let requests = [("storage".to_owned(), Quantity(size.to_string()))].into();

@@ -226,6 +226,8 @@ pub enum Waiting {
     Slots,
     /// A server that is to go to lose its last keys.
     Keys(ServerId),
+    /// A server's agent to hear which shards there are: it counts their primaries' votes.
+    Told(ServerId),
     /// A held server's reason to end.
     Held {
         /// Which server.
@@ -255,6 +257,11 @@ pub enum Waiting {
 }
 
 impl Action {
+    /// Whether it moves slots key by key: a part of them at each look.
+    pub fn moves_slots(&self) -> bool {
+        matches!(self, Self::MoveSlots { way: Way::ByKeys, .. })
+    }
+
     /// Whether it belongs to a change of the number of shards, during which all slots are served.
     pub fn is_resharding(&self) -> bool {
         matches!(
@@ -263,7 +270,7 @@ impl Action {
                 | Self::SettleSlots { .. }
                 | Self::DropKeys { .. }
                 | Self::RemoveServer { .. }
-                | Self::Wait(Waiting::Slots | Waiting::Keys(_))
+                | Self::Wait(Waiting::Slots | Waiting::Keys(_) | Waiting::Told(_))
         )
     }
 }
@@ -280,6 +287,7 @@ impl fmt::Display for Waiting {
             Self::Gossip(server) => write!(f, "{server} to see the whole cluster"),
             Self::Slots => f.write_str("the servers to finish a move of slots"),
             Self::Keys(server) => write!(f, "{server}, which owns no slots and is to go, to lose its last keys"),
+            Self::Told(server) => write!(f, "{server} to hear which shards there are; its files change within two minutes"),
             Self::Held { server, message, .. } => write!(f, "{server}, which is held: {message}"),
             Self::BestCopy(server) => write!(
                 f,

@@ -57,9 +57,7 @@ pub(super) fn plan(desired: &Desired, observed: &Observed) -> Vec<Action> {
     actions.extend(super::unfinished(observed));
     actions.extend(cluster.gossip());
     let is_well = actions.is_empty();
-    if desired.starter == Starter::Planner {
-        actions.extend(reshard::plan(&cluster, is_well));
-    }
+    actions.extend(reshard::plan(&cluster, is_well));
     actions
 }
 
@@ -246,7 +244,7 @@ impl<'a> Cluster<'a> {
     /// once it is certain that its primary is gone, and that nobody holds more.
     fn relieve(&self, shard: u16) -> Option<Action> {
         if !self.owns_slots(shard) {
-            return None;
+            return self.relieve_arrivals(shard);
         }
         if let Some(primary) = self.primary(shard) {
             // A takeover need not have made its claim the greatest, and then the others do not believe it.
@@ -257,12 +255,28 @@ impl<'a> Cluster<'a> {
             return Some(Action::Wait(Waiting::Failover { shard }));
         }
         let (best, facts) = self.best_copy(shard)?;
-        let hindrance =
-            self.in_shard(shard).filter(|(id, _)| *id != best).find_map(|(id, server)| self.hinders(id, server, facts));
-        Some(match hindrance.filter(|_| holds(Rule::ProveGone)) {
+        Some(self.take_over(best, facts))
+    }
+
+    /// Has the replica with this copy take its shard, unless another server of it hinders that.
+    fn take_over(&self, best: ServerId, facts: &Facts) -> Action {
+        let mut others = self.in_shard(best.shard).filter(|(id, _)| *id != best);
+        let hindrance = others.find_map(|(id, server)| self.hinders(id, server, facts));
+        match hindrance.filter(|_| holds(Rule::ProveGone)) {
             Some(waiting) => Action::Wait(waiting),
             None => Action::ClusterTakeover { server: best },
-        })
+        }
+    }
+
+    /// The same as [`Self::rescue_arrivals`], where an agent holds back a primary that came back with nothing.
+    fn relieve_arrivals(&self, shard: u16) -> Option<Action> {
+        if self.members(shard).any(|node| node.is_primary() && node.facts.holds_data) {
+            return None;
+        }
+        let (best, facts) = self.best_copy(shard).filter(|(_, facts)| facts.holds_data && holds(Rule::KeepArrivals))?;
+        let Role::Replica { of, .. } = facts.role else { return None };
+        let is_gone = |(_, server): (ServerId, &Server)| matches!(server.state, ServerState::Held(_) | ServerState::Absent);
+        self.observed.at(of).is_some_and(is_gone).then(|| self.take_over(best, facts))
     }
 
     /// The replica of a shard whose copy reaches furthest.

@@ -29,7 +29,7 @@ fn desired(durable: bool) -> Desired {
     }
 }
 
-/// Three shards of two servers on three nodes. Server 0 of each shard owns its slots, server 1 follows.
+/// Shards of two servers on three nodes. Server 0 of each shard owns its slots, server 1 follows.
 struct Scene {
     desired: Desired,
     observed: Observed,
@@ -37,11 +37,25 @@ struct Scene {
 
 impl Scene {
     fn whole(durable: bool) -> Self {
-        let desired = desired(durable);
+        Self::of(durable, SHARDS, SHARDS)
+    }
+
+    /// So many shards own all slots, of so many that there are.
+    fn of(durable: bool, owning: u16, present: u16) -> Self {
+        let owners = desired(durable);
+        let desired = Desired { layout: Layout::Cluster { shards: present }, ..owners.clone() };
+        let owners = Desired { layout: Layout::Cluster { shards: owning }, ..owners };
         let servers = desired.servers().map(|id| {
             let primary = ServerId { index: 0, ..id };
             let role = if id == primary { Role::Primary } else { Role::Replica { of: address(primary), link: Link::Up } };
-            (id, Server { address: address(id), bus_port: 16379, state: ServerState::Running(facts(&desired, id, role)) })
+            (
+                id,
+                Server {
+                    address: address(id),
+                    bus_port: 16379,
+                    state: ServerState::Running(facts((&owners, &desired), id, role)),
+                },
+            )
         });
         let pods = desired.servers().map(|id| {
             let node = Node { name: format!("node-{}", (id.shard + id.index) % 3), ready: true };
@@ -53,11 +67,25 @@ impl Scene {
             servers: servers.collect(),
             pods: pods.collect(),
             scale: Some(Scale { servers: 2, sentinels: 0 }),
-            sizes: (0..SHARDS).map(|shard| (shard, 2)).collect(),
+            sizes: (0..present).map(|shard| (shard, 2)).collect(),
             steady: PATIENCE,
             ..Observed::default()
         };
         Self { desired, observed }
+    }
+
+    fn want(&mut self, shards: u16) -> &mut Self {
+        self.desired.layout = Layout::Cluster { shards };
+        self
+    }
+
+    /// A shard holds no keys.
+    fn empty(&mut self, shard: u16) -> &mut Self {
+        for index in [0, 1] {
+            let facts = self.facts(id(shard, index));
+            (facts.holds_data, facts.lineage) = (false, None);
+        }
+        self
     }
 
     fn set(&mut self, id: ServerId, state: ServerState) -> &mut Self {
@@ -93,8 +121,9 @@ impl Scene {
     }
 }
 
-fn facts(desired: &Desired, id: ServerId, role: Role) -> Facts {
-    let owned = |id: ServerId| if id.index == 0 { vec![desired.home_slots(id.shard)] } else { Vec::new() };
+fn facts((owners, desired): (&Desired, &Desired), id: ServerId, role: Role) -> Facts {
+    let owns = |id: ServerId| id.index == 0 && id.shard < owners.shards();
+    let owned = |id: ServerId| if owns(id) { vec![owners.home_slots(id.shard)] } else { Vec::new() };
     let others = desired.servers().filter(|other| *other != id);
     let peers = others.map(|id| Peer { id: node_id(id), address: Some(address(id)), handshake: false, slots: owned(id) });
     let cluster = ClusterFacts {
@@ -274,4 +303,76 @@ fn replicas_come_to_all_shards_and_go_one_at_a_time() {
     scene.observed.sizes = [(0, 2), (1, 3), (2, 3)].into();
     scene.observed.scale = Some(Scale { servers: 3, sentinels: 0 });
     assert_eq!(scene.done(), [set(1, 2)]);
+}
+
+#[test]
+fn slots_begin_to_move_to_new_shards_once_every_agent_knows_of_them() {
+    let mut scene = Scene::of(false, SHARDS, 5);
+    scene.empty(3).empty(4);
+    let begins = |scene: &Scene| match &scene.done()[..] {
+        [Action::MoveSlots { from, to, way: Way::ByKeys, .. }] => from.shard < SHARDS && *to == id(3, 0),
+        other => panic!("{other:?}"),
+    };
+    assert!(begins(&scene), "{:?}", scene.plan());
+    scene.observed.unaware = [id(1, 1)].into();
+    scene.check_waits(&Waiting::Told(id(1, 1)));
+    switch_off(Some(Rule::TellBeforeMoves));
+    let broken = begins(&scene);
+    switch_off(None);
+    assert!(broken, "the rule is needed");
+    // Nor where something is to be healed.
+    scene.observed.unaware.clear();
+    scene.set(id(2, 1), ServerState::Silent);
+    scene.check_waits(&Waiting::Server(id(2, 1)));
+    // With nothing to move, nobody need know.
+    let mut even = Scene::whole(false);
+    even.observed.unaware = [id(1, 1)].into();
+    assert_eq!(even.plan(), []);
+}
+
+#[test]
+fn a_shard_that_is_wanted_no_more_gives_its_slots_away() {
+    let mut scene = Scene::of(false, 4, 4);
+    scene.want(SHARDS);
+    let done = scene.done();
+    assert!(matches!(&done[..], [Action::MoveSlots { from, to, .. }] if *from == id(3, 0) && to.shard < SHARDS), "{done:?}");
+}
+
+#[test]
+fn a_shard_leaves_when_it_holds_nothing_and_is_forgotten_first() {
+    let leaves = Action::SetReplicas { of: Set::Servers { shard: 3 }, count: 0 };
+    let mut scene = Scene::of(true, SHARDS, 4);
+    scene.want(SHARDS);
+    scene.check_waits(&Waiting::Keys(id(3, 0)));
+    scene.empty(3);
+    let done = scene.done();
+    let forgets = done.iter().filter(|action| matches!(action, Action::ClusterForget { server, .. } if server.shard < SHARDS));
+    assert_eq!((forgets.count(), done.len(), done.last()), (12, 13, Some(&leaves)), "each of six forgets two: {done:?}");
+    // What is on the volume of one that is away may come back.
+    scene.set(id(3, 1), ServerState::Absent);
+    scene.check_waits(&Waiting::Pod(Member::Server(id(3, 1))));
+    scene.desired.durable = false;
+    assert!(scene.done().contains(&leaves), "{:?}", scene.plan());
+}
+
+#[test]
+fn keys_that_have_come_outlive_the_primary_that_was_to_get_their_slots() {
+    let takes_over = Action::ClusterTakeover { server: id(3, 1) };
+    let mut scene = Scene::of(false, SHARDS, 4);
+    scene.set(id(3, 0), held(DataState::Empty));
+    assert_eq!(scene.done(), [takes_over.clone()]);
+    switch_off(Some(Rule::KeepArrivals));
+    let broken = scene.done();
+    switch_off(None);
+    assert_eq!(broken, [], "the rule is needed");
+    scene.set(id(3, 0), ServerState::Absent);
+    assert_eq!(scene.done(), [takes_over]);
+    scene.set(
+        id(3, 0),
+        held(DataState::Complete(Position { lineage: "shard 3".to_owned(), offset: 11, led: true, exact: false })),
+    );
+    scene.check_waits(&Waiting::Choice);
+    // One that begins again by itself is not replaced.
+    scene.set(id(3, 0), ServerState::Starting(DataState::Empty));
+    scene.check_waits(&Waiting::Server(id(3, 0)));
 }

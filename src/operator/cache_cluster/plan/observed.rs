@@ -28,6 +28,8 @@ pub struct Observed {
     pub steady: Duration,
     /// How long ago the last [`Handover`](super::Action::Handover) failed; `None` where the last one succeeded, or there was none.
     pub handover_failed: Option<Duration>,
+    /// The servers whose agents have not taken up yet which other servers there are; empty on one machine.
+    pub unaware: BTreeSet<ServerId>,
     /// The last time that a sentinel was moved from a crowded node; `None` where none was, or nobody remembers.
     pub moved: Option<Moved>,
 }

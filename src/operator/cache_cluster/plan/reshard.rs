@@ -9,7 +9,7 @@ use super::cluster::{Cluster, Node};
 use super::observed::OpenSlot;
 use super::rules::{Rule, holds};
 use super::slots::{SlotSet, Transfer, transfers};
-use super::{Action, ServerId, ServerState, SlotRange, Waiting, Way};
+use super::{Action, ServerId, ServerState, Set, SlotRange, Starter, Waiting, Way};
 
 /// How many slots an engine moves in one step. It copies their keys in one piece, by a process of its own where it has to.
 const AT_ONCE: u16 = 1024;
@@ -22,7 +22,8 @@ pub(super) fn emptied(cluster: &Cluster<'_>) -> BTreeSet<ServerId> {
     let holds_nothing = |state: &ServerState| match state {
         ServerState::Running(facts) => !facts.holds_data || !holds(Rule::KeepKeys),
         ServerState::Stopped { data, .. } => !data,
-        ServerState::Absent => true,
+        // What was in its memory went with its pod; what is on its volume may come back.
+        ServerState::Absent => !cluster.desired.durable,
         ServerState::Held(_) | ServerState::Starting(_) | ServerState::Silent => false,
     };
     let empty = drained.filter(|shard| cluster.in_shard(*shard).all(|(_, server)| holds_nothing(&server.state)));
@@ -129,7 +130,12 @@ fn next_transfer(cluster: &Cluster<'_>, owners: &Owners<'_>) -> Option<Action> {
     if total < SlotSet::all().len() {
         return None;
     }
-    let Transfer { from, to, slots } = transfers(&owned, cluster.desired.shards()).into_iter().next()?;
+    let wanted = transfers(&owned, cluster.desired.shards());
+    // Primaries that own slots vote, and agents count the votes of those that they know of.
+    if let Some(server) = cluster.observed.unaware.first().filter(|_| !wanted.is_empty() && holds(Rule::TellBeforeMoves)) {
+        return Some(Action::Wait(Waiting::Told(*server)));
+    }
+    let Transfer { from, to, slots } = wanted.into_iter().next()?;
     let (source, target) = (cluster.head(from)?, cluster.head(to)?);
     let is_atomic = source.view.exports.is_some() && target.view.exports.is_some();
     let (slots, way) = if is_atomic { (slots.first(AT_ONCE), Way::Atomic) } else { (slots, Way::ByKeys) };
@@ -150,7 +156,13 @@ fn leave(cluster: &Cluster<'_>) -> Vec<Action> {
     };
     let mut actions: Vec<Action> = keepers.map(drop_or_wait).collect();
     if cluster.all_answer() {
-        actions.extend(cluster.leaving.iter().map(|server| Action::RemoveServer { server: *server }));
+        match cluster.desired.starter {
+            Starter::Planner => actions.extend(cluster.leaving.iter().map(|server| Action::RemoveServer { server: *server })),
+            Starter::Agent => {
+                let shards: BTreeSet<u16> = cluster.leaving.iter().map(|server| server.shard).collect();
+                actions.extend(shards.into_iter().map(|shard| Action::SetReplicas { of: Set::Servers { shard }, count: 0 }));
+            }
+        }
     }
     actions
 }

@@ -61,6 +61,8 @@ pub(super) enum Rule {
     DropStrays,
     /// Keys of slots on their way outlive the primary that was to get the slots.
     KeepArrivals,
+    /// Slots begin to move to a shard once every agent knows of it.
+    TellBeforeMoves,
     /// A shard is taken over only where its primary is gone for certain.
     ProveGone,
     /// Primaries that a node carries too many of hand over to others.

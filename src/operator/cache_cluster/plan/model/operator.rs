@@ -121,7 +121,7 @@ impl Operator {
             sizes: [(0, world.scale.0 as u16)].into(),
             steady: Duration::ZERO,
             handover_failed: self.failed_handover.map(|then| TICK * (self.now - then)),
-            moved: None,
+            ..Observed::default()
         };
         self.tries.note(&observed);
         observed.moved = self.moved.map(|then| self.tries.moved(TICK * (self.now - then)));
