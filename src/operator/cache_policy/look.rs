@@ -572,10 +572,10 @@ impl Look<'_> {
                 servers: offer.servers.clone(),
                 sentinels: offer.sentinels.clone(),
                 master: offer.master.clone(),
+                in_cluster: matches!(offer.place.topology, Topology::Cluster { .. }),
             };
-            // A Cluster's keys are at several servers: there the ConfigMap alone brings snapshots.
-            let passes = !bindings.is_empty() && matches!(offer.place.topology, Topology::Sentinel { .. });
-            let wanted = passes.then(|| cache::Wanted { servers, keys: offer.keys.clone(), bindings: bindings.clone() });
+            let wanted =
+                (!bindings.is_empty()).then(|| cache::Wanted { servers, keys: offer.keys.clone(), bindings: bindings.clone() });
             let holds = wanted.is_some();
             self.context.caches.set(&self.key(cluster), wanted);
             if holds {

@@ -1,6 +1,7 @@
 //! What the operator does over the cache for bindings, with real servers and real sidecars: snapshots that are there whatever becomes of
 //! servers, and figures of sidecars that are heard.
 
+mod cluster;
 mod scale;
 
 use std::collections::BTreeMap;
@@ -111,9 +112,13 @@ fn at(port: u16) -> SocketAddr {
 
 /// A snapshot with two rules.
 fn snapshot(servers: &SentinelCluster, generation: u64) -> Json {
+    snapshot_at(sentinel_topology(servers), generation)
+}
+
+fn snapshot_at(topology: Json, generation: u64) -> Json {
     let ttl = json!({"default": format!("{}s", generation * 1000), "max": "1000h", "jitter": "0%"});
     let rule = |name: &str| json!({"name": name, "keys": format!("{name}:{{id}}"), "strategy": {"cacheAside": {"ttl": ttl}}});
-    policy(sentinel_topology(servers), generation, &[], &[rule("aside"), rule("unused")])
+    policy(topology, generation, &[], &[rule("aside"), rule("unused")])
 }
 
 fn place(servers: &SentinelCluster) -> Servers {
@@ -121,6 +126,7 @@ fn place(servers: &SentinelCluster) -> Servers {
         servers: servers.servers.iter().map(|server| at(server.port())).collect(),
         sentinels: servers.sentinels.iter().map(|sentinel| at(sentinel.port())).collect(),
         master: PRIMARY_NAME.to_owned(),
+        in_cluster: false,
     }
 }
 

@@ -1,13 +1,14 @@
 //! Larder's own keys in the caches, and what sidecars say there.
 //!
 //! One task for each CacheCluster that has bindings. It keeps the newest snapshot of each binding at the primary, whichever server that
-//! is, tells sidecars of it, hears their heartbeats, and tells them how many they are. The API server has no part in it.
+//! is, or in a Cluster at the owner of the key's slot, tells sidecars of it, hears their heartbeats, and tells them how many they are. The API server has no part in it.
 
 mod board;
 mod figures;
 mod fleet;
 mod heard;
 mod hearing;
+mod keepers;
 mod primary;
 mod room;
 mod rules;
@@ -63,6 +64,8 @@ pub struct Servers {
     pub sentinels: Vec<SocketAddr>,
     /// The name under which sentinels know the primary.
     pub master: String,
+    /// Whether they are a Cluster, of which each primary owns some of the keys.
+    pub in_cluster: bool,
 }
 
 /// How often what is done.

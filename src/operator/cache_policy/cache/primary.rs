@@ -10,7 +10,7 @@ use super::Servers;
 use crate::operator::admin::{Admin, AdminError, Entry};
 
 /// The most servers or sentinels that are asked.
-const MOST: usize = 16;
+pub const MOST: usize = 16;
 
 /// Why there is no primary to be had.
 #[derive(Debug, thiserror::Error)]
@@ -24,6 +24,9 @@ pub enum PrimaryError {
     /// No sentinels' majority, and none or several that say so themselves.
     #[error("{0} of {1} servers say that they are the primary")]
     Servers(usize, usize),
+    /// Of a Cluster, whose servers know no owner of some slots.
+    #[error("no server answers that knows the owner of every slot")]
+    Partial,
 }
 
 /// Finds the primary, and connects to it.

@@ -39,14 +39,15 @@ const LOOK: &str = "local all = {}\n\
     table.insert(all, fleet)\n\
     end\n\
     return all";
-/// A snapshot's key and the index; what is expected there, the snapshot, its generation and the binding. Tells what is there now.
+/// A snapshot's key; what is expected there, the snapshot and its generation. Tells what is there now.
 const WRITE: &str = "local found = told(KEYS[1])\n\
     if found ~= ARGV[2] then return {0, found} end\n\
     redis.call('SET', KEYS[1], ARGV[3])\n\
-    if redis.call('TYPE', KEYS[2]).ok ~= 'set' then redis.call('DEL', KEYS[2]) end\n\
-    redis.call('SADD', KEYS[2], ARGV[5])\n\
     redis.call('PUBLISH', KEYS[1], ARGV[4])\n\
     return {1, told(KEYS[1])}";
+/// The index; a binding, which is put into it.
+const REMEMBER: &str = "if redis.call('TYPE', KEYS[1]).ok ~= 'set' then redis.call('DEL', KEYS[1]) end\n\
+    return redis.call('SADD', KEYS[1], ARGV[1])";
 /// The index; the most names. Tells the names in it, and takes out what can be none.
 const NAMES: &str = "local names = {}\n\
     if redis.call('TYPE', KEYS[1]).ok ~= 'set' then return names end\n\
@@ -80,7 +81,7 @@ pub struct Found {
     pub fleet: Option<u32>,
 }
 
-/// Looks at what there is of some bindings, in their order.
+/// Looks at what there is of some bindings, in their order; in a Cluster of one at a time.
 pub async fn look(server: &mut Admin, bindings: &[&BindingName]) -> Result<Vec<Found>, AdminError> {
     let keys: Vec<String> = bindings.iter().flat_map(|binding| [binding.snapshot_key(), binding.fleet_key()]).collect();
     let script = format!("{TOLD}{LOOK}");
@@ -105,6 +106,12 @@ pub enum Written {
     Other(Tag),
 }
 
+/// Remembers at the index's server that there may be something of a binding: to be done before there is.
+pub async fn remember(server: &mut Admin, binding: &BindingName) -> Result<(), AdminError> {
+    let _: i64 = server.ask("EVAL", &[REMEMBER, "1", INDEX, binding.as_str()]).await?;
+    Ok(())
+}
+
 /// Writes a snapshot where `expected` is still what is there, and tells of it.
 pub async fn write(
     server: &mut Admin,
@@ -115,7 +122,7 @@ pub async fn write(
 ) -> Result<Written, AdminError> {
     let (script, key, most) = (format!("{TOLD}{WRITE}"), binding.snapshot_key(), MAX_BYTES.to_string());
     let generation = generation.to_string();
-    let arguments = [&script, "2", &key, INDEX, &most, &expected.0, snapshot, &generation, binding.as_str()];
+    let arguments = [&script, "1", &key, &most, &expected.0, snapshot, &generation];
     let (done, tag): (bool, String) = server.ask("EVAL", &arguments).await?;
     Ok(if done { Written::Done(Tag(tag)) } else { Written::Other(Tag(tag)) })
 }
@@ -141,9 +148,14 @@ pub async fn names(server: &mut Admin) -> Result<Vec<BindingName>, AdminError> {
     Ok(names.iter().filter_map(|name| BindingName::parse(std::str::from_utf8(name).ok()?).ok()).collect())
 }
 
-/// Takes everything of a binding away.
+/// Takes everything of a binding away, but for its name in the index.
 pub async fn remove(server: &mut Admin, binding: &BindingName) -> Result<(), AdminError> {
     let _: i64 = server.ask("DEL", &[&binding.snapshot_key(), &binding.fleet_key()]).await?;
+    Ok(())
+}
+
+/// Takes its name out of the index, at the index's server.
+pub async fn forget(server: &mut Admin, binding: &BindingName) -> Result<(), AdminError> {
     let _: i64 = server.ask("SREM", &[INDEX, binding.as_str()]).await?;
     Ok(())
 }

@@ -1,7 +1,8 @@
 //! The task of one CacheCluster: it finds the primary, keeps there what is wanted, and hears what sidecars say.
 //!
-//! It has three connections at the most: to the primary one for commands and one that hears, and one to a sentinel. Where there is no
-//! binding it has none. Whatever fails, it begins anew with the search for the primary, after a pause that grows.
+//! It has three connections at the most: to the primary one for commands and one that hears, and one to a sentinel; in a Cluster one that hears,
+//! and one to each primary that keeps something. Where there is no binding it has none. Whatever fails, it begins anew with the search for the
+//! primary, after a pause that grows.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -17,6 +18,7 @@ use tracing::{debug, info, warn};
 
 use super::board::Board;
 use super::hearing::{self, Asks, Hears, PING_EVERY};
+use super::keepers::Keepers;
 use super::primary::{self, PrimaryError};
 use super::store::{self, Found, Tag, Verdict, Written};
 use super::{Common, Wanted};
@@ -95,8 +97,7 @@ pub struct Task {
 
 /// Connections that stand.
 struct Line {
-    address: SocketAddr,
-    server: Admin,
+    keepers: Keepers,
     sentinel: Option<Admin>,
     asks: Asks,
     hearing: JoinHandle<io::Error>,
@@ -203,16 +204,17 @@ impl Task {
             () = leadership.gained() => {}
             _ = self.wanted.changed() => return Ok(()),
         }
-        let (address, mut server) = primary::find(&wanted.servers, wanted.keys.entry()).await?;
-        self.clean(&mut server).await?;
+        let mut keepers = Keepers::find(&wanted.servers, wanted.keys.entry()).await?;
+        let address = keepers.address();
+        self.clean(&mut keepers).await?;
         if wanted.bindings.is_empty() {
-            drop(server);
+            drop(keepers);
             tokio::select! {
                 () = leadership.lost() => return Err(Ended::Led),
                 _ = self.wanted.changed() => return Ok(()),
             }
         }
-        let mut line = self.open(address, server, wanted).await?;
+        let mut line = self.open(keepers, wanted).await?;
         self.check_all(&mut line).await?;
         debug!(cluster = %self.cluster, %address, bindings = wanted.bindings.len(), "snapshots and heartbeats pass through the cache");
         loop {
@@ -271,13 +273,12 @@ impl Task {
         changed.iter().for_each(|binding| (self.common.on_change)(&self.cluster, binding));
     }
 
-    async fn open(&self, address: SocketAddr, server: Admin, wanted: &Wanted) -> Result<Line, Ended> {
-        let (asks, hears) = hearing::open(address, wanted.keys.entry(), &channels(wanted.bindings.keys())).await?;
+    async fn open(&self, keepers: Keepers, wanted: &Wanted) -> Result<Line, Ended> {
+        let (asks, hears) = hearing::open(keepers.address(), wanted.keys.entry(), &channels(wanted.bindings.keys())).await?;
         let now = Instant::now();
         self.lock().listen(now, wanted.bindings.keys());
         Ok(Line {
-            address,
-            server,
+            keepers,
             sentinel: None,
             asks,
             hearing: self.hear(hears),
@@ -346,31 +347,32 @@ impl Task {
     async fn change(&mut self, line: &mut Line, wanted: &Arc<Wanted>) -> Result<(), Ended> {
         let Changes { gone, new, changed } = self.adopt(wanted);
         for binding in new.iter().chain(&changed) {
-            self.put(&mut line.server, binding).await?;
+            self.put(&mut line.keepers, binding).await?;
         }
         line.asks.unsubscribe(&channels(gone.iter())).await?;
         line.asks.subscribe(&channels(new.iter())).await?;
         self.lock().listen(Instant::now(), new.iter());
         for binding in &gone {
-            self.remove(&mut line.server, binding).await?;
+            self.remove(&mut line.keepers, binding).await?;
         }
         if line.looked_at.elapsed() >= LOOK_GAP { self.check_primary(line).await } else { Ok(()) }
     }
 
     /// Takes away what earlier leaders, or this one, left there of bindings that are gone.
-    async fn clean(&self, server: &mut Admin) -> Result<(), Ended> {
+    async fn clean(&self, keepers: &mut Keepers) -> Result<(), Ended> {
         let is_wanted = |binding: &BindingName| self.last.as_ref().is_some_and(|wanted| wanted.bindings.contains_key(binding));
-        let names = store::names(server).await?;
+        let names = store::names(keepers.of(store::INDEX).await?).await?;
         for binding in names.iter().filter(|binding| !is_wanted(binding)) {
-            self.remove(server, binding).await?;
+            self.remove(keepers, binding).await?;
         }
         Ok(())
     }
 
-    async fn remove(&self, server: &mut Admin, binding: &BindingName) -> Result<(), Ended> {
+    async fn remove(&self, keepers: &mut Keepers, binding: &BindingName) -> Result<(), Ended> {
         self.may_write()?;
         self.common.metrics.acted("RemoveSnapshot");
-        suffered(store::remove(server, binding).await)
+        suffered(store::remove(keepers.of(&binding.snapshot_key()).await?, binding).await)?;
+        suffered(store::forget(keepers.of(store::INDEX).await?, binding).await)
     }
 
     /// Asks before each write: it is a step that another leader's could collide with.
@@ -381,15 +383,19 @@ impl Task {
     /// Whether the server at the other end is still the primary.
     async fn check_primary(&mut self, line: &mut Line) -> Result<(), Ended> {
         line.looked_at = Instant::now();
+        if line.keepers.in_cluster() {
+            return Ok(line.keepers.learn_owners().await?);
+        }
         let Some(wanted) = self.last.clone() else { return Ok(()) };
-        if !primary::is_primary(&mut line.server).await? {
+        let address = line.keepers.address();
+        if !primary::is_primary(line.keepers.first()).await? {
             return Err(Ended::Moved);
         }
         let named = line.ask_sentinel(&wanted).await;
         // One sentinel may have an old story to tell; most of them have not.
-        if named.is_some_and(|named| named != line.address)
-            && let Some(address) = primary::by_majority(&wanted.servers, wanted.keys.entry()).await
-            && address != line.address
+        if named.is_some_and(|named| named != address)
+            && let Some(named) = primary::by_majority(&wanted.servers, wanted.keys.entry()).await
+            && named != address
         {
             return Err(Ended::Moved);
         }
@@ -400,32 +406,34 @@ impl Task {
     async fn check_all(&mut self, line: &mut Line) -> Result<(), Ended> {
         let bindings: Vec<(BindingName, usize)> =
             self.stored.iter().map(|(binding, stored)| (binding.clone(), stored.snapshot.len())).collect();
+        let most = if line.keepers.in_cluster() { 1 } else { LOOK_BINDINGS };
         let mut rest = &bindings[..];
         while !rest.is_empty() {
             let mut bytes = 0;
-            let fits = rest.iter().take(LOOK_BINDINGS).take_while(|(_, length)| {
+            let fits = rest.iter().take(most).take_while(|(_, length)| {
                 bytes += length;
                 bytes <= LOOK_BYTES
             });
             let (some, others) = rest.split_at(fits.count().max(1));
             rest = others;
             let names: Vec<&BindingName> = some.iter().map(|(binding, _)| binding).collect();
-            let found = store::look(&mut line.server, &names).await?;
+            let Some(key) = names.first().map(|first| first.snapshot_key()) else { return Ok(()) };
+            let found = store::look(line.keepers.of(&key).await?, &names).await?;
             for (binding, found) in names.into_iter().zip(found) {
-                self.compare(&mut line.server, binding, found).await?;
+                self.compare(&mut line.keepers, binding, found).await?;
             }
         }
         Ok(())
     }
 
-    async fn compare(&mut self, server: &mut Admin, binding: &BindingName, found: Found) -> Result<(), Ended> {
+    async fn compare(&mut self, keepers: &mut Keepers, binding: &BindingName, found: Found) -> Result<(), Ended> {
         if let Some(stored) = self.stored.get_mut(binding)
             && (stored.there != found.snapshot || stored.newest.is_none_or(|newest| newest < stored.generation))
         {
             if stored.there != found.snapshot {
                 (stored.there, stored.newest) = (found.snapshot, None);
             }
-            self.put(server, binding).await?;
+            self.put(keepers, binding).await?;
         }
         let now = Instant::now();
         let lost = self.lock().fleet_found(now, binding, found.fleet);
@@ -433,20 +441,21 @@ impl Task {
         let told = self.lock().fleet(binding);
         let is_old = fleet_at.is_none_or(|at| now.duration_since(at) > FLEET_EVERY);
         match lost.or(told.filter(|_| is_old)) {
-            Some(sidecars) => self.tell_fleet(server, binding, sidecars, false).await,
+            Some(sidecars) => self.tell_fleet(keepers, binding, sidecars, false).await,
             None => Ok(()),
         }
     }
 
     /// Writes a binding's snapshot, unless what is there is newer.
-    async fn put(&mut self, server: &mut Admin, binding: &BindingName) -> Result<(), Ended> {
+    async fn put(&mut self, keepers: &mut Keepers, binding: &BindingName) -> Result<(), Ended> {
+        let key = binding.snapshot_key();
         for _ in 0..ATTEMPTS {
             self.may_write()?;
             let Some(stored) = self.stored.get_mut(binding) else { return Ok(()) };
             let (snapshot, generation) = (stored.snapshot.clone(), stored.generation);
             if !stored.there.is_no_snapshot() && stored.newest.is_none() {
                 // Somebody else wrote it.
-                let found = store::read(server, binding).await?;
+                let found = store::read(keepers.of(&key).await?, binding).await?;
                 match store::judge(&found, &snapshot, generation) {
                     Verdict::Same => {
                         stored.newest = Some(generation);
@@ -462,7 +471,10 @@ impl Task {
                 self.lock().newer(binding, Some(newer));
                 return Ok(());
             }
-            match store::write(server, binding, &stored.there, &snapshot, generation).await {
+            if let Err(error) = store::remember(keepers.of(store::INDEX).await?, binding).await {
+                return suffered(Err(error));
+            }
+            match store::write(keepers.of(&key).await?, binding, &stored.there, &snapshot, generation).await {
                 Ok(Written::Done(tag)) => {
                     (stored.there, stored.newest) = (tag, Some(generation));
                     self.common.metrics.acted("WriteSnapshot");
@@ -481,14 +493,21 @@ impl Task {
     async fn tell_fleets(&mut self, line: &mut Line) -> Result<(), Ended> {
         let due = self.lock().fleets_due(Instant::now());
         for due in due {
-            self.tell_fleet(&mut line.server, &due.binding, due.sidecars, due.rises).await?;
+            self.tell_fleet(&mut line.keepers, &due.binding, due.sidecars, due.rises).await?;
         }
         Ok(())
     }
 
-    async fn tell_fleet(&mut self, server: &mut Admin, binding: &BindingName, sidecars: u32, wakes: bool) -> Result<(), Ended> {
+    async fn tell_fleet(
+        &mut self,
+        keepers: &mut Keepers,
+        binding: &BindingName,
+        sidecars: u32,
+        wakes: bool,
+    ) -> Result<(), Ended> {
         self.may_write()?;
         let Some(stored) = self.stored.get_mut(binding) else { return Ok(()) };
+        let server = keepers.of(&binding.fleet_key()).await?;
         match store::write_fleet(server, binding, sidecars, wakes.then_some(stored.generation)).await {
             Ok(()) => {
                 stored.fleet_at = Some(Instant::now());
@@ -506,8 +525,8 @@ impl Task {
         let bindings: Vec<BindingName> = std::mem::take(&mut self.stored).into_keys().collect();
         bindings.iter().for_each(|binding| self.lock().remove(binding));
         let leave = async {
-            let (_, mut server) = primary::find(&last.servers, last.keys.entry()).await?;
-            self.clean(&mut server).await
+            let mut keepers = Keepers::find(&last.servers, last.keys.entry()).await?;
+            self.clean(&mut keepers).await
         };
         match timeout(LEAVE_WITHIN, leave).await {
             Ok(Ok(())) => debug!(cluster = %self.cluster, "nothing of bindings is left in the cache"),
@@ -521,7 +540,7 @@ impl Line {
     /// Whether what is wanted now is reached as what was wanted when these connections were made.
     fn is_for(&self, then: &Wanted, now: &Wanted) -> bool {
         let same_way = then.keys.entry() == now.keys.entry();
-        same_way && (then.servers == now.servers || now.servers.servers.contains(&self.address))
+        same_way && (then.servers == now.servers || now.servers.servers.contains(&self.keepers.address()))
     }
 
     /// The primary that a sentinel names, over a connection that stands where there is one.
@@ -550,7 +569,9 @@ fn suffered(outcome: Result<(), AdminError>) -> Result<(), Ended> {
             warn!(%error, "the cache takes no writes");
             Ok(())
         }
-        Err(error) if error.code() == Some("READONLY") => Err(Ended::Moved),
+        Err(error) if matches!(error.code(), Some("READONLY" | "MOVED" | "ASK" | "TRYAGAIN" | "CLUSTERDOWN")) => {
+            Err(Ended::Moved)
+        }
         outcome => Ok(outcome?),
     }
 }
