@@ -102,6 +102,12 @@ impl Counter {
         Self { text: [key, b"~"].concat(), of: Of::Key }
     }
 
+    /// The key in which the cache keeps which tags of a pattern's keys were invalidated lately. No counter has it: a tag is not empty, and no key that
+    /// a pattern covers ends where its last part begins.
+    pub fn log_of(keys: &KeyPattern) -> Vec<u8> {
+        Self::of_tag(keys, b"").key()
+    }
+
     /// All that the version of a rule's key is made of: the rule's own first, the key's own last.
     pub fn all_of(rule: &Rule, key: &[u8]) -> Vec<Self> {
         let tags = tags::of(rule, key).into_iter().map(|tag| Self::of_tag(&rule.keys, &tag));
@@ -112,6 +118,11 @@ impl Counter {
     /// The key in which the cache keeps it.
     pub fn key(&self) -> Vec<u8> {
         Companion::Versions.name(&self.text)
+    }
+
+    /// The key whose own it is.
+    pub fn own_key(&self) -> Option<&[u8]> {
+        self.text.strip_suffix(b"~").filter(|_| self.is_of_key())
     }
 
     /// Whether it is a key's.
@@ -159,6 +170,8 @@ mod tests {
         }
         let names: std::collections::BTreeSet<Vec<u8>> = counters.iter().map(Counter::key).collect();
         assert_eq!(names.len(), counters.len());
+        assert!(!names.contains(&Counter::log_of(&keys)));
+        assert_eq!(counters.iter().filter_map(Counter::own_key).collect::<Vec<_>>(), [b"face:7:s"]);
         let [a, b, c] = [1, 2, 3].map(Version::new);
         assert!(a.with(b) != a.with(c) && a.with(b) != c.with(b) && a.with(b) != b.with(a));
     }

@@ -92,6 +92,7 @@ fn policy() -> CachePolicy {
             {"name": "odd", "keys": "odd \"{id}\" [{name}]*", "strategy": "CacheAside", "ttl": "1h"},
             {"name": "queue", "keys": "queue:{name…}", "strategy": "Bypass"},
             {"name": "page", "keys": "page:{group}:{id}", "strategy": "CacheAside", "invalidate": {"versioned": "Rule", "tags": ["group:{group}"]}},
+            {"name": "doc", "keys": "doc:{id}", "strategy": "CacheAside", "invalidate": {"versioned": "Entity"}},
         ],
     });
     CachePolicy::new("shop", serde_json::from_value(spec).expect("a specification"))
@@ -233,6 +234,14 @@ fn everything_works(scene: &Scene) {
             [&mut one, &mut two].iter_mut().all(|client| client.line("EXISTS page:a:1").int() == 0)
         });
     }
+    // A value with a tag of its own.
+    let token = one.line("LARDER.FETCH doc:1").items()[2].text();
+    assert_eq!(one.call(&["LARDER.FILL", "doc:1", &token, "v", "TAGS", "author"]), ok());
+    assert_eq!(two.line("GET doc:1"), bulk("v"));
+    assert!(!two.line("XADD larder:events * tag author").is_error());
+    wait_for("the tag's value to go", LIMIT, || {
+        [&mut one, &mut two].iter_mut().all(|client| client.line("EXISTS doc:1").int() == 0)
+    });
     // Newer snapshots would be heard of.
     let channel = scene.binding.snapshot_key();
     let mut server = scene.servers.holder_of(&channel);

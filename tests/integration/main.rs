@@ -70,6 +70,7 @@ mod ttl_sweep;
 mod uninstall_check;
 mod versions;
 mod versions_history;
+mod versions_tags;
 mod wire;
 mod wire_fuzz;
 mod write_behind;

@@ -36,8 +36,9 @@ use super::dispatch::invalidation_slot;
 use super::policy::UNMATCHED;
 use super::upstream::admin_client::ReplyError;
 use super::upstream::router::Node;
-use super::versions::keeper;
+use super::versions::{keeper, moment};
 use super::worker::Worker;
+use crate::policy::KeyPattern;
 use crate::policy::binding::BindingName;
 use crate::policy::events::STREAM;
 use crate::policy::versions::Counter;
@@ -256,7 +257,10 @@ impl Reader {
             Event::Key(key) => return keys.push(key),
             Event::Tag(tag) => match tagged::look_up(&policy, tag.as_bytes()) {
                 None => return counters.events_foreign.inc(),
-                Some(Tagged { keys: named, counters: drawn, walks }) => {
+                Some(Tagged { keys: named, counters: drawn, given, walks }) => {
+                    for pattern in &given {
+                        self.note(pattern, &tag).await;
+                    }
                     for counter in &drawn {
                         self.draw(counter).await;
                     }
@@ -283,6 +287,24 @@ impl Reader {
         desk.kept.borrow_mut().jobs.wish(target, id);
         desk.wanted.notify_one();
         counters.events.inc();
+    }
+
+    /// Notes that a tag is invalidated, so that what was loaded before is not stored with it.
+    async fn note(&self, keys: &KeyPattern, tag: &str) {
+        let slot = moment::slot_of(&self.worker, keys);
+        loop {
+            let noted = match moment::note(&self.worker, keys, tag.as_bytes()).await {
+                Ok(()) => carry::confirmed(&self.worker, &[slot]).await,
+                Err(text) => Err(text),
+            };
+            match noted {
+                Ok(unconfirmed) => {
+                    return self.worker.metrics().background().events_unconfirmed.add(u64::from(unconfirmed.is_some()));
+                }
+                Err(error) => tracing::debug!(%error, "an invalidated tag is not noted yet"),
+            }
+            sleep(PAUSE).await;
+        }
     }
 
     /// Invalidates all keys that a version is part of, by a new one.

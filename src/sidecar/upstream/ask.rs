@@ -39,10 +39,18 @@ pub async fn heard(receiver: oneshot::Receiver<Asked>) -> Asked {
 /// # Errors
 /// The text of an error reply, its code first: the server's, or that no reply came.
 pub async fn ask(worker: &Rc<Worker>, slot: u16, lane: Lane, command: &[&[u8]]) -> Asked {
-    let (sink, receiver) = caller();
     let mut wire = Vec::new();
     encode::command(&mut wire, command);
-    worker.submit(&[&wire], Pending::new(sink, slot, Retry::Safe, lane, worker.now()));
+    ask_wire(worker, slot, lane, &wire, Retry::Safe).await
+}
+
+/// As [`ask`], for a command as it goes over the wire.
+///
+/// # Errors
+/// As those of [`ask`].
+pub async fn ask_wire(worker: &Rc<Worker>, slot: u16, lane: Lane, wire: &[u8], retry: Retry) -> Asked {
+    let (sink, receiver) = caller();
+    worker.submit(&[wire], Pending::new(sink, slot, retry, lane, worker.now()));
     heard(receiver).await
 }
 

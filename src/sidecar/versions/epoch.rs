@@ -4,6 +4,7 @@
 //! one of this worker's own stands in, drawn anew each second, under which nobody else has stored anything. So who cannot ask has
 //! misses, and of what others invalidate meanwhile nothing that is older than a second.
 
+use super::state::State;
 use crate::policy::versions::Version;
 
 /// For how long an answer is believed, in milliseconds: the longest that a read may meet what was invalidated.
@@ -12,36 +13,36 @@ pub const LEASE_MS: u64 = 1_000;
 #[derive(Debug, Default)]
 pub struct Epoch {
     /// The last answer, and when it was asked for.
-    believed: Option<(Version, u64)>,
+    believed: Option<(State, u64)>,
     /// What stands in for it, and since when.
-    own: Option<(Version, u64)>,
+    own: Option<(State, u64)>,
 }
 
 impl Epoch {
     /// What the cache answered to a question of `asked_at`. An answer to an earlier question than the last is none.
-    pub fn heard(&mut self, asked_at: u64, version: Version) {
-        if self.believed.is_none_or(|(_, before)| before <= asked_at) {
-            self.believed = Some((version, asked_at));
+    pub fn heard(&mut self, asked_at: u64, state: State) {
+        if self.believed.as_ref().is_none_or(|(_, before)| *before <= asked_at) {
+            self.believed = Some((state, asked_at));
         }
     }
 
-    /// The version that is meant now.
-    pub fn current(&mut self, now: u64, random: impl FnOnce() -> u64) -> Version {
-        match self.believed {
-            Some((version, asked_at)) if now < asked_at + LEASE_MS => version,
+    /// What is meant now.
+    pub fn current(&mut self, now: u64, random: impl FnOnce() -> u64) -> State {
+        match &self.believed {
+            Some((state, asked_at)) if now < asked_at + LEASE_MS => state.clone(),
             _ => self.stand_in(now, random),
         }
     }
 
-    /// The version that is meant, where it is known.
-    pub fn known(&self, now: u64) -> Option<Version> {
-        self.believed.filter(|(_, asked_at)| now < asked_at + LEASE_MS).map(|(version, _)| version)
+    /// What is meant, where it is known.
+    pub fn known(&self, now: u64) -> Option<State> {
+        self.believed.as_ref().filter(|(_, asked_at)| now < asked_at + LEASE_MS).map(|(state, _)| state.clone())
     }
 
-    fn stand_in(&mut self, now: u64, random: impl FnOnce() -> u64) -> Version {
-        match self.own {
-            Some((version, since)) if now < since + LEASE_MS => version,
-            _ => self.own.insert((Version::new(random()), now)).0,
+    fn stand_in(&mut self, now: u64, random: impl FnOnce() -> u64) -> State {
+        match &self.own {
+            Some((state, since)) if now < since + LEASE_MS => state.clone(),
+            _ => self.own.insert((Version::new(random()).into(), now)).0.clone(),
         }
     }
 }
@@ -83,18 +84,21 @@ mod tests {
         let mut epoch = Epoch::default();
         let mut drawn = 100;
         let mut at = |epoch: &mut Epoch, now: u64| {
-            epoch.current(now, || {
-                drawn += 1;
-                drawn
-            })
+            epoch
+                .current(now, || {
+                    drawn += 1;
+                    drawn
+                })
+                .version
         };
+        let known = |epoch: &Epoch, now| epoch.known(now).map(|state| state.version);
         let [a, b] = [1, 2].map(Version::new);
-        assert_eq!((at(&mut epoch, 0), at(&mut epoch, 999), epoch.known(0)), (Version::new(101), Version::new(101), None));
-        epoch.heard(900, a);
-        assert_eq!((at(&mut epoch, 1000), at(&mut epoch, 1899), epoch.known(1899)), (a, a, Some(a)));
-        assert_eq!((at(&mut epoch, 1900), epoch.known(1900)), (Version::new(102), None), "nobody has answered since");
-        epoch.heard(2000, b);
-        epoch.heard(1950, a);
+        assert_eq!((at(&mut epoch, 0), at(&mut epoch, 999), known(&epoch, 0)), (Version::new(101), Version::new(101), None));
+        epoch.heard(900, a.into());
+        assert_eq!((at(&mut epoch, 1000), at(&mut epoch, 1899), known(&epoch, 1899)), (a, a, Some(a)));
+        assert_eq!((at(&mut epoch, 1900), known(&epoch, 1900)), (Version::new(102), None), "nobody has answered since");
+        epoch.heard(2000, b.into());
+        epoch.heard(1950, a.into());
         assert_eq!(at(&mut epoch, 2500), b, "an answer that comes late is none");
     }
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use tokio::time::{sleep, timeout};
 
+use super::state::{State, text_of};
 use crate::policy::events::STREAM;
 use crate::policy::versions::{Counter, Version};
 use crate::policy::{KeyPattern, Versioned};
@@ -61,17 +62,31 @@ fn versioned(worker: &Worker) -> BTreeMap<(String, bool), (KeyPattern, String)> 
     rules.collect()
 }
 
-/// Asks for versions, and draws those that there are not. Ends within a second, whatever was answered.
+/// Asks for versions and for those of the tags that they bring along, and draws those that there are not. Ends within a second, whatever was
+/// answered.
 pub async fn fetch(worker: &Rc<Worker>, counters: BTreeSet<Counter>) {
-    let asked = counters.iter().map(|counter| async move {
-        if let Err(error) = fetch_one(worker, counter).await {
-            tracing::debug!(%error, "a version cannot be told: its keys are missing meanwhile");
-        }
-    });
-    let _ = timeout(ASK_FOR, join_all(asked)).await;
+    let all = async {
+        let brought = fetch_all(worker, &counters).await;
+        let unknown = worker.versions().unknown(brought.iter());
+        fetch_all(worker, &unknown).await;
+    };
+    let _ = timeout(ASK_FOR, all).await;
 }
 
-async fn fetch_one(worker: &Rc<Worker>, counter: &Counter) -> Result<(), String> {
+/// Asks for each, and returns the tags that they bring along.
+async fn fetch_all(worker: &Rc<Worker>, counters: &BTreeSet<Counter>) -> Vec<Counter> {
+    let asked = join_all(counters.iter().map(|counter| fetch_one(worker, counter))).await;
+    let known = asked.into_iter().filter_map(|state| {
+        state.inspect_err(|error| tracing::debug!(%error, "a version cannot be told: its keys are missing meanwhile")).ok()
+    });
+    known.flat_map(|state| state.tags.to_vec()).collect()
+}
+
+/// Asks for one, and draws it where there is none.
+///
+/// # Errors
+/// The text of an error reply, or that it is not understood.
+pub async fn fetch_one(worker: &Rc<Worker>, counter: &Counter) -> Result<State, String> {
     let drawn = Version::new(fastrand::u64(..));
     let (key, digits) = (counter.key(), drawn.to_string());
     let mut command: Vec<&[u8]> = vec![b"SET", &key, digits.as_bytes(), b"NX", b"GET"];
@@ -80,29 +95,35 @@ async fn fetch_one(worker: &Rc<Worker>, counter: &Counter) -> Result<(), String>
     }
     let asked_at = worker.versions().now();
     let answer = ask(worker, invalidation_slot(worker, &key), Lane::default(), &command).await?;
-    let version = if reply::is_null(&answer) { Some(drawn) } else { reply::text(&answer).and_then(Version::parse) };
-    if let Some(version) = version {
-        worker.versions().with_epoch(counter, |epoch| epoch.heard(asked_at, version));
-    }
-    Ok(())
+    let state = if reply::is_null(&answer) { Some(drawn.into()) } else { state_of(worker, counter, &answer) };
+    let state = state.ok_or_else(|| "ERR a version is not understood".to_owned())?;
+    worker.versions().with_epoch(counter, |epoch| epoch.heard(asked_at, state.clone()));
+    Ok(state)
+}
+
+fn state_of(worker: &Worker, counter: &Counter, answer: &[u8]) -> Option<State> {
+    let policy = worker.policy();
+    let rule = counter.own_key().and_then(|key| policy.rule(policy.find(key)));
+    State::parse(reply::text(answer)?, rule.map(|rule| &rule.keys))
 }
 
 /// A version, as the cache has it now. `None`: it has none, or none that is understood.
 ///
 /// # Errors
 /// The text of an error reply.
-pub async fn ask_version(worker: &Rc<Worker>, counter: &Counter) -> Result<Option<Version>, String> {
+pub async fn ask_version(worker: &Rc<Worker>, counter: &Counter) -> Result<Option<State>, String> {
     let key = counter.key();
     let asked_at = worker.versions().now();
     let answer = ask(worker, invalidation_slot(worker, &key), Lane::default(), &[b"GET", &key]).await?;
-    let version = reply::text(&answer).and_then(Version::parse);
-    if let Some(version) = version {
-        worker.versions().with_epoch(counter, |epoch| epoch.heard(asked_at, version));
+    let state = state_of(worker, counter, &answer);
+    if let Some(state) = &state {
+        worker.versions().with_epoch(counter, |epoch| epoch.heard(asked_at, state.clone()));
     }
-    Ok(version)
+    Ok(state)
 }
 
-/// Invalidates all keys that a version is part of: draws a new one. Replicas have not heard of it yet.
+/// Invalidates all keys that a version is part of: draws a new one. Of a tag or a key there may be none, and then there is nothing that could be
+/// met: the next to need one draws it. Replicas have not heard of it yet.
 ///
 /// # Errors
 /// The text of an error reply. It may be repeated.
@@ -111,12 +132,49 @@ pub async fn draw(worker: &Rc<Worker>, counter: &Counter) -> Result<(), String> 
     let (key, digits) = (counter.key(), version.to_string());
     let mut command: Vec<&[u8]> = vec![b"SET", &key, digits.as_bytes()];
     if counter.is_fleeting() {
-        command.extend([&b"EX"[..], FLEETING_LASTS]);
+        command.extend([&b"XX"[..], b"EX", FLEETING_LASTS]);
     }
     let asked_at = worker.versions().now();
-    ask(worker, invalidation_slot(worker, &key), Lane::default(), &command).await?;
-    worker.versions().with_epoch(counter, |epoch| epoch.heard(asked_at, version));
+    let answer = ask(worker, invalidation_slot(worker, &key), Lane::default(), &command).await?;
+    if !reply::is_null(&answer) {
+        worker.versions().with_epoch(counter, |epoch| epoch.heard(asked_at, version.into()));
+    }
     Ok(())
+}
+
+/// A key's own version that is drawn for a value, and what stands with it.
+#[derive(Debug)]
+pub struct Drawn<'d> {
+    /// The version.
+    pub version: Version,
+    /// The tags that the value is given.
+    pub tags: &'d [Vec<u8>],
+    /// Theirs.
+    pub counters: &'d [Counter],
+}
+
+/// ARGV: the version before, what is to stand in its place, and for how many seconds. Repeated it answers the same.
+const DRAW_BEHIND: &str = "\
+local before = redis.call('GET', KEYS[1])
+if not before then return 0 end
+if string.sub(before, 1, 16) == ARGV[1] then redis.call('SET', KEYS[1], ARGV[2], 'EX', ARGV[3]) return 1 end
+return before == ARGV[2] and 1 or 0";
+
+/// Draws a key's own version anew, if it is still `before`. Whether it was.
+///
+/// # Errors
+/// The text of an error reply: it may have been drawn.
+pub async fn draw_behind(worker: &Rc<Worker>, own: &Counter, before: Version, drawn: &Drawn<'_>) -> Result<bool, String> {
+    let (key, before, text) = (own.key(), before.to_string(), text_of(drawn.version, drawn.tags));
+    let command: [&[u8]; 7] = [b"EVAL", DRAW_BEHIND.as_bytes(), b"1", &key, before.as_bytes(), text.as_bytes(), FLEETING_LASTS];
+    let asked_at = worker.versions().now();
+    let answer = ask(worker, invalidation_slot(worker, &key), Lane::default(), &command).await?;
+    let is_drawn = reply::integer(&answer) == Some(1);
+    if is_drawn {
+        let state = State { version: drawn.version, tags: drawn.counters.into() };
+        worker.versions().with_epoch(own, |epoch| epoch.heard(asked_at, state));
+    }
+    Ok(is_drawn)
 }
 
 /// A rule is versioned no more: what its keys had before is to go.

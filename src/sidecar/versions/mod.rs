@@ -5,7 +5,7 @@
 //! is invalidated: what was stored under the old name is met by nobody any more, a load that is under way included.
 //!
 //! A key's version is made of its rule's and its tags' ([`Counter`]), and of its own where the rule says so: whoever invalidates a tag, or such a
-//! key, draws that one anew.
+//! key, draws that one anew. With a key's own stand the tags that its value was [`given`].
 //!
 //! A read takes the version that was told within the last second. A write takes it, too, and then asks which version counts: where that is
 //! another by now, the key goes under that one as well before the write is acknowledged ([`written`]). So no other sidecar goes on with what
@@ -15,11 +15,16 @@
 //! use to anybody, and goes where nobody looks.
 
 pub mod epoch;
+pub mod given;
+#[cfg(test)]
+mod given_simulation;
 mod glob;
 pub mod keeper;
 mod listing;
+pub mod moment;
 #[cfg(test)]
 mod simulation;
+pub mod state;
 mod told;
 pub mod written;
 
@@ -31,6 +36,7 @@ use std::time::Instant;
 use rustc_hash::FxHashMap;
 
 use self::epoch::{Epoch, Place, place};
+use self::state::{State, combined};
 use self::told::Told;
 use self::written::Mapped;
 use super::commands::{CommandSpec, Effect};
@@ -131,21 +137,31 @@ impl Versions {
     /// The version that a key of these is meant under now.
     fn current(&self, counters: &[Counter]) -> Version {
         let now = self.now();
-        let parts = counters.iter().map(|counter| self.with_epoch(counter, |epoch| epoch.current(now, || fastrand::u64(..))));
-        parts.reduce(Version::with).unwrap_or(Version::new(0))
+        let current = |counter: &Counter| Some(self.with_epoch(counter, |epoch| epoch.current(now, || fastrand::u64(..))));
+        combined(counters, current).unwrap_or(Version::new(0))
     }
 
     /// The version of a key of these, where all of it is known.
     fn known(&self, counters: &[Counter]) -> Option<Version> {
-        let now = self.now();
-        let parts = counters.iter().map(|counter| self.with_epoch(counter, |epoch| epoch.known(now)));
-        parts.collect::<Option<Vec<_>>>()?.into_iter().reduce(Version::with)
+        combined(counters, |counter| self.state(counter))
     }
 
-    /// Those of them that are not known.
-    fn unknown<'c>(&self, counters: impl Iterator<Item = &'c Counter>) -> BTreeSet<Counter> {
+    /// What the cache says of a counter, where it is known.
+    fn state(&self, counter: &Counter) -> Option<State> {
         let now = self.now();
-        counters.filter(|counter| self.with_epoch(counter, |epoch| epoch.known(now)).is_none()).cloned().collect()
+        self.with_epoch(counter, |epoch| epoch.known(now))
+    }
+
+    /// Those of them that are not known, and of the tags that they bring along.
+    fn unknown<'c>(&self, counters: impl Iterator<Item = &'c Counter>) -> BTreeSet<Counter> {
+        let mut unknown = BTreeSet::new();
+        for counter in counters {
+            match self.state(counter) {
+                None => unknown.extend([counter.clone()]),
+                Some(state) => unknown.extend(state.tags.iter().filter(|tag| self.state(tag).is_none()).cloned()),
+            }
+        }
+        unknown
     }
 
     /// The names that the command which is being handed on may change.

@@ -148,7 +148,8 @@ impl World {
         // As if no time had passed since it was asked.
         let now = if self.switch == Switch::Lease { 0 } else { self.now };
         let (random, epochs) = (&mut self.random, &mut self.sidecars[sidecar].epochs);
-        let [rule, tag, own] = [0, 1 + key, 1 + KEYS + key].map(|counter| epochs[counter].current(now, || random.u64(..)));
+        let [rule, tag, own] =
+            [0, 1 + key, 1 + KEYS + key].map(|counter| epochs[counter].current(now, || random.u64(..)).version);
         rule.with(tag).with(own)
     }
 
@@ -255,7 +256,7 @@ impl World {
         match self.pending.swap_remove(self.random.usize(..self.pending.len())) {
             Pending::Answer { sidecar, counter, asked_at, version } => {
                 let asked_at = if self.switch == Switch::Lease { 0 } else { asked_at };
-                self.sidecars[sidecar].epochs[counter].heard(asked_at, version);
+                self.sidecars[sidecar].epochs[counter].heard(asked_at, version.into());
             }
             Pending::Read { sidecar, name, least } => match self.values.get(&name) {
                 Some(value) if *value < least => return Err(format!("{name:?} is {value}, and {least} was demanded")),

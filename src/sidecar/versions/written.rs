@@ -9,6 +9,7 @@ use std::rc::Rc;
 use futures_util::future::try_join_all;
 
 use super::keeper;
+use super::state::{State, combined};
 use crate::policy::versions::{Counter, Version};
 use crate::sidecar::dispatch::{invalidation_slot, submit_invalidation};
 use crate::sidecar::exclusive::wait::{removal_text, wait_for_replicas};
@@ -145,16 +146,19 @@ async fn draw_own(worker: &Rc<Worker>, mapped: &Mapped, slots: &mut Vec<u16>) ->
 /// Those of `open` whose version is another by now, with that. Where part of a version is not there any more, the next to need it draws what
 /// nothing was stored under.
 async fn outdated<'m>(worker: &Rc<Worker>, open: &[Open<'m>]) -> Result<Vec<Open<'m>>, String> {
-    let counters: BTreeSet<&Counter> = open.iter().flat_map(|(counters, ..)| *counters).collect();
-    let asked = try_join_all(counters.iter().map(|counter| keeper::ask_version(worker, counter))).await?;
-    let versions: BTreeMap<&Counter, Option<Version>> = counters.into_iter().zip(asked).collect();
-    let counts = |counters: &[Counter]| {
-        let parts = counters.iter().map(|counter| versions.get(counter).copied().flatten());
-        parts.collect::<Option<Vec<_>>>()?.into_iter().reduce(Version::with)
-    };
+    let mut states = ask_all(worker, open.iter().flat_map(|(counters, ..)| *counters).cloned().collect()).await?;
+    let brought = states.values().flatten().flat_map(|state| state.tags.iter());
+    let brought = brought.filter(|tag| !states.contains_key(*tag)).cloned().collect();
+    states.extend(ask_all(worker, brought).await?);
+    let counts = |counters: &[Counter]| combined(counters, |counter| states.get(counter).cloned().flatten());
     let outdated = open.iter().filter_map(|(counters, key, heard_of_it)| {
         let counts = counts(counters).filter(|counts| Some(*counts) != *heard_of_it)?;
         Some((*counters, *key, Some(counts)))
     });
     Ok(outdated.collect())
+}
+
+async fn ask_all(worker: &Rc<Worker>, counters: BTreeSet<Counter>) -> Result<BTreeMap<Counter, Option<State>>, String> {
+    let asked = try_join_all(counters.iter().map(|counter| keeper::ask_version(worker, counter))).await?;
+    Ok(counters.into_iter().zip(asked).collect())
 }

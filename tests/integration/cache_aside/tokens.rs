@@ -93,7 +93,7 @@ fn what_cannot_be_done_is_said() {
         ("LARDER.FETCH item:1 5", "syntax error"),
         ("LARDER.FILL item:1 token v", "no token of LARDER.FETCH"),
         ("LARDER.FILL item:1 0000000000000001@00000000 v PX 0", "at least 1"),
-        ("LARDER.FILL item:1 0000000000000001@00000000 v TAGS a", "takes no TAGS"),
+        ("LARDER.FILL item:1 0000000000000001@00000000 v TAGS a", "versioned: Entity"),
         ("LARDER.FILL other 0000000000000001@00000000 v", "no rule with leases"),
         ("LARDER.FETCH larder:x", "Larder's own"),
     ] {
