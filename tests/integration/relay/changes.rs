@@ -6,6 +6,7 @@ use serde_json::{Value as Json, json};
 
 use super::{LONG, Relay, Scene};
 use crate::read_through::{Servers, policy, rule, sql_origin};
+use crate::support::admin::metric;
 use crate::support::postgres::Postgres;
 use crate::support::resp::{Client, Value};
 use crate::support::sidecar::Sidecar;
@@ -64,12 +65,16 @@ pub fn feed() -> Json {
 
 impl Shop {
     pub fn new(servers: Servers, sidecars: usize) -> Self {
+        Self::with_rules(servers, sidecars, &rules())
+    }
+
+    fn with_rules(servers: Servers, sidecars: usize, rules: &[Json]) -> Self {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         let postgres = Postgres::start_logical();
         let url = runtime.block_on(postgres.database(&TABLES));
         let origins = [sql_origin("db", &url)];
-        let sidecars = (0..sidecars).map(|_| Sidecar::start(&policy(servers.topology(), 1, &origins, &rules()))).collect();
-        let mut scene = Scene::new(servers, &origins, &rules());
+        let sidecars = (0..sidecars).map(|_| Sidecar::start(&policy(servers.topology(), 1, &origins, rules))).collect();
+        let mut scene = Scene::new(servers, &origins, rules);
         scene.follow(&[feed()]);
         let database = url.rsplit('/').next().expect("a name").to_owned();
         Self { postgres, database, scene, sidecars, runtime }
@@ -245,6 +250,23 @@ fn where_changes_may_be_lost_everything_that_follows_goes() {
     shop.change(&["UPDATE users SET name = 'four' WHERE id = 4"]);
     shop.wait_to_see("user:4", Some("four"));
     drop(relay);
+}
+
+/// Where rules are versioned, the keys of a lost slot's rules go by one write for each, however many there are.
+#[test]
+fn a_lost_slot_takes_no_walk_where_rules_are_versioned() {
+    let mut rules = rules();
+    rules.iter_mut().for_each(|rule| rule["versioned"] = json!(true));
+    let shop = Shop::with_rules(Servers::sentinel(), 2, &rules);
+    shop.reading().stop();
+    let old: Vec<Value> = (1..=20).map(|id| shop.cached(&format!("user:{id}"))).collect();
+    assert_eq!(old, vec![bulk("old"); 20]);
+    shop.change(&[&format!("SELECT pg_drop_replication_slot('{SLOT}')"), "UPDATE users SET name = 'new'"]);
+    let relay = shop.reading();
+    (1..=20).for_each(|id| shop.wait_to_see(&format!("user:{id}"), Some("new")));
+    assert_eq!(figure(&relay, "losses_total"), 1);
+    let seen: u64 = shop.sidecars.iter().map(|sidecar| metric(sidecar, "larder_invalidation_walk_seen_total")).sum();
+    assert_eq!(seen, 0, "no name was looked at");
 }
 
 #[test]
