@@ -3,7 +3,7 @@
 //! | layer | what it is | may use |
 //! |---|---|---|
 //! | [`policy`] | the vocabulary both planes share: units, patterns, rules, the snapshot | nothing |
-//! | [`journal`] | what is written behind: partitions, entries, and the scripts over them. No I/O | `policy` |
+//! | [`journal`] | what is written behind: partitions, entries, and the scripts over them; how databases' changes are told. No I/O | `policy` |
 //! | [`origin`] | where the data really lives: SQL, HTTP | `policy` |
 //! | [`telemetry`] | logs, metrics, health | nothing |
 //! | [`sidecar`] | the RESP proxy beside a workload | `policy`, `journal`, `origin`, `telemetry` |

@@ -14,9 +14,12 @@
 //!
 //! None but `…:relay` has a time to live: servers that evict volatile keys alone never drop one.
 //!
+//! Beside it lies what relays note of [databases' changes](feed).
+//!
 //! This layer knows names, forms and [scripts], and sends nothing. [`model`] is what the scripts are expected to do.
 
 mod entry;
+pub mod feed;
 pub mod letters;
 mod level;
 pub mod model;

@@ -30,7 +30,10 @@ pub struct Feed {
     /// How much of its log the database keeps at the most while the cache takes nothing. Beyond that the slot is given up, and what follows its
     /// tables is invalidated as a whole.
     pub max_lag: ByteSize,
-    /// Which rules follow which tables.
+    /// The policy whose rules these are. Where a sidecar has rules of several policies, it may call one `POLICY/RULE`: events name it so, too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy: Option<String>,
+    /// Which rules follow which tables. None: nobody does any more, and relays take slot and publication away.
     pub follows: Vec<Follow>,
 }
 
@@ -60,9 +63,6 @@ impl Feed {
                     "`{name}` is no name of a {what}: write up to {MOST_NAME_BYTES} small letters, digits and _"
                 ));
             }
-        }
-        if self.follows.is_empty() {
-            return Err("no rule follows a table of it: leave it out".to_owned());
         }
         Ok(())
     }
@@ -235,8 +235,7 @@ mod tests {
         assert_eq!(short.expect("a table"), key(&[]));
         for (wrong, word) in [
             (Feed { slot: "Larder".to_owned(), ..feed.clone() }, "`Larder` is no name of a slot"),
-            (Feed { publication: "a\"".to_owned(), ..feed.clone() }, "no name of a publication"),
-            (Feed { follows: Vec::new(), ..feed }, "no rule follows"),
+            (Feed { publication: "a\"".to_owned(), ..feed }, "no name of a publication"),
         ] {
             assert!(wrong.check().is_err_and(|why| why.contains(word)), "{word}");
         }

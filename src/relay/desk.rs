@@ -8,15 +8,16 @@ use std::time::Duration;
 use tokio::time::timeout;
 
 use super::changes::followed::Followed;
-use super::changes::register::{Register, looked};
 use super::hub::{Hub, HubError, bytes_of};
 use super::rules::disk;
 use super::run::RelayError;
+use crate::journal::feed::{self, View, viewed};
 use crate::journal::letters::{self, Dropped, Letter, Replayed};
 use crate::journal::scripts::{self, Status};
 use crate::journal::{Entry, Partition};
 use crate::origin::LoadError;
 use crate::origin::changes::Lag;
+use crate::policy::events::STREAM;
 use crate::policy::slots::{self, Companion};
 use crate::policy::snapshot::MAX_BYTES;
 use crate::policy::{JournalName, Snapshot};
@@ -53,10 +54,10 @@ pub struct FeedStatus {
     pub origin: String,
     /// The slot that it reads.
     pub slot: String,
-    /// Which relay reads it.
-    pub reader: Option<String>,
-    /// Up to where in the database's log all is said.
-    pub position: Option<String>,
+    /// Whether nobody follows it any more, and relays are to take its slot away.
+    pub ends: bool,
+    /// What the cache tells of it.
+    pub view: View,
     /// How far the slot is behind, by the database's word. None: there is no slot.
     pub lag: Result<Option<Lag>, LoadError>,
 }
@@ -97,17 +98,14 @@ impl Desk {
     /// How each feed is, by the cache and by its database.
     pub async fn feeds(&mut self) -> Result<Vec<FeedStatus>, DeskError> {
         let mut all = Vec::new();
-        for feed in &self.feeds {
-            let register = Register::new(&feed.place.slot);
-            let kept = self.hub.run(register.slot(), &register.look(), looked).await?;
-            let holder = self.hub.ask(register.slot(), &[register.holder()]).await?;
-            let reader = holder.first().and_then(bytes_of).map(|token| String::from_utf8_lossy(token).into_owned());
+        for followed in &self.feeds {
+            let view = self.hub.run(slots::slot_of(STREAM.as_bytes()), &feed::view(&followed.place.slot), viewed).await?;
             all.push(FeedStatus {
-                origin: feed.database.name().to_owned(),
-                slot: feed.place.slot.clone(),
-                reader,
-                position: kept.position.map(|position| position.lsn.to_string()),
-                lag: feed.database.lag(&feed.place).await,
+                origin: followed.database.name().to_owned(),
+                slot: followed.place.slot.clone(),
+                ends: followed.ends,
+                view,
+                lag: followed.database.lag(&followed.place).await,
             });
         }
         Ok(all)

@@ -76,7 +76,7 @@ pub(super) fn feed(cluster: &ObjectRef, policy: &str, origin: &OriginSpec, name:
         None => (slot.clone(), false),
     };
     let max_lag = settings.max_lag.unwrap_or(DEFAULT_MAX_LAG);
-    Feed { origin: name.to_owned(), slot, publication, given, max_lag, follows }
+    Feed { origin: name.to_owned(), slot, publication, given, max_lag, policy: None, follows }
 }
 
 /// A name that tells a person whose slot it is, and that no other cache's or origin's has.

@@ -182,6 +182,8 @@ fn feeds_are_of_databases_and_for_rules_that_there_are() {
     assert_eq!(Snapshot::parse(&serde_json::to_vec(&snapshot).expect("serialises")).expect("valid"), snapshot);
     assert!(snapshot.clone().in_form(5).feeds.is_empty(), "older sidecars need not know");
     assert_eq!(snapshot.clone().in_form(6).feeds, snapshot.feeds);
+    let ends = feed("db", "user", key).replace(&format!(r#"{{"rule":"user","table":"users","touches":{key}}}"#), "");
+    assert!(with(&ends).expect("valid").feeds[0].follows.is_empty(), "its slot is to be taken away");
     let twice = format!("{0},{0}", feed("db", "user", key));
     for (json, word) in [
         (feed("dc", "user", key), "no sql origin"),

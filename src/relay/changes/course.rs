@@ -89,6 +89,8 @@ pub struct Course {
     read: u64,
     /// The oldest commit that is not said: how old it was when it was read, and when that was.
     oldest: Option<(Duration, Instant)>,
+    /// The same of the newest that was read, until the database has no more to tell.
+    newest: Option<(Duration, Instant)>,
 }
 
 impl Course {
@@ -104,6 +106,7 @@ impl Course {
             xids: Vec::new(),
             read: 0,
             oldest: None,
+            newest: None,
         }
     }
 
@@ -118,7 +121,9 @@ impl Course {
                 self.is_open = true;
                 self.xids.push(*xid);
                 let age = Duration::from_micros(u64::try_from(sent.saturating_sub(*time)).unwrap_or_default());
-                self.oldest.get_or_insert_with(|| (age, Instant::now()));
+                let read = (age, Instant::now());
+                self.oldest.get_or_insert(read);
+                self.newest = Some(read);
             }
             Told::Message { message: Message::Commit { end, .. }, .. } => {
                 self.is_open = false;
@@ -131,7 +136,10 @@ impl Course {
                 }
             }
             Told::Message { message, .. } => self.tables.take(message, &mut self.wanted)?,
-            Told::Alive(end) if !self.is_open => self.reached = self.reached.max(*end),
+            Told::Alive(end) if !self.is_open => {
+                self.reached = self.reached.max(*end);
+                self.newest = None;
+            }
             Told::Alive(_) => {}
             Told::TooLarge => self.tables.all_of_all(&Why::TooLarge, &mut self.wanted),
         }
@@ -177,6 +185,12 @@ impl Course {
     /// How old the oldest commit is that is not said, as far as the database's clock told.
     pub fn age(&self) -> Duration {
         self.oldest.map_or(Duration::ZERO, |(age, since)| age + since.elapsed())
+    }
+
+    /// How old a commit may be that is not said once what is wanted is: as old as the newest that was read, unless the database said since
+    /// that there is no more.
+    pub fn behind(&self) -> Duration {
+        self.oldest.filter(|_| self.is_open).or(self.newest).map_or(Duration::ZERO, |(age, since)| age + since.elapsed())
     }
 
     /// What was wanted has been said, and the position moved. How many transactions that brought to their end.

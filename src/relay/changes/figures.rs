@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
 
 use crate::telemetry::readings::{Reading, ReadingKind};
 
@@ -27,6 +28,9 @@ pub struct Counts {
     pub reading: AtomicU64,
     /// From a commit to its events, in milliseconds: of the last that was said.
     pub lag_ms: AtomicU64,
+    /// Since when everything is said that was committed before, in milliseconds since 1970 by this machine's clock. Zero: another relay's
+    /// matter, or not known yet.
+    pub through_ms: AtomicU64,
     /// Bytes of the log that the database keeps for the slot.
     pub slot_bytes: AtomicU64,
     /// Tables that are followed and cannot be told of.
@@ -43,6 +47,18 @@ impl Counts {
     pub fn set(level: &AtomicU64, value: u64) {
         level.store(value, Relaxed);
     }
+
+    /// How old a change may be that is not said, in milliseconds. `None`: another relay knows.
+    fn behind_ms(&self, now_ms: u64) -> Option<u64> {
+        let through = self.through_ms.load(Relaxed);
+        (through > 0).then(|| now_ms.saturating_sub(through))
+    }
+}
+
+/// The time in milliseconds since 1970.
+pub fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// All feeds' figures, by origin. Cloning shares them.
@@ -64,10 +80,19 @@ impl FeedFigures {
             let lines = all.iter().map(|(origin, counts)| (origin.clone(), read(counts).load(Relaxed))).collect();
             Reading { name, help, kind, label: "origin", lines }
         };
+        let now = now_ms();
+        let behind = all.iter().filter_map(|(origin, counts)| Some((origin.clone(), counts.behind_ms(now)?))).collect();
         let level = |name, help, read: Read| reading(ReadingKind::Level, name, help, read);
         let count = |name, help, read: Read| reading(ReadingKind::Count, name, help, read);
         vec![
             level("larder_changes_reading", "Whether this relay reads the database's changes", |c| &c.reading),
+            Reading {
+                name: "larder_changes_behind_milliseconds",
+                help: "How old a change may be that is not said, at the relay that reads the database",
+                kind: ReadingKind::Level,
+                label: "origin",
+                lines: behind,
+            },
             level("larder_changes_lag_milliseconds", "From the last commit that was said to its events", |c| &c.lag_ms),
             level("larder_changes_slot_bytes", "Bytes of its log that the database keeps for the slot", |c| &c.slot_bytes),
             level("larder_changes_troubles", "Tables that are followed and cannot be told of", |c| &c.troubles),

@@ -19,6 +19,10 @@ pub struct Followed {
     pub watches: Vec<Watch>,
     /// How many bytes of its log it keeps while the cache takes nothing.
     pub max_lag: u64,
+    /// The policy whose rules they are, where sidecars may call them after it.
+    pub policy: Option<String>,
+    /// Whether nobody follows it any more: slot and publication are to be taken away.
+    pub ends: bool,
 }
 
 impl Followed {
@@ -38,6 +42,8 @@ impl Followed {
             place: Place { slot: feed.slot.clone(), publication: feed.publication.clone(), given: feed.given },
             watches: feed.follows.iter().filter_map(watch).collect(),
             max_lag: feed.max_lag.as_bytes(),
+            policy: feed.policy.clone(),
+            ends: feed.follows.is_empty(),
         })
     }
 

@@ -13,6 +13,7 @@ use super::figures::FeedFigures;
 use super::followed::Followed;
 use super::reader::Reader;
 use super::register::{Claimed, Register, claimed};
+use super::remover::Remover;
 use crate::relay::consumer::Claim;
 use crate::relay::hub::{Hub, HubError};
 use crate::relay::rules::Rules;
@@ -119,10 +120,14 @@ impl Keeper {
         let (token, new_hub, figures) = (&self.token, &self.new_hub, &self.figures);
         self.seats.entry(followed.place.slot.clone()).or_insert_with(|| {
             let (claim, told) = watch::channel(None);
-            let counts = figures.counts(followed.database.name());
-            let reader = Reader::new(followed.clone(), token.clone(), new_hub(), told, counts);
             let register = Register::new(&followed.place.slot);
-            Seat { followed, register, claim, task: tokio::spawn(reader.run()) }
+            let task = if followed.ends {
+                tokio::spawn(Remover::new(followed.clone(), token.clone(), new_hub(), told).run())
+            } else {
+                let counts = figures.counts(followed.database.name());
+                tokio::spawn(Reader::new(followed.clone(), token.clone(), new_hub(), told, counts).run())
+            };
+            Seat { followed, register, claim, task }
         })
     }
 
@@ -142,7 +147,7 @@ async fn give_up(seat: Seat, for_good: bool) {
     if timeout(LAST_STEPS, task).await.is_err() {
         warn!(origin = followed.database.name(), "a feed could not be given up in time: its claim ends by itself");
     }
-    if !for_good || !had_it {
+    if !for_good || !had_it || followed.ends {
         return;
     }
     for _ in 0..REMOVALS.0 {

@@ -9,9 +9,9 @@ use tokio::time::{Instant, sleep};
 use tracing::{info, warn};
 
 use super::course::{Course, Due, Start, begin};
-use super::figures::Counts;
+use super::figures::{Counts, now_ms};
 use super::followed::Followed;
-use super::register::{Position, Register, Written, looked, written};
+use super::register::{Condition, Position, Register, Written, looked, noted, written};
 use super::rows::UnknownTable;
 use super::wanted::Why;
 use crate::journal::scripts::Call;
@@ -74,6 +74,8 @@ pub struct Reader {
     warned: Option<Instant>,
     /// Since when replicas have not heard of events.
     unconfirmed: Option<Instant>,
+    /// What the cache is told beside each position.
+    condition: Condition,
 }
 
 impl Reader {
@@ -86,7 +88,8 @@ impl Reader {
         counts: Arc<Counts>,
     ) -> Self {
         let register = Register::new(&followed.place.slot);
-        Self { followed, register, token, hub, claim, counts, anew: false, warned: None, unconfirmed: None }
+        let (warned, unconfirmed, condition) = (None, None, Condition::default());
+        Self { followed, register, token, hub, claim, counts, anew: false, warned, unconfirmed, condition }
     }
 
     /// Reads whenever this relay has the feed, until nobody can claim it for this reader any more.
@@ -98,6 +101,7 @@ impl Reader {
             info!(origin = self.followed.database.name(), fence, "the database's changes are read here");
             self.read_under(fence).await;
             Counts::set(&self.counts.reading, 0);
+            Counts::set(&self.counts.through_ms, 0);
             let over = self.claim.has_changed().is_err();
             if over || self.claim.borrow().is_none() {
                 // Where it fails, the claim ends by itself.
@@ -124,7 +128,7 @@ impl Reader {
             if began.elapsed() > MAX_BACK_OFF * 2 {
                 failures = 0;
             }
-            self.note(&ended);
+            self.note(&ended).await;
             let pause = match ended {
                 // What the cache has lost is to be made up for at once.
                 Ended::Lost if failures == 0 => Duration::ZERO,
@@ -143,13 +147,18 @@ impl Reader {
         }
     }
 
-    fn note(&mut self, ended: &Ended) {
+    async fn note(&mut self, ended: &Ended) {
         match ended {
             Ended::Fenced => Counts::add(&self.counts.fenced, 1),
             _ => Counts::add(&self.counts.retries, 1),
         }
         self.anew |= matches!(ended, Ended::Useless(_) | Ended::TooFarBehind(_));
         self.warn(ended);
+        if !matches!(ended, Ended::Fenced | Ended::Lost | Ended::Cache(_)) {
+            // For who asks how the feed is: the log has it as well.
+            let trouble = self.register.trouble(&self.token, &ended.to_string());
+            let _ = self.hub.run(self.register.slot(), &trouble, noted).await;
+        }
     }
 
     fn warn(&mut self, trouble: &dyn std::fmt::Display) {
@@ -167,7 +176,11 @@ impl Reader {
         let (mut feed, ready) = followed.database.feed(&followed.place, &followed.tables(), self.anew).await?;
         let start = begin(&kept, feed.identity(), &ready, &followed.watches);
         self.tell_of(&start, &ready);
-        for call in self.register.write(fence, None, &start.position, Some(&start.followers), start.wanted.entries()) {
+        self.measure(feed.lag().await?);
+        // What the slot keeps is read next.
+        self.condition.behind = None;
+        let (followers, entries) = (Some(&start.followers), start.wanted.entries(followed.policy.as_deref()));
+        for call in self.register.write(fence, None, &start.position, followers, &self.condition, entries) {
             self.write(&mut feed, &call).await?;
         }
         self.anew = false;
@@ -189,9 +202,9 @@ impl Reader {
     }
 
     /// Says in the log what a beginning means.
-    fn tell_of(&self, start: &Start, ready: &Ready) {
-        let origin = self.followed.database.name();
+    fn tell_of(&mut self, start: &Start, ready: &Ready) {
         self.tell_troubles(&ready.troubles);
+        let origin = self.followed.database.name();
         Counts::add(&self.counts.rules, start.wanted.rules().len() as u64);
         if start.lost {
             Counts::add(&self.counts.losses, 1);
@@ -205,7 +218,8 @@ impl Reader {
         }
     }
 
-    fn tell_troubles(&self, troubles: &[String]) {
+    fn tell_troubles(&mut self, troubles: &[String]) {
+        self.condition.trouble = troubles.first().cloned().unwrap_or_default();
         let before = self.counts.troubles.swap(troubles.len() as u64, std::sync::atomic::Ordering::Relaxed);
         if before != troubles.len() as u64 {
             let origin = self.followed.database.name();
@@ -225,11 +239,14 @@ impl Reader {
             }
         }
         let (keys, rules) = (wanted.named(), wanted.rules().len());
-        for call in self.register.write(fence, Some(course.position()), &next, None, wanted.entries()) {
+        self.condition.behind = Some(course.behind());
+        let entries = wanted.entries(self.followed.policy.as_deref());
+        for call in self.register.write(fence, Some(course.position()), &next, None, &self.condition, entries) {
             self.write(feed, &call).await?;
         }
+        Counts::set(&self.counts.through_ms, now_ms().saturating_sub(millis(course.behind())));
         if keys + rules > 0 {
-            Counts::set(&self.counts.lag_ms, u64::try_from(course.age().as_millis()).unwrap_or(u64::MAX));
+            Counts::set(&self.counts.lag_ms, millis(course.age()));
         }
         Counts::add(&self.counts.keys, keys as u64);
         Counts::add(&self.counts.rules, rules as u64);
@@ -261,10 +278,16 @@ impl Reader {
         }
     }
 
+    /// Takes note of how much the database keeps.
+    fn measure(&mut self, lag: Option<Lag>) -> u64 {
+        self.condition.kept = lag.unwrap_or_default().bytes;
+        Counts::set(&self.counts.slot_bytes, self.condition.kept);
+        self.condition.kept
+    }
+
     /// Gives the slot up where the database keeps more for it than it should, while nothing can be said.
-    async fn bound(&self, lag: Option<Lag>) -> Result<(), Ended> {
-        let bytes = lag.unwrap_or_default().bytes;
-        Counts::set(&self.counts.slot_bytes, bytes);
+    async fn bound(&mut self, lag: Option<Lag>) -> Result<(), Ended> {
+        let bytes = self.measure(lag);
         if bytes <= self.followed.max_lag {
             return Ok(());
         }
@@ -290,8 +313,7 @@ impl Reader {
 
     /// Sees to the slot, the publication and the tables.
     async fn look_after(&mut self, feed: &mut Feed, course: &mut Course) -> Result<(), Ended> {
-        let lag = feed.lag().await?;
-        Counts::set(&self.counts.slot_bytes, lag.unwrap_or_default().bytes);
+        self.measure(feed.lag().await?);
         let ready = feed.look_after(&self.followed.tables()).await?;
         self.tell_troubles(&ready.troubles);
         if ready.is_new {
@@ -300,6 +322,10 @@ impl Reader {
         course.added(&ready.added);
         Ok(())
     }
+}
+
+fn millis(span: Duration) -> u64 {
+    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Waits until the claim surely stands, as after a process stood still; whether it does.

@@ -6,8 +6,10 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
+use std::time::Duration;
 
 use super::wanted::Entry;
+use crate::journal::feed::begin;
 use crate::journal::scripts::{AnswerError, Call};
 use crate::origin::changes::Identity;
 use crate::origin::changes::pgoutput::Lsn;
@@ -19,6 +21,8 @@ const MOST_KEPT: &str = "100000";
 /// The most that one script writes: entries, and bytes of them.
 const MOST_ENTRIES: usize = 64;
 const MOST_BYTES: usize = 512 * 1024;
+/// How long it is known of a feed that was taken away.
+pub const LEFT_FOR: Duration = Duration::from_secs(86_400);
 
 /// KEYS: claim, state. ARGV: token, for how long in milliseconds. One's own claim is renewed under the same fence.
 const CLAIM: &str = "\
@@ -39,18 +43,33 @@ const RELEASE: &str = "\
 if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) return {'released'} end
 return {'held'}";
 
+/// KEYS: claim, state. ARGV: token, how long what is left stays, in milliseconds.
+const REMOVED: &str = "\
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return {'held'} end
+redis.call('HDEL', KEYS[2], 'position', 'follows', 'through', 'kept', 'trouble')
+redis.call('HSET', KEYS[2], 'removed', '1')
+redis.call('PEXPIRE', KEYS[2], ARGV[2])
+return {'noted'}";
+
+/// KEYS: claim, state. ARGV: token, what is wrong.
+const TROUBLE: &str = "\
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return {'held'} end
+redis.call('HSET', KEYS[2], 'trouble', ARGV[2])
+return {'noted'}";
+
 /// KEYS: state.
 const LOOK: &str = "\
 local state = redis.call('HMGET', KEYS[1], 'position', 'follows')
 return {'state', state[1] or '', state[2] or ''}";
 
 /// KEYS: stream, state. ARGV: fence, the position that was left or nothing, the next one, who follows or nothing, how many entries of the
-/// stream are kept, then for each entry the number of its words and these.
+/// stream are kept, how far behind that is in milliseconds or nothing, the bytes that the database keeps or nothing, and with these what is
+/// wrong with tables or nothing, then for each entry the number of its words and these.
 const WRITE: &str = "\
 local state = redis.call('HMGET', KEYS[2], 'fence', 'position')
 if (state[1] or '0') ~= ARGV[1] then return {'fenced'} end
 if ARGV[2] ~= '' and state[2] ~= ARGV[2] then return {'lost'} end
-local at, written = 6, 0
+local at, written = 9, 0
 while at <= #ARGV do
   local words = tonumber(ARGV[at])
   redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[5], '*', unpack(ARGV, at + 1, at + words))
@@ -58,6 +77,16 @@ while at <= #ARGV do
 end
 redis.call('HSET', KEYS[2], 'position', ARGV[3])
 if ARGV[4] ~= '' then redis.call('HSET', KEYS[2], 'follows', ARGV[4]) end
+if ARGV[6] ~= '' then
+  local time = redis.call('TIME')
+  local through = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000) - tonumber(ARGV[6])
+  redis.call('HSET', KEYS[2], 'through', string.format('%.0f', through))
+end
+if ARGV[7] ~= '' then
+  redis.call('HSET', KEYS[2], 'kept', ARGV[7])
+  if ARGV[8] == '' then redis.call('HDEL', KEYS[2], 'trouble') else redis.call('HSET', KEYS[2], 'trouble', ARGV[8]) end
+end
+if redis.call('HDEL', KEYS[2], 'removed') == 1 then redis.call('PERSIST', KEYS[2]) end
 return {'written', tostring(written)}";
 
 /// Up to where all that a database committed was said in the stream.
@@ -99,6 +128,17 @@ impl FromStr for Position {
         let (lsn, source) = text.split_once(' ').ok_or(())?;
         Ok(Self { lsn: lsn.parse().map_err(|_| ())?, source: source.to_owned() })
     }
+}
+
+/// How a feed is at the moment of writing, for who asks the cache.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Condition {
+    /// How old the oldest change may be that is not said. `None`: that is not known yet.
+    pub behind: Option<Duration>,
+    /// How many bytes of its log the database keeps.
+    pub kept: u64,
+    /// What is wrong with a table that is followed; empty where nothing is.
+    pub trouble: String,
 }
 
 /// Who followed which tables when the position was written: by rule, a digest of what it follows.
@@ -162,9 +202,16 @@ impl Register {
         Call::new(RELEASE, vec![self.claim.clone()], vec![token.as_bytes().to_vec()])
     }
 
-    /// Asks who has the feed.
-    pub fn holder(&self) -> Vec<Vec<u8>> {
-        vec![b"GET".to_vec(), self.claim.clone()]
+    /// Notes that slot and publication were taken away, where the feed is still that of `token`. What is left of it goes after [`LEFT_FOR`].
+    pub fn removed(&self, token: &str) -> Call {
+        let args = vec![token.as_bytes().to_vec(), LEFT_FOR.as_millis().to_string().into_bytes()];
+        Call::new(REMOVED, vec![self.claim.clone(), self.state.clone()], args)
+    }
+
+    /// Notes what is wrong, where the feed is still that of `token`: the next that is written says otherwise.
+    pub fn trouble(&self, token: &str, trouble: &str) -> Call {
+        let args = vec![token.as_bytes().to_vec(), begin(trouble).into_bytes()];
+        Call::new(TROUBLE, vec![self.claim.clone(), self.state.clone()], args)
     }
 
     /// Asks what is known.
@@ -180,21 +227,29 @@ impl Register {
         left: Option<&Position>,
         next: &Position,
         followers: Option<&Followers>,
+        condition: &Condition,
         entries: Vec<Entry>,
     ) -> Vec<Call> {
         let mut parts = parts_of(entries);
         let last = parts.pop().unwrap_or_default();
         // Where it is not known what was left, nothing is until the last.
         let left = left.map_or_else(Vec::new, |position| position.to_string().into_bytes());
-        let mut calls: Vec<Call> = parts.into_iter().map(|part| self.write_once(fence, &left, &left, None, part)).collect();
-        calls.push(self.write_once(fence, &left, next.to_string().as_bytes(), followers, last));
+        let nothing = [Vec::new(), Vec::new(), Vec::new(), Vec::new()];
+        let mut calls: Vec<Call> = parts.into_iter().map(|part| self.write_once(fence, (&left, &left), &nothing, part)).collect();
+        let Condition { behind, kept, trouble } = condition;
+        let followers = followers.and_then(|followers| serde_json::to_vec(followers).ok()).unwrap_or_default();
+        let behind = behind.map_or_else(Vec::new, |behind| behind.as_millis().to_string().into_bytes());
+        let kept = kept.to_string().into_bytes();
+        let said = [followers, behind, kept, begin(trouble).into_bytes()];
+        calls.push(self.write_once(fence, (&left, next.to_string().as_bytes()), &said, last));
         calls
     }
 
-    fn write_once(&self, fence: u64, left: &[u8], next: &[u8], followers: Option<&Followers>, entries: Vec<Entry>) -> Call {
-        let followers = followers.and_then(|followers| serde_json::to_vec(followers).ok()).unwrap_or_default();
-        let mut args =
-            vec![fence.to_string().into_bytes(), left.to_vec(), next.to_vec(), followers, MOST_KEPT.as_bytes().to_vec()];
+    /// From one position to another. `said`: the followers, and the condition.
+    fn write_once(&self, fence: u64, (left, next): (&[u8], &[u8]), said: &[Vec<u8>; 4], entries: Vec<Entry>) -> Call {
+        let [followers, behind, kept, trouble] = said.clone();
+        let most = MOST_KEPT.as_bytes().to_vec();
+        let mut args = vec![fence.to_string().into_bytes(), left.to_vec(), next.to_vec(), followers, most, behind, kept, trouble];
         for entry in entries {
             args.push((entry.len() * 2).to_string().into_bytes());
             args.extend(entry.into_iter().flat_map(|(kind, what)| [kind.to_vec(), what]));
@@ -248,6 +303,18 @@ pub fn looked(answer: &[&[u8]]) -> Result<Kept, AnswerError> {
     Ok(Kept { position, followers: serde_json::from_slice(followers).unwrap_or_default() })
 }
 
+/// Reads the answer of REMOVED and TROUBLE: whether it is noted.
+///
+/// # Errors
+/// It is none.
+pub fn noted(answer: &[&[u8]]) -> Result<bool, AnswerError> {
+    match answer {
+        [b"noted"] => Ok(true),
+        [b"held"] => Ok(false),
+        _ => Err(AnswerError),
+    }
+}
+
 /// Reads WRITE's answer.
 ///
 /// # Errors
@@ -264,6 +331,7 @@ pub fn written(answer: &[&[u8]]) -> Result<Written, AnswerError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::journal::feed::MOST_TROUBLE_CHARS;
 
     /// Behind `EVAL`, the script and its two keys.
     fn args(call: &Call) -> Vec<Vec<u8>> {
@@ -289,15 +357,20 @@ mod tests {
     fn the_position_moves_with_the_last_of_several_scripts() {
         let register = Register::new("larder_main_db");
         let entries: Vec<Entry> = (0..MOST_ENTRIES * 2 + 1).map(|at| vec![(&b"key"[..], at.to_string().into_bytes())]).collect();
-        let calls = register.write(3, Some(&position(1)), &position(2), None, entries);
+        let calls = register.write(3, Some(&position(1)), &position(2), None, &Condition::default(), entries);
         let moves: Vec<_> = calls.iter().map(|call| (args(call)[1].clone(), args(call)[2].clone())).collect();
         let (left, next) = (position(1).to_string().into_bytes(), position(2).to_string().into_bytes());
         assert_eq!(moves, [(left.clone(), left.clone()), (left.clone(), left.clone()), (left, next)]);
-        let words: usize = calls.iter().map(|call| args(call).len() - 5).sum();
+        let words: usize = calls.iter().map(|call| args(call).len() - 8).sum();
         assert_eq!(words, (MOST_ENTRIES * 2 + 1) * 3);
         // Nothing to be said moves it too, and from wherever it is.
-        let [only] = &register.write(3, None, &position(2), Some(&Followers::new()), Vec::new())[..] else { panic!("one") };
+        let condition =
+            Condition { behind: Some(Duration::from_millis(70)), kept: 9, trouble: "é".repeat(MOST_TROUBLE_CHARS + 1) };
+        let calls = register.write(3, None, &position(2), Some(&Followers::new()), &condition, Vec::new());
+        let [only] = &calls[..] else { panic!("one") };
         assert_eq!((args(only)[1].as_slice(), args(only)[3].as_slice()), (&b""[..], &b"{}"[..]));
+        assert_eq!((args(only)[5].as_slice(), args(only)[6].as_slice()), (&b"70"[..], &b"9"[..]));
+        assert_eq!(args(only)[7].len(), MOST_TROUBLE_CHARS * 2);
     }
 
     #[test]
@@ -307,5 +380,6 @@ mod tests {
         assert_eq!(written(&[b"written", b"2"]), Ok(Written::Yes));
         assert_eq!((written(&[b"fenced"]), written(&[b"lost"])), (Ok(Written::Fenced), Ok(Written::Lost)));
         assert!(claimed(&[b"claimed", b"x"]).is_err() && written(&[]).is_err());
+        assert_eq!((noted(&[b"noted"]), noted(&[b"held"]), noted(&[])), (Ok(true), Ok(false), Err(AnswerError)));
     }
 }

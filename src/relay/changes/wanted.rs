@@ -102,11 +102,13 @@ impl Wanted {
         &self.rules
     }
 
-    /// As entries of the stream.
-    pub fn entries(&self) -> Vec<Entry> {
+    /// As entries of the stream. `policy`: whose rules they are, which some sidecars may call after it.
+    pub fn entries(&self, policy: Option<&str>) -> Vec<Entry> {
         let mut entries: Vec<Entry> = Vec::new();
         let (mut room, mut bytes) = (0, 0);
-        let rules = self.rules.keys().map(|rule| (&b"rule"[..], rule.as_bytes()));
+        let longer = self.rules.keys().flat_map(|rule| policy.map(|policy| format!("{policy}/{rule}")));
+        let names: Vec<String> = self.rules.keys().cloned().chain(longer).collect();
+        let rules = names.iter().map(|rule| (&b"rule"[..], rule.as_bytes()));
         let keys = self.keys.values().flatten().map(|key| (&b"key"[..], key.as_slice()));
         for (kind, what) in rules.chain(keys) {
             if room == 0 || bytes + what.len() > MOST_ENTRY_BYTES {
@@ -142,6 +144,15 @@ mod tests {
         assert_eq!((wanted.named(), wanted.rules().get("page")), (1, Some(&Why::Length)));
     }
 
+    #[test]
+    fn rules_are_called_as_any_sidecar_may_call_them() {
+        let mut wanted = Wanted::default();
+        wanted.rule("user", Why::Lost);
+        wanted.key("order", b"order:1".to_vec());
+        let said: Vec<Vec<u8>> = wanted.entries(Some("shop")).into_iter().flatten().map(|(_, what)| what).collect();
+        assert_eq!(said, [b"user".to_vec(), b"shop/user".to_vec(), b"order:1".to_vec()]);
+    }
+
     proptest! {
         /// Everything is said, each once, in entries that can be read.
         #[test]
@@ -152,7 +163,7 @@ mod tests {
             let mut wanted = Wanted::default();
             rules.iter().for_each(|rule| wanted.rule(rule, Why::Said));
             keys.iter().for_each(|key| wanted.key("users", key.clone()));
-            let entries = wanted.entries();
+            let entries = wanted.entries(None);
             let mut said = BTreeSet::new();
             for entry in &entries {
                 prop_assert!((1..=MOST_IN_ENTRY).contains(&entry.len()));

@@ -65,14 +65,27 @@ pub fn feed() -> Json {
 
 impl Shop {
     pub fn new(servers: Servers, sidecars: usize) -> Self {
-        Self::with_rules(servers, sidecars, &rules())
+        Self::behind(servers, sidecars, |port| port)
     }
 
-    fn with_rules(servers: Servers, sidecars: usize, rules: &[Json]) -> Self {
+    /// [`Shop::new`], where Larder asks the database by the port that `door` makes of its own.
+    pub fn behind(servers: Servers, sidecars: usize, door: impl FnOnce(u16) -> u16) -> Self {
+        Self::under(&rules(), servers, sidecars, door)
+    }
+
+    /// [`Shop::new`], where the keys of the rule about all prices have a version.
+    pub fn versioned(servers: Servers, sidecars: usize) -> Self {
+        let mut rules = rules();
+        rules[2]["versioned"] = json!(true);
+        Self::under(&rules, servers, sidecars, |port| port)
+    }
+
+    fn under(rules: &[Json], servers: Servers, sidecars: usize, door: impl FnOnce(u16) -> u16) -> Self {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         let postgres = Postgres::start_logical();
         let url = runtime.block_on(postgres.database(&TABLES));
-        let origins = [sql_origin("db", &url)];
+        let own = postgres.port();
+        let origins = [sql_origin("db", &url.replace(&format!(":{own}/"), &format!(":{}/", door(own))))];
         let sidecars = (0..sidecars).map(|_| Sidecar::start(&policy(servers.topology(), 1, &origins, rules))).collect();
         let mut scene = Scene::new(servers, &origins, rules);
         scene.follow(&[feed()]);
@@ -131,7 +144,7 @@ pub fn figure(relay: &Relay, name: &str) -> u64 {
     relay.figure_of(&format!("larder_changes_{name}"), "origin", "db")
 }
 
-fn bulk(text: &str) -> Value {
+pub fn bulk(text: &str) -> Value {
     Value::Bulk(text.as_bytes().to_vec())
 }
 
@@ -257,7 +270,7 @@ fn where_changes_may_be_lost_everything_that_follows_goes() {
 fn a_lost_slot_takes_no_walk_where_rules_are_versioned() {
     let mut rules = rules();
     rules.iter_mut().for_each(|rule| rule["versioned"] = json!(true));
-    let shop = Shop::with_rules(Servers::sentinel(), 2, &rules);
+    let shop = Shop::under(&rules, Servers::sentinel(), 2, |port| port);
     shop.reading().stop();
     let old: Vec<Value> = (1..=20).map(|id| shop.cached(&format!("user:{id}"))).collect();
     assert_eq!(old, vec![bulk("old"); 20]);
@@ -288,6 +301,40 @@ fn a_policy_that_changes_is_followed_and_a_slot_that_nobody_needs_goes() {
     let left = "SELECT ((SELECT count(*) FROM pg_replication_slots) + (SELECT count(*) FROM pg_publication))::text";
     wait_for("the slot is taken away", LONG, || shop.value(left) == "0");
     drop(relay);
+}
+
+/// What the operator asks of a relay before a policy goes: slot and publication are taken away, whoever had read by them, and the cache is told.
+#[test]
+fn a_feed_that_nobody_follows_any_more_is_taken_away_and_the_cache_is_told() {
+    let mut shop = Shop::new(Servers::sentinel(), 1);
+    let relays = [shop.reading(), shop.scene.relay()];
+    let said = |shop: &Shop, field: &str| match shop.kept(&["HGET", STATE, field]) {
+        Value::Bulk(text) => Some(String::from_utf8(text).expect("a text")),
+        _ => None,
+    };
+    wait_for("it is known up to when all is said", LONG, || said(&shop, "through").is_some());
+    assert_eq!((said(&shop, "trouble"), said(&shop, "removed")), (None, None));
+    // A database that says no: whoever asks the cache hears why.
+    shop.change(&["ALTER TABLE prices RENAME TO costs"]);
+    wait_for("a trouble is told", LONG, || said(&shop, "trouble").is_some_and(|trouble| trouble.contains("no table `prices`")));
+    let mut ends = feed();
+    ends["follows"] = json!([]);
+    shop.scene.follow(&[ends]);
+    wait_for("the cache is told", LONG, || said(&shop, "removed").as_deref() == Some("1"));
+    let left = "SELECT ((SELECT count(*) FROM pg_replication_slots) + (SELECT count(*) FROM pg_publication))::text";
+    assert_eq!((shop.value(left).as_str(), said(&shop, "position")), ("0", None));
+    // A slot that somebody makes anew who has not heard of it goes as well.
+    shop.change(&[&format!("SELECT pg_create_logical_replication_slot('{SLOT}', 'pgoutput')")]);
+    wait_for("that slot goes, too", LONG, || shop.value(left) == "0");
+    // And who follows again reads again.
+    shop.change(&["ALTER TABLE costs RENAME TO prices"]);
+    assert_eq!(shop.cached("user:1"), bulk("old"));
+    shop.scene.follow(&[feed()]);
+    shop.change(&["UPDATE users SET name = 'new' WHERE id = 1"]);
+    shop.wait_to_see("user:1", Some("new"));
+    wait_for("it is no longer said", LONG, || said(&shop, "removed").is_none());
+    assert_eq!(shop.kept(&["TTL", STATE]), Value::Int(-1));
+    drop(relays);
 }
 
 /// What is written through Larder stays in the cache, though the database tells of it like of any other change; what is made from the same row does

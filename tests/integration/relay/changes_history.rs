@@ -139,6 +139,69 @@ fn through_all_that_happens_nothing_old_stays() {
     wait_for("nothing is old", LONG, || old(&shop).is_empty());
 }
 
+/// Changes prices until `done`: their sum rises.
+fn raise_until(url: &str, done: &AtomicBool) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(async {
+        let mut connection = PgConnection::connect(url).await.expect("the server accepts");
+        while !done.load(Ordering::Relaxed) {
+            sqlx::raw_sql("UPDATE prices SET cents = cents + 1").execute(&mut connection).await.expect("raised");
+            tokio::time::sleep(Duration::from_millis(fastrand::u64(5..200))).await;
+        }
+    });
+}
+
+/// A rule with a version, each of whose keys every change is about: versions are evicted, and relays killed, while changes make new ones. A version
+/// that is lost is a miss, and never an earlier one.
+#[test]
+fn through_lost_versions_nothing_old_stays() {
+    let shop = Shop::versioned(Servers::sentinel(), 2);
+    shop.change(&["INSERT INTO prices VALUES (1, 1)"]);
+    let url = shop.postgres.url(&shop.database);
+    let done = AtomicBool::new(false);
+    let mut relays = vec![shop.scene.relay(), shop.scene.relay()];
+    let readers = shop.clients();
+    let mut lost = 0;
+    let back: Vec<_> = std::thread::scope(|scope| {
+        let _ends = Ends(&done);
+        scope.spawn(|| raise_until(&url, &done));
+        let readers: Vec<_> = readers.into_iter().map(|client| scope.spawn(|| read_total_until(client, &done))).collect();
+        let until = Instant::now() + LASTS / 2;
+        while Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(fastrand::u64(50..500)));
+            if fastrand::u32(..8) == 0 {
+                relays.remove(0).kill();
+                relays.push(shop.scene.relay());
+            } else if let Value::Array(versions) = shop.kept(&["KEYS", "larder:v:*"])
+                && let Some(version) = fastrand::choice(versions)
+            {
+                lost += shop.kept(&["DEL", &version.text()]).int();
+            }
+        }
+        done.store(true, Ordering::Relaxed);
+        readers.into_iter().flat_map(|reader| reader.join().expect("a reader")).collect()
+    });
+    assert!(lost > 5, "{lost} versions were lost");
+    assert_eq!(back, [], "the sum went back");
+    let sum = shop.value("SELECT sum(cents)::text FROM prices");
+    shop.wait_to_see("total:all", Some(&sum));
+    assert!(sum.parse::<u64>().is_ok_and(|sum| sum > 20), "{sum}");
+}
+
+/// Reads the sum until `done`, and tells where it went back: what was seen, and what was seen next.
+fn read_total_until(mut client: Client, done: &AtomicBool) -> Vec<(u64, u64)> {
+    let (mut before, mut back) = (0, Vec::new());
+    while !done.load(Ordering::Relaxed) {
+        if let Some(now) = number(&client.call(&["GET", "total:all"])) {
+            if now < before {
+                back.push((before, now));
+            }
+            before = now;
+        }
+    }
+    back
+}
+
 /// A primary of the cache that dies takes events with it that no replica has, and perhaps the position that says that they were written: either they
 /// are written again, or it is noticed.
 #[test]

@@ -2,6 +2,7 @@
 
 mod bench;
 mod changes;
+mod changes_broken;
 mod changes_history;
 mod durable;
 mod history;

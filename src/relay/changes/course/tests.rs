@@ -114,7 +114,7 @@ impl World {
             start.wanted = Wanted::default();
         }
         let fence = self.cache.fence;
-        let written = self.cache.write(fence, None, &start.position, start.wanted.entries(), self.now);
+        let written = self.cache.write(fence, None, &start.position, start.wanted.entries(None), self.now);
         assert_eq!(written, Written::Yes);
         self.cache.kept.followers = start.followers;
         let mut course = Course::new(watches(), "larder_main_db", start.position);
@@ -147,7 +147,7 @@ impl World {
             return;
         };
         let left = (self.broken != Some(Broken::Position)).then(|| session.course.position().clone());
-        let entries = session.course.wanted().entries();
+        let entries = session.course.wanted().entries(None);
         if self.cache.write(session.fence, left.as_ref(), &next, entries, self.now) != Written::Yes {
             return;
         }

@@ -122,7 +122,7 @@ fn passed_over(identity: Identity, change: &Change, broken: Option<Broken>) -> V
         Change::Update(old, new, _) => vec![old, new],
     };
     let said: Vec<Vec<u8>> =
-        wanted.entries().into_iter().flatten().filter(|(kind, _)| *kind == b"key").map(|(_, key)| key).collect();
+        wanted.entries(None).into_iter().flatten().filter(|(kind, _)| *kind == b"key").map(|(_, key)| key).collect();
     let mut missing = Vec::new();
     for watch in watches() {
         if wanted.rules().contains_key(&watch.follow.rule) {
@@ -157,7 +157,7 @@ proptest! {
             Change::Insert(row) | Change::Delete(row) => vec![row],
             Change::Update(old, new, _) => vec![old, new],
         };
-        for (_, said) in wanted.entries().into_iter().flatten() {
+        for (_, said) in wanted.entries(None).into_iter().flatten() {
             let is_asked = watches().iter().take(3).any(|watch| rows.iter().any(|row| key(watch, row).as_ref() == Some(&said)));
             prop_assert!(is_asked, "{:?}", said);
         }
@@ -226,7 +226,7 @@ fn a_write_of_larder_s_own_takes_nothing_from_itself() {
     let mut said = |messages: &[&Message<'_>]| {
         let mut wanted = Wanted::default();
         messages.iter().for_each(|message| tables.take(message, &mut wanted).expect("it is known"));
-        let keys = wanted.entries().into_iter().flatten().map(|(_, what)| String::from_utf8(what).expect("text"));
+        let keys = wanted.entries(None).into_iter().flatten().map(|(_, what)| String::from_utf8(what).expect("text"));
         keys.collect::<Vec<_>>()
     };
     said(&[&Message::Relation(table)]);

@@ -1,0 +1,88 @@
+//! What was made at a database is taken away once nobody follows it any more: its slot would keep the log for ever.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::timeout;
+use tracing::{info, warn};
+
+use super::followed::Followed;
+use super::register::{Register, noted};
+use crate::relay::consumer::Claim;
+use crate::relay::hub::Hub;
+use crate::sidecar::upstream::discovery::{doubled, jittered};
+
+/// After troubles in a row.
+const FIRST_BACK_OFF: Duration = Duration::from_millis(500);
+const MAX_BACK_OFF: Duration = Duration::from_secs(10);
+/// How often it is looked at again: whoever has not heard yet that nobody follows may have made a slot anew, and a cache may forget what it
+/// was told.
+const AGAIN: Duration = Duration::from_secs(5);
+
+/// Takes a feed's slot and publication away, and says so in the cache, for as long as the snapshot names them.
+pub struct Remover {
+    followed: Arc<Followed>,
+    register: Register,
+    token: Arc<str>,
+    hub: Hub,
+    claim: watch::Receiver<Option<Claim>>,
+}
+
+impl Remover {
+    /// One that waits for its first claim. `token` is that of the claims.
+    pub fn new(followed: Arc<Followed>, token: Arc<str>, hub: Hub, claim: watch::Receiver<Option<Claim>>) -> Self {
+        let register = Register::new(&followed.place.slot);
+        Self { followed, register, token, hub, claim }
+    }
+
+    /// Runs until nobody can claim the feed for it any more. The claim is left to end by itself: meanwhile nobody makes the slot anew.
+    pub async fn run(mut self) {
+        let (mut failures, mut told) = (0, false);
+        loop {
+            if self.claim.wait_for(Option::is_some).await.is_err() {
+                return;
+            }
+            let pause = match self.remove().await {
+                Ok(()) => {
+                    failures = 0;
+                    if !std::mem::replace(&mut told, true) {
+                        let (origin, slot) = (self.followed.database.name(), &self.followed.place.slot);
+                        info!(origin, slot, "the slot is taken away: nobody follows the database any more");
+                    }
+                    AGAIN
+                }
+                Err(()) => {
+                    failures += 1;
+                    doubled(FIRST_BACK_OFF, failures - 1, MAX_BACK_OFF)
+                }
+            };
+            let over = async { while self.claim.changed().await.is_ok() {} };
+            if timeout(jittered(pause), over).await.is_ok() {
+                return;
+            }
+        }
+    }
+
+    async fn remove(&mut self) -> Result<(), ()> {
+        let Followed { database, place, .. } = &*self.followed;
+        let call = match database.remove(place).await {
+            Ok(()) => self.register.removed(&self.token),
+            Err(error) => {
+                warn!(%error, slot = place.slot, "the slot cannot be taken away yet");
+                let trouble = self.register.trouble(&self.token, &error.to_string());
+                let _ = self.hub.run(self.register.slot(), &trouble, noted).await;
+                return Err(());
+            }
+        };
+        match self.hub.run(self.register.slot(), &call, noted).await {
+            Ok(true) => Ok(()),
+            // Another has the feed by now, and does the same.
+            Ok(false) => Err(()),
+            Err(error) => {
+                warn!(%error, slot = place.slot, "the cache cannot be told that the slot is taken away");
+                Err(())
+            }
+        }
+    }
+}
