@@ -25,8 +25,8 @@ pub use behind::{MAX_BATCH, Overflow, WriteBehindSpec};
 pub use changes::{ChangesSpec, FeedSpec};
 pub use invalidate::{InvalidateSpec, Versioned};
 pub use status::{
-    CachePolicyStatus, ConditionType, ConnectionsStatus, GenerationStatus, JournalStatus, MAX_GENERATIONS, MAX_NAME_CHARS,
-    MAX_NAMED, MAX_REFUSED_CHARS, SidecarsStatus, WorkloadsStatus,
+    CachePolicyStatus, ChangesStatus, ConditionType, ConnectionsStatus, GenerationStatus, JournalStatus, MAX_CHANGES_TOLD,
+    MAX_GENERATIONS, MAX_NAME_CHARS, MAX_NAMED, MAX_REFUSED_CHARS, SidecarsStatus, WorkloadsStatus,
 };
 
 /// How workloads use a cache tier: which keys live how long, and where missing ones are loaded from.

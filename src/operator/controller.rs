@@ -286,6 +286,7 @@ impl Context {
         self.metrics.set_policies(policies, bindings);
         let journals = known.policies.values().map(look::Memory::journals).fold(Level::default(), Level::and);
         self.metrics.set_journals(&journals);
+        self.metrics.set_changes_behind(known.policies.values().filter_map(look::Memory::behind_ms).max().unwrap_or_default());
     }
 
     /// Forgets everything: another may have changed it since.
@@ -301,6 +302,7 @@ impl Context {
         self.metrics.set_clusters(0, 0, 0);
         self.metrics.set_policies(0, 0);
         self.metrics.set_journals(&Level::default());
+        self.metrics.set_changes_behind(0);
     }
 }
 

@@ -49,6 +49,7 @@ pub struct Metrics {
     journal_depth: Gauge,
     journal_lag: Gauge,
     dead_letters: Gauge,
+    changes_behind: Gauge,
     bindings: Gauge,
     heartbeats: Family<Result, Counter>,
     policy_reviews: Family<Result, Counter>,
@@ -81,6 +82,7 @@ impl Default for Metrics {
             journal_depth: Gauge::default(),
             journal_lag: Gauge::default(),
             dead_letters: Gauge::default(),
+            changes_behind: Gauge::default(),
             bindings: Gauge::default(),
             heartbeats: Family::default(),
             policy_reviews: Family::default(),
@@ -124,6 +126,8 @@ impl Metrics {
         registry.register_with_unit("journal_lag", help, Unit::Seconds, self.journal_lag.clone());
         let help = "Writes that an origin refused, and that wait for a person";
         registry.register("journal_dead_letters", help, self.dead_letters.clone());
+        let help = "How old a change may be that a database committed, that a rule follows, and that is not told";
+        registry.register_with_unit("changes_behind", help, Unit::Seconds, self.changes_behind.clone());
         registry.register("bindings", "Workloads that are tied to a CacheCluster", self.bindings.clone());
         registry.register("heartbeats", "Messages on the channels of bindings, by what became of them", self.heartbeats.clone());
         let help = "Policies that the webhook was asked about, by what was said of them";
@@ -221,6 +225,11 @@ impl Metrics {
         });
     }
 
+    /// How old a change may be that is not told, of all databases that policies follow, as far as caches say it.
+    pub fn set_changes_behind(&self, millis: u64) {
+        self.changes_behind.set(i64::try_from(millis / 1_000).unwrap_or(i64::MAX));
+    }
+
     /// A message came on a binding's channel, of which this became.
     pub fn heard(&self, result: &'static str) {
         self.heartbeats.get_or_create(&Result { result }).inc();
@@ -267,6 +276,7 @@ mod tests {
         metrics.set_leads(true);
         metrics.set_clusters(3, 2, 1);
         metrics.set_journals(&Level { depth: 7, lag_ms: 3_900, ..Level::default() });
+        metrics.set_changes_behind(45_900);
         let text = metrics.render();
         for line in [
             "larder_operator_reconciles_total{result=\"ok\"} 1",
@@ -274,6 +284,7 @@ mod tests {
             "larder_operator_clusters_ready 2",
             "larder_operator_journal_depth 7",
             "larder_operator_journal_lag_seconds 3",
+            "larder_operator_changes_behind_seconds 45",
             "larder_operator_reconcile_duration_seconds_count 1",
             "larder_operator_reconciles_running 0",
         ] {

@@ -11,6 +11,8 @@ pub const MAX_NAMED: usize = 20;
 pub const MAX_NAME_CHARS: usize = 320;
 /// The longest text of why a sidecar refuses a snapshot, in characters.
 pub const MAX_REFUSED_CHARS: usize = 256;
+/// The most databases that a status tells of.
+pub const MAX_CHANGES_TOLD: usize = 16;
 /// The most generations of snapshots that a status names.
 pub const MAX_GENERATIONS: usize = 4;
 
@@ -25,11 +27,13 @@ pub enum ConditionType {
     Delivered,
     /// Whether origins have what was written behind, in time. Of policies that write behind alone.
     Carried,
+    /// Whether the changes of the databases that rules follow are told, in time. Of policies that follow tables alone.
+    Followed,
 }
 
 impl ConditionType {
     /// All of them, in the order in which they are told.
-    pub const ALL: [Self; 4] = [Self::Accepted, Self::ResolvedRefs, Self::Delivered, Self::Carried];
+    pub const ALL: [Self; 5] = [Self::Accepted, Self::ResolvedRefs, Self::Delivered, Self::Carried, Self::Followed];
 
     /// The condition's `type`.
     pub const fn as_str(self) -> &'static str {
@@ -38,6 +42,7 @@ impl ConditionType {
             Self::ResolvedRefs => "ResolvedRefs",
             Self::Delivered => "Delivered",
             Self::Carried => "Carried",
+            Self::Followed => "Followed",
         }
     }
 }
@@ -49,7 +54,8 @@ pub struct CachePolicyStatus {
     /// The generation of the object that this is about.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// Accepted, ResolvedRefs and Delivered, and Carried where rules write behind; each with a reason, and a message that says what to do.
+    /// Accepted, ResolvedRefs and Delivered, Carried where rules write behind, and Followed where they follow tables; each with a reason, and a
+    /// message that says what to do.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 8))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".to_owned()]))]
@@ -78,6 +84,30 @@ pub struct CachePolicyStatus {
     /// What is written behind, and where no origin has it yet. Absent where no rule writes behind, or the cache does not say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub journal: Option<JournalStatus>,
+    /// The databases whose changes rules follow. Absent where none does.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = MAX_CHANGES_TOLD))]
+    pub changes: Vec<ChangesStatus>,
+}
+
+/// How the changes of a database are read.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ChangesStatus {
+    /// The origin.
+    #[schemars(length(max = 256))]
+    pub origin: String,
+    /// The replication slot.
+    #[schemars(length(max = 63))]
+    pub slot: String,
+    /// Whether a relay has it.
+    pub reading: bool,
+    /// How old a change may be that is not told, in seconds, in steps of ten: relays that have nothing to tell say so every few seconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lag_seconds: Option<u64>,
+    /// How much of its log the database keeps for the slot, in whole mebibytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kept_mebibytes: Option<u64>,
 }
 
 /// What was written behind and is not at its origin yet, in all journals of a policy.

@@ -61,6 +61,10 @@ pub struct Policy {
     pub hit_ratio: String,
     /// The share of loads that the origin was spared.
     pub origin_load_saved: String,
+    /// How many writes wait in its journals for their origins, and for how long.
+    pub journal: String,
+    /// How far the reading of databases' changes is behind.
+    pub changes: String,
 }
 
 /// What is told of any object.
@@ -162,7 +166,32 @@ impl Policy {
             sidecars: if told { format!("{current}/{total}") } else { UNKNOWN.to_owned() },
             hit_ratio: ratio(&status["hitRatio"]),
             origin_load_saved: ratio(&status["originLoadSaved"]),
+            journal: journal(&status["journal"]),
+            changes: changes(&status["changes"]),
         }
+    }
+}
+
+/// How much is written behind.
+fn journal(value: &Value) -> String {
+    match (value["depth"].as_u64(), value["lagSeconds"].as_u64()) {
+        (Some(depth), Some(lag)) if depth > 0 => format!("{depth}, {lag} s"),
+        (Some(depth), _) => depth.to_string(),
+        _ => UNKNOWN.to_owned(),
+    }
+}
+
+/// How far the reading of the database is behind that is behind most.
+fn changes(value: &Value) -> String {
+    let feeds = value.as_array().filter(|feeds| !feeds.is_empty());
+    let Some(feeds) = feeds else { return UNKNOWN.to_owned() };
+    let lag = |feed: &Value| feed["lagSeconds"].as_u64().filter(|_| feed["reading"] == true);
+    match feeds.iter().map(lag).collect::<Option<Vec<u64>>>() {
+        Some(lags) => match lags.into_iter().max() {
+            Some(lag) if lag > 0 => format!("{lag} s behind"),
+            _ => "in time".to_owned(),
+        },
+        None => "not read".to_owned(),
     }
 }
 
@@ -277,7 +306,7 @@ fn weigh_policy(condition: &Condition) -> Option<Weight> {
     match (condition.status.as_str(), condition.reason.as_str()) {
         ("True", _) => None,
         // Servers are told what the workload may do, before its sidecars are told to do it.
-        ("False", "WaitsForUser") => Some(Weight::Note),
+        ("False", "WaitsForUser" | "Beginning") => Some(Weight::Note),
         _ => Some(Weight::Wrong),
     }
 }
@@ -407,6 +436,8 @@ mod tests {
             "status": {
                 "conditions": [condition("Accepted", "True", "Accepted"), condition("ResolvedRefs", "False", "SecretNotFound")],
                 "workloads": 2, "sidecars": {"current": 3, "total": 5}, "hitRatio": 0.987, "originLoadSaved": "92.1 %",
+                "journal": {"depth": 212, "lagSeconds": 3},
+                "changes": [{"reading": true, "lagSeconds": 0}, {"reading": true, "lagSeconds": 40}],
             },
         });
         let report = Report::of(&[], std::slice::from_ref(&policy));
@@ -414,6 +445,17 @@ mod tests {
         assert_eq!((found.cluster.as_str(), found.mode.as_str(), found.workloads.as_str()), ("main", "Observe", "2"));
         assert_eq!((found.sidecars.as_str(), found.hit_ratio.as_str()), ("3/5", "98.7 %"));
         assert_eq!(found.origin_load_saved, "92.1 %");
+        assert_eq!((found.journal.as_str(), found.changes.as_str()), ("212, 3 s", "40 s behind"));
+        for (value, expected) in [
+            (json!([{"reading": true, "lagSeconds": 0}]), "in time"),
+            (json!([{"reading": true, "lagSeconds": 0}, {"reading": false, "lagSeconds": 0}]), "not read"),
+            (json!([{"reading": true}]), "not read"),
+            (json!([]), "-"),
+            (Value::Null, "-"),
+        ] {
+            assert_eq!(changes(&value), expected);
+        }
+        assert_eq!((journal(&json!({"depth": 0, "lagSeconds": 0})), journal(&Value::Null)), ("0".to_owned(), "-".to_owned()));
         let told: Vec<(Weight, &str)> =
             found.about.findings.iter().map(|finding| (finding.weight, finding.reason.as_str())).collect();
         assert_eq!(told, [(Weight::Wrong, "SecretNotFound"), (Weight::Note, "Lagging")]);

@@ -17,10 +17,11 @@ pub fn table(report: &Report, namespaces: bool, paint: &Paint) -> String {
         text.push('\n');
     }
     if !report.policies.is_empty() {
-        let headings = ["CACHEPOLICY", "CLUSTER", "MODE", "WORKLOADS", "SIDECARS", "HITS", "LOADS SAVED"];
+        let headings = ["CACHEPOLICY", "CLUSTER", "MODE", "WORKLOADS", "SIDECARS", "HITS", "LOADS SAVED", "JOURNAL", "CHANGES"];
         let mut table = headed(&headings, namespaces, paint);
-        for Policy { about, cluster, mode, workloads, sidecars, hit_ratio, origin_load_saved } in &report.policies {
-            let cells = [cluster, mode, workloads, sidecars, hit_ratio, origin_load_saved];
+        for policy in &report.policies {
+            let Policy { about, cluster, mode, workloads, sidecars, hit_ratio, origin_load_saved, journal, changes } = policy;
+            let cells = [cluster, mode, workloads, sidecars, hit_ratio, origin_load_saved, journal, changes];
             push(&mut table, about, cells, namespaces, paint);
         }
         text.push_str(&table.render(paint));
@@ -99,7 +100,8 @@ mod tests {
         };
         let policy = json!({
             "metadata": {"namespace": "shop", "name": "catalog"}, "spec": {"cacheCluster": "main"},
-            "status": {"conditions": healthy, "sidecars": {"current": 2, "total": 2}, "hitRatio": 0.5},
+            "status": {"conditions": healthy, "sidecars": {"current": 2, "total": 2}, "hitRatio": 0.5,
+                "changes": [{"origin": "db", "reading": true, "lagSeconds": 0}]},
         });
         ([cluster("main", "Ready", healthy.clone()), cluster("old", "Not serving", broken)], [policy])
     }
@@ -114,8 +116,8 @@ mod tests {
      Ready=False NoPrimary: nobody serves: see its pods
    main          Ready        -        -        -          Redis 7.0
 
-   CACHEPOLICY  CLUSTER  MODE     WORKLOADS  SIDECARS  HITS    LOADS SAVED
-   catalog      main     Enforce  -          2/2       50.0 %  -
+   CACHEPOLICY  CLUSTER  MODE     WORKLOADS  SIDECARS  HITS    LOADS SAVED  JOURNAL  CHANGES
+   catalog      main     Enforce  -          2/2       50.0 %  -            -        in time
 
 not well: 1 of 2 CacheClusters, 0 of 1 CachePolicy
 ";

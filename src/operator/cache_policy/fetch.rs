@@ -138,10 +138,10 @@ impl Seen {
         self.policies.iter().chain(&self.stand_ins).filter_map(|policy| policy.0.as_ref().ok()).collect()
     }
 
-    /// The policies whose journals are to be drained: those that write behind, and those that did until these are.
+    /// The policies that have relays: those that need one, and those that did until nothing is left to do.
     pub fn with_relays(&self) -> impl Iterator<Item = &CachePolicy> {
         let all = self.policies.iter().chain(&self.stand_ins).chain(&self.leaving);
-        all.filter_map(|policy| policy.0.as_ref().ok()).filter(|policy| relay::writes_behind(policy) || relay::is_held(policy))
+        all.filter_map(|policy| policy.0.as_ref().ok()).filter(|policy| relay::is_needed(policy) || relay::is_held(policy))
     }
 
     /// The policy that a relay is of.

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 use super::apply::{Applier, Kept};
@@ -19,7 +20,7 @@ use super::origins::Files;
 use super::parts::{Keyring, Map};
 use super::passwords::{Due, Passwords, Servers};
 use super::relay::tend::{Minded, Tender};
-use super::relay::{self, journals_of};
+use super::relay::{self, feeds, journals_of};
 use super::report::Progress;
 use super::tell::{self, Told};
 use super::ties::{Claim, Claims, Offer};
@@ -85,6 +86,11 @@ impl Memory {
     /// What its journals hold together, as far as that is known.
     pub fn journals(&self) -> Level {
         self.relays.values().filter_map(|minded| minded.kept.level()).fold(Level::default(), Level::and)
+    }
+
+    /// How old the oldest change of a database may be that is not told, in milliseconds.
+    pub fn behind_ms(&self) -> Option<u64> {
+        self.relays.values().filter_map(|minded| minded.feeds.behind_ms()).max()
     }
 
     /// How many policies and bindings it is of.
@@ -237,8 +243,8 @@ pub async fn look(context: &Context, watches: &Watches, namespace: &str, memory:
     let tender = Tender { context, watches, namespace, seen: &seen, judged: &judged, deliveries, figures };
     let tended = tender.tend(&mut memory.relays).await;
     (next, failed) = (next.min(tended.again.unwrap_or(next)), tended.failed.or(failed));
-    let carriages = &tended.carriages;
-    let scene = tell::Scene { context, namespace, seen: &seen, judged: &judged, deliveries, figures, carriages };
+    let (carriages, feeds) = (&tended.carriages, &tended.feeds);
+    let scene = tell::Scene { context, namespace, seen: &seen, judged: &judged, deliveries, figures, carriages, feeds };
     let told = scene.tell(memory).await;
     match (failed, told) {
         (Some(error), _) | (None, Err(error)) => Err(error),
@@ -316,11 +322,11 @@ impl Look<'_> {
         Applier { context: self.context, namespace: self.namespace }
     }
 
-    /// Has the deletion of policies that write behind wait for their journals, before anybody writes to these.
+    /// Has the deletion of policies wait for their relays, before these have anything to do.
     async fn hold(&self, held: &mut BTreeSet<String>) -> Result<(), LookError> {
         let readable = self.seen.policies.iter().filter_map(|policy| policy.0.as_ref().ok());
         let (mut still, mut due) = (BTreeSet::new(), Vec::new());
-        for policy in readable.filter(|policy| relay::writes_behind(policy)) {
+        for policy in readable.filter(|policy| relay::is_needed(policy)) {
             let uid = policy.metadata.uid.clone().unwrap_or_default();
             if !relay::is_held(policy) && !held.contains(&uid) {
                 due.push(policy);
@@ -336,10 +342,44 @@ impl Look<'_> {
 
     /// A relay goes on with what it has until every journal is drained that it would forget.
     fn keeps_its_rules(delivery: &Delivery<'_>, standing: &Standing, minded: Option<&Minded>) -> bool {
+        let stands = standing.snapshot.as_deref();
+        let is_needed = delivery.merged().is_some_and(Snapshot::needs_relay);
+        if !is_needed && stands.is_none_or(|stands| stands.feeds.is_empty()) {
+            return true;
+        }
         let wished = delivery.merged().map(journals_of).unwrap_or_default();
-        let before = standing.snapshot.as_deref().map(journals_of).unwrap_or_default();
+        let before = stands.map(journals_of).unwrap_or_default();
         let is_open = |journal: &_| minded.is_none_or(|minded| !minded.kept.is_closed(journal));
-        wished.is_empty() || before.keys().any(|journal| !wished.contains_key(journal) && is_open(journal))
+        before.keys().any(|journal| !wished.contains_key(journal) && is_open(journal))
+    }
+
+    /// What a relay is to have: what its policy says now, with what of its feeds is left to be taken away. `None`: what it has, or will as any
+    /// workload.
+    fn wish_of_relay(
+        &self,
+        delivery: &Delivery<'_>,
+        standing: &Standing,
+        place: Option<&Cluster>,
+        relays: &HashMap<String, Minded>,
+    ) -> Option<Merged> {
+        let policy = self.seen.policy_of(&delivery.tenant?.workload)?;
+        let (name, is_leaving) = (policy.metadata.name.as_deref()?, policy.metadata.deletion_timestamp.is_some());
+        let before = standing.snapshot.as_deref();
+        let Wish::Merged(merged) = delivery.wish else { return None };
+        let wished = match (&merged.snapshot, before) {
+            (Some(wished), _) if merged.is_complete => wished.clone(),
+            // What it lacks must not keep what it has made from being taken away.
+            (_, Some(before)) if is_leaving => {
+                let cluster = place.unwrap_or(&before.cluster).clone();
+                Snapshot { cluster: Cluster { patience: before.cluster.patience, ..cluster }, ..before.clone() }
+            }
+            _ if is_leaving => return Some(Merged { snapshot: None, ..merged.clone() }),
+            _ => return None,
+        };
+        let minded = relays.get(name);
+        let is_over = |slot: &str| minded.is_some_and(|minded| minded.feeds.is_over(slot, Instant::now()));
+        let snapshot = Some(feeds::with_feeds(wished, before, name, is_leaving, is_over));
+        Some(Merged { snapshot, is_complete: true, ..merged.clone() })
     }
 
     fn key(&self, cluster: &str) -> Key {
@@ -365,7 +405,10 @@ impl Look<'_> {
         delivery.stands = standing.snapshot.clone().zip(standing.text.clone());
         let offer = self.seen.offers.get(&delivery.cluster);
         let place: Option<Cluster> = offer.map(|offer| offer.place.cluster(&delivery.cluster));
-        delivery.decision = decide(&standing, delivery.wish, place.as_ref(), self.now);
+        let relays = &memory.relays;
+        let of_relay = delivery.is_relay().then(|| self.wish_of_relay(delivery, &standing, place.as_ref(), relays)).flatten();
+        let wish = of_relay.as_ref().map_or(delivery.wish, Wish::Merged);
+        delivery.decision = decide(&standing, wish, place.as_ref(), self.now);
         let Some(decision) = delivery.decision.clone() else { return Ok(None) };
         let passwords = self.passwords(binding, delivery, written).await?;
         if passwords.are_missing() {

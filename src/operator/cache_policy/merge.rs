@@ -201,7 +201,6 @@ impl Merging<'_> {
             return Err(Refusal::TwoClusters { workload, winner: first.name(), cluster });
         }
         let alone = self.compile(&[policy], u64::MAX).map_err(Refusal::Invalid)?;
-        check_reader(&alone)?;
         self.check_overlap(&alone.rules)?;
         match self.measure {
             Measure::AtEachStep => self.measure_with(policy, &alone)?,
@@ -324,14 +323,6 @@ impl Merging<'_> {
             snapshot,
             files: Files(files),
         })
-    }
-}
-
-/// Whether there will be a relay that reads the tables that rules follow.
-fn check_reader(alone: &Snapshot) -> Result<(), Refusal> {
-    match alone.feeds.iter().flat_map(|feed| &feed.follows).next() {
-        Some(follow) => Err(Refusal::NoReader { rule: follow.rule.clone(), table: follow.table.to_string() }),
-        None => Ok(()),
     }
 }
 

@@ -1,12 +1,14 @@
-//! The relay of a policy that writes behind: who carries its journals to their origins on Kubernetes.
+//! The relay of a policy that writes behind, or that follows tables: who carries its journals to their origins on Kubernetes, and reads what
+//! databases committed.
 //!
 //! To all that brings a snapshot and a login to a workload, a relay is one more workload: the policy itself, which is the only one that it
-//! follows. So it has a binding, with a ConfigMap and a Secret of its own, and a user at the servers that reaches the policy's journals and
-//! nothing else. It depends on no workload that the policy selects: what these have written is carried on when none of them runs any more.
+//! follows. So it has a binding, with a ConfigMap and a Secret of its own, and a user at the servers that reaches the policy's journals, the
+//! stream of events where it reads databases' changes, and nothing else. It depends on no workload that the policy selects: what these have written is carried on when none of them runs any more.
 //!
-//! [`objects`] is what runs it. [`level`] asks how much its journals hold, [`kept`] knows when nobody needs them any more, and [`tend`] does what
-//! is due at a look.
+//! [`objects`] is what runs it. [`level`] asks how much its journals hold and how its feeds are, [`kept`] and [`feeds`] know when nobody needs
+//! them any more, and [`tend`] does what is due at a look.
 
+pub mod feeds;
 pub mod kept;
 pub mod level;
 pub mod objects;
@@ -18,15 +20,15 @@ use std::collections::BTreeMap;
 
 use super::workload::Workload;
 use crate::api::CachePolicy;
-use crate::api::cache_policy::{PolicyMode, StrategyKind};
+use crate::api::cache_policy::{PolicyMode, RuleSpec, StrategyKind};
 use crate::policy::binding::BindingName;
 use crate::policy::{JournalName, Mode, Snapshot, Span};
 
 /// The kind of the workload that a relay is.
 pub const KIND: &str = "CachePolicy";
-/// What keeps a policy that is deleted until its journals are drained.
+/// What keeps a policy that is deleted until its journals are drained, and its slots taken away.
 pub const FINALIZER: &str = "larder.dev/journal";
-/// The annotation by which a person gives up what is left in the journals of a policy that is being deleted.
+/// The annotation by which a person gives up what a policy that is being deleted waits for: what is left in its journals, and its slots.
 pub const ABANDON_ANNOTATION: &str = "larder.dev/abandon-journal";
 
 /// Whether a policy has rules that write behind, and takes effect.
@@ -35,17 +37,28 @@ pub fn writes_behind(policy: &CachePolicy) -> bool {
     takes_effect && policy.spec.rules.iter().any(|rule| rule.strategy == StrategyKind::WriteBehind)
 }
 
+/// Whether a policy has rules that follow tables, and takes effect.
+pub fn follows_tables(policy: &CachePolicy) -> bool {
+    let follows = |rule: &RuleSpec| rule.invalidate.as_ref().is_some_and(|invalidate| !invalidate.changes.is_empty());
+    policy.spec.mode != Some(PolicyMode::Observe) && policy.spec.rules.iter().any(follows)
+}
+
+/// Whether a policy needs a relay for what its rules say now.
+pub fn is_needed(policy: &CachePolicy) -> bool {
+    writes_behind(policy) || follows_tables(policy)
+}
+
 /// Whether a workload, as a kind and a name with a slash between, is a relay.
 pub fn is_relay(workload: &str) -> bool {
     workload.split('/').next() == Some(KIND)
 }
 
-/// Whether a policy's deletion waits for its journals, or would.
+/// Whether a policy's deletion waits for its relay, or would.
 pub fn is_held(policy: &CachePolicy) -> bool {
     policy.metadata.finalizers.iter().flatten().any(|finalizer| finalizer == FINALIZER)
 }
 
-/// Whether a person gave up what is left in a policy's journals.
+/// Whether a person gave up what a policy waits for.
 pub fn is_abandoned(policy: &CachePolicy) -> bool {
     policy.metadata.annotations.as_ref().is_some_and(|annotations| annotations.contains_key(ABANDON_ANNOTATION))
 }

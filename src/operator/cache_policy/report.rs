@@ -7,6 +7,7 @@ use k8s_openapi::jiff::Timestamp;
 
 use super::cache::{Figures, Notice};
 use super::relay::ABANDON_ANNOTATION;
+use super::relay::feeds::Feeds;
 use super::relay::tend::{Carriage, left};
 use super::verdict::Judgement;
 use crate::api::CachePolicy;
@@ -65,6 +66,17 @@ pub struct Part<'a> {
     pub rules: &'a BTreeSet<String>,
 }
 
+/// What a policy's relay does for it.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Relayed<'a> {
+    /// How far its journals are carried. `None`: no rule writes behind.
+    pub carriage: Option<&'a Carriage>,
+    /// How databases' changes are read. `None`: no rule follows a table.
+    pub feeds: Option<&'a Feeds>,
+    /// Whether the policy is being deleted.
+    pub is_leaving: bool,
+}
+
 /// All verdicts on a policy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Verdicts {
@@ -73,6 +85,8 @@ pub struct Verdicts {
     delivered: Verdict,
     /// `None`: no rule writes behind.
     carried: Option<Verdict>,
+    /// `None`: no rule follows a table.
+    followed: Option<Verdict>,
 }
 
 impl Verdicts {
@@ -87,19 +101,20 @@ impl Verdicts {
         let (accepted, resolved) = (first(Judgement::accepted), first(Judgement::resolved_refs));
         let goes_on = !parts.is_empty() && parts.iter().all(|part| part.judgement.has_part());
         let delivered = delivered(parts, accepted.holds && (resolved.holds || goes_on));
-        Self { accepted, resolved, delivered, carried: None }
+        Self { accepted, resolved, delivered, carried: None, followed: None }
     }
 
-    /// Of a policy that is being deleted and waits for its journals.
+    /// Of a policy that is being deleted and waits for its relay.
     pub fn leaving() -> Self {
         let gone = || Verdict::no("Deleted", "the policy is being deleted: its rules are in force for no workload any more");
-        Self { accepted: gone(), resolved: gone(), delivered: gone(), carried: None }
+        Self { accepted: gone(), resolved: gone(), delivered: gone(), carried: None, followed: None }
     }
 
-    /// The same of a policy that writes behind, whose journals are carried so far.
+    /// The same of a policy whose relay does this for it.
     #[must_use]
-    pub fn with(self, carriage: Option<&Carriage>) -> Self {
-        Self { carried: carriage.map(carried), ..self }
+    pub fn with(self, Relayed { carriage, feeds, is_leaving }: Relayed<'_>) -> Self {
+        let followed = feeds.and_then(|feeds| feeds.verdict(is_leaving));
+        Self { carried: carriage.map(carried), followed, ..self }
     }
 
     /// Of a policy that cannot be read.
@@ -114,6 +129,7 @@ impl Verdicts {
             resolved: Verdict::no("Unreadable", later),
             delivered: Verdict::no("Unreadable", later),
             carried: None,
+            followed: None,
         }
     }
 
@@ -123,6 +139,7 @@ impl Verdicts {
             ConditionType::ResolvedRefs => Some(&self.resolved),
             ConditionType::Delivered => Some(&self.delivered),
             ConditionType::Carried => self.carried.as_ref(),
+            ConditionType::Followed => self.followed.as_ref(),
         }
     }
 
@@ -132,7 +149,10 @@ impl Verdicts {
             Self { accepted: Verdict { reason: "Deleted", .. }, .. } => "Draining",
             Self { accepted: Verdict { holds: false, reason, .. }, .. }
             | Self { resolved: Verdict { holds: false, reason, .. }, .. } => reason,
-            Self { carried: Some(Verdict { holds: false, reason: reason @ ("Late" | "DeadLetters"), .. }), .. } => reason,
+            Self { carried: Some(Verdict { holds: false, reason: reason @ ("Late" | "DeadLetters"), .. }), .. }
+            | Self { followed: Some(Verdict { holds: false, reason: reason @ ("Late" | "NotRead" | "Trouble"), .. }), .. } => {
+                reason
+            }
             Self { delivered: Verdict { holds: true, .. }, .. } => "Delivered",
             Self { delivered: Verdict { reason: "WaitsForUser" | "WaitsForPolicy", .. }, .. } => "Waiting",
             Self { delivered, .. } => delivered.reason,
@@ -245,7 +265,7 @@ pub fn status(
     policy: &CachePolicy,
     verdicts: &Verdicts,
     parts: &[Part<'_>],
-    carriage: Option<&Carriage>,
+    Relayed { carriage, feeds, .. }: Relayed<'_>,
     before: &CachePolicyStatus,
     now: Timestamp,
 ) -> CachePolicyStatus {
@@ -264,6 +284,7 @@ pub fn status(
         origin_load_saved: ratio(&counts(parts), |count| count.saved, |count| count.loads),
         connections: connections(parts),
         journal: carriage.and_then(|carriage| carriage.level).map(|level| journal(&level, now)),
+        changes: feeds.map(Feeds::status).unwrap_or_default(),
     }
 }
 
@@ -372,6 +393,10 @@ pub fn happenings(before: &CachePolicyStatus, after: &CachePolicyStatus) -> Vec<
             ConditionType::Accepted | ConditionType::ResolvedRefs => (!holds || earlier.is_some()) && now.reason != "Deleted",
             // That it waits is told each time that the cache is away, by the CacheCluster's own events.
             ConditionType::Carried => (!holds || earlier.is_some()) && now.reason != "Unknown",
+            ConditionType::Followed => {
+                let is_new = earlier.is_none() && (holds || now.reason == "Beginning");
+                !is_new && now.reason != "Unknown"
+            }
             ConditionType::Delivered => holds || ["NotWritten", "NoRoom"].contains(&now.reason.as_str()),
         };
         (!same && is_told).then_some(Happening { warning: !holds, reason: now.reason, note: now.message })
@@ -456,7 +481,7 @@ mod tests {
 
     fn shown(parts: &[Part<'_>]) -> CachePolicyStatus {
         let verdicts = Verdicts::of(parts, judgement);
-        status(&policy(), &verdicts, parts, None, &CachePolicyStatus::default(), Timestamp::UNIX_EPOCH)
+        status(&policy(), &verdicts, parts, Relayed::default(), &CachePolicyStatus::default(), Timestamp::UNIX_EPOCH)
     }
 
     #[test]
@@ -470,8 +495,8 @@ mod tests {
         let now = Timestamp::from_second(1_000).unwrap();
         let told = |carriage: &Carriage| {
             let verdicts = if carriage.is_leaving { Verdicts::leaving() } else { Verdicts::of(&[], judgement) };
-            let verdicts = verdicts.with(Some(carriage));
-            status(&policy(), &verdicts, &[], Some(carriage), &CachePolicyStatus::default(), now)
+            let relayed = Relayed { carriage: Some(carriage), feeds: None, is_leaving: carriage.is_leaving };
+            status(&policy(), &verdicts.with(relayed), &[], relayed, &CachePolicyStatus::default(), now)
         };
         for (carriage, expected, said) in [
             (carriage(level(7, 0), false, false), ("True", "InTime"), "within its maxLag"),
@@ -706,7 +731,7 @@ mod tests {
     #[test]
     fn a_condition_is_told_when_it_turns() {
         let with = |verdicts: &Verdicts, before: &CachePolicyStatus| {
-            status(&policy(), verdicts, &[], None, before, Timestamp::UNIX_EPOCH)
+            status(&policy(), verdicts, &[], Relayed::default(), before, Timestamp::UNIX_EPOCH)
         };
         let fine = Verdicts::of(&[], judgement);
         let broken = Verdicts { resolved: Verdict::no("SecretNotFound", "create it"), ..fine.clone() };

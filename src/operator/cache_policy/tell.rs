@@ -17,8 +17,9 @@ use super::fetch::Seen;
 use super::judged::Judged;
 use super::look::{Delivery, LookError, Memory};
 use super::merge::merge;
+use super::relay::feeds::Feeds;
 use super::relay::tend::Carriage;
-use super::report::{self, Part, Progress, Verdicts};
+use super::report::{self, Part, Progress, Relayed, Verdicts};
 use super::verdict::Judgement;
 use super::workload::Workload;
 use crate::api::cache_policy::CachePolicyStatus;
@@ -71,6 +72,8 @@ pub(super) struct Scene<'a> {
     pub figures: &'a BTreeMap<BindingName, Figures>,
     /// How far the journals of policies are carried, by these' names.
     pub carriages: &'a BTreeMap<String, Carriage>,
+    /// How the changes of the databases are read that they follow.
+    pub feeds: &'a BTreeMap<String, Feeds>,
 }
 
 /// What a policy is to one workload, as far as it is not held elsewhere.
@@ -141,9 +144,9 @@ impl Scene<'_> {
     ) -> Result<Option<Duration>, LookError> {
         let shares = self.shares(policy, followers);
         let parts: Vec<Part<'_>> = shares.iter().map(Share::part).collect();
-        let carriage = policy.metadata.name.as_ref().and_then(|name| self.carriages.get(name));
-        let verdicts = Verdicts::of(&parts, || alone(policy, self.seen)).with(carriage);
-        let status = report::status(policy, &verdicts, &parts, carriage, &told.status, Timestamp::now());
+        let relayed = self.relayed(policy);
+        let verdicts = Verdicts::of(&parts, || alone(policy, self.seen)).with(relayed);
+        let status = report::status(policy, &verdicts, &parts, relayed, &told.status, Timestamp::now());
         let notices = report::notices(&parts);
         for (key, happening) in &notices {
             if !told.notices.contains(key) {
@@ -159,10 +162,16 @@ impl Scene<'_> {
 
     /// Of a policy that is being deleted: what it waits for.
     async fn tell_leaving(&self, policy: &CachePolicy, told: &mut Told) -> Result<Option<Duration>, LookError> {
-        let carriage = policy.metadata.name.as_ref().and_then(|name| self.carriages.get(name));
-        let verdicts = Verdicts::leaving().with(carriage);
-        let status = report::status(policy, &verdicts, &[], carriage, &told.status, Timestamp::now());
+        let relayed = self.relayed(policy);
+        let verdicts = Verdicts::leaving().with(relayed);
+        let status = report::status(policy, &verdicts, &[], relayed, &told.status, Timestamp::now());
         self.write(&policy.metadata, status, told).await
+    }
+
+    fn relayed(&self, policy: &CachePolicy) -> Relayed<'_> {
+        let name = policy.metadata.name.as_deref().unwrap_or_default();
+        let is_leaving = policy.metadata.deletion_timestamp.is_some();
+        Relayed { carriage: self.carriages.get(name), feeds: self.feeds.get(name), is_leaving }
     }
 
     async fn tell_unreadable(&self, metadata: &ObjectMeta, error: &str, told: &mut Told) -> Result<Option<Duration>, LookError> {

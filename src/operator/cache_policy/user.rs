@@ -32,7 +32,9 @@ pub fn grant(snapshot: &Snapshot, passwords: &Passwords, known: Option<&Grant>) 
 
 /// What a relay needs under this snapshot, with these passwords. `known`: what its user can do already.
 pub fn relay_grant(snapshot: &Snapshot, passwords: &Passwords, known: Option<&Grant>) -> Grant {
-    with_passwords(|password: &str| Grant::of_relay(password, journals(snapshot)), passwords, known)
+    let feeds: BTreeSet<String> = snapshot.feeds.iter().map(|feed| feed.slot.clone()).collect();
+    let with = |password: &str| Grant::of_relay(password, journals(snapshot)).with_feeds(feeds.clone());
+    with_passwords(with, passwords, known)
 }
 
 /// The names of the journals that rules of a snapshot write behind to.

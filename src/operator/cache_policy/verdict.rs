@@ -57,17 +57,6 @@ pub enum Refusal {
     /// A key is covered by a rule of an earlier policy as well.
     #[error(transparent)]
     Overlap(Box<Clash>),
-    /// A rule of it follows a table.
-    #[error(
-        "the rule `{rule}` follows the table `{table}`, and the operator runs no relay that would read its changes: remove invalidate.changes, and \
-         have whoever changes the table write an event, XADD larder:events * key KEY; `larder dev` follows tables on one machine"
-    )]
-    NoReader {
-        /// Which rule.
-        rule: String,
-        /// Which table.
-        table: String,
-    },
     /// With it the snapshot would be too large.
     #[error(
         "with this policy the snapshot of {workload} would have {bytes} bytes and {rules} rules, more than {MAX_BYTES} bytes or {MAX_RULES} \
@@ -111,7 +100,6 @@ impl Refusal {
             Self::Invalid(_) => "InvalidSpec",
             Self::TwoClusters { .. } => "TwoClusters",
             Self::Overlap(_) => "Overlap",
-            Self::NoReader { .. } => "NoRelay",
             Self::TooLarge { .. } => "TooLarge",
             Self::TooManyKeys { .. } => "TooManyKeys",
         }

@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::SystemTime;
 
 use larder::operator::cache_cluster::users::{Access, Grant, Users};
-use larder::policy::JournalName;
 use larder::policy::binding::BindingName;
 
 use super::together::{database, rows, rules};
@@ -24,10 +23,9 @@ fn set_user() -> Vec<String> {
     line.split_whitespace().map(|word| word.replace("PASSWORD", PASSWORD)).collect()
 }
 
-/// The command by which the operator makes the user of a relay of this journal.
-fn set_user_of_the_operator(journal: &JournalName) -> Vec<String> {
+/// The command by which the operator makes the user of a relay that may do this.
+fn set_user_of_the_operator(grant: Grant) -> Vec<String> {
     let binding = BindingName::of("CachePolicy", "shop", "main");
-    let grant = Grant::of_relay(PASSWORD, BTreeSet::from([journal.to_string()]));
     let users = Users::next(None, &Access::Open, "system", None, SystemTime::now());
     let users = users.bind(None, &BTreeMap::from([(binding.clone(), grant)]), None, SystemTime::now());
     let user = users.on_servers().into_iter().find(|user| user.name == binding.user()).expect("it is made");
@@ -48,7 +46,11 @@ fn its_login_is_what_a_relay_needs() {
         let (url, database) = database(&postgres);
         let mut scene = Scene::new(servers, &[sql_origin("db", &url)], &rules());
         scene.snapshot["writesToDisk"] = is_vouched_for.into();
-        let set_user = if is_vouched_for { set_user_of_the_operator(scene.journal()) } else { set_user() };
+        let set_user = if is_vouched_for {
+            set_user_of_the_operator(Grant::of_relay(PASSWORD, BTreeSet::from([scene.journal().to_string()])))
+        } else {
+            set_user()
+        };
         for mut server in all(&scene.servers) {
             assert_eq!(server.call(&set_user), Value::Simple("OK".to_owned()));
             assert_eq!(server.line("ACL LOG RESET"), Value::Simple("OK".to_owned()));
@@ -82,9 +84,20 @@ fn its_login_is_what_a_relay_needs() {
 /// The same login follows a database's changes.
 #[test]
 fn the_login_of_the_documentation_is_enough_for_changes() {
+    check_changes(&set_user());
+}
+
+#[test]
+fn the_login_that_the_operator_makes_is_enough_for_changes() {
+    let slots = BTreeSet::from([super::changes::SLOT.to_owned()]);
+    check_changes(&set_user_of_the_operator(Grant::of_relay(PASSWORD, BTreeSet::new()).with_feeds(slots)));
+}
+
+fn check_changes(set_user: &[String]) {
     let mut shop = super::changes::Shop::new(Servers::sentinel(), 1);
+    shop.scene.snapshot["writesToDisk"] = true.into();
     for mut server in all(&shop.scene.servers) {
-        assert_eq!(server.call(&set_user()), Value::Simple("OK".to_owned()));
+        assert_eq!(server.call(set_user), Value::Simple("OK".to_owned()));
         assert_eq!(server.line("ACL LOG RESET"), Value::Simple("OK".to_owned()));
     }
     shop.scene.log_in("relay", PASSWORD);
@@ -92,6 +105,12 @@ fn the_login_of_the_documentation_is_enough_for_changes() {
     assert_eq!(shop.cached("user:1"), Value::Bulk(b"old".to_vec()));
     shop.change(&["UPDATE users SET name = 'new' WHERE id = 1"]);
     shop.wait_to_see("user:1", Some("new"));
+    // And slot and publication are taken away.
+    let mut ends = super::changes::feed();
+    ends["follows"] = serde_json::json!([]);
+    shop.scene.follow(&[ends]);
+    let removed = ["HGET", super::changes::STATE, "removed"];
+    wait_for("the slot is taken away", LONG, || shop.kept(&removed) == Value::Bulk(b"1".to_vec()));
     relay.stop();
     for mut server in all(&shop.scene.servers) {
         let refused = server.line("ACL LOG").items();

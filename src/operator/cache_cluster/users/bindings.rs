@@ -12,7 +12,8 @@
 //!   dropped.
 //! - All commands on keys but those that copy servers' innards (RESTORE, MIGRATE); none of administration. CONFIG GET is among these: it
 //!   shows the password that servers log in with.
-//! - The journals that its rules write behind to. A relay has a user of its own, which reaches its policy's journals and nothing else.
+//! - The journals that its rules write behind to. A relay has a user of its own, which reaches its policy's journals, the stream of events where
+//!   it reads what databases changed, and nothing else.
 //! - EVAL and EVALSHA, which leases are made of. Within a script the user's own limits hold for each command, declared or not; a script
 //!   may keep a server busy, as any slow command may. No functions: all workloads would share them.
 //! - The names of other keys can be seen (SCAN, which the sweep needs; RANDOMKEY), not their values.
@@ -25,7 +26,7 @@ use serde::{Deserialize, Serialize};
 use super::{DISCOVERY_RULES, GRACE, UserRules, lines};
 use crate::policy::binding::BindingName;
 use crate::policy::digest::sha256;
-use crate::policy::events::{self, STREAM};
+use crate::policy::events::{self, STREAM, feed_claim_key, feed_state_key};
 
 /// The most that all users of bindings may take of the Secret of users, in bytes: an object holds a megabyte.
 const MAX_BYTES: usize = 800 * 1024;
@@ -70,30 +71,39 @@ pub struct Grant {
     /// The names of its journals.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     journals: BTreeSet<String>,
-    /// Whether it is a relay's, which does nothing but drain them.
+    /// Whether it is a relay's, which does nothing but drain them, and read feeds.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     drains: bool,
+    /// The slots by which it reads what databases changed.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    feeds: BTreeSet<String>,
 }
 
 impl fmt::Debug for Grant {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { hash: _, also: _, keys, flush, list, journals, drains } = self;
+        let Self { hash: _, also: _, keys, flush, list, journals, drains, feeds } = self;
         let mut shown = f.debug_struct("Grant");
         shown.field("keys", keys).field("flush", flush).field("list", list);
-        shown.field("journals", journals).field("drains", drains).finish_non_exhaustive()
+        shown.field("journals", journals).field("drains", drains).field("feeds", feeds).finish_non_exhaustive()
     }
 }
 
 impl Grant {
     /// With this password, the keys of these globs; `flush` and `list` for commands that touch or name every key.
     pub fn new(password: &str, keys: BTreeSet<String>, flush: bool, list: bool) -> Self {
-        let (hash, journals) = (sha256(password.as_bytes()), BTreeSet::new());
-        Self { hash, also: Vec::new(), keys, flush, list, journals, drains: false }
+        let (hash, journals, feeds) = (sha256(password.as_bytes()), BTreeSet::new(), BTreeSet::new());
+        Self { hash, also: Vec::new(), keys, flush, list, journals, drains: false, feeds }
     }
 
     /// A relay's, with this password and these journals.
     pub fn of_relay(password: &str, journals: BTreeSet<String>) -> Self {
         Self { drains: true, ..Self::new(password, BTreeSet::new(), false, false).with_journals(journals) }
+    }
+
+    /// The same of a relay that reads feeds by these slots, whose names are plain.
+    #[must_use]
+    pub fn with_feeds(self, feeds: BTreeSet<String>) -> Self {
+        Self { feeds, ..self }
     }
 
     /// The same with these journals and no others, by their names.
@@ -214,6 +224,11 @@ impl BindingUser {
         let mut rules = vec!["resetchannels".to_owned()];
         rules.extend(self.journals().iter().map(|name| format!("~larder:j:{{???}}{name}/*")));
         if self.current.drains {
+            let feeds: BTreeSet<&String> = self.grants().flat_map(|grant| &grant.feeds).collect();
+            let kept = feeds.iter().flat_map(|slot| [feed_claim_key(slot), feed_state_key(slot)]);
+            // The stream lies in one script with them.
+            let stream = (!feeds.is_empty()).then(|| STREAM.to_owned());
+            rules.extend(stream.into_iter().chain(kept).map(|key| format!("~{key}")));
             rules.extend(OF_A_RELAY.split_ascii_whitespace().map(str::to_owned));
             return self.with_hashes(name, rules);
         }
@@ -399,6 +414,12 @@ mod tests {
             sha256(b"two")
         );
         assert_eq!(rules, expected);
+        let reader = Grant::of_relay("two", BTreeSet::new()).with_feeds(BTreeSet::from(["larder_main_db".to_owned()]));
+        let reading = look(None, &wanted(&[("relay", &reader)]), None, 0);
+        assert_eq!(Users::parse(reading.to_json().as_bytes()), Some(reading.clone()));
+        let rules = of(&reading.on_servers(), "relay").unwrap().rules.join(" ");
+        let feed = "~larder:events ~larder:cr:{larder:events}larder_main_db ~larder:cs:{larder:events}larder_main_db";
+        assert!(rules.contains(&format!(" resetchannels {feed} %W~larder:w:{{???}} ")), "{rules}");
         assert_eq!(Users::parse(users.to_json().as_bytes()), Some(users.clone()));
         // What it no longer writes to is out of its reach ten minutes after all servers have heard of that.
         let reaches = |users: &Users| users.reaches_journal(&binding("shop"), "store.shop.db");

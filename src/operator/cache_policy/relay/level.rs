@@ -1,8 +1,9 @@
-//! How much the journals of a relay hold, asked of the cache's primary itself: that needs no relay that runs.
+//! How much the journals of a relay hold, and how its feeds are, asked of the cache's primary itself: that needs no relay that runs.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
+use crate::journal::feed::{self, View};
 use crate::journal::scripts::{self, Call};
 use crate::journal::{Level, Partition};
 use crate::operator::admin::{Admin, AdminError, Entry};
@@ -17,6 +18,9 @@ pub enum LevelError {
     /// It gave an answer that is none.
     #[error("the journal `{0}` gives an unexpected answer")]
     Answer(JournalName),
+    /// The same of a feed.
+    #[error("the cache gives an unexpected answer about the slot `{0}`")]
+    Feed(String),
 }
 
 /// Asks the primary how these journals are.
@@ -37,6 +41,18 @@ pub async fn ask<'a>(
         levels.insert(journal.clone(), level);
     }
     Ok(levels)
+}
+
+/// Asks a server how the feeds of these slots are, which must have them.
+pub async fn ask_feeds(server: SocketAddr, entry: Entry<'_>, slots: &[String]) -> Result<BTreeMap<String, View>, LevelError> {
+    let mut admin = Admin::connect(server, entry).await?;
+    let mut views = BTreeMap::new();
+    for slot in slots {
+        let answer: Vec<Vec<u8>> = evaluate(&mut admin, &feed::view(slot)).await?;
+        let answer: Vec<&[u8]> = answer.iter().map(Vec::as_slice).collect();
+        views.insert(slot.clone(), feed::viewed(&answer).map_err(|_| LevelError::Feed(slot.clone()))?);
+    }
+    Ok(views)
 }
 
 async fn evaluate(admin: &mut Admin, call: &Call) -> Result<Vec<Vec<u8>>, AdminError> {

@@ -1,5 +1,5 @@
-//! What is due about relays at a look at a namespace: they are run, their journals are asked how much they hold, and policies that wait for
-//! these are let go.
+//! What is due about relays at a look at a namespace: they are run, it is asked how much their journals hold and how their feeds are, and
+//! policies that wait for these are let go.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
@@ -10,12 +10,14 @@ use serde_json::json;
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
+use super::feeds::Feeds;
 use super::kept::{Kept, Sighting};
 use super::level;
 use super::objects::{Relay, object_name, objects};
-use super::{binding, is_abandoned, journals_of, workload, writes_behind};
+use super::{binding, is_abandoned, is_needed, journals_of, workload};
 use crate::api::CachePolicy;
 use crate::journal::Level;
+use crate::journal::feed::View;
 use crate::operator::cache_cluster::report::Happening;
 use crate::operator::cache_policy::apply::Applier;
 use crate::operator::cache_policy::cache::Figures;
@@ -28,7 +30,8 @@ use crate::operator::events;
 use crate::operator::watches::Watches;
 use crate::policy::binding::BindingName;
 use crate::policy::digest::{Digest, digest};
-use crate::policy::{JournalName, Span};
+use crate::policy::snapshot::Topology;
+use crate::policy::{JournalName, Snapshot, Span};
 
 /// How soon journals are asked again, while somebody waits for them and otherwise.
 const SOON: Duration = Duration::from_secs(2);
@@ -43,6 +46,8 @@ const ANEW: Duration = Duration::from_secs(600);
 pub struct Minded {
     /// The journals.
     pub kept: Kept,
+    /// The databases whose changes it reads.
+    pub feeds: Feeds,
     /// The objects that were written last, and when.
     applied: Option<(Digest, Instant)>,
 }
@@ -61,8 +66,10 @@ pub struct Carriage {
 /// What came of it.
 #[derive(Debug, Default)]
 pub struct Tended {
-    /// For each policy with a relay, by its name.
+    /// For each policy with journals, by its name, and for each that is let go next.
     pub carriages: BTreeMap<String, Carriage>,
+    /// For each policy whose relay reads databases' changes, or did.
+    pub feeds: BTreeMap<String, Feeds>,
     /// How soon there is more to do.
     pub again: Option<Duration>,
     /// What failed.
@@ -104,9 +111,14 @@ impl Subject<'_> {
         self.policy.metadata.deletion_timestamp.is_some()
     }
 
+    /// The snapshot that its relay has.
+    fn stands(&self) -> Option<&Snapshot> {
+        Some(&*self.delivery?.stands.as_ref()?.0)
+    }
+
     /// Whether it needs its relay for nothing but what is left.
     fn is_ending(&self) -> bool {
-        self.is_leaving() || !writes_behind(self.policy)
+        self.is_leaving() || !is_needed(self.policy)
     }
 }
 
@@ -127,8 +139,15 @@ impl Tender<'_> {
             minded.kept.note(&sightings, Instant::now());
             let late = minded.kept.late(&subject.journals).map(|(journal, bound)| (journal.clone(), bound));
             let carriage = Carriage { level: minded.kept.level(), late, is_leaving: subject.is_leaving() };
-            tended.carriages.insert(subject.name.to_owned(), carriage);
-            let again = if subject.is_ending() { SOON } else { LATER };
+            let views = self.views(subject).await;
+            minded.feeds.note(subject.stands(), views, Instant::now());
+            if !subject.journals.is_empty() || minded.feeds.are_none() {
+                tended.carriages.insert(subject.name.to_owned(), carriage);
+            }
+            if !minded.feeds.are_none() {
+                tended.feeds.insert(subject.name.to_owned(), minded.feeds.clone());
+            }
+            let again = if subject.is_ending() || minded.feeds.are_ending() { SOON } else { LATER };
             tended.again = tended.again.into_iter().chain([again]).min();
             if let Err(error) = self.carry_out(subject, minded).await {
                 warn!(namespace = self.namespace, policy = subject.name, %error, "a relay could not be looked after");
@@ -161,6 +180,26 @@ impl Tender<'_> {
             debug!(namespace = self.namespace, policy = subject.name, %error, "journals could not be asked");
             BTreeMap::new()
         })
+    }
+
+    /// How the feeds are, as far as the cache says it.
+    async fn views(&self, subject: &Subject<'_>) -> BTreeMap<String, View> {
+        let feeds = subject.stands().map(|stands| &stands.feeds[..]).unwrap_or_default();
+        let slots: Vec<String> = feeds.iter().map(|feed| feed.slot.clone()).collect();
+        let offer = self.seen.offers.get(&subject.policy.spec.cache_cluster).filter(|_| !slots.is_empty());
+        let Some(offer) = offer else { return BTreeMap::new() };
+        let servers = match offer.place.topology {
+            Topology::Sentinel { .. } => offer.primary.into_iter().collect(),
+            // All is in one slot, and whoever has not got it says so.
+            Topology::Cluster { .. } => offer.servers.clone(),
+        };
+        for server in servers {
+            match level::ask_feeds(server, offer.keys.entry(), &slots).await {
+                Ok(views) => return views,
+                Err(error) => debug!(namespace = self.namespace, policy = subject.name, %error, "feeds could not be asked"),
+            }
+        }
+        BTreeMap::new()
     }
 
     /// Whether some sidecar may write to a journal: by the snapshot that it has, or since it has not heard yet of the one that forbids it.
@@ -196,7 +235,7 @@ impl Tender<'_> {
         }
         let is_gone = !self.seen.clusters.contains(&subject.policy.spec.cache_cluster);
         let is_abandoned = subject.is_leaving() && is_abandoned(subject.policy);
-        if is_gone || is_abandoned || minded.kept.are_closed() {
+        if is_gone || is_abandoned || minded.is_done() {
             return self.release(subject, minded, (is_gone, is_abandoned)).await;
         }
         self.run(subject, minded).await
@@ -226,7 +265,7 @@ impl Tender<'_> {
         Ok(())
     }
 
-    /// Lets the policy go; without rules that write behind it goes on without a relay.
+    /// Lets the policy go; one that needs no relay goes on without.
     async fn release(
         &self,
         subject: &Subject<'_>,
@@ -237,21 +276,52 @@ impl Tender<'_> {
         applier.delete_relay(&object_name(&subject.binding)).await?;
         applier.hold(subject.policy, false).await?;
         minded.applied = None;
-        let (warning, reason, note) = match (minded.kept.are_closed(), is_gone, is_abandoned) {
-            (true, ..) => (false, "JournalDrained", "origins have all that was written behind".to_owned()),
-            (_, true, _) => {
-                (true, "JournalLost", "the CacheCluster is gone, and with it what was left in the journal".to_owned())
-            }
-            _ => {
-                (true, "JournalAbandoned", format!("given up as larder.dev/abandon-journal says: {}", left(minded.kept.level())))
-            }
-        };
-        info!(namespace = self.namespace, policy = subject.name, reason, "a policy no longer waits for its journals");
         let regarding = events::regarding::<CachePolicy>(self.namespace, subject.name, subject.policy.meta().uid.clone());
-        let happening = Happening { warning, reason: reason.to_owned(), note };
-        events::publish(&self.context.recorder, &regarding, reason, &happening).await;
+        for happening in farewells(minded, !subject.journals.is_empty(), is_gone, is_abandoned) {
+            let reason = happening.reason.clone();
+            info!(namespace = self.namespace, policy = subject.name, reason, "a policy no longer waits for its relay");
+            events::publish(&self.context.recorder, &regarding, &reason, &happening).await;
+        }
         Ok(())
     }
+}
+
+impl Minded {
+    /// Whether nothing is left for a relay that is needed no more.
+    fn is_done(&self) -> bool {
+        self.kept.are_closed() && self.feeds.are_gone()
+    }
+}
+
+/// What is told of a policy that no longer waits for its relay.
+fn farewells(minded: &Minded, has_journals: bool, is_gone: bool, is_abandoned: bool) -> Vec<Happening> {
+    let happening = |warning, reason: &str, note: String| Happening { warning, reason: reason.to_owned(), note };
+    let mut all = Vec::new();
+    if has_journals || minded.feeds.are_none() {
+        all.push(match (minded.kept.are_closed(), is_gone, is_abandoned) {
+            (true, ..) => happening(false, "JournalDrained", "origins have all that was written behind".to_owned()),
+            (_, true, _) => {
+                let note = "the CacheCluster is gone, and with it what was left in the journal";
+                happening(true, "JournalLost", note.to_owned())
+            }
+            _ => {
+                let note = format!("given up as larder.dev/abandon-journal says: {}", left(minded.kept.level()));
+                happening(true, "JournalAbandoned", note)
+            }
+        });
+    }
+    if !minded.feeds.are_none() {
+        all.push(match minded.feeds.left() {
+            None => happening(false, "SlotsRemoved", "the replication slots are taken away".to_owned()),
+            Some((origin, slot)) => {
+                let note = format!(
+                    "the slot `{slot}` of origin `{origin}` may be left, and keeps the database's log: SELECT pg_drop_replication_slot('{slot}')"
+                );
+                happening(true, "SlotLeft", note)
+            }
+        });
+    }
+    all
 }
 
 /// How much is left, for people.

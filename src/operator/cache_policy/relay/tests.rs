@@ -13,6 +13,7 @@ use super::tend::Minded;
 use super::*;
 use crate::api::cache_cluster::{Eviction, Fsync, Keeping};
 use crate::journal::Level;
+use crate::journal::feed::View;
 use crate::operator::admin::Entry;
 use crate::operator::cache_cluster::users::{Access, Users};
 use crate::operator::cache_policy::look::Memory;
@@ -89,31 +90,51 @@ fn workload_of_the_policy() -> (&'static str, Value) {
     ("deployments", json!({"metadata": metadata, "spec": {"selector": {}, "template": template}}))
 }
 
-/// A primary whose journals hold so many writes in each partition.
+/// A primary whose journals hold so many writes in each partition, and that knows of no feed.
 fn primary(depth: u64) -> SocketAddr {
+    primary_with(depth, &View::default())
+}
+
+fn reply(words: &[String]) -> String {
+    let text: String = words.iter().map(|word| format!("${}\r\n{word}\r\n", word.len())).collect();
+    format!("*{}\r\n{text}", words.len())
+}
+
+/// The same, where each feed is so.
+fn primary_with(depth: u64, view: &View) -> SocketAddr {
+    let text = |text: &Option<String>| text.clone().unwrap_or_default();
+    let behind = view.behind_ms.map(|millis| millis.to_string()).unwrap_or_default();
+    let removed = if view.is_removed { "1" } else { "" };
+    let feed = ["view", &text(&view.reader), "", &behind, "0", &text(&view.trouble), removed].map(str::to_owned);
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     thread::spawn(move || {
         for stream in listener.incoming() {
             let Ok(mut out) = stream else { return };
+            let feed = feed.clone();
             thread::spawn(move || {
                 let mut lines = BufReader::new(out.try_clone().unwrap());
                 let mut line = String::new();
                 while lines.read_line(&mut line).is_ok_and(|length| length > 0) {
                     // `*N`, and of each word `$LENGTH` and the word.
+                    let mut is_of_a_feed = false;
                     for _ in 0..line.trim()[1..].parse::<usize>().unwrap() {
                         line.clear();
                         lines.read_line(&mut line).unwrap();
                         let mut word = vec![0; line.trim()[1..].parse::<usize>().unwrap() + 2];
                         lines.read_exact(&mut word).unwrap();
+                        is_of_a_feed |= word.starts_with(b"larder:cr:");
                     }
                     line.clear();
+                    if is_of_a_feed {
+                        out.write_all(reply(&feed).as_bytes()).unwrap();
+                        continue;
+                    }
                     // now, depth, bytes, oldest, last, position, fence, dirty, dead, parked; and nobody drains it.
                     let numbers = [9_000_000, depth, depth * 100, depth.min(1) * 4_000_000, 5_000_000, 0, 0, depth, 0, 0];
                     let words = numbers.map(|number: u64| number.to_string());
                     let words = ["status".to_owned()].into_iter().chain(words).chain([String::new()]);
-                    let text: String = words.map(|word| format!("${}\r\n{word}\r\n", word.len())).collect();
-                    out.write_all(format!("*12\r\n{text}").as_bytes()).unwrap();
+                    out.write_all(reply(&words.collect::<Vec<_>>()).as_bytes()).unwrap();
                 }
             });
         }
@@ -196,6 +217,102 @@ async fn a_policy_that_writes_behind_gets_a_relay_whether_its_workload_runs_or_n
         assert_eq!(workloads_told, workloads.len(), "the relay is none");
         assert!(next <= Duration::from_secs(10));
     }
+}
+
+/// The same, of which a rule follows a table instead of writing behind.
+fn following(mut shop: Value) -> Value {
+    let rule = &mut shop["spec"]["rules"][0];
+    rule["strategy"] = json!("ReadThrough");
+    rule["invalidate"] = json!({"changes": [{"table": "users", "all": true}]});
+    rule["origin"] = json!({"name": "db", "read": "SELECT name FROM users WHERE id = $id"});
+    shop
+}
+
+/// What the relay of the policy was given last.
+fn given(api: &FakeApi) -> Snapshot {
+    let relay = binding(&serde_json::from_value(shop(&Value::Null)).unwrap());
+    let map = api.last(&format!("configmaps/{}", relay.object_name())).unwrap();
+    Snapshot::parse(map["data"]["snapshot.json"].as_str().unwrap().as_bytes()).unwrap()
+}
+
+fn followed(api: &FakeApi) -> (Value, Value) {
+    let status = api.last("cachepolicies/shop/status").unwrap()["status"].clone();
+    let condition = status["conditions"].as_array().unwrap().iter().find(|condition| condition["type"] == "Followed");
+    (condition.map(|condition| condition["reason"].clone()).unwrap_or_default(), status["changes"].clone())
+}
+
+#[tokio::test]
+async fn a_policy_that_follows_tables_has_a_relay_and_tells_how_far_behind_it_is() {
+    let reads = View { reader: Some("r".to_owned()), behind_ms: Some(47_000), ..View::default() };
+    let objects = || vec![("cachepolicies", following(shop(&Value::Null))), cluster(), workload_of_the_policy()];
+    let (api, next) = look(objects(), Some(primary_with(0, &reads)), &mut Memory::default()).await;
+    let changed: Vec<String> = api.changes().into_iter().map(|change| change.what).collect();
+    assert_eq!((changed.first().map(String::as_str), finalizers(&api)), (Some("cachepolicies/shop"), Some(json!([FINALIZER]))));
+    assert!(api.last(&format!("deployments/{}", relay_name())).is_some() && next <= Duration::from_secs(10));
+    let feeds = given(&api).feeds;
+    let [feed] = &feeds[..] else { panic!("{feeds:?}") };
+    assert_eq!((feed.policy.as_deref(), feed.follows.len(), carried(&api)), (Some("shop"), 1, None));
+    let (reason, changes) = followed(&api);
+    let expected = json!([{"origin": "db", "slot": feed.slot, "reading": true, "lagSeconds": 40, "keptMebibytes": 0}]);
+    assert_eq!((reason, changes), (json!("Late"), expected));
+    let (api, _) = look(objects(), Some(primary(0)), &mut Memory::default()).await;
+    assert_eq!(followed(&api).0, "Beginning");
+    let nobody = "127.0.0.1:1".parse().unwrap();
+    let (api, _) = look(objects(), Some(nobody), &mut Memory::default()).await;
+    assert_eq!(followed(&api).0, "Unknown");
+}
+
+#[tokio::test]
+async fn a_policy_that_follows_tables_goes_once_its_slot_is_taken_away() {
+    let objects = |annotations: &Value| vec![("cachepolicies", following(leaving(annotations))), cluster()];
+    let mut memory = Memory::default();
+    let (api, next) = look(objects(&json!({})), Some(primary(0)), &mut memory).await;
+    let snapshot = given(&api);
+    assert_eq!((snapshot.feeds.len(), snapshot.feeds[0].follows.len()), (1, 0), "its relay takes the slot away");
+    assert_eq!((finalizers(&api), followed(&api).0), (None, json!("Leaving")));
+    assert!(api.last(&format!("deployments/{}", relay_name())).is_some() && next <= Duration::from_secs(2));
+    let message = api.last("cachepolicies/shop/status").unwrap()["status"]["conditions"][3]["message"].clone();
+    assert!(message.as_str().unwrap().contains("pg_drop_replication_slot('larder_main_db_"), "{message}");
+    let away = primary_with(0, &View { trouble: Some("away".to_owned()), ..View::default() });
+    let (api, _) = look(objects(&json!({})), Some(away), &mut Memory::default()).await;
+    assert_eq!(finalizers(&api), None);
+    // A person may not want to wait for a database that is gone, and nothing waits for a cache that is.
+    let (api, _) = look(objects(&json!({ABANDON_ANNOTATION: "true"})), Some(primary(0)), &mut Memory::default()).await;
+    assert_eq!(finalizers(&api), Some(Value::Null));
+    let gone = vec![("cachepolicies", following(leaving(&json!({}))))];
+    assert_eq!(finalizers(&look(gone, None, &mut Memory::default()).await.0), Some(Value::Null));
+
+    let removed = primary_with(0, &View { is_removed: true, ..View::default() });
+    let (api, _) = look(objects(&json!({})), Some(removed), &mut Memory::default()).await;
+    assert_eq!(finalizers(&api), Some(Value::Null));
+    let deleted = api.changes().into_iter().find(|change| change.method == axum::http::Method::DELETE).unwrap();
+    assert_eq!(deleted.what, format!("deployments/{}", relay_name()));
+}
+
+#[tokio::test]
+async fn a_slot_that_rules_follow_no_more_is_taken_away_before_the_relay_goes() {
+    let objects = vec![("cachepolicies", following(shop(&Value::Null))), cluster()];
+    let (first, _) = look(objects, Some(primary(0)), &mut Memory::default()).await;
+    // The relay has been told that nobody follows any more.
+    let relay = binding(&serde_json::from_value(shop(&Value::Null)).unwrap());
+    let [mut map, mut secret] =
+        ["configmaps", "secrets"].map(|kind| first.last(&format!("{kind}/{}", relay.object_name())).unwrap());
+    let mut told = given(&first);
+    told.feeds[0].follows.clear();
+    map["data"]["snapshot.json"] = json!(serde_json::to_string(&told).unwrap());
+    for object in [&mut map, &mut secret] {
+        (object["metadata"]["uid"], object["metadata"]["resourceVersion"]) = (json!("5"), json!("1"));
+    }
+    let mut plain = following(shop(&json!({"finalizers": [FINALIZER], "generation": 2})));
+    plain["spec"]["rules"][0].as_object_mut().unwrap().remove("invalidate");
+    let objects = || vec![("cachepolicies", plain.clone()), cluster(), ("configmaps", map.clone()), ("secrets", secret.clone())];
+    let mut memory = Memory::default();
+    let (api, next) = look(objects(), Some(primary(0)), &mut memory).await;
+    assert_eq!((finalizers(&api), followed(&api).0), (None, json!("InTime")));
+    assert!(api.last(&format!("configmaps/{}", relay.object_name())).is_none() && next <= Duration::from_secs(2));
+    let removed = View { is_removed: true, ..View::default() };
+    let (api, _) = look(objects(), Some(primary_with(0, &removed)), &mut memory).await;
+    assert_eq!(finalizers(&api), Some(Value::Null));
 }
 
 #[tokio::test]
