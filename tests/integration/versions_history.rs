@@ -1,5 +1,5 @@
-//! Histories of clients that load what they miss, and of others that change the data and invalidate it by key, tag and rule, while sidecars
-//! are killed, versions are lost and the primary dies.
+//! Histories of clients that load what they miss, some of whom give it tags, and of others that change the data and invalidate it by key, tag and
+//! rule, while sidecars are killed, versions are lost and the primary dies.
 //!
 //! Nobody reads what is older than an invalidation that was acknowledged, or seen to be carried out, before the read began; of single keys of a
 //! versioned rule, a second before.
@@ -35,6 +35,8 @@ struct Plan {
     seed: u64,
     /// Whether the rule is versioned.
     versioned: bool,
+    /// Whether each key has a version of its own as well, and values are given their tags as they are stored.
+    given: bool,
     /// Whether the primary is killed, and its replica takes over: then single keys are invalidated by what waits for replicas alone.
     failover: bool,
     lasts: Duration,
@@ -102,6 +104,34 @@ impl World {
                     let value = value.text().parse().expect("a number");
                     self.reads.lock().unwrap().push((sent, at, value));
                 }
+                Err(_) => client = self.connect(&mut random),
+            }
+            std::thread::sleep(Duration::from_micros(random.u64(0..3_000)));
+        }
+    }
+
+    /// Reads, and gives what is missing its group as a tag.
+    fn load_with_tags(&self, seed: u64) {
+        let mut random = fastrand::Rng::with_seed(seed);
+        let mut client = self.connect(&mut random);
+        while !self.is_over() {
+            let (at, sent) = (random.usize(..KEYS), Instant::now());
+            match client.try_call(&["LARDER.FETCH", &key(at), "WAIT", "100"]) {
+                Ok(Value::Array(told)) => match (told[0].text().as_str(), &told[1], &told[2]) {
+                    ("value", value, _) => {
+                        self.reads.lock().unwrap().push((sent, at, value.text().parse().expect("a number")));
+                    }
+                    ("load", _, token) if *token != Value::Nil => {
+                        let value = self.origin[at].load(Ordering::SeqCst).to_string();
+                        std::thread::sleep(Duration::from_micros(random.u64(0..8_000)));
+                        let tag = format!("group:{}", at % GROUPS);
+                        if client.try_call(&["LARDER.FILL", &key(at), &token.text(), &value, "TAGS", &tag]).is_err() {
+                            client = self.connect(&mut random);
+                        }
+                    }
+                    _ => {}
+                },
+                Ok(_) => {}
                 Err(_) => client = self.connect(&mut random),
             }
             std::thread::sleep(Duration::from_micros(random.u64(0..3_000)));
@@ -202,8 +232,12 @@ impl Scene {
     fn open(plan: Plan) -> Self {
         let cluster = SentinelCluster::start(Engine::Valkey9, usize::from(plan.failover));
         let mut page = rule("page", json!({"lease": "2s", "wait": "1s", "atWaitEnd": "miss"}), json!({}));
-        (page["keys"], page["tags"], page["versioned"]) =
-            (json!("page:{group}:{id}"), json!(["group:{group}"]), json!(plan.versioned));
+        page["keys"] = json!("page:{group}:{id}");
+        if plan.given {
+            page["versioned"] = json!("entity");
+        } else {
+            (page["tags"], page["versioned"]) = (json!(["group:{group}"]), json!(plan.versioned));
+        }
         let servers = Servers::Sentinel(cluster);
         let snapshot = policy(servers.topology(), 1, &[], &[page]);
         let Servers::Sentinel(cluster) = servers else { unreachable!("just made") };
@@ -246,7 +280,9 @@ fn play(plan: Plan) -> (Option<String>, u64, usize) {
     std::thread::scope(|scope| {
         let seed = |number: usize| plan.seed * 100 + number as u64;
         let world = &world;
-        (0..LOADERS).for_each(|number| drop(scope.spawn(move || world.load(seed(number)))));
+        (0..LOADERS).for_each(|number| {
+            scope.spawn(move || if plan.given { world.load_with_tags(seed(number)) } else { world.load(seed(number)) });
+        });
         scope.spawn(move || world.invalidate_keys(seed(50)));
         (60..62).for_each(|number| drop(scope.spawn(move || world.invalidate_many(seed(number)))));
         let mut kills = usize::from(plan.failover);
@@ -275,8 +311,8 @@ fn play(plan: Plan) -> (Option<String>, u64, usize) {
 }
 
 #[track_caller]
-fn check(versioned: bool, failover: bool) {
-    let plan = Plan { seed: fastrand::u64(..1_000_000), versioned, failover, lasts: Duration::from_secs(15) };
+fn check(versioned: bool, given: bool, failover: bool) {
+    let plan = Plan { seed: fastrand::u64(..1_000_000), versioned, given, failover, lasts: Duration::from_secs(15) };
     let (broken, carried_out, reads) = play(plan);
     assert_eq!(broken, None, "seed {}", plan.seed);
     assert!(carried_out > 2 && reads > 1_000, "{carried_out} were carried out, and {reads} reads found something");
@@ -284,15 +320,25 @@ fn check(versioned: bool, failover: bool) {
 
 #[test]
 fn nothing_is_read_that_is_older_than_what_was_invalidated_by_versions() {
-    check(true, false);
+    check(true, false, false);
 }
 
 #[test]
 fn nothing_is_read_that_is_older_than_what_was_invalidated_by_versions_before_a_failover() {
-    check(true, true);
+    check(true, false, true);
 }
 
 #[test]
 fn nothing_is_read_that_is_older_than_what_was_invalidated_by_walks() {
-    check(false, false);
+    check(false, false, false);
+}
+
+#[test]
+fn nothing_is_read_that_is_older_than_what_was_invalidated_by_tags_that_values_were_given() {
+    check(true, true, false);
+}
+
+#[test]
+fn nothing_is_read_that_is_older_than_what_was_invalidated_by_such_tags_before_a_failover() {
+    check(true, true, true);
 }
