@@ -62,6 +62,12 @@ pub fn split(name: &[u8]) -> Option<(&[u8], Version)> {
     Some((rest.strip_suffix(MARK)?, Version::parse(digits)?))
 }
 
+/// The bytes that pairs of hexadecimal digits stand for. `None`: they are no such pairs, or there are none.
+pub fn from_hex(digits: &[u8]) -> Option<Vec<u8>> {
+    let digits = std::str::from_utf8(digits).ok().filter(|digits| !digits.is_empty() && digits.len().is_multiple_of(2))?;
+    (0..digits.len()).step_by(2).map(|at| u8::from_str_radix(digits.get(at..at + 2)?, 16).ok()).collect()
+}
+
 /// What has a version: a rule, a tag among the keys of one, or a key.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Counter {
@@ -120,6 +126,12 @@ impl Counter {
         Companion::Versions.name(&self.text)
     }
 
+    /// The tag among the keys of a pattern whose it is.
+    pub fn tag(&self, keys: &KeyPattern) -> Option<Vec<u8>> {
+        let digits = self.text.strip_prefix(Self::of_tag(keys, b"").text.as_slice()).filter(|_| self.of == Of::Tag)?;
+        from_hex(digits)
+    }
+
     /// The key whose own it is.
     pub fn own_key(&self) -> Option<&[u8]> {
         self.text.strip_suffix(b"~").filter(|_| self.is_of_key())
@@ -171,6 +183,8 @@ mod tests {
         let names: std::collections::BTreeSet<Vec<u8>> = counters.iter().map(Counter::key).collect();
         assert_eq!(names.len(), counters.len());
         assert!(!names.contains(&Counter::log_of(&keys)));
+        let tags: Vec<Vec<u8>> = counters.iter().filter_map(|counter| counter.tag(&keys)).collect();
+        assert_eq!(tags, [b"user:7", b"user:8"]);
         assert_eq!(counters.iter().filter_map(Counter::own_key).collect::<Vec<_>>(), [b"face:7:s"]);
         let [a, b, c] = [1, 2, 3].map(Version::new);
         assert!(a.with(b) != a.with(c) && a.with(b) != c.with(b) && a.with(b) != b.with(a));

@@ -102,6 +102,15 @@ fn check_tags(servers: Servers) {
         // Who was told of the version before has the value by the name that it had.
         assert_eq!(client.line("MGET page:1 page:2 page:3"), Value::Array(["a", "b", "c"].map(bulk).to_vec()));
     }
+    let told = |client: &mut Client, fact: &str| {
+        let told = client.line("LARDER.EXPLAIN page:2").items();
+        let at = told.iter().position(|item| *item == bulk(fact)).unwrap_or_else(|| panic!("{fact}: {told:?}"));
+        told[at + 1].text()
+    };
+    for client in [&mut one, &mut two] {
+        assert_eq!((told(client, "type").as_str(), told(client, "givenTags").as_str()), ("string", "author:2 shelf 7"));
+        assert!(told(client, "name").starts_with("page:2~v"));
+    }
     scene.invalidate("nobody's");
     for client in [&mut one, &mut two] {
         assert_eq!(client.line("MGET page:1 page:2 page:3"), Value::Array(["a", "b", "c"].map(bulk).to_vec()));

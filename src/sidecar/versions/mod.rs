@@ -174,10 +174,11 @@ impl Versions {
 pub fn takes(session: &Rc<Session>, request: &Request<'_>) -> Option<Flow> {
     let policy = &session.worker().policy();
     let places = places(policy, request.spec, &request.args);
-    if places.is_empty() || request.spec.name == "larder.explain" {
+    if places.is_empty() {
         return None;
     }
-    if let Some(text) = refusal(session, policy, request, &places) {
+    let explains = request.spec.name == "larder.explain";
+    if !explains && let Some(text) = refusal(session, policy, request, &places) {
         session.answer_now(|out| encode::error(out, &text));
         return Some(Flow::Continue);
     }
@@ -189,6 +190,9 @@ pub fn takes(session: &Rc<Session>, request: &Request<'_>) -> Option<Flow> {
         return Some(Flow::Again);
     }
     session.take_asked();
+    if explains {
+        return None;
+    }
     let names: Vec<(Version, Vec<u8>)> =
         places.iter().zip(&counters).map(|((at, _), counters)| name(session, request, *at, counters)).collect();
     let changes = dispatch::changes(request);
@@ -331,4 +335,16 @@ pub fn name_now(worker: &Worker, key: &[u8]) -> Vec<u8> {
         false => key.to_vec(),
         true => worker.versions().current(&counters(&policy, id, Some(key))).name(key),
     }
+}
+
+/// What the cache calls a versioned key at the moment, and the tags that its value was given, as far as they are known. `None`: it is none.
+pub fn told_of(worker: &Worker, key: &[u8]) -> Option<(Vec<u8>, Vec<String>)> {
+    let policy = worker.policy();
+    let id = policy.find(key);
+    let rule = policy.rule(id).filter(|_| policy.is_versioned(id))?;
+    let counters = Counter::all_of(rule, key);
+    let states = counters.iter().filter_map(|counter| worker.versions().state(counter));
+    let given = states.flat_map(|state| state.tags.to_vec()).filter_map(|tag| tag.tag(&rule.keys));
+    let given = given.map(|tag| String::from_utf8_lossy(&tag).into_owned()).collect();
+    Some((worker.versions().current(&counters).name(key), given))
 }

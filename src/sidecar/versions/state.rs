@@ -6,7 +6,7 @@
 use std::rc::Rc;
 
 use crate::policy::KeyPattern;
-use crate::policy::versions::{Counter, Version};
+use crate::policy::versions::{Counter, Version, from_hex};
 
 /// What the cache says of a counter.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,11 +38,6 @@ impl State {
 pub fn text_of(version: Version, tags: &[Vec<u8>]) -> String {
     let digits = |tag: &Vec<u8>| tag.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
     [version.to_string()].into_iter().chain(tags.iter().map(digits)).collect::<Vec<_>>().join(" ")
-}
-
-fn from_hex(digits: &[u8]) -> Option<Vec<u8>> {
-    let digits = std::str::from_utf8(digits).ok().filter(|digits| !digits.is_empty() && digits.len() % 2 == 0)?;
-    (0..digits.len()).step_by(2).map(|at| u8::from_str_radix(digits.get(at..at + 2)?, 16).ok()).collect()
 }
 
 /// The version that counters make together, with the tags that they bring along. `None`: `look` does not know all of them, or there are none.

@@ -14,6 +14,7 @@ use crate::sidecar::slots;
 use crate::sidecar::upstream::gather::{Assembly, Meeting};
 use crate::sidecar::upstream::queue::{ANY_SLOT, Pending, Retry};
 use crate::sidecar::upstream::sink::Sink;
+use crate::sidecar::versions;
 use crate::sidecar::worker::Worker;
 use crate::telemetry::metrics::UNMATCHED_RULE;
 
@@ -34,18 +35,24 @@ pub fn explain(session: &Rc<Session>, request: &Request<'_>) -> Flow {
     let worker = session.worker();
     let policy = worker.policy();
     let key = request.args.get(1).unwrap_or_default();
+    let (name, given) = versions::told_of(worker, key).unzip();
+    // What the cache has it by.
+    let held: &[u8] = name.as_deref().unwrap_or(key);
+    let mut facts = facts_of(worker, &policy, key, held);
+    facts.extend(name.as_ref().map(|name| ("name", quoted(name))));
+    facts.extend(given.filter(|tags| !tags.is_empty()).map(|tags| ("givenTags", tags.join(" "))));
     let explanation = Explanation {
         protocol: session.protocol(),
-        facts: facts_of(worker, &policy, key),
+        facts,
         counts: worker.metrics().rule_totals(rule_label(&policy, key)),
-        companions: COMPANIONS.into_iter().map(|companion| companion.name(key)).collect(),
+        companions: COMPANIONS.into_iter().map(|companion| companion.name(held)).collect(),
     };
-    let mut questions: Vec<[&[u8]; 2]> = vec![[b"TYPE", key], [b"PTTL", key]];
+    let mut questions: Vec<[&[u8]; 2]> = vec![[b"TYPE", held], [b"PTTL", held]];
     let names = explanation.companions.clone();
     questions.extend(names.iter().map(|name| [&b"PTTL"[..], name]));
     let assembly = Assembly::By(Box::new(move |answers, out| explanation.write(answers, out)));
     let meeting = Meeting::new(session.clone(), session.take_place(), assembly, false, questions.len());
-    let slot = if worker.is_cluster() { slots::slot_of(key) } else { ANY_SLOT };
+    let slot = if worker.is_cluster() { slots::slot_of(held) } else { ANY_SLOT };
     let mut room = true;
     for (index, question) in (0..).zip(&questions) {
         let mut wire = Vec::new();
@@ -98,11 +105,11 @@ fn rule_label<'a>(policy: &'a ActivePolicy, key: &[u8]) -> &'a str {
     policy.rule(policy.find(key)).map_or(UNMATCHED_RULE, |rule| &rule.name)
 }
 
-fn facts_of(worker: &Worker, policy: &ActivePolicy, key: &[u8]) -> Facts {
+fn facts_of(worker: &Worker, policy: &ActivePolicy, key: &[u8], held: &[u8]) -> Facts {
     let id = policy.find(key);
     let mut facts: Facts = vec![("key", quoted(key))];
     if worker.is_cluster() {
-        facts.push(("slot", slots::slot_of(key).to_string()));
+        facts.push(("slot", slots::slot_of(held).to_string()));
     }
     facts.push(("generation", policy.snapshot().generation.to_string()));
     match policy.rule(id) {
