@@ -360,7 +360,7 @@ fn keys_that_have_come_outlive_the_primary_that_was_to_get_their_slots() {
     let takes_over = Action::ClusterTakeover { server: id(3, 1) };
     let mut scene = Scene::of(false, SHARDS, 4);
     scene.set(id(3, 0), held(DataState::Empty));
-    assert_eq!(scene.done(), [takes_over.clone()]);
+    assert_eq!(scene.done(), std::slice::from_ref(&takes_over));
     switch_off(Some(Rule::KeepArrivals));
     let broken = scene.done();
     switch_off(None);

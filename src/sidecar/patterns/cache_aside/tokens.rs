@@ -103,14 +103,12 @@ pub(super) fn decided(worker: &Rc<Worker>, session: &Rc<Session>, place: u32, fe
             Some(Reply::Value(value)) => answer(session, place, "value", Some(value), None),
             Some(Reply::Stale(value)) => answer(session, place, "stale", Some(value), None),
             Some(Reply::Nil(Why::Passed | Why::Unparked | Why::WaitEnd)) => {
-                answer_with(worker, session, place, "busy", &fetch, token())
+                answer_with(worker, session, place, "busy", fetch, token())
             }
             Some(Reply::Nil(Why::LocalLead | Why::Untracked)) | None => answer(session, place, "load", None, None),
-            Some(Reply::Nil(Why::Lead | Why::Shared | Why::Again)) => {
-                answer_with(worker, session, place, "load", &fetch, token())
-            }
+            Some(Reply::Nil(Why::Lead | Why::Shared | Why::Again)) => answer_with(worker, session, place, "load", fetch, token()),
         },
-        Answer::TimedOut { .. } | Answer::CutShort { .. } => answer_with(worker, session, place, "busy", &fetch, token()),
+        Answer::TimedOut { .. } | Answer::CutShort { .. } => answer_with(worker, session, place, "busy", fetch, token()),
     }
 }
 
