@@ -1,4 +1,4 @@
-//! Mode Cluster: shards are formed, lose their primaries in every way that pods do, and roll, and every value is still there.
+//! Mode Cluster: shards are formed, lose their primaries in every way that pods do, roll, come and go, and every value is still there.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -8,11 +8,12 @@ use serde_json::json;
 use super::cluster::{eventually, kubectl, name, uid};
 use super::install::{self, PLACE};
 use super::report::{self, Line};
+use super::shards;
 use super::tier::{Engine, REDIS_7_0, Tier, VALKEY_9_1};
 
 const SHARDS: u32 = 3;
 /// Tags of keys: with so many, each shard has some of their slots.
-const TAGS: [&str; 12] = ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k", "l"];
+pub const TAGS: [&str; 12] = ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k", "l"];
 const KEYS_OF_A_TAG: usize = 50;
 
 /// The keys of a tag with their values, in words of MSET.
@@ -21,7 +22,7 @@ fn values(tag: &str, round: usize) -> Vec<String> {
 }
 
 /// Asks by way of a pod, and goes where the Cluster says.
-fn ask(tier: &Tier, command: &[&str]) -> Result<String, String> {
+pub fn ask(tier: &Tier, command: &[&str]) -> Result<String, String> {
     let pod = tier.servers().first().map(name).ok_or("there is no server")?;
     let mut line = tier.client_line("app", &tier.password(), &pod, "6379");
     line.push("-c".to_owned());
@@ -30,7 +31,7 @@ fn ask(tier: &Tier, command: &[&str]) -> Result<String, String> {
 }
 
 /// Writes a new value to each key, and has each acknowledged by a replica, too.
-fn write(tier: &Tier, round: usize) {
+pub fn write(tier: &Tier, round: usize) {
     for tag in TAGS {
         let values = values(tag, round);
         let words: Vec<&str> = ["MSET"].into_iter().chain(values.iter().map(String::as_str)).collect();
@@ -41,7 +42,7 @@ fn write(tier: &Tier, round: usize) {
     std::thread::sleep(Duration::from_secs(2));
 }
 
-fn check(tier: &Tier, round: usize, why: &str) {
+pub fn check(tier: &Tier, round: usize, why: &str) {
     for tag in TAGS {
         let values = values(tag, round);
         let words: Vec<&str> = ["MGET"].into_iter().chain(values.iter().step_by(2).map(String::as_str)).collect();
@@ -52,7 +53,7 @@ fn check(tier: &Tier, round: usize, why: &str) {
 }
 
 /// The pods that own slots, by shard.
-fn primaries(tier: &Tier) -> BTreeMap<String, String> {
+pub fn primaries(tier: &Tier) -> BTreeMap<String, String> {
     let pods = tier.servers();
     let primary = |pod: &serde_json::Value| {
         let role = tier.ask(&name(pod), "6379", &["role"]).ok()?;
@@ -119,6 +120,8 @@ fn suite(cluster: &str, engine: Engine, durable: bool) {
     });
     tier.settle("after a roll");
     check(&tier, 2, "after a roll");
+
+    shards::come_and_go(&tier);
 
     if durable {
         write(&tier, 3);

@@ -43,6 +43,7 @@ mod policies;
 mod quick_start;
 mod refusals;
 mod report;
+mod shards;
 mod shop;
 mod tier;
 mod trouble;

@@ -13,7 +13,7 @@ use super::tier::{Tier, is_ready};
 const LABELS: &str = "app.kubernetes.io/component=operator";
 
 /// Ends every pod of the operator; others take their place.
-fn restart() {
+pub fn restart() {
     let _away = install::without_operator();
     kubectl(&["-n", SYSTEM, "delete", "pods", "-l", LABELS, "--wait=false"]).expect("deleted");
     await_ready();
