@@ -1,15 +1,16 @@
 //! Mode Cluster: shards are formed, lose their primaries in every way that pods do, roll, come and go, and every value is still there.
 
-use std::collections::BTreeMap;
-use std::time::Duration;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 
 use super::cluster::{eventually, kubectl, name, uid};
 use super::install::{self, PLACE};
+use super::nodes::kill_process;
 use super::report::{self, Line};
 use super::shards;
-use super::tier::{Engine, REDIS_7_0, Tier, VALKEY_9_1};
+use super::tier::{Engine, REDIS_7_0, SETTLES_WITHIN, Tier, VALKEY_9_1};
 
 const SHARDS: u32 = 3;
 /// Tags of keys: with so many, each shard has some of their slots.
@@ -90,6 +91,62 @@ fn replace(tier: &Tier, pods: &[String], how: &[&str], why: &str) {
     tier.settle(why);
 }
 
+/// Every value that was acknowledged before a disturbance is there after it.
+struct Rounds<'a> {
+    tier: &'a Tier,
+    round: usize,
+}
+
+impl Rounds<'_> {
+    fn disturb(&mut self, what: &str, act: impl FnOnce(&Tier)) {
+        write(self.tier, self.round);
+        let began = Instant::now();
+        act(self.tier);
+        let took = began.elapsed();
+        check(self.tier, self.round, what);
+        report::add(Line { took: Some(took), ..Line::of(self.tier, what) });
+        self.round += 1;
+    }
+}
+
+fn delete_primary(tier: &Tier) {
+    let (first, before) = (primaries(tier)["0"].clone(), epoch(tier));
+    replace(tier, &[first], &[], "after a primary's pod was deleted");
+    // Where that left two primaries on one node, it may have got its shard back by now.
+    assert!(epoch(tier) > before, "it has handed over");
+}
+
+fn kill_primary_s_process(tier: &Tier) {
+    let killed = primaries(tier)["2"].clone();
+    kill_process(&killed, &tier.engine.server());
+    eventually("another primary", Duration::from_secs(120), || match primaries(tier).get("2") {
+        Some(primary) if *primary != killed => Ok(()),
+        other => Err(format!("it is {other:?}")),
+    });
+    tier.settle("after a primary's process was killed");
+}
+
+/// Without two of three primaries nobody votes: the operator has their replicas take over.
+fn kill_a_majority(tier: &Tier) {
+    let killed: Vec<String> = primaries(tier).into_values().take(2).collect();
+    replace(tier, &killed, &["--force", "--grace-period=0"], "after two primaries' pods were killed at once");
+}
+
+/// Waits until every server's pod is another: there are twice as many as under Sentinel.
+fn await_roll(tier: &Tier, before: &BTreeSet<String>) {
+    eventually("every pod is another", SETTLES_WITHIN * 2, || match tier.server_uids().intersection(before).count() {
+        0 => Ok(()),
+        kept => Err(format!("{kept} are as before")),
+    });
+    tier.settle("after a roll");
+}
+
+fn upgrade(tier: &Tier, newer: Engine) {
+    let before = tier.server_uids();
+    tier.patch(&json!({"engine": newer.spec()}));
+    await_roll(tier, &before);
+}
+
 fn suite(cluster: &str, engine: Engine, durable: bool) {
     let _cluster = install::cluster();
     let _others = install::beside_others();
@@ -98,36 +155,30 @@ fn suite(cluster: &str, engine: Engine, durable: bool) {
     let info = ask(&tier, &["cluster", "info"]).expect("an answer");
     assert!(info.contains("cluster_state:ok") && info.contains("cluster_size:3"), "{info}");
     assert_eq!(primaries(&tier).len(), SHARDS as usize);
-    write(&tier, 0);
 
-    let (first, before) = (primaries(&tier)["0"].clone(), epoch(&tier));
-    replace(&tier, &[first], &[], "after a primary's pod was deleted");
-    check(&tier, 0, "after a primary's pod was deleted");
-    // Where that left two primaries on one node, it may have got its shard back by now.
-    assert!(epoch(&tier) > before, "it has handed over");
-
-    write(&tier, 1);
-    let killed = primaries(&tier)["1"].clone();
-    replace(&tier, &[killed], &["--force", "--grace-period=0"], "after a primary's pod was killed");
-    check(&tier, 1, "after a primary's pod was killed");
-
-    write(&tier, 2);
-    let before = tier.server_uids();
-    tier.patch(&json!({"parameters": {"io-threads": "2"}}));
-    eventually("every pod is another", super::tier::SETTLES_WITHIN * 2, || {
-        let kept = tier.servers().iter().map(uid).filter(|uid| before.contains(uid)).count();
-        if kept == 0 { Ok(()) } else { Err(format!("{kept} are as before")) }
+    let mut rounds = Rounds { tier: &tier, round: 0 };
+    rounds.disturb("primary deleted", delete_primary);
+    rounds.disturb("primary killed", |tier| {
+        let killed = primaries(tier)["1"].clone();
+        replace(tier, &[killed], &["--force", "--grace-period=0"], "after a primary's pod was killed");
     });
-    tier.settle("after a roll");
-    check(&tier, 2, "after a roll");
-
-    shards::come_and_go(&tier);
-
+    rounds.disturb("primary's process killed", kill_primary_s_process);
+    rounds.disturb("restarted by a parameter", |tier| {
+        let before = tier.server_uids();
+        tier.patch(&json!({"parameters": {"io-threads": "2"}}));
+        await_roll(tier, &before);
+    });
+    rounds.disturb("3, 5 and 3 shards", shards::come_and_go);
     if durable {
-        write(&tier, 3);
-        let all: Vec<String> = tier.servers().iter().map(name).collect();
-        replace(&tier, &all, &[], "after all pods were deleted");
-        check(&tier, 3, "after all pods were deleted");
+        rounds.disturb("all pods deleted", |tier| {
+            let all: Vec<String> = tier.servers().iter().map(name).collect();
+            replace(tier, &all, &[], "after all pods were deleted");
+        });
+    } else {
+        rounds.disturb("majority killed", kill_a_majority);
+    }
+    if let Some(newer) = engine.newer() {
+        rounds.disturb("upgraded", |tier| upgrade(tier, newer));
     }
     tier.delete();
 }
