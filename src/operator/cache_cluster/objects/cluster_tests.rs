@@ -64,10 +64,11 @@ fn each_shard_has_a_set_and_a_map_of_its_own_and_there_are_no_sentinels() {
         let ports: Vec<_> = ports.map(|port| (port["name"].as_str().unwrap(), port["containerPort"].as_u64().unwrap())).collect();
         assert_eq!(ports, [("redis", 6379), ("agent", 9121), ("bus", 16379)]);
         // No replica where its primary is; all servers as evenly as may be.
-        let apart = &pod["affinity"]["podAntiAffinity"]["preferredDuringSchedulingIgnoredDuringExecution"][0];
-        assert_eq!(apart["podAffinityTerm"]["labelSelector"]["matchLabels"], selected);
-        let even = &pod["topologySpreadConstraints"][0]["labelSelector"]["matchLabels"];
-        assert_eq!(*even, json!({"larder.dev/cluster": "shop", "app.kubernetes.io/component": "server"}));
+        let apart = &pod["affinity"]["podAntiAffinity"]["preferredDuringSchedulingIgnoredDuringExecution"];
+        assert_eq!(apart[0]["podAffinityTerm"]["labelSelector"]["matchLabels"], selected);
+        let all = json!({"larder.dev/cluster": "shop", "app.kubernetes.io/component": "server"});
+        assert_eq!(pod["topologySpreadConstraints"][0]["labelSelector"]["matchLabels"], all);
+        assert_eq!((&apart[1]["podAffinityTerm"]["labelSelector"]["matchLabels"], &apart[1]["weight"]), (&all, &json!(20)));
     }
 }
 

@@ -149,26 +149,24 @@ fn some_unless_empty<T>(list: Vec<T>) -> Option<Vec<T>> {
 const HOSTNAME: &str = "kubernetes.io/hostname";
 const ZONE: &str = "topology.kubernetes.io/zone";
 
-/// Keeps pods of one kind on nodes of their own: always, or where there are enough. Of a Cluster's servers those of one `shard`: no replica
-/// is where its primary is.
+/// Keeps pods of one kind on nodes of their own: always, or where there are enough. Of a Cluster's servers those of one `shard`, so that no
+/// replica is where its primary is, and less so all of them.
 fn apart(wanted: &Wanted, component: Component, shard: Option<u16>) -> Affinity {
-    let term = PodAffinityTerm {
+    let from = |shard: Option<u16>| PodAffinityTerm {
         label_selector: Some(wanted.names.selector(Some(component), shard)),
         topology_key: HOSTNAME.to_owned(),
         ..PodAffinityTerm::default()
     };
-    let rules = match wanted.pod.spread.unwrap_or_default() {
-        Spread::Require => PodAntiAffinity {
-            required_during_scheduling_ignored_during_execution: Some(vec![term]),
-            ..PodAntiAffinity::default()
-        },
-        Spread::Prefer => PodAntiAffinity {
-            preferred_during_scheduling_ignored_during_execution: Some(vec![WeightedPodAffinityTerm {
-                pod_affinity_term: term,
-                weight: 100,
-            }]),
-            ..PodAntiAffinity::default()
-        },
+    let (mut required, mut preferred) = (Vec::new(), Vec::new());
+    match wanted.pod.spread.unwrap_or_default() {
+        Spread::Require => required.push(from(shard)),
+        Spread::Prefer => preferred.push(WeightedPodAffinityTerm { pod_affinity_term: from(shard), weight: 100 }),
+    }
+    // Schedulers leave the constraints of `spread` out of account on nodes that lack the label of a zone.
+    preferred.extend(shard.map(|_| WeightedPodAffinityTerm { pod_affinity_term: from(None), weight: 20 }));
+    let rules = PodAntiAffinity {
+        required_during_scheduling_ignored_during_execution: some_unless_empty(required),
+        preferred_during_scheduling_ignored_during_execution: some_unless_empty(preferred),
     };
     Affinity { pod_anti_affinity: Some(rules), ..Affinity::default() }
 }
