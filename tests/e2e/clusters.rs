@@ -116,13 +116,16 @@ fn delete_primary(tier: &Tier) {
     assert!(epoch(tier) > before, "it has handed over");
 }
 
+/// Another takes over, or it comes back with all that it had, where that is on a volume.
 fn kill_primary_s_process(tier: &Tier) {
     let killed = primaries(tier)["2"].clone();
+    let run = || {
+        let info = tier.ask(&killed, "6379", &["info", "server"])?;
+        info.lines().find_map(|line| line.strip_prefix("run_id:")).map(str::to_owned).ok_or(info)
+    };
+    let before = run().expect("it is told");
     kill_process(&killed, &tier.engine.server());
-    eventually("another primary", Duration::from_secs(120), || match primaries(tier).get("2") {
-        Some(primary) if *primary != killed => Ok(()),
-        other => Err(format!("it is {other:?}")),
-    });
+    eventually("another process", Duration::from_secs(120), || if run()? == before { Err(before.clone()) } else { Ok(()) });
     tier.settle("after a primary's process was killed");
 }
 
