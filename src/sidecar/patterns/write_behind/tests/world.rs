@@ -130,7 +130,7 @@ impl World {
         let servers = (0..servers).map(|_| server(&mut random)).collect();
         let actors = vec![Actor::Idle; random.usize(2..=7)];
         let overflows = match switch {
-            Switch::Nothing => seed % 2 == 0,
+            Switch::Nothing => seed.is_multiple_of(2),
             Switch::LeaveUnconfirmed => true,
             Switch::Journal(journal::model::Broken::Absence | journal::model::Broken::Precedence) => true,
             _ => false,
@@ -390,8 +390,8 @@ impl World {
         if !state.journal.log.is_empty() {
             return Err("the journal is not drained".to_owned());
         }
-        for key in 0..KEYS {
-            let (row, (number, deleted)) = (self.rows[key], last[key]);
+        for (key, (number, deleted)) in last.into_iter().enumerate() {
+            let row = self.rows[key];
             if row.number != number || row.deleted != deleted {
                 return Err(format!("key {key}: the last write is {number}, and the origin has {row:?}"));
             }
