@@ -165,7 +165,9 @@ impl Redis {
 
     /// Where clients that are not this test come: by TLS, if replication does, and past whoever stands before it.
     pub fn service_port(&self) -> u16 {
-        let other = ["--replica-announce-port", "--tls-port"].into_iter().find_map(|name| argument_after(&self.arguments, name));
+        let other = ["--replica-announce-port", "--cluster-announce-port", "--tls-port"]
+            .into_iter()
+            .find_map(|name| argument_after(&self.arguments, name));
         other.map_or(self.port, |port| port.parse().expect("a port"))
     }
 
@@ -312,13 +314,7 @@ impl SentinelCluster {
 
     /// [`SentinelCluster::start`], where `trap` stands before the servers for everybody but this test.
     pub fn start_trapped(engine: Engine, replicas: usize, trap: &Trap) -> Self {
-        Self::start_by(engine, replicas, &[], |own| {
-            let door = Trap::open();
-            let port = door.local_addr().expect("it is bound").port().to_string();
-            let server = Redis::start_with(engine, &[own, &["--replica-announce-port", &port]].concat());
-            trap.stand_before(door, server.port());
-            server
-        })
+        Self::start_by(engine, replicas, &[], |own| start_behind(trap, engine, own, "--replica-announce-port"))
     }
 
     fn start_with(engine: Engine, replicas: usize, arguments: &[&str]) -> Self {
@@ -518,8 +514,17 @@ impl RedisCluster {
 
     /// [`RedisCluster::start`] with more of the servers' configuration given.
     pub fn start_with(engine: Engine, shards: usize, replicas: usize, arguments: &[&str]) -> Self {
+        Self::start_by(shards, replicas, arguments, |all| Redis::start_with(engine, all))
+    }
+
+    /// [`RedisCluster::start_with`], where `trap` stands before the servers for everybody but this test.
+    pub fn start_trapped(engine: Engine, shards: usize, replicas: usize, arguments: &[&str], trap: &Trap) -> Self {
+        Self::start_by(shards, replicas, arguments, |all| start_behind(trap, engine, all, "--cluster-announce-port"))
+    }
+
+    fn start_by(shards: usize, replicas: usize, arguments: &[&str], start: impl Fn(&[&str]) -> Redis) -> Self {
         let all = [&["--cluster-enabled", "yes", "--cluster-node-timeout", "2000"][..], arguments].concat();
-        let servers: Vec<Redis> = (0..shards * (1 + replicas)).map(|_| Redis::start_with(engine, &all)).collect();
+        let servers: Vec<Redis> = (0..shards * (1 + replicas)).map(|_| start(&all)).collect();
         for (shard, primary) in servers[..shards].iter().enumerate() {
             let first = shard * 16384 / shards;
             let last = (shard + 1) * 16384 / shards - 1;
@@ -545,7 +550,7 @@ impl RedisCluster {
 
     /// `127.0.0.1:port` of every node.
     pub fn addresses(&self) -> Vec<String> {
-        self.servers.iter().map(Redis::address).collect()
+        self.servers.iter().map(|server| format!("127.0.0.1:{}", server.service_port())).collect()
     }
 
     pub fn shards(&self) -> usize {
@@ -567,7 +572,7 @@ impl RedisCluster {
         let range = slots.expect("a node lives").items().into_iter().map(|range| range.items());
         let range = range.into_iter().find(|range| (range[0].int()..=range[1].int()).contains(&i64::from(slot)));
         let port = range.expect("the slot is covered")[2].items()[1].int();
-        self.servers.iter().find(|server| i64::from(server.port()) == port).expect("the owner is one of ours")
+        self.servers.iter().find(|server| i64::from(server.service_port()) == port).expect("the owner is one of ours")
     }
 
     /// Waits until every live node says that the cluster is whole and sees every node in its role.
@@ -596,6 +601,15 @@ impl RedisCluster {
             });
         }
     }
+}
+
+/// A server that tells others, by the parameter `announced`, that it is where `trap` stands before it.
+fn start_behind(trap: &Trap, engine: Engine, arguments: &[&str], announced: &str) -> Redis {
+    let door = Trap::open();
+    let port = door.local_addr().expect("it is bound").port().to_string();
+    let server = Redis::start_with(engine, &[arguments, &[announced, &port]].concat());
+    trap.stand_before(door, server.port());
+    server
 }
 
 fn bus_port(server: &Redis) -> String {

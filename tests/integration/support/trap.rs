@@ -50,8 +50,24 @@ struct Inner {
 #[derive(Default)]
 struct State {
     armed: Option<Point>,
-    /// The port of the connection that is held up.
-    caught: Option<u16>,
+    /// The connection that is held up.
+    caught: Option<Ends>,
+}
+
+/// The ports at both ends of a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Ends {
+    asks: u16,
+    server: u16,
+}
+
+/// Who is held up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Caught {
+    /// The process.
+    pub process: u32,
+    /// The port of the server that it asks.
+    pub server: u16,
 }
 
 impl Trap {
@@ -70,22 +86,23 @@ impl Trap {
                     return;
                 }
                 // A server that is gone is gone for its clients, too: the connection is closed.
-                let (Ok(client), Ok(server)) = (client, TcpStream::connect(("127.0.0.1", server))) else { continue };
-                Line::pass_on(&client, &server, &inner);
+                let (Ok(client), Ok(stream)) = (client, TcpStream::connect(("127.0.0.1", server))) else { continue };
+                Line::pass_on(&client, &stream, server, &inner);
             }
         });
         self.doors.lock().unwrap().push((port, acceptor));
         port
     }
 
-    /// Holds the next of these processes up that comes to `point`; which. Nobody else is held up for longer than a moment.
+    /// Holds the next of these processes up that comes to `point`. Nobody else is held up for longer than a moment.
     #[track_caller]
-    pub fn catch(&self, point: Point, processes: &[u32], within: Duration) -> u32 {
+    pub fn catch(&self, point: Point, processes: &[u32], within: Duration) -> Caught {
         let deadline = Instant::now() + within;
         loop {
             self.inner.state.lock().unwrap().armed = Some(point);
-            match self.caught(Duration::from_secs(5)).map(|port| owner_of(port, processes)) {
-                Some(Some(process)) => return process,
+            let caught = self.caught(Duration::from_secs(5));
+            match caught.map(|Ends { asks, server }| Some(Caught { process: owner_of(asks, processes)?, server })) {
+                Some(Some(caught)) => return caught,
                 Some(None) => self.release(),
                 None => {}
             }
@@ -93,7 +110,7 @@ impl Trap {
         }
     }
 
-    fn caught(&self, within: Duration) -> Option<u16> {
+    fn caught(&self, within: Duration) -> Option<Ends> {
         let state = self.inner.state.lock().unwrap();
         let waited = self.inner.changed.wait_timeout_while(state, within, |state| state.caught.is_none());
         waited.unwrap().0.caught
@@ -122,17 +139,17 @@ impl Drop for Trap {
 /// One connection.
 struct Line {
     inner: Arc<Inner>,
-    /// The port of who asks.
-    port: u16,
+    ends: Ends,
     /// Whether the next answer is that which is waited for.
     expects: AtomicBool,
 }
 
 impl Line {
     /// Both directions, each on a thread of its own, until either end is gone.
-    fn pass_on(client: &TcpStream, server: &TcpStream, inner: &Arc<Inner>) {
-        let Ok(port) = client.peer_addr().map(|address| address.port()) else { return };
-        let line = Arc::new(Self { inner: inner.clone(), port, expects: AtomicBool::new(false) });
+    fn pass_on(client: &TcpStream, server: &TcpStream, port: u16, inner: &Arc<Inner>) {
+        let Ok(asks) = client.peer_addr().map(|address| address.port()) else { return };
+        let ends = Ends { asks, server: port };
+        let line = Arc::new(Self { inner: inner.clone(), ends, expects: AtomicBool::new(false) });
         for asks in [true, false] {
             let (Ok(client), Ok(server)) = (client.try_clone(), server.try_clone()) else { return };
             let line = line.clone();
@@ -184,9 +201,9 @@ impl Line {
         if state.armed.take().is_none() || state.caught.is_some() {
             return;
         }
-        state.caught = Some(self.port);
+        state.caught = Some(self.ends);
         self.inner.changed.notify_all();
-        drop(self.inner.changed.wait_while(state, |state| state.caught == Some(self.port)));
+        drop(self.inner.changed.wait_while(state, |state| state.caught == Some(self.ends)));
     }
 }
 
@@ -225,7 +242,8 @@ fn owner_of(port: u16, processes: &[u32]) -> Option<u32> {
 fn who_comes_to_a_point_is_held_up_there_and_nobody_else() {
     let server = TcpListener::bind("127.0.0.1:0").unwrap();
     let trap = Trap::default();
-    let port = trap.stand_before(Trap::open(), server.local_addr().unwrap().port());
+    let behind = server.local_addr().unwrap().port();
+    let port = trap.stand_before(Trap::open(), behind);
     std::thread::spawn(move || {
         for mut client in server.incoming().flatten() {
             std::thread::spawn(move || {
@@ -252,7 +270,7 @@ fn who_comes_to_a_point_is_held_up_there_and_nobody_else() {
                 std::thread::sleep(Duration::from_millis(50));
                 ask(&mut one, "go");
             });
-            assert_eq!(trap.catch(point, &own, limit), own[0], "{when:?}");
+            assert_eq!(trap.catch(point, &own, limit), Caught { process: own[0], server: behind }, "{when:?}");
             asked.join().unwrap();
         });
         ask(&mut other, "go");

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::{DOUBT_LASTS, LONG};
@@ -184,5 +184,8 @@ pub struct Ends<'a>(pub &'a World);
 impl Drop for Ends<'_> {
     fn drop(&mut self) {
         self.0.over.store(true, Ordering::SeqCst);
+        if std::thread::panicking() {
+            println!("the clients heard: {:?}", self.0.errors.lock().unwrap_or_else(PoisonError::into_inner));
+        }
     }
 }
