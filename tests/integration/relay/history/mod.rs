@@ -34,7 +34,7 @@ const READERS: usize = 3;
 /// How many histories are played at the same time.
 const AT_ONCE: u64 = 4;
 /// The kinds of faults that [`Stage::befall`] knows.
-const FAULTS: u8 = 6;
+const FAULTS: u8 = 9;
 /// Until then a write of which nobody heard is made or never will be: an append counts for five seconds.
 const DOUBT_LASTS: Duration = Duration::from_secs(8);
 const DELETE: &str = "WITH told AS (INSERT INTO history (id, version) VALUES ($id, $version)) DELETE FROM users WHERE id = $id";
@@ -110,7 +110,43 @@ impl Stage {
                 self.sidecars[victim] = Sidecar::start(&self.scene.snapshot);
                 world.ports.lock().unwrap()[victim] = self.sidecars[victim].port();
             }
-            _ => self.postgres.restart(),
+            5 => self.postgres.restart(),
+            6 => {
+                self.sidecars[victim].signal("STOP");
+                std::thread::sleep(Duration::from_millis(random.u64(1_000..4_000)));
+                self.sidecars[victim].signal("CONT");
+            }
+            _ => self.lose_a_replica(fault == 7, random),
+        }
+    }
+
+    /// A replica dies, or stands still for a while, and then follows its primary again.
+    fn lose_a_replica(&mut self, dies: bool, random: &mut fastrand::Rng) {
+        let (primary, replica) = match &mut self.scene.servers {
+            Servers::Sentinel(servers) => {
+                let primary = servers.primary_port();
+                let replicas = servers.servers.iter_mut().filter(|server| server.service_port() != primary);
+                (Some(primary), random.choice(replicas.collect::<Vec<_>>()).expect("a replica"))
+            }
+            Servers::Cluster(servers) => {
+                let (_, at) = a_shard(servers, random);
+                (None, &mut servers.servers[at])
+            }
+        };
+        if dies {
+            replica.kill()
+        } else {
+            replica.pause()
+        }
+        std::thread::sleep(Duration::from_millis(random.u64(500..2_500)));
+        match primary.filter(|_| dies) {
+            Some(primary) => replica.restart_following(primary),
+            None if dies => replica.restart(),
+            None => replica.resume(),
+        }
+        wait_for("the replica to follow", LONG, || replica.follows());
+        if dies && primary.is_some() {
+            write_to_disk(replica);
         }
     }
 
@@ -360,8 +396,9 @@ fn report(sum: &Seen, took: Duration) -> String {
         ("writes that were refused: none of them came to the database", sum.refused),
         ("writes of which nobody heard", sum.unheard),
         ("reads", sum.reads),
-        ("relays, sidecars, primaries and databases that were killed, of each", sum.histories),
+        ("relays, sidecars, primaries, replicas and databases that were killed, of each", sum.histories),
         ("relays and primaries that stood still until another had taken their place, of each", sum.histories),
+        ("sidecars and replicas that stood still for a while, of each", sum.histories),
         (
             "**wrong: values older than an acknowledged write, acknowledged writes that did not come to the database, came twice, or behind a \
              later one**",
