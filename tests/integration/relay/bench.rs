@@ -19,7 +19,10 @@ const CLIENTS: usize = 8;
 const KEYS: usize = 500;
 const ROUNDS: usize = 5;
 const ROUND: Duration = Duration::from_secs(3);
-const OUTAGE: Duration = Duration::from_secs(60);
+/// How long the database is away, in seconds, unless `LARDER_BEHIND_OUTAGE` says otherwise.
+const OUTAGE: u64 = 60;
+/// How many writes a tight journal has room for.
+const TIGHT: u64 = 4096;
 /// How long the journal may take to come to the database after an outage.
 const CATCH_UP: Duration = Duration::from_secs(300);
 const DIRECT: &str = "INSERT INTO users (id, name, row_version) VALUES ($1, $2, 0) ON CONFLICT (id) DO UPDATE SET name = $2";
@@ -68,6 +71,38 @@ struct Bench {
     sidecar: Sidecar,
 }
 
+/// What came of writes while the database was away.
+struct Outage {
+    lasted: Duration,
+    acknowledged: u64,
+    refused: u64,
+    /// How many writes waited at its end.
+    waited: u64,
+    /// How long it then took until the database had all of them.
+    caught_up: Duration,
+}
+
+impl std::fmt::Display for Outage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { lasted, acknowledged, refused, waited, caught_up } = self;
+        write!(
+            f,
+            "While Postgres was away for {} s, {acknowledged} writes were acknowledged and {refused} refused. {waited} waited at its end; {:.1} s after it \
+             was back it had all of them.",
+            lasted.as_secs(),
+            caught_up.as_secs_f64()
+        )
+    }
+}
+
+/// A rule for `tight:{id}`, to the same table and in the same journal, which has less room for it.
+fn tight(behind: &Json) -> Json {
+    let mut rule = behind.clone();
+    (rule["name"], rule["keys"]) = (json!("tight"), json!("tight:{id}"));
+    rule["strategy"]["writeBehind"]["journal"]["maxDepth"] = json!(TIGHT);
+    rule
+}
+
 /// A rule for `through:{id}`, to the same table.
 fn through() -> Json {
     let write = "INSERT INTO users (id, name, row_version) VALUES ($id, $value, 0) ON CONFLICT (id) DO UPDATE SET name = $value";
@@ -85,7 +120,7 @@ impl Bench {
         let mut behind = sql_rule("users", "db", &without_history(WRITE), DELETE);
         // It outlasts the outage.
         behind["strategy"]["writeBehind"]["journal"]["maxLag"] = json!("10m");
-        let rules = [behind, through()];
+        let rules = [tight(&behind), behind, through()];
         let scene = Scene::new(sentinel(), &[sql_origin("db", &url)], &rules);
         let sidecar = Sidecar::start(&scene.snapshot);
         Self { scene, postgres, url, database, sidecar }
@@ -135,17 +170,25 @@ impl Bench {
         took
     }
 
-    /// Writes while the database is away: how many were acknowledged, refused, and how long it took to catch up.
-    fn outage(&mut self) -> (u64, u64, Duration) {
-        let (over, acknowledged, refused) = (AtomicBool::new(false), AtomicU64::new(0), AtomicU64::new(0));
-        let (port, postgres) = (self.sidecar.port(), &mut self.postgres);
+    /// Writes to keys of this rule while the database is away: for so long, and, where it `fills` the journal, until that has no room.
+    fn outage(&mut self, rule: &str, lasts: Duration, fills: bool) -> Outage {
+        let [over, full] = [(); 2].map(|()| AtomicBool::new(false));
+        let [acknowledged, refused] = [(); 2].map(|()| AtomicU64::new(0));
+        let (port, postgres, scene) = (self.sidecar.port(), &mut self.postgres, &self.scene);
+        let (mut waited, mut lasted, began) = (0, Duration::ZERO, Instant::now());
         let write = |seed: u64| {
             let mut random = fastrand::Rng::with_seed(seed);
             let mut client = Client::connect(port).expect("it accepts");
             while !over.load(Ordering::Relaxed) {
-                let reply = client.call(&["SET", &format!("users:{}", random.usize(..KEYS)), "value"]);
-                let count = if reply.is_error() { &refused } else { &acknowledged };
-                count.fetch_add(1, Ordering::Relaxed);
+                match client.call(&["SET", &format!("{rule}:{}", random.usize(..KEYS)), "value"]) {
+                    Value::Error(text) => {
+                        refused.fetch_add(1, Ordering::Relaxed);
+                        full.fetch_or(text.contains("the most there may be"), Ordering::Relaxed);
+                    }
+                    _ => {
+                        acknowledged.fetch_add(1, Ordering::Relaxed);
+                    }
+                }
                 std::thread::sleep(Duration::from_millis(5));
             }
         };
@@ -157,13 +200,17 @@ impl Bench {
                         move || write(client as u64)
                     }))
                 });
-                std::thread::sleep(OUTAGE);
+                std::thread::sleep(lasts);
+                crate::support::wait_for("the journal to be full", CATCH_UP, || !fills || full.load(Ordering::Relaxed));
                 over.store(true, Ordering::Relaxed);
             });
+            lasted = began.elapsed();
+            waited = scene.depth();
         });
         let began = Instant::now();
-        crate::support::wait_for("the database to have caught up", CATCH_UP, || self.scene.depth() == 0);
-        (acknowledged.into_inner(), refused.into_inner(), began.elapsed())
+        crate::support::wait_for("the database to have caught up", CATCH_UP, || scene.depth() == 0);
+        let (acknowledged, refused) = (acknowledged.into_inner(), refused.into_inner());
+        Outage { lasted, acknowledged, refused, waited, caught_up: began.elapsed() }
     }
 }
 
@@ -194,13 +241,11 @@ fn write_behind_beside_direct_writes() {
         let (p50, p99) = (figures.quantile(0.5), figures.quantile(0.99));
         let _ = writeln!(text, "| {} | {rate:.0} | {p50:.1} ms | {p99:.1} ms | {each:.0} |", way.name());
     }
-    let (acknowledged, refused, took) = bench.outage();
-    let _ = write!(
-        text,
-        "\nWhile Postgres was away for {} s, {acknowledged} writes were acknowledged and {refused} refused; {:.1} s after it was back it had all of them.\n",
-        OUTAGE.as_secs(),
-        took.as_secs_f64()
-    );
+    let lasts =
+        Duration::from_secs(std::env::var("LARDER_BEHIND_OUTAGE").ok().and_then(|text| text.parse().ok()).unwrap_or(OUTAGE));
+    let (roomy, tight) = (bench.outage("users", lasts, false), bench.outage("tight", lasts, true));
+    assert!(tight.waited <= TIGHT, "{tight}");
+    let _ = write!(text, "\n{roomy}\n\nThe same with room for {TIGHT} writes: {tight}\n");
     println!("{text}");
     if let Ok(file) = std::env::var("LARDER_BEHIND_REPORT") {
         std::fs::write(&file, &text).unwrap_or_else(|error| panic!("{file}: {error}"));
