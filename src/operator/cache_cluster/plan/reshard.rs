@@ -130,12 +130,12 @@ fn next_transfer(cluster: &Cluster<'_>, owners: &Owners<'_>) -> Option<Action> {
     if total < SlotSet::all().len() {
         return None;
     }
-    let wanted = transfers(&owned, cluster.desired.shards());
+    let Transfer { from, to, slots } = transfers(&owned, cluster.desired.shards()).into_iter().next()?;
     // Primaries that own slots vote, and agents count the votes of those that they know of.
-    if let Some(server) = cluster.observed.unaware.first().filter(|_| !wanted.is_empty() && holds(Rule::TellBeforeMoves)) {
+    let is_new = !owned.contains_key(&to) && holds(Rule::TellBeforeMoves);
+    if let Some(server) = cluster.observed.unaware.first().filter(|_| is_new) {
         return Some(Action::Wait(Waiting::Told(*server)));
     }
-    let Transfer { from, to, slots } = wanted.into_iter().next()?;
     let (source, target) = (cluster.head(from)?, cluster.head(to)?);
     let is_atomic = source.view.exports.is_some() && target.view.exports.is_some();
     let (slots, way) = if is_atomic { (slots.first(AT_ONCE), Way::Atomic) } else { (slots, Way::ByKeys) };
