@@ -30,6 +30,7 @@ mod cluster;
 mod clusters;
 mod console;
 mod counter;
+mod database_changes;
 mod disruptions;
 mod encrypted;
 mod faults;

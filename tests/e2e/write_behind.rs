@@ -260,7 +260,7 @@ impl Scene {
 }
 
 /// What relays are labelled with.
-const RELAYS: &str = "app.kubernetes.io/name=larder-relay";
+const RELAYS: &str = "app.kubernetes.io/name=larder-relay,larder.dev/uses-cluster=behind";
 
 /// Pods that are ready.
 fn pods(labels: &str) -> Vec<Value> {
