@@ -78,9 +78,12 @@ fn old(shop: &Shop) -> Vec<u32> {
     (1..=KEYS).filter(is_old).collect()
 }
 
-fn disturb(shop: &mut Shop, relays: &mut Vec<Relay>) {
+/// How many things can happen.
+const DISTURBANCES: u32 = 6;
+
+fn disturb(what: u32, shop: &mut Shop, relays: &mut Vec<Relay>) {
     let at = fastrand::usize(..relays.len());
-    match fastrand::u32(..6) {
+    match what {
         0 => {
             relays.remove(at).kill();
             relays.push(shop.scene.relay());
@@ -119,7 +122,7 @@ fn through_all_that_happens_nothing_old_stays() {
         let until = Instant::now() + LASTS;
         while Instant::now() < until {
             std::thread::sleep(Duration::from_millis(fastrand::u64(300..2_000)));
-            disturb(&mut shop, &mut relays);
+            disturb(fastrand::u32(..DISTURBANCES), &mut shop, &mut relays);
         }
         done.store(true, Ordering::Relaxed);
         readers.into_iter().flat_map(|reader| reader.join().expect("a reader")).collect()
@@ -137,6 +140,42 @@ fn through_all_that_happens_nothing_old_stays() {
     assert_eq!(old(&shop).len(), KEYS as usize);
     let _relay = shop.reading();
     wait_for("nothing is old", LONG, || old(&shop).is_empty());
+}
+
+/// What every row says now.
+fn rows(shop: &Shop) -> Vec<(u32, u64)> {
+    let all = shop.value("SELECT string_agg(id || ' ' || name, ',' ORDER BY id) FROM users");
+    let row = |row: &str| row.split_once(' ').and_then(|(id, name)| Some((id.parse().ok()?, name.parse().ok()?)));
+    all.split(',').map(|text| row(text).unwrap_or_else(|| panic!("{text}"))).collect()
+}
+
+/// Each thing that can happen, one after another, while rows go on changing: behind each, no client is shown for long what is older than what had been
+/// committed by then.
+#[test]
+fn behind_each_thing_that_happens_what_was_committed_is_shown() {
+    let mut shop = Shop::new(Servers::sentinel(), 2);
+    shop.change(&["UPDATE users SET name = '0'"]);
+    let url = shop.postgres.url(&shop.database);
+    let done = AtomicBool::new(false);
+    let mut relays = vec![shop.scene.relay(), shop.scene.relay()];
+    let mut clients = shop.clients();
+    std::thread::scope(|scope| {
+        let _ends = Ends(&done);
+        scope.spawn(|| change_until(&url, &done));
+        for what in 0..DISTURBANCES {
+            wait_for("a relay reads the database", LONG, || relays.iter().any(|relay| figure(relay, "reading") == 1));
+            disturb(what, &mut shop, &mut relays);
+            let (committed, began) = (rows(&shop), Instant::now());
+            wait_for(&format!("what was committed is shown behind {what}"), LONG, || {
+                let is_shown = |client: &mut Client, (id, least): &(u32, u64)| {
+                    number(&client.call(&["GET", &format!("user:{id}")])).is_some_and(|shown| shown >= *least)
+                };
+                clients.iter_mut().all(|client| committed.iter().all(|row| is_shown(client, row)))
+            });
+            println!("behind {what}: {:?}", began.elapsed());
+        }
+    });
+    drop(relays);
 }
 
 /// Changes prices until `done`: their sum rises.
