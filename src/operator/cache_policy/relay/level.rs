@@ -1,4 +1,4 @@
-//! How much the journals of a relay hold, and how its feeds are, asked of the cache's primary itself: that needs no relay that runs.
+//! How much the journals of a relay hold, and how its feeds are, asked of the cache's servers themselves: that needs no relay that runs.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -18,29 +18,66 @@ pub enum LevelError {
     /// It gave an answer that is none.
     #[error("the journal `{0}` gives an unexpected answer")]
     Answer(JournalName),
-    /// The same of a feed.
+    /// No server has a part of it.
+    #[error("no server that answers has all of the journal `{0}`")]
+    Nowhere(JournalName),
+    /// As [`LevelError::Answer`], of a feed.
     #[error("the cache gives an unexpected answer about the slot `{0}`")]
     Feed(String),
 }
 
-/// Asks the primary how these journals are.
+/// Asks servers how these journals are. Each partition is told by the one that has its slot; without slots, `servers` is the primary alone.
+///
+/// # Errors
+/// Why a partition is not known: half of a journal tells nothing of whether it is drained.
 pub async fn ask<'a>(
-    primary: SocketAddr,
+    servers: &[SocketAddr],
     entry: Entry<'_>,
     journals: impl IntoIterator<Item = &'a JournalName>,
 ) -> Result<BTreeMap<JournalName, Level>, LevelError> {
-    let mut admin = Admin::connect(primary, entry).await?;
     let mut levels = BTreeMap::new();
+    let mut open = Vec::new();
     for journal in journals {
-        let mut level = Level::default();
-        for partition in Partition::all(journal) {
-            let answer: Vec<Vec<u8>> = evaluate(&mut admin, &scripts::status(&partition)).await?;
-            let answer: Vec<&[u8]> = answer.iter().map(Vec::as_slice).collect();
-            level.add(&scripts::status_answer(&answer).map_err(|_| LevelError::Answer(journal.clone()))?);
-        }
-        levels.insert(journal.clone(), level);
+        levels.insert(journal.clone(), Level::default());
+        open.extend(Partition::all(journal).map(|partition| (journal, partition)));
     }
-    Ok(levels)
+    let mut trouble = None;
+    for server in servers {
+        if open.is_empty() {
+            break;
+        }
+        if let Err(error) = ask_one(*server, entry, &mut open, &mut levels).await {
+            trouble = Some(error);
+        }
+    }
+    match open.first() {
+        None => Ok(levels),
+        Some((journal, _)) => Err(trouble.unwrap_or_else(|| LevelError::Nowhere((*journal).clone()))),
+    }
+}
+
+/// Takes those of `open` that a server has into account. The others stay.
+async fn ask_one(
+    server: SocketAddr,
+    entry: Entry<'_>,
+    open: &mut Vec<(&JournalName, Partition)>,
+    levels: &mut BTreeMap<JournalName, Level>,
+) -> Result<(), LevelError> {
+    let mut admin = Admin::connect(server, entry).await?;
+    let mut at = 0;
+    while let Some((journal, partition)) = open.get(at) {
+        let answer: Result<Vec<Vec<u8>>, AdminError> = evaluate(&mut admin, &scripts::status(partition)).await;
+        if answer.as_ref().err().and_then(AdminError::code) == Some("MOVED") {
+            at += 1;
+            continue;
+        }
+        let answer = answer?;
+        let answer: Vec<&[u8]> = answer.iter().map(Vec::as_slice).collect();
+        let status = scripts::status_answer(&answer).map_err(|_| LevelError::Answer((*journal).clone()))?;
+        levels.entry((*journal).clone()).or_default().add(&status);
+        open.swap_remove(at);
+    }
+    Ok(())
 }
 
 /// Asks a server how the feeds of these slots are, which must have them.
@@ -59,4 +96,67 @@ async fn evaluate(admin: &mut Admin, call: &Call) -> Result<Vec<Vec<u8>>, AdminE
     let words = call.command();
     let words: Vec<String> = words.iter().skip(1).map(|word| String::from_utf8_lossy(word).into_owned()).collect();
     admin.ask("EVAL", &words.iter().map(String::as_str).collect::<Vec<_>>()).await
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+    use std::net::TcpListener;
+    use std::thread;
+
+    use super::*;
+
+    /// One of two servers of a Cluster, whose partitions are those of even numbers, or of odd ones: one write lies in each.
+    fn half(parity: u8) -> SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        thread::spawn(move || {
+            for stream in listener.incoming() {
+                let Ok(mut out) = stream else { return };
+                let mut lines = BufReader::new(out.try_clone().unwrap());
+                let mut line = String::new();
+                while lines.read_line(&mut line).is_ok_and(|length| length > 0) {
+                    let mut words = Vec::new();
+                    for _ in 0..line.trim()[1..].parse::<usize>().unwrap() {
+                        line.clear();
+                        lines.read_line(&mut line).unwrap();
+                        let mut word = vec![0; line.trim()[1..].parse::<usize>().unwrap() + 2];
+                        lines.read_exact(&mut word).unwrap();
+                        words.push(String::from_utf8(word).unwrap());
+                    }
+                    line.clear();
+                    out.write_all(answer(&words, parity).as_bytes()).unwrap();
+                }
+            }
+        });
+        address
+    }
+
+    fn answer(words: &[String], parity: u8) -> String {
+        let partition = Partition::all(&journal())
+            .find(|partition| scripts::status(partition).command()[3] == words[3].trim_end().as_bytes())
+            .expect("a partition's first key");
+        if partition.number() % 2 != parity {
+            return format!("-MOVED {} 127.0.0.1:1\r\n", partition.slot());
+        }
+        let numbers = [9, 1, 100, 4, 5, 0, 0, 1, 0, 0].map(|number: u64| number.to_string());
+        let words: Vec<String> = ["status".to_owned()].into_iter().chain(numbers).chain([String::new()]).collect();
+        let text: String = words.iter().map(|word| format!("${}\r\n{word}\r\n", word.len())).collect();
+        format!("*{}\r\n{text}", words.len())
+    }
+
+    fn journal() -> JournalName {
+        "store.shop.db".parse().unwrap()
+    }
+
+    #[tokio::test]
+    async fn each_server_of_a_cluster_tells_of_its_own_partitions() {
+        let (even, odd, gone) = (half(0), half(1), SocketAddr::from(([127, 0, 0, 1], 1)));
+        let journals = [journal()];
+        let all = ask(&[gone, odd, even], Entry::default(), &journals).await.unwrap();
+        assert_eq!(all[&journal()].depth, Partition::all(&journal()).count() as u64);
+        // Half a journal may not pass for a drained one.
+        assert!(matches!(ask(&[even, even], Entry::default(), &journals).await, Err(LevelError::Nowhere(_))));
+        assert!(matches!(ask(&[even, gone], Entry::default(), &journals).await, Err(LevelError::Cache(_))));
+    }
 }

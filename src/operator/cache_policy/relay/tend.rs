@@ -2,6 +2,7 @@
 //! policies that wait for these are let go.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use kube::Resource as _;
@@ -25,6 +26,7 @@ use crate::operator::cache_policy::fetch::{Bound, Seen};
 use crate::operator::cache_policy::judged::Judged;
 use crate::operator::cache_policy::look::{Delivery, LookError};
 use crate::operator::cache_policy::report::Progress;
+use crate::operator::cache_policy::ties::Offer;
 use crate::operator::controller::Context;
 use crate::operator::events;
 use crate::operator::watches::Watches;
@@ -122,6 +124,14 @@ impl Subject<'_> {
     }
 }
 
+/// Who may be asked for what lies in the cache.
+fn servers_of(offer: &Offer) -> Vec<SocketAddr> {
+    match offer.place.topology {
+        Topology::Sentinel { .. } => offer.primary.into_iter().collect(),
+        Topology::Cluster { .. } => offer.servers.clone(),
+    }
+}
+
 impl Tender<'_> {
     /// Does all that is due.
     pub async fn tend(&self, minded: &mut HashMap<String, Minded>) -> Tended {
@@ -174,8 +184,7 @@ impl Tender<'_> {
     /// What the journals hold, as far as the cache says it.
     async fn levels(&self, subject: &Subject<'_>) -> BTreeMap<JournalName, Level> {
         let Some(offer) = self.seen.offers.get(&subject.policy.spec.cache_cluster) else { return BTreeMap::new() };
-        let Some(primary) = offer.primary else { return BTreeMap::new() };
-        let asked = level::ask(primary, offer.keys.entry(), subject.journals.keys()).await;
+        let asked = level::ask(&servers_of(offer), offer.keys.entry(), subject.journals.keys()).await;
         asked.unwrap_or_else(|error| {
             debug!(namespace = self.namespace, policy = subject.name, %error, "journals could not be asked");
             BTreeMap::new()
@@ -188,12 +197,8 @@ impl Tender<'_> {
         let slots: Vec<String> = feeds.iter().map(|feed| feed.slot.clone()).collect();
         let offer = self.seen.offers.get(&subject.policy.spec.cache_cluster).filter(|_| !slots.is_empty());
         let Some(offer) = offer else { return BTreeMap::new() };
-        let servers = match offer.place.topology {
-            Topology::Sentinel { .. } => offer.primary.into_iter().collect(),
-            // All is in one slot, and whoever has not got it says so.
-            Topology::Cluster { .. } => offer.servers.clone(),
-        };
-        for server in servers {
+        // In a Cluster all is in one slot, and whoever has not got it says so.
+        for server in servers_of(offer) {
             match level::ask_feeds(server, offer.keys.entry(), &slots).await {
                 Ok(views) => return views,
                 Err(error) => debug!(namespace = self.namespace, policy = subject.name, %error, "feeds could not be asked"),
