@@ -99,6 +99,21 @@ fn remedy(error: &kube::Error) -> &'static str {
 #[derive(Debug, Default)]
 pub struct Applied {
     known: HashMap<(Cow<'static, str>, Box<str>), Exchange>,
+    /// How many pods StatefulSets were asked for, and as what a watch showed each before.
+    asked: HashMap<Box<str>, (u16, Digest)>,
+}
+
+impl Applied {
+    /// Remembers for how many pods a StatefulSet was asked that a watch shows as `shown`.
+    pub fn ask_for(&mut self, set: &str, count: u16, shown: Digest) {
+        self.asked.insert(set.into(), (count, shown));
+    }
+
+    /// For how many pods a StatefulSet was asked, where a watch that shows it as `shown` has not heard of it yet: else whoever writes the set again by
+    /// what the watch says takes that back.
+    pub fn asked_for(&self, set: &str, shown: Digest) -> Option<u16> {
+        self.asked.get(set).filter(|(_, before)| *before == shown).map(|(count, _)| *count)
+    }
 }
 
 /// One object as it was sent, and as it came back.
@@ -247,5 +262,14 @@ mod tests {
         let text = error.to_string();
         assert!(text.contains("Service shop-0-0: exceeded quota: small: raise the ResourceQuota"), "{text}");
         assert!(error.is_refusal());
+    }
+
+    #[test]
+    fn what_a_set_was_asked_for_counts_until_the_watch_shows_something_else() {
+        let mut applied = Applied::default();
+        let [before, after] = [digest(b"two pods"), digest(b"none")];
+        applied.ask_for("shop-3", 0, before);
+        assert_eq!((applied.asked_for("shop-3", before), applied.asked_for("shop-3", after)), (Some(0), None));
+        assert_eq!(applied.asked_for("shop-4", before), None);
     }
 }

@@ -120,8 +120,8 @@ impl Writer<'_, '_> {
 
     /// How many pods a StatefulSet asks for, where it exists.
     fn size(&self, set: &str) -> Option<u16> {
-        let set = find(&self.watches.stateful_sets, &self.applier.wanted.namespace, set)?;
-        u16::try_from(set.part.replicas?).ok()
+        let live = find(&self.watches.stateful_sets, &self.applier.wanted.namespace, set)?;
+        self.applier.applied.asked_for(set, live.fingerprint()).or_else(|| u16::try_from(live.part.replicas?).ok())
     }
 
     /// The same of each shard: those that are wanted, and those beyond that have not left. The set of one that has left stays, and asks for
@@ -235,7 +235,11 @@ impl Writer<'_, '_> {
         if count == 0 {
             release_volumes(&mut set);
         }
+        let shown = find(&self.watches.stateful_sets, &self.applier.wanted.namespace, &name).map(|live| live.fingerprint());
         self.applier.apply(&self.watches.stateful_sets, set).await?;
+        if let Some(shown) = shown {
+            self.applier.applied.ask_for(&name, count, shown);
+        }
         Ok(())
     }
 }
