@@ -15,7 +15,7 @@ use super::install::{self, PLACE, image};
 use super::nodes::{is_on_foreign_nodes, kill_process};
 use super::operator;
 use super::report::{self, Line};
-use super::shop::file;
+use super::shop::{WAITS_TO_BE_TOLD, file};
 use super::tier::{Tier, VALKEY_8_1, is_ready};
 
 /// The name of the cache, the application, and its policy.
@@ -304,7 +304,7 @@ fn application() -> Value {
                     "terminationGracePeriodSeconds": 2,
                     "securityContext": {"runAsNonRoot": true, "runAsUser": 10001, "seccompProfile": {"type": "RuntimeDefault"}},
                     "containers": [{
-                        "name": "app", "image": image("LARDER_E2E_SHOP_IMAGE"), "command": ["sleep", "infinity"],
+                        "name": "app", "image": image("LARDER_E2E_SHOP_IMAGE"), "command": WAITS_TO_BE_TOLD,
                         "securityContext": {
                             "allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true, "capabilities": {"drop": ["ALL"]},
                         },

@@ -24,6 +24,9 @@ const ENGINE: &str = "{kind: Valkey, version: \"8.1\"}";
 /// The number of the server's user in [`POSTGRES`], and in the image that tests/kind makes.
 const USERS: (&str, &str) = ("999", "10001");
 
+/// The command of a container of the shop's image in which the test runs what it likes. The image that tests/kind makes has Python alone.
+pub const WAITS_TO_BE_TOLD: [&str; 3] = ["python3", "-c", "import signal; signal.pause()"];
+
 /// One of the example's files, as it stands but for where images are.
 pub fn file(name: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/shop").join(name);
