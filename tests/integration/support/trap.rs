@@ -9,6 +9,8 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use super::wait_for;
+
 /// A moment of an exchange.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum When {
@@ -108,6 +110,11 @@ impl Trap {
             }
             assert!(Instant::now() < deadline, "nobody comes to the point `{}` within {within:?}", point.name);
         }
+    }
+
+    /// Whether somebody is waited for who has not come.
+    fn is_armed(&self) -> bool {
+        self.inner.state.lock().unwrap().armed.is_some()
     }
 
     fn caught(&self, within: Duration) -> Option<Ends> {
@@ -267,7 +274,7 @@ fn who_comes_to_a_point_is_held_up_there_and_nobody_else() {
         let point = Point { name: "a point", when, text, behind: "", since: "" };
         std::thread::scope(|scope| {
             let asked = scope.spawn(|| {
-                std::thread::sleep(Duration::from_millis(50));
+                wait_for("somebody to be waited for", limit, || trap.is_armed());
                 ask(&mut one, "go");
             });
             assert_eq!(trap.catch(point, &own, limit), Caught { process: own[0], server: behind }, "{when:?}");
