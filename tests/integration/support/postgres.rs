@@ -108,9 +108,16 @@ impl Postgres {
     /// Ends the server and all its connections at once, and starts it again: what it had committed is there.
     pub fn restart(&mut self) {
         self.quit();
-        self.child = spawn(self.directory.path(), self.port, &self.settings);
-        let directory = self.directory.path().to_owned();
-        assert!(self.answers(&directory), "postgres does not come back: {}", self.log());
+        let (directory, deadline) = (self.directory.path().to_owned(), Instant::now() + START_LIMIT);
+        loop {
+            self.child = spawn(&directory, self.port, &self.settings);
+            if self.answers(&directory) {
+                return;
+            }
+            // It ends at once where a child of the one before still has its memory.
+            assert!(Instant::now() < deadline, "postgres does not come back: {}", self.log());
+            std::thread::sleep(Duration::from_millis(100));
+        }
     }
 
     /// Ends the server and all its connections at once, and starts it again after `meanwhile`.
