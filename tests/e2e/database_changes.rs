@@ -11,12 +11,12 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use super::cluster::{apply, condition, eventually, get, kubectl, list, name, run};
-use super::install::{self, PLACE, image};
+use super::install::{self, PLACE};
 use super::nodes::{is_on_foreign_nodes, kill_process};
 use super::operator;
 use super::report::{self, Line};
-use super::shop::{WAITS_TO_BE_TOLD, file};
-use super::tier::{Tier, VALKEY_8_1, is_ready};
+use super::shop::{file, pods_that_wait};
+use super::tier::{Tier, VALKEY_8_1, ready_pods};
 
 /// The name of the cache, the application, and its policy.
 const NAME: &str = "rows";
@@ -97,8 +97,8 @@ impl Scene {
         tier.settle("the first time");
         let scene = Self { tier };
         scene.apply_policy();
-        apply(&application()).expect("applied");
-        eventually("the application", STARTS_WITHIN, || match pods(&format!("app={NAME}")).len() {
+        apply(&pods_that_wait(NAME, PODS)).expect("applied");
+        eventually("the application", STARTS_WITHIN, || match ready_pods(&format!("app={NAME}")).len() {
             PODS => Ok(()),
             found => Err(format!("{found} pods\n{}", super::cluster::describe(PLACE))),
         });
@@ -126,7 +126,7 @@ impl Scene {
     fn told(&self) {
         let changes = policy().expect("it is there")["status"]["changes"].clone();
         assert!(changes[0]["reading"] == true && changes[0]["lagSeconds"] == 0, "{changes}");
-        let relay = name(&pods(RELAYS)[0]);
+        let relay = name(&ready_pods(RELAYS)[0]);
         let line = ["-n", PLACE, "exec", &relay, "--", "/bin/larder", "changes", "--snapshot"];
         let said =
             kubectl(&[&line[..], &["/etc/larder/policy/snapshot.json"]].concat()).unwrap_or_else(|error| panic!("{error}"));
@@ -137,7 +137,7 @@ impl Scene {
     /// Rows change one after another while a relay, the database and the primary die; all pods are judged by what the database has noted. How
     /// many commits there were.
     fn deaths(&self) -> usize {
-        let readers = pods(&format!("app={NAME}"));
+        let readers = ready_pods(&format!("app={NAME}"));
         let done = AtomicBool::new(false);
         let seen: Vec<Seen> = thread::scope(|scope| {
             let readers: Vec<_> = readers.iter().map(|pod| scope.spawn(|| read(&name(pod), Duration::from_secs(120)))).collect();
@@ -146,7 +146,7 @@ impl Scene {
             let reader = reader();
             kubectl(&["-n", PLACE, "delete", "pod", &reader, "--grace-period=0", "--force"]).expect("deleted");
             thread::sleep(Duration::from_secs(20));
-            kill_process(&name(&pods(&format!("app={DATABASE}"))[0]), "postgres");
+            kill_process(&name(&ready_pods(&format!("app={DATABASE}"))[0]), "postgres");
             thread::sleep(Duration::from_secs(25));
             kill_process(&self.tier.primary(), &self.tier.engine.server());
             thread::sleep(Duration::from_secs(15));
@@ -188,12 +188,6 @@ impl Scene {
     }
 }
 
-/// Pods that are ready.
-fn pods(labels: &str) -> Vec<Value> {
-    let is_there = |pod: &Value| is_ready(pod) && pod["metadata"]["deletionTimestamp"].is_null();
-    list(PLACE, "pods", labels).into_iter().filter(is_there).collect()
-}
-
 /// The relay that reads the database.
 fn reader() -> String {
     eventually("a relay reads the database", STARTS_WITHIN, || {
@@ -201,7 +195,7 @@ fn reader() -> String {
             let metrics = kubectl(&["get", "--raw", &format!("/api/v1/namespaces/{PLACE}/pods/{relay}:9122/proxy/metrics")]);
             metrics.is_ok_and(|metrics| metrics.contains("larder_changes_reading{origin=\"db\"} 1"))
         };
-        pods(RELAYS).iter().map(name).find(reads).ok_or_else(|| "none does".to_owned())
+        ready_pods(RELAYS).iter().map(name).find(reads).ok_or_else(|| "none does".to_owned())
     })
 }
 
@@ -289,28 +283,4 @@ fn psql(query: &str) -> Result<String, String> {
 /// Asks the database, once it answers.
 fn sql(query: &str) -> String {
     eventually(&format!("the database answers {query}"), Duration::from_secs(90), || psql(query))
-}
-
-/// Pods that wait for somebody to run their program.
-fn application() -> Value {
-    json!({
-        "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": NAME, "namespace": PLACE},
-        "spec": {
-            "replicas": PODS, "selector": {"matchLabels": {"app": NAME}},
-            "template": {
-                "metadata": {"labels": {"app": NAME}},
-                "spec": {
-                    "automountServiceAccountToken": false,
-                    "terminationGracePeriodSeconds": 2,
-                    "securityContext": {"runAsNonRoot": true, "runAsUser": 10001, "seccompProfile": {"type": "RuntimeDefault"}},
-                    "containers": [{
-                        "name": "app", "image": image("LARDER_E2E_SHOP_IMAGE"), "command": WAITS_TO_BE_TOLD,
-                        "securityContext": {
-                            "allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true, "capabilities": {"drop": ["ALL"]},
-                        },
-                    }],
-                },
-            },
-        },
-    })
 }

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::api;
 use super::cluster::{apply, eventually, kubectl, list, name, run};
-use super::install::image;
+use super::install::{PLACE, image};
 use super::tier::{VALKEY_8_1, is_ready};
 
 /// Pods that run.
@@ -25,7 +25,31 @@ const ENGINE: &str = "{kind: Valkey, version: \"8.1\"}";
 const USERS: (&str, &str) = ("999", "10001");
 
 /// The command of a container of the shop's image in which the test runs what it likes. The image that tests/kind makes has Python alone.
-pub const WAITS_TO_BE_TOLD: [&str; 3] = ["python3", "-c", "import signal; signal.pause()"];
+const WAITS_TO_BE_TOLD: [&str; 3] = ["python3", "-c", "import signal; signal.pause()"];
+
+/// A Deployment `name` of pods of the shop's image that wait for somebody to run a program in them.
+pub fn pods_that_wait(name: &str, replicas: usize) -> Value {
+    json!({
+        "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": name, "namespace": PLACE},
+        "spec": {
+            "replicas": replicas, "selector": {"matchLabels": {"app": name}},
+            "template": {
+                "metadata": {"labels": {"app": name}},
+                "spec": {
+                    "automountServiceAccountToken": false,
+                    "terminationGracePeriodSeconds": 2,
+                    "securityContext": {"runAsNonRoot": true, "runAsUser": 10001, "seccompProfile": {"type": "RuntimeDefault"}},
+                    "containers": [{
+                        "name": "app", "image": image("LARDER_E2E_SHOP_IMAGE"), "command": WAITS_TO_BE_TOLD,
+                        "securityContext": {
+                            "allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true, "capabilities": {"drop": ["ALL"]},
+                        },
+                    }],
+                },
+            },
+        },
+    })
+}
 
 /// One of the example's files, as it stands but for where images are.
 pub fn file(name: &str) -> String {

@@ -359,6 +359,11 @@ impl Tier {
     }
 }
 
+/// The pods with these labels that are ready.
+pub fn ready_pods(labels: &str) -> Vec<Value> {
+    list(PLACE, "pods", labels).into_iter().filter(is_ready).collect()
+}
+
 pub fn is_ready(pod: &Value) -> bool {
     let conditions = pod["status"]["conditions"].as_array().cloned().unwrap_or_default();
     pod["metadata"]["deletionTimestamp"].is_null()

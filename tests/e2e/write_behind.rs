@@ -10,12 +10,12 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use super::cluster::{apply, condition, eventually, get, kubectl, list, name, run, uid};
-use super::install::{self, PLACE, image};
+use super::install::{self, PLACE};
 use super::nodes::{is_on_foreign_nodes, kill_process};
 use super::operator;
 use super::report::{self, Line};
-use super::shop::{WAITS_TO_BE_TOLD, file};
-use super::tier::{Tier, VALKEY_8_1, is_ready};
+use super::shop::{file, pods_that_wait};
+use super::tier::{Tier, VALKEY_8_1, ready_pods};
 
 /// The name of the cache, the application, and its policy.
 const NAME: &str = "behind";
@@ -121,7 +121,7 @@ impl Scene {
             2 => Ok(()),
             found => Err(format!("{found} relays are ready\n{}", super::cluster::describe(PLACE))),
         });
-        apply(&application(1)).expect("applied");
+        apply(&pods_that_wait(NAME, 1)).expect("applied");
         scene.await_application();
         scene
     }
@@ -147,7 +147,7 @@ impl Scene {
     }
 
     fn await_application(&self) {
-        eventually("the application", STARTS_WITHIN, || match pods(&format!("app={NAME}")).len() {
+        eventually("the application", STARTS_WITHIN, || match ready_pods(&format!("app={NAME}")).len() {
             1 => Ok(()),
             found => Err(format!("{found} pods\n{}", super::cluster::describe(PLACE))),
         });
@@ -155,7 +155,7 @@ impl Scene {
 
     /// Has the application write for so long, at most so many, while something is done.
     fn written_during(&self, seconds: u64, most: u64, first: u64, act: impl FnOnce()) -> Written {
-        let pod = name(&pods(&format!("app={NAME}"))[0]);
+        let pod = name(&ready_pods(&format!("app={NAME}"))[0]);
         let (seconds, most, first) = (seconds.to_string(), most.to_string(), first.to_string());
         let line = ["-n", PLACE, "exec", &pod, "-c", "app", "--", "python3", "-c", WRITER, &seconds, &most, &first];
         thread::scope(|scope| {
@@ -193,7 +193,7 @@ impl Scene {
             thread::sleep(Duration::from_secs(15));
             kill_process(&self.tier.primary(), &self.tier.engine.server());
             thread::sleep(Duration::from_secs(20));
-            kill_process(&name(&pods(&format!("app={DATABASE}"))[0]), "postgres");
+            kill_process(&name(&ready_pods(&format!("app={DATABASE}"))[0]), "postgres");
         });
         assert!(written.acknowledged.len() == 41, "{written:?}");
         self.tier.settle("after the failover");
@@ -262,15 +262,9 @@ impl Scene {
 /// What relays are labelled with.
 const RELAYS: &str = "app.kubernetes.io/name=larder-relay,larder.dev/uses-cluster=behind";
 
-/// Pods that are ready.
-fn pods(labels: &str) -> Vec<Value> {
-    let is_there = |pod: &Value| is_ready(pod) && pod["metadata"]["deletionTimestamp"].is_null();
-    list(PLACE, "pods", labels).into_iter().filter(is_there).collect()
-}
-
 /// The relays, each of which holds to the restricted profile and has no token.
 fn relays() -> Vec<Value> {
-    let relays = pods(RELAYS);
+    let relays = ready_pods(RELAYS);
     for relay in &relays {
         let mounts = relay["spec"]["containers"][0]["volumeMounts"].to_string();
         assert!(!mounts.contains("serviceaccount"), "{} has a token: {mounts}", uid(relay));
@@ -359,28 +353,4 @@ impl Drop for Locked {
             let _ = holder.join();
         }
     }
-}
-
-/// An application that waits for somebody to run its program.
-fn application(replicas: u32) -> Value {
-    json!({
-        "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": NAME, "namespace": PLACE},
-        "spec": {
-            "replicas": replicas, "selector": {"matchLabels": {"app": NAME}},
-            "template": {
-                "metadata": {"labels": {"app": NAME}},
-                "spec": {
-                    "automountServiceAccountToken": false,
-                    "terminationGracePeriodSeconds": 2,
-                    "securityContext": {"runAsNonRoot": true, "runAsUser": 10001, "seccompProfile": {"type": "RuntimeDefault"}},
-                    "containers": [{
-                        "name": "app", "image": image("LARDER_E2E_SHOP_IMAGE"), "command": WAITS_TO_BE_TOLD,
-                        "securityContext": {
-                            "allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true, "capabilities": {"drop": ["ALL"]},
-                        },
-                    }],
-                },
-            },
-        },
-    })
 }

@@ -1,11 +1,10 @@
 //! Servers of a Cluster under agents: where each starts, when it does not, and that its table of nodes says so.
 
 use std::fs;
-use std::time::{Duration, Instant};
 
 use serde_json::{Value as Json, json};
 
-use super::tier::{LIMIT, Member};
+use super::tier::{Member, wait_before};
 use crate::support::resp::{Client, Value};
 use crate::support::server::{Engine, free_port};
 
@@ -94,15 +93,8 @@ impl Cluster {
     }
 
     #[track_caller]
-    pub fn wait(&self, what: &str, mut done: impl FnMut() -> bool) {
-        let deadline = Instant::now() + LIMIT;
-        while !done() {
-            if Instant::now() > deadline {
-                let known = self.members.iter().map(|member| format!("{}\n{}", member.state(), member.log()));
-                panic!("{what}: not within {LIMIT:?}\n{}", known.collect::<Vec<_>>().join("\n\n"));
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        }
+    pub fn wait(&self, what: &str, done: impl FnMut() -> bool) {
+        wait_before(&self.members, what, done);
     }
 
     /// Until member `primary` leads its shard, its sibling follows it, both are ready, and everybody sees a whole Cluster of nobody else.

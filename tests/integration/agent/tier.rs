@@ -116,15 +116,8 @@ impl Tier {
 
     /// Polls `done` until it holds. Panics with what the agents know and wrote where it does not in time.
     #[track_caller]
-    pub fn wait(&self, what: &str, mut done: impl FnMut() -> bool) {
-        let deadline = Instant::now() + LIMIT;
-        while !done() {
-            if Instant::now() > deadline {
-                let known = self.members.iter().map(|member| format!("{}\n{}", member.state(), member.log()));
-                panic!("{what}: not within {LIMIT:?}\n{}", known.collect::<Vec<_>>().join("\n\n"));
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        }
+    pub fn wait(&self, what: &str, done: impl FnMut() -> bool) {
+        wait_before(&self.members, what, done);
     }
 
     /// Writes every member's configuration, with `fields` over those of the start.
@@ -423,5 +416,18 @@ impl Watcher {
 impl Drop for Watcher {
     fn drop(&mut self) {
         self.kill();
+    }
+}
+
+/// Polls `done` until it holds. Panics with what the agents of `members` know and wrote where it does not in time.
+#[track_caller]
+pub fn wait_before(members: &[Member], what: &str, mut done: impl FnMut() -> bool) {
+    let deadline = Instant::now() + LIMIT;
+    while !done() {
+        if Instant::now() > deadline {
+            let known = members.iter().map(|member| format!("{}\n{}", member.state(), member.log()));
+            panic!("{what}: not within {LIMIT:?}\n{}", known.collect::<Vec<_>>().join("\n\n"));
+        }
+        std::thread::sleep(Duration::from_millis(20));
     }
 }
