@@ -56,10 +56,11 @@ struct State {
     caught: Option<Ends>,
 }
 
-/// The ports at both ends of a connection.
+/// The ports at both ends of a connection, and that of the door between them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Ends {
     asks: u16,
+    door: u16,
     server: u16,
 }
 
@@ -89,7 +90,7 @@ impl Trap {
                 }
                 // A server that is gone is gone for its clients, too: the connection is closed.
                 let (Ok(client), Ok(stream)) = (client, TcpStream::connect(("127.0.0.1", server))) else { continue };
-                Line::pass_on(&client, &stream, server, &inner);
+                Line::pass_on(&client, &stream, (port, server), &inner);
             }
         });
         self.doors.lock().unwrap().push((port, acceptor));
@@ -103,7 +104,7 @@ impl Trap {
         loop {
             self.inner.state.lock().unwrap().armed = Some(point);
             let caught = self.caught(Duration::from_secs(5));
-            match caught.map(|Ends { asks, server }| Some(Caught { process: owner_of(asks, processes)?, server })) {
+            match caught.map(|ends| Some(Caught { process: ends.owner(processes)?, server: ends.server })) {
                 Some(Some(caught)) => return caught,
                 Some(None) => self.release(),
                 None => {}
@@ -153,9 +154,9 @@ struct Line {
 
 impl Line {
     /// Both directions, each on a thread of its own, until either end is gone.
-    fn pass_on(client: &TcpStream, server: &TcpStream, port: u16, inner: &Arc<Inner>) {
+    fn pass_on(client: &TcpStream, server: &TcpStream, ports: (u16, u16), inner: &Arc<Inner>) {
         let Ok(asks) = client.peer_addr().map(|address| address.port()) else { return };
-        let ends = Ends { asks, server: port };
+        let ends = Ends { asks, door: ports.0, server: ports.1 };
         let line = Arc::new(Self { inner: inner.clone(), ends, expects: AtomicBool::new(false) });
         for asks in [true, false] {
             let (Ok(client), Ok(server)) = (client.try_clone(), server.try_clone()) else { return };
@@ -230,19 +231,33 @@ impl Passing<'_> {
     }
 }
 
-/// Which of these processes has the connection that comes from a port of this machine.
-fn owner_of(port: u16, processes: &[u32]) -> Option<u32> {
-    let table = fs::read_to_string("/proc/net/tcp").ok()?;
-    let inode = table.lines().skip(1).find_map(|line| {
-        let fields: Vec<&str> = line.split_ascii_whitespace().collect();
-        let local = fields.get(1)?.rsplit_once(':')?.1;
-        (u16::from_str_radix(local, 16) == Ok(port)).then(|| fields.get(9).map(|inode| format!("socket:[{inode}]")))?
-    })?;
-    let has = |process: &&u32| {
-        let files = fs::read_dir(format!("/proc/{process}/fd")).into_iter().flatten().flatten();
-        files.filter_map(|file| fs::read_link(file.path()).ok()).any(|target| target.to_string_lossy() == inode)
-    };
-    processes.iter().find(has).copied()
+impl Ends {
+    /// Which of these processes has the connection. The kernel's table is not read at one moment: a line may lack in it while others come and go,
+    /// so it is read again where it does.
+    fn owner(self, processes: &[u32]) -> Option<u32> {
+        let inode = (0..100).find_map(|_| {
+            self.inode_in(&fs::read_to_string("/proc/net/tcp").ok()?).or_else(|| {
+                std::thread::sleep(Duration::from_millis(10));
+                None
+            })
+        })?;
+        let socket = format!("socket:[{inode}]");
+        let has = |process: &&u32| {
+            let files = fs::read_dir(format!("/proc/{process}/fd")).into_iter().flatten().flatten();
+            files.filter_map(|file| fs::read_link(file.path()).ok()).any(|target| target.to_string_lossy() == socket)
+        };
+        processes.iter().find(has).copied()
+    }
+
+    /// The socket of who asks, by the kernel's table of connections. Its port alone does not tell: connections to other servers may have it, too.
+    fn inode_in(self, table: &str) -> Option<&str> {
+        let port = |address: &str| u16::from_str_radix(address.rsplit_once(':')?.1, 16).ok();
+        table.lines().skip(1).find_map(|line| {
+            let fields: Vec<&str> = line.split_ascii_whitespace().collect();
+            let [_, local, remote, _, _, _, _, _, _, inode, ..] = fields[..] else { return None };
+            (port(local) == Some(self.asks) && port(remote) == Some(self.door)).then_some(inode)
+        })
+    }
 }
 
 #[test]
@@ -288,6 +303,17 @@ fn who_comes_to_a_point_is_held_up_there_and_nobody_else() {
         one.set_read_timeout(Some(limit)).unwrap();
         assert_eq!(answer(&mut one), "re:go", "{when:?}");
     }
+}
+
+#[test]
+fn a_connection_is_told_by_both_of_its_ports() {
+    let table = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n\
+        0: 0100007F:2328 0100007F:1388 06 00000000:00000000 00:00000000 00000000     0        0 0 3 0\n\
+        1: 0100007F:1770 0100007F:2328 01 00000000:00000000 00:00000000 00000000     0        0 18 1 0\n\
+        2: 0100007F:2328 0100007F:1770 01 00000000:00000000 00:00000000 00000000     0        0 17 1 0\n";
+    let ends = |asks, door| Ends { asks, door, server: 1 };
+    assert_eq!(ends(9000, 6000).inode_in(table), Some("17"));
+    assert_eq!(ends(9000, 6001).inode_in(table), None);
 }
 
 #[test]
