@@ -12,6 +12,8 @@ pub mod election;
 pub mod events;
 #[cfg(test)]
 mod fake_api;
+#[cfg(test)]
+mod fake_server;
 pub mod held;
 pub mod metrics;
 pub mod owner;

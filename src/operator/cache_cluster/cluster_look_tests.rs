@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use serde_json::{Value, json};
 
-use super::look_tests::{in_bulk, listen, listen_as_agent};
+use super::look_tests::{listen, listen_as_agent};
 use super::names::{REVISION_ANNOTATION, SERVER_PORT};
 use super::objects::{node_id, revisions};
 use super::plan::ServerId;
@@ -15,6 +15,7 @@ use super::validate::{tests::cluster, validate};
 use crate::api::CacheCluster;
 use crate::operator::controller::tests::look_once;
 use crate::operator::fake_api::FakeApi;
+use crate::operator::fake_server::in_bulk;
 use crate::policy::agent::{DataState, Proved, ServerPhase, StateReport};
 
 /// Three shards of two servers that own nothing, at addresses that nobody else has.

@@ -1,6 +1,6 @@
 //! Whole looks at a CacheCluster, before an API server that writes down what it is told.
 
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{IpAddr, TcpListener};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -19,6 +19,7 @@ use super::validate::{tests::cluster, validate};
 use crate::operator::controller::tests::{look_as, look_once};
 use crate::operator::election::Leadership;
 use crate::operator::fake_api::{Change, FakeApi};
+use crate::operator::fake_server::{self, in_bulk};
 use crate::policy::agent::{AgentConfig, DataState, Failover, Position, Proved, ServerPhase, StateReport};
 
 /// What stands of a tier `shop` with one replica.
@@ -152,30 +153,15 @@ pub(super) fn listen(
     port: u16,
     answer_to: impl Fn(&str) -> String + Clone + Send + 'static,
 ) -> Arc<Mutex<Vec<String>>> {
-    let listener = TcpListener::bind((address, port)).unwrap();
     let told = Arc::new(Mutex::new(Vec::new()));
     let heard = told.clone();
-    thread::spawn(move || {
-        for stream in listener.incoming().map_while(Result::ok) {
-            let (heard, answer_to) = (heard.clone(), answer_to.clone());
-            thread::spawn(move || {
-                let mut answers = stream.try_clone().unwrap();
-                let mut reader = BufReader::new(stream);
-                while let Some(words) = read_command(&mut reader) {
-                    let line = words.join(" ");
-                    let answer = answer_to(&line);
-                    heard.lock().unwrap().push(line);
-                    let _ = answers.write_all(answer.as_bytes());
-                }
-            });
-        }
+    fake_server::listen((address, port), move |words| {
+        let line = words.join(" ");
+        let answer = answer_to(&line);
+        heard.lock().unwrap().push(line);
+        answer
     });
     told
-}
-
-pub(super) fn in_bulk(texts: &[&str]) -> String {
-    let bulk = |text: &&str| format!("${}\r\n{text}\r\n", text.len());
-    format!("*{}\r\n{}", texts.len(), texts.iter().map(bulk).collect::<String>())
 }
 
 /// Sentinels and agents of a primary and a replica that follows, which announces the last of its address so.
@@ -219,22 +205,6 @@ pub(super) fn listen_as_agent(address: IpAddr, report: &StateReport) {
             let _ = write!(stream, "{head}{}\r\n\r\n{body}", body.len());
         }
     });
-}
-
-fn read_command(reader: &mut BufReader<std::net::TcpStream>) -> Option<Vec<String>> {
-    let number = |reader: &mut BufReader<std::net::TcpStream>| {
-        let mut line = String::new();
-        reader.read_line(&mut line).ok()?;
-        line.trim().get(1..)?.parse::<usize>().ok()
-    };
-    let count = number(reader)?;
-    let mut words = Vec::new();
-    for _ in 0..count {
-        let mut bytes = vec![0; number(reader)? + 2];
-        reader.read_exact(&mut bytes).ok()?;
-        words.push(String::from_utf8_lossy(&bytes[..bytes.len() - 2]).into_owned());
-    }
-    Some(words)
 }
 
 async fn look(standing: &Standing, api: &FakeApi) {

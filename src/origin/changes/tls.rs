@@ -45,7 +45,7 @@ pub async fn config(mode: PgSslMode, files: &Files) -> Result<ClientConfig, Stri
 
 async fn verifier(mode: PgSslMode, files: &Files, provider: Arc<CryptoProvider>) -> Result<Arc<dyn ServerCertVerifier>, String> {
     if !matches!(mode, PgSslMode::VerifyCa | PgSslMode::VerifyFull) {
-        return Ok(Arc::new(Anybody(provider)));
+        return Ok(Arc::new(Lenient { issued: None, provider }));
     }
     let mut roots = RootCertStore::from_iter(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
     if let Some(path) = &files.authorities {
@@ -53,9 +53,9 @@ async fn verifier(mode: PgSslMode, files: &Files, provider: Arc<CryptoProvider>)
             roots.add(authority).map_err(|error| format!("sslrootcert: {error}"))?;
         }
     }
-    let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider).build();
+    let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider.clone()).build();
     let verifier = verifier.map_err(|error| error.to_string())?;
-    Ok(if matches!(mode, PgSslMode::VerifyFull) { verifier } else { Arc::new(AnyName(verifier)) })
+    Ok(if matches!(mode, PgSslMode::VerifyFull) { verifier } else { Arc::new(Lenient { issued: Some(verifier), provider }) })
 }
 
 async fn certificates(path: &PathBuf) -> Result<Vec<CertificateDer<'static>>, String> {
@@ -68,50 +68,15 @@ async fn read(path: &PathBuf) -> Result<Vec<u8>, String> {
     tokio::fs::read(path).await.map_err(|error| format!("{} cannot be read: {}", path.display(), error.kind()))
 }
 
-/// `sslmode` prefer and require: what is encrypted is for whoever answers.
+/// Asks for less than [`WebPkiServerVerifier`], as these `sslmode`s do.
 #[derive(Debug)]
-struct Anybody(Arc<CryptoProvider>);
-
-impl ServerCertVerifier for Anybody {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls12_signature(message, cert, signature, &self.0.signature_verification_algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, cert, signature, &self.0.signature_verification_algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
-    }
+struct Lenient {
+    /// verify-ca: who issued the certificate counts, and its name does not. prefer and require have none: what is encrypted is for whoever answers.
+    issued: Option<Arc<WebPkiServerVerifier>>,
+    provider: Arc<CryptoProvider>,
 }
 
-/// `sslmode` verify-ca: who issued the certificate counts, and its name does not.
-#[derive(Debug)]
-struct AnyName(Arc<WebPkiServerVerifier>);
-
-impl ServerCertVerifier for AnyName {
+impl ServerCertVerifier for Lenient {
     fn verify_server_cert(
         &self,
         cert: &CertificateDer<'_>,
@@ -120,7 +85,8 @@ impl ServerCertVerifier for AnyName {
         ocsp: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        match self.0.verify_server_cert(cert, intermediates, name, ocsp, now) {
+        let Some(issued) = &self.issued else { return Ok(ServerCertVerified::assertion()) };
+        match issued.verify_server_cert(cert, intermediates, name, ocsp, now) {
             Err(Error::InvalidCertificate(
                 CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
             )) => Ok(ServerCertVerified::assertion()),
@@ -134,7 +100,7 @@ impl ServerCertVerifier for AnyName {
         cert: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.0.verify_tls12_signature(message, cert, signature)
+        verify_tls12_signature(message, cert, signature, &self.provider.signature_verification_algorithms)
     }
 
     fn verify_tls13_signature(
@@ -143,10 +109,10 @@ impl ServerCertVerifier for AnyName {
         cert: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.0.verify_tls13_signature(message, cert, signature)
+        verify_tls13_signature(message, cert, signature, &self.provider.signature_verification_algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.supported_verify_schemes()
+        self.provider.signature_verification_algorithms.supported_schemes()
     }
 }

@@ -115,7 +115,7 @@ fn through() -> Json {
 
 impl Bench {
     fn open() -> Self {
-        let postgres = Postgres::start();
+        let postgres = Postgres::start_durable();
         let (url, database) = database(&postgres);
         let mut behind = sql_rule("users", "db", &without_history(WRITE), DELETE);
         // It outlasts the outage.
@@ -231,7 +231,7 @@ fn write_behind_beside_direct_writes() {
     }
     let mut text = format!(
         "# Write-behind beside direct writes\n\n`make bench-write-behind` writes this. {CLIENTS} clients without pause, {KEYS} keys, by turns {ROUNDS} times {} s each; Valkey with a \
-         replica, `appendfsync always` on both, one sidecar, two relays, Postgres, all on one machine of two processors: what counts is how the lines compare.\n\n\
+         replica, `appendfsync always` on both, one sidecar, two relays, Postgres with `fsync` and `synchronous_commit` on, all on one machine of two processors: what counts is how the lines compare.\n\n\
          | | writes a second | p50 | p99 | transactions for 1,000 writes |\n|---|---|---|---|---|\n",
         ROUND.as_secs()
     );

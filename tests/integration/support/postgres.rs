@@ -49,6 +49,11 @@ impl Postgres {
         Self::start_in(TempDir::new().expect("a temporary directory"), &["wal_level=logical".to_owned()])
     }
 
+    /// A server that writes to disk before it confirms, and logs no statement, as a database that is measured must.
+    pub fn start_durable() -> Self {
+        Self::start_in(TempDir::new().expect("a temporary directory"), &["fsync=on", "log_statement=none"].map(str::to_owned))
+    }
+
     /// A server that speaks TLS only, to clients with a certificate only, and tells of its changes, with the files that [`write_certificates`] made.
     pub fn start_secured() -> Self {
         let directory = TempDir::new().expect("a temporary directory");

@@ -100,49 +100,23 @@ async fn evaluate(admin: &mut Admin, call: &Call) -> Result<Vec<Vec<u8>>, AdminE
 
 #[cfg(test)]
 mod tests {
-    use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-    use std::net::TcpListener;
-    use std::thread;
-
     use super::*;
+    use crate::operator::fake_server::{self, in_bulk};
 
     /// One of two servers of a Cluster, whose partitions are those of even numbers, or of odd ones: one write lies in each.
     fn half(parity: u8) -> SocketAddr {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = listener.local_addr().unwrap();
-        thread::spawn(move || {
-            for stream in listener.incoming() {
-                let Ok(mut out) = stream else { return };
-                let mut lines = BufReader::new(out.try_clone().unwrap());
-                let mut line = String::new();
-                while lines.read_line(&mut line).is_ok_and(|length| length > 0) {
-                    let mut words = Vec::new();
-                    for _ in 0..line.trim()[1..].parse::<usize>().unwrap() {
-                        line.clear();
-                        lines.read_line(&mut line).unwrap();
-                        let mut word = vec![0; line.trim()[1..].parse::<usize>().unwrap() + 2];
-                        lines.read_exact(&mut word).unwrap();
-                        words.push(String::from_utf8(word).unwrap());
-                    }
-                    line.clear();
-                    out.write_all(answer(&words, parity).as_bytes()).unwrap();
-                }
-            }
-        });
-        address
+        fake_server::listen("127.0.0.1:0", move |words| answer(words, parity))
     }
 
     fn answer(words: &[String], parity: u8) -> String {
         let partition = Partition::all(&journal())
-            .find(|partition| scripts::status(partition).command()[3] == words[3].trim_end().as_bytes())
+            .find(|partition| scripts::status(partition).command()[3] == words[3].as_bytes())
             .expect("a partition's first key");
         if partition.number() % 2 != parity {
             return format!("-MOVED {} 127.0.0.1:1\r\n", partition.slot());
         }
         let numbers = [9, 1, 100, 4, 5, 0, 0, 1, 0, 0].map(|number: u64| number.to_string());
-        let words: Vec<String> = ["status".to_owned()].into_iter().chain(numbers).chain([String::new()]).collect();
-        let text: String = words.iter().map(|word| format!("${}\r\n{word}\r\n", word.len())).collect();
-        format!("*{}\r\n{text}", words.len())
+        in_bulk(&["status".to_owned()].into_iter().chain(numbers).chain([String::new()]).collect::<Vec<_>>())
     }
 
     fn journal() -> JournalName {

@@ -1,8 +1,6 @@
 //! Relays as whole looks at a namespace make them, before an API server that writes down what it is told and a server that plays a primary.
 
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::net::{SocketAddr, TcpListener};
-use std::thread;
+use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
 use serde_json::{Value, json};
@@ -21,6 +19,7 @@ use crate::operator::cache_policy::place::Place;
 use crate::operator::cache_policy::ties::Offer;
 use crate::operator::controller::tests::look_at_policies_once;
 use crate::operator::fake_api::FakeApi;
+use crate::operator::fake_server::{self, in_bulk};
 use crate::operator::queue::Key;
 use crate::policy::snapshot::Topology;
 
@@ -95,51 +94,21 @@ fn primary(depth: u64) -> SocketAddr {
     primary_with(depth, &View::default())
 }
 
-fn reply(words: &[String]) -> String {
-    let text: String = words.iter().map(|word| format!("${}\r\n{word}\r\n", word.len())).collect();
-    format!("*{}\r\n{text}", words.len())
-}
-
 /// The same, where each feed is so.
 fn primary_with(depth: u64, view: &View) -> SocketAddr {
     let text = |text: &Option<String>| text.clone().unwrap_or_default();
     let behind = view.behind_ms.map(|millis| millis.to_string()).unwrap_or_default();
     let removed = if view.is_removed { "1" } else { "" };
     let feed = ["view", &text(&view.reader), "", &behind, "0", &text(&view.trouble), removed].map(str::to_owned);
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap();
-    thread::spawn(move || {
-        for stream in listener.incoming() {
-            let Ok(mut out) = stream else { return };
-            let feed = feed.clone();
-            thread::spawn(move || {
-                let mut lines = BufReader::new(out.try_clone().unwrap());
-                let mut line = String::new();
-                while lines.read_line(&mut line).is_ok_and(|length| length > 0) {
-                    // `*N`, and of each word `$LENGTH` and the word.
-                    let mut is_of_a_feed = false;
-                    for _ in 0..line.trim()[1..].parse::<usize>().unwrap() {
-                        line.clear();
-                        lines.read_line(&mut line).unwrap();
-                        let mut word = vec![0; line.trim()[1..].parse::<usize>().unwrap() + 2];
-                        lines.read_exact(&mut word).unwrap();
-                        is_of_a_feed |= word.starts_with(b"larder:cr:");
-                    }
-                    line.clear();
-                    if is_of_a_feed {
-                        out.write_all(reply(&feed).as_bytes()).unwrap();
-                        continue;
-                    }
-                    // now, depth, bytes, oldest, last, position, fence, dirty, dead, parked; and nobody drains it.
-                    let numbers = [9_000_000, depth, depth * 100, depth.min(1) * 4_000_000, 5_000_000, 0, 0, depth, 0, 0];
-                    let words = numbers.map(|number: u64| number.to_string());
-                    let words = ["status".to_owned()].into_iter().chain(words).chain([String::new()]);
-                    out.write_all(reply(&words.collect::<Vec<_>>()).as_bytes()).unwrap();
-                }
-            });
+    fake_server::listen("127.0.0.1:0", move |words| {
+        if words.iter().any(|word| word.starts_with("larder:cr:")) {
+            return in_bulk(&feed);
         }
-    });
-    address
+        // now, depth, bytes, oldest, last, position, fence, dirty, dead, parked; and nobody drains it.
+        let numbers = [9_000_000, depth, depth * 100, depth.min(1) * 4_000_000, 5_000_000, 0, 0, depth, 0, 0];
+        let words = numbers.map(|number: u64| number.to_string());
+        in_bulk(&["status".to_owned()].into_iter().chain(words).chain([String::new()]).collect::<Vec<_>>())
+    })
 }
 
 fn offer(primary: SocketAddr) -> Offer {
