@@ -33,8 +33,8 @@ struct Opinion {
     server: NodeAddr,
     /// The epoch of its own claim; one without has no vote.
     claim: Option<u64>,
-    /// The server that it takes for the owner of the slots of the shard that is asked about.
-    owner: Option<NodeAddr>,
+    /// The server that it takes for the owner of the slots of the shard that is asked about, and the epoch of that one's claim.
+    owner: Option<(NodeAddr, u64)>,
     /// Whether each shard owns slots, as it says.
     owns: Vec<bool>,
 }
@@ -86,9 +86,9 @@ fn count(cluster: &ClusterCharge, opinions: &[(usize, Opinion)]) -> Ballot {
             !is_own && !opinions.is_empty() && !opinions.iter().any(|(_, opinion)| says(opinion))
         };
         match voter {
-            Some(Opinion { server, owner: Some(owner), .. }) => {
+            Some(Opinion { server, owner: Some((owner, claim)), .. }) => {
                 ballot.named.push((server.clone(), owner.clone()));
-                ballot.votes.push(Vote::Names { primary: owner.clone(), failing_over: false });
+                ballot.votes.push(Vote::Names { primary: owner.clone(), claim: Some(*claim), failing_over: false });
             }
             Some(Opinion { owner: None, .. }) => ballot.votes.push(Vote::KnowsNone),
             None if owns_nothing() => {}
@@ -137,6 +137,9 @@ fn current_epoch(info: &Value) -> u64 {
 mod tests {
     use super::*;
 
+    /// The epoch in which the owner won the shard that is asked about.
+    const CLAIM: u64 = 5;
+
     fn at(shard: u16, index: u16) -> NodeAddr {
         NodeAddr::new("10.0.0.1", 7000 + shard * 10 + index)
     }
@@ -148,12 +151,12 @@ mod tests {
     }
 
     fn opinion(shard: u16, index: u16, claim: Option<u64>, owner: Option<u16>, owns: &[bool]) -> (usize, Opinion) {
-        let owner = owner.map(|index| at(9, index));
+        let owner = owner.map(|index| (at(9, index), CLAIM));
         (usize::from(shard), Opinion { server: at(shard, index), claim, owner, owns: owns.to_vec() })
     }
 
     fn names(index: u16) -> Vote {
-        Vote::Names { primary: at(9, index), failing_over: false }
+        Vote::Names { primary: at(9, index), claim: Some(CLAIM), failing_over: false }
     }
 
     #[test]

@@ -312,7 +312,7 @@ async fn is_in_tilt(sentinel: &mut Line) -> Result<bool, LineError> {
 /// Whether a sentinel is replacing the server at `address`, or has.
 fn is_acting(answer: &Vote, address: &NodeAddr) -> bool {
     match answer {
-        Vote::Names { primary, failing_over } => *failing_over || primary != address,
+        Vote::Names { primary, failing_over, .. } => *failing_over || primary != address,
         Vote::Unreachable | Vote::KnowsNone => false,
     }
 }

@@ -143,11 +143,11 @@ impl NodeTable {
         self.own.is_primary && self.own.slots.is_empty()
     }
 
-    /// Which of these servers owns slots: of several the one with the latest claim.
-    pub fn owner_among(&self, addresses: &[NodeAddr]) -> Option<NodeAddr> {
+    /// Which of these servers owns slots, and the epoch of its claim: of several the one with the latest.
+    pub fn owner_among(&self, addresses: &[NodeAddr]) -> Option<(NodeAddr, u64)> {
         let owners = self.rows().filter(|row| row.is_owner());
         let ours = owners.filter_map(|row| Some((row.epoch, row.address().filter(|address| addresses.contains(address))?)));
-        ours.max_by_key(|(epoch, _)| *epoch).map(|(_, address)| address)
+        ours.max_by_key(|(epoch, _)| *epoch).map(|(epoch, address)| (address, epoch))
     }
 
     fn row_at(&self, address: &NodeAddr) -> Option<&Row> {
@@ -250,7 +250,7 @@ mod tests {
     fn a_table_says_who_owns_what() {
         let table = after_a_failover();
         assert_eq!((table.id(), table.claim(), table.is_blank()), (id(1).as_str(), Some(5), false));
-        assert_eq!(table.owner_among(&[address(0), address(3)]), Some(address(3)));
+        assert_eq!(table.owner_among(&[address(0), address(3)]), Some((address(3), 6)));
         assert_eq!(table.owner_among(&[address(0), address(4)]), None);
         assert_eq!(NodeTable::parse(&line(0, "master", None, 1, "")), None, "whose it is");
         assert_eq!(NodeTable::parse("garbage"), None);

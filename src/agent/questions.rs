@@ -79,7 +79,7 @@ fn parse_master(answer: &Value) -> Vote {
     let port = answer.field("port").and_then(Value::as_int).and_then(|port| u16::try_from(port).ok());
     let (Some(host), Some(port)) = (text("ip"), port) else { return Vote::Unreachable };
     let failing_over = text("flags").is_some_and(|flags| flags.split(',').any(|flag| flag == "failover_in_progress"));
-    Vote::Names { primary: NodeAddr::new(host, port), failing_over }
+    Vote::Names { primary: NodeAddr::new(host, port), claim: None, failing_over }
 }
 
 async fn ask_peer(http: &PeerClient, peer: &PeerPlace, in_cluster: bool) -> PeerView {

@@ -105,6 +105,8 @@ pub enum Vote {
     Names {
         /// Its announced address.
         primary: NodeAddr,
+        /// The epoch of the claim by which it owns the slots. `None`: of a sentinel; those agree among themselves.
+        claim: Option<u64>,
         /// Whether it is replacing it at this moment.
         failing_over: bool,
     },
@@ -229,6 +231,8 @@ struct Rules {
     latest_claim_begins: bool,
     /// A node that owns nothing starts only where no peer claims or may hold anything.
     blank_where_unused: bool,
+    /// Where voters name different owners of a shard's slots, the latest claim holds.
+    latest_claim_holds: bool,
 }
 
 impl Rules {
@@ -245,6 +249,7 @@ impl Rules {
         wait_for_failover: true,
         latest_claim_begins: true,
         blank_where_unused: true,
+        latest_claim_holds: true,
     };
 }
 
@@ -279,12 +284,30 @@ fn consensus(rules: Rules, answers: &[Vote]) -> Consensus<'_> {
             Vote::Unreachable | Vote::KnowsNone => None,
         })
     };
+    if let Some(owner) = latest_claim(answers).filter(|_| rules.latest_claim_holds) {
+        return Consensus::Names(owner);
+    }
     let count = if rules.majority_of_all { answers.len() } else { named().count() };
     if let Some(owner) = named().find(|owner| named().filter(|other| other == owner).count() > count / 2) {
         return Consensus::Names(owner);
     }
     let first = named().next();
     if named().all(|other| Some(other) == first) { Consensus::Minority(first) } else { Consensus::Split }
+}
+
+/// The owner by the latest claim that any voter has heard of, where a majority names an owner.
+///
+/// Primaries of a Cluster hear of a claim from the owner alone. Where that has ended before all of them did, they never come to agree while its
+/// shard waits for them. Whoever names another, be it most of them, has missed the later claim: by the rules of Redis Cluster it holds once he hears of it.
+fn latest_claim(answers: &[Vote]) -> Option<&NodeAddr> {
+    let claims = answers.iter().filter_map(|answer| match answer {
+        Vote::Names { primary, claim: Some(claim), .. } => Some((*claim, primary)),
+        _ => None,
+    });
+    let (latest, owner) = claims.clone().max_by_key(|(claim, _)| *claim)?;
+    let is_majority = claims.clone().count() > answers.len() / 2;
+    let is_its_own = claims.clone().all(|(claim, other)| claim < latest || other == owner);
+    (is_majority && is_its_own).then_some(owner)
 }
 
 fn decide_under(rules: Rules, situation: &Situation) -> Decision {

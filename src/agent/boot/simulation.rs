@@ -64,6 +64,8 @@ struct Server {
 struct Sentinel {
     away: u32,
     named: Option<usize>,
+    /// In a Cluster, the epoch of the claim of the one that it names.
+    claim: u64,
 }
 
 struct World {
@@ -101,7 +103,7 @@ impl World {
             voters,
             durable,
             servers: vec![server; servers],
-            sentinels: vec![Sentinel { away: 0, named: None }; SENTINELS],
+            sentinels: vec![Sentinel { away: 0, named: None, claim: 0 }; SENTINELS],
             primary_gone_for: 0,
             lineages: 0,
             epoch: 0,
@@ -267,11 +269,8 @@ impl World {
     /// A majority of sentinels replaces a primary that is gone by the best replica that may be promoted.
     fn fail_over(&mut self) -> Verdict {
         let up: Vec<usize> = (0..SENTINELS).filter(|index| self.votes(*index)).collect();
-        // News spreads to sentinels that return.
-        if let Some(named) = self.majority() {
-            up.iter().for_each(|index| self.sentinels[*index].named = Some(named));
-        }
-        let Some(named) = self.majority() else { return Ok(()) };
+        self.spread_news(&up);
+        let Some(named) = self.owner() else { return Ok(()) };
         self.primary_gone_for = if self.servers[named].place == Place::Primary { 0 } else { self.primary_gone_for + 1 };
         if self.primary_gone_for < FAILOVER_TICKS || up.len() <= SENTINELS / 2 {
             return Ok(());
@@ -287,15 +286,44 @@ impl World {
         // What the election leaves behind, replication had not brought over: no start's fault.
         self.truth = self.truth.min(version);
         self.lead(chosen);
-        up.iter().for_each(|index| self.sentinels[*index].named = Some(chosen));
+        // In a Cluster one hears of it at once, and the others from the new owner, while it runs.
+        let hear = if self.is_cluster() { 1 } else { up.len() };
+        up.iter().take(hear).for_each(|index| self.name(*index, chosen, self.epoch));
         self.primary_gone_for = 0;
         Ok(())
+    }
+
+    fn name(&mut self, voter: usize, owner: usize, claim: u64) {
+        (self.sentinels[voter].named, self.sentinels[voter].claim) = (Some(owner), claim);
+    }
+
+    /// Sentinels that return hear from the others. The primaries of a Cluster hear of a claim from its owner alone, one after the other.
+    fn spread_news(&mut self, up: &[usize]) {
+        if !self.is_cluster() {
+            let Some(named) = self.majority() else { return };
+            return up.iter().for_each(|index| self.name(*index, named, 0));
+        }
+        let running = |server: &Server| server.claim.filter(|_| server.place == Place::Primary);
+        let claims = self.servers.iter().enumerate().filter_map(|(index, server)| Some((running(server)?, index)));
+        let Some((claim, owner)) = claims.max() else { return };
+        if let Some(voter) = up.iter().find(|voter| self.sentinels[**voter].claim < claim) {
+            self.name(*voter, owner, claim);
+        }
+    }
+
+    /// Who may be replaced: by the primaries of a Cluster the one with the latest claim, also where not all have heard of it.
+    fn owner(&self) -> Option<usize> {
+        if !self.is_cluster() {
+            return self.majority();
+        }
+        let named = self.sentinels.iter().filter_map(|voter| Some((voter.claim, voter.named?)));
+        named.clone().max().filter(|_| named.count() > SENTINELS / 2).map(|(_, owner)| owner)
     }
 
     /// What a control plane does for sentinels that know no primary: it names the one that the others name, or that runs.
     fn introduce(&mut self) {
         let up: Vec<usize> = (0..SENTINELS).filter(|index| self.votes(*index)).collect();
-        let known = up.iter().find_map(|index| self.sentinels[*index].named);
+        let known = up.iter().find_map(|index| Some((self.sentinels[*index].named?, self.sentinels[*index].claim)));
         // A Cluster's slots are given away once all servers run and nobody knows of an owner; or again, to an owner that forgot them.
         let is_unused = |server: &Server| server.place == Place::Blank;
         if let Some(owner) = self.majority().filter(|owner| is_unused(&self.servers[*owner])) {
@@ -303,9 +331,14 @@ impl World {
         } else if self.sentinels.iter().all(|sentinel| sentinel.named.is_none()) && self.servers.iter().all(is_unused) {
             self.lead(0);
         }
-        let named = known.or_else(|| self.servers.iter().position(|server| server.place == Place::Primary));
-        let unaware = up.iter().filter(|index| self.sentinels[**index].named.is_none()).copied().collect::<Vec<_>>();
-        unaware.into_iter().for_each(|index| self.sentinels[index].named = named);
+        let leads = |server: &Server| server.place == Place::Primary;
+        let named = known.or_else(|| {
+            let index = self.servers.iter().position(leads)?;
+            Some((index, self.servers[index].claim.unwrap_or(0)))
+        });
+        let Some((owner, claim)) = named else { return };
+        let unaware: Vec<usize> = up.into_iter().filter(|index| self.sentinels[*index].named.is_none()).collect();
+        unaware.into_iter().for_each(|index| self.name(index, owner, claim));
     }
 
     fn synchronise(&mut self) -> Verdict {
@@ -349,7 +382,10 @@ impl World {
         let answer = |sentinel: usize| match self.sentinels[sentinel].named {
             _ if !self.votes(sentinel) => Vote::Unreachable,
             None => Vote::KnowsNone,
-            Some(named) => Vote::Names { primary: address(named), failing_over: false },
+            Some(named) => {
+                let claim = Some(self.sentinels[sentinel].claim).filter(|_| self.is_cluster());
+                Vote::Names { primary: address(named), claim, failing_over: false }
+            }
         };
         let others = (0..self.servers.len()).filter(|other| *other != index);
         let peer = |other: usize| PeerView { ordinal: other as u16, address: address(other), answer: seen[other].clone() };
@@ -488,9 +524,12 @@ fn each_broken_rule_is_caught() {
         ("newest_starts", Rules { newest_starts: false, ..sound }),
         ("promote_whole_copies_alone", Rules { promote_whole_copies_alone: false, ..sound }),
     ];
-    let blank = ("blank_where_unused", Rules { blank_where_unused: false, ..sound });
+    let of_clusters = [
+        ("blank_where_unused", Rules { blank_where_unused: false, ..sound }),
+        ("latest_claim_holds", Rules { latest_claim_holds: false, ..sound }),
+    ];
     let everywhere = broken.iter().map(|rule| (rule, Voters::Sentinels));
-    let in_clusters = broken.iter().chain([&blank]).map(|rule| (rule, Voters::Primaries));
+    let in_clusters = broken.iter().chain(&of_clusters).map(|rule| (rule, Voters::Primaries));
     let survives = |((name, rules), voters): (&(&'static str, Rules), Voters)| {
         check(*rules, voters, 4000).is_ok().then(|| format!("{name} with {voters:?}"))
     };

@@ -27,7 +27,7 @@ fn primary(data: DataState) -> PeerAnswer {
 }
 
 fn names(ordinal: u16) -> Vote {
-    Vote::Names { primary: address(ordinal), failing_over: false }
+    Vote::Names { primary: address(ordinal), claim: None, failing_over: false }
 }
 
 const SILENT: Vote = Vote::Unreachable;
@@ -127,7 +127,7 @@ fn a_named_primary_with_everything_need_not_ask() {
 
 #[test]
 fn what_the_sentinels_are_about_to_change_is_waited_for() {
-    let changing = Vote::Names { primary: address(1), failing_over: true };
+    let changing = Vote::Names { primary: address(1), claim: None, failing_over: true };
     check(&situation(led(5), [changing, names(1), names(1)], stopped(at(5)), stopped(at(5))), "FailoverUnderWay");
     check(&situation(led(5), [names(1), names(1), names(1)], primary(at(5)), stopped(at(5))), "AnotherActs");
 }
@@ -227,6 +227,25 @@ fn in_a_cluster_the_other_shards_are_a_majority_without_this_one() {
     check(&equal(UNCLAIMED), "OthersTurn");
 }
 
+#[test]
+fn of_two_owners_that_are_named_the_one_with_the_later_claim_leads() {
+    let by = |ordinal, claim| Vote::Names { primary: address(ordinal), claim: Some(claim), failing_over: false };
+    let at_odds = |zero, one| [by(0, zero), by(1, one), SILENT];
+    let shard = |own, votes| in_cluster(own, votes, [None, Some(7), None], stopped(at(4)), stopped(at(4)));
+    check(&shard(led(5), at_odds(3, 7)), "primary");
+    check(&shard(at(5), at_odds(8, 7)), "replica of 0, promotable");
+    check(&shard(at(3), at_odds(8, 7)), "replica of 0");
+    check(&shard(at(3), at_odds(3, 7)), "PeerAhead");
+    check(&shard(led(5), at_odds(7, 7)), "NoMajority");
+    let most_missed_it = [by(1, 7), by(0, 8), by(1, 7)];
+    check(&shard(led(5), most_missed_it), "replica of 0, promotable");
+    let mut most_silent = shard(led(5), at_odds(3, 7));
+    most_silent.votes.extend([SILENT, SILENT]);
+    check(&most_silent, "NoMajority");
+    // Sentinels come to agree by themselves.
+    check(&situation(led(5), [names(0), names(1), SILENT], stopped(at(4)), stopped(at(4))), "NoMajority");
+}
+
 /// What a broken rule would do where chance seldom leads.
 #[test]
 fn the_rules_that_chance_seldom_needs_are_needed() {
@@ -250,7 +269,7 @@ fn the_rules_that_chance_seldom_needs_are_needed() {
     let others = [names(0), names(0), names(0)];
     check(rules, &situation(at(5), others, primary(Empty), stopped(Empty)), "OwnerIsEmpty", "replica of 0");
     let rules = Rules { wait_for_failover: false, ..sound };
-    let changing = Vote::Names { primary: address(1), failing_over: true };
+    let changing = Vote::Names { primary: address(1), claim: None, failing_over: true };
     let changing = [changing, names(1), names(1)];
     check(rules, &situation(led(5), changing, stopped(at(5)), stopped(at(5))), "FailoverUnderWay", "primary");
     let rules = Rules { latest_claim_begins: false, ..sound };
