@@ -236,7 +236,8 @@ impl Ends {
     /// so it is read again where it does.
     fn owner(self, processes: &[u32]) -> Option<u32> {
         let inode = (0..100).find_map(|_| {
-            self.inode_in(&fs::read_to_string("/proc/net/tcp").ok()?).or_else(|| {
+            let table = fs::read_to_string("/proc/net/tcp").ok()?;
+            self.inode_in(&table).map(str::to_owned).or_else(|| {
                 std::thread::sleep(Duration::from_millis(10));
                 None
             })
