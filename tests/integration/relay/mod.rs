@@ -161,8 +161,14 @@ impl Scene {
         self.servers.holder_of(&String::from_utf8_lossy(&partition.log()))
     }
 
+    /// A Cluster that is short of processors may be down for a moment, and then does nothing.
     fn run(&self, partition: &Partition, command: &[Vec<u8>]) -> Vec<Vec<u8>> {
-        bulks(&self.client(partition).call(command))
+        let mut answer = Value::Nil;
+        wait_for("the servers not to be down", LONG, || {
+            answer = self.client(partition).call(command);
+            !matches!(&answer, Value::Error(text) if text.starts_with("CLUSTERDOWN"))
+        });
+        bulks(&answer)
     }
 
     /// How each partition is.
