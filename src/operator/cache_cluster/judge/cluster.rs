@@ -65,7 +65,7 @@ impl Seen<'_> {
         let CrowdedPrimaries { node, primaries, of } = plan::crowded_primaries(self.observed, &plan::primaries(self.observed))?;
         let message = format!(
             "node {node} holds {} of {of} primaries, and without it nobody can fail over: one of them hands over where a replica in step is \
-             on another node; where that does not help, add nodes",
+             on another node, and a replica is made anew where another node has room for it; where that does not help, add nodes",
             primaries.len()
         );
         Some(Verdict::yes("TooFewNodes", message))

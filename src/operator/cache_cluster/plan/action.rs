@@ -175,7 +175,7 @@ pub enum Why {
     Stale,
     /// It is of an earlier revision and not ready: nothing is gained by waiting for it.
     StaleAndUnready,
-    /// Its node carries too many sentinels, and another has room.
+    /// Its node carries too many sentinels, or in a Cluster another too many primaries, and one with room could take it.
     Crowded,
 }
 

@@ -293,6 +293,42 @@ fn a_node_that_carries_a_majority_of_primaries_is_relieved_by_a_handover() {
     scene.check_waits(&Waiting::HandoverRetry(id(1, 0)));
 }
 
+/// After a drain all servers are on two nodes of three, and each shard has one on either.
+#[test]
+fn a_replica_moves_where_none_could_relieve_a_crowded_node() {
+    let mut scene = Scene::whole(true);
+    for (server, node) in [(id(0, 0), "a"), (id(1, 0), "a"), (id(2, 0), "b"), (id(0, 1), "b"), (id(1, 1), "b"), (id(2, 1), "a")] {
+        scene.pod(server).node = Some(Node { name: node.to_owned(), ready: true });
+    }
+    scene.observed.steady = Duration::from_secs(30);
+    assert_eq!(scene.plan(), [], "nodes may not be seen");
+    scene.observed.open_nodes = ["a", "b"].map(str::to_owned).into();
+    assert_eq!(scene.plan(), [], "no other node has room");
+    scene.observed.open_nodes.insert("c".to_owned());
+    let moves = Action::ReplacePod { member: Member::Server(id(1, 1)), uid: "uid server 1-1".to_owned(), why: Why::Crowded };
+    assert_eq!(scene.plan(), [moves]);
+    for (rule, done) in [(Rule::MoveReplicas, 0), (Rule::SpreadPrimaries, 1)] {
+        switch_off(Some(rule));
+        let broken = scene.plan();
+        switch_off(None);
+        assert_eq!(broken.len(), done, "{broken:?}");
+    }
+    // A drain that goes on would bring it back, and so would a scheduler that knows better.
+    scene.observed.steady = Duration::from_secs(29);
+    assert_eq!(scene.plan(), []);
+    scene.observed.steady = Duration::from_secs(30);
+    let mut tries = Tries::default();
+    tries.note(&scene.observed);
+    tries.begin();
+    scene.observed.moved = Some(tries.moved(Duration::from_secs(179)));
+    assert_eq!(scene.plan(), []);
+    scene.observed.moved = Some(tries.moved(Duration::from_secs(180)));
+    assert_eq!(scene.done().len(), 1);
+    // Where it has moved, it takes over.
+    scene.pod(id(1, 1)).node = Some(Node { name: "c".to_owned(), ready: true });
+    assert_eq!(scene.done(), [Action::Handover { from: id(1, 0), to: id(1, 1) }]);
+}
+
 #[test]
 fn replicas_come_to_all_shards_and_go_one_at_a_time() {
     let mut scene = Scene::whole(true);

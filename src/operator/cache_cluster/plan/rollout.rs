@@ -52,8 +52,8 @@ pub(super) fn next(desired: &Desired, observed: &Observed, healing: &[Action]) -
     let in_order = || round.prune().or_else(|| round.scale_down());
     let out_of_order = || round.scale_down().or_else(|| round.prune());
     let step = round.roll().or_else(|| if holds(Rule::PruneBeforeLess) { in_order() } else { out_of_order() });
-    // Whatever else is to be done may place a sentinel better.
-    step.or_else(|| spread::relieve(observed)).or_else(|| round.spread_primaries())
+    // Whatever else is to be done may place a sentinel, or a replica, better.
+    step.or_else(|| spread::relieve(observed)).or_else(|| round.spread_primaries()).or_else(|| round.move_replica())
 }
 
 /// A pod that is on its way out, where its node lives to see it through.
@@ -251,9 +251,19 @@ impl<'a> Round<'a> {
         })
     }
 
+    fn primaries(&self) -> BTreeMap<u16, ServerId> {
+        self.leaders.iter().map(|(shard, leader)| (*shard, leader.id)).collect()
+    }
+
+    /// Where a node carries a majority of a Cluster's primaries and no replica of theirs is where it could take over, one is made anew.
+    fn move_replica(&self) -> Option<Action> {
+        let is_cluster = matches!(self.desired.layout, Layout::Cluster { .. });
+        is_cluster.then(|| spread::move_replica(self.observed, &self.primaries())).flatten()
+    }
+
     /// Where a node carries a majority of a Cluster's primaries, one of them hands over to a replica elsewhere.
     fn spread_primaries(&self) -> Option<Action> {
-        let primaries = self.leaders.iter().map(|(shard, leader)| (*shard, leader.id)).collect();
+        let primaries = self.primaries();
         let in_step = |from: ServerId| {
             let leader = self.leaders.get(&from.shard);
             let follows = |facts: &Facts| leader.is_some_and(|leader| is_followed(facts, leader.server.address, Link::Up));

@@ -67,6 +67,8 @@ pub(super) enum Rule {
     ProveGone,
     /// Primaries that a node carries too many of hand over to others.
     SpreadPrimaries,
+    /// Where none of their replicas is elsewhere, one is made anew.
+    MoveReplicas,
     /// Nothing is done while paused.
     Pause,
 }

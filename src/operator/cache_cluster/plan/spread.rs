@@ -1,8 +1,9 @@
-//! Whether the sentinels are spread over enough nodes, and which one moves where they are not.
+//! Whether the sentinels, or a Cluster's primaries, are spread over enough nodes, and who moves where they are not.
 //!
 //! After the drain of a node, pods stay where they found room, and with them maybe a majority of the sentinels. Kubernetes moves no pod
 //! that runs; so the planner has one made anew, for the scheduler to place it better. It knows less than the scheduler: where a move
-//! was in vain, the next one waits longer.
+//! was in vain, the next one waits longer. A Cluster's primary does not move: it hands over to a replica elsewhere, and a replica is made
+//! anew where there is none.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -28,7 +29,7 @@ pub struct Crowded {
     pub of: usize,
 }
 
-/// The last time that a sentinel was moved.
+/// The last time that a sentinel, or a replica of a Cluster, was moved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Moved {
     /// How long ago.
@@ -49,11 +50,11 @@ impl Moved {
     }
 }
 
-/// How often sentinels have been moved in vain: kept by whoever carries moves out.
+/// How often sentinels, or replicas of a Cluster, have been moved in vain: kept by whoever carries moves out.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Tries {
     in_vain: u32,
-    /// How many sentinels the crowded node carried at the last look; none: no node is crowded.
+    /// How many sentinels, or primaries, the crowded node carried at the last look; none: no node is crowded.
     crowd: usize,
     /// How many it carried when one was moved, which is not known to have helped yet.
     open: Option<usize>,
@@ -61,7 +62,7 @@ pub struct Tries {
 }
 
 impl Tries {
-    /// A sentinel is moved now.
+    /// One is moved now.
     pub fn begin(&mut self) {
         self.in_vain = if self.open.is_some() { self.in_vain.saturating_add(1) } else { 0 };
         self.open = Some(self.crowd);
@@ -73,7 +74,8 @@ impl Tries {
         if !all_placed(observed) {
             return;
         }
-        let crowd = crowded(observed).map_or(0, |crowded| crowded.sentinels);
+        let primaries = || crowded_primaries(observed, &super::primaries(observed)).map(|crowded| crowded.primaries.len());
+        let crowd = crowded(observed).map(|crowded| crowded.sentinels).or_else(primaries).unwrap_or(0);
         if crowd == 0 {
             *self = Self::default();
         } else if self.open.is_some_and(|before| crowd < before) {
@@ -143,6 +145,32 @@ pub(super) fn relieve_primaries(
     crowd.into_iter().find_map(|from| candidates(from).into_iter().find(has_room).map(|to| (from, to)))
 }
 
+/// A replica of a crowded node's primary is made anew, where an open node that carries fewer servers could take that primary over. Only
+/// once no replica can as it stands; nothing else is under way, and all others are well: that is for the caller to see.
+pub(super) fn move_replica(observed: &Observed, primaries: &BTreeMap<u16, ServerId>) -> Option<Action> {
+    let CrowdedPrimaries { node, primaries: crowd, of } =
+        crowded_primaries(observed, primaries).filter(|_| holds(Rule::MoveReplicas))?;
+    if !rests(observed) && holds(Rule::MoveSlowly) {
+        return None;
+    }
+    let carries = |node: &str| primaries.values().filter(|id| node_of(observed, **id) == Some(node)).count();
+    let servers = |node: &str| observed.servers.keys().filter(|id| node_of(observed, **id) == Some(node)).count();
+    let takes_over = |open: &&String| **open != node && !is_majority(carries(open) + 1, of);
+    let fewest = observed.open_nodes.iter().filter(takes_over).map(|open| servers(open)).min()?;
+    let is_replica =
+        |id: &ServerId| crowd.iter().any(|primary| primary.shard == id.shard) && !primaries.values().any(|other| other == id);
+    // The scheduler evens servers out: one would come back to a node that carries only one more.
+    let moves = |id: &ServerId| node_of(observed, *id).is_some_and(|node| servers(node) > fewest + 1);
+    let id = observed.servers.keys().rev().filter(|id| is_replica(id)).find(|id| moves(id))?;
+    let pod = observed.pods.get(&Member::Server(*id))?;
+    Some(Action::ReplacePod { member: Member::Server(*id), uid: pod.uid.clone(), why: Why::Crowded })
+}
+
+/// Whether nothing has changed for long enough, and the last move is long enough ago.
+fn rests(observed: &Observed) -> bool {
+    observed.steady >= MOVE_AFTER && observed.moved.is_none_or(|moved| moved.ago >= moved.pause())
+}
+
 /// Whether there is a node that could take a sentinel more without being crowded itself. Only where nodes may be seen.
 pub fn has_room(observed: &Observed) -> bool {
     let carried = by_node(observed);
@@ -150,9 +178,12 @@ pub fn has_room(observed: &Observed) -> bool {
     observed.open_nodes.iter().any(room) || !holds(Rule::MoveWhereRoom)
 }
 
-/// Whether every sentinel has a place: who counts before that, miscounts.
+/// Whether every sentinel, or without sentinels every server, has a place: who counts before that, miscounts.
 fn all_placed(observed: &Observed) -> bool {
     let placed = |member| observed.pods.get(&member).is_some_and(|pod| pod.node.is_some() && !pod.deleting);
+    if observed.sentinels.is_empty() {
+        return observed.servers.keys().all(|id| placed(Member::Server(*id)));
+    }
     observed.sentinels.keys().all(|id| placed(Member::Sentinel(*id)))
 }
 
@@ -160,8 +191,7 @@ fn all_placed(observed: &Observed) -> bool {
 /// for the caller to see.
 pub(super) fn relieve(observed: &Observed) -> Option<Action> {
     let Crowded { node, .. } = crowded(observed).filter(|_| holds(Rule::MoveSentinels))?;
-    let rests = observed.steady >= MOVE_AFTER && observed.moved.is_none_or(|moved| moved.ago >= moved.pause());
-    if !has_room(observed) || (!rests && holds(Rule::MoveSlowly)) {
+    if !has_room(observed) || (!rests(observed) && holds(Rule::MoveSlowly)) {
         return None;
     }
     let on_it =
