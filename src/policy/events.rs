@@ -28,6 +28,10 @@ pub fn feed_state_key(slot: &str) -> String {
     format!("larder:cs:{{{STREAM}}}{slot}")
 }
 
+/// The field of that hash that tells since when nothing may be shown that was cached before: the id of the last event that was written since changes
+/// may have been lost.
+pub const LAPSE_FIELD: &str = "lapse";
+
 fn beside(kind: &str, binding: Option<&BindingName>) -> String {
     format!("{kind}:{{{STREAM}}}{}", binding.map_or("", BindingName::as_str))
 }

@@ -9,6 +9,7 @@ pub mod engine;
 pub mod events;
 pub mod exclusive;
 pub mod files;
+pub mod lapses;
 pub mod meter;
 pub mod patterns;
 pub mod policy;

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::engine::ttl::{Cover, Coverage};
 use crate::origin::{Carriage, Loader, OriginError, Origins, Writer};
+use crate::policy::changes::Feed;
 use crate::policy::explain::{KeyFacts, explain};
 use crate::policy::snapshot::{Allow, Topology};
 use crate::policy::versions::split;
@@ -33,6 +34,9 @@ pub struct ActivePolicy {
     /// For each rule, whether its keys have versions in their names.
     versioned: Vec<bool>,
     has_versions: bool,
+    /// For each rule whose keys have no versions, which of the snapshot's feeds it follows.
+    followed: Vec<Box<[usize]>>,
+    has_followed: bool,
     /// Whether any rule only observes.
     observes: bool,
     /// Nothing is ever changed or counted: all keys pass untouched and no rule exists.
@@ -73,6 +77,8 @@ impl ActivePolicy {
         let versioned: Vec<bool> =
             snapshot.rules.iter().map(|rule| rule.versioned.is_any() && rule.mode == Mode::Enforce).collect();
         let has_versions = versioned.contains(&true);
+        let followed: Vec<Box<[usize]>> = snapshot.rules.iter().map(|rule| followed(&snapshot, rule)).collect();
+        let has_followed = followed.iter().any(|feeds| !feeds.is_empty());
         let observes = snapshot.rules.iter().any(|rule| rule.mode == Mode::Observe);
         let index = RuleIndex::new(snapshot.patterns().cloned());
         let transparent = snapshot.rules.is_empty() && snapshot.unmatched == Unmatched::Bypass {};
@@ -88,6 +94,8 @@ impl ActivePolicy {
             has_early_expiry,
             versioned,
             has_versions,
+            followed,
+            has_followed,
             observes,
             transparent,
         })
@@ -181,6 +189,18 @@ impl ActivePolicy {
     #[inline]
     pub fn has_versions(&self) -> bool {
         self.has_versions
+    }
+
+    /// The slots of the feeds that tell a rule's keys of changes, where these have no versions.
+    pub fn followed(&self, id: RuleId) -> impl Iterator<Item = &str> {
+        let feeds = self.followed.get(usize::from(id)).map(|feeds| &feeds[..]).unwrap_or_default();
+        feeds.iter().filter_map(|feed| self.snapshot.feeds.get(*feed)).map(|feed| feed.slot.as_str())
+    }
+
+    /// Whether any such rule follows a feed.
+    #[inline]
+    pub fn has_followed(&self) -> bool {
+        self.has_followed
     }
 
     /// Where rules are looked for.
@@ -305,6 +325,15 @@ impl ActivePolicy {
     pub fn refuses_unmatched(&self) -> bool {
         self.snapshot.unmatched == Unmatched::Refuse {}
     }
+}
+
+/// The feeds that a rule follows, where its keys have no versions.
+fn followed(snapshot: &Snapshot, rule: &Rule) -> Box<[usize]> {
+    if rule.mode != Mode::Enforce || rule.versioned.is_any() {
+        return Box::default();
+    }
+    let follows = |feed: &Feed| feed.follows.iter().any(|follow| follow.rule == rule.name);
+    snapshot.feeds.iter().enumerate().filter(|(_, feed)| follows(feed)).map(|(at, _)| at).collect()
 }
 
 /// The coverage of the keys of one database.

@@ -20,6 +20,7 @@ use super::delivery::{Binding, Delivered};
 use super::events;
 use super::events::request::{Refusal, Request, answer};
 use super::events::store::Store;
+use super::lapses;
 use super::meter::Meter;
 use super::policy::ActivePolicy;
 use super::pulse::Pulse;
@@ -113,10 +114,6 @@ struct Feeds {
     origins: Handle,
     roster: Arc<Roster>,
     metrics: Arc<MetricsHub>,
-}
-
-/// What one worker does for the whole sidecar.
-struct Chores {
     binding: Option<BindingName>,
 }
 
@@ -145,14 +142,14 @@ async fn supervise(config: &Config) -> Result<(), StartError> {
         origins: Handle::current(),
         roster: roster.clone(),
         metrics: metrics.clone(),
+        binding: config.binding.as_ref().map(|binding| binding.name.clone()),
     };
     let mut threads = Vec::new();
-    let binding = config.binding.as_ref().map(|binding| binding.name.clone());
+    let binding = feeds.binding.clone();
     for (index, (listeners, inbox)) in listeners.into_iter().zip(inboxes).enumerate() {
         let feeds = feeds.clone();
-        let chores = (index == 0).then(|| Chores { binding: binding.clone() });
         let thread = std::thread::Builder::new().name(format!("worker-{index}"));
-        threads.push(thread.spawn(move || serve(feeds, inbox, listeners, chores))?);
+        threads.push(thread.spawn(move || serve(feeds, inbox, listeners, index == 0))?);
     }
     let (_stop_admin, admin_stop) = watch::channel(false);
     let (gate, missing) = watch::channel(Some(start_gate::NO_POLICY.to_owned()));
@@ -312,14 +309,14 @@ fn listen_unix(path: &Path, mode: u32) -> io::Result<std::os::unix::net::UnixLis
     Ok(listener)
 }
 
-/// A worker's thread.
-fn serve(feeds: Feeds, inbox: Inbox, listeners: Listeners, chores: Option<Chores>) {
+/// A worker's thread. `does_chores`: it does what one does for the whole sidecar.
+fn serve(feeds: Feeds, inbox: Inbox, listeners: Listeners, does_chores: bool) {
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return tracing::error!(%error, "cannot start a worker"),
     };
     let local = LocalSet::new();
-    runtime.block_on(local.run_until(work(feeds, inbox, listeners, chores)));
+    runtime.block_on(local.run_until(work(feeds, inbox, listeners, does_chores)));
 }
 
 struct FromBackground(Refresh);
@@ -334,8 +331,8 @@ impl Outside for FromBackground {
     }
 }
 
-async fn work(feeds: Feeds, inbox: Inbox, listeners: Listeners, chores: Option<Chores>) {
-    let Feeds { mut told, mut stage, origins, roster, metrics } = feeds;
+async fn work(feeds: Feeds, inbox: Inbox, listeners: Listeners, does_chores: bool) {
+    let Feeds { mut told, mut stage, origins, roster, metrics, binding } = feeds;
     let (opens, door) = Door::new();
     let mut accepting: Vec<Accepting> = listeners.tcp.into_iter().map(|listener| accept_tcp(&door, listener)).collect();
     accepting.push(accept_unix(&door, listeners.unix));
@@ -351,8 +348,9 @@ async fn work(feeds: Feeds, inbox: Inbox, listeners: Listeners, chores: Option<C
     worker.router().adopt(&worker, &View::clone(&view.borrow_and_update()));
     tokio::task::spawn_local(worker.clone().tick_forever());
     tokio::task::spawn_local(keep_forever(worker.clone()));
+    tokio::task::spawn_local(lapses::keeper::keep_forever(worker.clone(), binding.clone()));
     tokio::task::spawn_local(run_errands(worker.clone(), inbox));
-    if let Some(Chores { binding }) = chores {
+    if does_chores {
         tokio::task::spawn_local(sweep::sweep_forever(worker.clone(), sweep::lease(binding.as_ref())));
         tokio::task::spawn_local(events::follow_forever(worker.clone(), binding));
     }

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use super::engine::observe::Forecast;
 use super::exclusive::durable::Rounds;
+use super::lapses::Lapses;
 use super::meter::Meter;
 use super::patterns::cache_aside::{self, Aside};
 use super::patterns::observe;
@@ -78,6 +79,7 @@ pub struct Worker {
     roster: Arc<Roster>,
     tracking: Tracking,
     versions: Versions,
+    lapses: Lapses,
     meter: Meter,
 }
 
@@ -129,6 +131,7 @@ impl Worker {
             roster,
             tracking: Tracking::default(),
             versions: Versions::default(),
+            lapses: Lapses::default(),
             meter,
         })
     }
@@ -149,6 +152,12 @@ impl Worker {
     #[inline]
     pub fn has_versions(&self) -> bool {
         self.policy.borrow().has_versions()
+    }
+
+    /// Whether any rule, whose keys have no versions, follows a database.
+    #[inline]
+    pub fn has_followed(&self) -> bool {
+        self.policy.borrow().has_followed()
     }
 
     /// Puts another policy in force; commands that are under way keep what was decided.
@@ -179,6 +188,11 @@ impl Worker {
     /// Which versions of keys are meant.
     pub fn versions(&self) -> &Versions {
         &self.versions
+    }
+
+    /// Which changes of databases may have been lost.
+    pub fn lapses(&self) -> &Lapses {
+        &self.lapses
     }
 
     /// What is being loaded.

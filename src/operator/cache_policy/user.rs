@@ -25,16 +25,21 @@ pub fn size(globs: &BTreeSet<String>) -> usize {
 /// What the sidecars of a binding need under this snapshot, with these passwords. `known`: what its user can do already.
 pub fn grant(snapshot: &Snapshot, passwords: &Passwords, known: Option<&Grant>) -> Grant {
     let with = |password: &str| {
-        Grant::new(password, globs(snapshot), snapshot.allow.flush, snapshot.allow.keys).with_journals(journals(snapshot))
+        let grant = Grant::new(password, globs(snapshot), snapshot.allow.flush, snapshot.allow.keys);
+        grant.with_journals(journals(snapshot)).with_feeds(feeds(snapshot))
     };
     with_passwords(with, passwords, known)
 }
 
 /// What a relay needs under this snapshot, with these passwords. `known`: what its user can do already.
 pub fn relay_grant(snapshot: &Snapshot, passwords: &Passwords, known: Option<&Grant>) -> Grant {
-    let feeds: BTreeSet<String> = snapshot.feeds.iter().map(|feed| feed.slot.clone()).collect();
-    let with = |password: &str| Grant::of_relay(password, journals(snapshot)).with_feeds(feeds.clone());
+    let with = |password: &str| Grant::of_relay(password, journals(snapshot)).with_feeds(feeds(snapshot));
     with_passwords(with, passwords, known)
+}
+
+/// The slots by which the databases are read that rules of a snapshot follow.
+fn feeds(snapshot: &Snapshot) -> BTreeSet<String> {
+    snapshot.feeds.iter().map(|feed| feed.slot.clone()).collect()
 }
 
 /// The names of the journals that rules of a snapshot write behind to.

@@ -35,6 +35,13 @@ pub struct Start {
     pub lost: bool,
 }
 
+impl Start {
+    /// Whether nobody knows what changed before, of anything that rules follow.
+    pub fn is_lapse(&self) -> bool {
+        self.wanted.rules().values().any(|why| *why == Why::Lost)
+    }
+}
+
 /// Where to begin. The database goes on from where the slot was confirmed, and what the cache was told reaches to its position: where that is
 /// nearer than the slot's, or of another log, or not known, what lies between is lost.
 pub fn begin(kept: &Kept, identity: &Identity, ready: &Ready, watches: &[Watch]) -> Start {

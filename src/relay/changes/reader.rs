@@ -11,7 +11,7 @@ use tracing::{info, warn};
 use super::course::{Course, Due, Start, begin};
 use super::figures::{Counts, now_ms};
 use super::followed::Followed;
-use super::register::{Condition, Position, Register, Written, looked, noted, written};
+use super::register::{Beginning, Condition, Position, Register, Written, looked, noted, written};
 use super::rows::UnknownTable;
 use super::wanted::Why;
 use crate::journal::scripts::Call;
@@ -20,6 +20,7 @@ use crate::origin::changes::{Feed, FeedError, Lag, Ready};
 use crate::relay::consumer::Claim;
 use crate::relay::hub::{Hub, HubError};
 use crate::sidecar::upstream::discovery::{doubled, jittered};
+use crate::sidecar::versions::epoch::LEASE_MS;
 
 /// After troubles in a row.
 const FIRST_BACK_OFF: Duration = Duration::from_millis(100);
@@ -30,6 +31,8 @@ const WARN_EVERY: Duration = Duration::from_secs(30);
 const LOOK_EVERY: Duration = Duration::from_secs(10);
 /// How long replicas may take to have heard of events before the next are read.
 const REPLICAS_LIMIT_MS: &str = "200";
+/// How long sidecars may go on as they were told before a lapse, and a tenth more, since clocks do not all run alike.
+const UNTIL_TOLD: Duration = Duration::from_millis(LEASE_MS + LEASE_MS / 10);
 /// Where they have not for so long, the database need not keep what was said all the same: were it lost, that would be noticed.
 const UNCONFIRMED_LIMIT: Duration = Duration::from_secs(30);
 
@@ -179,11 +182,17 @@ impl Reader {
         self.measure(feed.lag().await?);
         // What the slot keeps is read next.
         self.condition.behind = None;
-        let (followers, entries) = (Some(&start.followers), start.wanted.entries(followed.policy.as_deref()));
-        for call in self.register.write(fence, None, &start.position, followers, &self.condition, entries) {
+        let (is_lapse, entries) = (start.is_lapse(), start.wanted.entries(followed.policy.as_deref()));
+        let beginning = Some(Beginning { followers: &start.followers, is_lapse });
+        for call in self.register.write(fence, None, &start.position, beginning, &self.condition, entries) {
             self.write(&mut feed, &call).await?;
         }
         self.anew = false;
+        if is_lapse {
+            // Nobody shows what was cached before, once what sidecars were told before has ceased to count.
+            self.is_replicated().await;
+            sleep(UNTIL_TOLD).await;
+        }
         feed.start().await?;
         Counts::set(&self.counts.reading, 1);
         info!(origin = followed.database.name(), from = %start.position.lsn, "follows the database's changes");

@@ -13,7 +13,7 @@ use crate::journal::feed::begin;
 use crate::journal::scripts::{AnswerError, Call};
 use crate::origin::changes::Identity;
 use crate::origin::changes::pgoutput::Lsn;
-use crate::policy::events::{STREAM, feed_claim_key, feed_state_key};
+use crate::policy::events::{LAPSE_FIELD, STREAM, feed_claim_key, feed_state_key};
 use crate::policy::slots::slot_of;
 
 /// The most entries of the stream that are kept while nobody reads it. Its readers keep fewer.
@@ -64,18 +64,20 @@ return {'state', state[1] or '', state[2] or ''}";
 
 /// KEYS: stream, state. ARGV: fence, the position that was left or nothing, the next one, who follows or nothing, how many entries of the
 /// stream are kept, how far behind that is in milliseconds or nothing, the bytes that the database keeps or nothing, and with these what is
-/// wrong with tables or nothing, then for each entry the number of its words and these.
+/// wrong with tables or nothing, the field that notes the last entry where changes may have been lost or nothing, then for each entry the number
+/// of its words and these.
 const WRITE: &str = "\
 local state = redis.call('HMGET', KEYS[2], 'fence', 'position')
 if (state[1] or '0') ~= ARGV[1] then return {'fenced'} end
 if ARGV[2] ~= '' and state[2] ~= ARGV[2] then return {'lost'} end
-local at, written = 9, 0
+local at, written, last = 10, 0, nil
 while at <= #ARGV do
   local words = tonumber(ARGV[at])
-  redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[5], '*', unpack(ARGV, at + 1, at + words))
+  last = redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[5], '*', unpack(ARGV, at + 1, at + words))
   at, written = at + words + 1, written + 1
 end
 redis.call('HSET', KEYS[2], 'position', ARGV[3])
+if ARGV[9] ~= '' and last then redis.call('HSET', KEYS[2], ARGV[9], last) end
 if ARGV[4] ~= '' then redis.call('HSET', KEYS[2], 'follows', ARGV[4]) end
 if ARGV[6] ~= '' then
   local time = redis.call('TIME')
@@ -139,6 +141,15 @@ pub struct Condition {
     pub kept: u64,
     /// What is wrong with a table that is followed; empty where nothing is.
     pub trouble: String,
+}
+
+/// What is noted with the first position of a reading.
+#[derive(Debug, Clone, Copy)]
+pub struct Beginning<'b> {
+    /// For whom it is from then on.
+    pub followers: &'b Followers,
+    /// Whether changes may have been lost: then no sidecar shows what was cached before the entries, see [`LAPSE_FIELD`].
+    pub is_lapse: bool,
 }
 
 /// Who followed which tables when the position was written: by rule, a digest of what it follows.
@@ -219,14 +230,14 @@ impl Register {
         Call::new(LOOK, vec![self.state.clone()], Vec::new())
     }
 
-    /// Writes entries, and moves the position from `left`, whatever it is where that is `None`, to `next`; with `followers`, notes for whom.
+    /// Writes entries, and moves the position from `left`, whatever it is where that is `None`, to `next`; with `beginning`, notes that.
     /// Several scripts where there is much: the position moves with the last.
     pub fn write(
         &self,
         fence: u64,
         left: Option<&Position>,
         next: &Position,
-        followers: Option<&Followers>,
+        beginning: Option<Beginning<'_>>,
         condition: &Condition,
         entries: Vec<Entry>,
     ) -> Vec<Call> {
@@ -234,22 +245,24 @@ impl Register {
         let last = parts.pop().unwrap_or_default();
         // Where it is not known what was left, nothing is until the last.
         let left = left.map_or_else(Vec::new, |position| position.to_string().into_bytes());
-        let nothing = [Vec::new(), Vec::new(), Vec::new(), Vec::new()];
+        let nothing = [const { Vec::new() }; 5];
         let mut calls: Vec<Call> = parts.into_iter().map(|part| self.write_once(fence, (&left, &left), &nothing, part)).collect();
         let Condition { behind, kept, trouble } = condition;
-        let followers = followers.and_then(|followers| serde_json::to_vec(followers).ok()).unwrap_or_default();
+        let followers = beginning.and_then(|beginning| serde_json::to_vec(beginning.followers).ok()).unwrap_or_default();
+        let lapse = if beginning.is_some_and(|beginning| beginning.is_lapse) { LAPSE_FIELD } else { "" };
         let behind = behind.map_or_else(Vec::new, |behind| behind.as_millis().to_string().into_bytes());
         let kept = kept.to_string().into_bytes();
-        let said = [followers, behind, kept, begin(trouble).into_bytes()];
+        let said = [followers, behind, kept, begin(trouble).into_bytes(), lapse.as_bytes().to_vec()];
         calls.push(self.write_once(fence, (&left, next.to_string().as_bytes()), &said, last));
         calls
     }
 
-    /// From one position to another. `said`: the followers, and the condition.
-    fn write_once(&self, fence: u64, (left, next): (&[u8], &[u8]), said: &[Vec<u8>; 4], entries: Vec<Entry>) -> Call {
-        let [followers, behind, kept, trouble] = said.clone();
+    /// From one position to another. `said`: the followers, the condition, and what notes a lapse.
+    fn write_once(&self, fence: u64, (left, next): (&[u8], &[u8]), said: &[Vec<u8>; 5], entries: Vec<Entry>) -> Call {
+        let [followers, behind, kept, trouble, lapse] = said.clone();
         let most = MOST_KEPT.as_bytes().to_vec();
-        let mut args = vec![fence.to_string().into_bytes(), left.to_vec(), next.to_vec(), followers, most, behind, kept, trouble];
+        let mut args =
+            vec![fence.to_string().into_bytes(), left.to_vec(), next.to_vec(), followers, most, behind, kept, trouble, lapse];
         for entry in entries {
             args.push((entry.len() * 2).to_string().into_bytes());
             args.extend(entry.into_iter().flat_map(|(kind, what)| [kind.to_vec(), what]));
@@ -361,16 +374,18 @@ mod tests {
         let moves: Vec<_> = calls.iter().map(|call| (args(call)[1].clone(), args(call)[2].clone())).collect();
         let (left, next) = (position(1).to_string().into_bytes(), position(2).to_string().into_bytes());
         assert_eq!(moves, [(left.clone(), left.clone()), (left.clone(), left.clone()), (left, next)]);
-        let words: usize = calls.iter().map(|call| args(call).len() - 8).sum();
+        let words: usize = calls.iter().map(|call| args(call).len() - 9).sum();
         assert_eq!(words, (MOST_ENTRIES * 2 + 1) * 3);
         // Nothing to be said moves it too, and from wherever it is.
         let condition =
             Condition { behind: Some(Duration::from_millis(70)), kept: 9, trouble: "é".repeat(MOST_TROUBLE_CHARS + 1) };
-        let calls = register.write(3, None, &position(2), Some(&Followers::new()), &condition, Vec::new());
+        let beginning = Beginning { followers: &Followers::new(), is_lapse: true };
+        let calls = register.write(3, None, &position(2), Some(beginning), &condition, Vec::new());
         let [only] = &calls[..] else { panic!("one") };
         assert_eq!((args(only)[1].as_slice(), args(only)[3].as_slice()), (&b""[..], &b"{}"[..]));
         assert_eq!((args(only)[5].as_slice(), args(only)[6].as_slice()), (&b"70"[..], &b"9"[..]));
         assert_eq!(args(only)[7].len(), MOST_TROUBLE_CHARS * 2);
+        assert_eq!(args(only)[8], LAPSE_FIELD.as_bytes());
     }
 
     #[test]

@@ -21,6 +21,7 @@ pub use split::submit_part;
 
 use super::commands::{self, Access, Class, CommandSpec, Effect};
 use super::exclusive::Exclusive;
+use super::lapses;
 use super::patterns::{cache_aside, write_through};
 use super::resp::{CommandArgs, encode};
 use super::session::Session;
@@ -66,6 +67,11 @@ pub fn command(session: &Rc<Session>, raw: &[u8], args: CommandArgs<'_>) -> Flow
     let request = Request { raw, args, spec };
     if session.worker().metrics().hot_keys().are_watched() {
         note_keys(session, &request);
+    }
+    if session.worker().has_followed()
+        && let Some(flow) = lapses::takes(session, &request)
+    {
+        return flow;
     }
     if session.worker().has_versions()
         && let Some(flow) = versions::takes(session, &request)

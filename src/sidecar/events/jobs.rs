@@ -177,6 +177,12 @@ impl Jobs {
         self.ended.drain(..over);
     }
 
+    /// Whether a walk is under way or wanted for a target, by this event or an earlier one.
+    pub fn awaits(&self, target: &Target, event: EntryId) -> bool {
+        let is_it = |wish: &Wish| wish.target == *target && wish.from <= event;
+        self.next.iter().any(is_it) || self.current.as_ref().is_some_and(|walk| walk.wishes.iter().any(is_it))
+    }
+
     /// What became of what `event` wants.
     pub fn progress(&self, target: &Target, event: EntryId) -> Progress {
         let is_it = |wish: &Wish| wish.target == *target && wish.includes(event);
@@ -312,7 +318,9 @@ mod tests {
         jobs.wish(Target::Leased, id(3));
         assert!(matches!(jobs.progress(&rule("user"), id(2)), Progress::Walking(walk) if walk.wishes.len() == 1));
         assert_eq!(jobs.progress(&rule("user"), id(3)), Progress::Waiting);
+        assert!(jobs.awaits(&rule("user"), id(2)) && !jobs.awaits(&rule("user"), id(0)) && !jobs.awaits(&rule("other"), id(9)));
         jobs.end();
+        assert!(!jobs.awaits(&rule("user"), id(2)) && jobs.awaits(&rule("user"), id(3)));
         assert_eq!(jobs.progress(&rule("user"), id(1)), Progress::Ended(0));
         assert!(jobs.begin() && jobs.current.as_ref().is_some_and(|walk| walk.wishes.len() == 2));
         assert_eq!(jobs.progress(&rule("other"), id(1)), Progress::Unknown);

@@ -7,8 +7,8 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::rc::Rc;
 
-use super::jobs::Jobs;
-use super::position::Position;
+use super::jobs::{Jobs, Target};
+use super::position::{EntryId, Position};
 use crate::policy::binding::BindingName;
 use crate::policy::events;
 use crate::sidecar::dispatch::invalidation_slot;
@@ -43,6 +43,13 @@ pub struct Kept {
     pub position: Position,
     /// What takes longer.
     pub jobs: Jobs,
+}
+
+impl Kept {
+    /// Whether this event was read, and all walks over the keys of these rules that it or an earlier one wanted have come to their end.
+    pub fn has_walked<'r>(&self, mut rules: impl Iterator<Item = &'r str>, event: EntryId) -> bool {
+        self.position.id >= event && !rules.any(|rule| self.jobs.awaits(&Target::Rule(rule.to_owned()), event))
+    }
 }
 
 /// Where it is kept, and who writes there.

@@ -10,6 +10,7 @@ use crate::policy::RuleScan;
 use crate::sidecar::commands::{CommandSpec, Effect, KeySpan};
 use crate::sidecar::dispatch::{own_keys, unmatched_text};
 use crate::sidecar::engine::ttl::changes;
+use crate::sidecar::lapses;
 use crate::sidecar::patterns::write_through;
 use crate::sidecar::policy::{ActivePolicy, RuleId, UNMATCHED};
 use crate::sidecar::resp::command::argument_header;
@@ -18,6 +19,7 @@ use crate::sidecar::session::{Reader, Session};
 use crate::sidecar::slots::{self, SlotScan};
 use crate::sidecar::upstream::queue::ANY_SLOT;
 use crate::sidecar::versions;
+use crate::sidecar::worker::Worker;
 
 /// How much is read ahead. Above [`MOST_AT_ONCE`] and a header.
 const MOST_AHEAD_BYTES: usize = 128 * 1024;
@@ -34,6 +36,7 @@ pub struct LongCommand {
     /// Its keys, in their order.
     pub keys: Vec<LongKey>,
     policy: Rc<ActivePolicy>,
+    worker: Rc<Worker>,
     cluster: bool,
     spool: Spool,
     announced: usize,
@@ -138,6 +141,7 @@ impl LongCommand {
             spec,
             keys: Vec::new(),
             policy: session.worker().policy(),
+            worker: session.worker().clone(),
             cluster: session.worker().is_cluster(),
             spool,
             announced,
@@ -310,6 +314,8 @@ impl LongCommand {
                 self.refusal = Some(unmatched_text(head));
             } else if self.policy.is_versioned(key.rule) {
                 self.refusal = Some(versions::too_long_text(&self.policy, key.rule));
+            } else if let Some(text) = lapses::refusal_too_long(&self.worker, &self.policy, key.rule) {
+                self.refusal = Some(text);
             } else if changes(key.effect) && self.policy.writes_through(key.rule) {
                 self.refusal = Some(write_through::too_long_text(&self.policy, key.rule));
             }

@@ -22,6 +22,7 @@ use super::turn::{Turn, Want, turn};
 use super::{guard, long_pass, refuse};
 use crate::sidecar::commands::{self, Class, CommandSpec, UNKNOWN};
 use crate::sidecar::engine::ttl::{EXEC, MULTI};
+use crate::sidecar::lapses;
 use crate::sidecar::patterns::cache_aside::writes;
 use crate::sidecar::patterns::write_through;
 use crate::sidecar::resp::{CommandArgs, CommandTail, encode};
@@ -57,7 +58,13 @@ pub async fn run(reader: &mut Reader) {
     match decide(reader, &session).await {
         None | Some(Decision::Whole) => {}
         Some(Decision::Refuse(text)) => refuse_long(reader, &text).await,
-        Some(Decision::Pass(spec, slot)) => pass(reader, &session, spec, slot).await,
+        Some(Decision::Pass(spec, slot)) => {
+            let cleared = lapses::clear(&session, session.lane().database, spec, &reader.unfinished().0).await;
+            match cleared {
+                Ok(()) => pass(reader, &session, spec, slot).await,
+                Err(text) => refuse_long(reader, &text).await,
+            }
+        }
         Some(Decision::Keep(spec, announced)) => {
             tracking::reads_unnamed(&session, spec);
             long_pass::run(reader, &session, spec, announced).await;
@@ -75,7 +82,11 @@ pub async fn within(reader: &mut Reader, transaction: &mut Transaction) {
             tracking::reads_unnamed(&session, spec);
             return long_pass::within(reader, transaction, spec, announced).await;
         }
-        Some(Decision::Pass(spec, _)) => (spec, transaction.admit(&reader.unfinished().0, spec)),
+        Some(Decision::Pass(spec, _)) => {
+            let args = &reader.unfinished().0;
+            let cleared = lapses::clear(&session, transaction.database(), spec, args).await;
+            (spec, cleared.and_then(|()| transaction.admit(args, spec)))
+        }
         Some(Decision::Refuse(text)) => (&UNKNOWN, Err(text)),
     };
     let mut guards = Vec::new();

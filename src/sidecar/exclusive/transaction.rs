@@ -33,6 +33,7 @@ use super::{Watch, guard, refuse, stream, subscribe};
 use crate::sidecar::commands::{self, Access, Class, CommandSpec};
 use crate::sidecar::dispatch::{CROSS_SLOT, Request, within};
 use crate::sidecar::engine::ttl::{EXEC, MULTI};
+use crate::sidecar::lapses;
 use crate::sidecar::resp::{Protocol, encode};
 use crate::sidecar::session::reader::{Front, MOST_HELD_BYTES, Taken};
 use crate::sidecar::session::{Ending, Reader, Session};
@@ -263,6 +264,9 @@ impl Transaction {
     }
 
     async fn watch(&mut self, command: &Taken, spec: &CommandSpec) {
+        if let Err(text) = lapses::clear(&self.session, self.database, spec, &command.args()).await {
+            return refuse(&self.session, &text);
+        }
         self.leave_the_displaced();
         let slot = match self.slot_for(guard::admit(&self.session, &command.args(), spec)) {
             Ok(slot) => slot,
@@ -339,6 +343,11 @@ impl Transaction {
         }
     }
 
+    /// The database of the next command.
+    pub(super) fn database(&self) -> u8 {
+        self.database
+    }
+
     /// Judges a command by the database that it will be carried out in.
     pub(super) fn in_its_database<T>(&self, judge: impl FnOnce(&Rc<Session>) -> T) -> T {
         let lane = self.session.lane();
@@ -360,6 +369,9 @@ impl Transaction {
         if let Some(bytes) = stand_in {
             let selects = within::selects(&self.session, &request);
             return self.hold_back(command, spec, selects, &bytes).await;
+        }
+        if let Err(text) = lapses::clear(&self.session, self.database, spec, &command.args()).await {
+            return self.abort(&text);
         }
         let slot = match self.admit_allowed(&command.args(), spec) {
             Ok(slot) => slot,

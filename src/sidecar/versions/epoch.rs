@@ -9,25 +9,33 @@ use crate::policy::versions::Version;
 
 /// For how long an answer is believed, in milliseconds: the longest that a read may meet what was invalidated.
 pub const LEASE_MS: u64 = 1_000;
-/// What a worker knows of one rule's version. Times are milliseconds of a clock that never goes back.
-#[derive(Debug, Default)]
-pub struct Epoch {
+
+/// What a worker knows of one rule's version, or of whatever else the cache is asked for again and again. Times are milliseconds of a clock that
+/// never goes back.
+#[derive(Debug)]
+pub struct Epoch<S = State> {
     /// The last answer, and when it was asked for.
-    believed: Option<(State, u64)>,
+    believed: Option<(S, u64)>,
     /// What stands in for it, and since when.
-    own: Option<(State, u64)>,
+    own: Option<(S, u64)>,
 }
 
-impl Epoch {
+impl<S> Default for Epoch<S> {
+    fn default() -> Self {
+        Self { believed: None, own: None }
+    }
+}
+
+impl<S: Clone + From<Version>> Epoch<S> {
     /// What the cache answered to a question of `asked_at`. An answer to an earlier question than the last is none.
-    pub fn heard(&mut self, asked_at: u64, state: State) {
+    pub fn heard(&mut self, asked_at: u64, state: S) {
         if self.believed.as_ref().is_none_or(|(_, before)| *before <= asked_at) {
             self.believed = Some((state, asked_at));
         }
     }
 
     /// What is meant now.
-    pub fn current(&mut self, now: u64, random: impl FnOnce() -> u64) -> State {
+    pub fn current(&mut self, now: u64, random: impl FnOnce() -> u64) -> S {
         match &self.believed {
             Some((state, asked_at)) if now < asked_at + LEASE_MS => state.clone(),
             _ => self.stand_in(now, random),
@@ -35,11 +43,11 @@ impl Epoch {
     }
 
     /// What is meant, where it is known.
-    pub fn known(&self, now: u64) -> Option<State> {
+    pub fn known(&self, now: u64) -> Option<S> {
         self.believed.as_ref().filter(|(_, asked_at)| now < asked_at + LEASE_MS).map(|(state, _)| state.clone())
     }
 
-    fn stand_in(&mut self, now: u64, random: impl FnOnce() -> u64) -> State {
+    fn stand_in(&mut self, now: u64, random: impl FnOnce() -> u64) -> S {
         match &self.own {
             Some((state, since)) if now < since + LEASE_MS => state.clone(),
             _ => self.own.insert((Version::new(random()).into(), now)).0.clone(),

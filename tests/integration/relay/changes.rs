@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::{Value as Json, json};
 
 use super::{LONG, Relay, Scene};
-use crate::read_through::{Servers, policy, rule, sql_origin};
+use crate::read_through::{Servers, rule, sql_origin};
 use crate::support::admin::metric;
 use crate::support::postgres::Postgres;
 use crate::support::resp::{Client, Value};
@@ -16,6 +16,8 @@ use crate::support::wait_for;
 pub const SLOT: &str = "larder_main_db";
 pub const STATE: &str = "larder:cs:{larder:events}larder_main_db";
 const CLAIM: &str = "larder:cr:{larder:events}larder_main_db";
+/// What sidecars keep of their reading of the stream.
+const PLACE: &str = "larder:es:{larder:events}";
 
 const TABLES: [&str; 5] = [
     "CREATE TABLE users (id bigint PRIMARY KEY, name text)",
@@ -86,9 +88,9 @@ impl Shop {
         let url = runtime.block_on(postgres.database(&TABLES));
         let own = postgres.port();
         let origins = [sql_origin("db", &url.replace(&format!(":{own}/"), &format!(":{}/", door(own))))];
-        let sidecars = (0..sidecars).map(|_| Sidecar::start(&policy(servers.topology(), 1, &origins, rules))).collect();
         let mut scene = Scene::new(servers, &origins, rules);
         scene.follow(&[feed()]);
+        let sidecars = (0..sidecars).map(|_| Sidecar::start(&scene.snapshot)).collect();
         let database = url.rsplit('/').next().expect("a name").to_owned();
         Self { postgres, database, scene, sidecars, runtime }
     }
@@ -132,6 +134,17 @@ impl Shop {
         let relay = self.scene.relay();
         wait_for("a relay reads the database", LONG, || figure(&relay, "reading") == 1);
         relay
+    }
+
+    /// Waits until the walks of a beginning are over.
+    #[track_caller]
+    pub fn wait_for_walks(&self) {
+        wait_for("the walks of the beginning are over", LONG, || {
+            let Value::Bulk(jobs) = self.kept(&["HGET", PLACE, "jobs"]) else { return false };
+            let jobs = String::from_utf8_lossy(&jobs).into_owned();
+            let ended = ["\"user\"", "\"orders\"", "\"total\""].into_iter().all(|rule| jobs.contains(rule));
+            ended && !jobs.contains("\"current\"") && !jobs.contains("\"next\"")
+        });
     }
 
     /// What the cache has under a key of the feed's.
@@ -263,6 +276,48 @@ fn where_changes_may_be_lost_everything_that_follows_goes() {
     shop.change(&["UPDATE users SET name = 'four' WHERE id = 4"]);
     shop.wait_to_see("user:4", Some("four"));
     drop(relay);
+}
+
+/// While the keys of a lost slot's rules are walked over, whoever knows of the feed shows nothing that was cached before. Who does not know of it
+/// shows it, as the test would notice.
+#[test]
+fn once_a_database_is_read_again_nothing_is_shown_that_was_cached_before_its_slot_was_lost() {
+    let shop = Shop::new(Servers::sentinel(), 2);
+    let mut without = shop.scene.snapshot.clone();
+    without.as_object_mut().expect("an object").remove("feeds");
+    let unaware = Sidecar::start(&without);
+    shop.reading().stop();
+    let walked =
+        || shop.sidecars.iter().chain([&unaware]).map(|sidecar| metric(sidecar, "larder_invalidation_walks_total")).sum::<u64>();
+    shop.wait_for_walks();
+    let before = walked();
+    let fill = "for i = 1, 400000 do redis.call('SET', 'filler:' .. i, '') end";
+    assert_eq!(shop.scene.servers.holder_of("user:1").call(&["EVAL", fill, "0"]), Value::Nil);
+    (1..=20).for_each(|id| assert_eq!(shop.cached(&format!("user:{id}")), bulk("old")));
+    shop.change(&[&format!("SELECT pg_drop_replication_slot('{SLOT}')"), "UPDATE users SET name = 'new'"]);
+    let relay = shop.reading();
+    let mut clients = shop.clients();
+    for id in 1..=8 {
+        let key = format!("user:{id}");
+        clients.iter_mut().for_each(|client| assert_eq!(client.call(&["GET", &key]), bulk("new"), "{key}"));
+    }
+    let many: Vec<Value> = clients.iter_mut().map(|client| client.call(&["MGET", "user:9", "user:10"])).collect();
+    assert_eq!(many, vec![Value::Array(vec![bulk("new"), bulk("new")]); 2]);
+    let client = &mut clients[0];
+    assert_eq!(client.line("WATCH user:11"), Value::Simple("OK".to_owned()));
+    assert_eq!(client.line("MULTI"), Value::Simple("OK".to_owned()));
+    ["GET user:11", "STRLEN user:12"].iter().for_each(|line| assert!(!client.line(line).is_error(), "{line}"));
+    assert_eq!(client.line("EXEC"), Value::Array(vec![Value::Nil, Value::Int(0)]));
+    let mut other = unaware.client();
+    let old = (13..=19).filter(|id| other.call(&["GET", &format!("user:{id}")]) == bulk("old")).count();
+    assert_eq!((old, walked()), (7, before), "nothing was walked over yet");
+    // Behind the walk, what is in the cache is shown again.
+    wait_for("the walk is over", LONG, || walked() > before);
+    wait_for("what is cached is shown", LONG, || {
+        shop.scene.servers.holder_of("user:20").line("SET user:20 planted");
+        clients.iter_mut().all(|client| client.line("GET user:20") == bulk("planted"))
+    });
+    assert_eq!(figure(&relay, "losses_total"), 1);
 }
 
 /// Where rules are versioned, the keys of a lost slot's rules go by one write for each, however many there are.

@@ -15,8 +15,6 @@ use crate::support::sidecar::Sidecar;
 use crate::support::wait_for;
 
 const STREAM: &str = "larder:events";
-/// What sidecars keep of their reading of it.
-const PLACE: &str = "larder:es:{larder:events}";
 /// Whether the cache still has what was written last is not looked at.
 const POSITION: &[Change] = &[Change { from: "state[2] ~= ARGV[2]", to: "false" }];
 /// Every transaction counts as seen by everybody.
@@ -25,12 +23,7 @@ const VISIBILITY: &[Change] = &[Change { from: "SELECT txid_current_snapshot()::
 /// A relay that reads, once the walk of its beginning is over: what is cached from then on stays.
 fn settled(shop: &Shop) -> Relay {
     let relay = shop.reading();
-    wait_for("the walk of the beginning is over", LONG, || {
-        let Value::Bulk(jobs) = shop.kept(&["HGET", PLACE, "jobs"]) else { return false };
-        let jobs = String::from_utf8_lossy(&jobs).into_owned();
-        let ended = ["\"user\"", "\"orders\"", "\"total\""].into_iter().all(|rule| jobs.contains(rule));
-        ended && !jobs.contains("\"current\"") && !jobs.contains("\"next\"")
-    });
+    shop.wait_for_walks();
     for key in ["user:1", "user:2", "user:3"] {
         assert_eq!(shop.cached(key), bulk("old"));
     }

@@ -74,7 +74,7 @@ pub struct Grant {
     /// Whether it is a relay's, which does nothing but drain them, and read feeds.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     drains: bool,
-    /// The slots by which it reads what databases changed.
+    /// The slots by which databases' changes are read: by it, where it is a relay's; else it may ask how that is.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     feeds: BTreeSet<String>,
 }
@@ -100,7 +100,7 @@ impl Grant {
         Self { drains: true, ..Self::new(password, BTreeSet::new(), false, false).with_journals(journals) }
     }
 
-    /// The same of a relay that reads feeds by these slots, whose names are plain.
+    /// The same of a relay that reads feeds by these slots, whose names are plain, or of a workload whose rules follow them.
     #[must_use]
     pub fn with_feeds(self, feeds: BTreeSet<String>) -> Self {
         Self { feeds, ..self }
@@ -223,8 +223,8 @@ impl BindingUser {
         let globs: BTreeSet<&String> = self.grants().flat_map(|grant| &grant.keys).collect();
         let mut rules = vec!["resetchannels".to_owned()];
         rules.extend(self.journals().iter().map(|name| format!("~larder:j:{{???}}{name}/*")));
+        let feeds: BTreeSet<&String> = self.grants().flat_map(|grant| &grant.feeds).collect();
         if self.current.drains {
-            let feeds: BTreeSet<&String> = self.grants().flat_map(|grant| &grant.feeds).collect();
             let kept = feeds.iter().flat_map(|slot| [feed_claim_key(slot), feed_state_key(slot)]);
             // The stream lies in one script with them.
             let stream = (!feeds.is_empty()).then(|| STREAM.to_owned());
@@ -241,6 +241,7 @@ impl BindingUser {
         rules.extend([format!("&{snapshot}"), format!("&{}", name.heartbeat_channel())]);
         // The stream is everybody's: it is read, and written to by nothing but what adds entries or trims it.
         rules.extend([events::turn_key(Some(name)), events::state_key(Some(name))].map(|key| format!("~{key}")));
+        rules.extend(feeds.iter().map(|slot| format!("%R~{}", feed_state_key(slot))));
         rules.extend([format!("%R~{STREAM}"), format!("(%W~{STREAM}"), "+xadd".to_owned(), "+xtrim)".to_owned()]);
         let flush = self.grants().any(|grant| grant.flush).then_some(FLUSH);
         let list = self.grants().any(|grant| grant.list).then_some(LIST);
@@ -392,6 +393,9 @@ mod tests {
         assert_eq!(rules, expected);
         let on_sentinels = of(&users.on_sentinels(), "shop").unwrap().rules.join(" ");
         assert!(on_sentinels.starts_with("on #") && !on_sentinels.contains("user:"), "{on_sentinels}");
+        let following = grant("one", &["user:?*"]).with_feeds(BTreeSet::from(["larder_main_db".to_owned()]));
+        let rules = of(&look(None, &wanted(&[("shop", &following)]), None, 0).on_servers(), "shop").unwrap().rules.join(" ");
+        assert!(rules.contains(" %R~larder:cs:{larder:events}larder_main_db %R~larder:events "), "{rules}");
         let flushing = Grant::new("one", BTreeSet::new(), true, true);
         let users = look(Some(&users), &wanted(&[("shop", &flushing)]), Some(1), 1);
         assert!(users.server_file().contains("+time +flushall +flushdb +keys\n"), "{}", users.server_file());
