@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::api::CachePolicy;
 use crate::operator::cache_policy::merge::{Namespace, merge};
+use crate::operator::cache_policy::slots;
 use crate::operator::cache_policy::verdict::Judgement;
 use crate::operator::cache_policy::workload::Workload;
 
@@ -43,7 +44,8 @@ pub fn advise(policy: &CachePolicy, others: &[CachePolicy], goes_on: impl Fn() -
 
 /// Whether what they name is there is not asked: it may come with them.
 fn judgements(workload: &Workload, policies: &[&CachePolicy]) -> Vec<Judgement> {
-    merge(workload, policies, &Namespace::default(), 0).map(|outcome| outcome.judgements).unwrap_or_default()
+    let namespace = Namespace { taken: slots::taken(policies), ..Namespace::default() };
+    merge(workload, policies, &namespace, 0).map(|outcome| outcome.judgements).unwrap_or_default()
 }
 
 /// Pods that the policy selects, one kind for each set of policies that they may follow.

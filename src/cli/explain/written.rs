@@ -7,6 +7,7 @@ use crate::api::cache_policy::OriginSpec;
 use crate::operator::cache_policy::merge::{Namespace, merge};
 use crate::operator::cache_policy::origins::KnownSecrets;
 use crate::operator::cache_policy::place::Place;
+use crate::operator::cache_policy::slots;
 use crate::operator::cache_policy::verdict::Judgement;
 use crate::operator::cache_policy::workload::Workload;
 use crate::policy::RuleIndex;
@@ -99,7 +100,7 @@ fn with_stand_ins(policies: &[&CachePolicy]) -> Namespace {
             }
         }
     }
-    Namespace { clusters, secrets: KnownSecrets(secrets), ..Namespace::default() }
+    Namespace { clusters, secrets: KnownSecrets(secrets), taken: slots::taken(policies), ..Namespace::default() }
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@ use super::merge::Namespace;
 use super::origins::{Files, KnownSecrets, is_file_of_an_origin};
 use super::parts::{Controller, Keyring, Maker, Map, Sidecar, Template, labels};
 use super::relay::{self, objects::RELAY_LABEL};
+use super::slots;
 use super::ties::{Found, Offer};
 use super::unreadable::{Earlier, Unknown};
 use super::workload::Workload;
@@ -187,6 +188,10 @@ pub async fn see(
     seen.tenants = tenants(watches, namespace, &seen.clusters);
     let relays: Vec<Tenant> = seen.with_relays().map(Tenant::relay_of).collect();
     seen.tenants.extend(relays);
+    // Of one that leaves, a relay takes the slot away.
+    let leaving = seen.leaving.iter().filter_map(|policy| policy.0.as_ref().ok());
+    let taken = slots::taken(&seen.readable().into_iter().chain(leaving).collect::<Vec<_>>());
+    seen.namespace.taken = taken;
     seen.namespace.lying = lying(&seen.bound);
     seen.namespace.secrets = secrets(context, watches, namespace, &seen, read).await?;
     Ok(Some(seen))

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use super::fetch::{Seen, Tenant};
 use super::merge::{Namespace, Outcome, merge};
 use super::place::Place;
+use super::slots::SlotTaken;
 use super::workload::Workload;
 use crate::api::CachePolicy;
 use crate::api::compile::in_order;
@@ -53,6 +54,8 @@ struct Basis {
     policies: Vec<(String, i64)>,
     /// The CacheClusters that they name, as far as these are there.
     clusters: BTreeMap<String, Option<Option<Place>>>,
+    /// The slots that others have of those that they name.
+    taken: Vec<Option<SlotTaken>>,
     /// The Secrets that they name, in the version that was read.
     secrets: BTreeMap<String, Option<Box<str>>>,
 }
@@ -75,6 +78,7 @@ impl Basis {
             workload: workload.clone(),
             policies: followed.iter().map(version).collect::<Option<_>>()?,
             clusters: clusters.map(|name| (name.clone(), namespace.clusters.get(name).cloned())).collect(),
+            taken: followed.iter().map(|policy| namespace.taken.get(policy.metadata.name.as_deref()?).cloned()).collect(),
             secrets: followed.iter().flat_map(|policy| secrets_of(policy)).map(secret).collect::<Option<_>>()?,
         })
     }

@@ -4,6 +4,7 @@
 //! - The oldest decides over the CacheCluster; another's is refused (`TwoClusters`).
 //! - No key may be covered by rules of two policies; the younger one is refused (`Overlap`). Within one policy the first rule that covers
 //!   a key decides, as ever. A policy that only observes overlaps as others do: it would see nothing.
+//! - One that names a replication slot which an older policy of the namespace has is refused (`SlotTaken`), whatever workloads that one selects.
 //! - One that makes the snapshot too large is refused (`TooLarge`, `TooManyKeys`); smaller ones behind it may still find room.
 //!
 //! What policies say of all keys at once is settled so that no younger policy weakens an older one: `unmatched` is said by the oldest
@@ -20,6 +21,7 @@ use std::path::PathBuf;
 
 use super::origins::{self, Files, KnownSecrets, Urls};
 use super::place::Place;
+use super::slots::SlotTaken;
 use super::user;
 use super::verdict::{Clash, Judgement, Missing, Refusal};
 use super::workload::Workload;
@@ -39,6 +41,8 @@ pub struct Namespace {
     pub secrets: KnownSecrets,
     /// Of each binding the files of origins that lie ready for its sidecars.
     pub lying: BTreeMap<BindingName, Files>,
+    /// Of policies that name a slot which an older one has, by their names: that.
+    pub taken: BTreeMap<String, SlotTaken>,
 }
 
 /// What came of the policies that a workload follows.
@@ -201,6 +205,9 @@ impl Merging<'_> {
             return Err(Refusal::TwoClusters { workload, winner: first.name(), cluster });
         }
         let alone = self.compile(&[policy], u64::MAX).map_err(Refusal::Invalid)?;
+        if let Some(taken) = self.namespace.taken.get(&name_of(policy)) {
+            return Err(Refusal::SlotTaken(Box::new(taken.clone())));
+        }
         self.check_overlap(&alone.rules)?;
         match self.measure {
             Measure::AtEachStep => self.measure_with(policy, &alone)?,

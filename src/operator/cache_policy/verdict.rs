@@ -1,6 +1,7 @@
 //! Why a policy has no part in a workload's snapshot, and how its status tells so.
 
 use super::origins::UrlError;
+use super::slots::SlotTaken;
 use crate::api::Problems;
 use crate::operator::cache_cluster::report::Verdict;
 use crate::policy::snapshot::{MAX_BYTES, MAX_RULES};
@@ -57,6 +58,9 @@ pub enum Refusal {
     /// A key is covered by a rule of an earlier policy as well.
     #[error(transparent)]
     Overlap(Box<Clash>),
+    /// It names a slot that an earlier policy has.
+    #[error(transparent)]
+    SlotTaken(Box<SlotTaken>),
     /// With it the snapshot would be too large.
     #[error(
         "with this policy the snapshot of {workload} would have {bytes} bytes and {rules} rules, more than {MAX_BYTES} bytes or {MAX_RULES} \
@@ -100,6 +104,7 @@ impl Refusal {
             Self::Invalid(_) => "InvalidSpec",
             Self::TwoClusters { .. } => "TwoClusters",
             Self::Overlap(_) => "Overlap",
+            Self::SlotTaken(_) => "SlotTaken",
             Self::TooLarge { .. } => "TooLarge",
             Self::TooManyKeys { .. } => "TooManyKeys",
         }

@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::api::cache_cluster::{Eviction, Fsync, Keeping};
 use crate::api::cache_policy::StrategyKind;
+use crate::operator::cache_policy::slots;
 use crate::policy::binding::SECRET_DIR;
 use crate::policy::snapshot::{Origin, OriginKind};
 use crate::policy::{KeyPattern, Span, Unmatched};
@@ -127,6 +128,28 @@ fn a_policy_that_follows_tables_says_so_to_its_relay() {
     let outcome = outcome(&[following, loading("other", 0, "user", &secret("shop-db", "url"))]);
     assert_eq!(reasons(&outcome)[0], ("following", "Accepted"));
     assert_eq!(outcome.merged.unwrap().snapshot.unwrap().feeds.len(), 1);
+}
+
+#[test]
+fn of_two_policies_with_one_slot_the_younger_has_no_part() {
+    let with_slot = |name: &str, age: u32, rule: &str| {
+        let mut policy = loading(name, age, rule, &secret("shop-db", "url"));
+        let changes = json!({"changes": [{"table": "users", "all": true}]});
+        policy.spec.rules[0].invalidate = Some(serde_json::from_value(changes).unwrap());
+        policy.spec.origins[0].sql.as_mut().unwrap().changes = Some(serde_json::from_value(json!({"slot": "cache"})).unwrap());
+        policy
+    };
+    let (old, young) = (with_slot("old", 2, "user"), with_slot("young", 1, "member"));
+    // Also where no workload follows both.
+    for followed in [vec![&old, &young], vec![&young]] {
+        let namespace = Namespace { taken: slots::taken(&[&young, &old]), ..namespace() };
+        let outcome = merge(&Workload::shop(), &followed, &namespace, 1).unwrap();
+        let judgement = outcome.judgements.last().unwrap();
+        assert_eq!((judgement.policy.as_str(), judgement.accepted().reason), ("young", "SlotTaken"));
+        assert!(judgement.accepted().message.contains("CachePolicy `old`"), "{}", judgement.accepted().message);
+        let feeds = outcome.merged.map_or(0, |merged| merged.snapshot.unwrap().feeds.len());
+        assert_eq!(feeds, followed.len() - 1);
+    }
 }
 
 #[test]
