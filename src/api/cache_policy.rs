@@ -476,9 +476,9 @@ pub struct RuleOrigin {
     #[schemars(with = "Option<HttpPathText>")]
     pub path: Option<String>,
     /// On a WriteThrough or WriteBehind rule with an sql origin: the statement that stores a value, in which $part stands for a part of the
-    /// key, $value for the value and $value.field for a member of its JSON object, always as bound parameters. Where it changes no row, the
-    /// write is refused. On a WriteBehind rule $version stands for a number that rises with each write of a key: a statement that takes
-    /// it and changes no row has met a later write.
+    /// key, $value for the value and $value.field for a member of its JSON object, or under as: Hash for a field, always as bound
+    /// parameters. Where it changes no row, the write is refused. On a WriteBehind rule $version stands for a number that rises with each
+    /// write of a key: a statement that takes it and changes no row has met a later write.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<SqlText>")]
     pub write: Option<String>,
@@ -494,7 +494,8 @@ pub struct RuleOrigin {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<ColumnText>")]
     pub version: Option<String>,
-    /// How the answer becomes the key's value. String: the only column, or the body, as it is. Json: the row as a JSON object.
+    /// How the answer becomes the key's value. String: the only column, or the body, as it is. Json: the row as a JSON object. Hash, on a
+    /// ReadThrough or WriteThrough rule with an sql origin: the row as a hash, with a field for each column that is not NULL.
     /// Default: one column as it is, several as a JSON object, a body as it is.
     #[serde(default, rename = "as", skip_serializing_if = "Option::is_none")]
     #[schemars(with = "ReplyKind")]
@@ -509,6 +510,8 @@ pub enum ReplyKind {
     String,
     /// The row as a JSON object.
     Json,
+    /// The row as a hash.
+    Hash,
 }
 
 impl From<ReplyKind> for ReplyForm {
@@ -516,6 +519,7 @@ impl From<ReplyKind> for ReplyForm {
         match kind {
             ReplyKind::String => Self::String,
             ReplyKind::Json => Self::Json,
+            ReplyKind::Hash => Self::Hash,
         }
     }
 }

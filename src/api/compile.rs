@@ -7,7 +7,8 @@ use std::collections::{BTreeMap, HashSet};
 
 use super::cache_cluster::Keeping;
 use super::cache_policy::{
-    self, AllowSpec, Defaults, OriginAccess, OriginSpec, RuleSpec, StampedeMode, StrategyKind, UnmatchedMode, Versioned,
+    self, AllowSpec, Defaults, OriginAccess, OriginSpec, ReplyKind, RuleSpec, StampedeMode, StrategyKind, UnmatchedMode,
+    Versioned,
 };
 use super::path::{FieldPath, at};
 use super::problem::{ObjectRef, Problem, Problems};
@@ -568,8 +569,35 @@ fn compile_load(
         source.refuse(place.key("readMany"), "the rule covers one key only", "remove readMany, or name a part in keys");
         return None;
     }
+    if origin.reply == Some(ReplyKind::Hash)
+        && let Err((field, why)) = hash_is_possible(spec, &query)
+    {
+        source.refuse(place.key(field), why.what, why.remedy);
+        return None;
+    }
     let origin_name = origin_names.get(index)?.clone();
     Some(Load { origin: origin_name, query, reply: origin.reply.map(Into::into) })
+}
+
+/// Whether the values of this rule can be hashes. The error says which field of its origin is wrong.
+fn hash_is_possible(spec: &RuleSpec, query: &Query) -> Result<(), (&'static str, Why)> {
+    let refuse = |field, what: &str, remedy: &str| Err((field, Why { what: what.to_owned(), remedy: remedy.to_owned() }));
+    let versioned = spec.invalidate.as_ref().is_some_and(|invalidate| invalidate.versioned.is_some());
+    match query {
+        Query::Http { .. } => {
+            refuse("as", "a hash is made of a row's columns, and an http origin has none", "write as: Json, or remove it")
+        }
+        Query::Sql { read_many: Some(_), .. } => {
+            refuse("readMany", "it answers MGET, which gives no hashes", "remove it, or write as: Json")
+        }
+        Query::Sql { .. } if spec.strategy == StrategyKind::WriteBehind => {
+            refuse("as", "hashes cannot be written behind", "write strategy: WriteThrough, or as: Json")
+        }
+        Query::Sql { .. } if versioned => {
+            refuse("as", "the commands on hashes know no versions", "write as: Json, or remove invalidate.versioned")
+        }
+        Query::Sql { .. } => Ok(()),
+    }
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@
 mod breaker;
 pub mod changes;
 mod error;
+pub mod fields;
 mod gate;
 mod http;
 mod ledger;
@@ -86,7 +87,7 @@ enum Question {
 pub enum Loaded {
     /// A value.
     Found {
-        /// Its bytes.
+        /// Its bytes; of a rule whose values are hashes as [`fields::pack`] makes them.
         value: Vec<u8>,
         /// The longest time that it may be kept, where the origin sets a limit. Zero: it must not be stored.
         max_age: Option<Span>,

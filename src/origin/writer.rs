@@ -10,7 +10,7 @@ use super::error::{LoadError, OriginError};
 use super::query_log::Asked;
 use super::{Backend, Source, changes, http, parts_of, sql};
 use crate::policy::snapshot::{Origin, OriginKind};
-use crate::policy::{KeyPattern, Load, Query, Store, Strategy};
+use crate::policy::{KeyPattern, Load, Query, ReplyForm, Store, Strategy};
 
 /// Writes the keys of one rule. Cloning shares everything.
 #[derive(Debug, Clone)]
@@ -55,7 +55,7 @@ impl Carriage {
 pub struct Change {
     /// Of which key.
     pub key: Vec<u8>,
-    /// What it is to hold. `None`: it is deleted.
+    /// What it is to hold: of a rule whose values are hashes as [`pack`](super::fields::pack) makes it. `None`: it is deleted.
     pub value: Option<Vec<u8>>,
     /// What the origin told of it last, where it tells such things.
     pub tag: Option<String>,
@@ -127,8 +127,14 @@ impl Orders {
     ) -> Result<Self, OriginError> {
         match (&origin.kind, &load.query, store) {
             (OriginKind::Sql { url }, Query::Sql { .. }, Store::Sql { write, delete, version }) => {
-                let (delete, version) = (delete.as_deref(), version.as_deref());
-                Ok(Self::Sql(Box::new(sql::Orders::new(keys, url, write, delete, version, carriage)?)))
+                let texts = sql::Texts {
+                    write,
+                    delete: delete.as_deref(),
+                    version: version.as_deref(),
+                    carriage,
+                    is_of_hashes: load.reply == Some(ReplyForm::Hash),
+                };
+                Ok(Self::Sql(Box::new(sql::Orders::new(keys, url, &texts)?)))
             }
             (OriginKind::Http { .. }, Query::Http { path }, Store::Http { if_match }) => {
                 Ok(Self::Http { question: http::Question::new(keys, path, load.reply)?, if_match: *if_match })
@@ -160,6 +166,14 @@ impl Writer {
         match &self.inner.orders {
             Orders::Sql(orders) => orders.deletes(),
             Orders::Http { .. } => true,
+        }
+    }
+
+    /// The fields that a value must have, and no others, where values are hashes.
+    pub fn fields(&self) -> Option<&[String]> {
+        match &self.inner.orders {
+            Orders::Sql(orders) => orders.fields(),
+            Orders::Http { .. } => None,
         }
     }
 

@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::pattern::KeyPattern;
-use super::rule::{AtWaitEnd, Journal, Lifetime, Mode, Query, ReadThrough, Rule, Stampede, Store, Strategy, Unmatched};
+use super::rule::{
+    AtWaitEnd, Journal, Lifetime, Mode, Query, ReadThrough, ReplyForm, Rule, Stampede, Store, Strategy, Unmatched,
+};
 use super::snapshot::{OriginKind, Snapshot};
 use super::tags;
 use super::units::{Beta, Span};
@@ -89,6 +91,9 @@ pub struct AskedOrigin {
     pub timeout: Span,
     /// The most loads under way at once from one sidecar.
     pub max_connections: u32,
+    /// How the answer becomes the key's value, where that is said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reply: Option<ReplyForm>,
 }
 
 /// What `snapshot` says of a key that its rule at `position` decides over. `None`: no rule covers it.
@@ -189,6 +194,7 @@ fn with_load(facts: KeyFacts, snapshot: &Snapshot, read_through: &ReadThrough) -
         query: load.query.clone(),
         timeout: origin.timeout,
         max_connections: origin.max_connections,
+        reply: load.reply,
     });
     KeyFacts {
         stale: Some(*stale).filter(|stale| !stale.is_zero()),

@@ -263,7 +263,7 @@ impl Overflow {
 #[serde(rename_all = "camelCase", rename_all_fields = "camelCase", deny_unknown_fields)]
 pub enum Store {
     /// Statements in which `$part` stands for a part of the key, `$value` for the value and `$value.field` for a member of its JSON
-    /// object, always as bound parameters.
+    /// object, or of a hash for one of its fields, always as bound parameters.
     Sql {
         /// For a value. A statement that changes no row counts as refused.
         write: String,
@@ -322,6 +322,8 @@ pub enum ReplyForm {
     String,
     /// The row as a JSON object.
     Json,
+    /// The row as a hash, with a field for each column that is not NULL.
+    Hash,
 }
 
 /// What becomes of keys that no rule covers.
@@ -390,6 +392,11 @@ impl Unmatched {
 }
 
 impl Rule {
+    /// Whether its values are hashes.
+    pub fn is_of_hashes(&self) -> bool {
+        self.strategy.loads().is_some_and(|read| read.load.reply == Some(ReplyForm::Hash))
+    }
+
     /// The lifetime of covered keys, where the rule has one.
     pub fn lifetime(&self) -> Option<&Lifetime> {
         match &self.strategy {

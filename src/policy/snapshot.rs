@@ -26,7 +26,8 @@ use super::units::{ByteSize, Span};
 /// 5: rules may write behind.
 /// 6: rules may have tags, be versioned, and follow changes of tables, and journals overflow to their origin.
 /// 7: rules may have a version for each of their keys.
-pub const VERSION: u32 = 7;
+/// 8: values may be hashes.
+pub const VERSION: u32 = 8;
 /// The largest snapshot in bytes, which also fits a ConfigMap.
 pub const MAX_BYTES: usize = 900 * 1024;
 /// The fewest writes that a journal may be bounded to: a command may bring 256 of them.
@@ -363,7 +364,8 @@ impl Snapshot {
         let form = form.max(1);
         let is_unknown = |rule: &Rule| match rule.strategy.behind() {
             Some(behind) => form < if behind.journal.overflow == Overflow::Reject { 5 } else { 6 },
-            None => form < 4 && rule.strategy.writes().is_some(),
+            // What reads a hash finds nothing where nobody loads it.
+            None => form < 4 && rule.strategy.writes().is_some() || form < 8 && rule.is_of_hashes(),
         };
         if self.rules.iter().any(is_unknown) {
             return self;
@@ -471,6 +473,9 @@ impl Snapshot {
         if rule.versioned.is_any() {
             check_versioned(rule)?;
         }
+        if rule.is_of_hashes() {
+            check_hashes(rule)?;
+        }
         let read_through = match &rule.strategy {
             Strategy::Bypass {} => return Ok(()),
             Strategy::CacheAside(cache_aside) => return check_stampede(cache_aside),
@@ -528,6 +533,9 @@ pub fn required_form(origins: &[Origin], rules: &[Rule]) -> u32 {
         Strategy::CacheAside(cache_aside) => cache_aside.stampede.is_some() || !cache_aside.stale.is_zero(),
         Strategy::Bypass {} | Strategy::ReadThrough(_) | Strategy::WriteThrough(_) | Strategy::WriteBehind(_) => false,
     };
+    if rules.iter().any(Rule::is_of_hashes) {
+        return 8;
+    }
     if rules.iter().any(|rule| rule.versioned == Versioned::Entity) {
         return 7;
     }
@@ -565,6 +573,17 @@ fn check_versioned(rule: &Rule) -> Result<(), String> {
         return Err("the keys of a versioned rule must end in a part, behind which their version stands".to_owned());
     }
     Ok(())
+}
+
+fn check_hashes(rule: &Rule) -> Result<(), String> {
+    let query = rule.strategy.loads().map(|read| &read.load.query);
+    match query {
+        _ if rule.strategy.behind().is_some() => Err("hashes cannot be written behind".to_owned()),
+        _ if rule.versioned.is_any() => Err("a rule whose values are hashes cannot be versioned".to_owned()),
+        Some(Query::Http { .. }) => Err("a hash is made of a row's columns, and an http origin has none".to_owned()),
+        Some(Query::Sql { read_many: Some(_), .. }) => Err("`readMany` answers MGET, which gives no hashes".to_owned()),
+        Some(Query::Sql { read_many: None, .. }) | None => Ok(()),
+    }
 }
 
 fn check_behind(write_behind: &WriteBehind, allow: Allow) -> Result<(), String> {

@@ -25,6 +25,9 @@ pub struct ActivePolicy {
     /// For each rule, how its writes reach an origin.
     writers: Vec<Option<Writer>>,
     has_writers: bool,
+    /// For each rule, whether what is loaded is a hash.
+    hashes: Vec<bool>,
+    has_hashes: bool,
     /// For each rule, whether a miss takes a lease.
     leases: Vec<bool>,
     /// For each rule, how eagerly its values are loaded anew before they expire.
@@ -60,6 +63,8 @@ impl ActivePolicy {
         };
         let writers: Vec<Option<Writer>> = snapshot.rules.iter().map(writer).collect::<Result<_, _>>()?;
         let has_writers = writers.iter().any(Option::is_some);
+        let hashes: Vec<bool> = snapshot.rules.iter().map(|rule| rule.is_of_hashes() && rule.mode == Mode::Enforce).collect();
+        let has_hashes = hashes.contains(&true);
         let leases = |rule: &Rule| match &rule.strategy {
             Strategy::CacheAside(cache_aside) => rule.mode == Mode::Enforce && cache_aside.stampede.is_some(),
             Strategy::Bypass {} | Strategy::ReadThrough(_) | Strategy::WriteThrough(_) | Strategy::WriteBehind(_) => false,
@@ -88,6 +93,8 @@ impl ActivePolicy {
             loaders,
             writers,
             has_writers,
+            hashes,
+            has_hashes,
             leases,
             early_expiry,
             has_leases,
@@ -235,6 +242,12 @@ impl ActivePolicy {
         matches!(self.loaders.get(usize::from(id)), Some(Some(_)))
     }
 
+    /// Whether what is loaded for the rule is a hash.
+    #[inline]
+    pub fn loads_hashes(&self, id: RuleId) -> bool {
+        matches!(self.hashes.get(usize::from(id)), Some(true))
+    }
+
     /// Whether a miss of the rule takes a lease, so that one client loads for all who ask.
     #[inline]
     pub fn leases(&self, id: RuleId) -> bool {
@@ -286,6 +299,12 @@ impl ActivePolicy {
     #[inline]
     pub fn has_writers(&self) -> bool {
         self.has_writers
+    }
+
+    /// Whether some writes are not the cache's business alone: those that an origin has to hear of, and those of some fields of a hash.
+    #[inline]
+    pub fn minds_writes(&self) -> bool {
+        self.has_writers || self.has_hashes
     }
 
     /// Whether writes of the rule are carried to its origin.

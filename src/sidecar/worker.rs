@@ -383,7 +383,9 @@ impl Worker {
             && reply.first() != Some(&b'-')
         {
             match *on_reply {
-                OnReply::Fill(rule) | OnReply::FillZero(rule) => return read_through::on_miss(self, rule, recovered, reply),
+                OnReply::Fill(rule) | OnReply::FillZero(rule) | OnReply::FillHash(rule) => {
+                    return read_through::on_miss(self, rule, recovered, reply);
+                }
                 OnReply::FillMany => {
                     let (session, lane) = (session.clone(), recovered.pending.lane);
                     let place = read_through::Place { session, sequence: *sequence, lane };

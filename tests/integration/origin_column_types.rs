@@ -1,6 +1,7 @@
 //! docs/column-types.md is what Postgres and SQLite do: each line of its tables is asked of the real database.
 
 use larder::origin::Loaded;
+use larder::origin::fields::pack;
 use larder::policy::ReplyForm;
 use larder::policy::snapshot::Origin;
 
@@ -67,6 +68,13 @@ async fn check(origin: &Origin, line: &Line, many: &str) {
 
     let forced = loader(origin, "x:{k}", &reads(&format!("SELECT {column} AS v {from}"), None, Some(ReplyForm::Json)));
     assert_eq!(forced.load(b"x:1").await, Ok(found(format!(r#"{{"v":{in_json}}}"#))), "{column} in JSON alone");
+
+    let hash = loader(origin, "x:{k}", &reads(&format!("SELECT {column} AS v {from}"), None, Some(ReplyForm::Hash)));
+    let field = match as_it_is {
+        Loaded::Found { value, .. } => found(pack([(&b"v"[..], value.as_slice())])),
+        Loaded::NotFound => Loaded::NotFound,
+    };
+    assert_eq!(hash.load(b"x:1").await, Ok(field), "{column} as a field");
 }
 
 #[tokio::test]

@@ -115,6 +115,24 @@ fn a_rule_that_writes_through_loads_as_one_that_reads_through() {
     assert_eq!(Snapshot::parse(&json).expect("a sidecar reads it"), snapshot);
 }
 
+#[test]
+fn hashes_are_made_of_columns_and_written_through() {
+    let hash = WRITE_THROUGH.replacen("read:", "as: Hash, read:", 1);
+    let snapshot = compile_all(&[policy("shop", &hash)]).expect("valid");
+    assert!(snapshot.rules[0].is_of_hashes() && snapshot.requires == 8);
+    let behind = hash.replacen("WriteThrough", "WriteBehind", 1).replacen(", version: v", "", 1);
+    let many = hash.replacen("read:", "readMany: \"SELECT 1\", read:", 1);
+    let versioned = READ_THROUGH.replacen("read:", "as: Hash, read:", 1).replacen("ttl: 48h", "invalidate: {versioned: Rule}", 1);
+    for (text, path, words) in [
+        (behind, "origin.as", "cannot be written behind"),
+        (many, "origin.readMany", "MGET, which gives no hashes"),
+        (versioned, "origin.as", "know no versions"),
+    ] {
+        let refused = compile_all(&[policy("shop", &text)]).expect_err(words);
+        assert!(refused.contains(path) && refused.contains(words), "{refused}");
+    }
+}
+
 const WRITE_BEHIND: &str = r#"
   origins: [{name: db, sql: {url: {secretKeyRef: {name: shop-db, key: url}}}}]
   rules:

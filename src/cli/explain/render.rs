@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use super::Explained;
 use crate::cli::output::{Paint, harmless};
 use crate::policy::explain::{AskedOrigin, KeyFacts};
-use crate::policy::{AtWaitEnd, Journal, Lifetime, Mode, Overflow, Query, Store};
+use crate::policy::{AtWaitEnd, Journal, Lifetime, Mode, Overflow, Query, ReplyForm, Store};
 
 /// The facts, line by line, and what follows from them.
 pub fn text(explained: &Explained, paint: &Paint) -> String {
@@ -57,7 +57,7 @@ fn lifetime(ttl: &Lifetime) -> String {
 }
 
 fn asked(origin: &AskedOrigin) -> String {
-    let AskedOrigin { name, kind, query, timeout, max_connections } = origin;
+    let AskedOrigin { name, kind, query, timeout, max_connections, reply: _ } = origin;
     let question = match query {
         Query::Sql { read, read_many: None } => read.clone(),
         Query::Sql { read, read_many: Some(many) } => format!("{read}; for MGET: {many}"),
@@ -108,10 +108,21 @@ fn cache_aside(facts: &KeyFacts) -> Vec<String> {
     told
 }
 
+/// Whether the key's value is a hash.
+fn is_hash(facts: &KeyFacts) -> bool {
+    facts.origin.as_ref().is_some_and(|origin| origin.reply == Some(ReplyForm::Hash))
+}
+
 fn read_through(facts: &KeyFacts) -> Vec<String> {
     let origin = facts.origin.as_ref().map_or("its origin", |origin| origin.name.as_str());
     let mut told =
         vec![format!("a read is answered from the cache; a miss is loaded from `{origin}` by the sidecar, once for all who ask")];
+    if is_hash(facts) {
+        told.push(
+            "the value is a hash, with a field for each column that is not NULL: HGET, HMGET, HGETALL, HEXISTS, HLEN, HKEYS, HVALS and HSTRLEN load it"
+                .to_owned(),
+        );
+    }
     if let Some(negative) = facts.negative_ttl {
         told.push(format!("that `{origin}` has no such key is remembered for {negative}"));
     }
@@ -160,9 +171,9 @@ fn write_behind(facts: &KeyFacts) -> Vec<String> {
 fn write_through(facts: &KeyFacts) -> Vec<String> {
     let origin = facts.origin.as_ref().map_or("its origin", |origin| origin.name.as_str());
     let mut told = read_through(facts);
+    let commands = if is_hash(facts) { "HSET and HMSET of all fields" } else { "SET, SETEX, PSETEX and MSET" };
     told.push(format!(
-        "SET, SETEX, PSETEX and MSET are carried to `{origin}` first, and acknowledged when it has them; commands that change a part of a \
-         value are refused"
+        "{commands} are carried to `{origin}` first, and acknowledged when it has them; commands that change a part of a value are refused"
     ));
     match &facts.store {
         Some(Store::Sql { write, delete, version }) => {
@@ -280,7 +291,18 @@ note: mind this
         );
         says(
             json!({"key": "a:1", "rule": "a", "strategy": "WriteThrough", "store": store, "why": ""}),
-            &["carried to `its origin` first", "written by: INSERT", "rows this changed: DELETE", "the cache keeps none"],
+            &[
+                "SET, SETEX, PSETEX and MSET are carried to `its origin` first",
+                "written by: INSERT",
+                "rows this changed: DELETE",
+                "the cache keeps none",
+            ],
+        );
+        let db = json!({"name": "db", "kind": "sql", "query": {"sql": {"read": "SELECT name FROM users WHERE id = $id"}},
+            "timeout": "2s", "maxConnections": 4, "reply": "Hash"});
+        says(
+            json!({"key": "a:1", "rule": "a", "strategy": "WriteThrough", "origin": db, "store": store, "why": ""}),
+            &["a field for each column", "HSET and HMSET of all fields are carried to `db` first"],
         );
     }
 }

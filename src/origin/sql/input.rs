@@ -5,6 +5,7 @@ use std::collections::HashMap;
 
 use serde_json::value::RawValue;
 
+use super::super::fields::Fields;
 use super::template::{Taken, Template};
 use super::write::Step;
 
@@ -21,7 +22,7 @@ pub(super) enum Input {
     Number(String),
     /// A JSON truth value.
     Truth(bool),
-    /// The whole value.
+    /// The whole value, or a field of one that is a hash.
     Whole(Vec<u8>),
 }
 
@@ -40,6 +41,7 @@ impl Inputs {
             parts.push(match taken {
                 Taken::Value(way) if way.is_empty() => Input::Whole(value.to_vec()),
                 Taken::Value(way) => member(value, way)?,
+                Taken::Field(name) => field(value, name)?,
                 Taken::Version => Input::Number(step.version.to_string()),
             });
         }
@@ -50,6 +52,14 @@ impl Inputs {
     pub(super) fn get(&self, index: usize) -> Input {
         self.parts.get(index).cloned().unwrap_or(Input::Null)
     }
+}
+
+/// A field of a hash. One that is missing is no NULL: whoever writes some of the fields would lose the others.
+fn field(value: &[u8], name: &str) -> Result<Input, String> {
+    let found = Fields::of(value).get(name.as_bytes());
+    found
+        .map(|text| Input::Whole(text.to_vec()))
+        .ok_or_else(|| format!("the hash has no field `{name}`, which the statement takes"))
 }
 
 type Members<'v> = HashMap<Cow<'v, str>, &'v RawValue>;
@@ -92,6 +102,7 @@ fn member(value: &[u8], way: &[String]) -> Result<Input, String> {
 mod tests {
     use proptest::prelude::*;
 
+    use super::super::super::fields::pack;
     use super::*;
 
     fn of(value: &str, way: &str) -> Result<Input, String> {
@@ -116,6 +127,16 @@ mod tests {
             assert_eq!(of(value, way), Ok(input), "{way}");
         }
         assert_eq!(of(r#"{"a":1,"a":2}"#, "a"), Ok(Input::Number("2".to_owned())), "the last counts, as everywhere");
+    }
+
+    #[test]
+    fn a_field_of_a_hash_is_its_bytes_and_a_missing_one_is_no_null() {
+        let hash = pack([(&b"name"[..], &b"Ann"[..]), (b"tags", b"\xff\0"), (b"none", b"")]);
+        for (name, bytes) in [("name", &b"Ann"[..]), ("tags", b"\xff\0"), ("none", b"")] {
+            assert_eq!(field(&hash, name), Ok(Input::Whole(bytes.to_vec())));
+        }
+        assert!(field(&hash, "age").is_err_and(|error| error.contains("no field `age`")));
+        assert!(field(b"{}", "age").is_err());
     }
 
     #[test]

@@ -19,7 +19,7 @@ use tokio::time::{Instant, timeout_at};
 pub(super) use self::batch::Batch;
 pub(super) use self::ledger::{Post, Posting};
 pub(super) use self::postgres::{connect as postgres_connect, failure as postgres_failure, options as postgres_options};
-pub(super) use self::write::{Orders, Step};
+pub(super) use self::write::{Orders, Step, Texts};
 
 use self::batch::Parts;
 use self::template::{Dialect, Purpose, Template};

@@ -307,10 +307,7 @@ async fn read_many(
     let most = matching.asked() + 1;
     query = query.bind(i64::try_from(most).unwrap_or(i64::MAX));
     let rows = query.fetch_all(&mut *connection).await?;
-    let fields = match &description.form {
-        Form::AsIs => 1,
-        Form::Object(names) => names.len(),
-    };
+    let fields = description.form.width();
     for row in &rows {
         let parts = (0..many.parameters.len()).map(|at| text(row, fields + at)).collect::<Option<Vec<_>>>();
         matching.row(parts, value(row, &description.form));
@@ -440,11 +437,11 @@ fn wrapped(
     limit: &str,
 ) -> String {
     let as_text = |index: &usize| format!("CAST(c{index} AS pg_catalog.text)");
-    let field = |index: &usize| match (form, columns[*index].oid) {
-        (Form::AsIs, Some(BYTEA)) => format!("c{index}"),
-        (Form::AsIs, _) => as_text(index),
-        (Form::Object(_), Some(BPCHAR)) => format!("CAST(pg_catalog.to_json({}) AS pg_catalog.text)", as_text(index)),
-        (Form::Object(_), _) => format!("CAST(pg_catalog.to_json(c{index}) AS pg_catalog.text)"),
+    let field = |index: &usize| match (form.is_json(), columns[*index].oid) {
+        (false, Some(BYTEA)) => format!("c{index}"),
+        (false, _) => as_text(index),
+        (true, Some(BPCHAR)) => format!("CAST(pg_catalog.to_json({}) AS pg_catalog.text)", as_text(index)),
+        (true, _) => format!("CAST(pg_catalog.to_json(c{index}) AS pg_catalog.text)"),
     };
     let taken = fields.iter().map(field).chain(parts.iter().map(as_text)).collect::<Vec<_>>().join(", ");
     let names = (0..columns.len()).map(|index| format!("c{index}")).collect::<Vec<_>>().join(", ");
@@ -457,11 +454,7 @@ pub(super) fn unnamed(sql: &str) -> Query<'_, Postgres, PgArguments> {
 }
 
 fn value(row: &PgRow, form: &Form) -> Result<Loaded, Failure> {
-    let fields = match form {
-        Form::AsIs => 1,
-        Form::Object(names) => names.len(),
-    };
-    form.value((0..fields).map(|index| bytes(row, index)))
+    form.value((0..form.width()).map(|index| bytes(row, index)))
 }
 
 fn bytes(row: &PgRow, index: usize) -> Option<&[u8]> {

@@ -2,6 +2,7 @@
 
 use super::super::Loaded;
 use super::super::error::Failure;
+use super::super::fields::pack;
 use super::super::http::MAX_BODY_BYTES;
 use crate::policy::ReplyForm;
 
@@ -12,6 +13,8 @@ pub(super) enum Form {
     AsIs,
     /// A JSON object with these members in this order.
     Object(Vec<String>),
+    /// A hash with these fields, but for those that are NULL; none at all is no value.
+    Hash(Vec<String>),
 }
 
 impl Form {
@@ -24,14 +27,28 @@ impl Form {
             (Some(ReplyForm::String), count) => {
                 refuse(format!("`as: String` takes one column, and the statement gives {count}: select one, or write `as: Json`"))
             }
-            (None | Some(ReplyForm::Json), _) => match first_twice(columns) {
+            (None | Some(ReplyForm::Json | ReplyForm::Hash), _) => match first_twice(columns) {
                 Some(name) => refuse(format!("two columns are called `{name}`: give each a name of its own with AS")),
+                None if reply == Some(ReplyForm::Hash) => Ok(Self::Hash(columns.to_vec())),
                 None => Ok(Self::Object(columns.to_vec())),
             },
         }
     }
 
-    /// The value of a row whose fields are, for an object, texts of JSON, and else the bytes themselves.
+    /// How many columns it takes.
+    pub(super) fn width(&self) -> usize {
+        match self {
+            Self::AsIs => 1,
+            Self::Object(names) | Self::Hash(names) => names.len(),
+        }
+    }
+
+    /// Whether its fields are texts of JSON.
+    pub(super) fn is_json(&self) -> bool {
+        matches!(self, Self::Object(_))
+    }
+
+    /// The value of a row whose fields are texts of JSON where it [is](Self::is_json), and else the bytes themselves.
     pub(super) fn value<'r>(&self, mut fields: impl Iterator<Item = Option<&'r [u8]>>) -> Result<Loaded, Failure> {
         let value = match self {
             Self::AsIs => match fields.next().flatten() {
@@ -39,6 +56,13 @@ impl Form {
                 None => return Ok(Loaded::NotFound),
             },
             Self::Object(names) => object(names, fields),
+            Self::Hash(names) => {
+                let pairs = names.iter().zip(fields).filter_map(|(name, field)| Some((name.as_bytes(), field?)));
+                match pack(pairs) {
+                    empty if empty.is_empty() => return Ok(Loaded::NotFound),
+                    hash => hash,
+                }
+            }
         };
         if value.len() > MAX_BODY_BYTES {
             return Err(Failure::Unusable(format!("the value is larger than {MAX_BODY_BYTES} bytes")));
@@ -115,6 +139,12 @@ mod tests {
         assert_eq!(two.value([Some(b"1".as_slice()), None].into_iter()), found(r#"{"z":1,"a\"b":null}"#));
         let forced = Form::of(&names(&["a"]), Some(ReplyForm::Json)).expect("valid");
         assert_eq!(forced.value([Some(b"1".as_slice())].into_iter()), found(r#"{"a":1}"#));
+        let hash = Form::of(&names(&["a", "b"]), Some(ReplyForm::Hash)).expect("valid");
+        let value = pack([(&b"b"[..], &b"1"[..])]);
+        let found = Ok(Loaded::Found { value, max_age: None, tag: None });
+        assert_eq!(hash.value([None, Some(b"1".as_slice())].into_iter()), found);
+        assert_eq!(hash.value([None, None].into_iter()), Ok(Loaded::NotFound), "there is no empty hash");
+        assert!(Form::of(&names(&["a", "a"]), Some(ReplyForm::Hash)).is_err());
         assert!(Form::of(&names(&["a", "b"]), Some(ReplyForm::String)).is_err());
         assert!(Form::of(&names(&["a", "a"]), None).is_err());
         assert!(Form::of(&[], None).is_err());

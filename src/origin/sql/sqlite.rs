@@ -277,10 +277,7 @@ async fn fetch(
 fn value(row: &SqliteRow, form: &Form, fields: impl Iterator<Item = usize>) -> Result<Loaded, Failure> {
     let cells = fields.map(|index| {
         let cell = Cell::of(row, index)?;
-        Ok(match form {
-            Form::AsIs => cell.bytes(),
-            Form::Object(_) => cell.json(),
-        })
+        Ok(if form.is_json() { cell.json() } else { cell.bytes() })
     });
     let cells = cells.collect::<Result<Vec<_>, Failure>>()?;
     form.value(cells.iter().map(Option::as_deref))

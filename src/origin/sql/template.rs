@@ -35,6 +35,8 @@ pub(super) struct Template {
 pub(super) enum Taken {
     /// What a way through JSON objects leads to; without a step the value itself.
     Value(Vec<String>),
+    /// A field of the value, which is a hash.
+    Field(String),
     /// The number of the write.
     Version,
 }
@@ -54,6 +56,8 @@ pub(super) enum Purpose {
     Read,
     /// To store one, `$value`.
     Write(Carriage),
+    /// To store one that is a hash, each field as `$value.name`.
+    WriteFields,
     /// To delete.
     Delete(Carriage),
 }
@@ -62,7 +66,7 @@ impl Purpose {
     /// The placeholders that are no parts of the key.
     const fn words(self) -> &'static [&'static str] {
         match self {
-            Self::Write(Carriage::Through) => &[VALUE],
+            Self::Write(Carriage::Through) | Self::WriteFields => &[VALUE],
             Self::Write(Carriage::Behind) => &[VALUE, VERSION],
             Self::Delete(Carriage::Behind) => &[VERSION],
             Self::Read | Self::Delete(Carriage::Through) => &[],
@@ -112,7 +116,16 @@ impl Template {
 
     /// Whether it stores anything of the value.
     pub(super) fn stores(&self) -> bool {
-        self.values.iter().any(|taken| matches!(taken, Taken::Value(_)))
+        self.values.iter().any(|taken| matches!(taken, Taken::Value(_) | Taken::Field(_)))
+    }
+
+    /// The fields that it takes, where the value is a hash.
+    pub(super) fn fields(&self) -> Vec<String> {
+        let field = |taken: &Taken| match taken {
+            Taken::Field(name) => Some(name.clone()),
+            Taken::Value(_) | Taken::Version => None,
+        };
+        self.values.iter().filter_map(field).collect()
     }
 
     /// Whether it compares the number of the write.
@@ -303,7 +316,17 @@ impl<'a> Cutter<'a> {
             return Err(format!("`${VALUE}` is followed by a dot: write $value, or $value.name for a member of its JSON object"));
         }
         let (name, length) = ([vec![VALUE.to_owned()], way.clone()].concat().join("."), after.len() - rest.len());
-        self.besides(name, Taken::Value(way), keys, 1 + VALUE.len() + length);
+        let taken = match (self.purpose, way.as_slice()) {
+            (Purpose::WriteFields, [field]) => Taken::Field(field.clone()),
+            (Purpose::WriteFields, []) => {
+                return Err(format!("a hash has no whole value `${name}`: write ${name}.field for each of its fields"));
+            }
+            (Purpose::WriteFields, [field, ..]) => {
+                return Err(format!("the fields of a hash have no members such as `${name}`: write ${VALUE}.{field}"));
+            }
+            _ => Taken::Value(way),
+        };
+        self.besides(name, taken, keys, 1 + VALUE.len() + length);
         Ok(())
     }
 
@@ -485,6 +508,22 @@ mod tests {
             Purpose::Delete(Carriage::Through),
         );
         assert!(delete.is_err_and(|error| error.contains("not a part")));
+    }
+
+    #[test]
+    fn of_a_hash_each_field_is_a_parameter() {
+        let keys: KeyPattern = "a:{id}".parse().expect("valid");
+        let parse = |statement| Template::parse(statement, &keys, Dialect::Postgres, Purpose::WriteFields);
+        let template = parse("INSERT INTO t VALUES ($id, $value.name, $value.age) ON CONFLICT DO UPDATE SET name = $value.name");
+        let template = template.expect("valid");
+        assert_eq!((template.fields(), template.stores()), (vec!["name".to_owned(), "age".to_owned()], true));
+        for (statement, words) in [
+            ("INSERT INTO t VALUES ($id, $value)", "write $value.field for each"),
+            ("INSERT INTO t VALUES ($id, $value.a.b)", "write $value.a"),
+            ("INSERT INTO t VALUES ($id, $field.a)", "its parts are $id"),
+        ] {
+            assert!(parse(statement).is_err_and(|error| error.contains(words)), "{statement}");
+        }
     }
 
     #[test]

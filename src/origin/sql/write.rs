@@ -37,6 +37,23 @@ pub(in crate::origin) struct Orders {
     sqlite: Option<Kit>,
     version: Option<String>,
     deletes: bool,
+    /// What a value must have, where values are hashes.
+    fields: Option<Vec<String>>,
+}
+
+/// What a rule says of its writes.
+#[derive(Debug)]
+pub(in crate::origin) struct Texts<'t> {
+    /// The statement for a value.
+    pub(in crate::origin) write: &'t str,
+    /// That for a deletion.
+    pub(in crate::origin) delete: Option<&'t str>,
+    /// The column that tells versions.
+    pub(in crate::origin) version: Option<&'t str>,
+    /// How writes come to the database.
+    pub(in crate::origin) carriage: Carriage,
+    /// Whether values are hashes.
+    pub(in crate::origin) is_of_hashes: bool,
 }
 
 #[derive(Debug)]
@@ -77,15 +94,9 @@ struct Statement {
 }
 
 impl Orders {
-    pub(in crate::origin) fn new(
-        keys: &KeyPattern,
-        url: &Sensitive,
-        write: &str,
-        delete: Option<&str>,
-        version: Option<&str>,
-        carriage: Carriage,
-    ) -> Result<Self, OriginError> {
-        let (postgres, sqlite) = by_dialect(url, |dialect| Kit::parse(keys, dialect, write, delete, carriage))?;
+    pub(in crate::origin) fn new(keys: &KeyPattern, url: &Sensitive, texts: &Texts<'_>) -> Result<Self, OriginError> {
+        let Texts { delete, version, carriage, is_of_hashes, .. } = *texts;
+        let (postgres, sqlite) = by_dialect(url, |dialect| Kit::parse(keys, dialect, texts))?;
         let compares = postgres.iter().chain(&sqlite).all(|kit| kit.write.compares());
         if let (Carriage::Behind, Some(column), false) = (carriage, version, compares) {
             let why =
@@ -94,7 +105,13 @@ impl Orders {
         }
         // Told from a journal, a write compares the version and need not tell it.
         let version = version.filter(|_| carriage == Carriage::Through).map(str::to_owned);
-        Ok(Self { postgres, sqlite, version, deletes: delete.is_some() })
+        let fields = postgres.iter().chain(&sqlite).next().map(|kit| kit.write.fields()).filter(|_| is_of_hashes);
+        Ok(Self { postgres, sqlite, version, deletes: delete.is_some(), fields })
+    }
+
+    /// What a value must have, where values are hashes.
+    pub(in crate::origin) fn fields(&self) -> Option<&[String]> {
+        self.fields.as_deref()
     }
 
     /// Whether there is a statement for deletions.
@@ -138,19 +155,21 @@ impl Orders {
 }
 
 impl Kit {
-    fn parse(
-        keys: &KeyPattern,
-        dialect: Dialect,
-        write: &str,
-        delete: Option<&str>,
-        carriage: Carriage,
-    ) -> Result<Self, OriginError> {
+    fn parse(keys: &KeyPattern, dialect: Dialect, texts: &Texts<'_>) -> Result<Self, OriginError> {
+        let Texts { write, delete, carriage, is_of_hashes, .. } = *texts;
         let parse = |place, text, purpose| {
             Template::parse(text, keys, dialect, purpose).map_err(|why| OriginError::Template { place, why })
         };
-        let write = parse("write", write, Purpose::Write(carriage))?;
+        let (purpose, parameters) = match (is_of_hashes, carriage) {
+            (false, _) => (Purpose::Write(carriage), "$value, or $value.name for a member of its JSON object"),
+            (true, Carriage::Through) => (Purpose::WriteFields, "$value.name for each of its fields"),
+            (true, Carriage::Behind) => {
+                return Err(OriginError::Template { place: "write", why: "hashes cannot be written behind".to_owned() });
+            }
+        };
+        let write = parse("write", write, purpose)?;
         if !write.stores() {
-            let why = "it stores nothing of the value: write $value, or $value.name for a member of its JSON object".to_owned();
+            let why = format!("it stores nothing of the value: write {parameters}");
             return Err(OriginError::Template { place: "write", why });
         }
         let delete = delete.map(|text| parse("delete", text, Purpose::Delete(carriage))).transpose()?;

@@ -75,7 +75,8 @@ fn older_readers_are_told_what_they_can_be_told() {
     assert_eq!((newest.requires, newest.clone().in_form(6)), (6, of_rule.clone()));
     newest.rules[0].versioned = Versioned::Entity;
     newest.requires = required_form(&newest.origins, &newest.rules);
-    assert_eq!((newest.requires, newest.clone().in_form(6), newest.clone().in_form(7)), (7, of_rule.clone(), newest.clone()));
+    let of_key = Snapshot { version: 7, ..newest.clone() };
+    assert_eq!((newest.requires, newest.clone().in_form(6), newest.clone().in_form(7)), (7, of_rule.clone(), of_key));
     for snapshot in [&newest, &of_rule] {
         let json = serde_json::to_vec(snapshot).expect("serialises");
         assert_eq!(&Snapshot::parse(&json).expect("it can be read"), snapshot);
@@ -168,6 +169,22 @@ fn rules_that_write_through_need_sidecars_that_know_them() {
 }
 
 #[test]
+fn rules_of_hashes_need_sidecars_that_know_them_and_columns_to_make_them_of() {
+    let hashes = |json: &str| Snapshot::parse(json.replacen(r#""reply":null"#, r#""reply":"Hash""#, 1).as_bytes());
+    let loading = hashes(MINIMAL).expect("valid");
+    assert_eq!(required_form(&loading.origins, &loading.rules), 8);
+    assert_eq!(loading.clone().in_form(7), loading, "it cannot be said otherwise");
+    assert_eq!(Snapshot::parse(&serde_json::to_vec(&loading).expect("serialises")).expect("valid"), loading);
+    let many = MINIMAL.replacen(r#"= $id"}}"#, r#"= $id","readMany":"SELECT id, name FROM users WHERE id = ANY($id)"}}"#, 1);
+    let versioned = MINIMAL.replacen(r#""keys":"user:{id}""#, r#""versioned":true,"keys":"user:{id}""#, 1);
+    let http =
+        MINIMAL.replacen(r#"{"sql":{"read":"SELECT name FROM users WHERE id = $id"}}"#, r#"{"http":{"path":"/x/{id}"}}"#, 1);
+    for (json, word) in [(many, "MGET"), (versioned, "versioned"), (http, "columns")] {
+        assert!(hashes(&json).is_err_and(|error| error.to_string().contains(word)), "{word}");
+    }
+}
+
+#[test]
 fn feeds_are_of_databases_and_for_rules_that_there_are() {
     let with =
         |feed: &str| Snapshot::parse(MINIMAL.replacen(r#""origins""#, &format!(r#""feeds":[{feed}],"origins""#), 1).as_bytes());
@@ -218,7 +235,7 @@ fn secrets_do_not_show() {
 #[test]
 fn contradictions_name_the_place() {
     for (from, to, word) in [
-        (r#""requires":1"#, r#""requires":8"#, "upgrade"),
+        (r#""requires":1"#, r#""requires":9"#, "upgrade"),
         (r#""generation":1"#, r#""generation":1,"extra":1"#, "extra"),
         ("127.0.0.1:7000", "nowhere", "host:port"),
         (r#""cluster":{"#, r#""cluster":{"patience":"61s","#, "at most 1m"),

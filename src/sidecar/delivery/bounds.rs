@@ -86,15 +86,15 @@ pub fn check(offered: &Snapshot, file: &Snapshot, secrets: &Path, exists: impl F
     offered.rules.iter().find(is_new).map_or(Ok(()), |rule| Err(BoundsError::NewWrite { rule: rule.name.clone() }))
 }
 
-/// What a rule tells which place about which keys, and by way of which journal.
-type Told<'a> = (&'a KeyPattern, &'a Store, &'a Query, Option<&'a OriginKind>, Option<&'a Journal>);
+/// What a rule tells which place about which keys, whether of hashes, and by way of which journal.
+type Told<'a> = (&'a KeyPattern, &'a Store, &'a Query, bool, Option<&'a OriginKind>, Option<&'a Journal>);
 
 /// `None`: it writes nothing.
 fn told<'a>(snapshot: &'a Snapshot, rule: &'a Rule) -> Option<Told<'a>> {
     let (read, store) = rule.strategy.writes()?;
     let origin = snapshot.origins.iter().find(|origin| origin.name == read.load.origin);
     let journal = rule.strategy.behind().map(|write_behind| &write_behind.journal);
-    Some((&rule.keys, store, &read.load.query, origin.map(|origin| &origin.kind), journal))
+    Some((&rule.keys, store, &read.load.query, rule.is_of_hashes(), origin.map(|origin| &origin.kind), journal))
 }
 
 fn check_origin(origin: &Origin, file: &Snapshot, secrets: &Path, exists: &impl Fn(&Path) -> bool) -> Result<(), BoundsError> {

@@ -8,6 +8,7 @@ use crate::sidecar::engine::ttl::{self, Coverage, EXEC, MULTI, TtlPlan};
 use crate::sidecar::patterns::cache_aside;
 use crate::sidecar::patterns::cache_aside::writes::{self, Judged};
 use crate::sidecar::patterns::observe;
+use crate::sidecar::patterns::read_through::hash;
 use crate::sidecar::policy::{Covered, UNMATCHED};
 use crate::sidecar::resp::CommandArgs;
 use crate::sidecar::session::Session;
@@ -45,6 +46,12 @@ pub fn forward(session: &Rc<Session>, request: &Request<'_>) -> Flow {
             "get" if policy.leases(rule) => cache_aside::before_get(session, &policy, rule, key, slot),
             "get" if policy.loads(rule) => OnReply::Fill(rule),
             "strlen" | "getrange" | "substr" if policy.loads(rule) => OnReply::FillZero(rule),
+            name if policy.loads_hashes(rule) => {
+                if let Some(text) = hash::refusal(name, policy.rule(rule).map_or("", |rule| rule.name.as_str())) {
+                    return refuse(session, &text);
+                }
+                if hash::loads(name) { OnReply::FillHash(rule) } else { OnReply::Count(rule) }
+            }
             "get" if policy.observes() && policy.observed(rule).is_some() => OnReply::Watch(rule),
             _ => OnReply::Count(rule),
         }

@@ -27,7 +27,7 @@ pub fn admit(session: &Rc<Session>, args: &CommandArgs<'_>, spec: &CommandSpec) 
     let worker = session.worker();
     let policy = worker.policy();
     // Where the arguments contradict themselves any server answers with the error that fits.
-    if policy.has_writers()
+    if policy.minds_writes()
         && let Some(text) = write_through::refusal_apart(&policy, spec, args, "a transaction or a command that takes its own way")
     {
         return Err(text);

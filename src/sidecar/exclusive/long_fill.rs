@@ -8,7 +8,8 @@ use std::rc::Rc;
 use super::long_command::{LongCommand, LongKey};
 use super::stream::MOST_WHOLE_BYTES;
 use crate::sidecar::commands::{Access, CommandSpec, Join};
-use crate::sidecar::patterns::read_through::{self, Outcome};
+use crate::sidecar::patterns::content::Content;
+use crate::sidecar::patterns::read_through::{self, Outcome, hash};
 use crate::sidecar::policy::RuleId;
 use crate::sidecar::resp::{encode, reply};
 use crate::sidecar::session::Session;
@@ -36,7 +37,9 @@ pub fn too_long(key: &LongKey) -> String {
 /// The key of a read of one key whose null would say that the origin has nothing, which nobody has asked it.
 pub fn only_loaded_key<'a>(command: &'a LongCommand, spec: &CommandSpec) -> Option<&'a LongKey> {
     let reads = spec.access != Access::Write && matches!(spec.name, "get" | "strlen" | "getrange" | "substr");
-    command.keys.first().filter(|key| reads && command.policy().loads(key.rule))
+    let policy = command.policy();
+    let loads = |key: &LongKey| reads && policy.loads(key.rule) || hash::loads(spec.name) && policy.loads_hashes(key.rule);
+    command.keys.first().filter(|key| loads(key))
 }
 
 /// Answers the command at `place`, of which `gathered` is what the cache has.
@@ -48,16 +51,20 @@ pub async fn complete(session: &Rc<Session>, place: u32, command: &LongCommand, 
         Join::Sum => gathered.parts,
         _ => reply::elements(&gathered.whole).unwrap_or_default().into_iter().map(<[u8]>::to_vec).collect(),
     };
-    let found = |value: &[u8]| {
-        let mut element = Vec::with_capacity(value.len() + 16);
-        match join {
-            Join::Sum => encode::integer(&mut element, 1),
-            _ => encode::bulk(&mut element, value),
+    let found = |element: &mut Vec<u8>, value: Option<&Content<'_>>| match (join, value) {
+        (Join::Sum, _) => {
+            element.clear();
+            encode::integer(element, 1);
         }
-        element
+        (_, Some(Content::Text(text))) => {
+            element.clear();
+            encode::bulk(element, text);
+        }
+        // Of what is no string MGET shows null.
+        (_, Some(Content::Hash(_)) | None) => {}
     };
     let missing = count_and_pick_missing(session, command, &elements);
-    if let Err(text) = load(session, command, &missing, |at, value| elements[at] = found(value)).await {
+    if let Err(text) = load(session, command, &missing, |at, value| found(&mut elements[at], value)).await {
         return session.answer(place, |out| encode::error(out, &text));
     }
     session.answer(place, |out| match join {
@@ -89,7 +96,7 @@ async fn load(
     session: &Rc<Session>,
     command: &LongCommand,
     missing: &[usize],
-    mut found: impl FnMut(usize, &[u8]),
+    mut found: impl FnMut(usize, Option<&Content<'_>>),
 ) -> Result<(), String> {
     let mut rest = missing;
     while !rest.is_empty() && !session.is_closed() {
@@ -98,7 +105,8 @@ async fn load(
         let outcomes = read_through::load_keys(session.worker(), session.lane(), keys(command, batch).await?).await;
         for (at, outcome) in batch.iter().zip(outcomes) {
             match outcome {
-                Outcome::Found(value) | Outcome::Cached(value) => found(*at, &value),
+                Outcome::Found(value) | Outcome::Cached(value) => found(*at, Some(&value)),
+                Outcome::Other => found(*at, None),
                 Outcome::NotFound => {}
                 Outcome::Failed(text) => return Err(text),
             }

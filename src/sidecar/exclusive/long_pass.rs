@@ -15,6 +15,7 @@ use super::{guard, long_fill, long_split, refuse};
 use crate::sidecar::commands::{Access, Class, CommandSpec, Effect};
 use crate::sidecar::dispatch::CROSS_SLOT;
 use crate::sidecar::engine::ttl::{EXEC, MULTI};
+use crate::sidecar::patterns::read_through::hash;
 use crate::sidecar::resp::{CommandTail, encode, reply};
 use crate::sidecar::session::{Ending, Reader, Session};
 
@@ -55,7 +56,10 @@ async fn pass(reader: &mut Reader, session: &Rc<Session>, command: &LongCommand,
         Err(text) => return refuse_tail(reader, command.tail(), &text).await,
     };
     if let Some(key) = long_fill::only_loaded_key(command, command.spec) {
-        connection.refuse_null(long_fill::too_long(key));
+        // A hash that is there has null for a field that it lacks.
+        if !hash::loads(command.spec.name) {
+            connection.refuse_null(long_fill::too_long(key));
+        }
         // Of these a missing key's reply is that of an empty one.
         if command.spec.name != "get" {
             match is_there(reader, &mut connection, command, key, slot).await {

@@ -174,10 +174,41 @@ pub fn is_null(reply: &[u8]) -> bool {
     matches!(reply, [b'_', ..] | [b'$' | b'*', b'-', b'1', ..])
 }
 
+/// Whether a reply about a hash shows nothing of it, which may be since there is none: null, zero, or an array of nothing but nulls. Of an
+/// array the beginning will do, up to the end of an element.
+#[inline]
+pub fn is_hollow(reply: &[u8]) -> bool {
+    match reply {
+        [b':', b'0', ..] => true,
+        [b'*' | b'%', ..] => {
+            let line = line_length(reply).ok().flatten().unwrap_or(reply.len());
+            let mut rest = reply.get(line..).unwrap_or_default();
+            while let Some(after) = rest.strip_prefix(b"$-1\r\n").or_else(|| rest.strip_prefix(b"_\r\n")) {
+                rest = after;
+            }
+            rest.is_empty()
+        }
+        _ => is_null(reply),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn what_shows_nothing_of_a_hash_is_told_from_what_does() {
+        for hollow in [":0\r\n", "$-1\r\n", "_\r\n", "*0\r\n", "%0\r\n", "*-1\r\n", "*2\r\n$-1\r\n$-1\r\n", "*2\r\n_\r\n_\r\n"] {
+            assert!(is_hollow(hollow.as_bytes()), "{hollow:?}");
+        }
+        assert!(is_hollow(b"*9\r\n$-1\r\n"), "so far");
+        for shown in
+            [":1\r\n", ":10\r\n", "$0\r\n\r\n", "*1\r\n$0\r\n\r\n", "*2\r\n$-1\r\n$1\r\nx\r\n", "%1\r\n$1\r\na\r\n$0\r\n\r\n"]
+        {
+            assert!(!is_hollow(shown.as_bytes()), "{shown:?}");
+        }
+    }
 
     fn value() -> impl Strategy<Value = Vec<u8>> {
         let leaf = prop_oneof![

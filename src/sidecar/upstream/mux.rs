@@ -532,7 +532,13 @@ impl<'a> Connection<'a> {
         let Some(front) = queue.front_mut() else { return false };
         let Sink::Client { session, sequence, on_reply } = &mut front.sink else { return matches!(front.sink, Sink::Drop) };
         let begun = session.is_streaming(*sequence);
-        if front.replies > 1 || !(begun || part.len() >= WORTH_PASSING) || *on_reply == OnReply::FillMany {
+        let may_load = match *on_reply {
+            OnReply::FillMany => true,
+            // So far it may be all nulls.
+            OnReply::FillHash(_) => reply::is_hollow(part),
+            _ => false,
+        };
+        if front.replies > 1 || !(begun || part.len() >= WORTH_PASSING) || may_load {
             return false;
         }
         if !session.deliver_part(*sequence, part) {
@@ -546,6 +552,7 @@ impl<'a> Connection<'a> {
                 | OnReply::Watch(rule)
                 | OnReply::Fill(rule)
                 | OnReply::FillZero(rule)
+                | OnReply::FillHash(rule)
                 | OnReply::Lease(rule)
                 | OnReply::Early(rule) => self.worker.metrics().count_read(rule, false),
             }
@@ -635,6 +642,7 @@ fn needs_thought(front: &Pending, bytes: &[u8]) -> bool {
             OnReply::Lease(_) => reply::is_null(bytes) || session.has_parked(),
             OnReply::Fill(_) | OnReply::Watch(_) => reply::is_null(bytes),
             OnReply::FillZero(_) => matches!(bytes, [b':' | b'$', b'0', ..]),
+            OnReply::FillHash(_) => reply::is_hollow(bytes),
             OnReply::FillMany | OnReply::WatchMany | OnReply::Early(_) => true,
         },
         _ => false,

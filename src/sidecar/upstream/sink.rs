@@ -30,6 +30,8 @@ pub enum OnReply {
     Fill(u16),
     /// As [`OnReply::Fill`], where zero or nothing stands for a missing key.
     FillZero(u16),
+    /// As [`OnReply::Fill`], of a hash, of which nothing may be there: see [`reply::is_hollow`].
+    FillHash(u16),
     /// As [`OnReply::Count`], but a null asks for the right to load.
     Lease(u16),
     /// As [`OnReply::Lease`], and a value asks for the right to load anew: it may expire soon.
@@ -127,6 +129,10 @@ impl Sink {
 fn pass_on(worker: &Rc<Worker>, session: &Rc<Session>, sequence: u32, on_reply: OnReply, bytes: &[u8]) {
     match on_reply {
         OnReply::Pass | OnReply::FillMany | OnReply::WatchMany => session.deliver(sequence, bytes),
+        OnReply::FillHash(rule) => {
+            worker.metrics().count_read(rule, reply::is_hollow(bytes));
+            session.deliver(sequence, bytes);
+        }
         OnReply::Count(rule)
         | OnReply::Watch(rule)
         | OnReply::Lease(rule)

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use larder::origin::fields::pack;
+use larder::sidecar::patterns::content::{Content, Form};
 use larder::sidecar::patterns::write_through::model::{Best, Broken, Key, Outcome, Token};
 use larder::sidecar::patterns::write_through::scripts::{self, Names};
 use larder::sidecar::slots::Companion;
@@ -37,7 +39,7 @@ fn companion(which: Companion) -> String {
 }
 
 /// What the server has, in the model's terms. `long`: whose marks are not over.
-fn state(client: &mut Client, until: &BTreeMap<Token, u64>) -> Key {
+fn state(client: &mut Client, until: &BTreeMap<Token, u64>, form: Form) -> Key {
     let text = |value: Value| if value == Value::Nil { None } else { Some(value.text()) };
     let mark = client.call(&["HGETALL", &companion(Companion::Intent)]).items();
     let (mut key, mut best) = (Key::default(), None);
@@ -56,7 +58,11 @@ fn state(client: &mut Client, until: &BTreeMap<Token, u64>) -> Key {
         Some("x") => Best::Unknown,
         Some(version) => Best::Version(version.parse().expect("a number")),
     };
-    key.value = text(client.call(&["GET", KEY])).map(|value| value.parse().expect("a number"));
+    let command: &[&str] = match form {
+        Form::Text => &["GET", KEY],
+        Form::Hash => &["HGET", KEY, "v"],
+    };
+    key.value = text(client.call(command)).map(|value| value.parse().expect("a number"));
     key.lease = text(client.call(&["GET", &companion(Companion::Lease)])).map(|token| token.parse().expect("a number"));
     key
 }
@@ -67,12 +73,20 @@ fn the_scripts_do_what_the_model_says() {
         let server = Redis::start(engine);
         for seed in 0..HISTORIES {
             server.client().line("FLUSHALL");
-            play(&mut server.client(), seed);
+            play(&mut server.client(), seed, if seed % 2 == 0 { Form::Text } else { Form::Hash });
         }
     }
 }
 
-fn play(client: &mut Client, seed: u64) {
+/// A value in this form: of a hash, the one field of it.
+fn content(form: Form, value: &str) -> Content<'static> {
+    match form {
+        Form::Text => Content::new(form, value.as_bytes().to_vec()),
+        Form::Hash => Content::new(form, pack([(&b"v"[..], value.as_bytes())])),
+    }
+}
+
+fn play(client: &mut Client, seed: u64, form: Form) {
     let mut random = fastrand::Rng::with_seed(seed);
     let (names, mut model) = (Names::of(KEY.as_bytes(), false), Key::default());
     let (mut until, mut version, mut now) = (BTreeMap::new(), 8u64, 1u64);
@@ -97,13 +111,13 @@ fn play(client: &mut Client, seed: u64) {
             3..=5 => {
                 version += 1;
                 let told = random.bool().then_some(version - random.u64(0..3));
-                let value = version.to_string();
+                let content = content(form, &version.to_string());
                 let (outcome, ours) = match random.u8(0..4) {
                     0 => (scripts::Outcome::Deleted, Outcome::Deleted),
                     1 => (scripts::Outcome::Refused(None), Outcome::Refused),
                     _ => {
                         let life = (60_000, false);
-                        let value = value.as_bytes();
+                        let value = &content;
                         let stored =
                             scripts::Outcome::Stored { version: told, value, life, most: 90_000, stale: 10_000, tag: None };
                         (stored, Outcome::Stored(version, told))
@@ -124,7 +138,7 @@ fn play(client: &mut Client, seed: u64) {
                 format!("{token} has the lease")
             }
         };
-        let seen = state(client, &until);
+        let seen = state(client, &until, form);
         assert_eq!(seen, model, "seed {seed}, step {step}: {what}");
         // The mark is never dropped by a full server, and the value and its copy have their time.
         assert!([-1, -2].contains(&client.call(&["PTTL", &companion(Companion::Intent)]).int()));
@@ -139,9 +153,10 @@ fn versions_of_any_length_are_compared_as_numbers() {
     let server = Redis::start(Engine::Valkey9);
     let mut client = server.client();
     let names = Names::of(KEY.as_bytes(), false);
+    let content = content(Form::Text, "x");
     let stored = |version: u64| scripts::Outcome::Stored {
         version: Some(version),
-        value: b"x",
+        value: &content,
         life: (1_000, false),
         most: 1_000,
         stale: 0,

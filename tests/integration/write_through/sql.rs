@@ -96,8 +96,9 @@ impl Shop {
     }
 }
 
+/// Whether the reply is an error with these words in it.
 #[track_caller]
-fn refused(reply: &Value, words: &[&str]) {
+pub fn refused(reply: &Value, words: &[&str]) {
     let Value::Error(text) = reply else { panic!("{reply:?} is no error") };
     words.iter().for_each(|word| assert!(text.contains(word), "{word} in {text}"));
 }

@@ -176,6 +176,9 @@ fn push_rule(facts: &mut Facts, rule: &Rule) {
             facts.push(("lease", read_through.lease.to_string()));
             facts.push(("wait", read_through.wait.to_string()));
             facts.push(("origin", read_through.load.origin.clone()));
+            if rule.is_of_hashes() {
+                facts.push(("as", "Hash".to_owned()));
+            }
         }
     }
 }

@@ -6,6 +6,7 @@ use std::rc::Rc;
 use smallvec::SmallVec;
 use tokio::sync::oneshot;
 
+use super::super::content::{Content, Form};
 use super::FlightKey;
 use crate::origin::Writer;
 use crate::sidecar::resp::{encode, reply};
@@ -15,13 +16,10 @@ use crate::sidecar::upstream::queue::{ANY_SLOT, Pending, Retry};
 use crate::sidecar::upstream::sink::{Answer, Sink};
 use crate::sidecar::worker::Worker;
 
-/// KEYS: key, lease, negative entry, stale copy, where the rule writes through the mark of writes under way, and where these take heed
-/// of it what the origin calls the value. ARGV: token, lease in
-/// ms. One's own lease counts as granted, so that the script may be repeated. While a write may still come to something, nobody gets
-/// the lease: what he loads could be older than it.
-const BEGIN: &str = concat!(
-    end_with_value!(),
-    "\
+/// Lua that ends with what is known of the key, and the lease where it is free.
+macro_rules! ask_for_lease {
+    () => {
+        "\
 if redis.call('EXISTS', KEYS[3]) == 1 then return {'nothing'} end
 if KEYS[5] and redis.call('EXISTS', KEYS[5]) == 1 then
   local time = redis.call('TIME')
@@ -40,20 +38,47 @@ if not holder then
 elseif holder == ARGV[1] then
   state = 'leased'
 end
-return {state, redis.call('GET', KEYS[4]), holder, redis.call('PTTL', KEYS[2])}"
+return {state, copy, holder, redis.call('PTTL', KEYS[2])}"
+    };
+}
+
+/// KEYS: key, lease, negative entry, stale copy, where the rule writes through the mark of writes under way, and where these take heed
+/// of it what the origin calls the value. ARGV: token, lease in
+/// ms. One's own lease counts as granted, so that the script may be repeated. While a write may still come to something, nobody gets
+/// the lease: what he loads could be older than it. A copy of another form than the rule's is none.
+const BEGIN: &str = concat!(
+    end_with_value!(),
+    "\
+local copy = redis.pcall('GET', KEYS[4])
+if type(copy) == 'table' then copy = false end
+",
+    ask_for_lease!()
 );
 
-/// ARGV: token, value, TTL in ms, lifetime of the stale copy in ms or 0, what the origin calls the value or nothing. Stores nothing
-/// without the lease.
-const FILL: &str = "\
+/// The same of a hash.
+const BEGIN_HASH: &str = concat!(
+    end_with_hash!(),
+    "\
+local copy = redis.pcall('HGETALL', KEYS[4])
+if copy.err or #copy == 0 then copy = false end
+",
+    ask_for_lease!()
+);
+
+/// ARGV: token, value, TTL in ms, lifetime of the stale copy in ms or 0, what the origin calls the value or nothing; of a hash, from here on
+/// fields and values in turn. Stores nothing without the lease.
+const FILL: &str = concat!(
+    put!(2, 6),
+    "\
 if redis.call('GET', KEYS[2]) ~= ARGV[1] then return 0 end
 redis.call('DEL', KEYS[2], KEYS[3])
-redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
-if ARGV[4] ~= '0' then redis.call('SET', KEYS[4], ARGV[2], 'PX', ARGV[4]) else redis.call('DEL', KEYS[4]) end
+put(KEYS[1], ARGV[3])
+if ARGV[4] ~= '0' then put(KEYS[4], ARGV[4]) else redis.call('DEL', KEYS[4]) end
 if KEYS[6] then
   if ARGV[5] ~= '' then redis.call('SET', KEYS[6], ARGV[5], 'PX', ARGV[3]) else redis.call('DEL', KEYS[6]) end
 end
-return 1";
+return 1"
+);
 
 /// ARGV: token, lifetime of the negative entry in ms or 0. The origin does not know the key: neither does the cache.
 const NOTHING: &str = "\
@@ -73,17 +98,17 @@ return redis.call('PEXPIRE', KEYS[2], ARGV[2])";
 #[derive(Debug, PartialEq, Eq)]
 pub enum Begun {
     /// It is there now.
-    Value(Vec<u8>),
-    /// It is there now, and no string.
+    Value(Content<'static>),
+    /// It is there now, in another form than the rule's.
     Other,
     /// It is known to be nowhere.
     Nothing,
     /// The lease is ours. With the stale copy, where there is one.
-    Leased(Option<Vec<u8>>),
+    Leased(Option<Content<'static>>),
     /// Somebody else has the lease.
     Busy {
         /// The stale copy, where there is one.
-        stale: Option<Vec<u8>>,
+        stale: Option<Content<'static>>,
         /// The other's token.
         holder: Vec<u8>,
         /// For how many milliseconds the lease still stands.
@@ -105,14 +130,15 @@ pub struct Entry {
     slot: u16,
     names: SmallVec<[Vec<u8>; 4]>,
     token: String,
+    form: Form,
     /// Becomes true at the moment in which the answer to [`Entry::begin`] or a fill is read, which is before anybody heeds it.
     is_answered: Rc<Cell<bool>>,
 }
 
 impl Entry {
     /// The entry of `key` under a fresh token, which tells `is_answered` when its key's state has been read. `writer`: who
-    /// writes the rule's keys.
-    pub fn new(worker: &Worker, key: &FlightKey, writer: Option<&Writer>, is_answered: Rc<Cell<bool>>) -> Self {
+    /// writes the rule's keys. `form`: that of their values.
+    pub fn new(worker: &Worker, key: &FlightKey, writer: Option<&Writer>, form: Form, is_answered: Rc<Cell<bool>>) -> Self {
         let (lane, key) = key;
         let slot = if worker.is_cluster() { slots::slot_of(key) } else { ANY_SLOT };
         let mut names: SmallVec<[Vec<u8>; 4]> = SmallVec::new();
@@ -121,17 +147,21 @@ impl Entry {
         names.extend(writer.map(|_| Companion::Intent.name(key)));
         names.extend(writer.filter(|writer| writer.takes_tags()).map(|_| Companion::Versions.name(key)));
         let token = format!("{:08x}{:08x}{:08x}", worker.random(), worker.random(), worker.random());
-        Self { lane: *lane, slot, names, token, is_answered }
+        Self { lane: *lane, slot, names, token, form, is_answered }
     }
 
     /// Looks again, and asks for the lease for `lease_ms` milliseconds.
     pub async fn begin(&self, worker: &Rc<Worker>, lease_ms: u64) -> Result<Begun, String> {
-        let answer = match self.decide(worker, BEGIN, &[lease_ms.to_string().as_bytes()]).await {
+        let script = match self.form {
+            Form::Text => BEGIN,
+            Form::Hash => BEGIN_HASH,
+        };
+        let answer = match self.decide(worker, script, &[lease_ms.to_string().as_bytes()]).await {
             Err(text) if REFUSALS.iter().any(|code| text.starts_with(code)) => return Ok(Begun::Refused),
             answer => answer?,
         };
         let parts = reply::elements(&answer).unwrap_or_default();
-        let second = parts.get(1).and_then(|part| reply::text(part)).map(<[u8]>::to_vec);
+        let second = parts.get(1).and_then(|part| Content::read(self.form, part));
         match (parts.first().and_then(|part| reply::text(part)), second) {
             (Some(b"value"), Some(value)) => Ok(Begun::Value(value)),
             (Some(b"other"), _) => Ok(Begun::Other),
@@ -151,15 +181,15 @@ impl Entry {
     pub async fn fill(
         &self,
         worker: &Rc<Worker>,
-        value: &[u8],
+        value: &Content<'_>,
         tag: Option<&str>,
         ttl_ms: u64,
         stale_ms: u64,
     ) -> Result<bool, String> {
         let (ttl, stale, tag) = (ttl_ms.to_string(), stale_ms.to_string(), tag.unwrap_or_default());
-        self.decide(worker, FILL, &[value, ttl.as_bytes(), stale.as_bytes(), tag.as_bytes()])
-            .await
-            .and_then(|answer| flag(&answer))
+        let args = [value.text(), ttl.as_bytes(), stale.as_bytes(), tag.as_bytes()];
+        let args: Vec<&[u8]> = args.into_iter().chain(value.pairs()).collect();
+        self.decide(worker, FILL, &args).await.and_then(|answer| flag(&answer))
     }
 
     /// Remembers that the origin does not know the key. `false`: the lease was gone, nothing is stored.

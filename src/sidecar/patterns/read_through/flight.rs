@@ -7,6 +7,7 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use tokio::time::Instant;
 
+use super::super::content::{Content, Form};
 use super::cache::{Begun, Entry};
 use super::patience::Patience;
 use super::{Deliver, FlightKey};
@@ -30,9 +31,11 @@ const LAST_LOOK_MS: u64 = 50;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
     /// A value from the origin.
-    Found(Vec<u8>),
+    Found(Content<'static>),
     /// A value that the cache has now: not for readers whose clients may have put it there with a later command.
-    Cached(Vec<u8>),
+    Cached(Content<'static>),
+    /// The cache has a value of another form now: as little for such readers.
+    Other,
     /// There is none.
     NotFound,
     /// It could not be told. An error reply's text, its code first.
@@ -112,8 +115,8 @@ impl Flight {
         }
     }
 
-    fn entry(&self, worker: &Worker) -> Entry {
-        Entry::new(worker, &self.key, worker.policy().writer(self.rule), self.is_answered.clone())
+    fn entry(&self, worker: &Worker, plan: &Plan) -> Entry {
+        Entry::new(worker, &self.key, worker.policy().writer(self.rule), Form::of(&plan.rule), self.is_answered.clone())
     }
 
     /// Gives the outcome to everybody; the flight is over.
@@ -160,6 +163,14 @@ impl Plan {
     fn lease_ms(&self) -> u64 {
         LEASE_STEP_MS.min(self.rule.lease.as_millis())
     }
+
+    fn outcome_of(&self, result: Result<Loaded, LoadError>) -> Outcome {
+        match result {
+            Ok(Loaded::Found { value, .. }) => Outcome::Found(Content::new(Form::of(&self.rule), value)),
+            Ok(Loaded::NotFound) => Outcome::NotFound,
+            Err(error) => Outcome::Failed(format!("ORIGIN {error}")),
+        }
+    }
 }
 
 /// Sends flights of one rule on their way: those that get the lease are loaded together.
@@ -173,7 +184,7 @@ pub fn launch(worker: &Rc<Worker>, flights: Vec<Rc<Flight>>) {
 }
 
 async fn lead(worker: Rc<Worker>, plan: Rc<Plan>, flights: Vec<Rc<Flight>>) {
-    let entries: Vec<Entry> = flights.iter().map(|flight| flight.entry(&worker)).collect();
+    let entries: Vec<Entry> = flights.iter().map(|flight| flight.entry(&worker, &plan)).collect();
     let begun = join_all(entries.iter().map(|entry| entry.begin(&worker, plan.lease_ms()))).await;
     let (mut leased, mut alone) = (Vec::new(), Vec::new());
     for ((flight, entry), begun) in flights.into_iter().zip(entries).zip(begun) {
@@ -210,7 +221,7 @@ fn react(worker: &Rc<Worker>, flight: &Rc<Flight>, begun: Result<Begun, String>)
             flight.spare(worker);
             Outcome::Cached(value)
         }
-        Ok(Begun::Other) => Outcome::NotFound,
+        Ok(Begun::Other) => Outcome::Other,
         Ok(Begun::Nothing) => {
             worker.metrics().negative(flight.rule);
             flight.spare(worker);
@@ -249,7 +260,7 @@ async fn follow(worker: Rc<Worker>, plan: Rc<Plan>, flight: Rc<Flight>) {
     loop {
         tokio::time::sleep(Duration::from_millis(fastrand::u64(pause / 2..=pause))).await;
         pause = (pause * 2).min(LAST_LOOK_MS);
-        let entry = flight.entry(&worker);
+        let entry = flight.entry(&worker, &plan);
         let begun = entry.begin(&worker, plan.lease_ms()).await;
         match react(&worker, &flight, begun) {
             Next::Over => return,
@@ -281,7 +292,7 @@ async fn load_alone(worker: &Rc<Worker>, plan: &Plan, mut flights: Vec<Rc<Flight
     while !flights.is_empty() {
         flights.iter().for_each(|flight| flight.begin_attempt());
         let results = ask(worker, plan, &flights).await;
-        let settled = flights.iter().zip(results).map(|(flight, result)| flight.settle_early(worker, &outcome_of(result)));
+        let settled = flights.iter().zip(results).map(|(flight, result)| flight.settle_early(worker, &plan.outcome_of(result)));
         let settled: Vec<bool> = settled.collect();
         flights = flights.into_iter().zip(settled).filter_map(|(flight, over)| (!over).then_some(flight)).collect();
     }
@@ -330,6 +341,7 @@ async fn conclude(
 ) -> bool {
     let stored = match &result {
         Ok(Loaded::Found { value, max_age, tag }) => {
+            let value = &Content::new(Form::of(&plan.rule), value.as_slice());
             let ttl = plan.rule.ttl.jittered(worker.random());
             let ttl = max_age.map_or(ttl, |limit| ttl.min(limit)).as_millis();
             let stale = plan.rule.stale.as_millis();
@@ -343,11 +355,11 @@ async fn conclude(
         Ok(Loaded::NotFound) => entry.fill_nothing(worker, plan.rule.negative_ttl.as_millis()).await,
         Err(_) => {
             entry.give_back(worker);
-            flight.settle(worker, &outcome_of(result));
+            flight.settle(worker, &plan.outcome_of(result));
             return true;
         }
     };
-    let outcome = outcome_of(result);
+    let outcome = plan.outcome_of(result);
     match stored {
         // What was stored may be deleted by now, and asked for again: who came after the answer waits on.
         Ok(true) => {
@@ -403,12 +415,4 @@ async fn ask_origin(worker: &Rc<Worker>, plan: &Plan, flights: &[Rc<Flight>]) ->
     let failed = flights.iter().zip(&results).filter(|(_, result)| result.is_err());
     failed.for_each(|(flight, _)| worker.metrics().load_error(flight.rule));
     results
-}
-
-fn outcome_of(result: Result<Loaded, LoadError>) -> Outcome {
-    match result {
-        Ok(Loaded::Found { value, .. }) => Outcome::Found(value),
-        Ok(Loaded::NotFound) => Outcome::NotFound,
-        Err(error) => Outcome::Failed(format!("ORIGIN {error}")),
-    }
 }

@@ -14,6 +14,7 @@ use super::super::super::session::Session;
 use super::super::super::upstream::lane::Lane;
 use super::super::super::worker::Worker;
 use super::super::cache_aside::{self, Wanted};
+use super::super::content::Content;
 use super::{Deliver, Flight, Outcome, flight, want};
 
 /// Where the one reply goes, and on which connection the command was sent.
@@ -82,7 +83,7 @@ fn load(worker: &Rc<Worker>, place: Place, collected: Collected, missing: Vec<Mi
         let key = (lane, key);
         let again = key.clone();
         let deliver: Deliver = Box::new(move |worker, outcome| match outcome {
-            Outcome::Cached(_) if table.place.session.has_changed_after(table.place.sequence) => {
+            Outcome::Cached(_) | Outcome::Other if table.place.session.has_changed_after(table.place.sequence) => {
                 flight::launch_alone(worker, rule, again, Box::new(move |_, outcome| table.fill(index, outcome)));
             }
             outcome => table.fill(index, outcome),
@@ -176,7 +177,8 @@ impl Table {
     fn fill(&self, index: usize, outcome: &Outcome) {
         let mut state = self.state.borrow_mut();
         match outcome {
-            Outcome::Found(value) | Outcome::Cached(value) => state.collected.add(index, value),
+            Outcome::Found(value) | Outcome::Cached(value) => state.collected.add(index, Some(value)),
+            Outcome::Other => state.collected.add(index, None),
             Outcome::NotFound => {}
             Outcome::Failed(text) => state.failure = Some(text.clone()),
         }
@@ -206,14 +208,16 @@ impl State {
 }
 
 impl Collected {
-    fn add(&mut self, index: usize, value: &[u8]) {
-        match self {
-            Self::Count(count) => *count += 1,
-            Self::Values(values) => {
-                let mut bytes = Vec::with_capacity(value.len() + 16);
-                encode::bulk(&mut bytes, value);
+    /// A key is there. Of what is no string MGET shows null, as a server does.
+    fn add(&mut self, index: usize, value: Option<&Content<'_>>) {
+        match (self, value) {
+            (Self::Count(count), _) => *count += 1,
+            (Self::Values(values), Some(Content::Text(text))) => {
+                let mut bytes = Vec::with_capacity(text.len() + 16);
+                encode::bulk(&mut bytes, text);
                 values[index] = bytes;
             }
+            (Self::Values(_), Some(Content::Hash(_)) | None) => {}
         }
     }
 }

@@ -13,6 +13,7 @@
 
 mod cache;
 mod flight;
+pub mod hash;
 mod many;
 mod patience;
 
@@ -24,14 +25,18 @@ use rustc_hash::FxHashMap;
 pub use flight::{Flight, Outcome};
 pub use many::{Place, Table, complete_exists, complete_mget, load_keys};
 
+use self::hash::HashRead;
 use super::super::policy::RuleId;
-use super::super::resp::{CommandArgs, CommandScan, CommandScanner, encode};
+use super::super::resp::{CommandArgs, CommandScan, CommandScanner, Protocol, encode};
 use super::super::session::Session;
 use super::super::upstream::lane::Lane;
 use super::super::upstream::queue::Recovered;
 use super::super::upstream::sink::Sink;
 use super::super::worker::Worker;
+use super::content::Content;
 
+/// A server's own words for a value of another form than a command is about.
+const WRONG_TYPE: &str = "WRONGTYPE Operation against a key holding the wrong kind of value";
 /// The most keys that are being loaded at once for one worker; more reads than that are told to try again.
 const MOST_FLIGHTS: usize = 10_000;
 
@@ -84,7 +89,8 @@ fn want(worker: &Rc<Worker>, rule: RuleId, key: FlightKey, deliver: Deliver) -> 
     Some(flight)
 }
 
-/// A read of one covered key found nothing: GET, or EXISTS, STRLEN and GETRANGE, which are answered from the loaded value.
+/// A read of one covered key found nothing: GET, or EXISTS, STRLEN, GETRANGE and [those of hashes](hash), which are answered from the
+/// loaded value. What a hash has not got is no miss: then it is there, and answers for itself.
 pub fn on_miss(worker: &Rc<Worker>, rule: RuleId, recovered: Recovered, found: &[u8]) {
     worker.metrics().count_read(rule, true);
     let Sink::Client { session, sequence, .. } = recovered.pending.sink else { return };
@@ -95,15 +101,16 @@ pub fn on_miss(worker: &Rc<Worker>, rule: RuleId, recovered: Recovered, found: &
         return session.deliver(sequence, found);
     };
     let key = (recovered.pending.lane.shared(), read.key.clone());
-    let found = found.to_vec();
+    let (found, protocol) = (found.to_vec(), recovered.pending.lane.protocol);
     let answer = move |session: Rc<Session>, outcome: &Outcome| match outcome {
-        Outcome::Found(value) | Outcome::Cached(value) => session.answer(sequence, |out| read.answer(value, out)),
+        Outcome::Found(value) | Outcome::Cached(value) => session.answer(sequence, |out| read.answer(value, protocol, out)),
+        Outcome::Other => session.answer(sequence, |out| read.answer_other(out)),
         Outcome::NotFound => session.deliver(sequence, &found),
         Outcome::Failed(text) => session.answer(sequence, |out| encode::error(out, text)),
     };
     let again = key.clone();
     let deliver: Deliver = Box::new(move |worker, outcome| match outcome {
-        Outcome::Cached(_) if session.has_changed_after(sequence) => {
+        Outcome::Cached(_) | Outcome::Other if session.has_changed_after(sequence) => {
             flight::launch_alone(worker, rule, again, Box::new(move |_, outcome| answer(session, outcome)));
         }
         outcome => answer(session, outcome),
@@ -116,14 +123,15 @@ pub fn on_miss(worker: &Rc<Worker>, rule: RuleId, recovered: Recovered, found: &
 /// A read of one key, as far as its answer can be made from the value.
 struct Read {
     key: Vec<u8>,
-    form: Form,
+    question: Question,
 }
 
-enum Form {
+enum Question {
     Get,
     Exists,
     Length,
     Range(i64, i64),
+    Hash(HashRead),
 }
 
 impl Read {
@@ -132,22 +140,31 @@ impl Read {
         let Ok(CommandScan::Complete { .. }) = scanner.scan(command) else { return None };
         let args = CommandArgs::new(command, scanner.ranges());
         let number = |index| std::str::from_utf8(args.get(index)?).ok()?.parse().ok();
-        let form = match args.name().to_ascii_lowercase().as_slice() {
-            b"get" => Form::Get,
-            b"exists" => Form::Exists,
-            b"strlen" => Form::Length,
-            b"getrange" | b"substr" => Form::Range(number(2)?, number(3)?),
-            _ => return None,
+        let question = match args.name().to_ascii_lowercase().as_slice() {
+            b"get" => Question::Get,
+            b"exists" => Question::Exists,
+            b"strlen" => Question::Length,
+            b"getrange" | b"substr" => Question::Range(number(2)?, number(3)?),
+            name => Question::Hash(HashRead::parse(name, &args)?),
         };
-        Some(Self { key: args.get(1)?.to_vec(), form })
+        Some(Self { key: args.get(1)?.to_vec(), question })
     }
 
-    fn answer(&self, value: &[u8], out: &mut Vec<u8>) {
-        match self.form {
-            Form::Get => encode::bulk(out, value),
-            Form::Exists => encode::integer(out, 1),
-            Form::Length => encode::integer(out, value.len() as i64),
-            Form::Range(start, end) => encode::bulk(out, range(value, start, end)),
+    fn answer(&self, value: &Content<'_>, protocol: Protocol, out: &mut Vec<u8>) {
+        match (&self.question, value) {
+            (Question::Get, Content::Text(text)) => encode::bulk(out, text),
+            (Question::Length, Content::Text(text)) => encode::integer(out, text.len() as i64),
+            (Question::Range(start, end), Content::Text(text)) => encode::bulk(out, range(text, *start, *end)),
+            (Question::Hash(read), Content::Hash(hash)) => read.answer(hash, protocol, out),
+            _ => self.answer_other(out),
+        }
+    }
+
+    /// Appends what a value of another form answers.
+    fn answer_other(&self, out: &mut Vec<u8>) {
+        match self.question {
+            Question::Exists => encode::integer(out, 1),
+            _ => encode::error(out, WRONG_TYPE),
         }
     }
 }
@@ -165,6 +182,7 @@ fn range(value: &[u8], start: i64, end: i64) -> &[u8] {
 
 #[cfg(test)]
 mod tests {
+    use super::super::content::Form;
     use super::*;
 
     #[test]
@@ -190,12 +208,14 @@ mod tests {
             let mut wire = Vec::new();
             encode::command(&mut wire, command);
             let mut out = Vec::new();
-            Read::parse(&wire).expect("a read").answer(b"abc", &mut out);
+            let value = Content::new(Form::Text, &b"abc"[..]);
+            Read::parse(&wire).expect("a read").answer(&value, Protocol::Resp2, &mut out);
             String::from_utf8(out).expect("text")
         };
         assert_eq!(answer(&["GET", "k"]), "$3\r\nabc\r\n");
         assert_eq!(answer(&["exists", "k"]), ":1\r\n");
         assert_eq!(answer(&["STRLEN", "k"]), ":3\r\n");
         assert_eq!(answer(&["GETRANGE", "k", "1", "-1"]), "$2\r\nbc\r\n");
+        assert_eq!(answer(&["HGET", "k", "f"]), format!("-{WRONG_TYPE}\r\n"));
     }
 }

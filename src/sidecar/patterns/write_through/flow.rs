@@ -7,8 +7,9 @@ use futures_util::future::join_all;
 use tokio::sync::oneshot;
 use tokio::time::{Duration, Instant};
 
+use super::super::content::Content;
 use super::scripts::{self, Names, Outcome};
-use super::wish::Order;
+use super::wish::{self, Order};
 use crate::origin::{Change, Changed, LoadError, Writer};
 use crate::policy::{self, Lifetime, Span};
 use crate::sidecar::exclusive::wait::{Proof, Unconfirmed, wait_for_replicas_of};
@@ -105,18 +106,13 @@ pub fn launch(session: &Rc<Session>, policy: &ActivePolicy, order: Order) {
         let reply = Rc::new(write).run(&worker).await;
         worker.writes().0.set(worker.writes().0.get().saturating_sub(1));
         session.answer(place, |out| match reply {
-            Ok(Reply::Stored) => encode::status(out, "OK"),
-            Ok(Reply::Deleted(rows)) => encode::integer(out, i64::try_from(rows).unwrap_or(i64::MAX)),
+            Ok(wish::Answer::Ok) => encode::status(out, "OK"),
+            Ok(wish::Answer::Number(number)) => encode::integer(out, number),
             Err(text) => encode::error(out, &text),
         });
         session.release();
         worker.flush_dirty();
     });
-}
-
-enum Reply {
-    Stored,
-    Deleted(u64),
 }
 
 impl Write {
@@ -149,7 +145,7 @@ impl Write {
         })
     }
 
-    async fn run(self: Rc<Self>, worker: &Rc<Worker>) -> Result<Reply, String> {
+    async fn run(self: Rc<Self>, worker: &Rc<Worker>) -> Result<wish::Answer, String> {
         let began = Instant::now();
         let tags = match self.mark(worker).await {
             Ok(tags) => tags,
@@ -262,10 +258,12 @@ impl Write {
     }
 
     /// The origin has made the changes: the cache hears of it. Where it cannot, the old value is gone all the same.
-    async fn conclude<'a>(&'a self, worker: &Rc<Worker>, changed: &'a [Changed]) -> Reply {
+    async fn conclude(&self, worker: &Rc<Worker>, changed: &[Changed]) -> wish::Answer {
         let life = self.order.life.resolve(&self.lifetime, worker.random());
         let (most, stale) = (self.lifetime.max.as_millis(), self.stale.as_millis());
-        let outcome = |index: usize| match &self.order.keys[index].1 {
+        let values = self.order.keys.iter().map(|(_, value)| value.as_deref());
+        let contents: Vec<_> = values.map(|value| value.map(|value| Content::new(self.order.form, value))).collect();
+        let outcome = |index: usize| match &contents[index] {
             Some(value) => {
                 let told = changed.get(index);
                 let (version, tag) = (told.and_then(|told| told.version), told.and_then(|told| told.tag.as_deref()));
@@ -274,12 +272,12 @@ impl Write {
             None => Outcome::Deleted,
         };
         let kept = self.end_all(worker, outcome).await;
-        let stores = self.order.keys.iter().any(|(_, value)| value.is_some());
-        if !stores {
-            return Reply::Deleted(changed.iter().map(|changed| changed.rows).sum());
+        if contents.iter().all(Option::is_none) {
+            let rows: u64 = changed.iter().map(|changed| changed.rows).sum();
+            return wish::Answer::Number(i64::try_from(rows).unwrap_or(i64::MAX));
         }
         kept.into_iter().filter(|kept| !kept).for_each(|_| worker.metrics().unkept(self.rule));
-        Reply::Stored
+        self.order.answer
     }
 
     /// Takes the marks away, with what came of each write. Whether each value is kept.

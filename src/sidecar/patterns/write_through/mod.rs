@@ -13,6 +13,7 @@
 //! where they are about one key. Other clients, whose commands share the connections to the servers, do not wait.
 
 mod flow;
+mod hash;
 pub mod model;
 pub mod scripts;
 #[cfg(test)]
@@ -36,7 +37,7 @@ use wish::Wish;
 /// Takes a write of keys that are written through. `None`: it is none.
 pub fn takes(session: &Rc<Session>, request: &Request<'_>) -> Option<Flow> {
     let policy = session.worker().policy();
-    if !policy.has_writers() {
+    if !policy.minds_writes() {
         return None;
     }
     match wish::of(&policy, request.spec, &request.args) {

@@ -16,6 +16,7 @@
 
 use smallvec::SmallVec;
 
+use super::super::content::Content;
 use crate::sidecar::resp::{encode, reply};
 use crate::sidecar::slots::Companion;
 
@@ -59,8 +60,9 @@ return {'begun', KEYS[6] and redis.call('GET', KEYS[6])}"
 
 /// ARGV: token, outcome (`stored`, `deleted` or `refused`), version or nothing, value, its time in ms, whether that counts since 1970
 /// (`1`), its longest time in ms, by how much the stale copy outlives it in ms or 0, what the origin calls the value now or nothing; of a
-/// refused one what it was told instead of the value. Whether the value is kept.
+/// hash, from here on fields and values in turn; of a refused one what it was told instead of the value. Whether the value is kept.
 const END: &str = concat!(
+    put!(4, 10),
     living!(),
     "\
 if redis.call('HDEL', KEYS[5], own) == 0 then
@@ -79,8 +81,8 @@ if ARGV[2] == 'stored' and living == 0 and best ~= 'x' and (not mixed or (versio
   left = math.min(left, tonumber(ARGV[7]))
   if left >= 1 then
     local copy = tonumber(ARGV[8])
-    redis.call('SET', KEYS[1], ARGV[4], 'PX', string.format('%.0f', left))
-    if copy > 0 then redis.call('SET', KEYS[4], ARGV[4], 'PX', string.format('%.0f', left + copy)) end
+    put(KEYS[1], string.format('%.0f', left))
+    if copy > 0 then put(KEYS[4], string.format('%.0f', left + copy)) end
     kept = 1
   end
 end
@@ -126,7 +128,7 @@ pub enum Outcome<'a> {
         /// Which version that is, where that is known.
         version: Option<u64>,
         /// The value.
-        value: &'a [u8],
+        value: &'a Content<'a>,
         /// How long the cache keeps it, in milliseconds, and whether that counts since 1970.
         life: (u64, bool),
         /// The longest that the rule lets it.
@@ -190,7 +192,8 @@ pub fn end(names: &Names, token: &str, outcome: Outcome<'_>, out: &mut Vec<u8>) 
             let (life, most, stale) = (life.to_string(), most.to_string(), stale.to_string());
             let since_epoch: &[u8] = if since_epoch { b"1" } else { b"0" };
             let (most, stale, tag) = (most.as_bytes(), stale.as_bytes(), tag.unwrap_or_default().as_bytes());
-            let args = [token, b"stored", version.as_bytes(), value, life.as_bytes(), since_epoch, most, stale, tag];
+            let args = [token, b"stored", version.as_bytes(), value.text(), life.as_bytes(), since_epoch, most, stale, tag];
+            let args: Vec<&[u8]> = args.into_iter().chain(value.pairs()).collect();
             write(END, names, &args, out);
         }
         Outcome::Deleted => write(END, names, &[token, b"deleted", b""], out),

@@ -2,6 +2,8 @@
 
 use std::borrow::Cow;
 
+use super::super::content::Form;
+use super::hash;
 use crate::policy::Lifetime;
 use crate::sidecar::commands::{Access, CommandSpec, Effect, Ttl, parse_i64};
 use crate::sidecar::engine::ttl::changes;
@@ -29,10 +31,29 @@ pub enum Wish {
 pub struct Order {
     /// The rule of all keys.
     pub rule: RuleId,
-    /// Each key once, with its value. `None`: it is deleted.
+    /// Each key once, with its value, which is as an origin is told it. `None`: it is deleted.
     pub keys: Vec<(Vec<u8>, Option<Vec<u8>>)>,
     /// How long the cache keeps the values.
     pub life: Life,
+    /// In which form values are.
+    pub form: Form,
+    /// What answers values that are stored.
+    pub answer: Answer,
+}
+
+impl Order {
+    fn of_texts(rule: RuleId, keys: Vec<(Vec<u8>, Option<Vec<u8>>)>, life: Life) -> Self {
+        Self { rule, keys, life, form: Form::Text, answer: Answer::Ok }
+    }
+}
+
+/// What answers values that are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Answer {
+    /// `OK`.
+    Ok,
+    /// A number.
+    Number(i64),
 }
 
 /// How long a value is kept.
@@ -62,26 +83,42 @@ const SYNTAX: &str = "ERR syntax error";
 
 /// What a command asks for.
 pub fn of(policy: &ActivePolicy, spec: &CommandSpec, args: &CommandArgs<'_>) -> Wish {
-    let Some(covered) = first_written(policy, spec, args) else { return Wish::Nothing };
+    let Some(covered) = first_written(policy, spec, args) else {
+        return hash::refusal_of_parts(policy, spec, args).map_or(Wish::Nothing, |text| Wish::Refused(text.into()));
+    };
     match spec.name {
+        name if !is_carried(policy, covered, name) => Wish::Refused(refusal(policy, spec, covered).into()),
         "set" => single(policy, covered, args, 2, || set_life(args)),
         "setex" => single(policy, covered, args, 3, || given_life(args.get(2), 1000, "setex")),
         "psetex" => single(policy, covered, args, 3, || given_life(args.get(2), 1, "psetex")),
-        "mset" | "del" | "unlink" => many(policy, covered, spec.name == "mset", args),
-        _ => Wish::Refused(refusal(policy, spec, covered).into()),
+        "hset" | "hmset" => match hash::order(policy, covered, spec.name, args) {
+            Ok(order) => bounded(policy, order),
+            Err(text) => Wish::Refused(text.into()),
+        },
+        _ => many(policy, covered, spec.name == "mset", args),
+    }
+}
+
+/// Whether the command of this name on keys of the rule can be carried to its origin.
+fn is_carried(policy: &ActivePolicy, rule: RuleId, name: &str) -> bool {
+    match name {
+        "del" | "unlink" => true,
+        "set" | "setex" | "psetex" | "mset" => !policy.loads_hashes(rule),
+        "hset" | "hmset" => policy.loads_hashes(rule),
+        _ => false,
     }
 }
 
 /// Why a command cannot be carried out where it stands: within a transaction, say. `None`: it is none of an origin's business.
 pub fn refusal_apart(policy: &ActivePolicy, spec: &CommandSpec, args: &CommandArgs<'_>, place: &str) -> Option<String> {
-    let rule = first_written(policy, spec, args)?;
-    Some(match spec.name {
-        "set" | "setex" | "psetex" | "mset" | "del" | "unlink" => format!(
+    let Some(rule) = first_written(policy, spec, args) else { return hash::refusal_of_parts(policy, spec, args) };
+    Some(match is_carried(policy, rule, spec.name) {
+        true => format!(
             "NOPERM {} of a key of the rule `{}` is carried to its origin, which {place} cannot wait for: send it by itself",
             spec.name.to_ascii_uppercase(),
             name_of(policy, rule)
         ),
-        _ => refusal(policy, spec, rule),
+        false => refusal(policy, spec, rule),
     })
 }
 
@@ -100,7 +137,8 @@ fn first_written(policy: &ActivePolicy, spec: &CommandSpec, args: &CommandArgs<'
     keys.find_map(|at| written(args.get(at.index as usize)?))
 }
 
-fn name_of(policy: &ActivePolicy, rule: RuleId) -> &str {
+/// What the rule is called.
+pub fn name_of(policy: &ActivePolicy, rule: RuleId) -> &str {
     policy.rule(rule).map_or("", |rule| rule.name.as_str())
 }
 
@@ -109,10 +147,9 @@ fn refusal(policy: &ActivePolicy, spec: &CommandSpec, rule: RuleId) -> String {
         "" => "this command".to_owned(),
         name => name.replace('|', " ").to_ascii_uppercase(),
     };
-    format!(
-        "NOPERM {name} of a key of the rule `{}` cannot be carried to its origin: SET, SETEX, PSETEX, MSET, DEL and UNLINK can",
-        name_of(policy, rule)
-    )
+    let carried = if policy.loads_hashes(rule) { "HSET and HMSET of all fields" } else { "SET, SETEX, PSETEX, MSET" };
+    let rule = name_of(policy, rule);
+    format!("NOPERM {name} of a key of the rule `{rule}` cannot be carried to its origin: {carried}, DEL and UNLINK can")
 }
 
 fn single(
@@ -124,7 +161,7 @@ fn single(
 ) -> Wish {
     let (Some(key), Some(value)) = (args.get(1), args.get(value_at)) else { return Wish::Refused(SYNTAX.into()) };
     match life() {
-        Ok(life) => bounded(policy, Order { rule, keys: vec![(key.to_vec(), Some(value.to_vec()))], life }),
+        Ok(life) => bounded(policy, Order::of_texts(rule, vec![(key.to_vec(), Some(value.to_vec()))], life)),
         Err(text) => Wish::Refused(text),
     }
 }
@@ -153,7 +190,7 @@ fn many(policy: &ActivePolicy, rule: RuleId, stores: bool, args: &CommandArgs<'_
             );
         }
     }
-    bounded(policy, Order { rule, keys, life: Life::Default })
+    bounded(policy, Order::of_texts(rule, keys, Life::Default))
 }
 
 /// An order that its rule's origin can take.
@@ -226,6 +263,7 @@ mod tests {
 
     use super::*;
     use crate::origin::Origins;
+    use crate::origin::fields::pack;
     use crate::policy::Snapshot;
     use crate::sidecar::commands;
     use crate::sidecar::resp::{CommandScan, CommandScanner, encode};
@@ -242,7 +280,12 @@ mod tests {
         };
         let write = r#""write":"INSERT INTO t VALUES ($id, $value)""#;
         let all = format!(r#"{{"sql":{{{write},"delete":"DELETE FROM t WHERE id = $id"}}}}"#);
+        let hashes = sql.replace(r#""reply":null"#, r#""reply":"Hash""#);
+        let fields = all.replace("($id, $value)", "($id, $value.name, $value.mail)");
+        let loads = format!(r#"{{"name":"l","keys":"l:{{id}}","strategy":{{"readThrough":{hashes}}}}}"#);
         let rules = [
+            rule("h", &hashes, &fields),
+            loads,
             rule("a", &sql, &all),
             rule("b", &sql, &format!(r#"{{"sql":{{{write}}}}}"#)),
             rule("w", &http, r#"{"http":{}}"#),
@@ -294,6 +337,46 @@ mod tests {
         carries("DEL a:1 a:2 a:1", &[("a:2", None), ("a:1", None)], Life::Default);
         carries("UNLINK a:1", &[("a:1", None)], Life::Default);
         carries("SET w:1 x", &[("w:1", Some("x"))], Life::Default);
+    }
+
+    #[test]
+    fn a_whole_hash_is_carried_and_no_part_of_one() {
+        let hash = |pairs: &[(&str, &str)]| pack(pairs.iter().map(|(field, value)| (field.as_bytes(), value.as_bytes())));
+        let ann = hash(&[("mail", "a@b"), ("name", "Ann")]);
+        for (line, answer) in [
+            ("HSET h:1 mail a@b name Ann", Answer::Number(2)),
+            ("HMSET h:1 mail a@b name Ann", Answer::Ok),
+            ("HSET h:1 name Bob mail a@b name Ann", Answer::Number(2)),
+        ] {
+            let Wish::Carry(order) = wish(line) else { panic!("{line}: {:?}", wish(line)) };
+            assert_eq!(order.keys, [(b"h:1".to_vec(), Some(ann.clone()))], "{line}");
+            assert_eq!((order.form, order.answer, order.life), (Form::Hash, answer, Life::Default), "{line}");
+        }
+        carries("DEL h:1 h:2", &[("h:1", None), ("h:2", None)], Life::Default);
+        for (line, words) in [
+            ("HSET h:1 name Ann", "lacks `mail`"),
+            ("HSET h:1 name Ann mail a@b age 41", "has no field `age`"),
+            ("HSET h:1 name Ann mail", "wrong number of arguments for 'hset'"),
+            ("HDEL h:1 name", "HSET and HMSET of all fields, DEL and UNLINK can"),
+            ("HINCRBY h:1 name 1", "HINCRBY"),
+            ("HSETNX h:1 name Ann", "HSETNX"),
+            ("HSETEX h:1 FIELDS 1 name Ann", "HSETEX"),
+            ("SET h:1 x", "HSET and HMSET of all fields"),
+            ("MSET h:1 x", "HSET and HMSET of all fields"),
+            ("HSET l:1 name Ann", "some of its fields"),
+            ("HINCRBY l:1 age 1", "some of its fields"),
+        ] {
+            let Wish::Refused(text) = wish(line) else { panic!("{line}: {:?}", wish(line)) };
+            assert!(text.contains(words), "{line}: {text}");
+        }
+        for line in
+            ["HGETALL h:1", "HEXPIRE other:1 7 FIELDS 1 x", "HSET other:1 name Ann", "DEL l:1", "HDEL l:1 name", "SET l:1 x"]
+        {
+            assert_eq!(wish(line), Wish::Nothing, "{line}");
+        }
+        let apart = |line: &str| with(line, |spec, args| refusal_apart(&policy(), spec, args, "a transaction"));
+        assert!(apart("HSET h:1 name Ann").is_some_and(|text| text.contains("send it by itself")));
+        assert!(apart("HSET l:1 name Ann").is_some_and(|text| text.contains("some of its fields")));
     }
 
     #[test]
