@@ -9,12 +9,14 @@ use serde_json::{Value as Json, json};
 
 use crate::cache_aside::{ok, rule, sidecars};
 use crate::read_through::Servers;
+use crate::relay::changes::from_commits;
 use crate::support::admin::metric;
 use crate::support::resp::{Client, Value};
 use crate::support::sidecar::Sidecar;
 use crate::support::wait_for;
 
 const SIDECARS: usize = 5;
+/// By each way, unless `LARDER_INVALIDATION_ROUNDS` says otherwise.
 const ROUNDS: usize = 100;
 const MANY: usize = 1_000_000;
 const WALKED: usize = 100_000;
@@ -22,10 +24,16 @@ const WALKS: usize = 3;
 const BASELINE: Duration = Duration::from_secs(4);
 const LIMIT: Duration = Duration::from_secs(300);
 
+fn rounds() -> usize {
+    std::env::var("LARDER_INVALIDATION_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(ROUNDS)
+}
+
 /// A way to invalidate a key that all sidecars show.
 struct Way {
     name: &'static str,
     key: fn(usize) -> String,
+    /// Stores it, where it is not there.
+    store: fn(&mut Client, &str, usize),
     invalidate: fn(&mut Client, usize),
 }
 
@@ -34,41 +42,80 @@ fn announce(client: &mut Client, kind: &str, what: &str) {
     assert!(matches!(id, Value::Bulk(_)), "{id:?}");
 }
 
-const WAYS: [Way; 5] = [
+fn set(client: &mut Client, key: &str, _: usize) {
+    assert_eq!(client.call(&["SET", key, "v"]), ok());
+}
+
+/// Stores it as what depends on an author.
+fn fill_given(client: &mut Client, key: &str, round: usize) {
+    let fetched = client.call(&["LARDER.FETCH", key]).items();
+    if let [state, Value::Nil, token] = &fetched[..]
+        && state.text() == "load"
+    {
+        client.call(&["LARDER.FILL", key, &token.text(), "v", "TAGS", &format!("author:{round}")]);
+    }
+}
+
+const WAYS: [Way; 8] = [
     Way {
         name: "`LARDER.INVALIDATE` of a key",
         key: |round| format!("item:{round}"),
+        store: set,
         invalidate: |client, round| assert_eq!(client.call(&["LARDER.INVALIDATE", &format!("item:{round}")]), Value::Int(1)),
     },
     Way {
         name: "event `key`",
         key: |round| format!("item:{round}"),
+        store: set,
         invalidate: |client, round| announce(client, "key", &format!("item:{round}")),
     },
     Way {
         name: "event `tag`, which names the key to the end",
         key: |round| format!("item:{round}"),
+        store: set,
         invalidate: |client, round| announce(client, "tag", &format!("id:{round}")),
     },
     Way {
         name: "event `tag` of a versioned rule",
         key: |round| format!("page:{round}:en"),
+        store: set,
         invalidate: |client, round| announce(client, "tag", &format!("page:{round}")),
     },
     Way {
         name: "event `rule` of a versioned rule",
         key: |round| format!("page:{round}:en"),
+        store: set,
         invalidate: |client, _| announce(client, "rule", "page"),
+    },
+    Way {
+        name: "`LARDER.INVALIDATE` of a key with a version of its own",
+        key: |round| format!("entry:{round}"),
+        store: set,
+        invalidate: |client, round| assert_eq!(client.call(&["LARDER.INVALIDATE", &format!("entry:{round}")]), Value::Int(1)),
+    },
+    Way {
+        name: "event `key` of a key with a version of its own",
+        key: |round| format!("entry:{round}"),
+        store: set,
+        invalidate: |client, round| announce(client, "key", &format!("entry:{round}")),
+    },
+    Way {
+        name: "event `tag` that a value was given",
+        key: |round| format!("entry:of:{round}"),
+        store: fill_given,
+        invalidate: |client, round| announce(client, "tag", &format!("author:{round}")),
     },
 ];
 
-/// `item:{id}`, `page:{id}:{lang}` and `many:{id}`, which are versioned, and `other:{id}`, which others read.
-fn rules() -> [Json; 4] {
-    let [mut item, mut page, mut many, other] = ["item", "page", "many", "other"].map(|name| rule(name, json!({}), json!({})));
+/// `item:{id}`, `page:{id}:{lang}`, `many:{id}` and `entry:{id…}`, which are versioned, and `other:{id}`, which others read.
+fn rules() -> [Json; 5] {
+    let names = ["item", "page", "many", "entry", "other"];
+    let [mut item, mut page, mut many, mut entry, other] = names.map(|name| rule(name, json!({}), json!({})));
     item["tags"] = json!(["id:{id}"]);
     many["versioned"] = json!(true);
+    (entry["keys"], entry["versioned"]) = (json!("entry:{id…}"), json!("entity"));
     (page["keys"], page["tags"], page["versioned"]) = (json!("page:{id}:{lang}"), json!(["page:{id}"]), json!(true));
-    [item, page, many, other]
+    [item, page, many, entry, other]
 }
 
 fn quantile(sorted: &[Duration], part: f64) -> f64 {
@@ -86,11 +133,11 @@ fn until_gone(clients: &mut [Client], key: &str) {
 fn latency(sidecars: &[Sidecar], way: &Way) -> Vec<Duration> {
     let mut clients: Vec<Client> = sidecars.iter().map(Sidecar::client).collect();
     let mut invalidator = sidecars[0].client();
-    let mut took: Vec<Duration> = (0..ROUNDS)
+    let mut took: Vec<Duration> = (0..rounds())
         .map(|round| {
             let key = (way.key)(round);
             wait_for("all to show the key", LIMIT, || {
-                assert_eq!(clients[0].call(&["SET", &key, "v"]), ok());
+                (way.store)(&mut clients[0], &key, round);
                 clients.iter_mut().all(|client| client.call(&["EXISTS", &key]) == Value::Int(1))
             });
             let began = Instant::now();
@@ -158,12 +205,20 @@ fn invalidation_reaches_the_last_of_five_sidecars() {
     let sidecars = sidecars(&servers, SIDECARS, &rules());
     let mut text = format!(
         "# Invalidation\n\n`make bench-invalidation` writes this. {SIDECARS} sidecars on one Valkey, all on one machine; each key is stored, shown by all sidecars, and \
-         invalidated through one of them, {ROUNDS} times by each way. Timed from the command that invalidates until the last sidecar shows nothing.\n\n\
-         | | p50 | p99 |\n|---|---|---|\n"
+         invalidated through one of them, {} times by each way. Timed from the command that invalidates until the last sidecar shows nothing, and from a commit's answer until the last shows the \
+         new row.\n\n| | p50 | p99 |\n|---|---|---|\n",
+        rounds()
     );
     for way in &WAYS {
         let took = latency(&sidecars, way);
         let _ = writeln!(text, "| {} | {:.1} ms | {:.1} ms |", way.name, quantile(&took, 0.5), quantile(&took, 0.99));
+    }
+    for (name, versioned) in [("a commit in Postgres", None), ("a commit, of keys with versions of their own", Some("entity"))] {
+        let took = from_commits(rounds(), SIDECARS, versioned);
+        let _ = writeln!(text, "| {name} | {:.1} ms | {:.1} ms |", quantile(&took, 0.5), quantile(&took, 0.99));
+    }
+    if std::env::var_os("LARDER_INVALIDATION_LATENCY_ALONE").is_some() {
+        return println!("{text}");
     }
     let mut client = sidecars[0].client();
     assert_eq!(client.line("SET other:1 v"), ok());

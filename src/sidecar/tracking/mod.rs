@@ -28,7 +28,8 @@ use tokio::time::timeout;
 
 use self::mode::Mode;
 use self::redirect::Redirected;
-use self::table::{Asked, ClientId, MOST_KEYS_PER_CLIENT, Table, TrackerId};
+pub use self::table::TrackerId;
+use self::table::{Asked, ClientId, MOST_KEYS_PER_CLIENT, Table};
 use self::tracker::{Kind, Tracker};
 use crate::sidecar::commands::{self, Access, Class, CommandSpec, Effect};
 use crate::sidecar::resp::{CommandArgs, Protocol, encode};
@@ -232,8 +233,11 @@ impl Tracking {
         self.trackers.borrow().values().for_each(|tracker| tracker.adjust(self));
     }
 
-    /// Whether any client needs trackers of this kind.
-    fn is_wanted(&self, kind: Kind) -> bool {
+    /// Whether anybody needs trackers of this kind.
+    fn is_wanted(&self, worker: &Worker, kind: Kind) -> bool {
+        if kind == Kind::Versions {
+            return worker.has_versions();
+        }
         let wants = |session: &Rc<Session>| {
             let tracks = session.tracks().borrow();
             tracks.as_deref().is_some_and(|tracks| tracks.mode.broadcast == (kind == Kind::Broadcast))
@@ -344,6 +348,21 @@ impl Tracking {
         }
     }
 
+    /// Has the server of a version told when that changes: what a worker was told of it is then forgotten at once. `known`: the tracker that was asked
+    /// for it last. Which one it is, where there is one that tells.
+    pub fn watch_version(&self, worker: &Rc<Worker>, key: &[u8], known: Option<TrackerId>) -> Option<TrackerId> {
+        let slot = if worker.is_cluster() { slots::slot_of(key) } else { ANY_SLOT };
+        let node = worker.router().node_of(slot)?;
+        let tracker = self.tracker(worker, node.address(), Kind::Versions);
+        if tracker.is_refused() {
+            return None;
+        }
+        if known != Some(tracker.id()) {
+            tracker.register(key);
+        }
+        Some(tracker.id())
+    }
+
     /// A server has answered a question.
     fn on_registered(&self, key: &[u8], tracker: TrackerId, tracked: bool) {
         let waiters = self.table.borrow_mut().answered(key, tracker, tracked);
@@ -351,11 +370,15 @@ impl Tracking {
     }
 
     /// A server tells of changes.
-    fn on_changes(&self, tracker: &Tracker, keys: &[&[u8]]) {
+    fn on_changes(&self, worker: &Worker, tracker: &Tracker, keys: &[&[u8]]) {
+        if tracker.kind() == Kind::Versions {
+            return keys.iter().for_each(|key| worker.versions().on_change(key));
+        }
         let keys = keys.iter().copied().filter(|key| !is_larder_key(key));
         match tracker.kind() {
             Kind::Reads => keys.for_each(|key| self.on_change(key, tracker.id())),
             Kind::Broadcast => self.broadcast(&keys.collect::<Vec<_>>()),
+            Kind::Versions => {}
         }
     }
 
@@ -390,6 +413,9 @@ impl Tracking {
 
     /// A server was emptied: as there, all who track hear of it.
     fn on_flush(&self, worker: &Rc<Worker>, tracker: &Tracker) {
+        if tracker.kind() == Kind::Versions {
+            return worker.versions().on_flush();
+        }
         let (id, broadcast) = (tracker.id(), tracker.kind() == Kind::Broadcast);
         self.table.borrow_mut().forget(|_, known, asked| known == id && !asked);
         self.each(|mode| mode.broadcast == broadcast).iter().for_each(|session| self.tell(session, None, None));
@@ -401,6 +427,8 @@ impl Tracking {
         match kind {
             Kind::Reads => self.forget(|_, known, _| known == id),
             Kind::Broadcast => self.each(|mode| mode.broadcast).iter().for_each(|session| self.tell(session, None, None)),
+            // What is registered there no more is so at the next question.
+            Kind::Versions => {}
         }
         worker.flush_dirty();
     }
@@ -430,7 +458,7 @@ impl Tracking {
             let owner = worker.router().node_of(slot);
             owner.is_none_or(|owner| nodes.get(&tracker) != Some(owner.address()))
         });
-        for kind in [Kind::Reads, Kind::Broadcast].into_iter().filter(|kind| self.is_wanted(*kind)) {
+        for kind in [Kind::Reads, Kind::Broadcast].into_iter().filter(|kind| self.is_wanted(worker, *kind)) {
             worker.router().primaries().iter().for_each(|node| drop(self.tracker(worker, node.address(), kind)));
         }
         self.each(|mode| mode.broadcast).iter().for_each(|session| self.tell(session, None, None));

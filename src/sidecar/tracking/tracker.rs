@@ -35,6 +35,8 @@ pub enum Kind {
     Reads,
     /// All keys that begin as clients want.
     Broadcast,
+    /// Versions that were asked for, which no client knows of.
+    Versions,
 }
 
 /// What a reply answers.
@@ -205,10 +207,10 @@ async fn run(worker: Rc<Worker>, tracker: Rc<Tracker>) {
             tracker.enter(Stage::Connecting);
         }
         tracker.lose(&worker);
-        while tracker.is_refused() && tracking.is_wanted(tracker.kind) && worker.router().knows(&tracker.node) {
+        while tracker.is_refused() && tracking.is_wanted(&worker, tracker.kind) && worker.router().knows(&tracker.node) {
             tracker.changed.notified().await;
         }
-        if !tracking.is_wanted(tracker.kind) || !worker.router().knows(&tracker.node) {
+        if !tracking.is_wanted(&worker, tracker.kind) || !worker.router().knows(&tracker.node) {
             break;
         }
         tokio::time::sleep(Duration::from_millis(fastrand::u64(backoff / 2..=backoff))).await;
@@ -234,7 +236,7 @@ async fn follow(worker: &Rc<Worker>, tracker: &Rc<Tracker>, mut link: Link) -> i
         {
             return error;
         }
-        if !worker.tracking().is_wanted(tracker.kind) || !worker.router().knows(&tracker.node) {
+        if !worker.tracking().is_wanted(worker, tracker.kind) || !worker.router().knows(&tracker.node) {
             return io::Error::other("nobody needs it");
         }
         let read = tokio::select! {
@@ -283,7 +285,7 @@ fn hear(worker: &Rc<Worker>, tracker: &Tracker, frame: &[u8]) -> io::Result<()> 
                 None => tracking.on_flush(worker, tracker),
                 Some(keys) => {
                     let keys: Vec<&[u8]> = keys.into_iter().filter_map(reply::text).collect();
-                    tracking.on_changes(tracker, &keys);
+                    tracking.on_changes(worker, tracker, &keys);
                 }
             }
         }

@@ -18,20 +18,27 @@ pub struct Epoch<S = State> {
     believed: Option<(S, u64)>,
     /// What stands in for it, and since when.
     own: Option<(S, u64)>,
+    /// When it was heard last that something else counts by now: no question of before tells it.
+    forgotten_at: u64,
 }
 
 impl<S> Default for Epoch<S> {
     fn default() -> Self {
-        Self { believed: None, own: None }
+        Self { believed: None, own: None, forgotten_at: 0 }
     }
 }
 
 impl<S: Clone + From<Version>> Epoch<S> {
     /// What the cache answered to a question of `asked_at`. An answer to an earlier question than the last is none.
     pub fn heard(&mut self, asked_at: u64, state: S) {
-        if self.believed.as_ref().is_none_or(|(_, before)| *before <= asked_at) {
+        if asked_at >= self.forgotten_at && self.believed.as_ref().is_none_or(|(_, before)| *before <= asked_at) {
             self.believed = Some((state, asked_at));
         }
+    }
+
+    /// Something else counts by now, or soon will: it is to be asked for anew.
+    pub fn forget(&mut self, now: u64) {
+        (self.believed, self.forgotten_at) = (None, now);
     }
 
     /// What is meant now.
@@ -108,5 +115,10 @@ mod tests {
         epoch.heard(2000, b.into());
         epoch.heard(1950, a.into());
         assert_eq!(at(&mut epoch, 2500), b, "an answer that comes late is none");
+        epoch.forget(2600);
+        epoch.heard(2599, b.into());
+        assert_eq!(known(&epoch, 2600), None, "another counts by now");
+        epoch.heard(2600, a.into());
+        assert_eq!(known(&epoch, 2600), Some(a));
     }
 }

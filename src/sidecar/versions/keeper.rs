@@ -67,7 +67,8 @@ fn versioned(worker: &Worker) -> BTreeMap<(String, bool), (KeyPattern, String)> 
 pub async fn fetch(worker: &Rc<Worker>, counters: BTreeSet<Counter>) {
     let all = async {
         let brought = fetch_all(worker, &counters).await;
-        let unknown = worker.versions().unknown(brought.iter());
+        // Those, too, that have changed while they were asked for.
+        let unknown = worker.versions().unknown(counters.iter().chain(&brought));
         fetch_all(worker, &unknown).await;
     };
     let _ = timeout(ASK_FOR, all).await;
@@ -98,6 +99,8 @@ pub async fn fetch_one(worker: &Rc<Worker>, counter: &Counter) -> Result<State, 
     let state = if reply::is_null(&answer) { Some(drawn.into()) } else { state_of(worker, counter, &answer) };
     let state = state.ok_or_else(|| "ERR a version is not understood".to_owned())?;
     worker.versions().with_epoch(counter, |epoch| epoch.heard(asked_at, state.clone()));
+    // Not before: who draws the first version would be told of that.
+    worker.versions().watch(worker, counter, &key);
     Ok(state)
 }
 

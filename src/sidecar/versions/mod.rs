@@ -13,6 +13,9 @@
 //!
 //! What a client stores goes under the name that it was told is missing: had it been told before the rule was invalidated, its value is of no
 //! use to anybody, and goes where nobody looks.
+//!
+//! A server tells a worker when a version changes that the worker has asked for, by the means of CLIENT TRACKING: then it is asked for anew at once.
+//! Nothing rests on that but how soon others see it.
 
 pub mod epoch;
 pub mod given;
@@ -45,6 +48,7 @@ use super::patterns::cache_aside::writes;
 use super::policy::{ActivePolicy, RuleId};
 use super::resp::{CommandArgs, CommandScan, CommandScanner, encode};
 use super::session::Session;
+use super::tracking::TrackerId;
 use super::upstream::sink::Sink;
 use super::worker::Worker;
 use crate::policy::versions::{Counter, Version, split};
@@ -102,13 +106,21 @@ pub struct Versions {
     began: Instant,
     epochs: RefCell<FxHashMap<Counter, Epoch>>,
     told: RefCell<Told>,
+    /// The versions of which a server was asked to say when they change, by their keys, and on which connection.
+    watched: RefCell<FxHashMap<Vec<u8>, (Counter, TrackerId)>>,
     /// The names that stand in the command which is being handed on, where it may change them.
     mapped: RefCell<Option<Rc<Mapped>>>,
 }
 
 impl Default for Versions {
     fn default() -> Self {
-        Self { began: Instant::now(), epochs: RefCell::default(), told: RefCell::default(), mapped: RefCell::default() }
+        Self {
+            began: Instant::now(),
+            epochs: RefCell::default(),
+            told: RefCell::default(),
+            watched: RefCell::default(),
+            mapped: RefCell::default(),
+        }
     }
 }
 
@@ -162,6 +174,35 @@ impl Versions {
             }
         }
         unknown
+    }
+
+    /// Has the server say when a version changes that was just told. Where it does not, or the word is lost, an answer is believed for
+    /// its second all the same.
+    fn watch(&self, worker: &Rc<Worker>, counter: &Counter, key: &[u8]) {
+        let known = self.watched.borrow().get(key).map(|(_, tracker)| *tracker);
+        let tracker = worker.tracking().watch_version(worker, key, known);
+        let Some(tracker) = tracker.filter(|tracker| known != Some(*tracker)) else { return };
+        let mut watched = self.watched.borrow_mut();
+        if watched.len() >= MOST_EPOCHS {
+            watched.clear();
+        }
+        watched.insert(key.to_vec(), (counter.clone(), tracker));
+    }
+
+    /// A server says that the version at this key has changed. It says so once.
+    pub fn on_change(&self, key: &[u8]) {
+        let watched = self.watched.borrow_mut().remove(key);
+        if let Some((counter, _)) = watched {
+            let now = self.now();
+            self.with_epoch(&counter, |epoch| epoch.forget(now));
+        }
+    }
+
+    /// A server says that any may have changed.
+    pub fn on_flush(&self) {
+        let now = self.now();
+        self.watched.borrow_mut().clear();
+        self.epochs.borrow_mut().values_mut().for_each(|epoch| epoch.forget(now));
     }
 
     /// The names that the command which is being handed on may change.

@@ -18,6 +18,8 @@ const COUNTERS: usize = 1 + 2 * KEYS;
 const SIDECARS: usize = 3;
 const STEPS: usize = 500;
 const HISTORIES: u64 = 3_000;
+/// As many more in which servers say when versions change.
+const TOLD_HISTORIES: u64 = 1_000;
 
 /// What is left out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,6 +79,8 @@ enum Pending {
 struct World {
     random: fastrand::Rng,
     switch: Switch,
+    /// Whether servers say when a version changes.
+    tells: bool,
     now: u64,
     origin: [u64; KEYS],
     versions: [Option<Version>; COUNTERS],
@@ -92,10 +96,11 @@ struct World {
 }
 
 impl World {
-    fn new(seed: u64, switch: Switch) -> Self {
+    fn new(seed: u64, switch: Switch, tells: bool) -> Self {
         Self {
             random: fastrand::Rng::with_seed(seed),
             switch,
+            tells,
             now: 0,
             origin: [1; KEYS],
             versions: [None; COUNTERS],
@@ -125,6 +130,8 @@ impl World {
             }
             555..565 => self.values.retain(|name, _| name.1 != key),
             565..570 => self.leases.retain(|name, _| name.1 != key),
+            // A server says that a version changed, rightly or not.
+            570..580 if self.tells => self.sidecars[sidecar].epochs[self.random.usize(..COUNTERS)].forget(self.now),
             _ => return self.arrive(),
         }
         Ok(())
@@ -293,8 +300,8 @@ impl World {
 
 /// The first history that breaks the promise.
 fn broken(switch: Switch) -> Option<(u64, String)> {
-    (0..HISTORIES).find_map(|seed| {
-        let mut world = World::new(seed, switch);
+    (0..HISTORIES + TOLD_HISTORIES).find_map(|seed| {
+        let mut world = World::new(seed, switch, seed >= HISTORIES);
         (0..STEPS).find_map(|_| world.step().err()).map(|error| (seed, error))
     })
 }

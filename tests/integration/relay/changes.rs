@@ -434,15 +434,18 @@ fn a_write_through_larder_does_not_remove_what_it_stored() {
     wait_for("the change is seen", LONG, || client.line("GET user:1") == bulk("theirs"));
 }
 
-/// From the commit to the last of five sidecars, in milliseconds: the median, and the ninety-ninth of a hundred. `cargo test … --ignored`.
-#[test]
-#[ignore = "a measurement"]
-fn bench_from_a_commit_to_the_last_of_five_sidecars() {
-    let shop = Shop::new(Servers::sentinel(), 5);
+/// How long it took from each of so many commits, one after another, until the last of so many sidecars showed the new row; the shortest first.
+/// `versioned`: what the snapshot says of the rule's versions.
+pub fn from_commits(rounds: usize, sidecars: usize, versioned: Option<&str>) -> Vec<Duration> {
+    let mut rules = rules();
+    if let Some(versioned) = versioned {
+        rules[0]["versioned"] = json!(versioned);
+    }
+    let shop = Shop::under(&rules, Servers::sentinel(), sidecars, |port| port);
     let _relay = shop.reading();
     let mut clients = shop.clients();
     let mut times: Vec<Duration> = Vec::new();
-    for round in 0..200 {
+    for round in 0..rounds {
         let key = format!("user:{}", round % 20 + 1);
         for client in &mut clients {
             client.call(&["GET", &key]);
@@ -459,10 +462,5 @@ fn bench_from_a_commit_to_the_last_of_five_sidecars() {
         times.push(since.elapsed());
     }
     times.sort();
-    println!(
-        "changes: p50 {:?}, p99 {:?}, slowest {:?}",
-        times[times.len() / 2],
-        times[times.len() * 99 / 100],
-        times[times.len() - 1]
-    );
+    times
 }

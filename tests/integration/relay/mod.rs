@@ -1,7 +1,7 @@
 //! The relay as a process, before real servers and real origins. What sidecars do is played: writes are appended by the journal's own script.
 
 mod bench;
-mod changes;
+pub mod changes;
 mod changes_broken;
 mod changes_history;
 mod durable;
