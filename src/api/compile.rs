@@ -16,8 +16,8 @@ use super::{CacheCluster, CachePolicy, SecretKeyRef, SensitiveSource};
 use crate::policy::changes::{Feed, Follow};
 use crate::policy::snapshot::{self, Allow, Auth, Cluster, Origin, OriginKind, Sensitive, Snapshot, Tls, Topology};
 use crate::policy::{
-    AtWaitEnd, Beta, CacheAside, KeyPattern, Lifetime, Load, Mode, Percent, Query, ReadThrough, Rule, Span, Stampede, Store,
-    Strategy, Unmatched, WriteBehind, WriteThrough, tags,
+    AtWaitEnd, Beta, CacheAside, JournalName, KeyPattern, Lifetime, Load, Mode, Percent, Query, ReadThrough, Rule, Span,
+    Stampede, Store, Strategy, Unmatched, WriteBehind, WriteThrough, tags,
 };
 
 pub use behind::journal_name;
@@ -340,9 +340,16 @@ fn compile_origin(
         kind: make(url),
         max_connections: access.max_connections.unwrap_or(DEFAULT_MAX_CONNECTIONS),
         max_total_connections: access.max_total_connections,
+        load_queue: access.max_total_connections.and_then(|_| load_queue(source, &spec.name)),
         connect_timeout: access.connect_timeout.unwrap_or(DEFAULT_CONNECT_TIMEOUT),
         timeout: access.timeout.unwrap_or(DEFAULT_TIMEOUT),
     })
+}
+
+/// The queue by which a relay of the policy loads from an origin, as the policy calls it. It has the name of a journal for the same origin, beside
+/// which it lies. `None`: Kubernetes knows no such name.
+fn load_queue(source: &Source<'_>, origin: &str) -> Option<JournalName> {
+    journal_name(&source.object.namespace, &source.object.name, origin).ok()
 }
 
 /// Whether `url` is one of an origin of this `kind`, `sql` or `http`. The error is the remedy; it never shows the URL.

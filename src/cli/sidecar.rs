@@ -31,6 +31,9 @@ pub struct Args {
     /// Where the binding's Secret is mounted: what comes through the cache names no files but these
     #[arg(long, value_name = "DIR", default_value = binding::SECRET_DIR, requires = "binding")]
     secrets: PathBuf,
+    /// How many sidecars, this one included, share the connections of origins with maxTotalConnections, where no binding tells
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1_000_000), conflicts_with = "binding")]
+    sidecars: u32,
     /// Where clients connect by TCP; may be repeated. Of several, an IPv6 address is left out where the system has no IPv6
     #[arg(long, value_name = "HOST:PORT", required_unless_present = "socket")]
     listen: Vec<SocketAddr>,
@@ -60,10 +63,12 @@ pub struct Args {
 
 /// Serves until it is told to stop.
 pub fn run(args: Args) -> Outcome {
-    let Args { snapshot, binding, secrets, listen, socket, socket_mode, admin, admin_socket, workers, start_hold, drain } = args;
+    let Args { snapshot, binding, secrets, sidecars, listen, .. } = args;
+    let Args { socket, socket_mode, admin, admin_socket, workers, start_hold, drain, .. } = args;
     let config = Config {
         snapshot: snapshot.unwrap_or_else(|| PathBuf::from(binding::POLICY_DIR).join(binding::SNAPSHOT_FILE)),
         binding: binding.map(|name| Binding { name, secrets }),
+        sidecars,
         listen,
         socket,
         socket_mode,

@@ -129,6 +129,7 @@ impl Asking {
             kind: OriginKind::Sql { url: Sensitive::Value(database.url().to_owned()) },
             max_connections: CONNECTIONS,
             max_total_connections: None,
+            load_queue: None,
             connect_timeout: PATIENCE,
             timeout: PATIENCE,
         }])?;

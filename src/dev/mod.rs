@@ -220,7 +220,7 @@ impl Session {
             Watchdog::start(remove).map_err(|source| DevError::Start { what: "the watchdog (sh)".to_owned(), source })?;
         let generation = manifests::next_generation(&run_dir.path().join("snapshot.json"));
         let seeds = servers.addresses();
-        let snapshot = loaded.compile(&run_dir, generation, topology(&servers, &seeds))?;
+        let snapshot = loaded.compile(&run_dir, generation, topology(&servers, &seeds))?.shared_among(options.sidecars.into());
         let relay = Relay::new(options.sidecar_program.clone(), run_dir.path(), &options.log_options, relay_auth);
         let watchdog = Some(watchdog);
         let (held_up, keeper, served) = (None, None, false);
@@ -333,6 +333,11 @@ impl Session {
         }
     }
 
+    fn compile(&self, loaded: &Loaded, generation: u64) -> Result<Snapshot, ManifestError> {
+        let snapshot = loaded.compile(&self.run_dir, generation, topology(&self.servers, &self.seeds))?;
+        Ok(snapshot.shared_among(self.options.sidecars.into()))
+    }
+
     /// Sidecars that start find a Cluster by the servers that it has now.
     fn follow_servers(&mut self) -> Result<(), ManifestError> {
         let addresses = self.servers.addresses();
@@ -340,7 +345,7 @@ impl Session {
             return Ok(());
         }
         (self.seeds, self.generation) = (addresses, self.generation + 1);
-        self.snapshot = self.loaded.compile(&self.run_dir, self.generation, topology(&self.servers, &self.seeds))?;
+        self.snapshot = self.compile(&self.loaded, self.generation)?;
         self.write_snapshots()
     }
 
@@ -389,8 +394,7 @@ impl Session {
             return;
         }
         let generation = self.generation + 1;
-        let compile =
-            |loaded: Loaded| Ok((loaded.compile(&self.run_dir, generation, topology(&self.servers, &self.seeds))?, loaded));
+        let compile = |loaded: Loaded| Ok((self.compile(&loaded, generation)?, loaded));
         match Loaded::read(&self.options.manifests).and_then(compile) {
             Ok((snapshot, _)) if self.is_held_up(&snapshot, &fingerprint, tell).await => return,
             Ok((snapshot, loaded)) => self.take_up(snapshot, loaded, tell).await,

@@ -89,6 +89,7 @@ impl Sidecars {
 
     /// Starts those that do not run and may.
     pub async fn start(&mut self, watchdog: &mut Watchdog) -> Result<(), DevError> {
+        let count = self.sidecars.len();
         for (index, sidecar) in self.sidecars.iter_mut().enumerate() {
             if sidecar.process.is_some() || !sidecar.restarts.may_start() {
                 continue;
@@ -96,6 +97,7 @@ impl Sidecars {
             sidecar.reserved.clear();
             sidecar.restarts.started();
             let mut arguments = arguments(&self.snapshot, &sidecar.endpoint, sidecar.private.as_deref());
+            arguments.extend(["--sidecars".to_owned(), count.to_string()]);
             arguments.extend_from_slice(&self.log_options);
             let started = Process::start(watchdog, &self.program, &arguments, &sidecar.log).await;
             sidecar.process = Some(started.map_err(|source| DevError::Start { what: format!("sidecar {index}"), source })?);

@@ -14,7 +14,7 @@
 //!
 //! None but `…:relay` has a time to live: servers that evict volatile keys alone never drop one.
 //!
-//! Beside it lies what relays note of [databases' changes](feed).
+//! Beside it lies what relays note of [databases' changes](feed), and the queue of [loads] that they make for sidecars.
 //!
 //! This layer knows names, forms and [scripts], and sends nothing. [`model`] is what the scripts are expected to do.
 
@@ -22,6 +22,7 @@ mod entry;
 pub mod feed;
 pub mod letters;
 mod level;
+pub mod loads;
 pub mod model;
 mod place;
 pub mod scripts;

@@ -121,8 +121,22 @@ impl Gate {
     where
         F: Future<Output = Result<T, Failure>>,
     {
+        self.run_until(None, asked, attempt).await
+    }
+
+    /// As [`Gate::run`], where all is to be over at a moment that may come before the origin's timeout has passed.
+    pub(super) async fn run_until<T, F>(
+        &self,
+        until: Option<Instant>,
+        asked: Asked<'_>,
+        attempt: impl Fn(Instant) -> F,
+    ) -> Result<T, LoadError>
+    where
+        F: Future<Output = Result<T, Failure>>,
+    {
         self.counters.loads.fetch_add(1, Relaxed);
-        let outcome = self.pass(asked, attempt).await;
+        let deadline = Instant::now() + self.timeout.as_duration();
+        let outcome = self.pass(until.map_or(deadline, |until| until.min(deadline)), asked, attempt).await;
         if let Err(error) = &outcome {
             self.counters.errors.fetch_add(1, Relaxed);
             match error {
@@ -135,12 +149,11 @@ impl Gate {
         outcome
     }
 
-    async fn pass<T, F>(&self, asked: Asked<'_>, attempt: impl Fn(Instant) -> F) -> Result<T, LoadError>
+    async fn pass<T, F>(&self, deadline: Instant, asked: Asked<'_>, attempt: impl Fn(Instant) -> F) -> Result<T, LoadError>
     where
         F: Future<Output = Result<T, Failure>>,
     {
         let timeout = self.timeout.as_duration();
-        let deadline = Instant::now() + timeout;
         if let Some(wait) = self.breaker.refuses_for(Instant::now()) {
             return Err(self.refused(wait));
         }

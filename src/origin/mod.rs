@@ -13,6 +13,7 @@ pub mod fields;
 mod gate;
 mod http;
 mod ledger;
+pub mod parcel;
 mod permits;
 pub mod query_log;
 mod sql;
@@ -21,9 +22,11 @@ mod writer;
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures_util::StreamExt as _;
 use futures_util::stream;
+use tokio::time::Instant;
 
 pub use self::breaker::BreakerState;
 pub use self::error::{LoadError, OriginError};
@@ -37,7 +40,7 @@ use self::gate::{Counters, Gate};
 use self::query_log::Asked;
 use self::writer::{Commits, Orders};
 use crate::policy::snapshot::{Origin, OriginKind, Sensitive};
-use crate::policy::{KeyPattern, Load, Query, Span, Store};
+use crate::policy::{JournalName, KeyPattern, Load, Query, Span, Store};
 
 /// The most keys in one query of [`Loader::load_many`]. More are asked for in several.
 pub const MAX_BATCH: usize = 500;
@@ -55,6 +58,8 @@ struct Source {
     config: Origin,
     gate: Gate,
     backend: Backend,
+    /// Whether sidecars outnumber its connections, so that a relay loads for them.
+    is_queued: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -67,6 +72,8 @@ enum Backend {
 #[derive(Debug, Clone)]
 pub struct Loader {
     inner: Arc<Inner>,
+    /// When a load is to be over, where that is before the origin's timeout.
+    until: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -123,7 +130,7 @@ impl Origins {
     pub fn loader(&self, keys: &KeyPattern, load: &Load) -> Result<Loader, OriginError> {
         let source = self.by_name.get(&load.origin).ok_or_else(|| OriginError::Unknown(load.origin.clone()))?;
         let question = Question::new(&source.config, keys, load)?;
-        Ok(Loader { inner: Arc::new(Inner { source: Arc::clone(source), keys: keys.clone(), question }) })
+        Ok(Loader { inner: Arc::new(Inner { source: Arc::clone(source), keys: keys.clone(), question }), until: None })
     }
 
     /// Prepares to write the keys that `keys` covers, at the origin that `load` asks. Checks what can be checked without asking it.
@@ -143,10 +150,24 @@ impl Origins {
     /// goes on.
     pub fn share_among(&self, sidecars: u32) {
         for source in self.by_name.values() {
+            let is_queued = source.config.queue(sidecars).is_some();
+            source.is_queued.store(is_queued, Ordering::Relaxed);
+            // One for a write, which is the sidecar's own to make.
             let connections = source.config.share(sidecars);
             source.gate.allow(connections);
             if let Backend::Sql(database) = &source.backend {
-                database.keep(connections as usize);
+                database.keep(if is_queued { 0 } else { connections as usize });
+            }
+        }
+    }
+
+    /// Leaves each origin from which a relay loads for sidecars all connections that these have together, from now on.
+    pub fn load_for_all(&self) {
+        for source in self.by_name.values().filter(|source| source.config.load_queue.is_some()) {
+            let Some(total) = source.config.max_total_connections else { continue };
+            source.gate.allow(total);
+            if let Backend::Sql(database) = &source.backend {
+                database.keep(total as usize);
             }
         }
     }
@@ -194,7 +215,8 @@ impl Source {
             OriginKind::Sql { url } => Backend::Sql(sql::Database::new(origin, url)?),
             OriginKind::Http { url } => Backend::Http(http::Service::new(origin, url)?),
         };
-        Ok(Self { config: origin.clone(), gate: Gate::new(origin, counters.unwrap_or_default()), backend })
+        let gate = Gate::new(origin, counters.unwrap_or_default());
+        Ok(Self { config: origin.clone(), gate, backend, is_queued: AtomicBool::new(false) })
     }
 }
 
@@ -211,6 +233,35 @@ impl Question {
 }
 
 impl Loader {
+    /// The same, whose loads are over by then: what is not answered counts as too slow.
+    #[must_use]
+    pub fn until(&self, moment: Instant) -> Self {
+        Self { inner: Arc::clone(&self.inner), until: Some(moment) }
+    }
+
+    /// The queue by which a relay is to be asked for keys instead, as long as sidecars outnumber the origin's connections.
+    pub fn queue(&self) -> Option<&JournalName> {
+        let source = &self.inner.source;
+        source.config.load_queue.as_ref().filter(|_| source.is_queued.load(Ordering::Relaxed))
+    }
+
+    /// What the rule calls the origin.
+    pub fn origin(&self) -> &str {
+        &self.inner.source.config.name
+    }
+
+    /// How long a load may take.
+    pub fn timeout(&self) -> Span {
+        self.inner.source.config.timeout
+    }
+
+    /// Closes the connections over which nothing is under way.
+    pub fn close_idle(&self) {
+        if let Backend::Sql(database) = &self.inner.source.backend {
+            database.close_idle();
+        }
+    }
+
     /// Asks the origin for one key. Takes at most the origin's timeout. A key that the rule's pattern does not cover, or whose
     /// parts cannot be what the query asks for, is not found.
     pub async fn load(&self, key: &[u8]) -> Result<Loaded, LoadError> {
@@ -220,11 +271,11 @@ impl Loader {
         match (&source.backend, question) {
             (Backend::Sql(database), Question::Sql(question)) => {
                 let Some(parts) = question.parts(&parts) else { return Ok(Loaded::NotFound) };
-                source.gate.run(asked, |deadline| database.load(question, &parts, deadline)).await
+                source.gate.run_until(self.until, asked, |deadline| database.load(question, &parts, deadline)).await
             }
             (Backend::Http(service), Question::Http(question)) => {
                 let Some(path) = question.path(&parts) else { return Ok(Loaded::NotFound) };
-                source.gate.run(asked, |deadline| service.load(question, &path, deadline)).await
+                source.gate.run_until(self.until, asked, |deadline| service.load(question, &path, deadline)).await
             }
             _ => Err(LoadError::Unusable { origin: source.config.name.clone(), why: "asked in the wrong terms".to_owned() }),
         }
@@ -267,7 +318,7 @@ impl Loader {
             return;
         }
         let asked = Asked::many(pattern, keys);
-        match source.gate.run(asked, |deadline| database.load_many(question, &batch, deadline)).await {
+        match source.gate.run_until(self.until, asked, |deadline| database.load_many(question, &batch, deadline)).await {
             Ok(found) => {
                 for (place, loaded) in batch.spread(found) {
                     answers[place] = Some(loaded.map_err(|failure| failure.named(&source.config.name, source.config.timeout)));

@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::changes::Feed;
+use super::journal_name::JournalName;
 use super::pattern::KeyPattern;
 use super::rule::{
     CacheAside, Lifetime, Mode, Overflow, Query, ReadThrough, Rule, Store, Strategy, Unmatched, Versioned, WriteBehind,
@@ -26,7 +27,7 @@ use super::units::{ByteSize, Span};
 /// 5: rules may write behind.
 /// 6: rules may have tags, be versioned, and follow changes of tables, and journals overflow to their origin.
 /// 7: rules may have a version for each of their keys.
-/// 8: values may be hashes.
+/// 8: values may be hashes, and origins have a `loadQueue`.
 pub const VERSION: u32 = 8;
 /// The largest snapshot in bytes, which also fits a ConfigMap.
 pub const MAX_BYTES: usize = 900 * 1024;
@@ -194,6 +195,10 @@ pub struct Origin {
     /// The most loads under way at once from all sidecars of the binding, which share it evenly. Absent: unbounded.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_total_connections: Option<u32>,
+    /// The queue in the cache by which a relay loads for sidecars whose share of [`Origin::max_total_connections`] is less than one. Absent:
+    /// each of them may have one load under way all the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub load_queue: Option<JournalName>,
     /// How long a connection may take to come about.
     pub connect_timeout: Span,
     /// How long one load may take.
@@ -205,6 +210,12 @@ impl Origin {
     pub fn share(&self, sidecars: u32) -> u32 {
         let even = self.max_total_connections.map_or(u32::MAX, |total| (total / sidecars.max(1)).max(1));
         self.max_connections.min(even)
+    }
+
+    /// By which queue one of so many sidecars has its keys loaded. `None`: it loads them itself.
+    pub fn queue(&self, sidecars: u32) -> Option<&JournalName> {
+        let is_beyond = self.max_total_connections.is_some_and(|total| total < sidecars);
+        self.load_queue.as_ref().filter(|_| is_beyond)
     }
 }
 
@@ -370,6 +381,10 @@ impl Snapshot {
         if self.rules.iter().any(is_unknown) {
             return self;
         }
+        if form < 8 {
+            // Sidecars that know no queues have a connection each.
+            self.origins.iter_mut().for_each(|origin| origin.load_queue = None);
+        }
         if form < 7 {
             // A key is invalidated without a version of its own, too.
             let of_keys = self.rules.iter_mut().filter(|rule| rule.versioned == Versioned::Entity);
@@ -417,8 +432,14 @@ impl Snapshot {
         if self.rules.len() > MAX_RULES {
             return Err(invalid("rules", format!("there are more than {MAX_RULES}")));
         }
-        let mut origins = HashSet::new();
+        let (mut origins, mut queues) = (HashSet::new(), HashSet::new());
         for origin in &self.origins {
+            if let Some(queue) = &origin.load_queue
+                && (origin.max_total_connections.is_none() || !queues.insert(queue))
+            {
+                let why = "loadQueue needs maxTotalConnections, and is of one origin alone";
+                return Err(invalid(format!("origin `{}`", origin.name), why));
+            }
             if !origins.insert(origin.name.as_str()) {
                 return Err(invalid(format!("origin `{}`", origin.name), "the name is used twice"));
             }
@@ -502,7 +523,29 @@ impl Snapshot {
 
     /// Whether there is anything for a relay to do.
     pub fn needs_relay(&self) -> bool {
-        !self.feeds.is_empty() || self.rules.iter().any(|rule| rule.mode == Mode::Enforce && rule.strategy.behind().is_some())
+        let writes_behind = |rule: &Rule| rule.mode == Mode::Enforce && rule.strategy.behind().is_some();
+        !self.feeds.is_empty() || self.rules.iter().any(writes_behind) || self.load_queues().next().is_some()
+    }
+
+    /// The queues by which rules have their keys loaded, each with its origin.
+    pub fn load_queues(&self) -> impl Iterator<Item = (&JournalName, &Origin)> {
+        let loads = |origin: &Origin, rule: &Rule| {
+            rule.mode == Mode::Enforce && rule.strategy.loads().is_some_and(|read| read.load.origin == origin.name)
+        };
+        let is_used = move |origin: &&Origin| self.rules.iter().any(|rule| loads(origin, rule));
+        self.origins.iter().filter(is_used).filter_map(|origin| Some((origin.load_queue.as_ref()?, origin)))
+    }
+
+    /// The same for so many sidecars: with queues only where these outnumber an origin's connections.
+    #[must_use]
+    pub fn shared_among(mut self, sidecars: u32) -> Self {
+        for origin in &mut self.origins {
+            if origin.queue(sidecars).is_none() {
+                origin.load_queue = None;
+            }
+        }
+        self.requires = required_form(&self.origins, &self.rules).max(if self.feeds.is_empty() { 1 } else { 6 });
+        self
     }
 
     /// The slot by which the changes of an origin are followed, where they are.
@@ -533,7 +576,7 @@ pub fn required_form(origins: &[Origin], rules: &[Rule]) -> u32 {
         Strategy::CacheAside(cache_aside) => cache_aside.stampede.is_some() || !cache_aside.stale.is_zero(),
         Strategy::Bypass {} | Strategy::ReadThrough(_) | Strategy::WriteThrough(_) | Strategy::WriteBehind(_) => false,
     };
-    if rules.iter().any(Rule::is_of_hashes) {
+    if rules.iter().any(Rule::is_of_hashes) || origins.iter().any(|origin| origin.load_queue.is_some()) {
         return 8;
     }
     if rules.iter().any(|rule| rule.versioned == Versioned::Entity) {

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::changes::figures::FeedFigures;
+use super::loads::figures::LoadFigures;
 use crate::journal::Level;
 use crate::journal::scripts::Status;
 use crate::policy::JournalName;
@@ -64,6 +65,7 @@ type Journals = BTreeMap<JournalName, (Arc<Counts>, Share)>;
 pub struct Figures {
     journals: Arc<Mutex<Journals>>,
     feeds: FeedFigures,
+    loads: LoadFigures,
 }
 
 impl Figures {
@@ -76,6 +78,11 @@ impl Figures {
     /// Those of feeds.
     pub fn feeds(&self) -> &FeedFigures {
         &self.feeds
+    }
+
+    /// Those of queues of loads.
+    pub fn loads(&self) -> &LoadFigures {
+        &self.loads
     }
 
     /// How a journal is now.
@@ -113,6 +120,7 @@ impl Figures {
             count("larder_relay_fenced", "Times that another relay was found to have the partition", |c| &c.fenced),
         ];
         readings.extend(self.feeds.readings());
+        readings.extend(self.loads.readings());
         render(readings)
     }
 }

@@ -1,4 +1,5 @@
-//! What is written behind, on its way from the journal to the origins; and what databases changed, on its way to the cache ([`changes`]).
+//! What is written behind, on its way from the journal to the origins; and what databases changed, on its way to the cache ([`changes`]); and
+//! [loads] for sidecars that are too many to have a connection each.
 //!
 //! Each partition of a journal has one [consumer] at a time, which a claim in the journal names. It reads the front of the partition, makes
 //! sure that what it read cannot vanish, and tells the origins, by [`plan`]: the last write of each key, in one transaction with the position
@@ -14,6 +15,7 @@ pub mod drain;
 pub mod figures;
 pub mod footing;
 pub mod hub;
+pub mod loads;
 pub mod plan;
 pub mod rules;
 pub mod run;

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use super::changes::followed::Followed;
 use super::footing::Disk;
 use crate::journal::Partition;
-use crate::origin::{Carriage, Ledger, OriginError, Origins, Writer};
-use crate::policy::snapshot::OriginKind;
-use crate::policy::{JournalName, KeyPattern, Rule, RuleIndex, Snapshot, WriteBehind};
+use crate::origin::{Carriage, Ledger, Loader, OriginError, Origins, Writer};
+use crate::policy::snapshot::{Origin, OriginKind};
+use crate::policy::{JournalName, KeyPattern, Mode, Rule, RuleIndex, Snapshot, Span, WriteBehind};
 
 /// What a rule's writes go to.
 #[derive(Debug, Clone)]
@@ -31,6 +31,7 @@ pub struct Outlet {
 #[derive(Debug)]
 pub struct Rules {
     journals: BTreeMap<JournalName, Outlets>,
+    queues: BTreeMap<JournalName, Arc<Inlets>>,
     disk: Disk,
     feeds: Vec<Arc<Followed>>,
     origins: Origins,
@@ -44,6 +45,47 @@ struct Outlets {
     outlets: Vec<Outlet>,
     /// The most entries that are read at once.
     batch: usize,
+}
+
+/// The rules by which keys are loaded for sidecars, by one queue, in order.
+#[derive(Debug)]
+pub struct Inlets {
+    /// The most requests that are at the origin at once.
+    pub at_once: usize,
+    /// How long one may take.
+    pub timeout: Span,
+    index: RuleIndex,
+    loaders: Vec<Loader>,
+}
+
+impl Inlets {
+    fn new(snapshot: &Snapshot, origin: &Origin, origins: &Origins) -> Result<Self, OriginError> {
+        let loads = |rule: &&Rule| rule.mode == Mode::Enforce;
+        let load = |rule: &Rule| Some((rule.keys.clone(), rule.strategy.loads()?.load.clone()));
+        let of_it = snapshot.rules.iter().filter(loads).filter_map(load).filter(|(_, load)| load.origin == origin.name);
+        let (mut patterns, mut loaders) = (Vec::new(), Vec::new());
+        for (keys, load) in of_it {
+            loaders.push(origins.loader(&keys, &load)?);
+            patterns.push(keys);
+        }
+        let at_once = origin.max_total_connections.unwrap_or(origin.max_connections) as usize;
+        Ok(Self { at_once, timeout: origin.timeout, index: RuleIndex::new(patterns), loaders })
+    }
+
+    /// The first rule that covers a key, by its place among those of the queue. `None`: there is none.
+    pub fn find(&self, key: &[u8]) -> Option<usize> {
+        self.index.find(key)
+    }
+
+    /// Who loads keys of the rule at this place.
+    pub fn loader(&self, rule: usize) -> Option<&Loader> {
+        self.loaders.get(rule)
+    }
+
+    /// Closes the origin's connections over which nothing is under way.
+    pub fn close_idle(&self) {
+        self.loaders.iter().for_each(Loader::close_idle);
+    }
 }
 
 impl Rules {
@@ -60,8 +102,13 @@ impl Rules {
         for outlets in journals.values_mut() {
             outlets.index = RuleIndex::new(outlets.patterns.drain(..));
         }
+        let inlets = |(queue, origin): (&JournalName, _)| {
+            Ok::<_, OriginError>((queue.clone(), Arc::new(Inlets::new(snapshot, origin, origins)?)))
+        };
+        let queues = snapshot.load_queues().map(inlets).collect::<Result<_, _>>()?;
+        origins.load_for_all();
         let feeds = snapshot.feeds.iter().map(|feed| Followed::new(snapshot, feed).map(Arc::new)).collect::<Result<_, _>>()?;
-        Ok(Self { journals, disk: disk(snapshot), feeds, origins: origins.clone() })
+        Ok(Self { journals, queues, disk: disk(snapshot), feeds, origins: origins.clone() })
     }
 
     /// What tells how the servers write to disk.
@@ -72,6 +119,16 @@ impl Rules {
     /// The journals.
     pub fn journals(&self) -> impl ExactSizeIterator<Item = &JournalName> {
         self.journals.keys()
+    }
+
+    /// The queues by which keys are loaded for sidecars.
+    pub fn queues(&self) -> impl Iterator<Item = &JournalName> {
+        self.queues.keys()
+    }
+
+    /// What is loaded by a queue. `None`: nothing is any more.
+    pub fn inlets(&self, queue: &JournalName) -> Option<&Arc<Inlets>> {
+        self.queues.get(queue)
     }
 
     /// The databases whose changes are followed.

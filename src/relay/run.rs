@@ -25,6 +25,7 @@ use super::changes::keeper::Keeper;
 use super::consumer::{Claim, Consumer};
 use super::figures::{Figures, Share};
 use super::hub::{Hub, HubError};
+use super::loads;
 use super::rules::Rules;
 use super::share::wish;
 use crate::journal::scripts::{self, Claimed};
@@ -104,12 +105,15 @@ async fn run_on(config: &Config) -> Result<(), RelayError> {
     let (end, ended) = watch::channel(false);
     let serving = tokio::spawn(serve(listeners, figures.clone(), view.clone(), ended));
     let place = Place { access: access.servers, view, refresh };
-    let hubs = place.clone();
-    let feeds = figures.feeds().clone();
+    let (hubs, more_hubs) = (place.clone(), place.clone());
+    let (feeds, loaded) = (figures.feeds().clone(), figures.loads().clone());
     let mut relay = Relay::new(place, in_force.clone(), figures, config.claim);
+    let loads =
+        loads::Keeper::new(relay.token.clone(), Box::new(move || more_hubs.hub()), in_force.clone(), loaded, config.claim);
     let keeper = Keeper::new(relay.token.clone(), Box::new(move || hubs.hub()), in_force, feeds, config.claim);
     let keeper = if config.drop_slots { keeper.dropping_slots() } else { keeper };
     let (halt, halted) = watch::channel(false);
+    let loads = tokio::spawn(loads.run(halted.clone()));
     let feeds = tokio::spawn(keeper.run(halted));
     info!(journals = rules.borrow().journals().len(), token = %relay.token, "the relay runs");
     let mut cluster = snapshot.cluster;
@@ -128,7 +132,7 @@ async fn run_on(config: &Config) -> Result<(), RelayError> {
         }
     }
     halt.send_replace(true);
-    let _ = tokio::join!(relay.stop(), timeout(LAST_STEPS, feeds));
+    let _ = tokio::join!(relay.stop(), timeout(LAST_STEPS, feeds), timeout(LAST_STEPS, loads));
     end.send_replace(true);
     let _ = timeout(LAST_STEPS, serving).await;
     Ok(())

@@ -83,6 +83,8 @@ pub struct Setting {
     pub snapshot: PathBuf,
     /// Under which binding snapshots come through the cache as well. `None`: the file alone counts, and is there.
     pub binding: Option<Binding>,
+    /// How many sidecars share the origins, where no binding tells.
+    pub sidecars: u32,
     /// How many act under each policy.
     pub workers: usize,
 }
@@ -157,7 +159,6 @@ impl Policies {
     ) -> Result<Self, PolicyError> {
         let is_bound = setting.binding.is_some();
         let mut policies = Self {
-            setting,
             file: None,
             link: None,
             pulse,
@@ -165,7 +166,8 @@ impl Policies {
             refused: HashSet::new(),
             is_unsettled: false,
             // Under a binding, until their number is known: as few connections as there can be.
-            sidecars: if is_bound { u32::MAX } else { 1 },
+            sidecars: if is_bound { u32::MAX } else { setting.sidecars },
+            setting,
             origins: Origins::new(&[])?,
             active: None,
             board,

@@ -53,6 +53,8 @@ pub struct Config {
     pub snapshot: PathBuf,
     /// The binding that is served, where snapshots come through the cache as well.
     pub binding: Option<Binding>,
+    /// How many sidecars share the origins, where no binding tells.
+    pub sidecars: u32,
     /// Where clients come by TCP. Of several, those of IPv6 are left out where the system has none.
     pub listen: Vec<SocketAddr>,
     /// Where clients come by Unix socket.
@@ -180,7 +182,8 @@ async fn open_policies(config: &Config, metrics: &Arc<MetricsHub>, counters: Arc
     let (delivers, delivered) = watch::channel(Delivered::default());
     let pulse = |binding: &Binding| Pulse::new(binding.name.clone(), metrics.clone(), told.clone(), delivered.clone());
     let pulse = config.binding.as_ref().map(pulse);
-    let setting = Setting { snapshot: config.snapshot.clone(), binding: config.binding.clone(), workers: config.workers };
+    let (snapshot, binding) = (config.snapshot.clone(), config.binding.clone());
+    let setting = Setting { snapshot, binding, sidecars: config.sidecars, workers: config.workers };
     let opened = Policies::open(setting, pulse, Board { told: tells, delivered: delivers }, counters).await;
     let policies = opened.map_err(|source| StartError::Policy { path: config.snapshot.clone(), source })?;
     Ok((policies, told, delivered))

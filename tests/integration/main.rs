@@ -16,6 +16,7 @@ mod command_table;
 mod conformance;
 mod demo;
 mod dev_lifecycle;
+mod dev_loads;
 mod dev_manifests;
 mod dev_resharding;
 mod dev_topologies;

@@ -194,6 +194,11 @@ impl Database {
         self.idle().truncate(most);
     }
 
+    /// Closes the idle connections.
+    pub(super) fn close_idle(&self) {
+        self.idle().clear();
+    }
+
     /// Asks for one key.
     pub(super) async fn load(&self, question: &Question, parts: &Parts, deadline: Instant) -> Result<Loaded, Failure> {
         let mut held = self.take(false).await?;

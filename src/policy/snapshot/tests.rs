@@ -252,3 +252,22 @@ fn contradictions_name_the_place() {
         assert!(error.contains(word), "{to}: {error}");
     }
 }
+
+#[test]
+fn a_relay_loads_where_sidecars_outnumber_an_origin_s_connections() {
+    let mut snapshot = Snapshot::parse(MINIMAL.as_bytes()).expect("valid");
+    assert!(!snapshot.needs_relay());
+    snapshot.origins[0].max_total_connections = Some(50);
+    snapshot.origins[0].load_queue = Some("store.shop.db".parse().expect("a name"));
+    snapshot.requires = required_form(&snapshot.origins, &snapshot.rules);
+    snapshot.check().expect("valid");
+    assert!(snapshot.requires == 8 && snapshot.needs_relay());
+    assert_eq!([1, 50, 51, u32::MAX].map(|sidecars| snapshot.origins[0].queue(sidecars).is_some()), [false, false, true, true]);
+    assert_eq!(snapshot.clone().shared_among(51), snapshot);
+    let few = snapshot.clone().shared_among(50);
+    assert!((few.requires, &few.origins[0].load_queue) == (3, &None) && !few.needs_relay());
+    let older = snapshot.clone().in_form(7);
+    assert_eq!((older.requires, &older.origins[0].load_queue), (3, &None));
+    snapshot.origins[0].max_total_connections = None;
+    assert!(snapshot.check().is_err_and(|error| error.to_string().contains("loadQueue needs maxTotalConnections")));
+}

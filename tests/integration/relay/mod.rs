@@ -8,6 +8,7 @@ mod durable;
 mod history;
 mod http;
 mod letters;
+mod loads;
 mod login;
 mod sqlite;
 mod takeover;

@@ -22,6 +22,7 @@ pub fn with(kind: OriginKind) -> Origin {
         kind,
         max_connections: 2,
         max_total_connections: None,
+        load_queue: None,
         connect_timeout: limit,
         timeout: limit,
     }

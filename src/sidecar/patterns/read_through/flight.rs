@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use super::super::content::{Content, Form};
 use super::cache::{Begun, Entry};
 use super::patience::Patience;
-use super::{Deliver, FlightKey};
+use super::{Deliver, FlightKey, relayed};
 use crate::journal::Held;
 use crate::origin::{LoadError, Loaded, Loader};
 use crate::policy::ReadThrough;
@@ -402,17 +402,23 @@ async fn ask_origin(worker: &Rc<Worker>, plan: &Plan, flights: &[Rc<Flight>]) ->
     }
     let policy = worker.policy();
     let keys: Vec<Vec<u8>> = flights.iter().map(|flight| policy.key_of(&flight.key.1).to_vec()).collect();
-    let loader = plan.loader.clone();
-    let count = keys.len();
+    let results = match plan.loader.queue() {
+        Some(queue) => relayed::load(worker, &plan.loader, queue, &keys).await,
+        None => load_here(worker, plan.loader.clone(), keys).await,
+    };
+    let failed = flights.iter().zip(&results).filter(|(_, result)| result.is_err());
+    failed.for_each(|(flight, _)| worker.metrics().load_error(flight.rule));
+    results
+}
+
+/// Loads over this sidecar's own connections.
+async fn load_here(worker: &Worker, loader: Loader, keys: Vec<Vec<u8>>) -> Vec<Result<Loaded, LoadError>> {
+    let (count, origin) = (keys.len(), loader.origin().to_owned());
     let task = worker.origins().spawn(async move {
         match keys.as_slice() {
             [key] => vec![loader.load(key).await],
             keys => loader.load_many(keys).await,
         }
     });
-    let origin = plan.rule.load.origin.clone();
-    let results = task.await.unwrap_or_else(|_| (0..count).map(|_| Err(LoadError::Busy { origin: origin.clone() })).collect());
-    let failed = flights.iter().zip(&results).filter(|(_, result)| result.is_err());
-    failed.for_each(|(flight, _)| worker.metrics().load_error(flight.rule));
-    results
+    task.await.unwrap_or_else(|_| (0..count).map(|_| Err(LoadError::Busy { origin: origin.clone() })).collect())
 }

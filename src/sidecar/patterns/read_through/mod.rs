@@ -16,6 +16,7 @@ mod flight;
 pub mod hash;
 mod many;
 mod patience;
+mod relayed;
 
 use std::cell::RefCell;
 use std::rc::Rc;
