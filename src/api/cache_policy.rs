@@ -261,8 +261,8 @@ pub struct OriginAccess {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 1000))]
     pub max_connections: Option<u32>,
-    /// The most loads and writes under way at once from all sidecars of a workload together, which share it evenly, with at least one each:
-    /// a thousand pods do not open thousands of connections to a database. Default: only maxConnections bounds them.
+    /// The most loads and writes under way at once from all sidecars of a workload together, which share it evenly: a thousand pods do not
+    /// open thousands of connections to a database. Where they outnumber it, a relay loads for all of them. Default: only maxConnections bounds them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 1_000_000))]
     pub max_total_connections: Option<u32>,

@@ -538,9 +538,15 @@ impl Snapshot {
 
     /// The same for so many sidecars: with queues only where these outnumber an origin's connections.
     #[must_use]
-    pub fn shared_among(mut self, sidecars: u32) -> Self {
+    pub fn shared_among(self, sidecars: u32) -> Self {
+        self.with_queues(|origin| origin.queue(sidecars).is_some())
+    }
+
+    /// The same, of whose queues only those of such origins stay.
+    #[must_use]
+    pub fn with_queues(mut self, stays: impl Fn(&Origin) -> bool) -> Self {
         for origin in &mut self.origins {
-            if origin.queue(sidecars).is_none() {
+            if !stays(origin) {
                 origin.load_queue = None;
             }
         }

@@ -23,6 +23,7 @@ use crate::operator::held::Held;
 use crate::operator::owner::Owner;
 use crate::operator::queue::Key;
 use crate::operator::watches::{Policy, Watches, secrets_of};
+use crate::policy::JournalName;
 use crate::policy::binding::{BindingName, SNAPSHOT_FILE};
 
 /// The most owners of one object: of so many, some outlive the others until the next look.
@@ -131,6 +132,8 @@ pub struct Seen {
     pub offers: BTreeMap<String, Arc<Offer>>,
     /// All CacheClusters of the namespace.
     pub clusters: BTreeSet<String>,
+    /// Of policies, by their names, the queues of origins whose connections the sidecars of some workload outnumber.
+    pub queues: BTreeMap<String, BTreeSet<JournalName>>,
 }
 
 impl Seen {
@@ -142,7 +145,25 @@ impl Seen {
     /// The policies that have relays: those that need one, and those that did until nothing is left to do.
     pub fn with_relays(&self) -> impl Iterator<Item = &CachePolicy> {
         let all = self.policies.iter().chain(&self.stand_ins).chain(&self.leaving);
-        all.filter_map(|policy| policy.0.as_ref().ok()).filter(|policy| relay::is_needed(policy) || relay::is_held(policy))
+        all.filter_map(|policy| policy.0.as_ref().ok()).filter(|policy| self.needs_relay(policy) || relay::is_held(policy))
+    }
+
+    /// Whether a policy needs a relay now.
+    pub fn needs_relay(&self, policy: &CachePolicy) -> bool {
+        relay::is_needed(policy) || policy.metadata.name.as_ref().is_some_and(|name| self.queues.contains_key(name))
+    }
+
+    /// The queues that a policy needs. One that has a relay keeps them until its sidecars are half as many: they come and go.
+    fn queues_of(&self, policy: &CachePolicy) -> BTreeSet<JournalName> {
+        let queues = relay::load_queues(policy);
+        if queues.is_empty() {
+            return BTreeSet::new();
+        }
+        let following = self.tenants.iter().filter(|tenant| !tenant.is_relay && tenant.workload.follows(policy));
+        let bound = following.filter_map(|tenant| self.bound.get(&tenant.workload.binding(&policy.spec.cache_cluster)));
+        let sidecars = bound.map(|bound| bound.sidecars).max().unwrap_or(0);
+        let most = |total: u32| if relay::is_held(policy) { total / 2 } else { total };
+        queues.into_iter().filter(|(_, total)| sidecars > most(*total)).map(|(queue, _)| queue).collect()
     }
 
     /// The policy that a relay is of.
@@ -181,11 +202,15 @@ pub async fn see(
         namespace: Namespace::default(),
         offers: BTreeMap::new(),
         clusters: BTreeSet::new(),
+        queues: BTreeMap::new(),
     };
     if !see_clusters(context, watches, namespace, &mut seen) {
         return Ok(None);
     }
     seen.tenants = tenants(watches, namespace, &seen.clusters);
+    let policies = seen.policies.iter().chain(&seen.stand_ins).filter_map(|policy| policy.0.as_ref().ok());
+    let queues = policies.filter_map(|policy| Some((policy.metadata.name.clone()?, seen.queues_of(policy))));
+    seen.queues = queues.filter(|(_, queues)| !queues.is_empty()).collect();
     let relays: Vec<Tenant> = seen.with_relays().map(Tenant::relay_of).collect();
     seen.tenants.extend(relays);
     // Of one that leaves, a relay takes the slot away.

@@ -213,6 +213,7 @@ mod tests {
             },
             offers: BTreeMap::new(),
             clusters: BTreeSet::from(["main".to_owned()]),
+            queues: BTreeMap::new(),
         }
     }
 

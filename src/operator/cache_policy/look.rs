@@ -38,7 +38,7 @@ use crate::operator::watches::Watches;
 use crate::policy::Snapshot;
 use crate::policy::binding::{BindingName, CA_FILE};
 use crate::policy::digest::Digest;
-use crate::policy::snapshot::{Cluster, Topology, VERSION};
+use crate::policy::snapshot::{Cluster, Origin, Topology, VERSION};
 
 /// How long one look may take.
 pub const WITHIN: Duration = Duration::from_secs(60);
@@ -326,7 +326,7 @@ impl Look<'_> {
     async fn hold(&self, held: &mut BTreeSet<String>) -> Result<(), LookError> {
         let readable = self.seen.policies.iter().filter_map(|policy| policy.0.as_ref().ok());
         let (mut still, mut due) = (BTreeSet::new(), Vec::new());
-        for policy in readable.filter(|policy| relay::is_needed(policy)) {
+        for policy in readable.filter(|policy| self.seen.needs_relay(policy)) {
             let uid = policy.metadata.uid.clone().unwrap_or_default();
             if !relay::is_held(policy) && !held.contains(&uid) {
                 due.push(policy);
@@ -382,6 +382,26 @@ impl Look<'_> {
         Some(Merged { snapshot, is_complete: true, ..merged.clone() })
     }
 
+    /// What sidecars are to have where origins have queues: those that are needed, and that a relay has been seen to tend. `None`: what their
+    /// policies say.
+    fn wish_with_queues(&self, delivery: &Delivery<'_>, standing: &Standing, relays: &HashMap<String, Minded>) -> Option<Merged> {
+        let (Wish::Merged(merged) | Wish::Partial(merged)) = delivery.wish else { return None };
+        let wished = merged.snapshot.as_ref().filter(|_| !delivery.is_relay())?;
+        if wished.origins.iter().all(|origin| origin.load_queue.is_none()) {
+            return None;
+        }
+        let before =
+            || standing.snapshot.iter().flat_map(|before| &before.origins).filter_map(|origin| origin.load_queue.as_ref());
+        let stays = |origin: &Origin| {
+            origin.load_queue.as_ref().is_some_and(|queue| {
+                let is_needed = self.seen.queues.values().any(|queues| queues.contains(queue));
+                // A relay that is away is waited for: it is not for sidecars to take its place.
+                is_needed && (relays.values().any(|minded| minded.tended.contains(queue)) || before().any(|known| known == queue))
+            })
+        };
+        Some(Merged { snapshot: Some(wished.clone().with_queues(stays)), ..merged.clone() })
+    }
+
     fn key(&self, cluster: &str) -> Key {
         Key { namespace: self.namespace.to_owned(), name: cluster.to_owned() }
     }
@@ -407,7 +427,13 @@ impl Look<'_> {
         let place: Option<Cluster> = offer.map(|offer| offer.place.cluster(&delivery.cluster));
         let relays = &memory.relays;
         let of_relay = delivery.is_relay().then(|| self.wish_of_relay(delivery, &standing, place.as_ref(), relays)).flatten();
-        let wish = of_relay.as_ref().map_or(delivery.wish, Wish::Merged);
+        let queued = self.wish_with_queues(delivery, &standing, relays);
+        let wish = match (&of_relay, &queued, delivery.wish) {
+            (Some(merged), ..) => Wish::Merged(merged),
+            (None, Some(merged), Wish::Partial(_)) => Wish::Partial(merged),
+            (None, Some(merged), _) => Wish::Merged(merged),
+            (None, None, wish) => wish,
+        };
         delivery.decision = decide(&standing, wish, place.as_ref(), self.now);
         let Some(decision) = delivery.decision.clone() else { return Ok(None) };
         let passwords = self.passwords(binding, delivery, written).await?;

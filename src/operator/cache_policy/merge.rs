@@ -292,8 +292,7 @@ impl Merging<'_> {
         // Which file it is comes later, and what is in it is seen apart.
         let in_file = |_: &str, _: &SecretKeyRef| -> Result<Sensitive, String> { Ok(Sensitive::File(PathBuf::new())) };
         let mut snapshot = compile_about(&cluster, place.keeping, policies, generation, place.reach(), &in_file)?;
-        // No relay loads for sidecars yet.
-        snapshot = snapshot.vouched_for(place.is_durable()).shared_among(0);
+        snapshot = snapshot.vouched_for(place.is_durable());
         origins::read_from_files(&mut snapshot, policies);
         snapshot.allow = allow(policies);
         Ok(snapshot)

@@ -1,5 +1,5 @@
-//! The relay of a policy that writes behind, or that follows tables: who carries its journals to their origins on Kubernetes, and reads what
-//! databases committed.
+//! The relay of a policy that writes behind, or that follows tables, or whose sidecars outnumber an origin's connections: who carries its
+//! journals to their origins on Kubernetes, reads what databases committed, and loads.
 //!
 //! To all that brings a snapshot and a login to a workload, a relay is one more workload: the policy itself, which is the only one that it
 //! follows. So it has a binding, with a ConfigMap and a Secret of its own, and a user at the servers that reaches the policy's journals, the
@@ -20,7 +20,8 @@ use std::collections::BTreeMap;
 
 use super::workload::Workload;
 use crate::api::CachePolicy;
-use crate::api::cache_policy::{PolicyMode, RuleSpec, StrategyKind};
+use crate::api::cache_policy::{OriginSpec, PolicyMode, RuleSpec, StrategyKind};
+use crate::api::compile::journal_name;
 use crate::policy::binding::BindingName;
 use crate::policy::{JournalName, Mode, Snapshot, Span};
 
@@ -43,7 +44,21 @@ pub fn follows_tables(policy: &CachePolicy) -> bool {
     policy.spec.mode != Some(PolicyMode::Observe) && policy.spec.rules.iter().any(follows)
 }
 
-/// Whether a policy needs a relay for what its rules say now.
+/// The queues by which a policy's rules may be loaded by a relay, each with how many connections its origin may have from all sidecars.
+pub fn load_queues(policy: &CachePolicy) -> BTreeMap<JournalName, u32> {
+    let text = |text: &Option<String>| text.clone().unwrap_or_default();
+    let (namespace, name) = (text(&policy.metadata.namespace), text(&policy.metadata.name));
+    let loads = |origin: &str| policy.spec.rules.iter().any(|rule| rule.origin.as_ref().is_some_and(|of| of.name == origin));
+    let origins = policy.spec.origins.iter().filter(|origin| loads(&origin.name));
+    let takes_effect = policy.spec.mode != Some(PolicyMode::Observe);
+    let queue = |origin: &OriginSpec| {
+        let total = origin.sql.as_ref().or(origin.http.as_ref())?.max_total_connections?;
+        Some((journal_name(&namespace, &name, &origin.name).ok()?, total))
+    };
+    origins.filter(|_| takes_effect).filter_map(queue).collect()
+}
+
+/// Whether a policy needs a relay for what its rules say now, however many sidecars there are.
 pub fn is_needed(policy: &CachePolicy) -> bool {
     writes_behind(policy) || follows_tables(policy)
 }

@@ -19,7 +19,7 @@ use crate::journal::Level;
 use crate::operator::cache_cluster::report::{Happening, Verdict, condition};
 use crate::policy::Snapshot;
 use crate::policy::heartbeat::RuleBeat;
-use crate::policy::snapshot::VERSION;
+use crate::policy::snapshot::{Origin, VERSION};
 
 /// What is told of a policy that is delivered.
 const READY: &str = "its rules lie ready for the sidecars of every workload that it selects";
@@ -370,9 +370,12 @@ fn ratio(counts: &Counts, of: fn(&Counts) -> u64, and: fn(&Counts) -> u64) -> Op
 /// How many connections the origins of these snapshots may see. Nothing where there is no origin.
 fn connections(parts: &[Part<'_>]) -> Option<ConnectionsStatus> {
     let of = |part: &Part<'_>| {
-        let shares = part.snapshot?.origins.iter().map(|origin| u64::from(origin.share(part.sidecars.max(1))));
-        let each: u64 = shares.sum();
-        (each > 0).then(|| (each, each.saturating_mul(u64::from(part.sidecars))))
+        let (origins, sidecars) = (&part.snapshot?.origins, part.sidecars.max(1));
+        // Where a relay loads, it has all connections that there may be.
+        let (queued, shared): (Vec<&Origin>, Vec<&Origin>) = origins.iter().partition(|origin| origin.queue(sidecars).is_some());
+        let each: u64 = shared.iter().map(|origin| u64::from(origin.share(sidecars))).sum();
+        let of_relay: u64 = queued.iter().filter_map(|origin| origin.max_total_connections).map(u64::from).sum();
+        (!origins.is_empty()).then(|| (each, each.saturating_mul(u64::from(part.sidecars)).saturating_add(of_relay)))
     };
     let all: Vec<(u64, u64)> = parts.iter().filter_map(of).collect();
     let per_sidecar = all.iter().map(|(each, _)| *each).max()?;

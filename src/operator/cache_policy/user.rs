@@ -42,9 +42,10 @@ fn feeds(snapshot: &Snapshot) -> BTreeSet<String> {
     snapshot.feeds.iter().map(|feed| feed.slot.clone()).collect()
 }
 
-/// The names of the journals that rules of a snapshot write behind to.
+/// The names of the journals that rules of a snapshot write behind to, and of the queues by which they are loaded, which lie beside these.
 pub fn journals(snapshot: &Snapshot) -> BTreeSet<String> {
-    journals_of(snapshot).into_keys().map(String::from).collect()
+    let queues = snapshot.load_queues().map(|(queue, _)| queue.clone());
+    journals_of(snapshot).into_keys().chain(queues).map(String::from).collect()
 }
 
 /// A grant with these passwords: the one that sidecars have, and the one that they are to have. Where the first is lost, its hash is what

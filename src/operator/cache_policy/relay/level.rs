@@ -1,9 +1,10 @@
 //! How much the journals of a relay hold, and how its feeds are, asked of the cache's servers themselves: that needs no relay that runs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 use crate::journal::feed::{self, View};
+use crate::journal::loads::LoadQueue;
 use crate::journal::scripts::{self, Call};
 use crate::journal::{Level, Partition};
 use crate::operator::admin::{Admin, AdminError, Entry};
@@ -90,6 +91,40 @@ pub async fn ask_feeds(server: SocketAddr, entry: Entry<'_>, slots: &[String]) -
         views.insert(slot.clone(), feed::viewed(&answer).map_err(|_| LevelError::Feed(slot.clone()))?);
     }
     Ok(views)
+}
+
+/// Of these queues, those that a relay tends, as far as servers say it.
+///
+/// # Errors
+/// The last that did not answer.
+pub async fn ask_tended(
+    servers: &[SocketAddr],
+    entry: Entry<'_>,
+    queues: &BTreeSet<JournalName>,
+) -> Result<BTreeSet<JournalName>, LevelError> {
+    let (mut tended, mut trouble) = (BTreeSet::new(), None);
+    for server in servers {
+        let mut admin = match Admin::connect(*server, entry).await {
+            Ok(admin) => admin,
+            Err(error) => {
+                trouble = Some(error);
+                continue;
+            }
+        };
+        for queue in queues {
+            let key = String::from_utf8_lossy(&LoadQueue::new(queue).relay()).into_owned();
+            match admin.ask::<u64>("EXISTS", &[&key]).await {
+                Ok(0) => {}
+                Ok(_) => drop(tended.insert(queue.clone())),
+                Err(error) if error.code() == Some("MOVED") => {}
+                Err(error) => trouble = Some(error),
+            }
+        }
+    }
+    match trouble {
+        Some(error) if tended.is_empty() => Err(error.into()),
+        _ => Ok(tended),
+    }
 }
 
 async fn evaluate(admin: &mut Admin, call: &Call) -> Result<Vec<Vec<u8>>, AdminError> {

@@ -15,7 +15,7 @@ use super::feeds::Feeds;
 use super::kept::{Kept, Sighting};
 use super::level;
 use super::objects::{Relay, object_name, objects};
-use super::{binding, is_abandoned, is_needed, journals_of, workload};
+use super::{binding, is_abandoned, is_needed, journals_of, load_queues, workload};
 use crate::api::CachePolicy;
 use crate::journal::Level;
 use crate::journal::feed::View;
@@ -50,6 +50,8 @@ pub struct Minded {
     pub kept: Kept,
     /// The databases whose changes it reads.
     pub feeds: Feeds,
+    /// The queues of loads that a relay has been seen to tend.
+    pub tended: BTreeSet<JournalName>,
     /// The objects that were written last, and when.
     applied: Option<(Digest, Instant)>,
 }
@@ -106,6 +108,8 @@ struct Subject<'a> {
     journals: BTreeMap<JournalName, Span>,
     /// Those that its rules write to.
     wanted: BTreeSet<JournalName>,
+    /// The queues by which it loads.
+    queues: BTreeSet<JournalName>,
 }
 
 impl Subject<'_> {
@@ -120,7 +124,12 @@ impl Subject<'_> {
 
     /// Whether it needs its relay for nothing but what is left.
     fn is_ending(&self) -> bool {
-        self.is_leaving() || !is_needed(self.policy)
+        self.is_leaving() || !(is_needed(self.policy) || !self.queues.is_empty())
+    }
+
+    /// Whether it writes nothing behind, and has no journal to drain, but has a relay that loads, or that did.
+    fn only_loads(&self) -> bool {
+        self.journals.is_empty() && !is_needed(self.policy) && !load_queues(self.policy).is_empty()
     }
 }
 
@@ -151,13 +160,15 @@ impl Tender<'_> {
             let carriage = Carriage { level: minded.kept.level(), late, is_leaving: subject.is_leaving() };
             let views = self.views(subject).await;
             minded.feeds.note(subject.stands(), views, Instant::now());
-            if !subject.journals.is_empty() || minded.feeds.are_none() {
+            self.note_tended(subject, minded).await;
+            if !subject.journals.is_empty() || (minded.feeds.are_none() && !subject.only_loads()) {
                 tended.carriages.insert(subject.name.to_owned(), carriage);
             }
             if !minded.feeds.are_none() {
                 tended.feeds.insert(subject.name.to_owned(), minded.feeds.clone());
             }
-            let again = if subject.is_ending() || minded.feeds.are_ending() { SOON } else { LATER };
+            let is_waited_for = !subject.queues.is_subset(&minded.tended);
+            let again = if subject.is_ending() || minded.feeds.are_ending() || is_waited_for { SOON } else { LATER };
             tended.again = tended.again.into_iter().chain([again]).min();
             if let Err(error) = self.carry_out(subject, minded).await {
                 warn!(namespace = self.namespace, policy = subject.name, %error, "a relay could not be looked after");
@@ -178,7 +189,8 @@ impl Tender<'_> {
         journals.get_or_insert_default().extend(wished.clone());
         let is_leaving = policy.metadata.deletion_timestamp.is_some();
         let wanted = if is_leaving { BTreeSet::new() } else { wished.into_keys().collect() };
-        Some(Subject { policy, name, binding, delivery, journals: journals.unwrap_or_default(), wanted })
+        let queues = self.seen.queues.get(name).filter(|_| !is_leaving).cloned().unwrap_or_default();
+        Some(Subject { policy, name, binding, delivery, journals: journals.unwrap_or_default(), wanted, queues })
     }
 
     /// What the journals hold, as far as the cache says it.
@@ -205,6 +217,18 @@ impl Tender<'_> {
             }
         }
         BTreeMap::new()
+    }
+
+    /// Takes note of the queues that a relay tends. One that did is not asked about again: sidecars wait for it, or for the next.
+    async fn note_tended(&self, subject: &Subject<'_>, minded: &mut Minded) {
+        minded.tended.retain(|queue| subject.queues.contains(queue));
+        let open: BTreeSet<JournalName> = subject.queues.difference(&minded.tended).cloned().collect();
+        let offer = self.seen.offers.get(&subject.policy.spec.cache_cluster).filter(|_| !open.is_empty());
+        let Some(offer) = offer else { return };
+        match level::ask_tended(&servers_of(offer), offer.keys.entry(), &open).await {
+            Ok(tended) => minded.tended.extend(tended),
+            Err(error) => debug!(namespace = self.namespace, policy = subject.name, %error, "queues of loads could not be asked"),
+        }
     }
 
     /// Whether some sidecar may write to a journal: by the snapshot that it has, or since it has not heard yet of the one that forbids it.
@@ -281,6 +305,9 @@ impl Tender<'_> {
         applier.delete_relay(&object_name(&subject.binding)).await?;
         applier.hold(subject.policy, false).await?;
         minded.applied = None;
+        if subject.only_loads() && minded.feeds.are_none() {
+            return Ok(());
+        }
         let regarding = events::regarding::<CachePolicy>(self.namespace, subject.name, subject.policy.meta().uid.clone());
         for happening in farewells(minded, !subject.journals.is_empty(), is_gone, is_abandoned) {
             let reason = happening.reason.clone();

@@ -94,13 +94,17 @@ fn primary(depth: u64) -> SocketAddr {
     primary_with(depth, &View::default())
 }
 
-/// The same, where each feed is so.
+/// The same, where each feed is so. Where somebody reads it, somebody tends all queues of loads.
 fn primary_with(depth: u64, view: &View) -> SocketAddr {
     let text = |text: &Option<String>| text.clone().unwrap_or_default();
     let behind = view.behind_ms.map(|millis| millis.to_string()).unwrap_or_default();
     let removed = if view.is_removed { "1" } else { "" };
+    let is_read = view.reader.is_some();
     let feed = ["view", &text(&view.reader), "", &behind, "0", &text(&view.trouble), removed].map(str::to_owned);
     fake_server::listen("127.0.0.1:0", move |words| {
+        if words.iter().any(|word| word.ends_with("/loads:relay")) {
+            return format!(":{}\r\n", u8::from(is_read));
+        }
         if words.iter().any(|word| word.starts_with("larder:cr:")) {
             return in_bulk(&feed);
         }
@@ -282,6 +286,61 @@ async fn a_slot_that_rules_follow_no_more_is_taken_away_before_the_relay_goes() 
     let removed = View { is_removed: true, ..View::default() };
     let (api, _) = look(objects(), Some(primary_with(0, &removed)), &mut memory).await;
     assert_eq!(finalizers(&api), Some(Value::Null));
+}
+
+/// The same, of which a rule loads by two connections for all sidecars.
+fn loading(metadata: &Value) -> Value {
+    let mut shop = following(shop(metadata));
+    shop["spec"]["rules"][0].as_object_mut().unwrap().remove("invalidate");
+    shop["spec"]["origins"][0]["sql"]["maxTotalConnections"] = json!(2);
+    shop
+}
+
+/// The policy, and so many pods of its workload that mount its binding.
+fn crowd(policy: Value, count: usize) -> Vec<(&'static str, Value)> {
+    let pod = |number: usize| {
+        let labels = json!({"app": "shop", "larder.dev/binding": BindingName::of("Deployment", "shop", "main").as_str()});
+        let name = format!("shop-{number}");
+        let metadata = json!({"name": name, "namespace": "store", "uid": name, "resourceVersion": "1", "labels": labels});
+        ("pods", json!({"metadata": metadata, "spec": {"containers": []}, "status": {"phase": "Running"}}))
+    };
+    let fixed = [("cachepolicies", policy), cluster(), workload_of_the_policy()];
+    fixed.into_iter().chain((0..count).map(pod)).collect()
+}
+
+/// The queue of the origin in what sidecars were given last.
+fn queue_of_sidecars(api: &FakeApi) -> Option<String> {
+    let map = api.last(&format!("configmaps/{}", BindingName::of("Deployment", "shop", "main").object_name())).unwrap();
+    let snapshot = Snapshot::parse(map["data"]["snapshot.json"].as_str().unwrap().as_bytes()).unwrap();
+    snapshot.origins[0].load_queue.clone().map(String::from)
+}
+
+#[tokio::test]
+async fn sidecars_that_outnumber_connections_have_a_relay_and_load_by_it_once_it_is_there() {
+    let (api, _) = look(crowd(loading(&Value::Null), 2), Some(primary(0)), &mut Memory::default()).await;
+    assert_eq!((api.last(&format!("deployments/{}", relay_name())), finalizers(&api)), (None, None), "they have one each");
+    assert_eq!(queue_of_sidecars(&api), None);
+    let (api, next) = look(crowd(loading(&Value::Null), 3), Some(primary(0)), &mut Memory::default()).await;
+    assert_eq!(finalizers(&api), Some(json!([FINALIZER])));
+    assert!(api.last(&format!("deployments/{}", relay_name())).is_some() && next <= Duration::from_secs(2));
+    let given = given(&api);
+    assert_eq!((given.origins[0].load_queue.as_ref().map(JournalName::as_str), given.requires), (Some("store.shop.db"), 8));
+    assert_eq!((queue_of_sidecars(&api), carried(&api)), (None, None), "nobody tends it yet");
+    // It is seen to tend the queue, and remembered.
+    let tended = || primary_with(0, &View { reader: Some("r".to_owned()), ..View::default() });
+    let mut memory = Memory::default();
+    let held = loading(&json!({"finalizers": [FINALIZER]}));
+    let (_, next) = look(crowd(held.clone(), 3), Some(tended()), &mut memory).await;
+    assert!(next > Duration::from_secs(2), "nothing is waited for");
+    let mut minded = Minded::default();
+    minded.tended.insert("store.shop.db".parse().unwrap());
+    let (api, _) = look(crowd(held.clone(), 3), Some(primary(0)), &mut Memory::with_relay("shop", minded)).await;
+    assert_eq!(queue_of_sidecars(&api).as_deref(), Some("store.shop.db"));
+    // It stays until they are half as many as there may be connections, and then goes without a word.
+    let (api, _) = look(crowd(held.clone(), 2), Some(tended()), &mut Memory::default()).await;
+    assert_eq!(finalizers(&api), None);
+    let (api, _) = look(crowd(held, 1), Some(tended()), &mut Memory::default()).await;
+    assert_eq!((finalizers(&api), queue_of_sidecars(&api)), (Some(Value::Null), None));
 }
 
 #[tokio::test]
