@@ -216,12 +216,7 @@ impl Walk<'_> {
         if let Some(allowed) = schema.get("enum").and_then(Value::as_array) {
             let allowed: Vec<&str> = allowed.iter().filter_map(Value::as_str).collect();
             if !allowed.contains(&text) {
-                match unsupported::value(self.kind, path, text) {
-                    Some(sentence) => self.refuse(path.clone(), format!("`{text}` is not supported yet"), sentence),
-                    None => {
-                        self.refuse(path.clone(), format!("`{text}` is not one of its values"), suggest::one_of(text, &allowed))
-                    }
-                }
+                self.refuse(path.clone(), format!("`{text}` is not one of its values"), suggest::one_of(text, &allowed));
             }
             return;
         }

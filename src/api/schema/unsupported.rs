@@ -1,4 +1,4 @@
-//! Fields and values that Larder will have, and does not have yet: refused by name, with a sentence.
+//! Fields that Larder will have, and does not have yet: refused by name, with a sentence.
 
 use super::Kind;
 use crate::api::path::FieldPath;
@@ -14,8 +14,6 @@ const POLICY_FIELDS: &[(&str, &str)] = &[
     ("spec.rules[].nearCache", "remove it: values are kept in the cache tier only"),
     ("spec.rules[].origin.increment", "remove it: the application counts in its database itself, then deletes the key"),
 ];
-
-const VALUES: &[(Kind, &str, &str, &str)] = &[(Kind::CachePolicy, "spec.rules[].origin.as", "Hash", "write Json or String")];
 
 const BOUNDS: &[(Kind, &str, &str)] = &[
     (Kind::CacheCluster, "spec.replicas", "write at least 1: a single instance is no cache tier, its death empties the cache"),
@@ -40,13 +38,6 @@ pub(super) fn field(kind: Kind, path: &FieldPath) -> Option<&'static str> {
     };
     let shape = path.shape();
     fields.iter().find(|(field, _)| *field == shape).map(|(_, sentence)| *sentence)
-}
-
-/// What to do about a value that is not supported yet.
-pub(super) fn value(kind: Kind, path: &FieldPath, value: &str) -> Option<&'static str> {
-    let shape = path.shape();
-    let found = VALUES.iter().find(|(of, field, unsupported, _)| *of == kind && *field == shape && *unsupported == value);
-    found.map(|(.., sentence)| *sentence)
 }
 
 /// Why a number has its lower bound.
