@@ -290,8 +290,10 @@ pub struct OriginAccess {
     .message("only a ReadThrough, WriteThrough or WriteBehind rule has an origin: remove origin, or write strategy: ReadThrough"))]
 #[x_kube(validation = Rule::new("self.strategy in ['ReadThrough', 'WriteThrough', 'WriteBehind'] || !has(self.negativeTtl)")
     .message("only a ReadThrough, WriteThrough or WriteBehind rule knows what the origin does not have: remove negativeTtl, or write strategy: ReadThrough"))]
-#[x_kube(validation = Rule::new("self.strategy in ['WriteThrough', 'WriteBehind'] || !has(self.origin) || (!has(self.origin.write) && !has(self.origin.delete) && !has(self.origin.version))")
-    .message("only a WriteThrough or WriteBehind rule writes: remove origin.write, origin.delete and origin.version, or write strategy: WriteThrough"))]
+#[x_kube(validation = Rule::new("self.strategy in ['WriteThrough', 'WriteBehind'] || !has(self.origin) || (!has(self.origin.write) && !has(self.origin.delete) && !has(self.origin.version) && !has(self.origin.increment))")
+    .message("only a WriteThrough or WriteBehind rule writes: remove origin.write, origin.delete, origin.version and origin.increment, or write strategy: WriteThrough"))]
+#[x_kube(validation = Rule::new("self.strategy != 'WriteBehind' || !has(self.origin) || !has(self.origin.increment)")
+    .message("a number is raised while its client waits, not from a journal: remove origin.increment, or write strategy: WriteThrough"))]
 #[x_kube(validation = Rule::new("!(self.strategy in ['WriteThrough', 'WriteBehind']) || !has(self.origin) || !has(self.origin.read) || has(self.origin.write)")
     .message("a WriteThrough or WriteBehind rule carries writes to its origin: write origin.write, the statement that stores $value"))]
 #[x_kube(validation = Rule::new("self.strategy == 'WriteBehind' || !has(self.writeBehind)")
@@ -453,8 +455,8 @@ impl From<WaitEnd> for AtWaitEnd {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[x_kube(validation = Rule::new("has(self.read) != has(self.path)").message("write either read (for an sql origin) or path (for an http origin)"))]
 #[x_kube(validation = Rule::new("!has(self.readMany) || has(self.read)").message("readMany answers MGET beside read: write read as well"))]
-#[x_kube(validation = Rule::new("!has(self.path) || (!has(self.write) && !has(self.delete))")
-    .message("an http origin is written to by PUT and DELETE of path: remove write and delete"))]
+#[x_kube(validation = Rule::new("!has(self.path) || (!has(self.write) && !has(self.delete) && !has(self.increment))")
+    .message("an http origin is written to by PUT and DELETE of path: remove write, delete and increment"))]
 #[x_kube(validation = Rule::new("!has(self.path) || !has(self.version) || self.version == 'ETag'")
     .message("an http origin tells versions by its ETag header: write version: ETag, or remove it"))]
 pub struct RuleOrigin {
@@ -487,6 +489,12 @@ pub struct RuleOrigin {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<SqlText>")]
     pub delete: Option<String>,
+    /// On a WriteThrough rule with an sql origin: the statement that raises a key's number, in which $part stands for a part of the key and
+    /// $by for how much it is raised, and which returns what it is then (UPDATE … SET n = n + $by … RETURNING n): the reply to INCR, INCRBY,
+    /// DECR and DECRBY, and what the cache keeps. Without it, they are refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<SqlText>")]
+    pub increment: Option<String>,
     /// On a WriteThrough rule: which of two writes of a key is the later. For an sql origin a column that write returns (RETURNING
     /// row_version), a whole number that rises with each write; without it, of writes that overlap none is kept in the cache. For an
     /// http origin ETag: a write is made on condition that the origin still has what was last seen of it (If-Match). On a WriteBehind rule

@@ -483,7 +483,7 @@ fn compile_store(source: &mut Source<'_>, spec: &RuleSpec, place: &FieldPath, lo
         (Query::Http { .. }, _) => Some(Store::Http { if_match: origin.version.is_some() }),
         (Query::Sql { .. }, Some(write)) => {
             let (write, delete, version) = (write.clone(), origin.delete.clone(), origin.version.clone());
-            Some(Store::Sql { write, delete, version })
+            Some(Store::Sql { write, delete, version, increment: origin.increment.clone() })
         }
         (Query::Sql { .. }, None) => {
             let what = format!("a {:?} rule carries writes to its origin", spec.strategy);
@@ -596,6 +596,9 @@ fn hash_is_possible(spec: &RuleSpec, query: &Query) -> Result<(), (&'static str,
         }
         Query::Sql { read_many: Some(_), .. } => {
             refuse("readMany", "it answers MGET, which gives no hashes", "remove it, or write as: Json")
+        }
+        Query::Sql { .. } if spec.origin.as_ref().is_some_and(|origin| origin.increment.is_some()) => {
+            refuse("increment", "a hash is no number to be raised", "remove it, or write as: String")
         }
         Query::Sql { .. } if spec.strategy == StrategyKind::WriteBehind => {
             refuse("as", "hashes cannot be written behind", "write strategy: WriteThrough, or as: Json")

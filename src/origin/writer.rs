@@ -70,6 +70,8 @@ pub struct Changed {
     pub version: Option<u64>,
     /// What the origin calls what it has now.
     pub tag: Option<String>,
+    /// What a number that was raised is now.
+    pub number: Option<i64>,
 }
 
 /// Whether a write may have been made although nobody heard so.
@@ -126,11 +128,12 @@ impl Orders {
         carriage: Carriage,
     ) -> Result<Self, OriginError> {
         match (&origin.kind, &load.query, store) {
-            (OriginKind::Sql { url }, Query::Sql { .. }, Store::Sql { write, delete, version }) => {
+            (OriginKind::Sql { url }, Query::Sql { .. }, Store::Sql { write, delete, version, increment }) => {
                 let texts = sql::Texts {
                     write,
                     delete: delete.as_deref(),
                     version: version.as_deref(),
+                    increment: increment.as_deref(),
                     carriage,
                     is_of_hashes: load.reply == Some(ReplyForm::Hash),
                 };
@@ -175,6 +178,11 @@ impl Writer {
             Orders::Sql(orders) => orders.fields(),
             Orders::Http { .. } => None,
         }
+    }
+
+    /// Whether numbers can be raised.
+    pub fn increments(&self) -> bool {
+        matches!(&self.inner.orders, Orders::Sql(orders) if orders.increments())
     }
 
     /// Whether several changes can be made together, all of them or none.
@@ -227,6 +235,22 @@ impl Writer {
             _ => Err(LoadError::Unusable { origin: self.origin(), why: "told in the wrong terms".to_owned() }),
         };
         written.map_err(|error| commits.judge(error))
+    }
+
+    /// Raises the number under a key. Takes at most the origin's timeout. What came of it, with the number that it is now.
+    ///
+    /// # Errors
+    /// As [`Writer::write`].
+    pub async fn increment(&self, key: &[u8], by: i64) -> Result<Changed, LoadError> {
+        let Inner { source, keys, orders } = &*self.inner;
+        let (Backend::Sql(database), Orders::Sql(orders)) = (&source.backend, orders) else {
+            return Err(LoadError::Unusable { origin: self.origin(), why: "it raises no numbers".to_owned() });
+        };
+        let step = parts_of(keys, key).and_then(|parts| sql::Orders::increment(&parts, by)).ok_or_else(|| self.no_such_key())?;
+        let (steps, commits) = ([step.noted(self.note(key))], Commits::default());
+        let run = |deadline| database.write(orders, &steps, deadline, &commits);
+        let made = source.gate.run(Asked::one(keys, key), run).await.map_err(|error| commits.judge(error))?;
+        Ok(made.into_iter().next().unwrap_or_default())
     }
 
     pub(super) fn keys(&self) -> &KeyPattern {

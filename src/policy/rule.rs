@@ -274,6 +274,9 @@ pub enum Store {
         /// of writes that overlap none is kept in the cache.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         version: Option<String>,
+        /// For raising a number by `$by`: a statement that returns what it is then. `None`: INCR is refused.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        increment: Option<String>,
     },
     /// PUT and DELETE of the path that loads ask for.
     Http {
@@ -360,6 +363,11 @@ impl Strategy {
             Self::WriteThrough(write_through) => Some(&write_through.read),
             Self::WriteBehind(write_behind) => Some(&write_behind.read),
         }
+    }
+
+    /// Whether numbers are raised at the origin.
+    pub fn increments(&self) -> bool {
+        matches!(self.writes(), Some((_, Store::Sql { increment: Some(_), .. })))
     }
 
     /// What is loaded and what a write tells the origin, where writes are carried there: at once, or later.

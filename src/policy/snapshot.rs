@@ -27,7 +27,7 @@ use super::units::{ByteSize, Span};
 /// 5: rules may write behind.
 /// 6: rules may have tags, be versioned, and follow changes of tables, and journals overflow to their origin.
 /// 7: rules may have a version for each of their keys.
-/// 8: values may be hashes, and origins have a `loadQueue`.
+/// 8: values may be hashes, numbers be raised at their origin, and origins have a `loadQueue`.
 pub const VERSION: u32 = 8;
 /// The largest snapshot in bytes, which also fits a ConfigMap.
 pub const MAX_BYTES: usize = 900 * 1024;
@@ -384,6 +384,14 @@ impl Snapshot {
         if form < 8 {
             // Sidecars that know no queues have a connection each.
             self.origins.iter_mut().for_each(|origin| origin.load_queue = None);
+            // They refuse INCR then, as where there is no such statement.
+            self.rules.iter_mut().for_each(|rule| {
+                if let Strategy::WriteThrough(write_through) = &mut rule.strategy
+                    && let Store::Sql { increment, .. } = &mut write_through.store
+                {
+                    *increment = None;
+                }
+            });
         }
         if form < 7 {
             // A key is invalidated without a version of its own, too.
@@ -582,7 +590,8 @@ pub fn required_form(origins: &[Origin], rules: &[Rule]) -> u32 {
         Strategy::CacheAside(cache_aside) => cache_aside.stampede.is_some() || !cache_aside.stale.is_zero(),
         Strategy::Bypass {} | Strategy::ReadThrough(_) | Strategy::WriteThrough(_) | Strategy::WriteBehind(_) => false,
     };
-    if rules.iter().any(Rule::is_of_hashes) || origins.iter().any(|origin| origin.load_queue.is_some()) {
+    let of_rule = |rule: &Rule| rule.is_of_hashes() || rule.strategy.increments();
+    if rules.iter().any(of_rule) || origins.iter().any(|origin| origin.load_queue.is_some()) {
         return 8;
     }
     if rules.iter().any(|rule| rule.versioned == Versioned::Entity) {
@@ -627,6 +636,7 @@ fn check_versioned(rule: &Rule) -> Result<(), String> {
 fn check_hashes(rule: &Rule) -> Result<(), String> {
     let query = rule.strategy.loads().map(|read| &read.load.query);
     match query {
+        _ if rule.strategy.increments() => Err("a hash is no number to be raised: it must not say `increment`".to_owned()),
         _ if rule.strategy.behind().is_some() => Err("hashes cannot be written behind".to_owned()),
         _ if rule.versioned.is_any() => Err("a rule whose values are hashes cannot be versioned".to_owned()),
         Some(Query::Http { .. }) => Err("a hash is made of a row's columns, and an http origin has none".to_owned()),
@@ -638,6 +648,9 @@ fn check_hashes(rule: &Rule) -> Result<(), String> {
 fn check_behind(write_behind: &WriteBehind, allow: Allow) -> Result<(), String> {
     let WriteBehind { read, store, journal } = write_behind;
     check_store(read, store)?;
+    if matches!(store, Store::Sql { increment: Some(_), .. }) {
+        return Err("a number is raised while its client waits, not from a journal: it must not say `increment`".to_owned());
+    }
     if matches!(store, Store::Http { if_match: true }) {
         return Err(
             "what is written later cannot be on condition of what the origin has now: it must not say `ifMatch`".to_owned()

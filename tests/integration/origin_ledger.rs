@@ -20,7 +20,7 @@ const WRITE: &str = "INSERT INTO users (id, name, row_version) VALUES ($id, $val
 
 fn store(write: &str, version: Option<&str>) -> Store {
     let delete = Some("DELETE FROM users WHERE id = $id".to_owned());
-    Store::Sql { write: write.to_owned(), delete, version: version.map(str::to_owned) }
+    Store::Sql { write: write.to_owned(), delete, version: version.map(str::to_owned), increment: None }
 }
 
 /// A part of a journal at a database, and a rule of it.
@@ -150,7 +150,7 @@ async fn hostile_keys_and_values_are_bound() {
         let write = "INSERT INTO told (value) SELECT $value WHERE $id <> ''";
         let origins = Origins::new(&[sql(url)]).expect("valid");
         let load = reads("SELECT value FROM told WHERE value = $id", None, None);
-        let store = Store::Sql { write: write.to_owned(), delete: None, version: None };
+        let store = Store::Sql { write: write.to_owned(), delete: None, version: None, increment: None };
         let writer = origins.writer(&"k:{id…}".parse().expect("valid"), &load, &store, Carriage::Behind).expect("valid");
         let ledger = origins.ledger("db", "'; DROP TABLE told; --").expect("exists").expect("a database");
         let hold = ledger.take(1).await.expect("taken");

@@ -107,7 +107,7 @@ fn a_rule_that_writes_through_loads_as_one_that_reads_through() {
     let snapshot = compile_all(&[policy("shop", WRITE_THROUGH)]).expect("valid");
     let rule = snapshot.rules.first().expect("one rule");
     let Strategy::WriteThrough(write_through) = &rule.strategy else { panic!("not write-through") };
-    let Store::Sql { write, delete, version } = &write_through.store else { panic!("not SQL") };
+    let Store::Sql { write, delete, version, increment: None } = &write_through.store else { panic!("not SQL") };
     assert_eq!((write.as_str(), version.as_deref()), ("INSERT INTO t VALUES ($id, $value)", Some("v")));
     assert!(delete.is_some() && snapshot.requires == 4);
     assert_eq!(rule.lease().map(|(lease, wait)| (lease.to_string(), wait.to_string())), Some(("3s".into(), "2s500ms".into())));
@@ -123,7 +123,10 @@ fn hashes_are_made_of_columns_and_written_through() {
     let behind = hash.replacen("WriteThrough", "WriteBehind", 1).replacen(", version: v", "", 1);
     let many = hash.replacen("read:", "readMany: \"SELECT 1\", read:", 1);
     let versioned = READ_THROUGH.replacen("read:", "as: Hash, read:", 1).replacen("ttl: 48h", "invalidate: {versioned: Rule}", 1);
+    let raised = hash.replacen("read:", "increment: \"UPDATE t SET n = n + $by WHERE id = $id RETURNING n\", read:", 1);
+    assert_eq!(compile_all(&[policy("shop", &raised.replacen("as: Hash, ", "", 1))]).expect("valid").requires, 8);
     for (text, path, words) in [
+        (raised, "origin.increment", "no number"),
         (behind, "origin.as", "cannot be written behind"),
         (many, "origin.readMany", "MGET, which gives no hashes"),
         (versioned, "origin.as", "know no versions"),

@@ -12,7 +12,6 @@ const POLICY_FIELDS: &[(&str, &str)] = &[
     ("spec.workloads.matchExpressions", "remove it, and select workloads by matchLabels"),
     ("spec.rules[].invalidate.events", "remove it: events in the stream larder:events need nothing here"),
     ("spec.rules[].nearCache", "remove it: values are kept in the cache tier only"),
-    ("spec.rules[].origin.increment", "remove it: the application counts in its database itself, then deletes the key"),
 ];
 
 const BOUNDS: &[(Kind, &str, &str)] = &[

@@ -155,7 +155,7 @@ fn write_behind(facts: &KeyFacts) -> Vec<String> {
         });
     }
     match &facts.store {
-        Some(Store::Sql { write, delete, version: _ }) => {
+        Some(Store::Sql { write, delete, version: _, increment: _ }) => {
             told.push(format!("the last value of each key is written by: {write}"));
             told.push(match delete {
                 Some(delete) => format!("DEL and UNLINK answer how many keys they name, and the rows go by: {delete}"),
@@ -176,12 +176,15 @@ fn write_through(facts: &KeyFacts) -> Vec<String> {
         "{commands} are carried to `{origin}` first, and acknowledged when it has them; commands that change a part of a value are refused"
     ));
     match &facts.store {
-        Some(Store::Sql { write, delete, version }) => {
+        Some(Store::Sql { write, delete, version, increment }) => {
             told.push(format!("a value is written by: {write}"));
             told.push(match delete {
                 Some(delete) => format!("DEL and UNLINK answer how many rows this changed: {delete}"),
                 None => "DEL and UNLINK are refused: the rule has no origin.delete".to_owned(),
             });
+            if let Some(increment) = increment {
+                told.push(format!("INCR, INCRBY, DECR and DECRBY answer the number that this returns: {increment}"));
+            }
             told.push(match version {
                 Some(version) => format!("of writes that overlap, the cache keeps the one with the greatest `{version}`"),
                 None => "of writes that overlap, the cache keeps none: the next read loads".to_owned(),
@@ -284,6 +287,11 @@ note: mind this
         says(json!({"key": "a", "rule": "r", "strategy": "WriteAround", "why": ""}), &["does not know more of it"]);
         says(json!({"key": "a", "rule": "r", "strategy": "WriteBehind", "why": ""}), &["are journalled", "a relay carries them"]);
         let store = json!({"sql": {"write": "INSERT INTO t VALUES ($id, $value)", "delete": "DELETE FROM t WHERE id = $id"}});
+        let raising = json!({"sql": {"write": "INSERT …", "increment": "UPDATE t SET n = n + $by WHERE id = $id RETURNING n"}});
+        says(
+            json!({"key": "a:1", "rule": "a", "strategy": "WriteThrough", "store": raising, "why": ""}),
+            &["DECRBY answer the number that this returns: UPDATE t"],
+        );
         let journal = json!({"name": "shop.p.db", "maxLag": "5m", "maxDepth": 4096, "maxBytes": "64Mi", "batch": 100});
         says(
             json!({"key": "a:1", "rule": "a", "strategy": "WriteBehind", "store": store, "journal": journal, "why": ""}),

@@ -208,10 +208,10 @@ async fn changed(response: Response, is_deletion: bool) -> Result<Changed, Failu
     let status = response.status();
     if status.is_success() {
         let tag = tag_of(response.headers());
-        return Ok(Changed { rows: 1, version: None, tag });
+        return Ok(Changed { rows: 1, tag, ..Changed::default() });
     }
     if is_deletion && matches!(status, StatusCode::NOT_FOUND | StatusCode::GONE) {
-        return Ok(Changed { rows: 0, version: None, tag: None });
+        return Ok(Changed::default());
     }
     match refusal(status, response.headers()) {
         // These say that the request was turned away.

@@ -7,7 +7,7 @@ use serde_json::value::RawValue;
 
 use super::super::fields::Fields;
 use super::template::{Taken, Template};
-use super::write::Step;
+use super::write::{Deed, Step};
 
 /// One parameter. Whatever it holds, it is bound, never text of a statement.
 #[derive(Debug, Clone, PartialEq)]
@@ -36,13 +36,18 @@ impl Inputs {
     /// What `template` takes from `step`. The error says what is wrong with the value.
     pub(super) fn new(template: &Template, step: &Step) -> Result<Self, String> {
         let mut parts: Vec<Input> = step.parts.iter().cloned().map(Input::Part).collect();
-        let value = step.value.as_deref().unwrap_or_default();
+        let (value, by) = match &step.deed {
+            Deed::Store(value) => (value.as_slice(), 0),
+            Deed::Delete => (&[][..], 0),
+            Deed::Increment(by) => (&[][..], *by),
+        };
         for taken in template.values() {
             parts.push(match taken {
                 Taken::Value(way) if way.is_empty() => Input::Whole(value.to_vec()),
                 Taken::Value(way) => member(value, way)?,
                 Taken::Field(name) => field(value, name)?,
                 Taken::Version => Input::Number(step.version.to_string()),
+                Taken::By => Input::Number(by.to_string()),
             });
         }
         Ok(Self { parts })

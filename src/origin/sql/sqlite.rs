@@ -21,7 +21,7 @@ use super::batch::{Answer, Matching, Parts, several_rows};
 use super::input::{Input, Inputs};
 use super::shape::{Form, canonical_integer, hex, string};
 use super::template::{Dialect, Template};
-use super::write::{Orders, Step, no_version};
+use super::write::{Orders, Returns, Step};
 use super::{Question, Statements};
 
 /// A statement with what is bound to it.
@@ -172,13 +172,13 @@ async fn steps_of(client: &mut Client, orders: &Orders, steps: &[Step]) -> Resul
 
 /// Makes one change within a transaction.
 pub(super) async fn run_one(client: &mut Client, orders: &Orders, step: &Step) -> Result<Changed, Failure> {
-    let (template, version) = orders.order(Dialect::Sqlite, step)?;
+    let (template, returns) = orders.order(Dialect::Sqlite, step)?;
     let mut query = sqlx::query(AssertSqlSafe(numbered(template)));
     let inputs = Inputs::new(template, step).map_err(Failure::Rejected)?;
     for used in template.parts() {
         query = bind(query, inputs.get(used.index));
     }
-    run(client, query, version).await
+    run(client, query, returns).await
 }
 
 fn bind<'q>(query: Asked<'q>, input: Input) -> Asked<'q> {
@@ -202,25 +202,22 @@ fn bind<'q>(query: Asked<'q>, input: Input) -> Asked<'q> {
     }
 }
 
-async fn run(client: &mut Client, query: Asked<'_>, version: Option<&str>) -> Result<Changed, Failure> {
+async fn run(client: &mut Client, query: Asked<'_>, returns: Returns<'_>) -> Result<Changed, Failure> {
     let mut interrupt = Interrupt(&client.abandoned, true);
     client.abandoned.store(false, Relaxed);
-    let changed = match version {
-        None => {
+    let changed = match returns.is_nothing() {
+        true => {
             let done = query.execute(&mut client.connection).await.map_err(|error| refusal(&error))?;
             Changed { rows: done.rows_affected(), ..Changed::default() }
         }
-        Some(column) => {
+        false => {
             let rows = query.fetch_all(&mut client.connection).await.map_err(|error| refusal(&error))?;
-            let version = |row: &SqliteRow| {
-                let index = row.columns().iter().position(|found| found.name() == column).ok_or_else(|| no_version(column))?;
-                match Cell::of(row, index)? {
-                    Cell::Integer(number) => Ok(number),
-                    _ => Err(no_version(column)),
-                }
+            let columns = |row: &SqliteRow| row.columns().iter().map(|column| column.name().to_owned()).collect::<Vec<_>>();
+            let whole = |row: &SqliteRow, at: usize| match Cell::of(row, at) {
+                Ok(Cell::Integer(number)) => Some(number),
+                _ => None,
             };
-            let versions = rows.iter().map(version).collect::<Result<Vec<_>, _>>()?;
-            Changed::of(rows.len(), versions)
+            returns.changed(&rows, columns, whole)?
         }
     };
     interrupt.1 = false;

@@ -10,6 +10,8 @@ use crate::policy::KeyPattern;
 const VALUE: &str = "value";
 /// What stands for the number that rises with each write of a key, in a statement that is told from a journal.
 const VERSION: &str = "version";
+/// What stands for how much a number is raised, in a statement that raises one.
+const BY: &str = "by";
 /// The longest statement, in bytes.
 const MAX_STATEMENT_BYTES: usize = 64 * 1024;
 
@@ -39,6 +41,8 @@ pub(super) enum Taken {
     Field(String),
     /// The number of the write.
     Version,
+    /// By how much a number is raised.
+    By,
 }
 
 /// A part of the key, or of the value, that a statement uses.
@@ -60,6 +64,8 @@ pub(super) enum Purpose {
     WriteFields,
     /// To delete.
     Delete(Carriage),
+    /// To raise a number, by `$by`.
+    Increment,
 }
 
 impl Purpose {
@@ -69,6 +75,7 @@ impl Purpose {
             Self::Write(Carriage::Through) | Self::WriteFields => &[VALUE],
             Self::Write(Carriage::Behind) => &[VALUE, VERSION],
             Self::Delete(Carriage::Behind) => &[VERSION],
+            Self::Increment => &[BY],
             Self::Read | Self::Delete(Carriage::Through) => &[],
         }
     }
@@ -91,7 +98,9 @@ impl Template {
             return Err("the statement holds a NUL byte".to_owned());
         }
         if let Some(word) = purpose.words().iter().find(|word| keys.parts().any(|part| part == **word)) {
-            return Err(format!("`{word}` is a part of the key, and ${word} is the {word}: give that part another name"));
+            return Err(format!(
+                "`{word}` is a part of the key, and ${word} stands for something else: give that part another name"
+            ));
         }
         let (literal, template) = (String::new(), Self::empty());
         let mut cutter = Cutter { text: statement, at: 0, dialect, purpose, literal, depth: 0, template };
@@ -123,7 +132,7 @@ impl Template {
     pub(super) fn fields(&self) -> Vec<String> {
         let field = |taken: &Taken| match taken {
             Taken::Field(name) => Some(name.clone()),
-            Taken::Value(_) | Taken::Version => None,
+            Taken::Value(_) | Taken::Version | Taken::By => None,
         };
         self.values.iter().filter_map(field).collect()
     }
@@ -131,6 +140,17 @@ impl Template {
     /// Whether it compares the number of the write.
     pub(super) fn compares(&self) -> bool {
         self.values.contains(&Taken::Version)
+    }
+
+    /// Whether it raises a number by as much as is asked for.
+    pub(super) fn raises(&self) -> bool {
+        self.values.contains(&Taken::By)
+    }
+
+    /// Whether the word stands anywhere in its text.
+    pub(super) fn mentions(&self, word: &str) -> bool {
+        let words = |text: &str| text.split(|c: char| !is_word(c)).any(|found| found.eq_ignore_ascii_case(word));
+        self.pieces.iter().any(|piece| matches!(piece, Piece::Text(text) if words(text)))
     }
 
     /// The parts it uses, in the order of its parameters.
@@ -289,8 +309,9 @@ impl<'a> Cutter<'a> {
         }
         match self.purpose.words().iter().find(|word| **word == name) {
             Some(&VALUE) => return self.value(&after[length..], keys),
-            Some(_) => {
-                self.besides(VERSION.to_owned(), Taken::Version, keys, 1 + length);
+            Some(word) => {
+                let taken = if *word == BY { Taken::By } else { Taken::Version };
+                self.besides((*word).to_owned(), taken, keys, 1 + length);
                 return Ok(());
             }
             None => {}
@@ -508,6 +529,22 @@ mod tests {
             Purpose::Delete(Carriage::Through),
         );
         assert!(delete.is_err_and(|error| error.contains("not a part")));
+    }
+
+    #[test]
+    fn by_how_much_a_number_is_raised_is_a_parameter() {
+        let keys: KeyPattern = "a:{id}".parse().expect("valid");
+        let parse = |statement, purpose| Template::parse(statement, &keys, Dialect::Postgres, purpose);
+        let statement = "UPDATE t SET n = n + $by WHERE id = $id RETURNING n";
+        let template = parse(statement, Purpose::Increment).expect("valid");
+        assert_eq!((template.raises(), template.values()), (true, &[Taken::By][..]));
+        assert!(template.mentions("returning") && !template.mentions("return"));
+        assert!(parse(statement, Purpose::Write(Carriage::Through)).is_err_and(|error| error.contains("its parts are $id")));
+        assert!(!parse("UPDATE t SET n = 1 WHERE id = $id", Purpose::Increment).expect("valid").raises());
+        assert!(
+            parse("UPDATE t SET n = $value WHERE id = $id", Purpose::Increment)
+                .is_err_and(|error| error.contains("its parts are"))
+        );
     }
 
     #[test]

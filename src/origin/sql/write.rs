@@ -37,6 +37,7 @@ pub(in crate::origin) struct Orders {
     sqlite: Option<Kit>,
     version: Option<String>,
     deletes: bool,
+    increments: bool,
     /// What a value must have, where values are hashes.
     fields: Option<Vec<String>>,
 }
@@ -50,6 +51,8 @@ pub(in crate::origin) struct Texts<'t> {
     pub(in crate::origin) delete: Option<&'t str>,
     /// The column that tells versions.
     pub(in crate::origin) version: Option<&'t str>,
+    /// That which raises a number.
+    pub(in crate::origin) increment: Option<&'t str>,
     /// How writes come to the database.
     pub(in crate::origin) carriage: Carriage,
     /// Whether values are hashes.
@@ -60,7 +63,19 @@ pub(in crate::origin) struct Texts<'t> {
 struct Kit {
     write: Template,
     delete: Option<Template>,
-    described: [Described; 2],
+    increment: Option<Template>,
+    described: [Described; 3],
+}
+
+/// What is done to a key's row.
+#[derive(Debug)]
+pub(in crate::origin) enum Deed {
+    /// It stores this.
+    Store(Vec<u8>),
+    /// It goes.
+    Delete,
+    /// Its number is raised by so much.
+    Increment(i64),
 }
 
 /// One change.
@@ -68,8 +83,8 @@ struct Kit {
 pub(in crate::origin) struct Step {
     /// The key's parts.
     pub(super) parts: Parts,
-    /// What is stored. `None`: the key is deleted.
-    pub(super) value: Option<Vec<u8>>,
+    /// What is done to it.
+    pub(super) deed: Deed,
     /// The number of the write, where it comes from a journal.
     pub(super) version: u64,
     /// What is noted in the log of Postgres beside it.
@@ -106,7 +121,7 @@ impl Orders {
         // Told from a journal, a write compares the version and need not tell it.
         let version = version.filter(|_| carriage == Carriage::Through).map(str::to_owned);
         let fields = postgres.iter().chain(&sqlite).next().map(|kit| kit.write.fields()).filter(|_| is_of_hashes);
-        Ok(Self { postgres, sqlite, version, deletes: delete.is_some(), fields })
+        Ok(Self { postgres, sqlite, version, deletes: delete.is_some(), increments: texts.increment.is_some(), fields })
     }
 
     /// What a value must have, where values are hashes.
@@ -119,10 +134,24 @@ impl Orders {
         self.deletes
     }
 
+    /// Whether there is a statement that raises a number.
+    pub(in crate::origin) fn increments(&self) -> bool {
+        self.increments
+    }
+
     /// One change. `None` where a part of the key cannot be in a database.
     pub(in crate::origin) fn step(parts: &[&[u8]], value: Option<Vec<u8>>, version: u64) -> Option<Step> {
+        Self::step_of(parts, value.map_or(Deed::Delete, Deed::Store), version)
+    }
+
+    /// A number that is raised. `None` where a part of the key cannot be in a database.
+    pub(in crate::origin) fn increment(parts: &[&[u8]], by: i64) -> Option<Step> {
+        Self::step_of(parts, Deed::Increment(by), 0)
+    }
+
+    fn step_of(parts: &[&[u8]], deed: Deed, version: u64) -> Option<Step> {
         let parts = parts.iter().map(|part| text_of(part)).collect::<Option<Parts>>()?;
-        Some(Step { parts, value, version, note: None })
+        Some(Step { parts, deed, version, note: None })
     }
 
     fn kit(&self, dialect: Dialect) -> Result<&Kit, Failure> {
@@ -143,14 +172,57 @@ impl Orders {
         self.postgres.iter().flat_map(|kit| &kit.described).for_each(|described| described.set(None));
     }
 
-    /// The statement for a change, and the column that tells its version.
-    pub(super) fn order(&self, dialect: Dialect, step: &Step) -> Result<(&Template, Option<&str>), Failure> {
+    /// The statement for a change, and what it is to return.
+    pub(super) fn order(&self, dialect: Dialect, step: &Step) -> Result<(&Template, Returns<'_>), Failure> {
         let kit = self.kit(dialect)?;
-        if step.value.is_some() {
-            return Ok((&kit.write, self.version.as_deref()));
+        let version = self.version.as_deref();
+        let absent = |name: &str| Failure::Unusable(format!("there is no `{name}`: write one"));
+        Ok(match step.deed {
+            Deed::Store(_) => (&kit.write, Returns { version, number: false }),
+            Deed::Delete => (kit.delete.as_ref().ok_or_else(|| absent("delete"))?, Returns { version: None, number: false }),
+            Deed::Increment(_) => (kit.increment.as_ref().ok_or_else(|| absent("increment"))?, Returns { version, number: true }),
+        })
+    }
+}
+
+/// What a statement is to return of each row that it changes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Returns<'o> {
+    /// The column that tells the row's version.
+    version: Option<&'o str>,
+    /// Whether the other column, of which there is one, is a number.
+    number: bool,
+}
+
+impl Returns<'_> {
+    /// Whether that is nothing.
+    pub(super) fn is_nothing(self) -> bool {
+        self.version.is_none() && !self.number
+    }
+
+    /// What came of a change, by the rows that it returned: `columns` are the names of theirs, and `whole` reads a whole number out of one.
+    pub(super) fn changed<R>(
+        self,
+        rows: &[R],
+        columns: impl Fn(&R) -> Vec<String>,
+        whole: impl Fn(&R, usize) -> Option<i64>,
+    ) -> Result<Changed, Failure> {
+        let mut changed = Changed { rows: rows.len() as u64, ..Changed::default() };
+        for row in rows {
+            let names = columns(row);
+            if let Some(column) = self.version {
+                let at = names.iter().position(|name| name == column);
+                let version = at.and_then(|at| whole(row, at)).ok_or_else(|| no_version(column))?;
+                changed.version = changed.version.max(u64::try_from(version).ok());
+            }
+            if self.number {
+                let mut others = (0..names.len()).filter(|at| Some(names[*at].as_str()) != self.version);
+                let (Some(at), None) = (others.next(), others.next()) else { return Err(no_number()) };
+                let null = || Failure::Rejected("what `increment` returned is no whole number".to_owned());
+                changed.number = Some(whole(row, at).ok_or_else(null)?);
+            }
         }
-        let delete = kit.delete.as_ref().ok_or_else(|| Failure::Unusable("there is no `delete`: write one".to_owned()))?;
-        Ok((delete, None))
+        Ok(changed)
     }
 }
 
@@ -173,7 +245,18 @@ impl Kit {
             return Err(OriginError::Template { place: "write", why });
         }
         let delete = delete.map(|text| parse("delete", text, Purpose::Delete(carriage))).transpose()?;
-        for (place, template) in [("write", Some(&write)), ("delete", delete.as_ref())] {
+        let increment = texts.increment.map(|text| parse("increment", text, Purpose::Increment)).transpose()?;
+        if let Some(increment) = &increment {
+            let refuse = |why: &str| Err(OriginError::Template { place: "increment", why: why.to_owned() });
+            if !increment.raises() {
+                return refuse("it raises nothing: write $by for how much, as in SET n = n + $by");
+            }
+            // Without it no row would seem to have changed.
+            if !increment.mentions("returning") {
+                return refuse("it returns nothing: end it with RETURNING and the number");
+            }
+        }
+        for (place, template) in [("write", Some(&write)), ("delete", delete.as_ref()), ("increment", increment.as_ref())] {
             let names_all =
                 |template: &Template| (0..keys.parts().count()).all(|at| template.parts().iter().any(|u| u.index == at));
             if template.is_some_and(|template| !names_all(template)) {
@@ -182,30 +265,32 @@ impl Kit {
                 return Err(OriginError::Template { place, why });
             }
         }
-        Ok(Self { write, delete, described: Default::default() })
+        Ok(Self { write, delete, increment, described: Default::default() })
     }
 }
 
 impl Changed {
-    /// What the rows say that a write returned.
-    pub(super) fn of(rows: usize, versions: Vec<i64>) -> Self {
-        let version = versions.into_iter().max().and_then(|version| u64::try_from(version).ok());
-        Self { rows: rows as u64, version, tag: None }
-    }
-
     /// A write that changed nothing was not made, unless it `compares` versions and a newer one is there.
     pub(super) fn checked(self, step: &Step, compares: bool) -> Result<Self, Failure> {
-        match (self.rows, &step.value) {
-            (0, Some(_)) if !compares => {
+        match (self.rows, &step.deed) {
+            (0, Deed::Store(_) | Deed::Increment(_)) if !compares => {
                 Err(Failure::Rejected("the statement changed no row: none is there, or it is newer than this".to_owned()))
             }
+            (2.., Deed::Increment(_)) => Err(Failure::Rejected("the statement changed several rows".to_owned())),
             _ => Ok(self),
         }
     }
 }
 
+/// Why a number that was raised is not known.
+fn no_number() -> Failure {
+    Failure::Unusable(
+        "`increment` does not return one column beside the version's: end it with RETURNING and the number".to_owned(),
+    )
+}
+
 /// Why a write told no version.
-pub(super) fn no_version(column: &str) -> Failure {
+fn no_version(column: &str) -> Failure {
     Failure::Unusable(format!("`write` gives no column `{column}` that is a whole number: end it with RETURNING {column}"))
 }
 
@@ -255,15 +340,20 @@ pub(super) async fn run_one(connection: &mut PgConnection, orders: &Orders, step
         // Before the change: whoever reads the log knows of it when it comes to the row.
         unnamed(NOTE).bind(changes::NOTE_PREFIX).bind(note.clone()).execute(&mut *connection).await?;
     }
-    let (template, version) = orders.order(Dialect::Postgres, step)?;
-    let described = &orders.kit(Dialect::Postgres)?.described[usize::from(step.value.is_none())];
+    let (template, returns) = orders.order(Dialect::Postgres, step)?;
+    let place = match step.deed {
+        Deed::Store(_) => 0,
+        Deed::Delete => 1,
+        Deed::Increment(_) => 2,
+    };
+    let described = &orders.kit(Dialect::Postgres)?.described[place];
     let statement = describe(connection, described, template).await?;
     let inputs = Inputs::new(template, step).map_err(Failure::Rejected)?;
     let mut query = unnamed(&statement.sql);
     for (used, parameter) in template.parts().iter().zip(&statement.parameters) {
         query = bind(query, parameter, inputs.get(used.index), &used.name)?;
     }
-    run(connection, query, version).await
+    run(connection, query, returns).await
 }
 
 async fn describe(connection: &mut PgConnection, described: &Described, template: &Template) -> Result<Arc<Statement>, Fault> {
@@ -297,22 +387,22 @@ fn bind<'q>(query: Asked<'q>, parameter: &Parameter, input: Input, name: &str) -
     Ok(query.bind(text))
 }
 
-async fn run(connection: &mut PgConnection, query: Asked<'_>, version: Option<&str>) -> Result<Changed, Fault> {
-    let Some(column) = version else {
+async fn run(connection: &mut PgConnection, query: Asked<'_>, returns: Returns<'_>) -> Result<Changed, Fault> {
+    if returns.is_nothing() {
         let done = query.execute(&mut *connection).await?;
         return Ok(Changed { rows: done.rows_affected(), ..Changed::default() });
-    };
+    }
     let rows = query.fetch_all(&mut *connection).await?;
-    let versions = rows.iter().map(|row| version_of(row, column)).collect::<Result<Vec<_>, _>>()?;
-    Ok(Changed::of(rows.len(), versions))
+    let columns = |row: &PgRow| row.columns().iter().map(|column| column.name().to_owned()).collect::<Vec<_>>();
+    Ok(returns.changed(&rows, columns, whole)?)
 }
 
-fn version_of(row: &PgRow, column: &str) -> Result<i64, Failure> {
-    let index = row.columns().iter().position(|found| found.name() == column).ok_or_else(|| no_version(column))?;
-    let wide = row.try_get::<i64, _>(index);
-    let narrow = || row.try_get::<i32, _>(index).map(i64::from);
-    let narrowest = || row.try_get::<i16, _>(index).map(i64::from);
-    wide.or_else(|_| narrow()).or_else(|_| narrowest()).map_err(|_| no_version(column))
+/// The whole number in a column.
+fn whole(row: &PgRow, at: usize) -> Option<i64> {
+    let wide = row.try_get::<i64, _>(at);
+    let narrow = || row.try_get::<i32, _>(at).map(i64::from);
+    let narrowest = || row.try_get::<i16, _>(at).map(i64::from);
+    wide.or_else(|_| narrow()).or_else(|_| narrowest()).ok()
 }
 
 /// From here on it may be that the write is made and nobody hears of it.

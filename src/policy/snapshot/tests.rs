@@ -166,6 +166,11 @@ fn rules_that_write_through_need_sidecars_that_know_them() {
     assert_eq!(required_form(&sql.origins, &sql.rules), 4);
     assert_eq!(Snapshot::parse(&serde_json::to_vec(&sql).expect("serialises")).expect("valid"), sql);
     assert!(write_through(r#"{"http":{}}"#).is_err_and(|error| error.to_string().contains("by `write`")));
+    let store = r#"{"sql":{"write":"INSERT INTO users VALUES ($id, $value)"INC}}"#;
+    let raising = store.replace("INC", r#","increment":"UPDATE users SET n = n + $by WHERE id = $id RETURNING n""#);
+    let raising = write_through(&raising).expect("valid");
+    assert_eq!(required_form(&raising.origins, &raising.rules), 8);
+    assert_eq!(raising.in_form(7).rules, sql.rules, "who does not know it refuses INCR");
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Write-through through real sidecars, servers and origins.
 
+mod counts;
 mod hashes;
 mod history;
 mod http;

@@ -211,7 +211,7 @@ fn together(count: usize, parts: Vec<Part>) -> Result<Vec<Changed>, Untold> {
             Ok(versions) => {
                 made += places.len();
                 for (at, version) in places.into_iter().zip(versions) {
-                    changed[at] = Changed { rows: 1, version: Some(version.get()), tag: None };
+                    changed[at] = Changed { rows: 1, version: Some(version.get()), ..Changed::default() };
                 }
             }
             // What may have been made weighs more than what was not.

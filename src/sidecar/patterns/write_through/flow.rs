@@ -115,6 +115,11 @@ pub fn launch(session: &Rc<Session>, policy: &ActivePolicy, order: Order) {
     });
 }
 
+/// The thread of origins is gone: so is this process, soon, and whether the write left is not known.
+fn is_stopping() -> LoadError {
+    LoadError::Unknown { origin: String::new(), why: "the sidecar is stopping".to_owned() }
+}
+
 impl Write {
     fn new(worker: &Worker, policy: &ActivePolicy, lane: Lane, order: Order) -> Option<Self> {
         let rule = order.rule;
@@ -161,7 +166,10 @@ impl Write {
             return Err("TRYAGAIN the cache took too long to prepare for the write: nothing was written".to_owned());
         }
         let written = match &self.destination {
-            Destination::Origin(writer) => self.tell_origin(worker, writer, &tags, &[]).await.map_err(Untold::from),
+            Destination::Origin(writer) => match self.order.raise {
+                Some(by) => self.raise_at_origin(worker, writer, by).await.map_err(Untold::from),
+                None => self.tell_origin(worker, writer, &tags, &[]).await.map_err(Untold::from),
+            },
             Destination::Journal(journaller, overflow) => match (journaller.append(worker, &self.order.keys).await, overflow) {
                 (Err(Untold { failure: WriteFailure::Rejected, .. }), Some(overflow)) => {
                     self.pass_by(worker, journaller, overflow).await
@@ -199,7 +207,8 @@ impl Write {
         }
         told?;
         // As of what is journalled, how many rows there were is not told.
-        Ok(versions.into_iter().map(|version| Changed { rows: 1, version: Some(version), tag: None }).collect())
+        let changed = |version| Changed { rows: 1, version: Some(version), ..Changed::default() };
+        Ok(versions.into_iter().map(changed).collect())
     }
 
     /// Says that a write is under way, and takes the old value away for good. What the origin called each value.
@@ -252,9 +261,19 @@ impl Write {
             keys.map(|((key, value), tag)| Change { key: key.clone(), value: value.clone(), tag: tag.clone() }).collect();
         let (writer, token, versions) = (writer.clone(), self.token.clone(), versions.to_vec());
         let told = worker.origins().spawn(async move { writer.write_as(&changes, &versions, &format!("\"{token}\"")).await });
-        // The thread of origins is gone: so is this process, soon, and whether the write left is not known.
-        let gone = |_| LoadError::Unknown { origin: String::new(), why: "the sidecar is stopping".to_owned() };
-        told.await.unwrap_or_else(|error| Err(gone(error)))
+        told.await.unwrap_or_else(|_| Err(is_stopping()))
+    }
+
+    /// Has the number under the only key raised.
+    async fn raise_at_origin(&self, worker: &Rc<Worker>, writer: &Writer, by: i64) -> Result<Vec<Changed>, LoadError> {
+        let (writer, keys) = (writer.clone(), self.order.keys.clone());
+        let told = worker.origins().spawn(async move {
+            match keys.as_slice() {
+                [(key, _)] => writer.increment(key, by).await.map(|changed| vec![changed]),
+                _ => Ok(Vec::new()),
+            }
+        });
+        told.await.unwrap_or_else(|_| Err(is_stopping()))
     }
 
     /// The origin has made the changes: the cache hears of it. Where it cannot, the old value is gone all the same.
@@ -262,7 +281,11 @@ impl Write {
         let life = self.order.life.resolve(&self.lifetime, worker.random());
         let (most, stale) = (self.lifetime.max.as_millis(), self.stale.as_millis());
         let values = self.order.keys.iter().map(|(_, value)| value.as_deref());
-        let contents: Vec<_> = values.map(|value| value.map(|value| Content::new(self.order.form, value))).collect();
+        let mut contents: Vec<_> = values.map(|value| value.map(|value| Content::new(self.order.form, value))).collect();
+        let number = changed.first().and_then(|changed| changed.number);
+        if let (Some(number), Some(content)) = (number, contents.first_mut()) {
+            *content = Some(Content::new(self.order.form, number.to_string().into_bytes()));
+        }
         let outcome = |index: usize| match &contents[index] {
             Some(value) => {
                 let told = changed.get(index);
@@ -277,7 +300,7 @@ impl Write {
             return wish::Answer::Number(i64::try_from(rows).unwrap_or(i64::MAX));
         }
         kept.into_iter().filter(|kept| !kept).for_each(|_| worker.metrics().unkept(self.rule));
-        self.order.answer
+        number.map_or(self.order.answer, wish::Answer::Number)
     }
 
     /// Takes the marks away, with what came of each write. Whether each value is kept.

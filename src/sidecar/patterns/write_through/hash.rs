@@ -43,7 +43,7 @@ pub fn order(policy: &ActivePolicy, rule: RuleId, name: &str, args: &CommandArgs
     }
     let answer = if name == "hset" { Answer::Number(i64::try_from(fields.len()).unwrap_or(i64::MAX)) } else { Answer::Ok };
     let keys = vec![(key.to_vec(), Some(pack(fields)))];
-    Ok(Order { rule, keys, life: Life::Default, form: Form::Hash, answer })
+    Ok(Order { rule, keys, life: Life::Default, form: Form::Hash, answer, raise: None })
 }
 
 /// Why a command that writes part of a hash is refused where hashes are loaded, and writes are the cache's own business: of a key that is

@@ -39,11 +39,13 @@ pub struct Order {
     pub form: Form,
     /// What answers values that are stored.
     pub answer: Answer,
+    /// By how much the number under the key, of which there is one then, is raised: what comes of it is the value, and the answer.
+    pub raise: Option<i64>,
 }
 
 impl Order {
     fn of_texts(rule: RuleId, keys: Vec<(Vec<u8>, Option<Vec<u8>>)>, life: Life) -> Self {
-        Self { rule, keys, life, form: Form::Text, answer: Answer::Ok }
+        Self { rule, keys, life, form: Form::Text, answer: Answer::Ok, raise: None }
     }
 }
 
@@ -91,6 +93,14 @@ pub fn of(policy: &ActivePolicy, spec: &CommandSpec, args: &CommandArgs<'_>) -> 
         "set" => single(policy, covered, args, 2, || set_life(args)),
         "setex" => single(policy, covered, args, 3, || given_life(args.get(2), 1000, "setex")),
         "psetex" => single(policy, covered, args, 3, || given_life(args.get(2), 1, "psetex")),
+        "incr" | "incrby" | "decr" | "decrby" => match (args.get(1), raise(spec.name, args.get(2))) {
+            (Some(key), Ok(by)) => {
+                let order = Order::of_texts(covered, vec![(key.to_vec(), None)], Life::Default);
+                bounded(policy, Order { raise: Some(by), ..order })
+            }
+            (_, Err(text)) => Wish::Refused(text.into()),
+            (None, _) => Wish::Refused(SYNTAX.into()),
+        },
         "hset" | "hmset" => match hash::order(policy, covered, spec.name, args) {
             Ok(order) => bounded(policy, order),
             Err(text) => Wish::Refused(text.into()),
@@ -105,6 +115,7 @@ fn is_carried(policy: &ActivePolicy, rule: RuleId, name: &str) -> bool {
         "del" | "unlink" => true,
         "set" | "setex" | "psetex" | "mset" => !policy.loads_hashes(rule),
         "hset" | "hmset" => policy.loads_hashes(rule),
+        "incr" | "incrby" | "decr" | "decrby" => policy.writer(rule).is_some_and(|writer| writer.increments()),
         _ => false,
     }
 }
@@ -148,8 +159,14 @@ fn refusal(policy: &ActivePolicy, spec: &CommandSpec, rule: RuleId) -> String {
         name => name.replace('|', " ").to_ascii_uppercase(),
     };
     let carried = if policy.loads_hashes(rule) { "HSET and HMSET of all fields" } else { "SET, SETEX, PSETEX, MSET" };
+    let advice = match spec.name {
+        "incr" | "incrby" | "decr" | "decrby" if !policy.loads_hashes(rule) => {
+            ", and so can this where the rule has origin.increment"
+        }
+        _ => "",
+    };
     let rule = name_of(policy, rule);
-    format!("NOPERM {name} of a key of the rule `{rule}` cannot be carried to its origin: {carried}, DEL and UNLINK can")
+    format!("NOPERM {name} of a key of the rule `{rule}` cannot be carried to its origin: {carried}, DEL and UNLINK can{advice}")
 }
 
 fn single(
@@ -203,7 +220,7 @@ fn bounded(policy: &ActivePolicy, order: Order) -> Wish {
             format!("NOPERM the origin of the rule `{}` takes one change at a time: send one command for each key", name());
         return Wish::Refused(text.into());
     }
-    if order.keys.iter().any(|(_, value)| value.is_none()) && !writer.deletes() {
+    if order.raise.is_none() && order.keys.iter().any(|(_, value)| value.is_none()) && !writer.deletes() {
         return Wish::Refused(
             format!("NOPERM the rule `{}` does not say how its origin deletes: write origin.delete", name()).into(),
         );
@@ -213,6 +230,15 @@ fn bounded(policy: &ActivePolicy, order: Order) -> Wish {
         return Wish::Refused(format!("ERR one command can carry at most {MOST_BYTES} bytes to an origin").into());
     }
     Wish::Carry(order)
+}
+
+/// By how much INCR and its kin raise a number. The error is a server's.
+fn raise(name: &str, by: Option<&[u8]>) -> Result<i64, &'static str> {
+    let by = by.map_or(Ok(1), |by| parse_i64(by).ok_or(NOT_AN_INTEGER))?;
+    match name {
+        "decr" | "decrby" => by.checked_neg().ok_or("ERR decrement would overflow"),
+        _ => Ok(by),
+    }
 }
 
 /// What SET's options say.
@@ -284,6 +310,11 @@ mod tests {
         let fields = all.replace("($id, $value)", "($id, $value.name, $value.mail)");
         let loads = format!(r#"{{"name":"l","keys":"l:{{id}}","strategy":{{"readThrough":{hashes}}}}}"#);
         let rules = [
+            rule(
+                "n",
+                &sql,
+                &all.replace(r#""write""#, r#""increment":"UPDATE t SET n = n + $by WHERE id = $id RETURNING n","write""#),
+            ),
             rule("h", &hashes, &fields),
             loads,
             rule("a", &sql, &all),
@@ -337,6 +368,23 @@ mod tests {
         carries("DEL a:1 a:2 a:1", &[("a:2", None), ("a:1", None)], Life::Default);
         carries("UNLINK a:1", &[("a:1", None)], Life::Default);
         carries("SET w:1 x", &[("w:1", Some("x"))], Life::Default);
+    }
+
+    #[test]
+    fn numbers_are_raised_where_the_rule_says_how() {
+        for (line, by) in [("INCR n:1", 1), ("DECR n:1", -1), ("INCRBY n:1 7", 7), ("DECRBY n:1 -7", 7), ("incrby n:1 -3", -3)] {
+            let Wish::Carry(order) = wish(line) else { panic!("{line}: {:?}", wish(line)) };
+            assert_eq!((order.keys, order.raise), (vec![(b"n:1".to_vec(), None)], Some(by)), "{line}");
+        }
+        for (line, words) in [
+            ("INCRBY n:1 x", "not an integer"),
+            ("DECRBY n:1 -9223372036854775808", "decrement would overflow"),
+            ("INCRBYFLOAT n:1 1.5", "INCRBYFLOAT"),
+            ("INCR a:1", "where the rule has origin.increment"),
+        ] {
+            let Wish::Refused(text) = wish(line) else { panic!("{line}: {:?}", wish(line)) };
+            assert!(text.contains(words), "{line}: {text}");
+        }
     }
 
     #[test]
