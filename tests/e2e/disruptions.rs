@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::bare::{self, Floors};
 use super::cluster::{eventually, name};
+use super::clusters;
 use super::faults;
 use super::install::{self, PLACE};
 use super::logs::Logs;
@@ -24,7 +25,7 @@ pub enum Promise {
     /// Planned: nothing acknowledged is lost, and the gap is within three times that of the bare engine when it is told to fail over, plus a
     /// second.
     Planned,
-    /// A fault that Sentinel must notice first: the gap is within three times that of the bare engine when its primary ends, plus a second.
+    /// A fault that others must notice first: the gap is within three times that of the bare engine when its primary ends, plus a second.
     /// Replication is asynchronous, so what was acknowledged within a second may be lost.
     Fault,
     /// The same where nobody can repair it for a while: the case itself says how soon afterwards.
@@ -98,7 +99,7 @@ impl Scene<'_> {
         self.notes.borrow_mut().push(text);
     }
 
-    /// How soon a fault that Sentinel must notice first is over.
+    /// How soon a fault that others must notice first is over.
     pub fn bound_of_faults(&self) -> Duration {
         3 * self.floors.get().noticed + Duration::from_secs(1)
     }
@@ -119,16 +120,40 @@ impl Scene<'_> {
     }
 }
 
-/// The cases. Faults stand apart from one another: sentinels keep a distance between two failovers, which other cases fill.
-pub fn cases(tier: &Tier) -> Vec<Case> {
+impl Case {
+    /// One that is done again as it was.
+    pub fn of(name: &'static str, promise: Promise, needs: Needs, act: fn(&Scene<'_>)) -> Self {
+        Self { name, promise, needs, changes: false, again: Again::Likewise, before: None, act }
+    }
+
+    /// A change by the operator.
+    pub fn change(name: &'static str, promise: Promise, needs: Needs, act: fn(&Scene<'_>)) -> Self {
+        Self { changes: true, ..Self::of(name, promise, needs, act) }
+    }
+}
+
+/// The cases of a tier, the upgrade last.
+fn cases(tier: &Tier) -> Vec<Case> {
+    let mut cases = if tier.is_cluster() { clusters::cases(tier) } else { under_sentinel(tier) };
+    if is_on_foreign_nodes() {
+        eprintln!("left out: what is done from nodes, which must be containers of kind");
+        cases.retain(|case| !matches!(case.needs, Needs::Nodes | Needs::NodesAlone));
+    }
+    if tier.engine.newer().is_some() {
+        let upgrade = Case::change("upgraded to the next version", Promise::Planned, Needs::Nothing, planned::upgrade);
+        cases.push(Case { again: Again::Never, ..upgrade });
+    }
+    cases
+}
+
+/// Faults stand apart from one another: sentinels keep a distance between two failovers, which other cases fill.
+fn under_sentinel(tier: &Tier) -> Vec<Case> {
     use Again::After;
     use Needs::{Alone, Nodes, NodesAlone, Nothing};
     use Promise::{Emptied, Fault, Kept, Outage, Planned, Unnoticed};
-    let case =
-        |name, promise, needs, act| Case { name, promise, needs, changes: false, again: Again::Likewise, before: None, act };
-    let change = |name, promise, needs, act| Case { changes: true, ..case(name, promise, needs, act) };
-    let mut cases = vec![
-        case("primary pod deleted", Planned, Nothing, planned::delete_primary as fn(&Scene<'_>)),
+    let (case, change) = (Case::of, Case::change);
+    vec![
+        case("primary pod deleted", Planned, Nothing, planned::delete_primary),
         change("live parameter", Unnoticed, Nothing, planned::change_live_parameter),
         case("server process killed", Fault, Nodes, faults::kill_server),
         change("password rotated", Unnoticed, Nothing, planned::rotate_password),
@@ -145,15 +170,7 @@ pub fn cases(tier: &Tier) -> Vec<Case> {
         Case { before: Some(planned::fill), ..change("node drained, cache full", Planned, Alone, planned::drain_node) },
         case("majority and primary lost", Outage, Nodes, faults::lose_majority_and_primary),
         case("all pods deleted", if tier.durable { Kept } else { Emptied }, Nothing, faults::delete_all_pods),
-    ];
-    if is_on_foreign_nodes() {
-        eprintln!("left out: what is done from nodes, which must be containers of kind");
-        cases.retain(|case| !matches!(case.needs, Nodes | NodesAlone));
-    }
-    if tier.engine.newer().is_some() {
-        cases.push(Case { again: Again::Never, ..change("upgraded to the next version", Planned, Nothing, planned::upgrade) });
-    }
-    cases
+    ]
 }
 
 /// The engine's own command at one of the tier's sentinels, of which nobody else is told.
@@ -238,7 +255,7 @@ fn hold_to_promise(scene: &Scene<'_>, case: &Case, title: &str, restarts: bool, 
 fn run_case(scene: &Scene<'_>, case: &Case, title: &str, restarts: bool, failed_over: &mut Instant) -> Report {
     let (tier, writers) = (scene.tier, scene.writers);
     if matches!(case.promise, Promise::Fault | Promise::Outage) {
-        // Sentinels begin no failover by themselves within this time of the last one: the case would measure that.
+        // Nobody begins a failover by himself within this time of the last one: the case would measure that.
         thread::sleep((2 * tier.failover_timeout()).saturating_sub(failed_over.elapsed()));
     }
     let _guard = match case.needs {
@@ -246,7 +263,7 @@ fn run_case(scene: &Scene<'_>, case: &Case, title: &str, restarts: bool, failed_
         Needs::Nothing | Needs::Nodes => (None, Some(install::beside_others())),
     };
     // What was done to another tier's node may have been done to one of this tier's, too.
-    eventually(&format!("the sentinels of {} act", tier.name), SETTLES_WITHIN, || tier.sentinels_act());
+    eventually(&format!("{} is at rest", tier.name), SETTLES_WITHIN, || tier.is_at_rest());
     eprintln!("{}: {title}", tier.name);
     let (began, epoch) = (Instant::now(), tier.epoch());
     if let Some(before) = case.before {
@@ -300,9 +317,10 @@ pub fn changed(tier: &Tier, before: &str) {
     tier.settle("with another primary");
 }
 
-/// Waits until none of the servers is one of those before.
+/// Waits until none of the servers is one of those before. In a Cluster there are more, and they, too, are replaced one after the other.
 pub fn replaced(tier: &Tier, before: &BTreeSet<String>) {
-    eventually("every server is replaced", SETTLES_WITHIN, || {
+    let within = if tier.is_cluster() { 2 * SETTLES_WITHIN } else { SETTLES_WITHIN };
+    eventually("every server is replaced", within, || {
         let left: Vec<String> = tier.server_uids().intersection(before).cloned().collect();
         if left.is_empty() { Ok(()) } else { Err(format!("{} are left", left.len())) }
     });

@@ -11,6 +11,7 @@ use super::cluster::{eventually, get, kubectl, name, run, uid};
 use super::counter::{Count, Counter, Counts, kept};
 use super::install::{self, PLACE};
 use super::operator::Quiet;
+use super::primaries::{TAGS, Tag};
 use super::report::{self, Line};
 use super::tier::{Engine, REDIS_7_0, Tier, VALKEY_9_1};
 
@@ -21,29 +22,38 @@ const COUNTERS: usize = 4;
 const EVERY: Duration = Duration::from_millis(10);
 const ENOUGH: usize = 10_000;
 
+/// The number of shards of a Cluster.
+const SHARDS: u32 = 3;
+
 /// How many of the pods have shown the newest certificates.
 fn certificates(tier: &Tier) -> Value {
     tier.object()["status"]["certificates"].clone()
 }
 
 fn await_certificates(tier: &Tier, rotation: &Value) -> Value {
-    let of = |count: usize| json!(format!("{count}/{count}"));
+    let of = |pods: Vec<Value>| json!(format!("{0}/{0}", pods.len()));
     eventually(&format!("{} shows its certificates", tier.name), ROTATES_WITHIN, || {
         let found = certificates(tier);
-        let whole = found["servers"] == of(2) && found["sentinels"] == of(3) && &found["rotation"] == rotation;
+        let whole = found["servers"] == of(tier.servers())
+            && found["sentinels"] == of(tier.sentinels())
+            && &found["rotation"] == rotation;
         if whole { Ok(found) } else { Err(found.to_string()) }
     })
 }
 
-/// Clients in the primary's pod, each with one connection.
-struct Counters(Vec<(String, Counter)>);
+/// Clients in the primary's pod, in a Cluster in those of all primaries, each with one connection.
+struct Counters(Vec<(Key, Counter)>);
+
+/// What one of them counts in.
+type Key = (Tag, String);
 
 impl Counters {
-    fn start(tier: &Tier, primary: &str) -> Self {
-        let start = |number| {
-            let key = format!("counter-{number}");
-            let counter = Counter::start(tier, primary, &key, EVERY, 2 * ROTATES_WITHIN);
-            (key, counter)
+    fn start(tier: &Tier) -> Self {
+        let start = |number: usize| {
+            let tag = TAGS[number % TAGS.len()];
+            let key = tag.key(&format!("counter-{number}"));
+            let counter = Counter::start(tier, &tier.primary_of(tag), &key, EVERY, 2 * ROTATES_WITHIN);
+            ((tag, key), counter)
         };
         let counters = Self((0..COUNTERS).map(start).collect());
         counters.await_more(ENOUGH / 10);
@@ -59,12 +69,12 @@ impl Counters {
 
     /// Ends them. Each line must be the next number: an error, or a connection that was made anew and said so, is another line. Says how
     /// far each key came, and the longest time between two counts of one of them, before a moment and after it.
-    fn unbroken(self, moment: Instant) -> (Vec<(String, usize)>, (Duration, Duration)) {
+    fn unbroken(self, moment: Instant) -> (Vec<(Key, usize)>, (Duration, Duration)) {
         let mut gaps = (Duration::ZERO, Duration::ZERO);
         let counted = self.0.into_iter().map(|(key, counter)| {
             let heard = counter.finish();
             for (expected, (_, line)) in (1_u64..).zip(&heard) {
-                assert_eq!(Count::of(line).map(|count| count.number), Some(expected), "{key} said {line:?}");
+                assert_eq!(Count::of(line).map(|count| count.number), Some(expected), "{} said {line:?}", key.1);
             }
             let (before, after) = Counts::of(&heard, moment).gaps(moment);
             gaps = (gaps.0.max(before), gaps.1.max(after));
@@ -131,20 +141,20 @@ fn presented(tier: &Tier, certificates: &Value) -> Vec<String> {
 }
 
 /// The operator is restarted while the certificates change.
-fn check(title: &str, engine: Engine) {
+fn check(title: &str, engine: Engine, shards: Option<u32>) {
     let (_cluster, _others) = (install::cluster(), install::beside_others());
-    let (tier, took) = Tier { tls: true, ..Tier::of(title, engine) }.make();
+    let (tier, took) = Tier { tls: true, shards, ..Tier::of(title, engine) }.make();
     report::add(Line { took: Some(took), ..Line::of(&tier, "made and ready") });
     let before = await_certificates(&tier, &Value::Null);
     let primary = tier.primary();
     // Nobody is served without TLS.
-    let plain = Tier::of(&tier.name, engine);
+    let plain = Tier { shards, ..Tier::of(&tier.name, engine) };
     assert_ne!(plain.ask(&primary, "6379", &["ping"]).as_deref(), Ok("PONG"));
     published(&tier);
     assert_eq!(shaken(&tier), presented(&tier, &before), "what is presented in a handshake");
 
     let (servers, sentinels) = (tier.server_uids(), tier.sentinels().iter().map(uid).collect::<Vec<_>>());
-    let counters = Counters::start(&tier, &primary);
+    let counters = Counters::start(&tier);
     let (quiet, begun) = (Quiet::of(&tier), Instant::now());
     tier.patch(&json!({"tls": {"enabled": true, "rotation": "again"}}));
     quiet.restart_once_begun(&tier);
@@ -182,10 +192,9 @@ fn check(title: &str, engine: Engine) {
 }
 
 /// Each value that was acknowledged is there.
-fn assert_kept(tier: &Tier, counted: &[(String, usize)], when: &str) {
-    let primary = tier.primary();
-    for (key, count) in counted {
-        assert_eq!(kept(tier, &primary, key, *count), *count, "values of {key} {when}");
+fn assert_kept(tier: &Tier, counted: &[(Key, usize)], when: &str) {
+    for ((tag, key), count) in counted {
+        assert_eq!(kept(tier, &tier.primary_of(*tag), key, *count), *count, "values of {key} {when}");
     }
 }
 
@@ -205,10 +214,15 @@ fn published(tier: &Tier) {
 
 #[test]
 fn redis_7_0_encrypted() {
-    check("redis-7-0-tls", REDIS_7_0);
+    check("redis-7-0-tls", REDIS_7_0, None);
 }
 
 #[test]
 fn valkey_9_1_encrypted() {
-    check("valkey-9-1-tls", VALKEY_9_1);
+    check("valkey-9-1-tls", VALKEY_9_1, None);
+}
+
+#[test]
+fn clusters_valkey_9_1_encrypted() {
+    check("cluster-tls", VALKEY_9_1, Some(SHARDS));
 }

@@ -11,25 +11,59 @@ use super::disruptions::{Scene, changed, replaced};
 use super::install::PLACE;
 use super::nodes::{Closed, CutOff, Paused, is_on_foreign_nodes, kill_pod, kill_process, node_of};
 use super::operator::Away;
-use super::planned::{MAX_LAG, await_setting, spread_sentinels};
+use super::planned::{MAX_LAG, await_setting, spread};
+use super::primaries::TAGS;
 use super::tier::{SETTLES_WITHIN, Tier, is_ready};
 
+/// The process of a server, which another takes the place of.
+struct Process<'a> {
+    tier: &'a Tier,
+    pod: String,
+    run: String,
+}
+
+impl<'a> Process<'a> {
+    fn of_primary(tier: &'a Tier) -> Self {
+        let pod = tier.primary();
+        let run = Self::run(tier, &pod).expect("it is told");
+        Self { tier, pod, run }
+    }
+
+    fn run(tier: &Tier, pod: &str) -> Result<String, String> {
+        let info = tier.ask(pod, "6379", &["info", "server"])?;
+        info.lines().find_map(|line| line.strip_prefix("run_id:")).map(|run| run.trim_end().to_owned()).ok_or(info)
+    }
+
+    /// Waits until another server is primary. In a Cluster with volumes it may itself be back with all that it had before others vote.
+    fn is_survived(self) {
+        let Self { tier, pod, run } = self;
+        if !(tier.is_cluster() && tier.durable) {
+            return changed(tier, &pod);
+        }
+        eventually("another process", SETTLES_WITHIN, || match Self::run(tier, &pod)? {
+            now if now == run => Err(now),
+            _ => tier.primary_seen(None),
+        });
+        tier.settle("with another process");
+    }
+}
+
 pub fn kill_server(scene: &Scene<'_>) {
-    let primary = scene.tier.primary();
-    kill_process(&primary, &scene.tier.engine.server());
-    changed(scene.tier, &primary);
+    let primary = Process::of_primary(scene.tier);
+    kill_process(&primary.pod, &scene.tier.engine.server());
+    primary.is_survived();
 }
 
 pub fn kill_agent(scene: &Scene<'_>) {
-    let primary = scene.tier.primary();
-    kill_process(&primary, "larderd");
-    changed(scene.tier, &primary);
+    let primary = Process::of_primary(scene.tier);
+    kill_process(&primary.pod, "larderd");
+    primary.is_survived();
 }
 
 pub fn kill_whole_pod(scene: &Scene<'_>) {
-    let primary = scene.tier.primary();
-    kill_pod(&primary);
-    changed(scene.tier, &primary);
+    let primary = Process::of_primary(scene.tier);
+    kill_pod(&primary.pod);
+    primary.is_survived();
 }
 
 pub fn delete_all_pods(scene: &Scene<'_>) {
@@ -39,14 +73,14 @@ pub fn delete_all_pods(scene: &Scene<'_>) {
     replaced(scene.tier, &before);
 }
 
-/// Waits until a server that was the primary follows another, and nobody else believes to be one.
+/// Waits until a server that was the primary follows another, and nobody else of its shard believes to be one.
 fn await_demotion(tier: &Tier, former: &str) {
     eventually(&format!("{former} follows another, and there is one primary"), SETTLES_WITHIN, || {
         let role = tier.ask(former, "6379", &["role"])?;
         if !role.starts_with("slave") {
             return Err(format!("{former} says {role}"));
         }
-        let servers = tier.servers();
+        let servers = tier.shard_of(former);
         let is_primary = |pod: &String| tier.ask(pod, "6379", &["role"]).is_ok_and(|role| role.starts_with("master"));
         let primaries: Vec<String> = servers.iter().map(name).filter(is_primary).collect();
         if primaries.len() == 1 { Ok(()) } else { Err(format!("{primaries:?} are primaries")) }
@@ -80,8 +114,8 @@ pub fn cut_primary_off(scene: &Scene<'_>) {
     tier.settle("with two replicas");
     await_setting(tier, "min-replicas-to-write", "1");
     let primary = tier.primary();
-    let every = Duration::from_millis(50);
-    let inside = Counter::start(tier, &primary, "counter", every, Duration::from_secs(120));
+    let (every, key) = (Duration::from_millis(50), TAGS[0].key("counter"));
+    let inside = Counter::start(tier, &primary, &key, every, Duration::from_secs(120));
     inside.await_more(40);
 
     let cut = CutOff::pod(&primary);
@@ -101,7 +135,9 @@ pub fn cut_primary_off(scene: &Scene<'_>) {
 
     let counts = Counts::of(&heard, begun);
     let last = counts.last();
-    let refused = heard.iter().filter(|(at, line)| *at > last && line.contains("NOREPLICAS")).count();
+    // A Cluster's server that knows itself in a minority says so first.
+    let is_refusal = |line: &str| line.contains("NOREPLICAS") || line.contains("CLUSTERDOWN");
+    let refused = heard.iter().filter(|(at, line)| *at > last && is_refusal(line)).count();
     assert!(refused >= 20, "its own side was not there to be refused: {:?}", heard.last());
     let over = last.saturating_duration_since(begun);
     // It looks at its replicas as late as it was late with other things on this machine.
@@ -110,7 +146,7 @@ pub fn cut_primary_off(scene: &Scene<'_>) {
         last <= ends + late,
         "it acknowledged for {over:?} after it was cut off, with a maxLag of {MAX_LAG:?}, late by {late:?}"
     );
-    let kept = tier.ask(&tier.primary(), "6379", &["get", "counter"]).expect("an answer").parse::<usize>().expect("a number");
+    let kept = tier.ask(&tier.primary(), "6379", &["get", &key]).expect("an answer").parse::<usize>().expect("a number");
     let lost = counts.all().saturating_sub(kept);
     // What was not yet replicated counts as of the window, for the writers elsewhere, too.
     let second = Duration::from_secs(1);
@@ -124,7 +160,7 @@ pub fn cut_primary_off(scene: &Scene<'_>) {
     ));
 }
 
-/// The primary's pod is gone at once, and nobody but sentinels and agents is there to see to it.
+/// The primary's pod is gone at once, and nobody but sentinels, in a Cluster the other primaries, and agents is there to see to it.
 pub fn kill_while_operator_is_away(scene: &Scene<'_>) {
     let tier = scene.tier;
     let primary = tier.primary();
@@ -143,6 +179,9 @@ pub fn kill_while_operator_is_away(scene: &Scene<'_>) {
     await_demotion(tier, &primary);
     away.end();
     tier.settle("with the operator back");
+    if tier.is_cluster() {
+        return;
+    }
     let now = tier.primary();
     eventually("the Service of the primary points at it", SETTLES_WITHIN, || {
         let slices = list(PLACE, "endpointslices", &format!("kubernetes.io/service-name={}-primary", tier.name));
@@ -182,6 +221,6 @@ pub fn lose_majority_and_primary(scene: &Scene<'_>) {
         now => Err(format!("{now} are ready")),
     });
     scene.writers.await_acknowledged_beyond(now, scene.bound_of_faults());
-    spread_sentinels(tier);
+    spread(tier);
     tier.settle("with the sentinels back");
 }

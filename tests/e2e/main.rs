@@ -16,7 +16,8 @@
 //! With `LARDER_E2E_FULL=1` (`make e2e-full`) every engine meets every disruption with both kinds of storage, with and without the restart.
 //! `LARDER_E2E_CASES=a,b` runs the disruptions whose names contain one of the parts.
 //!
-//! Mode Cluster is disturbed in [`clusters`]: `make e2e E2E_ARGS=clusters_` runs these alone.
+//! Mode Cluster meets the same in [`clusters`], each disruption with one of two engines or with both: `make e2e E2E_ARGS=clusters_` runs
+//! these alone.
 //!
 //! What concerns policies and sidecars is in [`policies`], [`workloads`] and [`quick_start`]; `make e2e E2E_ARGS=policies_` runs these alone.
 //!
@@ -41,11 +42,13 @@ mod nodes;
 mod operator;
 mod planned;
 mod policies;
+mod primaries;
 mod quick_start;
 mod refusals;
 mod report;
 mod shards;
 mod shop;
+mod sidecars;
 mod tier;
 mod trouble;
 mod uninstall;

@@ -127,7 +127,8 @@ impl Paused {
     pub fn node(node: &str) -> Self {
         let nodes = kubectl(&["get", "nodes", "-l", "node-role.kubernetes.io/control-plane", "-o", "name"]).expect("nodes");
         assert!(!nodes.lines().any(|name| name == format!("node/{node}")), "{node} is of the control plane");
-        run("docker", &["pause", node], "").unwrap_or_else(|error| panic!("{error}"));
+        // On a busy machine its processes may not be caught standing all at once.
+        eventually(&format!("{node} stands"), Duration::from_secs(60), || run("docker", &["pause", node], ""));
         Self { node: node.to_owned() }
     }
 

@@ -10,6 +10,7 @@ use super::cluster::{condition, eventually, kubectl, list, name, uid};
 use super::disruptions::{Scene, changed, replaced};
 use super::install::PLACE;
 use super::nodes::{Cordoned, node_of};
+use super::primaries::TAGS;
 use super::tier::{SETTLES_WITHIN, Tier, is_ready};
 
 /// How long a primary that is cut off goes on, by `spec.writes`, while there are two replicas.
@@ -80,14 +81,18 @@ pub fn add_replica(scene: &Scene<'_>) {
     let writes = json!({"minReplicas": 1, "maxLag": format!("{}s", MAX_LAG.as_secs())});
     scene.tier.patch(&json!({"replicas": 2, "writes": writes}));
     scene.tier.settle("with 2 replicas");
-    assert_eq!(scene.tier.servers().len(), 3);
+    assert_eq!(scene.tier.servers().len(), 3 * shards(scene.tier));
     await_setting(scene.tier, "min-replicas-to-write", "1");
 }
 
 pub fn remove_replica(scene: &Scene<'_>) {
     scene.tier.patch(&json!({"replicas": 1, "writes": null}));
     scene.tier.settle("with 1 replica");
-    assert_eq!(scene.tier.servers().len(), 2);
+    assert_eq!(scene.tier.servers().len(), 2 * shards(scene.tier));
+}
+
+fn shards(tier: &Tier) -> usize {
+    tier.shards.map_or(1, |shards| shards as usize)
 }
 
 pub fn rotate_password(scene: &Scene<'_>) {
@@ -133,7 +138,7 @@ pub fn drain_node(scene: &Scene<'_>) {
         if node_of(&now) == node { Err(format!("{now} is on {node}")) } else { Ok(()) }
     });
     cordon.lift();
-    spread_sentinels(tier);
+    spread(tier);
     tier.settle("after the drain");
     // A pod that was replaced counts from none.
     let now = tier.restarts();
@@ -147,7 +152,8 @@ pub fn fill(scene: &Scene<'_>) {
     let tier = scene.tier;
     let primary = &tier.primary();
     let (line, value) = (tier.benchmark_line(primary, "50000"), "x".repeat(64));
-    let command = ["set", "fill:__rand_int__", &value, "ex", "300"];
+    let key = TAGS[0].key("fill:__rand_int__");
+    let command = ["set", &key, &value, "ex", "300"];
     let line: Vec<&str> = line.iter().map(String::as_str).chain(command).collect();
     let evicted = || {
         let said = tier.ask(primary, "6379", &["info", "stats"]).expect("an answer");
@@ -160,13 +166,15 @@ pub fn fill(scene: &Scene<'_>) {
     });
 }
 
-/// Where cordons left a majority of the sentinels on one node, which the status tells, the operator moves one of them.
-pub fn spread_sentinels(tier: &Tier) {
+/// Where cordons left a majority of the sentinels, or of a Cluster's primaries, on one node, which the status tells, the operator moves one of
+/// them, or has one hand over to a replica elsewhere, which it moves there if need be.
+pub fn spread(tier: &Tier) {
     let is_crowded = || condition(&tier.object(), "Degraded").is_some_and(|found| found["reason"] == "TooFewNodes");
-    eventually("it is known where the sentinels are", SETTLES_WITHIN, || if is_crowded() { Ok(()) } else { tier.settled() });
-    eventually("no node holds most of the sentinels", SETTLES_WITHIN, || {
-        let nodes = || tier.sentinels().iter().map(|pod| pod["spec"]["nodeName"].to_string()).collect::<Vec<_>>();
-        if is_crowded() { Err(format!("they are on {:?}", nodes())) } else { Ok(()) }
+    eventually("it is known where those are that vote", SETTLES_WITHIN, || if is_crowded() { Ok(()) } else { tier.settled() });
+    eventually("no node holds most of them", SETTLES_WITHIN, || {
+        let place = |pod: &Value| format!("{} on {}", name(pod), pod["spec"]["nodeName"]);
+        let places = || tier.pods().iter().map(place).collect::<Vec<_>>();
+        if is_crowded() { Err(format!("{:?}", places())) } else { Ok(()) }
     });
 }
 

@@ -15,6 +15,8 @@ const ENOUGH_FOR_MEDIAN: usize = 5;
 /// One row.
 pub struct Line {
     pub tier: String,
+    /// Whether that is a Cluster.
+    pub cluster: bool,
     pub case: String,
     pub report: Option<Report>,
     /// From the first write to the reading back of the last.
@@ -24,12 +26,14 @@ pub struct Line {
 
 impl Line {
     pub fn of(tier: &Tier, case: &str) -> Self {
-        Self { tier: tier.name.clone(), case: case.to_owned(), report: None, took: None, problem: None }
+        let (tier, cluster) = (tier.name.clone(), tier.is_cluster());
+        Self { tier, cluster, case: case.to_owned(), report: None, took: None, problem: None }
     }
 
     /// A row about the shop, with figures of its own.
     pub fn figures(case: &str, took: Option<Duration>, figures: &str) -> Self {
-        Self { tier: "shop".to_owned(), case: case.to_owned(), report: None, took, problem: Some(figures.to_owned()) }
+        let (tier, problem) = ("shop".to_owned(), Some(figures.to_owned()));
+        Self { tier, cluster: false, case: case.to_owned(), report: None, took, problem }
     }
 }
 
@@ -70,11 +74,12 @@ fn row(line: &Line) -> String {
     text
 }
 
-/// What each case came to over all tiers, with and without a restart of the operator, in the order in which they were first done.
+/// What each case came to over all tiers of a mode, with and without a restart of the operator, in the order in which they were first done.
 fn by_case(lines: &[Line]) -> String {
-    let mut cases: Vec<(&str, Vec<&Report>)> = Vec::new();
+    let mut cases: Vec<(String, Vec<&Report>)> = Vec::new();
     for line in lines {
-        let (Some(report), name) = (&line.report, line.case.trim_end_matches(", operator restarted")) else { continue };
+        let (Some(report), case) = (&line.report, line.case.trim_end_matches(", operator restarted")) else { continue };
+        let name = format!("{}{case}", if line.cluster { "Cluster: " } else { "" });
         match cases.iter_mut().find(|(case, _)| *case == name) {
             Some((_, reports)) => reports.push(report),
             None => cases.push((name, vec![report])),
@@ -117,6 +122,7 @@ mod tests {
     fn a_case_is_one_over_all_tiers() {
         let line = |tier: &str, case: &str, gap: u64, lost: u64| Line {
             tier: tier.to_owned(),
+            cluster: false,
             case: case.to_owned(),
             report: Some(Report {
                 acknowledged: 10_000,
@@ -137,9 +143,10 @@ mod tests {
             line("a", "live parameter, operator restarted", 5, 0),
             failed,
             line("b", "pod killed", 3, 2),
+            Line { cluster: true, ..line("d", "pod killed", 9, 0) },
         ];
         let expected = "\n| what was done | times | longest gap, ms | lost |\n|---|---|---|---|\n\
-                        | pod killed | 2 | 3, 7 | 3 |\n| live parameter | 1 | 5 | 0 |\n";
+                        | pod killed | 2 | 3, 7 | 3 |\n| live parameter | 1 | 5 | 0 |\n| Cluster: pod killed | 1 | 9 | 0 |\n";
         assert_eq!(by_case(&lines), expected);
     }
 }

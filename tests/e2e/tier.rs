@@ -99,12 +99,12 @@ impl Tier {
         Self { name: name.to_owned(), engine, durable: false, tls: false, shards: None, console: None }
     }
 
-    /// Creates it, with a login whose password is in a Secret, and waits until it serves. Says how long that took.
+    /// One without TLS that is made at once, see below.
     pub fn create(name: &str, engine: Engine, durable: bool) -> (Self, Duration) {
         Self { durable, ..Self::of(name, engine) }.make()
     }
 
-    /// The same for one that is described already.
+    /// Creates it, with a login whose password is in a Secret, and waits until it serves. Says how long that took.
     pub fn make(self) -> (Self, Duration) {
         let tier = self;
         tier.set_password("first").expect("a Secret");
@@ -149,8 +149,13 @@ impl Tier {
     /// Whether the operator is restarted in the midst of a case, by the case's number: see the matrix. An upgrade of it changes nothing
     /// about that, since the last case is the upgrade.
     pub fn restarts_operator(&self, case: usize) -> bool {
-        let by_engine = [0, 1, 0, 1][self.engine.number()];
+        // Of the Clusters each is of another engine.
+        let by_engine = if self.is_cluster() { 0 } else { [0, 1, 0, 1][self.engine.number()] };
         (by_engine + usize::from(self.durable) + case).is_multiple_of(2)
+    }
+
+    pub fn is_cluster(&self) -> bool {
+        self.shards.is_some()
     }
 
     /// The Secret with the login of clients.
@@ -197,17 +202,6 @@ impl Tier {
         }
     }
 
-    /// A sentinel whose node was paused does nothing for half a minute: what is disturbed meanwhile is disturbed twice.
-    pub fn sentinels_act(&self) -> Result<(), String> {
-        for sentinel in self.sentinels().iter().map(name) {
-            let info = self.ask_as_larder(&sentinel, "26379", &["info", "sentinel"])?;
-            if info.lines().any(|line| line.trim_end() == "sentinel_tilt:1") {
-                return Err(format!("{sentinel} is in TILT mode"));
-            }
-        }
-        Ok(())
-    }
-
     /// All pods: of servers and of sentinels.
     pub fn pods(&self) -> Vec<Value> {
         list(PLACE, "pods", &format!("larder.dev/cluster={}", self.name))
@@ -225,12 +219,6 @@ impl Tier {
         list(PLACE, "pods", &format!("larder.dev/cluster={},app.kubernetes.io/component={component}", self.name))
     }
 
-    /// Where any sentinel is reached.
-    pub fn sentinels_address(&self) -> String {
-        let service = get(PLACE, &format!("service/{}-sentinels", self.name)).unwrap_or_default();
-        service["spec"]["clusterIP"].as_str().expect("an address").to_owned()
-    }
-
     pub fn server_uids(&self) -> BTreeSet<String> {
         self.servers().iter().map(uid).collect()
     }
@@ -239,36 +227,6 @@ impl Tier {
     pub fn restarts(&self) -> BTreeMap<String, u64> {
         let restarts = |pod: &Value| pod["status"]["containerStatuses"][0]["restartCount"].as_u64().unwrap_or(0);
         self.pods().iter().map(|pod| (uid(pod), restarts(pod))).collect()
-    }
-
-    /// The pod that most sentinels name, which also says of itself that it is the primary.
-    pub fn primary(&self) -> String {
-        eventually(&format!("{} has a primary", self.name), Duration::from_secs(60), || self.primary_seen(None))
-    }
-
-    /// The same at this moment, without asking anybody on a node that stands still.
-    pub fn primary_seen(&self, standing: Option<&str>) -> Result<String, String> {
-        let is_asked = |pod: &Value| standing.is_none_or(|node| pod["spec"]["nodeName"] != node);
-        let mut named: BTreeMap<String, usize> = BTreeMap::new();
-        let sentinels = self.sentinels();
-        for sentinel in sentinels.iter().filter(|sentinel| is_asked(sentinel)) {
-            let said = self.ask(&name(sentinel), "26379", &["sentinel", "get-master-addr-by-name", &self.name]);
-            if let Some(address) = said.ok().and_then(|said| said.lines().next().map(str::to_owned)) {
-                *named.entry(address).or_default() += 1;
-            }
-        }
-        let (address, _) =
-            named.iter().find(|(_, count)| **count * 2 > sentinels.len()).ok_or(format!("the sentinels name {named:?}"))?;
-        let service = list(PLACE, "services", &format!("larder.dev/cluster={}", self.name))
-            .into_iter()
-            .find(|service| service["spec"]["clusterIP"] == **address)
-            .ok_or(format!("no Service has the address {address}"))?;
-        let found = name(&service);
-        if !self.servers().iter().any(|pod| name(pod) == found && is_asked(pod)) {
-            return Err(format!("{found} is not to be asked"));
-        }
-        let role = self.ask(&found, "6379", &["role"])?;
-        if role.starts_with("master") { Ok(found) } else { Err(format!("{found} says {role}")) }
     }
 
     /// Asks a server or a sentinel as the user of the tests: from the writers' pod, or where there is none by the engine's client in the
@@ -320,32 +278,6 @@ impl Tier {
             ["-n", PLACE, "exec", "-q", pod, "--", &cli, "-p", port, "--user", user, "--pass", password, "--no-auth-warning"];
         let tls = ["--tls", "--cacert", "/etc/larder/tls/ca.crt"].into_iter().filter(|_| self.tls);
         line.into_iter().chain(tls).map(str::to_owned).collect()
-    }
-
-    /// How long a sentinel waits before it takes a server for dead.
-    pub fn down_after(&self) -> Duration {
-        self.sentinels_setting("down-after-milliseconds")
-    }
-
-    /// How long a failover may take, and half of the time that sentinels keep between two of them.
-    pub fn failover_timeout(&self) -> Duration {
-        self.sentinels_setting("failover-timeout")
-    }
-
-    /// Rises with each failover.
-    pub fn epoch(&self) -> u64 {
-        self.sentinels_number("config-epoch")
-    }
-
-    fn sentinels_setting(&self, field: &str) -> Duration {
-        Duration::from_millis(self.sentinels_number(field))
-    }
-
-    fn sentinels_number(&self, field: &str) -> u64 {
-        let sentinel = self.sentinels().first().map(name).expect("a sentinel");
-        let said = self.ask(&sentinel, "26379", &["sentinel", "master", &self.name]).expect("an answer");
-        let mut lines = said.lines().skip_while(|line| *line != field).skip(1);
-        lines.next().and_then(|line| line.parse().ok()).expect(field)
     }
 
     /// Deletes it, and waits until its pods are gone.

@@ -58,7 +58,7 @@ fn python(program: &str) -> Value {
 }
 
 /// A template of pods of one kind of workload, which end within two seconds.
-fn template(of: &str, program: &str) -> Value {
+pub fn template(of: &str, program: &str) -> Value {
     json!({
         "metadata": {"labels": {"app": "kinds", "of": of}},
         "spec": {

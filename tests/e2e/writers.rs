@@ -13,7 +13,7 @@ use super::tier::{Tier, is_ready};
 /// How many acknowledged values a disruption is judged by, at least.
 pub const ENOUGH: u64 = 10_000;
 
-/// How many write at once.
+/// How many write at once, at least.
 const WRITERS: u64 = 4;
 /// How many values they write a second.
 pub const A_SECOND: u64 = 1000;
@@ -23,17 +23,24 @@ const RECONNECT: u64 = 100;
 /// The pod that writes to a tier.
 pub struct Writers {
     pod: String,
+    /// How many write at once.
+    count: u64,
     console: Arc<Mutex<Console>>,
+}
+
+/// Whom they ask for the primary.
+pub enum Guide {
+    /// Any sentinel, at an address that leads to all of them, by the name under which they watch the primary.
+    Sentinels { address: String, master: String },
+    /// Any server of a Cluster, likewise.
+    Cluster { address: String },
 }
 
 /// What is written to.
 pub struct Target {
     /// The pod of the writers.
     pub pod: String,
-    /// The address of any sentinel.
-    pub sentinels: String,
-    /// The name under which they watch the primary.
-    pub master: String,
+    pub guide: Guide,
     /// The Secret with the login, where there is one.
     pub login: Option<String>,
 }
@@ -54,13 +61,22 @@ pub struct Report {
     pub longest_gap: Duration,
 }
 
+impl Guide {
+    /// In a Cluster two for each of three shards: each keeps to a slot, and they are spread evenly.
+    fn writers(&self) -> u64 {
+        match self {
+            Self::Sentinels { .. } => WRITERS,
+            Self::Cluster { .. } => 6,
+        }
+    }
+}
+
 impl Writers {
     /// Starts the pod for a tier. What that is asked goes through it from then on.
     pub fn start(tier: &mut Tier) -> Self {
         let writers = Self::of(&Target {
             pod: format!("{}-writers", tier.name),
-            sentinels: tier.sentinels_address(),
-            master: tier.name.clone(),
+            guide: tier.guide(),
             login: Some(format!("{}-client", tier.name)),
         });
         tier.console = Some(Arc::clone(&writers.console));
@@ -69,7 +85,8 @@ impl Writers {
 
     /// Starts the pod. It keeps off the nodes that tests disturb where there is another.
     pub fn of(target: &Target) -> Self {
-        let writers = Self { console: Arc::new(Mutex::new(Console::of(&target.pod))), pod: target.pod.clone() };
+        let console = Arc::new(Mutex::new(Console::of(&target.pod)));
+        let writers = Self { pod: target.pod.clone(), count: target.guide.writers(), console };
         writers.remove();
         apply(&manifest(target)).expect("applied");
         eventually(&writers.pod, Duration::from_secs(60), || match get(PLACE, &format!("pod/{}", writers.pod)) {
@@ -121,14 +138,14 @@ impl Writers {
     pub fn await_acknowledged_beyond(&self, before: u64, within: Duration) {
         eventually(&format!("{} is served again", self.pod), within, || match self.acknowledged() {
             // One for each writer may have been counted late.
-            now if now > before + 4 => Ok(()),
+            now if now > before + self.count => Ok(()),
             now => Err(format!("{now} acknowledged values as before")),
         });
     }
 
     /// Waits until each writer has connected anew, which it does every so many values.
     pub fn await_reconnected(&self) {
-        self.await_acknowledged(self.acknowledged() + 2 * WRITERS * RECONNECT);
+        self.await_acknowledged(self.acknowledged() + 2 * self.count * RECONNECT);
     }
 
     /// The password that the kubelet has brought to the pod.
@@ -162,14 +179,19 @@ impl Writers {
 
 fn manifest(target: &Target) -> Value {
     let variable = |name: &str, value: String| json!({"name": name, "value": value});
-    let mut environment = vec![
-        // By address: no failover depends on names.
-        variable("SENTINELS", format!("{}:26379", target.sentinels)),
-        variable("MASTER", target.master.clone()),
-        variable("WRITERS", WRITERS.to_string()),
-        variable("RATE", (A_SECOND / WRITERS).to_string()),
+    let writers = target.guide.writers();
+    // By address: no failover depends on names.
+    let mut environment = match &target.guide {
+        Guide::Sentinels { address, master } => {
+            vec![variable("SENTINELS", format!("{address}:26379")), variable("MASTER", master.clone())]
+        }
+        Guide::Cluster { address } => vec![variable("CLUSTER", format!("{address}:6379"))],
+    };
+    environment.extend([
+        variable("WRITERS", writers.to_string()),
+        variable("RATE", (A_SECOND / writers).to_string()),
         variable("RECONNECT", RECONNECT.to_string()),
-    ];
+    ]);
     let (mut volumes, mut mounts) = (Vec::new(), Vec::new());
     if let Some(secret) = &target.login {
         environment.push(variable("LOGIN", "/login".to_owned()));

@@ -1,5 +1,5 @@
-//! The continuous client of the end-to-end tests: several writers that find the primary by Sentinel and write unique values, and a
-//! reader that afterwards looks for every value that was acknowledged.
+//! The continuous client of the end-to-end tests: several writers that find the primary by Sentinel, or that of a shard as clients of a
+//! Cluster do, and write unique values, and a reader that afterwards looks for every value that was acknowledged.
 //!
 //!     e2e-client serve                  waits for runs; configured by the environment, below
 //!     e2e-client console                answers questions from its standard input, those to the one that serves among them: see there
@@ -10,6 +10,7 @@
 
 mod console;
 mod resp;
+mod route;
 mod run;
 
 use std::env;
@@ -23,13 +24,29 @@ use run::Run;
 
 const CONTROL: &str = "127.0.0.1:7700";
 
+/// Who says where a primary is: at `HOST:PORT`, that of a Service in front of all of them.
+#[derive(Clone)]
+pub enum Guide {
+    /// Any sentinel, by the name under which the primary is watched.
+    Sentinels { address: String, master: String },
+    /// Any server of a Cluster.
+    Cluster { address: String },
+}
+
+impl Guide {
+    fn from_environment() -> Self {
+        if let Ok(address) = env::var("CLUSTER") {
+            return Self::Cluster { address };
+        }
+        let address = env::var("SENTINELS").expect("SENTINELS=HOST:PORT or CLUSTER=HOST:PORT");
+        Self::Sentinels { address, master: env::var("MASTER").unwrap_or_else(|_| "main".to_owned()) }
+    }
+}
+
 /// Where the cache is, and how it is written to.
 #[derive(Clone)]
 pub struct Target {
-    /// `HOST:PORT` of any sentinel: a Service in front of all of them.
-    pub sentinels: String,
-    /// The name under which they watch the primary.
-    pub master: String,
+    pub guide: Guide,
     /// The login: a directory with `username` and `password`, as a mounted Secret, read at each connection.
     pub login: Option<PathBuf>,
     /// How many write at once.
@@ -44,8 +61,7 @@ impl Target {
     fn from_environment() -> Self {
         let number = |name: &str, default: u32| env::var(name).map_or(default, |text| text.parse().expect(name));
         Self {
-            sentinels: env::var("SENTINELS").expect("SENTINELS=HOST:PORT"),
-            master: env::var("MASTER").unwrap_or_else(|_| "main".to_owned()),
+            guide: Guide::from_environment(),
             login: env::var_os("LOGIN").map(PathBuf::from),
             writers: number("WRITERS", 4),
             rate: number("RATE", 250),

@@ -1,4 +1,4 @@
-//! As much of RESP2 as the client needs, and the way to the primary.
+//! As much of RESP2 as the client needs.
 
 use std::fs;
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
@@ -20,8 +20,13 @@ pub enum Reply {
     List(Vec<Reply>),
 }
 
-/// Why a command was not answered: the first word of an error reply, or the kind of an I/O error.
+/// Why a command was not answered: the first word of an error reply, the whole of one that names another server, or the kind of an I/O
+/// error.
 pub type Fault = String;
+
+/// The first words of error replies that name another server.
+pub const MOVED: &str = "MOVED ";
+pub const ASK: &str = "ASK ";
 
 pub struct Connection {
     stream: BufReader<TcpStream>,
@@ -54,6 +59,7 @@ impl Connection {
         let number = || rest.parse::<i64>().map_err(|_| format!("no number: {line}"));
         match line.as_bytes()[0] {
             b'+' => Ok(Reply::Text(rest.to_owned())),
+            b'-' if rest.starts_with(MOVED) || rest.starts_with(ASK) => Err(rest.to_owned()),
             b'-' => Err(rest.split(' ').next().unwrap_or_default().to_owned()),
             b':' => Ok(Reply::Number(number()?)),
             b'$' | b'*' if number()? < 0 => Ok(Reply::Nil),
@@ -68,30 +74,14 @@ impl Connection {
         }
     }
 
-    fn log_in(&mut self, target: &Target) -> Result<(), Fault> {
-        let Some(login) = &target.login else { return Ok(()) };
-        let read = |name: &str| fs::read_to_string(login.join(name)).map(|text| text.trim().to_owned()).map_err(fault);
-        self.call(&["AUTH", &read("username")?, &read("password")?]).map(drop)
-    }
-}
-
-/// A connection to the server that the sentinels name, and that says of itself that it is the primary.
-pub fn primary(target: &Target) -> Result<Connection, Fault> {
-    let mut sentinel = Connection::open(&target.sentinels)?;
-    sentinel.log_in(target)?;
-    let named = sentinel.call(&["SENTINEL", "GET-MASTER-ADDR-BY-NAME", &target.master])?;
-    let address = match named {
-        Reply::List(parts) => match parts.as_slice() {
-            [Reply::Text(host), Reply::Text(port)] => format!("{host}:{port}"),
-            _ => return Err("no address".to_owned()),
-        },
-        _ => return Err("no primary".to_owned()),
-    };
-    let mut server = Connection::open(&address)?;
-    server.log_in(target)?;
-    match server.call(&["ROLE"])? {
-        Reply::List(parts) if parts.first() == Some(&Reply::Text("master".to_owned())) => Ok(server),
-        _ => Err("not the primary".to_owned()),
+    /// One with the target's login, where there is one.
+    pub fn log_in(address: &str, target: &Target) -> Result<Self, Fault> {
+        let mut open = Self::open(address)?;
+        if let Some(login) = &target.login {
+            let read = |name: &str| fs::read_to_string(login.join(name)).map(|text| text.trim().to_owned()).map_err(fault);
+            open.call(&["AUTH", &read("username")?, &read("password")?])?;
+        }
+        Ok(open)
     }
 }
 

@@ -7,7 +7,8 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::Target;
-use super::resp::{Connection, Fault, Reply, primary};
+use super::resp::{Fault, Reply};
+use super::route::{Route, tag_of};
 
 /// Values go by themselves when a run is abandoned.
 const KEPT_SECONDS: &str = "7200";
@@ -18,7 +19,6 @@ const READ_BACK_BATCH: usize = 200;
 
 pub struct Run {
     target: Target,
-    name: String,
     stop: Arc<AtomicBool>,
     acknowledged: Arc<AtomicU32>,
     failed: Arc<AtomicU32>,
@@ -28,12 +28,21 @@ pub struct Run {
 /// What one writer did.
 #[derive(Default)]
 struct Written {
+    /// The hash tag of its keys, and what their names begin with.
+    tag: String,
+    name: String,
     /// The numbers of the values that were acknowledged, and when, since 1970.
     acknowledged: Vec<(u32, Duration)>,
     /// By what went wrong.
     failed: BTreeMap<Fault, u32>,
     /// The longest time without an acknowledgement.
     longest_gap: Duration,
+}
+
+impl Written {
+    fn key(&self, number: u32) -> String {
+        format!("{}:{number}", self.name)
+    }
 }
 
 impl Run {
@@ -43,12 +52,13 @@ impl Run {
         let (stop, acknowledged, failed) = (Arc::default(), Arc::default(), Arc::default());
         let writers = (0..target.writers)
             .map(|writer| {
-                let (target, name) = (target.clone(), format!("{name}:{writer}"));
+                let (target, tag) = (target.clone(), tag_of(writer, target.writers));
+                let name = format!("{{{tag}}}{name}:{writer}");
                 let (stop, acknowledged, failed) = (Arc::clone(&stop), Arc::clone(&acknowledged), Arc::clone(&failed));
-                thread::spawn(move || write(&target, &name, &stop, &acknowledged, &failed))
+                thread::spawn(move || write(&target, Written { tag, name, ..Written::default() }, &stop, &acknowledged, &failed))
             })
             .collect();
-        Self { target, name, stop, acknowledged, failed, writers }
+        Self { target, stop, acknowledged, failed, writers }
     }
 
     pub fn status(&self) -> String {
@@ -64,26 +74,29 @@ impl Run {
         for (fault, count) in written.iter().flat_map(|written| &written.failed) {
             *failed.entry(fault.clone()).or_default() += count;
         }
-        let (keys, times): (Vec<String>, Vec<Duration>) = (0u32..)
-            .zip(&written)
-            .flat_map(|(writer, written)| written.acknowledged.iter().map(move |acknowledged| (writer, acknowledged)))
-            .map(|(writer, (number, at))| (format!("{}:{writer}:{number}", self.name), *at))
-            .unzip();
-        let (lost, not_read_back) = match read_back(&self.target, &keys) {
-            Ok(lost) => (lost, "null".to_owned()),
-            Err(fault) => (Vec::new(), format!("{fault:?}")),
-        };
-        let lost_at = || lost.iter().filter_map(|place| times.get(*place)).map(Duration::as_millis);
+        let deadline = Instant::now() + READ_BACK_WITHIN;
+        let (mut lost, mut lost_at, mut not_read_back) = (Vec::new(), Vec::new(), "null".to_owned());
+        for written in &written {
+            let keys: Vec<String> = written.acknowledged.iter().map(|(number, _)| written.key(*number)).collect();
+            match read_back(&self.target, &written.tag, &keys, deadline) {
+                Ok(places) => {
+                    lost_at
+                        .extend(places.iter().filter_map(|place| written.acknowledged.get(*place)).map(|(_, at)| at.as_millis()));
+                    lost.extend(places.iter().filter_map(|place| keys.get(*place)).cloned());
+                }
+                Err(fault) => not_read_back = format!("{fault:?}"),
+            }
+        }
         let longest_gap = written.iter().map(|written| written.longest_gap).max().unwrap_or_default();
         // Texts are words of replies and names of keys, which Rust quotes as JSON does.
         format!(
             "{{\"acknowledged\":{},\"failed\":{},\"faults\":{failed:?},\"lost\":{},\"lostExamples\":{:?},\"firstLostMillis\":{},\"lastLostMillis\":{},\"longestGapMillis\":{},\"notReadBack\":{not_read_back}}}",
-            keys.len(),
+            written.iter().map(|written| written.acknowledged.len()).sum::<usize>(),
             failed.values().sum::<u32>(),
             lost.len(),
-            lost.iter().filter_map(|place| keys.get(*place)).take(10).collect::<Vec<_>>(),
-            lost_at().min().unwrap_or_default(),
-            lost_at().max().unwrap_or_default(),
+            lost.iter().take(10).collect::<Vec<_>>(),
+            lost_at.iter().min().unwrap_or(&0),
+            lost_at.iter().max().unwrap_or(&0),
             longest_gap.as_millis(),
         )
     }
@@ -93,9 +106,8 @@ fn since_1970() -> Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
-fn write(target: &Target, name: &str, stop: &AtomicBool, acknowledged: &AtomicU32, failed: &AtomicU32) -> Written {
-    let mut written = Written::default();
-    let mut connection: Option<Connection> = None;
+fn write(target: &Target, mut written: Written, stop: &AtomicBool, acknowledged: &AtomicU32, failed: &AtomicU32) -> Written {
+    let mut route = Route::to(target, &written.tag);
     let mut last = Instant::now();
     let pause = Duration::from_secs(1) / target.rate;
     for number in 0u32.. {
@@ -103,20 +115,11 @@ fn write(target: &Target, name: &str, stop: &AtomicBool, acknowledged: &AtomicU3
             break;
         }
         if target.reconnect > 0 && number % target.reconnect == 0 {
-            connection = None;
+            route.close();
         }
-        let began = Instant::now();
-        let outcome = match connection.take() {
-            Some(open) => Ok(open),
-            None => primary(target),
-        }
-        .and_then(|mut open| {
-            let key = format!("{name}:{number}");
-            open.call(&["SET", &key, &key, "EX", KEPT_SECONDS]).map(|_| open)
-        });
-        match outcome {
-            Ok(open) => {
-                connection = Some(open);
+        let (began, key) = (Instant::now(), written.key(number));
+        match route.call(&["SET", &key, &key, "EX", KEPT_SECONDS]) {
+            Ok(_) => {
                 written.longest_gap = written.longest_gap.max(last.elapsed());
                 last = Instant::now();
                 written.acknowledged.push((number, since_1970()));
@@ -134,38 +137,31 @@ fn write(target: &Target, name: &str, stop: &AtomicBool, acknowledged: &AtomicU3
     written
 }
 
-/// The places of the keys that are gone, or hold something else than their own name. Those that are there are removed: what fills the cache
-/// would be evicted from a later run.
-fn read_back(target: &Target, keys: &[String]) -> Result<Vec<usize>, Fault> {
-    let deadline = Instant::now() + READ_BACK_WITHIN;
+/// The places of the keys of one hash tag that are gone, or hold something else than their own name. Those that are there are removed: what
+/// fills the cache would be evicted from a later run.
+fn read_back(target: &Target, tag: &str, keys: &[String], deadline: Instant) -> Result<Vec<usize>, Fault> {
     let mut lost = Vec::new();
-    let mut connection: Option<Connection> = None;
+    let mut route = Route::to(target, tag);
     for (first, batch) in (0..).step_by(READ_BACK_BATCH).zip(keys.chunks(READ_BACK_BATCH)) {
         let values = loop {
-            match connection.take().map_or_else(|| primary(target), Ok).and_then(|mut open| Ok((values(&mut open, batch)?, open)))
-            {
-                Ok((values, open)) => {
-                    connection = Some(open);
-                    break values;
-                }
+            match values(&mut route, batch) {
+                Ok(values) => break values,
                 Err(fault) if Instant::now() > deadline => return Err(fault),
                 Err(_) => thread::sleep(ASK_AGAIN),
             }
         };
-        if let Some(mut open) = connection.take() {
-            let command: Vec<&str> = std::iter::once("UNLINK").chain(batch.iter().map(String::as_str)).collect();
-            // They go by themselves otherwise.
-            connection = open.call(&command).ok().map(|_| open);
-        }
+        let command: Vec<&str> = std::iter::once("UNLINK").chain(batch.iter().map(String::as_str)).collect();
+        // They go by themselves otherwise.
+        let _ = route.call(&command);
         let differs = |(_, (key, value)): &(usize, (&String, Reply))| *value != Reply::Text((*key).clone());
         lost.extend((first..).zip(batch.iter().zip(values)).filter(differs).map(|(place, _)| place));
     }
     Ok(lost)
 }
 
-fn values(connection: &mut Connection, keys: &[String]) -> Result<Vec<Reply>, Fault> {
+fn values(route: &mut Route, keys: &[String]) -> Result<Vec<Reply>, Fault> {
     let command: Vec<&str> = std::iter::once("MGET").chain(keys.iter().map(String::as_str)).collect();
-    match connection.call(&command)? {
+    match route.call(&command)? {
         Reply::List(values) if values.len() == keys.len() => Ok(values),
         other => Err(format!("unexpected: {other:?}")),
     }
