@@ -124,7 +124,7 @@ impl Subject<'_> {
 
     /// Whether it needs its relay for nothing but what is left.
     fn is_ending(&self) -> bool {
-        self.is_leaving() || !(is_needed(self.policy) || !self.queues.is_empty())
+        self.is_leaving() || (!is_needed(self.policy) && self.queues.is_empty())
     }
 
     /// Whether it writes nothing behind, and has no journal to drain, but has a relay that loads, or that did.
