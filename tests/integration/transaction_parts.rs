@@ -456,7 +456,9 @@ fn nothing_is_carried_out_where_the_server_is_lost() {
     assert!(client.poll().is_none());
     servers.servers.iter_mut().for_each(Redis::kill);
     let reply = client.read().unwrap();
-    assert!(matches!(&reply, Value::Error(text) if text.starts_with("UNCERTAIN ") || text.starts_with("TRYAGAIN ")), "{reply:?}");
+    // On a busy machine the sidecar may see that the server is gone before it sees EXEC.
+    let expected = ["UNCERTAIN ", "TRYAGAIN ", "EXECABORT "];
+    assert!(matches!(&reply, Value::Error(text) if expected.iter().any(|code| text.starts_with(code))), "{reply:?}");
     assert_eq!(client.read().unwrap(), Value::Nil);
 }
 
