@@ -35,7 +35,7 @@ impl<'a> Process<'a> {
     }
 
     /// Waits until another server is primary. In a Cluster with volumes it may itself be back with all that it had before others vote.
-    fn is_survived(self) {
+    fn wait_until_survived(self) {
         let Self { tier, pod, run } = self;
         if !(tier.is_cluster() && tier.durable) {
             return changed(tier, &pod);
@@ -51,19 +51,19 @@ impl<'a> Process<'a> {
 pub fn kill_server(scene: &Scene<'_>) {
     let primary = Process::of_primary(scene.tier);
     kill_process(&primary.pod, &scene.tier.engine.server());
-    primary.is_survived();
+    primary.wait_until_survived();
 }
 
 pub fn kill_agent(scene: &Scene<'_>) {
     let primary = Process::of_primary(scene.tier);
     kill_process(&primary.pod, "larderd");
-    primary.is_survived();
+    primary.wait_until_survived();
 }
 
 pub fn kill_whole_pod(scene: &Scene<'_>) {
     let primary = Process::of_primary(scene.tier);
     kill_pod(&primary.pod);
-    primary.is_survived();
+    primary.wait_until_survived();
 }
 
 pub fn delete_all_pods(scene: &Scene<'_>) {

@@ -85,7 +85,7 @@ fn what_is_raised_is_answered_and_kept_as_the_origin_has_it() {
         let other = sidecar(&servers, &origins, &rules);
         let numbers = std::thread::scope(|scope| {
             let raise = |at: usize| {
-                let mut client = if at % 2 == 0 { sidecar_one.client() } else { other.client() };
+                let mut client = if at.is_multiple_of(2) { sidecar_one.client() } else { other.client() };
                 (0..EACH).map(|_| client.line("INCR count:2").int()).collect::<Vec<_>>()
             };
             let clients: Vec<_> = (0..CLIENTS).map(|at| scope.spawn(move || raise(at))).collect();
