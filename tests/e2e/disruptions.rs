@@ -15,6 +15,7 @@ use super::logs::Logs;
 use super::nodes::is_on_foreign_nodes;
 use super::operator::Quiet;
 use super::planned;
+use super::primaries::Reign;
 use super::report::{self, Line};
 use super::tier::{SETTLES_WITHIN, Tier};
 use super::writers::{self, Report, Writers};
@@ -176,7 +177,7 @@ fn under_sentinel(tier: &Tier) -> Vec<Case> {
 /// The engine's own command at one of the tier's sentinels, of which nobody else is told.
 pub fn fail_over(tier: &Tier, writers: &Writers) {
     let _others = install::beside_others();
-    let (began, before) = (Instant::now(), tier.primary());
+    let (began, before) = (Instant::now(), tier.reign());
     writers.begin();
     failover_by(tier, &name(tier.sentinels().first().expect("a sentinel")));
     changed(tier, &before);
@@ -308,11 +309,12 @@ fn judge_losses(scene: &Scene<'_>, promise: Promise, report: &Report) {
     }
 }
 
-/// Waits until another is primary.
-pub fn changed(tier: &Tier, before: &str) {
+/// Waits until another is primary, or the same anew: where a node came to carry most primaries, the operator has one of them hand over, which
+/// may be the new one.
+pub fn changed(tier: &Tier, before: &Reign) {
     eventually("another primary", Duration::from_secs(90), || {
-        let now = tier.primary();
-        if now == before { Err(format!("{now} still is")) } else { Ok(()) }
+        let now = tier.reign_seen()?;
+        if now == *before { Err(format!("{} still is", now.pod)) } else { Ok(()) }
     });
     tier.settle("with another primary");
 }

@@ -12,21 +12,21 @@ use super::install::PLACE;
 use super::nodes::{Closed, CutOff, Paused, is_on_foreign_nodes, kill_pod, kill_process, node_of};
 use super::operator::Away;
 use super::planned::{MAX_LAG, await_setting, spread};
-use super::primaries::TAGS;
+use super::primaries::{Reign, TAGS};
 use super::tier::{SETTLES_WITHIN, Tier, is_ready};
 
 /// The process of a server, which another takes the place of.
 struct Process<'a> {
     tier: &'a Tier,
-    pod: String,
+    reign: Reign,
     run: String,
 }
 
 impl<'a> Process<'a> {
     fn of_primary(tier: &'a Tier) -> Self {
-        let pod = tier.primary();
-        let run = Self::run(tier, &pod).expect("it is told");
-        Self { tier, pod, run }
+        let reign = tier.reign();
+        let run = Self::run(tier, &reign.pod).expect("it is told");
+        Self { tier, reign, run }
     }
 
     fn run(tier: &Tier, pod: &str) -> Result<String, String> {
@@ -36,11 +36,11 @@ impl<'a> Process<'a> {
 
     /// Waits until another server is primary. In a Cluster with volumes it may itself be back with all that it had before others vote.
     fn wait_until_survived(self) {
-        let Self { tier, pod, run } = self;
+        let Self { tier, reign, run } = self;
         if !(tier.is_cluster() && tier.durable) {
-            return changed(tier, &pod);
+            return changed(tier, &reign);
         }
-        eventually("another process", SETTLES_WITHIN, || match Self::run(tier, &pod)? {
+        eventually("another process", SETTLES_WITHIN, || match Self::run(tier, &reign.pod)? {
             now if now == run => Err(now),
             _ => tier.primary_seen(None),
         });
@@ -50,19 +50,19 @@ impl<'a> Process<'a> {
 
 pub fn kill_server(scene: &Scene<'_>) {
     let primary = Process::of_primary(scene.tier);
-    kill_process(&primary.pod, &scene.tier.engine.server());
+    kill_process(&primary.reign.pod, &scene.tier.engine.server());
     primary.wait_until_survived();
 }
 
 pub fn kill_agent(scene: &Scene<'_>) {
     let primary = Process::of_primary(scene.tier);
-    kill_process(&primary.pod, "larderd");
+    kill_process(&primary.reign.pod, "larderd");
     primary.wait_until_survived();
 }
 
 pub fn kill_whole_pod(scene: &Scene<'_>) {
     let primary = Process::of_primary(scene.tier);
-    kill_pod(&primary.pod);
+    kill_pod(&primary.reign.pod);
     primary.wait_until_survived();
 }
 
@@ -73,14 +73,15 @@ pub fn delete_all_pods(scene: &Scene<'_>) {
     replaced(scene.tier, &before);
 }
 
-/// Waits until a server that was the primary follows another, and nobody else of its shard believes to be one.
-fn await_demotion(tier: &Tier, former: &str) {
-    eventually(&format!("{former} follows another, and there is one primary"), SETTLES_WITHIN, || {
-        let role = tier.ask(former, "6379", &["role"])?;
-        if !role.starts_with("slave") {
-            return Err(format!("{former} says {role}"));
+/// Waits until a server that was the primary follows another, or was handed the shard anew, and nobody else of it believes to be one.
+fn await_demotion(tier: &Tier, former: &Reign) {
+    let pod = &former.pod;
+    eventually(&format!("{pod} follows another, and there is one primary"), SETTLES_WITHIN, || {
+        let role = tier.ask(pod, "6379", &["role"])?;
+        if !role.starts_with("slave") && tier.reign_seen()? == *former {
+            return Err(format!("{pod} says {role}"));
         }
-        let servers = tier.shard_of(former);
+        let servers = tier.shard_of(pod);
         let is_primary = |pod: &String| tier.ask(pod, "6379", &["role"]).is_ok_and(|role| role.starts_with("master"));
         let primaries: Vec<String> = servers.iter().map(name).filter(is_primary).collect();
         if primaries.len() == 1 { Ok(()) } else { Err(format!("{primaries:?} are primaries")) }
@@ -90,11 +91,11 @@ fn await_demotion(tier: &Tier, former: &str) {
 /// Kubernetes has noticed it, too, where the tier is durable; otherwise it lasts only until another serves.
 pub fn pause_node(scene: &Scene<'_>) {
     let tier = scene.tier;
-    let primary = tier.primary();
-    let node = node_of(&primary);
+    let primary = tier.reign();
+    let node = node_of(&primary.pod);
     let paused = Paused::node(&node);
     eventually("another serves as primary", Duration::from_secs(90), || match tier.primary_seen(Some(&node))? {
-        now if now == primary => Err(format!("{now} still is")),
+        now if now == primary.pod => Err(format!("{now} still is")),
         _ => Ok(()),
     });
     scene.writers.await_more();
@@ -113,16 +114,16 @@ pub fn cut_primary_off(scene: &Scene<'_>) {
     tier.patch(&json!({"replicas": 2, "writes": writes}));
     tier.settle("with two replicas");
     await_setting(tier, "min-replicas-to-write", "1");
-    let primary = tier.primary();
+    let primary = tier.reign();
     let (every, key) = (Duration::from_millis(50), TAGS[0].key("counter"));
-    let inside = Counter::start(tier, &primary, &key, every, Duration::from_secs(120));
+    let inside = Counter::start(tier, &primary.pod, &key, every, Duration::from_secs(120));
     inside.await_more(40);
 
-    let cut = CutOff::pod(&primary);
+    let cut = CutOff::pod(&primary.pod);
     let (begun, begun_at) = (Instant::now(), SystemTime::now().duration_since(UNIX_EPOCH).expect("a time"));
     let ends = begun + MAX_LAG + Duration::from_secs(1);
     eventually("another serves as primary", Duration::from_secs(90), || match tier.primary_seen(None)? {
-        now if now == primary => Err(format!("{now} still is")),
+        now if now == primary.pod => Err(format!("{now} still is")),
         _ => Ok(()),
     });
     scene.writers.await_more();
@@ -163,15 +164,15 @@ pub fn cut_primary_off(scene: &Scene<'_>) {
 /// The primary's pod is gone at once, and nobody but sentinels, in a Cluster the other primaries, and agents is there to see to it.
 pub fn kill_while_operator_is_away(scene: &Scene<'_>) {
     let tier = scene.tier;
-    let primary = tier.primary();
+    let primary = tier.reign();
     let away = Away::begin();
     // Deleted alone, it would still be asked to hand over.
     if !is_on_foreign_nodes() {
-        kill_pod(&primary);
+        kill_pod(&primary.pod);
     }
-    kubectl(&["-n", PLACE, "delete", "pod", &primary, "--grace-period=0", "--force", "--wait=false"]).expect("deleted");
+    kubectl(&["-n", PLACE, "delete", "pod", &primary.pod, "--grace-period=0", "--force", "--wait=false"]).expect("deleted");
     eventually("another serves as primary", Duration::from_secs(90), || match tier.primary_seen(None)? {
-        now if now == primary => Err(format!("{now} still is")),
+        now if now == primary.pod => Err(format!("{now} still is")),
         _ => Ok(()),
     });
     scene.writers.await_more();

@@ -16,8 +16,8 @@ use super::tier::{SETTLES_WITHIN, Tier, is_ready};
 /// How long a primary that is cut off goes on, by `spec.writes`, while there are two replicas.
 pub const MAX_LAG: Duration = Duration::from_secs(3);
 pub fn delete_primary(scene: &Scene<'_>) {
-    let primary = scene.tier.primary();
-    kubectl(&["-n", PLACE, "delete", "pod", &primary, "--wait=false"]).expect("deleted");
+    let primary = scene.tier.reign();
+    kubectl(&["-n", PLACE, "delete", "pod", &primary.pod, "--wait=false"]).expect("deleted");
     changed(scene.tier, &primary);
 }
 

@@ -27,6 +27,14 @@ impl Tag {
     }
 }
 
+/// Who is primary, and since when.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reign {
+    pub pod: String,
+    /// Of its claim to the shard's slots, in a Cluster: greater each time that it became the primary.
+    epoch: u64,
+}
+
 impl Tier {
     /// The pod of the primary, in a Cluster of that of the shard which is disturbed: most of those who know say so, and it does itself.
     pub fn primary(&self) -> String {
@@ -122,10 +130,13 @@ impl Tier {
         if !self.is_cluster() {
             return self.sentinels_number("config-epoch");
         }
-        let server = self.primary();
-        let info = self.ask(&server, "6379", &["cluster", "info"]).expect("an answer");
-        let epoch = info.lines().find_map(|line| line.trim_end().strip_prefix("cluster_current_epoch:"));
-        epoch.and_then(|epoch| epoch.parse().ok()).expect("a number")
+        self.cluster_number(&self.primary(), "cluster_current_epoch").expect("a number")
+    }
+
+    fn cluster_number(&self, server: &str, field: &str) -> Result<u64, String> {
+        let info = self.ask(server, "6379", &["cluster", "info"])?;
+        let said = info.lines().find_map(|line| line.trim_end().strip_prefix(field)?.strip_prefix(':')?.parse().ok());
+        said.ok_or(info)
     }
 
     fn sentinels_setting(&self, field: &str) -> Duration {
@@ -137,6 +148,18 @@ impl Tier {
         let said = self.ask(&sentinel, "26379", &["sentinel", "master", &self.name]).expect("an answer");
         let mut lines = said.lines().skip_while(|line| *line != field).skip(1);
         lines.next().and_then(|line| line.parse().ok()).expect(field)
+    }
+
+    /// The primary, and which of its times as primary this is.
+    pub fn reign(&self) -> Reign {
+        eventually(&format!("{} has a primary", self.name), Duration::from_secs(60), || self.reign_seen())
+    }
+
+    /// The same at this moment.
+    pub fn reign_seen(&self) -> Result<Reign, String> {
+        let pod = self.primary_seen(None)?;
+        let epoch = if self.is_cluster() { self.cluster_number(&pod, "cluster_my_epoch")? } else { 0 };
+        Ok(Reign { pod, epoch })
     }
 
     /// Whom clients ask for the primary.
