@@ -32,6 +32,8 @@ const STARTS_WITHIN: Duration = Duration::from_secs(180);
 /// How long after a commit a pod may still show the row as it was: a relay that dies is replaced within its claim of 10 s and a third, a
 /// primary within some five seconds, and a relay tries again after five seconds at the most.
 const BOUND: Duration = Duration::from_secs(30);
+/// How long pods read: well beyond the last change.
+const READ_FOR: Duration = Duration::from_secs(180);
 /// Two kubelets bring the news that nobody follows any more.
 const GOES_WITHIN: Duration = Duration::from_secs(240);
 
@@ -140,7 +142,7 @@ impl Scene {
         let readers = ready_pods(&format!("app={NAME}"));
         let done = AtomicBool::new(false);
         let seen: Vec<Seen> = thread::scope(|scope| {
-            let readers: Vec<_> = readers.iter().map(|pod| scope.spawn(|| read(&name(pod), Duration::from_secs(120)))).collect();
+            let readers: Vec<_> = readers.iter().map(|pod| scope.spawn(|| read(&name(pod), READ_FOR))).collect();
             let changes = scope.spawn(|| change_until(&done));
             thread::sleep(Duration::from_secs(10));
             let reader = reader();
@@ -252,10 +254,11 @@ fn history() -> Seen {
 }
 
 /// What was seen for too long after the next value had been committed: the row, the value, and for how long in milliseconds. What every pod must
-/// have seen in the end is the last value.
+/// have seen in the end is the last value, where it went on reading for long enough.
 fn late(seen: &Seen, history: &Seen) -> Vec<(String, u64, u64)> {
     let bound = u64::try_from(BOUND.as_millis()).expect("a bound");
     let mut late = Vec::new();
+    let end = seen.values().flat_map(BTreeMap::values).max().copied().unwrap_or_default();
     for (row, values) in history {
         let seen = seen.get(row).unwrap_or_else(|| panic!("row {row} was never read"));
         for (value, last) in seen {
@@ -267,6 +270,7 @@ fn late(seen: &Seen, history: &Seen) -> Vec<(String, u64, u64)> {
         }
         if let Some((newest, at)) = values.last_key_value()
             && !seen.contains_key(newest)
+            && at + bound < end
         {
             late.push((row.clone(), *newest, *at));
         }
