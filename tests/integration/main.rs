@@ -71,6 +71,7 @@ mod ttl_sweep;
 mod uninstall_check;
 mod versions;
 mod versions_history;
+mod versions_sync;
 mod versions_tags;
 mod wire;
 mod wire_fuzz;

@@ -17,11 +17,11 @@ use crate::support::sidecar::Sidecar;
 use crate::support::wait_for;
 use crate::support::web::Web;
 
-const LIMIT: Duration = Duration::from_secs(60);
-const VERSION_KEY: &str = "page:{id}";
+pub const LIMIT: Duration = Duration::from_secs(60);
+pub const VERSION_KEY: &str = "page:{id}";
 
 /// `page:{id}`, versioned, with leases and stale copies; `plain:{id}` without any of that.
-fn rules() -> [Json; 2] {
+pub fn rules() -> [Json; 2] {
     let mut page = rule("page", json!({}), json!({"stale": "1h"}));
     page["versioned"] = json!(true);
     let plain = json!({"name": "plain", "keys": "plain:{id}",
@@ -31,7 +31,7 @@ fn rules() -> [Json; 2] {
 
 /// Waits until sidecars have been told the version: before, each has one of its own.
 #[track_caller]
-fn wait_until_shared(sidecars: &[Sidecar]) {
+pub fn wait_until_shared(sidecars: &[Sidecar]) {
     let mut clients: Vec<Client> = sidecars.iter().map(Sidecar::client).collect();
     wait_for("the version to be known", LIMIT, || {
         assert_eq!(clients[0].call(&["SET", "page:shared", "v"]), ok());
@@ -99,7 +99,7 @@ fn scan(client: &mut Client, options: &[&str]) -> Vec<String> {
     names
 }
 
-fn larder(arguments: &[&str]) -> String {
+pub fn larder(arguments: &[&str]) -> String {
     let output = Command::new(Path::new(env!("CARGO_BIN_EXE_larder"))).args(arguments).output().expect("larder runs");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8_lossy(&output.stdout).into_owned()
@@ -231,41 +231,6 @@ fn check_entities(servers: &Servers) {
     wait_for("a lost version to be a miss", LIMIT, || {
         [&mut one, &mut two].into_iter().all(|client| client.line("EXISTS page:5") == Value::Int(0))
     });
-}
-
-/// What others believe of versions they believe for a second: with SYNC the reply comes when that is over.
-#[test]
-fn after_sync_nobody_shows_what_was_there_before() {
-    let servers = Servers::sentinel();
-    let directory = TempDir::new().unwrap();
-    let socket = directory.path().join("admin.sock").display().to_string();
-    let asked = Sidecar::start_with(&policy(servers.topology(), 1, &[], &rules()), &["--admin-socket", &socket]);
-    let sidecars = [asked, servers.sidecar(&[], &rules()), servers.sidecar(&[], &rules())];
-    wait_until_shared(&sidecars);
-    let mut clients: Vec<Client> = sidecars.iter().map(Sidecar::client).collect();
-    let mut server = servers.holder_of(VERSION_KEY);
-    let version_key = server.line("KEYS larder:v:*").items()[0].text();
-    for round in 0..6 {
-        let key = format!("page:{round}");
-        assert_eq!(clients[0].call(&["SET", &key, "old"]), ok());
-        // Sidecars hear of the next version one by one.
-        assert_eq!(server.call(&["SET", &version_key, &format!("{round:016x}")]), ok());
-        if round % 2 == 0 {
-            assert!(!clients[round % 3].call(&["LARDER.INVALIDATE", &key, "sync"]).is_error());
-        } else {
-            let told = larder(&["invalidate", &key, "--sync", "--deadline", "20s", "--socket", &socket]);
-            assert!(told.contains("invalidated"), "{told}");
-        }
-        assert!(clients.iter_mut().all(|client| client.call(&["EXISTS", &key]) == Value::Int(0)), "{key}");
-    }
-    // A key may have the word's name where another stands behind it; alone it is a key.
-    assert_eq!(clients[0].line("SET sync v"), ok());
-    assert_eq!(clients[0].line("LARDER.INVALIDATE plain:1 SYNC"), Value::Int(0));
-    assert_eq!(clients[0].line("LARDER.INVALIDATE sync"), Value::Int(1));
-    assert_eq!(
-        larder(&["invalidate", "--rule", "page", "--sync", "--socket", &socket]),
-        "the keys of the rule `page`: invalidated\n"
-    );
 }
 
 /// Where the cache keeps the version that is a key's own.

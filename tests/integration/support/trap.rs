@@ -54,6 +54,8 @@ struct State {
     armed: Option<Point>,
     /// The connection that is held up.
     caught: Option<Ends>,
+    /// Who hears nothing of which server, and is not heard there.
+    cut: Option<Caught>,
 }
 
 /// The ports at both ends of a connection, and that of the door between them.
@@ -64,7 +66,7 @@ struct Ends {
     server: u16,
 }
 
-/// Who is held up.
+/// Who is held up, or cut off.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Caught {
     /// The process.
@@ -113,6 +115,17 @@ impl Trap {
         }
     }
 
+    /// Cuts a process off from a server: both wait for each other, on all their connections, until [`Trap::mend`].
+    pub fn cut(&self, process: u32, server: u16) {
+        self.inner.state.lock().unwrap().cut = Some(Caught { process, server });
+    }
+
+    /// Nobody is cut off any more.
+    pub fn mend(&self) {
+        self.inner.state.lock().unwrap().cut = None;
+        self.inner.changed.notify_all();
+    }
+
     /// Whether somebody is waited for who has not come.
     fn is_armed(&self) -> bool {
         self.inner.state.lock().unwrap().armed.is_some()
@@ -135,6 +148,7 @@ impl Trap {
 impl Drop for Trap {
     fn drop(&mut self) {
         self.inner.over.store(true, Ordering::SeqCst);
+        self.mend();
         self.release();
         for (port, acceptor) in self.doors.lock().unwrap().drain(..) {
             // It waits for one more.
@@ -179,10 +193,19 @@ impl Line {
             }
             seen.extend_from_slice(&chunk[..length]);
             look(self, &Passing { seen: &seen, fresh: length });
+            self.wait_while_cut();
             to.write_all(&chunk[..length])?;
             // A text may come in two pieces, and what tells whose the connection is came long before.
             let kept = seen.len().min(64 * 1024);
             seen.drain(..seen.len() - kept);
+        }
+    }
+
+    fn wait_while_cut(&self) {
+        let cut = self.inner.state.lock().unwrap().cut.filter(|cut| cut.server == self.ends.server);
+        if cut.is_some_and(|cut| self.ends.owner(&[cut.process]).is_some()) {
+            let state = self.inner.state.lock().unwrap();
+            drop(self.inner.changed.wait_while(state, |state| state.cut == cut));
         }
     }
 
