@@ -15,9 +15,9 @@ use crate::support::wait_for;
 /// The slot, the publication, and what is kept of them in the cache.
 pub const SLOT: &str = "larder_main_db";
 pub const STATE: &str = "larder:cs:{larder:events}larder_main_db";
-const CLAIM: &str = "larder:cr:{larder:events}larder_main_db";
+pub const CLAIM: &str = "larder:cr:{larder:events}larder_main_db";
 /// What sidecars keep of their reading of the stream.
-const PLACE: &str = "larder:es:{larder:events}";
+pub const PLACE: &str = "larder:es:{larder:events}";
 
 const TABLES: [&str; 5] = [
     "CREATE TABLE users (id bigint PRIMARY KEY, name text)",
@@ -75,21 +75,39 @@ impl Shop {
         Self::under(&rules(), servers, sidecars, door)
     }
 
-    /// [`Shop::new`], where the keys of the rule about all prices have a version.
-    pub fn versioned(servers: Servers, sidecars: usize) -> Self {
+    /// [`Shop::new`] with more rules, and where the keys of the rule about all prices have a version.
+    pub fn with(servers: Servers, more: &[Json], sidecars: usize) -> Self {
         let mut rules = rules();
         rules[2]["versioned"] = json!(true);
+        rules.extend_from_slice(more);
         Self::under(&rules, servers, sidecars, |port| port)
     }
 
+    /// [`Shop::new`], where all keys have a version, or none have.
+    pub fn of(postgres: Postgres, all_versioned: bool, feed: &Json) -> Self {
+        let mut rules = rules();
+        rules.iter_mut().for_each(|rule| rule["versioned"] = json!(all_versioned));
+        Self::on(postgres, &rules, feed, Servers::sentinel(), 2, |port| port)
+    }
+
     fn under(rules: &[Json], servers: Servers, sidecars: usize, door: impl FnOnce(u16) -> u16) -> Self {
+        Self::on(Postgres::start_logical(), rules, &feed(), servers, sidecars, door)
+    }
+
+    fn on(
+        postgres: Postgres,
+        rules: &[Json],
+        feed: &Json,
+        servers: Servers,
+        sidecars: usize,
+        door: impl FnOnce(u16) -> u16,
+    ) -> Self {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-        let postgres = Postgres::start_logical();
         let url = runtime.block_on(postgres.database(&TABLES));
         let own = postgres.port();
         let origins = [sql_origin("db", &url.replace(&format!(":{own}/"), &format!(":{}/", door(own))))];
         let mut scene = Scene::new(servers, &origins, rules);
-        scene.follow(&[feed()]);
+        scene.follow(std::slice::from_ref(feed));
         let sidecars = (0..sidecars).map(|_| Sidecar::start(&scene.snapshot)).collect();
         let database = url.rsplit('/').next().expect("a name").to_owned();
         Self { postgres, database, scene, sidecars, runtime }
@@ -145,6 +163,12 @@ impl Shop {
             let ended = ["\"user\"", "\"orders\"", "\"total\""].into_iter().all(|rule| jobs.contains(rule));
             ended && !jobs.contains("\"current\"") && !jobs.contains("\"next\"")
         });
+    }
+
+    /// So many names more for walks to pass by.
+    pub fn fill(&self, names: u32) {
+        let fill = format!("for i = 1, {names} do redis.call('SET', 'filler:' .. i, '') end");
+        assert_eq!(self.scene.servers.holder_of("user:1").call(&["EVAL", &fill, "0"]), Value::Nil);
     }
 
     /// What the cache has under a key of the feed's.
@@ -291,8 +315,7 @@ fn once_a_database_is_read_again_nothing_is_shown_that_was_cached_before_its_slo
         || shop.sidecars.iter().chain([&unaware]).map(|sidecar| metric(sidecar, "larder_invalidation_walks_total")).sum::<u64>();
     shop.wait_for_walks();
     let before = walked();
-    let fill = "for i = 1, 400000 do redis.call('SET', 'filler:' .. i, '') end";
-    assert_eq!(shop.scene.servers.holder_of("user:1").call(&["EVAL", fill, "0"]), Value::Nil);
+    shop.fill(400_000);
     (1..=20).for_each(|id| assert_eq!(shop.cached(&format!("user:{id}")), bulk("old")));
     shop.change(&[&format!("SELECT pg_drop_replication_slot('{SLOT}')"), "UPDATE users SET name = 'new'"]);
     let relay = shop.reading();
@@ -323,9 +346,7 @@ fn once_a_database_is_read_again_nothing_is_shown_that_was_cached_before_its_slo
 /// Where rules are versioned, the keys of a lost slot's rules go by one write for each, however many there are.
 #[test]
 fn a_lost_slot_takes_no_walk_where_rules_are_versioned() {
-    let mut rules = rules();
-    rules.iter_mut().for_each(|rule| rule["versioned"] = json!(true));
-    let shop = Shop::under(&rules, Servers::sentinel(), 2, |port| port);
+    let shop = Shop::of(Postgres::start_logical(), true, &feed());
     shop.reading().stop();
     let old: Vec<Value> = (1..=20).map(|id| shop.cached(&format!("user:{id}"))).collect();
     assert_eq!(old, vec![bulk("old"); 20]);

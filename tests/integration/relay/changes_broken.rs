@@ -1,11 +1,11 @@
-//! What the reading of changes rests on, broken on its way to a server: each time something old stays for good. So the histories that find
-//! nothing old would find it.
+//! What the reading of changes rests on, broken on its way to a server: each time something old stays for good, or two relays write at a time. So the
+//! histories that find nothing of the kind would find it.
 
 use std::thread;
 
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 
-use super::changes::{STATE, Shop, bulk, figure};
+use super::changes::{CLAIM, STATE, Shop, bulk, figure};
 use super::{LONG, Relay};
 use crate::read_through::Servers;
 use crate::support::resp::Value;
@@ -17,6 +17,8 @@ use crate::support::wait_for;
 const STREAM: &str = "larder:events";
 /// Whether the cache still has what was written last is not looked at.
 const POSITION: &[Change] = &[Change { from: "state[2] ~= ARGV[2]", to: "false" }];
+/// Who writes need not have the latest claim.
+const FENCE: &[Change] = &[Change { from: "if (state[1] or '0') ~= ARGV[1] then return {'fenced'} end", to: "" }];
 /// Every transaction counts as seen by everybody.
 const VISIBILITY: &[Change] = &[Change { from: "SELECT txid_current_snapshot()::text", to: "SELECT '9000000:9000000:'" }];
 
@@ -139,4 +141,45 @@ fn an_event_that_is_written_before_its_change_can_be_seen_would_be_missed() {
     see_a_later_change(&shop);
     assert_eq!(shop.cached("user:1"), bulk("old"), "and nobody says any more that it is old");
     assert!(sabotage.is_some_and(|sabotage| sabotage.made() > 0));
+}
+
+/// Another relay claims the feed, as the cache has it, just before a row changes, five times over: how many events the relay that had it before
+/// writes meanwhile.
+fn write_overtaken(changes: &'static [Change]) -> i64 {
+    // KEYS: claim, state, stream.
+    const OVERTAKE: &str = "\
+redis.call('SET', KEYS[1], 'another', 'PX', 1500)
+redis.call('HINCRBY', KEYS[2], 'fence', 1)
+return redis.call('XLEN', KEYS[3])";
+    const LOOK: &str = "\
+if redis.call('GET', KEYS[1]) ~= 'another' then return -1 end
+return redis.call('XLEN', KEYS[3])";
+    let shop = Shop::new(Servers::Sentinel(SentinelCluster::start_sabotaged(Engine::Valkey9, 0, changes)), 1);
+    let relay = settled(&shop);
+    let run = |script: &str| shop.kept(&["EVAL", script, "3", CLAIM, STATE, STREAM]).int();
+    let mut written = 0;
+    for round in 0..5 {
+        wait_for("the relay reads", LONG, || figure(&relay, "reading") == 1);
+        let before = run(OVERTAKE);
+        shop.change(&[&format!("UPDATE users SET name = 'round {round}' WHERE id = 1")]);
+        let mut last = before;
+        wait_for("the other's claim ends", LONG, || {
+            let length = run(LOOK);
+            last = last.max(length);
+            length < 0
+        });
+        written += last - before;
+        shop.wait_to_see("user:1", Some(&format!("round {round}")));
+    }
+    written
+}
+
+#[test]
+fn what_a_relay_writes_that_was_overtaken_is_refused() {
+    assert_eq!(write_overtaken(&[]), 0);
+}
+
+#[test]
+fn what_a_relay_writes_that_was_overtaken_would_be_taken_without_the_fence() {
+    assert!(write_overtaken(FENCE) > 0);
 }

@@ -46,7 +46,13 @@ impl Postgres {
 
     /// A server of one's own that tells of its changes.
     pub fn start_logical() -> Self {
-        Self::start_in(TempDir::new().expect("a temporary directory"), &["wal_level=logical".to_owned()])
+        Self::start_logical_with(&[])
+    }
+
+    /// [`Postgres::start_logical`], with more settings, such as `max_slot_wal_keep_size=1MB`.
+    pub fn start_logical_with(settings: &[&str]) -> Self {
+        let all: Vec<String> = ["wal_level=logical"].iter().chain(settings).map(|setting| (*setting).to_owned()).collect();
+        Self::start_in(TempDir::new().expect("a temporary directory"), &all)
     }
 
     /// A server that writes to disk before it confirms, and logs no statement, as a database that is measured must.

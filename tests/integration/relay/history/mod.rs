@@ -174,13 +174,13 @@ impl Stage {
 }
 
 /// A primary of a Cluster with one replica each, and that replica.
-fn a_shard(servers: &RedisCluster, random: &mut fastrand::Rng) -> (usize, usize) {
+pub fn a_shard(servers: &RedisCluster, random: &mut fastrand::Rng) -> (usize, usize) {
     let (shard, shards) = (random.usize(..servers.shards()), servers.shards());
     if is_primary(&servers.servers[shard]) { (shard, shard + shards) } else { (shard + shards, shard) }
 }
 
 /// The primary dies, and follows its replica when it comes back.
-fn fail_over(servers: &mut RedisCluster, primary: usize, replica: usize) {
+pub fn fail_over(servers: &mut RedisCluster, primary: usize, replica: usize) {
     servers.servers[primary].kill();
     wait_for("another primary", LONG, || is_primary(&servers.servers[replica]));
     servers.servers[primary].restart();
@@ -332,12 +332,12 @@ fn servers(seed: u64) -> Servers {
     }
 }
 
-fn from_environment(name: &str, default: u64) -> u64 {
+pub fn from_environment(name: &str, default: u64) -> u64 {
     std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
 }
 
 /// Plays these seeds, several at the same time, since most of each history is waiting. Another test that does waits for its turn.
-fn play_all<T: Send>(seeds: Range<u64>, play: impl Fn(u64) -> T + Sync) -> Vec<T> {
+pub fn play_all<T: Send>(seeds: Range<u64>, play: impl Fn(u64) -> T + Sync) -> Vec<T> {
     static TURN: Mutex<()> = Mutex::new(());
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let (next, all) = (AtomicU64::new(seeds.start), Mutex::new(Vec::new()));
