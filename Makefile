@@ -33,12 +33,16 @@ test: $(SETUP) ## Every test, two to a processor, since most wait. TEST_ARGS is 
 	ulimit -Sn 16384 2>/dev/null; \
 	RUST_TEST_THREADS=$${RUST_TEST_THREADS:-$$((2 * $$(nproc)))} $(CARGO) test --profile $(PROFILE) $(TEST_ARGS)
 
-soak: $(SETUP) ## Many histories of cache-aside and of write-behind under faults. SOAK_SEEDS says how many
+soak: $(SETUP) ## Many histories of cache-aside, write-behind, database changes and versions under faults. SOAK_SEEDS says how many
 	LARDER_SOAK_SEEDS=$(SOAK_SEEDS) LARDER_SOAK_REPORT=$(CURDIR)/docs/soak/cache-aside.md \
 	$(CARGO) test --profile $(PROFILE) --test integration cache_aside::history::soak -- --ignored --nocapture
 	LARDER_SOAK_SEEDS=$(SOAK_SEEDS) LARDER_SOAK_BEHIND_REPORT=$(CURDIR)/docs/soak/write-behind.md \
 	LARDER_SOAK_POINTS_REPORT=$(CURDIR)/docs/soak/write-behind-points.md \
 	$(CARGO) test --profile $(PROFILE) --test integration relay::history:: -- --ignored --nocapture --test-threads 1
+	LARDER_SOAK_SEEDS=$(SOAK_SEEDS) LARDER_SOAK_CHANGES_REPORT=$(CURDIR)/docs/soak/database-changes.md \
+	$(CARGO) test --profile $(PROFILE) --test integration relay::changes_history::soak -- --ignored --nocapture
+	LARDER_SOAK_SEEDS=$(SOAK_SEEDS) LARDER_SOAK_VERSIONS_REPORT=$(CURDIR)/docs/soak/versions.md \
+	$(CARGO) test --profile $(PROFILE) --test integration versions_history::soak -- --ignored --nocapture
 
 demo: ## The main job in a minute. DEMO_ARGS is passed on, e.g. DEMO_ARGS='--seconds 20'
 	@test -f $(SETUP) || scripts/setup --demo

@@ -1,5 +1,5 @@
 //! Histories of clients that load what they miss, some of whom give it tags, and of others that change the data and invalidate it by key, tag and
-//! rule, while sidecars are killed, versions are lost and the primary dies.
+//! rule, while sidecars are killed, versions are lost and a primary dies.
 //!
 //! Nobody reads what is older than an invalidation that was acknowledged, or seen to be carried out, before the read began; of single keys of a
 //! versioned rule, a second before.
@@ -16,8 +16,9 @@ use tempfile::TempDir;
 
 use crate::cache_aside::rule;
 use crate::read_through::{Servers, policy};
+use crate::relay::history::{from_environment, play_all};
 use crate::support::resp::{Client, Value};
-use crate::support::server::{Engine, SentinelCluster};
+use crate::support::server::{Engine, RedisCluster, SentinelCluster};
 use crate::support::sidecar::{Sidecar, connect_to_any};
 use crate::support::wait_for;
 
@@ -30,16 +31,34 @@ const KEYS: usize = GROUPS * IDS;
 const LEASE: Duration = Duration::from_millis(1_100);
 
 /// How a history goes.
-#[derive(Clone, Copy)]
+#[derive(Debug, Clone, Copy)]
 struct Plan {
     seed: u64,
     /// Whether the rule is versioned.
     versioned: bool,
     /// Whether each key has a version of its own as well, and values are given their tags as they are stored.
     given: bool,
-    /// Whether the primary is killed, and its replica takes over: then single keys are invalidated by what waits for replicas alone.
+    /// Whether a primary is killed, and its replica takes over: then single keys are invalidated by what waits for replicas alone.
     failover: bool,
+    /// Whether there are three shards, or one primary under Sentinel.
+    cluster: bool,
     lasts: Duration,
+}
+
+impl Plan {
+    fn new(seed: u64, versioned: bool, given: bool, failover: bool) -> Self {
+        Self { seed, versioned, given, failover, cluster: false, lasts: Duration::from_secs(15) }
+    }
+
+    /// Each kind of history by turns, first under Sentinel and then in a Cluster.
+    fn of(seed: u64) -> Self {
+        let (versioned, given) = match seed % 3 {
+            0 => (true, false),
+            1 => (false, false),
+            _ => (true, true),
+        };
+        Self { cluster: (seed / 6) % 2 == 1, ..Self::new(seed, versioned, given, (seed / 3) % 2 == 1) }
+    }
 }
 
 struct World {
@@ -221,7 +240,7 @@ impl World {
 }
 
 struct Scene {
-    cluster: SentinelCluster,
+    servers: Servers,
     snapshot: Json,
     directory: TempDir,
     sidecars: Vec<Sidecar>,
@@ -230,7 +249,11 @@ struct Scene {
 
 impl Scene {
     fn open(plan: Plan) -> Self {
-        let cluster = SentinelCluster::start(Engine::Valkey9, usize::from(plan.failover));
+        let replicas = usize::from(plan.failover);
+        let servers = match plan.cluster {
+            false => Servers::Sentinel(SentinelCluster::start(Engine::Valkey9, replicas)),
+            true => Servers::Cluster(RedisCluster::start(Engine::Valkey9, 3, replicas)),
+        };
         let mut page = rule("page", json!({"lease": "2s", "wait": "1s", "atWaitEnd": "miss"}), json!({}));
         page["keys"] = json!("page:{group}:{id}");
         if plan.given {
@@ -238,10 +261,8 @@ impl Scene {
         } else {
             (page["tags"], page["versioned"]) = (json!(["group:{group}"]), json!(plan.versioned));
         }
-        let servers = Servers::Sentinel(cluster);
         let snapshot = policy(servers.topology(), 1, &[], &[page]);
-        let Servers::Sentinel(cluster) = servers else { unreachable!("just made") };
-        Self { cluster, snapshot, directory: TempDir::new().unwrap(), sidecars: Vec::new(), started: 0 }
+        Self { servers, snapshot, directory: TempDir::new().unwrap(), sidecars: Vec::new(), started: 0 }
     }
 
     fn start_sidecar(&mut self, world: &World) {
@@ -262,12 +283,29 @@ impl Scene {
 
     /// A version is evicted.
     fn lose_version(&self, random: &mut fastrand::Rng) {
-        let mut server = self.cluster.primary().client();
+        let servers = match &self.servers {
+            Servers::Sentinel(servers) => std::slice::from_ref(servers.primary()),
+            Servers::Cluster(servers) => &servers.servers[..servers.shards()],
+        };
+        let mut server = servers[random.usize(..servers.len())].client();
         let names = server.line("KEYS larder:v:*").items();
         if !names.is_empty() {
             let lost = server.call(&["DEL", &names[random.usize(..names.len())].text()]);
             assert!(!lost.is_error(), "{lost:?}");
         }
+    }
+
+    /// A primary dies, and its replica takes its place.
+    fn lose_primary(&mut self, world: &World, random: &mut fastrand::Rng) {
+        match &mut self.servers {
+            Servers::Sentinel(servers) => servers.servers[0].kill(),
+            Servers::Cluster(servers) => servers.servers[random.usize(..3)].kill(),
+        }
+        let mut client = world.connect(random);
+        wait_for("the failover", LIMIT, || {
+            // Some of these are in each shard.
+            (0..20).all(|at| client.try_call(&["SET", &format!("free:{at}"), "v"]).is_ok_and(|reply| !reply.is_error()))
+        });
     }
 }
 
@@ -292,11 +330,7 @@ fn play(plan: Plan) -> (Option<String>, u64, usize) {
                 0 if plan.versioned && !plan.failover => scene.lose_version(&mut random),
                 1 if kills == 1 => {
                     kills = 0;
-                    scene.cluster.servers[0].kill();
-                    let mut client = world.connect(&mut random);
-                    wait_for("the failover", LIMIT, || {
-                        client.try_call(&["SET", "free:1", "v"]).is_ok_and(|reply| !reply.is_error())
-                    });
+                    scene.lose_primary(world, &mut random);
                 }
                 _ => {
                     let at = random.usize(..scene.sidecars.len());
@@ -311,34 +345,79 @@ fn play(plan: Plan) -> (Option<String>, u64, usize) {
 }
 
 #[track_caller]
-fn check(versioned: bool, given: bool, failover: bool) {
-    let plan = Plan { seed: fastrand::u64(..1_000_000), versioned, given, failover, lasts: Duration::from_secs(15) };
+fn check(plan: Plan) {
     let (broken, carried_out, reads) = play(plan);
-    assert_eq!(broken, None, "seed {}", plan.seed);
+    assert_eq!(broken, None, "{plan:?}");
     assert!(carried_out > 2 && reads > 1_000, "{carried_out} were carried out, and {reads} reads found something");
+}
+
+fn any_seed() -> u64 {
+    fastrand::u64(..1_000_000)
 }
 
 #[test]
 fn nothing_is_read_that_is_older_than_what_was_invalidated_by_versions() {
-    check(true, false, false);
+    check(Plan::new(any_seed(), true, false, false));
 }
 
 #[test]
-fn nothing_is_read_that_is_older_than_what_was_invalidated_by_versions_before_a_failover() {
-    check(true, false, true);
+fn nothing_is_read_that_is_older_than_what_was_invalidated_by_versions_before_a_failover_in_a_cluster() {
+    check(Plan { cluster: true, ..Plan::new(any_seed(), true, false, true) });
 }
 
 #[test]
 fn nothing_is_read_that_is_older_than_what_was_invalidated_by_walks() {
-    check(false, false, false);
+    check(Plan::new(any_seed(), false, false, false));
+}
+
+#[test]
+fn nothing_is_read_that_is_older_than_what_was_invalidated_by_walks_before_a_failover() {
+    check(Plan::new(any_seed(), false, false, true));
 }
 
 #[test]
 fn nothing_is_read_that_is_older_than_what_was_invalidated_by_tags_that_values_were_given() {
-    check(true, true, false);
+    check(Plan::new(any_seed(), true, true, false));
 }
 
 #[test]
 fn nothing_is_read_that_is_older_than_what_was_invalidated_by_such_tags_before_a_failover() {
-    check(true, true, true);
+    check(Plan::new(any_seed(), true, true, true));
+}
+
+/// `LARDER_SOAK_SEED=1000` begins with another.
+#[test]
+#[ignore = "`make soak` runs it"]
+fn soak() {
+    let (first, seeds) = (from_environment("LARDER_SOAK_SEED", 1_000), from_environment("LARDER_SOAK_SEEDS", 200));
+    let began = Instant::now();
+    let played = play_all(first..first + seeds, |seed| (seed, play(Plan::of(seed))));
+    let wrong: Vec<String> =
+        played.iter().filter_map(|(seed, (broken, ..))| Some(format!("{:?}: {}", Plan::of(*seed), broken.as_ref()?))).collect();
+    if let Ok(file) = std::env::var("LARDER_SOAK_VERSIONS_REPORT") {
+        let carried_out = played.iter().map(|(_, (_, carried_out, _))| *carried_out).sum();
+        let reads = played.iter().map(|(_, (.., reads))| *reads).sum();
+        let text = report(seeds, began.elapsed(), carried_out, reads, &wrong);
+        std::fs::write(&file, text).unwrap_or_else(|error| panic!("{file}: {error}"));
+    }
+    assert_eq!(wrong, [""; 0]);
+}
+
+fn report(seeds: u64, took: Duration, carried_out: u64, reads: usize, wrong: &[String]) -> String {
+    let failovers = (1_000..1_000 + seeds).filter(|seed| Plan::of(*seed).failover).count();
+    let mut text = format!(
+        "# Soak: versions, tags and walks under faults\n\n`make soak` writes this. {seeds} histories against real servers and sidecars (by sixes under \
+         Sentinel and in Cluster), {} s.\nWhat happens in each: `tests/integration/versions_history.rs`.\n\n| | |\n|---|---|\n",
+        took.as_secs()
+    );
+    for (what, count) in [
+        ("histories in which a primary was killed", failovers.to_string()),
+        ("rules and tags that were invalidated, and told of as carried out", carried_out.to_string()),
+        ("reads that found something", reads.to_string()),
+        ("**histories in which a read was older than what was invalidated before**", wrong.len().to_string()),
+    ] {
+        text.extend(["| ", what, " | ", &count, " |\n"]);
+    }
+    wrong.iter().for_each(|wrong| text.extend(["\n- ", wrong, "\n"]));
+    text
 }

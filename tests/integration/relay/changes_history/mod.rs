@@ -6,6 +6,7 @@ mod broken;
 mod checker;
 mod clients;
 mod marks;
+mod soak;
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
