@@ -13,7 +13,7 @@ use super::cache_policy::{
 use super::path::{FieldPath, at};
 use super::problem::{ObjectRef, Problem, Problems};
 use super::{CacheCluster, CachePolicy, SecretKeyRef, SensitiveSource};
-use crate::policy::changes::{Feed, Follow};
+use crate::policy::changes::{self, Feed, Follow};
 use crate::policy::snapshot::{self, Allow, Auth, Cluster, Origin, OriginKind, Sensitive, Snapshot, Tls, Topology};
 use crate::policy::{
     AtWaitEnd, Beta, CacheAside, JournalName, KeyPattern, Lifetime, Load, Mode, Percent, Query, ReadThrough, Rule, Span,
@@ -108,7 +108,7 @@ pub fn compile_about(
     let Reach { topology, tls, auth, sentinel_auth, patience } = reach;
     let snapshot = Snapshot {
         version: snapshot::VERSION,
-        requires: snapshot::required_form(&merged.origins, &merged.rules).max(if merged.feeds.is_empty() { 1 } else { 6 }),
+        requires: snapshot::required_form(&merged.origins, &merged.rules).max(changes::required_form(&merged.feeds)),
         generation,
         cluster: Cluster {
             name,
@@ -264,6 +264,7 @@ impl Merged {
     fn add_rules(&mut self, cluster: &ObjectRef, source: &mut Source<'_>, origin_names: &[String]) {
         // By the place of their origin.
         let mut follows: BTreeMap<usize, Vec<Follow>> = BTreeMap::new();
+        let earlier = self.rules.len();
         for (index, spec) in source.policy.spec.rules.iter().enumerate() {
             let place = at!("spec", "rules", index);
             let name = unique(&mut self.rule_names, &source.object.name, &spec.name);
@@ -287,7 +288,8 @@ impl Merged {
                 behind::check_keeping(source, spec, &place, keeping);
             }
             if let Ok(keys) = &keys {
-                for (origin, follow) in feeds::follows(source, spec, &place, (&name, keys)) {
+                let follower = feeds::Follower { rule: &name, keys, tags: &tags, versioned };
+                for (origin, follow) in feeds::follows(source, spec, &place, &follower) {
                     follows.entry(origin).or_default().push(follow);
                 }
             }
@@ -295,6 +297,7 @@ impl Merged {
                 self.rules.push(Rule { name, keys, mode: source.mode, strategy, tags, versioned });
             }
         }
+        feeds::spread(&mut follows, &self.rules[earlier..]);
         // What only observes changes nothing in the cache.
         for (at, follows) in follows.into_iter().filter(|_| source.mode == Mode::Enforce) {
             let (spec, name) = (&source.policy.spec.origins[at], &origin_names[at]);

@@ -1,4 +1,4 @@
-//! Which rows of which tables a rule's keys are made from: when these change, the keys go.
+//! Which rows of which tables a rule's keys, or tags of theirs, are made from: when these change, the keys go.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -7,6 +7,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use super::pattern::KeyPattern;
+use super::tags::MAX_TAG_BYTES;
 use super::units::ByteSize;
 
 /// The longest name of a schema, a table, a column, a slot or a publication in bytes, as Postgres has it.
@@ -68,6 +69,16 @@ impl Feed {
     }
 }
 
+/// The oldest form of snapshots whose readers understand these feeds.
+pub fn required_form(feeds: &[Feed]) -> u32 {
+    let names_tags = |feed: &Feed| feed.follows.iter().any(|follow| matches!(follow.touches, Touches::Tag { .. }));
+    match feeds {
+        [] => 1,
+        feeds if feeds.iter().any(names_tags) => 9,
+        _ => 6,
+    }
+}
+
 /// Which keys of a rule a changed row is about.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", rename_all_fields = "camelCase", deny_unknown_fields)]
@@ -78,17 +89,43 @@ pub enum Touches {
         #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
         columns: BTreeMap<String, String>,
     },
+    /// Those that have the tag which this template gives with the row's columns for its parts: with those of the row as it was, and as it is.
+    Tag {
+        /// The template. Its parts are columns, and not parts of the rule's keys.
+        tag: KeyPattern,
+        /// As for a key.
+        #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+        columns: BTreeMap<String, String>,
+    },
     /// All of them.
     All {},
 }
 
-impl Follow {
-    /// The columns for the parts of `keys`, in their order. None where a change touches all keys.
-    pub fn columns<'a>(&'a self, keys: &'a KeyPattern) -> Vec<&'a str> {
-        match &self.touches {
-            Touches::All {} => Vec::new(),
-            Touches::Key { columns } => keys.parts().map(|part| columns.get(part).map_or(part, String::as_str)).collect(),
+impl Touches {
+    /// The tag's template, where a change is about a tag.
+    pub fn tag(&self) -> Option<&KeyPattern> {
+        match self {
+            Self::Tag { tag, .. } => Some(tag),
+            Self::Key { .. } | Self::All {} => None,
         }
+    }
+}
+
+impl Follow {
+    /// What is made from a row: a key of these, or a tag. None where a change touches all keys.
+    pub fn template<'a>(&'a self, keys: &'a KeyPattern) -> Option<&'a KeyPattern> {
+        match &self.touches {
+            Touches::All {} => None,
+            Touches::Key { .. } => Some(keys),
+            Touches::Tag { tag, .. } => Some(tag),
+        }
+    }
+
+    /// The columns for the parts of its template, in their order.
+    pub fn columns<'a>(&'a self, keys: &'a KeyPattern) -> Vec<&'a str> {
+        let (Touches::Key { columns } | Touches::Tag { columns, .. }) = &self.touches else { return Vec::new() };
+        let parts = self.template(keys).into_iter().flat_map(KeyPattern::parts);
+        parts.map(|part| columns.get(part).map_or(part, String::as_str)).collect()
     }
 
     /// What is wrong with it for a rule of these keys. The text names the remedy.
@@ -96,14 +133,26 @@ impl Follow {
     /// # Errors
     /// The first thing.
     pub fn check(&self, keys: &KeyPattern) -> Result<(), String> {
-        let Touches::Key { columns } = &self.touches else { return Ok(()) };
-        if keys.parts().next().is_none() {
-            return Err(format!("the keys `{keys}` have no part that a row of `{}` could say: write all: true", self.table));
-        }
+        let (what, template, columns) = match &self.touches {
+            Touches::All {} => return Ok(()),
+            Touches::Key { .. } if keys.parts().next().is_none() => {
+                return Err(format!("the keys `{keys}` have no part that a row of `{}` could say: write all: true", self.table));
+            }
+            Touches::Key { columns } => ("keys", keys, columns),
+            Touches::Tag { tag, .. } if tag.as_str().len() > MAX_TAG_BYTES => {
+                return Err(format!("a tag has at most {MAX_TAG_BYTES} bytes: write a shorter one"));
+            }
+            Touches::Tag { tag, columns } => ("tag", tag, columns),
+        };
         for (part, column) in columns {
-            if !keys.parts().any(|known| known == part) {
-                let known = keys.parts().collect::<Vec<_>>().join(", ");
-                return Err(format!("the keys `{keys}` have no part `{part}`: columns names a column for each of {known}"));
+            if !template.parts().any(|known| known == part) {
+                let known = template.parts().collect::<Vec<_>>().join(", ");
+                return Err(match known.as_str() {
+                    "" => format!("the {what} `{template}` has no part `{part}`: remove columns"),
+                    known => {
+                        format!("no part `{part}` is in the {what} `{template}`: columns names a column for each of {known}")
+                    }
+                });
             }
             if column.is_empty() || column.len() > MOST_NAME_BYTES {
                 return Err(format!(
@@ -214,7 +263,7 @@ mod tests {
         assert_eq!(key(&[("user", "user_id")]).columns(&keys), ["user_id", "id"]);
         assert_eq!(key(&[("user", "user_id")]).check(&keys), Ok(()));
         for (changes, keys, word) in [
-            (key(&[("person", "user_id")]), "order:{user}:{id}", "no part `person`"),
+            (key(&[("person", "user_id")]), "order:{user}:{id}", "no part `person` is in the keys"),
             (key(&[("user", "")]), "order:{user}:{id}", "no name that Postgres takes"),
             (key(&[]), "settings", "all: true"),
         ] {
@@ -223,6 +272,41 @@ mod tests {
         }
         let all = Follow { touches: Touches::All {}, ..key(&[]) };
         assert!(all.check(&"settings".parse().expect("a pattern")).is_ok() && all.columns(&keys).is_empty());
+    }
+
+    #[test]
+    fn a_tag_is_made_from_columns_and_not_from_parts_of_the_keys() {
+        let keys: KeyPattern = "page:{number}".parse().expect("a pattern");
+        let tag = |text: &str, columns: &[(&str, &str)]| {
+            let columns = columns.iter().map(|(part, column)| ((*part).to_owned(), (*column).to_owned())).collect();
+            Follow { touches: Touches::Tag { tag: text.parse().expect("a pattern"), columns }, ..key(&[]) }
+        };
+        assert_eq!(tag("author:{id}:{lang}", &[("id", "author_id")]).columns(&keys), ["author_id", "lang"]);
+        for (follow, word) in [
+            (tag("author:{id}", &[("id", "author_id")]), None),
+            (tag("prices", &[]), None),
+            (tag("author:{id}", &[("number", "id")]), Some("no part `number` is in the tag `author:{id}`")),
+            (tag("prices", &[("id", "id")]), Some("remove columns")),
+            (tag("author:{id}", &[("id", "")]), Some("no name that Postgres takes")),
+        ] {
+            let checked = follow.check(&keys);
+            assert_eq!(checked.is_err(), word.is_some(), "{checked:?}");
+            assert!(word.is_none_or(|word| checked.is_err_and(|why| why.contains(word))), "{word:?}");
+        }
+        let follow = tag("author:{id}", &[]);
+        let json = r#"{"rule":"order","table":"users","touches":{"tag":{"tag":"author:{id}"}}}"#;
+        assert_eq!(serde_json::to_string(&follow).expect("JSON"), json);
+        let feed = |follows: Vec<Follow>| Feed {
+            origin: "db".to_owned(),
+            slot: "a".to_owned(),
+            publication: "a".to_owned(),
+            given: false,
+            max_lag: ByteSize::from_bytes(1),
+            policy: None,
+            follows,
+        };
+        let forms = [required_form(&[]), required_form(&[feed(vec![key(&[])])]), required_form(&[feed(vec![key(&[]), follow])])];
+        assert_eq!(forms, [1, 6, 9]);
     }
 
     #[test]

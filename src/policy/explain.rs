@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::changes::{Follow, Touches};
 use super::pattern::KeyPattern;
 use super::rule::{
     AtWaitEnd, Journal, Lifetime, Mode, Query, ReadThrough, ReplyForm, Rule, Stampede, Store, Strategy, Unmatched,
@@ -38,6 +39,9 @@ pub struct KeyFacts {
     /// The key's tags.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tags: Vec<String>,
+    /// The tables that its rule follows, each with what a changed row of it is about.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub follows: Vec<String>,
     /// The rule's strategy, or what becomes of keys that no rule covers, as it is written in a CachePolicy.
     pub strategy: String,
     /// Whether the rule takes effect.
@@ -124,6 +128,7 @@ fn bare(key: &[u8], strategy: &str, why: String) -> KeyFacts {
         pattern: None,
         parts: BTreeMap::new(),
         tags: Vec::new(),
+        follows: Vec::new(),
         strategy: strategy.to_owned(),
         mode: Mode::Enforce,
         ttl: None,
@@ -156,6 +161,7 @@ fn covered(snapshot: &Snapshot, at: usize, rule: &Rule, key: &[u8]) -> KeyFacts 
         pattern: Some(rule.keys.clone()),
         parts: parts.unwrap_or_default(),
         tags: tags::of(rule, key).iter().map(|tag| shown(tag)).collect(),
+        follows: follows(snapshot, rule),
         mode: rule.mode,
         ttl: rule.lifetime().copied(),
         ..bare(key, rule.strategy.name(), why)
@@ -176,6 +182,23 @@ fn covered(snapshot: &Snapshot, at: usize, rule: &Rule, key: &[u8]) -> KeyFacts 
             ..with_load(facts, snapshot, &write_behind.read)
         },
     }
+}
+
+/// What changed rows of the tables that a rule follows are about.
+fn follows(snapshot: &Snapshot, rule: &Rule) -> Vec<String> {
+    let follows = snapshot.feeds.iter().flat_map(|feed| feed.follows.iter().map(move |follow| (&feed.origin, follow)));
+    let said = |(origin, follow): (&String, &Follow)| {
+        let Follow { table, touches, .. } = follow;
+        let columns = || format!("its columns {}", follow.columns(&rule.keys).join(", "));
+        let about = match touches {
+            Touches::All {} => "all keys of the rule".to_owned(),
+            Touches::Key { .. } => format!("the key by {}", columns()),
+            Touches::Tag { tag, .. } if tag.parts().next().is_none() => format!("the tag {tag}"),
+            Touches::Tag { tag, .. } => format!("the tag {tag} by {}", columns()),
+        };
+        format!("{table} of {origin}: {about}")
+    };
+    follows.filter(|(_, follow)| follow.rule == rule.name).map(said).collect()
 }
 
 fn with_stampede(facts: KeyFacts, stampede: Option<&Stampede>) -> KeyFacts {
@@ -259,6 +282,31 @@ mod tests {
         let other = facts("other");
         assert_eq!((&other.rule, other.strategy.as_str(), other.pattern), (&None, "Ttl", None));
         assert_eq!(other.ttl.map(|ttl| ttl.default), span("5m"));
+    }
+
+    #[test]
+    fn what_a_changed_row_is_about_is_said() {
+        let follow = |table: &str, touches: &str| format!(r#"{{"rule":"user","table":"{table}","touches":{touches}}}"#);
+        let follows = [
+            follow("users", r#"{"key":{}}"#),
+            follow("shop.addresses", r#"{"tag":{"tag":"city:{id}","columns":{"id":"city_id"}}}"#),
+            follow("prices", r#"{"tag":{"tag":"prices"}}"#),
+            follow("rates", r#"{"all":{}}"#),
+        ];
+        let feed = format!(r#"{{"origin":"db","slot":"a","publication":"a","maxLag":"1Gi","follows":[{}]}}"#, follows.join(","));
+        let json = SNAPSHOT.replacen(r#""rules""#, &format!(r#""feeds":[{feed}],"rules""#), 1);
+        let json = json.replacen(r#""strategy""#, r#""tags":["city:{id}","prices"],"strategy""#, 1);
+        let snapshot = Snapshot::parse(json.as_bytes()).expect("a snapshot");
+        let told = [
+            "users of db: the key by its columns id",
+            "shop.addresses of db: the tag city:{id} by its columns city_id",
+            "prices of db: the tag prices",
+            "rates of db: all keys of the rule",
+        ];
+        assert_eq!(
+            (explain(&snapshot, Some(0), b"user:42").follows, explain(&snapshot, Some(2), b"queue:1").follows),
+            (told.map(str::to_owned).to_vec(), vec![])
+        );
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::changes::Feed;
+use super::changes::{self, Feed, Touches};
 use super::journal_name::JournalName;
 use super::pattern::KeyPattern;
 use super::rule::{
@@ -28,7 +28,8 @@ use super::units::{ByteSize, Span};
 /// 6: rules may have tags, be versioned, and follow changes of tables, and journals overflow to their origin.
 /// 7: rules may have a version for each of their keys.
 /// 8: values may be hashes, numbers be raised at their origin, and origins have a `loadQueue`.
-pub const VERSION: u32 = 8;
+/// 9: changes of tables may be about a tag.
+pub const VERSION: u32 = 9;
 /// The largest snapshot in bytes, which also fits a ConfigMap.
 pub const MAX_BYTES: usize = 900 * 1024;
 /// The fewest writes that a journal may be bounded to: a command may bring 256 of them.
@@ -381,6 +382,11 @@ impl Snapshot {
         if self.rules.iter().any(is_unknown) {
             return self;
         }
+        if form < 9 {
+            // Sidecars are told by events which keys a change is about. A relay that knows no tags has all of the rule's go.
+            let follows = self.feeds.iter_mut().flat_map(|feed| &mut feed.follows);
+            follows.filter(|follow| follow.touches.tag().is_some()).for_each(|follow| follow.touches = Touches::All {});
+        }
         if form < 8 {
             // Sidecars that know no queues have a connection each.
             self.origins.iter_mut().for_each(|origin| origin.load_queue = None);
@@ -412,7 +418,7 @@ impl Snapshot {
             self.rules.iter_mut().for_each(in_first_form);
         }
         self.version = self.version.min(form);
-        self.requires = required_form(&self.origins, &self.rules);
+        self.requires = self.required();
         self
     }
 
@@ -485,7 +491,11 @@ impl Snapshot {
         feed.follows.iter().try_for_each(|follow| {
             let rule = self.rules.iter().find(|rule| rule.name == follow.rule);
             let rule = rule.ok_or_else(|| format!("there is no rule `{}` that could follow `{}`", follow.rule, follow.table))?;
-            follow.check(&rule.keys).map_err(|why| format!("rule `{}`: {why}", follow.rule))
+            let checked = follow.check(&rule.keys).and_then(|()| match follow.touches.tag() {
+                Some(tag) if !tags::may_have(&rule.tags, rule.versioned, tag) => Err(format!("no key of it has a tag `{tag}`")),
+                Some(_) | None => Ok(()),
+            });
+            checked.map_err(|why| format!("rule `{}`: {why}", follow.rule))
         })
     }
 
@@ -558,8 +568,13 @@ impl Snapshot {
                 origin.load_queue = None;
             }
         }
-        self.requires = required_form(&self.origins, &self.rules).max(if self.feeds.is_empty() { 1 } else { 6 });
+        self.requires = self.required();
         self
+    }
+
+    /// The oldest form whose readers understand it.
+    fn required(&self) -> u32 {
+        required_form(&self.origins, &self.rules).max(changes::required_form(&self.feeds))
     }
 
     /// The slot by which the changes of an origin are followed, where they are.

@@ -8,7 +8,7 @@
 use std::ops::Range;
 
 use super::pattern::{Captures, KeyPattern, Segment};
-use super::rule::Rule;
+use super::rule::{Rule, Versioned};
 
 /// The most tags of one rule.
 pub const MAX_TAGS: usize = 8;
@@ -69,6 +69,11 @@ pub enum Meaning {
     Key(Vec<u8>),
     /// Keys that it does not name to the end.
     Several,
+}
+
+/// Whether a value under a rule may have a tag of this form: by one of the rule's templates, or since it may be given any.
+pub fn may_have(tags: &[KeyPattern], versioned: Versioned, tag: &KeyPattern) -> bool {
+    versioned == Versioned::Entity || tags.iter().any(|template| template.common_key(tag).is_some())
 }
 
 /// What a tag stands for among the keys of a rule, template by template.
@@ -162,6 +167,15 @@ mod tests {
         assert_eq!(meanings("user:7"), [Meaning::Several, Meaning::Key(b"cart:7:user".to_vec()), Meaning::Nothing]);
         assert_eq!(meanings("carts"), [Meaning::Nothing, Meaning::Nothing, Meaning::Several]);
         assert_eq!(meanings("user:7:8"), [Meaning::Nothing, Meaning::Nothing, Meaning::Nothing]);
+    }
+
+    #[test]
+    fn a_value_may_have_a_tag_by_a_template_or_be_given_any() {
+        let tag = |text: &str| text.parse().expect("a pattern");
+        let cart = rule("cart:{user}:{shop}", &["user:{user}"]).tags;
+        assert!(may_have(&cart, Versioned::Rule, &tag("user:{id}")) && may_have(&cart, Versioned::No, &tag("user:7")));
+        assert!(!may_have(&cart, Versioned::Rule, &tag("shop:{id}")) && !may_have(&[], Versioned::No, &tag("user:{id}")));
+        assert!(may_have(&[], Versioned::Entity, &tag("shop:{id}")));
     }
 
     #[test]

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tempfile::TempDir;
 
+use super::cache_aside::bulk;
 use super::support::dev::Dev;
 use super::support::postgres::Postgres;
 use super::support::resp::{Client, Value, encode};
@@ -175,9 +176,13 @@ fn a_database_tells_of_its_changes_itself() {
     assert_eq!(client.call(&["GET", "user:42"]).text(), "Ann");
     assert_eq!(client.call(&["GET", "user:43"]), Value::Nil);
     assert_eq!(client.call(&["GET", "orders:42"]).text(), "tea");
+    assert_eq!(client.call(&["MGET", "letter:42:Dear", "letter:42:Hi"]), Value::Array(["Dear Ann", "Hi Ann"].map(bulk).to_vec()));
     block(server.run(database, &["UPDATE users SET name = 'Anna' WHERE id = 42", "INSERT INTO users VALUES (43, 'Bob')"]));
     wait_for("the new row", limit, || client.call(&["GET", "user:42"]).text() == "Anna");
-    wait_for("the row that was missing", limit, || client.call(&["GET", "user:43"]) == Value::Bulk(b"Bob".to_vec()));
+    wait_for("the row that was missing", limit, || client.call(&["GET", "user:43"]) == bulk("Bob"));
+    for (key, letter) in [("letter:42:Dear", "Dear Anna"), ("letter:42:Hi", "Hi Anna")] {
+        wait_for("the letters to be new", limit, || client.call(&["GET", key]) == bulk(letter));
+    }
     block(server.run(database, &["UPDATE orders SET user_id = 43 WHERE id = 1"]));
     wait_for("the order to be another's", limit, || client.call(&["GET", "orders:43"]) == Value::Bulk(b"tea".to_vec()));
     wait_for("the order to be no more the first's", limit, || client.call(&["GET", "orders:42"]) == Value::Nil);

@@ -1,11 +1,10 @@
 //! The stream of a real Postgres' changes: what it tells, what it goes on with, and what is said of what it lacks.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use larder::origin::changes::pgoutput::{Lsn, Message};
-use larder::origin::changes::{Database, Feed, Place, Ready, Told};
-use larder::policy::changes::TableName;
+use larder::origin::changes::{Database, Feed, Needs, Place, Ready, Told};
 use tokio::time::timeout;
 
 use crate::support::origin::sql;
@@ -30,8 +29,19 @@ fn name_of(url: &str) -> &str {
     url.split('?').next().and_then(|url| url.rsplit('/').next()).expect("a name")
 }
 
-fn tables(names: &[&str]) -> BTreeSet<TableName> {
-    names.iter().map(|name| name.parse().expect("a name")).collect()
+/// Tables of which no column is needed.
+fn tables(names: &[&str]) -> Needs {
+    names.iter().map(|name| (name.parse().expect("a name"), Default::default())).collect()
+}
+
+/// Tables with the columns that are needed, as `TABLE COLUMN…`.
+fn needs(lines: &[&str]) -> Needs {
+    let need = |line: &&str| {
+        let mut words = line.split(' ');
+        let table = words.next().expect("a table").parse().expect("a name");
+        (table, words.map(str::to_owned).collect())
+    };
+    lines.iter().map(need).collect()
 }
 
 async fn open(url: &str, names: &[&str]) -> (Feed, Ready, Tables) {
@@ -179,6 +189,41 @@ async fn what_a_database_lacks_is_said() {
     let given = Place { given: true, publication: "theirs".to_owned(), ..place(&url) };
     let refused = database(&url).feed(&given, &tables(&["users"]), false).await.err().expect("no stream").to_string();
     assert!(refused.contains("CREATE PUBLICATION theirs"), "{refused}");
+}
+
+/// Of a row as it was Postgres tells the columns of the replica identity alone: which are missing is said before a row comes.
+#[tokio::test]
+async fn columns_whose_old_values_are_not_told_are_said_beforehand() {
+    let server = Postgres::start_logical();
+    let url = server
+        .database(&[
+            "CREATE TABLE orders (id int PRIMARY KEY, user_id int NOT NULL, what text)",
+            "CREATE TABLE indexed (id int PRIMARY KEY, user_id int NOT NULL)",
+            "CREATE UNIQUE INDEX by_user ON indexed (id, user_id)",
+            "ALTER TABLE indexed REPLICA IDENTITY USING INDEX by_user",
+            "CREATE TABLE whole (id int, user_id int)",
+            "ALTER TABLE whole REPLICA IDENTITY FULL",
+            "CREATE TABLE parted (id int PRIMARY KEY, user_id int) PARTITION BY RANGE (id)",
+            "CREATE TABLE parted_1 PARTITION OF parted FOR VALUES FROM (0) TO (100)",
+            "CREATE TABLE parted_2 PARTITION OF parted FOR VALUES FROM (100) TO (200)",
+            "ALTER TABLE parted_1 REPLICA IDENTITY FULL",
+        ])
+        .await;
+    let needs = needs(&["indexed id user_id", "orders id user_id", "parted id user_id", "whole id user_id gone"]);
+    let (mut feed, ready) = database(&url).feed(&place(&url), &needs, false).await.expect("a stream");
+    for (trouble, words) in ready.troubles.iter().zip([
+        ["the old value of `user_id`", "ALTER TABLE orders REPLICA IDENTITY FULL"],
+        ["the old value of `user_id`", "ALTER TABLE each of its partitions REPLICA IDENTITY FULL"],
+        ["the table `whole` has no column `gone`", "columns"],
+    ]) {
+        assert!(words.iter().all(|word| trouble.contains(word)), "{trouble}");
+    }
+    assert_eq!((ready.troubles.len(), ready.added.len()), (3, 4), "{ready:?}");
+    let mend = ["orders", "parted_2"].map(|table| format!("ALTER TABLE {table} REPLICA IDENTITY FULL"));
+    let statements: Vec<&str> = mend.iter().map(String::as_str).chain(["ALTER TABLE whole ADD COLUMN gone int"]).collect();
+    server.run(name_of(&url), &statements).await;
+    let mended = feed.look_after(&needs).await.expect("an answer");
+    assert!(mended.troubles.is_empty() && mended.added.is_empty(), "{mended:?}");
 }
 
 /// A commit that waits for a replica is in the log, and told of, before anybody sees it.

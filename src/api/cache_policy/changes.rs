@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use kube::KubeSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::api::text::{ColumnText, NameText, SlotText, StorageText, TableText};
+use crate::api::text::{ColumnText, NameText, SlotText, StorageText, TableText, TagText};
 use crate::policy::ByteSize;
 
 /// The most tables that a rule may follow.
@@ -16,6 +16,8 @@ pub const MAX_CHANGES: usize = 8;
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[x_kube(validation = Rule::new("!has(self.all) || !self.all || !has(self.columns)")
     .message("all: true is about every key of the rule, whatever its row says: remove columns, or all"))]
+#[x_kube(validation = Rule::new("!has(self.all) || !self.all || !has(self.tag)")
+    .message("all: true is about every key of the rule, whatever its tags are: remove tag, or all"))]
 pub struct ChangesSpec {
     /// The table as the catalogue has it: users, of the schema public, or shop.users. A partitioned table stands for its partitions.
     #[schemars(with = "TableText")]
@@ -24,8 +26,14 @@ pub struct ChangesSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<NameText>")]
     pub origin: Option<String>,
-    /// For parts of the keys, the columns that have their values. A part that is not named here has the column of its own name: under keys
-    /// user:{id} a row is about the key that its column id gives, as it was and as it is.
+    /// The tag that a row is about, instead of a key, in which {column} stands for that column of the row: with tag author:{id} the change of
+    /// the author 7 ends all values that have the tag author:7, of whatever rule. A row is about the tag of the row as it was, and about that
+    /// of the row as it is. Values of the rule must be able to have such a tag: by its tags, or under versioned: Entity.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<TagText>")]
+    pub tag: Option<String>,
+    /// For parts of the keys, or of the tag, the columns that have their values. A part that is not named here has the column of its own name:
+    /// under keys user:{id} a row is about the key that its column id gives, as it was and as it is.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(with = "BTreeMap<String, ColumnText>", extend("maxProperties" = 8))]
     pub columns: BTreeMap<String, String>,

@@ -1,29 +1,39 @@
 //! The databases whose changes rules follow.
 
+use std::collections::BTreeMap;
+
 use super::{Source, split_remedy};
 use crate::api::cache_policy::{ChangesSpec, OriginSpec, RuleSpec};
 use crate::api::path::FieldPath;
 use crate::api::problem::ObjectRef;
 use crate::policy::changes::{Feed, Follow, TableName, Touches};
-use crate::policy::{ByteSize, KeyPattern, digest};
+use crate::policy::{ByteSize, KeyPattern, Rule, Strategy, Versioned, digest, tags};
 
 /// How much of its log a database keeps while the cache takes no events.
 pub const DEFAULT_MAX_LAG: ByteSize = ByteSize::from_bytes(1024 * 1024 * 1024);
 /// The longest name of a slot.
 const MOST_NAME_BYTES: usize = 63;
 
+/// A rule that may follow tables, as the snapshot has it.
+pub(super) struct Follower<'a> {
+    pub rule: &'a str,
+    pub keys: &'a KeyPattern,
+    pub tags: &'a [KeyPattern],
+    pub versioned: Versioned,
+}
+
 /// The tables that a rule follows, each with the place of its origin among the policy's.
 pub(super) fn follows(
     source: &mut Source<'_>,
     spec: &RuleSpec,
     place: &FieldPath,
-    (rule, keys): (&str, &KeyPattern),
+    follower: &Follower<'_>,
 ) -> Vec<(usize, Follow)> {
     let changes: Vec<ChangesSpec> = spec.invalidate.iter().flat_map(|invalidate| invalidate.changes.clone()).collect();
     let mut follows = Vec::new();
     for (index, changes) in changes.iter().enumerate() {
         let place = place.key("invalidate").key("changes").index(index);
-        match follow(source, spec, changes, rule, keys) {
+        match follow(source, spec, changes, follower) {
             Ok(followed) => follows.push(followed),
             Err((field, text)) => {
                 let (what, remedy) = split_remedy(&text);
@@ -39,8 +49,7 @@ fn follow(
     source: &Source<'_>,
     spec: &RuleSpec,
     changes: &ChangesSpec,
-    rule: &str,
-    keys: &KeyPattern,
+    follower: &Follower<'_>,
 ) -> Result<(usize, Follow), (&'static str, String)> {
     let origins = &source.policy.spec.origins;
     let named = changes.origin.as_ref().or_else(|| spec.origin.as_ref().map(|origin| &origin.name));
@@ -58,13 +67,50 @@ fn follow(
         return Err(("origin", why));
     }
     let table: TableName = changes.table.parse().map_err(|error| ("table", format!("{error}")))?;
-    let touches = match changes.all {
-        Some(true) => Touches::All {},
-        _ => Touches::Key { columns: changes.columns.clone() },
+    let columns = changes.columns.clone();
+    let touches = match (changes.all, &changes.tag) {
+        (Some(true), _) => Touches::All {},
+        (_, Some(text)) => Touches::Tag { tag: tag_of(text, follower).map_err(|why| ("tag", why))?, columns },
+        (_, None) => Touches::Key { columns },
     };
-    let follow = Follow { rule: rule.to_owned(), table, touches };
-    follow.check(keys).map_err(|why| ("columns", why))?;
+    let follow = Follow { rule: follower.rule.to_owned(), table, touches };
+    follow.check(follower.keys).map_err(|why| ("columns", why))?;
     Ok((at, follow))
+}
+
+/// The template of a tag that values of the rule may have; else why not.
+fn tag_of(text: &str, follower: &Follower<'_>) -> Result<KeyPattern, String> {
+    let tag: KeyPattern = text.parse().map_err(|error| format!("{error}"))?;
+    if tags::may_have(follower.tags, follower.versioned, &tag) {
+        return Ok(tag);
+    }
+    let known = follower.tags.iter().map(KeyPattern::as_str).collect::<Vec<_>>().join(", ");
+    Err(match known.as_str() {
+        "" => {
+            "no value of the rule has tags: write tags beside changes, or versioned: Entity and give values tags with LARDER.FILL"
+                .to_owned()
+        }
+        known => format!("no value of the rule has such a tag: write a tag of the form of one of {known}"),
+    })
+}
+
+/// Who follows a table by a tag does so for all of the policy's rules that may have the tag: where it cannot be told which tag it is, the
+/// keys of all of them go.
+pub(super) fn spread(follows: &mut BTreeMap<usize, Vec<Follow>>, rules: &[Rule]) {
+    for follows in follows.values_mut() {
+        for at in 0..follows.len() {
+            let follow = follows[at].clone();
+            let Some(tag) = follow.touches.tag() else { continue };
+            let has_tag =
+                |rule: &&Rule| !matches!(rule.strategy, Strategy::Bypass {}) && tags::may_have(&rule.tags, rule.versioned, tag);
+            for rule in rules.iter().filter(has_tag) {
+                let same = Follow { rule: rule.name.clone(), ..follow.clone() };
+                if !follows.contains(&same) {
+                    follows.push(same);
+                }
+            }
+        }
+    }
 }
 
 /// The feed of an origin, which the snapshot calls `name`, and which these follow.

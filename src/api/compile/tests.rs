@@ -345,6 +345,41 @@ fn rules_follow_tables_of_their_own_origin_or_of_another() {
     );
 }
 
+const TAGGED: &str = r#"
+  origins: [{name: db, sql: {url: {value: "postgres://h/d"}}}]
+  rules:
+    - name: page
+      keys: "page:{number}"
+      strategy: CacheAside
+      invalidate: {versioned: Entity, changes: [{table: books, tag: "author:{id}", columns: {id: author_id}, origin: db}]}
+    - name: shelf
+      keys: "shelf:{author}:{size}"
+      strategy: CacheAside
+      invalidate: {tags: ["author:{author}"], changes: [{table: authors, tag: "author:{id}", origin: db}]}
+    - {name: user, keys: "user:{id}", strategy: CacheAside, invalidate: {tags: ["user:{id}"]}}
+"#;
+
+/// Whoever may have the tag follows the table too, for what cannot be told by tags.
+#[test]
+fn a_table_that_is_followed_by_a_tag_is_followed_by_all_rules_that_may_have_it() {
+    let snapshot = compile_all(&[policy("shop", TAGGED)]).expect("valid");
+    assert_eq!(snapshot.requires, 9);
+    let [feed] = &snapshot.feeds[..] else { panic!("{:?}", snapshot.feeds) };
+    let said =
+        |follow: &Follow| format!("{} {} {}", follow.rule, follow.table, follow.columns(&snapshot.rules[0].keys).join(","));
+    let mut follows: Vec<String> = feed.follows.iter().map(said).collect();
+    follows.sort();
+    assert_eq!(follows, ["page authors id", "page books author_id", "shelf authors id", "shelf books author_id"]);
+    for (from, to, words) in [
+        ("tag: \"author:{id}\", origin", "tag: \"writer:{id}\", origin", "write a tag of the form of one of author:{author}"),
+        ("versioned: Entity, ", "", "no value of the rule has tags"),
+        ("{id: author_id}", "{number: author_id}", "no part `number` is in the tag"),
+    ] {
+        let error = compile_all(&[policy("shop", &TAGGED.replacen(from, to, 1))]).expect_err(words);
+        assert!(error.contains(words), "{error}");
+    }
+}
+
 #[test]
 fn what_cannot_be_followed_is_refused_with_a_sentence() {
     for (from, to, words) in [

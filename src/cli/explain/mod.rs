@@ -228,9 +228,12 @@ fn in_force(
     Explained { workload, namespace, source, policy: policy_of(policies, &facts), facts, notes }
 }
 
-/// Whether both say the same of the key, wherever and why.
+/// Whether both say the same of the key, wherever and why. Which tables are followed is a relay's concern, and older sidecars tell nothing of it.
 fn says_the_same(one: &KeyFacts, other: &KeyFacts) -> bool {
-    let bare = |facts: &KeyFacts| KeyFacts { why: String::new(), generation: None, cluster: None, ..facts.clone() };
+    let bare = |facts: &KeyFacts| {
+        let (why, follows) = (String::new(), Vec::new());
+        KeyFacts { why, follows, generation: None, cluster: None, ..facts.clone() }
+    };
     bare(one) == bare(other)
 }
 

@@ -20,6 +20,7 @@ pub fn text(explained: &Explained, paint: &Paint) -> String {
         ("strategy", format!("{}{}", facts.strategy, if facts.mode == Mode::Observe { ", mode Observe" } else { "" })),
     ];
     lines.extend((!facts.tags.is_empty()).then(|| ("tags", facts.tags.join(", "))));
+    lines.extend(facts.follows.iter().map(|table| ("follows", table.clone())));
     lines.extend(facts.ttl.as_ref().map(|ttl| ("ttl", lifetime(ttl))));
     let spans = [("stale", facts.stale), ("negative", facts.negative_ttl), ("lease", facts.lease), ("wait", facts.wait)];
     lines.extend(spans.into_iter().filter_map(|(name, span)| Some((name, span?.to_string()))));
@@ -228,7 +229,7 @@ mod tests {
     fn everything_that_decides_is_shown() {
         let shown = text(
             &explained(json!({
-                "key": "user:42", "rule": "user", "pattern": "user:{id}", "parts": {"id": "42"}, "tags": ["user:42", "users"], "strategy": "ReadThrough",
+                "key": "user:42", "rule": "user", "pattern": "user:{id}", "parts": {"id": "42"}, "tags": ["user:42", "users"], "follows": ["users of db: the key by its columns id"], "strategy": "ReadThrough",
                 "ttl": {"default": "10m", "max": "24h", "jitter": "10%"}, "stale": "1m", "negativeTtl": "10s", "lease": "3s", "wait": "2s",
                 "origin": {"name": "db", "kind": "sql", "query": {"sql": {"read": "SELECT name FROM users WHERE id = $id"}},
                     "timeout": "2s", "maxConnections": 4},
@@ -245,6 +246,7 @@ rule      user: user:{id}, where id = 42
 why       the first
 strategy  ReadThrough
 tags      user:42, users
+follows   users of db: the key by its columns id
 ttl       10m, shortened by up to 10%; at most 24h
 stale     1m
 negative  10s

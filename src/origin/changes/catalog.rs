@@ -4,7 +4,7 @@
 //! A publication is there before its slot. A slot that is older than its publication would tell of a time in which that was not there, and
 //! Postgres then ends the stream with an error, each time anew.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use sqlx::postgres::{PgConnection, PgRow};
@@ -36,6 +36,27 @@ SELECT n.nspname::text, c.relname::text, c.relkind::text, c.relpersistence = 'p'
  FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace \
  JOIN (SELECT DISTINCT * FROM unnest($1::text[], $2::text[])) AS wanted (s, t) ON n.nspname = wanted.s AND c.relname = wanted.t";
 
+/// What [`Catalog::columns`] asks of columns, by three lists of names: those whose old values are not told of
+/// all rows, whether there are such, and whether the table has partitions.
+const UNTOLD: &str = "\
+SELECT wanted.s, wanted.t, wanted.c, known.there, c.relkind = 'p' FROM unnest($1::text[], $2::text[], $3::text[]) AS wanted (s, t, c) \
+ JOIN pg_catalog.pg_namespace AS n ON n.nspname = wanted.s \
+ JOIN pg_catalog.pg_class AS c ON c.relnamespace = n.oid AND c.relname = wanted.t \
+ CROSS JOIN LATERAL (SELECT EXISTS (SELECT 1 FROM pg_catalog.pg_attribute AS a \
+  WHERE a.attrelid = c.oid AND a.attname = wanted.c AND a.attnum > 0 AND NOT a.attisdropped)) AS known (there) \
+ WHERE NOT known.there OR EXISTS (\
+  SELECT 1 FROM (SELECT c.oid AS id WHERE c.relkind <> 'p' \
+   UNION SELECT t.relid::oid FROM pg_catalog.pg_partition_tree(c.oid) AS t WHERE t.isleaf AND c.relkind = 'p') AS kept \
+  JOIN pg_catalog.pg_class AS l ON l.oid = kept.id \
+  WHERE l.relreplident <> 'f' AND NOT EXISTS (\
+   SELECT 1 FROM pg_catalog.pg_index AS i \
+   JOIN pg_catalog.pg_attribute AS a ON a.attrelid = l.oid AND a.attnum = ANY (i.indkey) \
+   WHERE i.indrelid = l.oid AND a.attname = wanted.c AND ((l.relreplident = 'd' AND i.indisprimary) \
+    OR (l.relreplident = 'i' AND i.indisreplident)))) ORDER BY 1, 2, 3";
+
+/// Tables that are followed, each with the columns whose values are needed, of rows as they are and as they were.
+pub type Needs = BTreeMap<TableName, BTreeSet<String>>;
+
 /// Where a stream comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Place {
@@ -56,7 +77,7 @@ pub struct Ready {
     pub confirmed: Lsn,
     /// Tables that are told of from now on, and were not before.
     pub added: Vec<TableName>,
-    /// What is wrong with single tables, which are not told of. The texts name the remedy.
+    /// What is wrong with single tables, which are not told of, or not in full. The texts name the remedy.
     pub troubles: Vec<String>,
 }
 
@@ -83,9 +104,10 @@ impl Catalog {
 
     /// Sees to it that there is all that a stream of `tables` needs, and that nobody else reads the slot. With `anew`, a slot that is there
     /// is of no use.
-    pub async fn prepare(&mut self, place: &Place, tables: &BTreeSet<TableName>, anew: bool) -> Result<Ready, Failure> {
+    pub async fn prepare(&mut self, place: &Place, tables: &Needs, anew: bool) -> Result<Ready, Failure> {
         let mut ready = Ready::default();
         let fit = self.tables(tables, &mut ready.troubles).await?;
+        self.columns(tables, &fit, &mut ready.troubles).await?;
         let was_made = self.publish(place, &fit, &mut ready).await?;
         if let Some(confirmed) = self.slot(place, anew || was_made).await? {
             ready.confirmed = confirmed;
@@ -97,9 +119,10 @@ impl Catalog {
     }
 
     /// Looks again at what may have changed since. [`Ready::is_new`]: the publication had gone, and what the slot keeps is of no use.
-    pub async fn look_after(&mut self, place: &Place, tables: &BTreeSet<TableName>) -> Result<Ready, Failure> {
+    pub async fn look_after(&mut self, place: &Place, tables: &Needs) -> Result<Ready, Failure> {
         let mut ready = Ready::default();
         let fit = self.tables(tables, &mut ready.troubles).await?;
+        self.columns(tables, &fit, &mut ready.troubles).await?;
         ready.is_new = self.publish(place, &fit, &mut ready).await?;
         Ok(ready)
     }
@@ -124,13 +147,13 @@ impl Catalog {
     }
 
     /// Which of `wanted` can be told of; what is wrong with the others goes to `troubles`.
-    async fn tables(&mut self, wanted: &BTreeSet<TableName>, troubles: &mut Vec<String>) -> Result<BTreeSet<TableName>, Failure> {
+    async fn tables(&mut self, wanted: &Needs, troubles: &mut Vec<String>) -> Result<BTreeSet<TableName>, Failure> {
         let (schemas, names): (Vec<_>, Vec<_>) =
-            wanted.iter().map(|name| (name.schema().to_owned(), name.table().to_owned())).unzip();
+            wanted.keys().map(|name| (name.schema().to_owned(), name.table().to_owned())).unzip();
         let query = sqlx::query::<Postgres>(TABLES).persistent(false).bind(schemas).bind(names);
         let rows = query.fetch_all(&mut self.0).await.map_err(|error| postgres_failure(&error))?;
         let mut fit = BTreeSet::new();
-        for name in wanted {
+        for name in wanted.keys() {
             let row = rows.iter().find(|row| {
                 let said = |at| row.try_get::<String, _>(at).unwrap_or_default();
                 name.is(&said(0), &said(1))
@@ -150,6 +173,35 @@ impl Catalog {
             }
         }
         Ok(fit)
+    }
+
+    /// Which columns of the tables that are `fit` are not there, or not told of rows as they were: what is wrong with them goes to `troubles`.
+    async fn columns(&mut self, wanted: &Needs, fit: &BTreeSet<TableName>, troubles: &mut Vec<String>) -> Result<(), Failure> {
+        let (mut schemas, mut tables, mut names) = (Vec::new(), Vec::new(), Vec::new());
+        for (table, columns) in wanted.iter().filter(|(table, _)| fit.contains(table)) {
+            for column in columns {
+                schemas.push(table.schema().to_owned());
+                tables.push(table.table().to_owned());
+                names.push(column.clone());
+            }
+        }
+        let query = sqlx::query::<Postgres>(UNTOLD).persistent(false).bind(schemas).bind(tables).bind(names);
+        for row in query.fetch_all(&mut self.0).await.map_err(|error| postgres_failure(&error))? {
+            let said = |at| text(Some(&row), at).unwrap_or_default();
+            let table = fit.iter().find(|table| table.is(&said(0), &said(1)));
+            let (table, column) = (table.map(ToString::to_string).unwrap_or_default(), said(2));
+            let is = |at| row.try_get::<bool, _>(at).unwrap_or(false);
+            let why = match (is(3), is(4)) {
+                (false, _) => format!("the table `{table}` has no column `{column}`: name another in columns"),
+                (true, has_parts) => format!(
+                    "the old value of `{column}` is not told when a row of `{table}` changes: ALTER TABLE {} REPLICA IDENTITY FULL, or USING \
+                     INDEX one with that column",
+                    if has_parts { "each of its partitions" } else { table.as_str() }
+                ),
+            };
+            troubles.push(format!("{why}. Until then all keys of the rules go that need it"));
+        }
+        Ok(())
     }
 
     /// Whether the publication was made just now.

@@ -14,12 +14,11 @@ mod snapshot;
 mod tls;
 mod wire;
 
-use std::collections::BTreeSet;
 use std::time::Duration;
 
 use tokio::time::{sleep, timeout};
 
-pub use self::catalog::{Lag, Place, Ready};
+pub use self::catalog::{Lag, Needs, Place, Ready};
 pub use self::feed::{Identity, Told};
 pub use self::link::MOST_BYTES;
 
@@ -30,7 +29,6 @@ use self::pgoutput::{Lsn, Message};
 use super::error::{Failure, LoadError, OriginError};
 use super::reveal;
 use crate::policy::Span;
-use crate::policy::changes::TableName;
 use crate::policy::snapshot::{Origin, OriginKind, Sensitive};
 
 /// How often it is asked whether a transaction can be seen, at first and at most.
@@ -108,7 +106,7 @@ impl Database {
     ///
     /// # Errors
     /// The database, or what it lacks.
-    pub async fn feed(&self, place: &Place, tables: &BTreeSet<TableName>, anew: bool) -> Result<(Feed, Ready), LoadError> {
+    pub async fn feed(&self, place: &Place, tables: &Needs, anew: bool) -> Result<(Feed, Ready), LoadError> {
         let open = async {
             let address = self.address().await?;
             Stream::open(&address).await
@@ -254,7 +252,7 @@ impl Feed {
     ///
     /// # Errors
     /// The database.
-    pub async fn look_after(&mut self, tables: &BTreeSet<TableName>) -> Result<Ready, LoadError> {
+    pub async fn look_after(&mut self, tables: &Needs) -> Result<Ready, LoadError> {
         self.catalog.look_after(&self.place, tables).await.map_err(|failure| self.database.named(failure))
     }
 }

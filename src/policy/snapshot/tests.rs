@@ -204,6 +204,13 @@ fn feeds_are_of_databases_and_for_rules_that_there_are() {
     assert_eq!(Snapshot::parse(&serde_json::to_vec(&snapshot).expect("serialises")).expect("valid"), snapshot);
     assert!(snapshot.clone().in_form(5).feeds.is_empty(), "older sidecars need not know");
     assert_eq!(snapshot.clone().in_form(6).feeds, snapshot.feeds);
+    let by_tag = feed("db", "user", r#"{"tag":{"tag":"author:{id}"}}"#);
+    assert!(with(&by_tag).is_err_and(|error| error.to_string().contains("no key of it has a tag `author:{id}`")));
+    let json = MINIMAL.replacen(r#""origins""#, &format!(r#""feeds":[{by_tag}],"origins""#), 1);
+    let tagged = Snapshot::parse(json.replacen(r#""strategy""#, r#""tags":["author:{id}"],"strategy""#, 1).as_bytes());
+    let (tagged, all) = (tagged.expect("valid"), with(&feed("db", "user", r#"{"all":{}}"#)).expect("valid").feeds);
+    assert_eq!((&tagged.clone().in_form(9).feeds, tagged.clone().in_form(9).requires), (&tagged.feeds, 9));
+    assert_eq!((&tagged.clone().in_form(8).feeds, tagged.in_form(8).requires), (&all, 6), "an older relay has all keys go");
     let ends = feed("db", "user", key).replace(&format!(r#"{{"rule":"user","table":"users","touches":{key}}}"#), "");
     assert!(with(&ends).expect("valid").feeds[0].follows.is_empty(), "its slot is to be taken away");
     let twice = format!("{0},{0}", feed("db", "user", key));
@@ -240,7 +247,7 @@ fn secrets_do_not_show() {
 #[test]
 fn contradictions_name_the_place() {
     for (from, to, word) in [
-        (r#""requires":1"#, r#""requires":9"#, "upgrade"),
+        (r#""requires":1"#, r#""requires":99"#, "upgrade"),
         (r#""generation":1"#, r#""generation":1,"extra":1"#, "extra"),
         ("127.0.0.1:7000", "nowhere", "host:port"),
         (r#""cluster":{"#, r#""cluster":{"patience":"61s","#, "at most 1m"),

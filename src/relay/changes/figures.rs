@@ -12,7 +12,7 @@ use crate::telemetry::readings::{Reading, ReadingKind};
 pub struct Counts {
     /// Transactions that were read to their end.
     pub transactions: AtomicU64,
-    /// Keys that were named in events.
+    /// Keys and tags that were named in events.
     pub keys: AtomicU64,
     /// Times that all keys of a rule were.
     pub rules: AtomicU64,
@@ -33,7 +33,7 @@ pub struct Counts {
     pub through_ms: AtomicU64,
     /// Bytes of the log that the database keeps for the slot.
     pub slot_bytes: AtomicU64,
-    /// Tables that are followed and cannot be told of.
+    /// What is wrong with tables that are followed: they cannot be told of, or not in full.
     pub troubles: AtomicU64,
 }
 
@@ -95,9 +95,11 @@ impl FeedFigures {
             },
             level("larder_changes_lag_milliseconds", "From the last commit that was said to its events", |c| &c.lag_ms),
             level("larder_changes_slot_bytes", "Bytes of its log that the database keeps for the slot", |c| &c.slot_bytes),
-            level("larder_changes_troubles", "Tables that are followed and cannot be told of", |c| &c.troubles),
+            level("larder_changes_troubles", "Reasons why tables that are followed cannot be told of, or not in full", |c| {
+                &c.troubles
+            }),
             count("larder_changes_transactions", "Transactions that were read", |c| &c.transactions),
-            count("larder_changes_keys", "Keys that were named in events", |c| &c.keys),
+            count("larder_changes_keys", "Keys and tags that were named in events", |c| &c.keys),
             count("larder_changes_rules", "Times that all keys of a rule were named", |c| &c.rules),
             count("larder_changes_losses", "Times that changes may have been lost", |c| &c.losses),
             count("larder_changes_retries", "Attempts that came to nothing and were made again", |c| &c.retries),

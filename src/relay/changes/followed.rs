@@ -1,11 +1,9 @@
 //! What of a snapshot is about one database's changes.
 
-use std::collections::BTreeSet;
-
 use super::rows::Watch;
 use crate::origin::OriginError;
-use crate::origin::changes::{Database, Place};
-use crate::policy::changes::{Feed, Follow, TableName};
+use crate::origin::changes::{Database, Needs, Place};
+use crate::policy::changes::{Feed, Follow};
 use crate::policy::{Mode, Snapshot};
 
 /// A database, and who follows which of its tables.
@@ -47,8 +45,13 @@ impl Followed {
         })
     }
 
-    /// The tables that are followed.
-    pub fn tables(&self) -> BTreeSet<TableName> {
-        self.watches.iter().map(|watch| watch.follow.table.clone()).collect()
+    /// The tables that are followed, with the columns that keys and tags are made from.
+    pub fn tables(&self) -> Needs {
+        let mut tables = Needs::new();
+        for Watch { keys, follow } in &self.watches {
+            let columns = follow.columns(keys).into_iter().map(str::to_owned);
+            tables.entry(follow.table.clone()).or_default().extend(columns);
+        }
+        tables
     }
 }

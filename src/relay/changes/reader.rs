@@ -232,7 +232,7 @@ impl Reader {
         let before = self.counts.troubles.swap(troubles.len() as u64, std::sync::atomic::Ordering::Relaxed);
         if before != troubles.len() as u64 {
             let origin = self.followed.database.name();
-            troubles.iter().for_each(|trouble| warn!(origin, %trouble, "a table's changes are not told"));
+            troubles.iter().for_each(|trouble| warn!(origin, %trouble, "a table's changes are not told, or not in full"));
         }
     }
 

@@ -1,6 +1,6 @@
-//! Which keys a changed row is about. Pure.
+//! Which keys and tags a changed row is about. Pure.
 //!
-//! A row is about the key that its columns give, as it was and as it is. Where the old row cannot be known, or the row's key is too long to be
+//! A row is about the key, or the tag, that its columns give, as it was and as it is. Where the old row cannot be known, or what it gives cannot be
 //! named, all keys of the rule go: that costs loads, and shows nothing old.
 
 use std::borrow::Cow;
@@ -10,7 +10,7 @@ use super::wanted::{Wanted, Why};
 use crate::origin::changes::noted;
 use crate::origin::changes::pgoutput::{Cell, Column, Message, Old, Relation, Row};
 use crate::policy::KeyPattern;
-use crate::policy::changes::{Follow, Touches};
+use crate::policy::changes::Follow;
 
 /// The numbers of the types whose text is not what a key has: `t` for true, and blanks up to the column's width.
 const BOOL: u32 = 16;
@@ -51,13 +51,14 @@ struct Outlet {
     parts: Parts,
 }
 
-/// Where the parts of a rule's keys come from.
+/// Where the parts of a rule's keys, or of a tag, come from.
 #[derive(Debug)]
 enum Parts {
     /// From nowhere: each change is about all of the rule's keys.
     All(Why),
-    /// From these columns, in the parts' order.
+    /// From these columns, in the order of the template's parts.
     Columns {
+        template: KeyPattern,
         places: Vec<Place>,
         /// The first of them whose old value is not told.
         untold: Option<Why>,
@@ -74,8 +75,9 @@ struct Place {
 
 /// What a row's columns give.
 enum Made {
-    Key(Vec<u8>),
-    /// Nothing: no key of the rule stands for such a row.
+    /// This key, or this tag.
+    Text(Vec<u8>),
+    /// Nothing: no key, and no tag, stands for such a row.
     Nothing,
     /// It cannot be told, as this column's value is not there.
     Untold(usize),
@@ -203,13 +205,15 @@ impl Tables {
     /// What the cells of a row give. What did not change is taken from `before`, the row as it was.
     fn note(&self, outlet: &Outlet, cells: &[Cell<'_>], before: &[Cell<'_>], wanted: &mut Wanted) {
         let watch = &self.watches[outlet.watch];
-        let places = match &outlet.parts {
+        let (template, places) = match &outlet.parts {
             Parts::All(why) => return self.all(outlet, why.clone(), wanted),
-            Parts::Columns { places, .. } => places,
+            Parts::Columns { template, places, .. } => (template, places),
         };
-        match make(&watch.keys, places, cells, before) {
-            Made::Key(key) if self.own.contains(&key) => {}
-            Made::Key(key) => wanted.key(&watch.follow.rule, key),
+        match make(template, places, cells, before) {
+            // Others have the tag as well, whose values a write of Larder's own has not stored.
+            Made::Text(tag) if watch.follow.touches.tag().is_some() => wanted.tag(&watch.follow.rule, tag),
+            Made::Text(key) if self.own.contains(&key) => {}
+            Made::Text(key) => wanted.key(&watch.follow.rule, key),
             Made::Nothing => {}
             #[cfg(test)]
             Made::Untold(_) if self.broken == Some(Broken::Unchanged) => {}
@@ -222,9 +226,7 @@ impl Tables {
 }
 
 fn parts_of(watch: &Watch, relation: &Relation) -> Parts {
-    if watch.follow.touches == (Touches::All {}) {
-        return Parts::All(Why::Said);
-    }
+    let Some(template) = watch.follow.template(&watch.keys) else { return Parts::All(Why::Said) };
     let table = watch.follow.table.to_string();
     let (mut places, mut untold) = (Vec::new(), None);
     for name in watch.follow.columns(&watch.keys) {
@@ -237,10 +239,10 @@ fn parts_of(watch: &Watch, relation: &Relation) -> Parts {
         }
         places.push(Place { column: at, kind: *kind, identity: *identity });
     }
-    Parts::Columns { places, untold }
+    Parts::Columns { template: template.clone(), places, untold }
 }
 
-fn make(keys: &KeyPattern, places: &[Place], cells: &[Cell<'_>], before: &[Cell<'_>]) -> Made {
+fn make(template: &KeyPattern, places: &[Place], cells: &[Cell<'_>], before: &[Cell<'_>]) -> Made {
     let mut values: Vec<Cow<'_, [u8]>> = Vec::with_capacity(places.len());
     for (part, place) in places.iter().enumerate() {
         let cell = match cells.get(place.column) {
@@ -249,14 +251,14 @@ fn make(keys: &KeyPattern, places: &[Place], cells: &[Cell<'_>], before: &[Cell<
         };
         match cell {
             Some(Cell::Text(text)) => values.push(as_part(place.kind, text)),
-            // A column without a value is equal to no part of a key.
+            // A column without a value is equal to no part of a key or a tag.
             Some(Cell::Null) => return Made::Nothing,
             Some(Cell::Unchanged) | None => return Made::Untold(part),
         }
     }
-    let mut parts = keys.parts().zip(&values);
-    let key = keys.render(|_| parts.next().map(|(_, value)| value.as_ref()));
-    key.map_or(Made::Nothing, Made::Key)
+    let mut parts = values.iter();
+    let text = template.render(|_| parts.next().map(Cow::as_ref));
+    text.map_or(Made::Nothing, Made::Text)
 }
 
 /// A column's text as it stands in a key: as Postgres casts it to `text`.

@@ -2,9 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::policy::tags::MAX_TAG_BYTES;
+
 /// The most keys of one rule that are named one by one: with more, all of the rule's go. A walk over all names is cheaper then, and the stream
 /// of events keeps a bounded number of entries.
 pub const MOST_KEYS: usize = 10_000;
+/// The most tags of one rule that are named one by one: with more, all of the rule's keys go. One walk over all names does for 64 tags.
+pub const MOST_TAGS: usize = 256;
 /// The longest key that is named.
 pub const MOST_KEY_BYTES: usize = 16 * 1024;
 /// The most keys in an entry of the stream, and the most bytes that they take: whoever reads the stream reads whole entries.
@@ -47,18 +51,26 @@ pub enum Why {
     /// A key is longer than [`MOST_KEY_BYTES`].
     #[error("a key would be longer than {MOST_KEY_BYTES} bytes")]
     Length,
+    /// A tag that no event can name: one longer than [`MAX_TAG_BYTES`], or no text.
+    #[error("a tag would be longer than {MAX_TAG_BYTES} bytes, or is not in UTF-8")]
+    Tag,
     /// There are more keys than [`MOST_KEYS`].
     #[error("more than {MOST_KEYS} of its rows changed at once")]
     Many,
+    /// There are more tags than [`MOST_TAGS`].
+    #[error("rows with more than {MOST_TAGS} tags changed at once")]
+    ManyTags,
 }
 
 /// An entry of the stream: pairs of a kind and what it is about.
 pub type Entry = Vec<(&'static [u8], Vec<u8>)>;
 
-/// What is to go. Bounded: a rule's keys are at most [`MOST_KEYS`], or they are all.
+/// What is to go. Bounded: a rule's keys are at most [`MOST_KEYS`] and its tags [`MOST_TAGS`], or all of its keys are to go.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Wanted {
     keys: BTreeMap<String, BTreeSet<Vec<u8>>>,
+    /// By the rule that follows a table for their sake. Another may have the same tag.
+    tags: BTreeMap<String, BTreeSet<Vec<u8>>>,
     rules: BTreeMap<String, Why>,
 }
 
@@ -71,30 +83,39 @@ impl Wanted {
         if key.len() > MOST_KEY_BYTES {
             return self.rule(rule, Why::Length);
         }
-        let keys = match self.keys.get_mut(rule) {
-            Some(keys) => keys,
-            None => self.keys.entry(rule.to_owned()).or_default(),
-        };
-        keys.insert(key);
-        if keys.len() > MOST_KEYS {
+        if insert(&mut self.keys, rule, key) > MOST_KEYS {
             self.rule(rule, Why::Many);
+        }
+    }
+
+    /// All keys that have a tag, which a rule's may have.
+    pub fn tag(&mut self, rule: &str, tag: Vec<u8>) {
+        if self.rules.contains_key(rule) {
+            return;
+        }
+        if tag.len() > MAX_TAG_BYTES || std::str::from_utf8(&tag).is_err() {
+            return self.rule(rule, Why::Tag);
+        }
+        if insert(&mut self.tags, rule, tag) > MOST_TAGS {
+            self.rule(rule, Why::ManyTags);
         }
     }
 
     /// All keys of a rule.
     pub fn rule(&mut self, rule: &str, why: Why) {
         self.keys.remove(rule);
+        self.tags.remove(rule);
         self.rules.entry(rule.to_owned()).or_insert(why);
     }
 
     /// Whether nothing is to go.
     pub fn is_empty(&self) -> bool {
-        self.keys.is_empty() && self.rules.is_empty()
+        self.keys.is_empty() && self.tags.is_empty() && self.rules.is_empty()
     }
 
-    /// How many keys are named.
+    /// How many keys and tags are named.
     pub fn named(&self) -> usize {
-        self.keys.values().map(BTreeSet::len).sum()
+        self.keys.values().chain(self.tags.values()).map(BTreeSet::len).sum()
     }
 
     /// The rules all of whose keys go, each with the first reason.
@@ -109,8 +130,10 @@ impl Wanted {
         let longer = self.rules.keys().flat_map(|rule| policy.map(|policy| format!("{policy}/{rule}")));
         let names: Vec<String> = self.rules.keys().cloned().chain(longer).collect();
         let rules = names.iter().map(|rule| (&b"rule"[..], rule.as_bytes()));
+        let tags: BTreeSet<&Vec<u8>> = self.tags.values().flatten().collect();
+        let tags = tags.into_iter().map(|tag| (&b"tag"[..], tag.as_slice()));
         let keys = self.keys.values().flatten().map(|key| (&b"key"[..], key.as_slice()));
-        for (kind, what) in rules.chain(keys) {
+        for (kind, what) in rules.chain(tags).chain(keys) {
             if room == 0 || bytes + what.len() > MOST_ENTRY_BYTES {
                 entries.push(Vec::new());
                 (room, bytes) = (MOST_IN_ENTRY, 0);
@@ -122,6 +145,16 @@ impl Wanted {
         }
         entries
     }
+}
+
+/// Adds one of a rule's. How many there are then.
+fn insert(all: &mut BTreeMap<String, BTreeSet<Vec<u8>>>, rule: &str, what: Vec<u8>) -> usize {
+    let of_rule = match all.get_mut(rule) {
+        Some(of_rule) => of_rule,
+        None => all.entry(rule.to_owned()).or_default(),
+    };
+    of_rule.insert(what);
+    of_rule.len()
 }
 
 #[cfg(test)]
@@ -142,6 +175,22 @@ mod tests {
         wanted.key("order", b"order:1".to_vec());
         wanted.key("page", vec![b'x'; MOST_KEY_BYTES + 1]);
         assert_eq!((wanted.named(), wanted.rules().get("page")), (1, Some(&Why::Length)));
+    }
+
+    #[test]
+    fn a_tag_of_several_rules_is_said_once_and_what_none_can_name_is_all_of_the_rule() {
+        let mut wanted = Wanted::default();
+        ["page", "shelf"].iter().for_each(|rule| wanted.tag(rule, b"author:1".to_vec()));
+        wanted.key("page", b"page:1".to_vec());
+        let said = |wanted: &Wanted| wanted.entries(None).into_iter().flatten().collect::<Vec<_>>();
+        let pair = |kind: &'static [u8], what: &[u8]| (kind, what.to_vec());
+        assert_eq!(said(&wanted), [pair(b"tag", b"author:1"), pair(b"key", b"page:1")]);
+        wanted.tag("page", vec![0xff]);
+        assert_eq!(said(&wanted), [pair(b"rule", b"page"), pair(b"tag", b"author:1")]);
+        wanted.tag("shelf", vec![b'a'; MAX_TAG_BYTES + 1]);
+        assert_eq!((wanted.rules().get("page"), wanted.rules().get("shelf")), (Some(&Why::Tag), Some(&Why::Tag)));
+        (0..=MOST_TAGS).for_each(|number| wanted.tag("face", format!("user:{number}").into_bytes()));
+        assert_eq!((wanted.named(), wanted.rules().get("face")), (0, Some(&Why::ManyTags)));
     }
 
     #[test]

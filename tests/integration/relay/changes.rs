@@ -83,6 +83,13 @@ impl Shop {
         Self::under(&rules, servers, sidecars, |port| port)
     }
 
+    /// [`Shop::new`], with other rules that follow the same tables otherwise.
+    pub fn following(rules: &[Json], follows: &Json, servers: Servers, sidecars: usize) -> Self {
+        let mut feed = feed();
+        feed["follows"] = follows.clone();
+        Self::on(Postgres::start_logical(), rules, &feed, servers, sidecars, |port| port)
+    }
+
     /// [`Shop::new`], where all keys have a version, or none have.
     pub fn of(postgres: Postgres, all_versioned: bool, feed: &Json) -> Self {
         let mut rules = rules();
@@ -157,10 +164,16 @@ impl Shop {
     /// Waits until the walks of a beginning are over.
     #[track_caller]
     pub fn wait_for_walks(&self) {
+        self.wait_for_walks_of(&["user", "orders", "total"]);
+    }
+
+    /// The same, of other rules.
+    #[track_caller]
+    pub fn wait_for_walks_of(&self, rules: &[&str]) {
         wait_for("the walks of the beginning are over", LONG, || {
             let Value::Bulk(jobs) = self.kept(&["HGET", PLACE, "jobs"]) else { return false };
             let jobs = String::from_utf8_lossy(&jobs).into_owned();
-            let ended = ["\"user\"", "\"orders\"", "\"total\""].into_iter().all(|rule| jobs.contains(rule));
+            let ended = rules.iter().all(|rule| jobs.contains(&format!("\"{rule}\"")));
             ended && !jobs.contains("\"current\"") && !jobs.contains("\"next\"")
         });
     }

@@ -13,14 +13,12 @@ use crate::api::cache_policy::{ChangesStatus, MAX_CHANGES_TOLD};
 use crate::journal::feed::{LATE, View};
 use crate::operator::cache_cluster::report::Verdict;
 use crate::policy::Snapshot;
-use crate::policy::changes::Feed;
+use crate::policy::changes::{Feed, required_form};
 use crate::policy::snapshot::Origin;
 
 /// How long a feed stays named after its slot was taken away, where relays run on: a kubelet brings them a snapshot within two minutes, and one
 /// that has not heard yet must not make the slot anew.
 const NAMED_FOR: Duration = Duration::from_secs(180);
-/// The form of snapshots that has feeds.
-const FORM: u32 = 6;
 
 /// What a relay of `policy` is to have: what policies say now, and beside it what of the feeds in `standing` is still to be taken away. Of a
 /// policy that is leaving all are. `is_over`: whether a feed need not be named any longer.
@@ -46,9 +44,7 @@ pub fn with_feeds(
             wished.feeds.push(Feed { origin, follows: Vec::new(), ..feed.clone() });
         }
     }
-    if !wished.feeds.is_empty() {
-        wished.requires = wished.requires.max(FORM);
-    }
+    wished.requires = wished.requires.max(required_form(&wished.feeds));
     wished
 }
 
@@ -184,7 +180,7 @@ fn wrong(Seen { origin, view, .. }: &Seen) -> Option<Verdict> {
         return Some(Verdict::no("Unknown", message));
     };
     if let Some(trouble) = trouble {
-        return Some(Verdict::no("Trouble", format!("changes of origin `{origin}` are not told, or not all: {trouble}")));
+        return Some(Verdict::no("Trouble", format!("changes of origin `{origin}` are not told, or not in full: {trouble}")));
     }
     match (reader, behind_ms) {
         (_, None) => Some(Verdict::no(

@@ -4,6 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::origin::changes::pgoutput::Identity;
+use crate::policy::changes::Touches;
 
 const TABLE: u32 = 7;
 const SLOT: &str = "larder_main_db";
@@ -13,12 +14,14 @@ fn watch(rule: &str, keys: &str, touches: &str) -> Watch {
     Watch { keys: keys.parse().expect("a pattern"), follow: serde_json::from_str(&follow).expect("a table that is followed") }
 }
 
-/// By the primary key, by another column, by both, and by none.
+/// By the primary key, by another column, by both, by tags, and by none.
 fn watches() -> Vec<Watch> {
     vec![
         watch("order", "order:{id}", r#"{"key":{}}"#),
         watch("user", "user:{id}", r#"{"key":{"columns":{"id":"user_id"}}}"#),
         watch("both", "both:{user}:{id}", r#"{"key":{"columns":{"user":"user_id"}}}"#),
+        watch("page", "page:{number}", r#"{"tag":{"tag":"buyer:{user_id}"}}"#),
+        watch("shelf", "shelf:{buyer}", r#"{"tag":{"tag":"{kind}:of:{id}","columns":{"kind":"note"}}}"#),
         watch("list", "list", r#"{"all":{}}"#),
     ]
 }
@@ -98,14 +101,15 @@ fn message(relation: &Relation, change: &Change) -> Message<'static> {
     }
 }
 
-/// The key of a rule that a row stands for, reckoned from its values.
+/// The key of a rule, or the tag, that a row stands for, reckoned from its values.
 fn key(watch: &Watch, row: &Values) -> Option<Vec<u8>> {
+    let template = watch.follow.template(&watch.keys)?;
     let columns = watch.follow.columns(&watch.keys);
     let place = |name: &str| ["id", "user_id", "note"].iter().position(|column| *column == name).expect("a column");
-    let parts: Vec<&str> = watch.keys.parts().collect();
+    let parts: Vec<&str> = template.parts().collect();
     let value =
         |part: &str| parts.iter().position(|name| *name == part).and_then(|at| row[place(columns[at])]).map(str::as_bytes);
-    watch.keys.render(value)
+    template.render(value)
 }
 
 /// The keys that a change is about and that are passed over.
@@ -121,14 +125,14 @@ fn passed_over(identity: Identity, change: &Change, broken: Option<Broken>) -> V
         Change::Insert(row) | Change::Delete(row) => vec![row],
         Change::Update(old, new, _) => vec![old, new],
     };
-    let said: Vec<Vec<u8>> =
-        wanted.entries(None).into_iter().flatten().filter(|(kind, _)| *kind == b"key").map(|(_, key)| key).collect();
+    let said: Vec<(&[u8], Vec<u8>)> = wanted.entries(None).into_iter().flatten().collect();
     let mut missing = Vec::new();
     for watch in watches() {
         if wanted.rules().contains_key(&watch.follow.rule) {
             continue;
         }
-        let keys = rows.iter().filter_map(|row| key(&watch, row)).filter(|key| !said.contains(key));
+        let kind = if watch.follow.touches.tag().is_some() { &b"tag"[..] } else { b"key" };
+        let keys = rows.iter().filter_map(|row| key(&watch, row)).filter(|key| !said.contains(&(kind, key.clone())));
         missing.extend(keys.map(|key| String::from_utf8_lossy(&key).into_owned()));
         if watch.follow.touches == (Touches::All {}) {
             missing.push(watch.follow.rule);
@@ -146,7 +150,7 @@ proptest! {
     /// Where all columns are told, exactly the keys of the rows go.
     #[test]
     fn a_full_identity_names_each_key(change in change()) {
-        let mut tables = Tables::new(watches().into_iter().take(3).collect(), SLOT);
+        let mut tables = Tables::new(watches().into_iter().take(5).collect(), SLOT);
         let relation = relation(Identity::Full);
         let message = message(&relation, &change);
         let mut wanted = Wanted::default();
@@ -158,7 +162,7 @@ proptest! {
             Change::Update(old, new, _) => vec![old, new],
         };
         for (_, said) in wanted.entries(None).into_iter().flatten() {
-            let is_asked = watches().iter().take(3).any(|watch| rows.iter().any(|row| key(watch, row).as_ref() == Some(&said)));
+            let is_asked = watches().iter().take(5).any(|watch| rows.iter().any(|row| key(watch, row).as_ref() == Some(&said)));
             prop_assert!(is_asked, "{:?}", said);
         }
     }
@@ -230,9 +234,9 @@ fn a_write_of_larder_s_own_takes_nothing_from_itself() {
         keys.collect::<Vec<_>>()
     };
     said(&[&Message::Relation(table)]);
-    let all = ["list", "both:2:1", "order:1", "user:2"];
+    let all = ["list", "buyer:2", "both:2:1", "order:1", "user:2"];
     assert_eq!(said(&[&begin, &insert]), all);
-    assert_eq!(said(&[&begin, &note(b"larder_main_db\0order:1"), &insert]), ["list", "both:2:1", "user:2"]);
+    assert_eq!(said(&[&begin, &note(b"larder_main_db\0order:1"), &insert]), ["list", "buyer:2", "both:2:1", "user:2"]);
     // The next transaction is another's, and so is what is noted for another cache, or by somebody else.
     assert_eq!(said(&[&begin, &insert]), all);
     for other in [&b"larder_main_dc\0order:1"[..], b"larder_main_dborder:1", b"order:1", b""] {
