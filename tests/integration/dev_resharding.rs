@@ -188,6 +188,11 @@ fn shards_come_and_go_under_load_at_once() {
     check_shards_come_and_go(Engine::Valkey9);
 }
 
+#[test]
+fn shards_come_and_go_under_load_by_imports() {
+    Engine::redis_8().map(check_shards_come_and_go);
+}
+
 /// A pipeline that a server carries out in one piece.
 fn at_once(port: u16, commands: &[&[&str]]) -> Vec<Value> {
     let mut client = server(port).unwrap();
@@ -267,6 +272,11 @@ fn keys_outlive_primaries_that_die_while_they_move_at_once() {
     check_outlives_primaries(Engine::Valkey9);
 }
 
+#[test]
+fn keys_outlive_primaries_that_die_while_they_are_imported() {
+    Engine::redis_8().map(check_outlives_primaries);
+}
+
 /// Kills the one that moves slots, which takes all servers with it, and starts it anew.
 #[track_caller]
 fn die_and_come_back(mut dev: Dev, engine: Engine, arguments: &[&str]) -> Dev {
@@ -319,4 +329,9 @@ fn a_move_key_by_key_goes_on_after_its_mover_was_killed() {
 #[test]
 fn a_move_at_once_goes_on_after_its_mover_was_killed() {
     check_resumes(Engine::Valkey9, 1);
+}
+
+#[test]
+fn imports_go_on_after_their_mover_was_killed() {
+    Engine::redis_8().map(|engine| check_resumes(engine, 1));
 }

@@ -90,7 +90,7 @@ impl Standing {
                 "CONFIG GET cluster-replica-no-failover" => in_bulk(&["cluster-replica-no-failover", "yes"]),
                 "CLUSTER NODES" => bulk(&format!("{node} {address}:6379@16379 myself,master - 0 0 0 connected\n")),
                 "CLUSTER INFO" => bulk("cluster_state:fail\r\ncluster_slots_ok:0\r\ncluster_current_epoch:0\r\n"),
-                "CLUSTER GETSLOTMIGRATIONS" => "-ERR unknown subcommand\r\n".to_owned(),
+                "CLUSTER GETSLOTMIGRATIONS" | "CLUSTER MIGRATION STATUS ALL" => "-ERR unknown subcommand\r\n".to_owned(),
                 _ => "+OK\r\n".to_owned(),
             }
         })

@@ -30,6 +30,7 @@ pub mod plan;
 pub mod reconcile;
 pub mod report;
 pub mod resharding;
+mod slot_migrations;
 pub mod spin;
 mod told;
 pub mod troubles;

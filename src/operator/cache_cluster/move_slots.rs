@@ -13,8 +13,8 @@ use futures_util::future::try_join;
 use redis::Cmd;
 use tokio::time::sleep;
 
-use super::observe;
 use super::plan::{NodeId, SlotSet};
+use super::slot_migrations::{self, End};
 use crate::operator::admin::{Admin, AdminError, Entry, Login};
 
 /// How many slots are on their way together. Each command about a slot is written to the disk before its reply, a group of them at once.
@@ -59,11 +59,6 @@ impl Side {
         let mut admin = Admin::connect_for(address, entry, BATCH_WITHIN * 2).await?;
         let id = NodeId(admin.ask("CLUSTER MYID", &[]).await?);
         Ok(Self { address, id, admin })
-    }
-
-    /// Why the last move of slots that this node's engine began failed; `None` where it did not.
-    pub async fn failed_export(&mut self) -> Option<String> {
-        observe::failed_export(&mut self.admin).await
     }
 
     /// Tells the state of slots, all at once.
@@ -170,16 +165,15 @@ pub async fn settle(admin: &mut Admin, slots: &SlotSet) -> Result<(), AdminError
     admin.ask_all::<()>("CLUSTER SETSLOT", slots.iter().map(settle).collect()).await.map(drop)
 }
 
-/// Has the engine of the giver move slots. They are on their way from then on, or will not move; which of the two is observed.
-pub async fn at_once(source: &mut Side, target: &Side, slots: &SlotSet) -> Result<(), MoveError> {
-    let mut command = redis::cmd("CLUSTER");
-    command.arg("MIGRATESLOTS").arg("SLOTSRANGE");
-    for range in slots.ranges() {
-        command.arg(range.first).arg(range.last);
-    }
-    command.arg("NODE").arg(&target.id.0);
-    let _: Vec<()> = source.admin.ask_all("CLUSTER MIGRATESLOTS", vec![command]).await?;
-    Ok(())
+/// Has the engine move slots. They are on their way from then on, or will not move; which of the two is observed.
+pub async fn at_once(source: &mut Side, target: &mut Side, slots: &SlotSet) -> Result<(), MoveError> {
+    Ok(slot_migrations::begin(&mut source.admin, &mut target.admin, &target.id, slots).await?)
+}
+
+/// Why the last move of slots failed that the engine made from one node to the other; `None` where it did not.
+pub async fn failure(source: &mut Side, target: &mut Side) -> Option<String> {
+    let given = slot_migrations::last_failure(&mut source.admin, End::Giver).await;
+    if given.is_some() { given } else { slot_migrations::last_failure(&mut target.admin, End::Getter).await }
 }
 
 /// Moves slots key by key, a group after the other, while `go_on` says so; a group that has begun is moved as a whole. How many keys have

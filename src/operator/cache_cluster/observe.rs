@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use super::plan::{ClusterFacts, Facts, Link, NodeId, OpenSlot, Peer, Role, SlotRange, Watch};
-use super::spin;
+use super::{slot_migrations, spin};
 use crate::operator::admin::{Admin, AdminError};
 
 /// Asks a server. `None` while it is loading, when it cannot speak for its data.
@@ -19,39 +19,10 @@ pub async fn server(admin: &mut Admin, in_cluster: bool) -> Result<Option<Facts>
         let nodes: String = admin.ask("CLUSTER NODES", &[]).await?;
         let state: String = admin.ask("CLUSTER INFO", &[]).await?;
         let (ok, current_epoch) = parse_cluster_info(&state);
-        let exports = exports(admin).await?;
-        facts.cluster = Some(ClusterFacts { ok, current_epoch, exports, ..parse_nodes(&nodes) });
+        let in_transit = slot_migrations::under_way(admin).await?;
+        facts.cluster = Some(ClusterFacts { ok, current_epoch, in_transit, ..parse_nodes(&nodes) });
     }
     Ok(Some(facts))
-}
-
-/// The slots that a node hands over at this moment by its engine's own migration; `None` where it has none, which only trying tells.
-async fn exports(admin: &mut Admin) -> Result<Option<Vec<SlotRange>>, AdminError> {
-    match admin.ask::<Vec<HashMap<String, String>>>("CLUSTER GETSLOTMIGRATIONS", &[]).await {
-        Ok(migrations) => Ok(Some(migrations.iter().filter(|migration| is_under_way(migration)).flat_map(exported).collect())),
-        Err(error) if matches!(error.code(), Some("ERR" | "NOPERM")) => Ok(None),
-        Err(error) => Err(error),
-    }
-}
-
-fn is_under_way(migration: &HashMap<String, String>) -> bool {
-    let field = |name: &str| migration.get(name).map(String::as_str);
-    field("operation") == Some("EXPORT") && !matches!(field("state"), Some("success" | "failed" | "cancelled") | None)
-}
-
-fn exported(migration: &HashMap<String, String>) -> Vec<SlotRange> {
-    let ranges = migration.get("slot_ranges").map(String::as_str).unwrap_or_default();
-    ranges.split_ascii_whitespace().filter_map(parse_slots).collect()
-}
-
-/// Why the last of a node's exports of slots failed; `None` where it did not, or there was none.
-pub async fn failed_export(admin: &mut Admin) -> Option<String> {
-    let migrations: Vec<HashMap<String, String>> = admin.ask("CLUSTER GETSLOTMIGRATIONS", &[]).await.ok()?;
-    // The youngest comes first.
-    let last =
-        migrations.into_iter().find(|migration| migration.get("operation").is_some_and(|operation| operation == "EXPORT"))?;
-    let is_failed = last.get("state").is_some_and(|state| state == "failed");
-    is_failed.then(|| last.get("message").cloned().unwrap_or_default())
 }
 
 /// Asks a sentinel what it watches.
@@ -138,7 +109,7 @@ fn parse_nodes(nodes: &str) -> ClusterFacts {
 }
 
 /// `7`, or `0-5460`; a slot on its way (`[7->-…]`) still belongs to whom the plain ranges say.
-fn parse_slots(text: &str) -> Option<SlotRange> {
+pub(super) fn parse_slots(text: &str) -> Option<SlotRange> {
     let (first, last) = text.split_once('-').unwrap_or((text, text));
     Some(SlotRange { first: first.parse().ok()?, last: last.parse().ok()? })
 }
@@ -224,21 +195,5 @@ mod tests {
         assert_eq!(bb.address, Some(SocketAddr::from(([127, 0, 0, 1], 7001))));
         assert_eq!((cc.address, cc.slots.len()), (None, 2));
         assert!(dd.handshake && !bb.handshake);
-    }
-
-    #[test]
-    fn exports_under_way_are_read() {
-        let migration = |operation: &str, state: &str| {
-            let fields = [("operation", operation), ("state", state), ("slot_ranges", "5-5 100-460")];
-            fields.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect::<HashMap<_, _>>()
-        };
-        let snapshotting = migration("EXPORT", "snapshotting");
-        assert!(is_under_way(&snapshotting));
-        assert_eq!(exported(&snapshotting), [SlotRange { first: 5, last: 5 }, SlotRange { first: 100, last: 460 }]);
-        for (operation, state) in
-            [("EXPORT", "success"), ("EXPORT", "failed"), ("EXPORT", "cancelled"), ("IMPORT", "snapshotting")]
-        {
-            assert!(!is_under_way(&migration(operation, state)), "{operation} {state}");
-        }
     }
 }

@@ -77,12 +77,12 @@ impl Resharding {
             }
             Way::Atomic => {
                 if self.attempts.is_repeated(slots) {
-                    let why = source.failed_export().await.unwrap_or_default();
+                    let why = move_slots::failure(&mut source, &mut target).await.unwrap_or_default();
                     warn!(%from, %to, why, "the servers gave a move of slots up; it is tried again");
                     self.attempts.failed(format!("{from} gave it up: {why}"));
                 }
                 debug!(%from, %to, ?slots, "the servers are asked to move slots");
-                move_slots::at_once(&mut source, &target, slots).await?;
+                move_slots::at_once(&mut source, &mut target, slots).await?;
                 Ok(0)
             }
         }

@@ -99,6 +99,11 @@ fn keys_move_at_once_under_the_users_that_servers_have() {
     check_moves(Engine::Valkey9);
 }
 
+#[test]
+fn keys_are_imported_under_the_users_that_servers_have() {
+    Engine::redis_8().map(check_moves);
+}
+
 /// With keys alone it shows that servers may not hand them over; nothing is lost, and it goes on once they may.
 #[test]
 fn a_permission_that_lacks_is_told_and_harms_nothing() {
@@ -108,7 +113,7 @@ fn a_permission_that_lacks_is_told_and_harms_nothing() {
     tier.rig.apply(&mut Resharding::default(), &look, tier.rig.ports());
     let mut why = None;
     wait_for("the servers to give up", LIMIT, || {
-        why = tier.rig.failure(SHARDS - 1);
+        why = tier.rig.failure(SHARDS - 1, 0);
         why.is_some()
     });
     println!("the servers say: {why:?}");

@@ -204,7 +204,8 @@ fn a_million_keys_are_rebalanced() {
         PAUSE.as_millis(),
         load_before()
     );
-    for (engine, name) in [(Engine::Redis7, "Redis 7.0"), (Engine::Valkey9, "Valkey 9.1")] {
+    let redis_8 = Engine::redis_8().map(|engine| (engine, "Redis 8"));
+    for (engine, name) in [(Engine::Redis7, "Redis 7.0"), (Engine::Valkey9, "Valkey 9.1")].into_iter().chain(redis_8) {
         let all = measure(engine);
         let _ = write!(text, "\n## {name}\n\n{}", table(engine, &all));
         println!("{text}");

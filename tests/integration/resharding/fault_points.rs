@@ -97,3 +97,10 @@ fn a_mover_at_once_may_die_after_any_command() {
     let points = die_at_every_step(Engine::Valkey9);
     assert!(points > 2, "only {points} commands: the test shows little");
 }
+
+#[test]
+fn a_mover_by_imports_may_die_after_any_command() {
+    let Some(engine) = Engine::redis_8() else { return };
+    let points = die_at_every_step(engine);
+    assert!(points > 2, "only {points} commands: the test shows little");
+}

