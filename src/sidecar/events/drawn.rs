@@ -17,14 +17,14 @@ fn keys_of(policy: &ActivePolicy, target: &Target) -> Option<KeyPattern> {
     };
     match target {
         Target::Rule(name) => versioned(&|rule| rule.name == *name),
-        Target::Pattern(pattern) => versioned(&|rule| rule.keys == *pattern).filter(|keys| is_alone(policy, keys)),
+        Target::Pattern(pattern) => versioned(&|rule| pattern.covers_all_of(&rule.keys)).filter(|_| is_alone(policy, pattern)),
         Target::Tag(_) | Target::Leased => None,
     }
 }
 
-/// Whether no other rule covers a key of this pattern.
-fn is_alone(policy: &ActivePolicy, keys: &KeyPattern) -> bool {
-    policy.snapshot().rules.iter().filter(|rule| rule.keys.common_key(keys).is_some()).count() == 1
+/// Whether one rule alone covers keys of this pattern.
+fn is_alone(policy: &ActivePolicy, pattern: &KeyPattern) -> bool {
+    policy.snapshot().rules.iter().filter(|rule| rule.keys.common_key(pattern).is_some()).count() == 1
 }
 
 #[cfg(test)]
@@ -36,7 +36,7 @@ mod tests {
     use crate::policy::Snapshot;
 
     #[test]
-    fn a_versioned_rule_and_its_own_pattern_take_no_walk() {
+    fn a_versioned_rule_and_a_pattern_of_all_its_keys_take_no_walk() {
         let rule = |name: &str, keys: &str, versioned: bool| {
             format!(
                 r#"{{"name":"{name}","keys":"{keys}","versioned":{versioned},"strategy":{{"cacheAside":{{"ttl":{{"default":"1h","max":"2h","jitter":"0%"}}}}}}}}"#
@@ -60,8 +60,12 @@ mod tests {
         let (rule, pattern) =
             (|name: &str| Target::Rule(name.to_owned()), |text: &str| Target::Pattern(text.parse().expect("a pattern")));
         assert_eq!(found(&rule("page")).as_deref(), Some("page:{id}"));
-        assert_eq!(found(&pattern("user:{id}")).as_deref(), Some("user:{id}"));
-        for target in [rule("old"), pattern("page:{id}"), pattern("old:{id}"), pattern("user:{name}"), Target::Leased] {
+        for text in ["user:{id}", "user:{name}", "user:{rest…}", "us{rest…}"] {
+            assert_eq!(found(&pattern(text)).as_deref(), Some("user:{id}"), "{text}");
+        }
+        for target in
+            [rule("old"), pattern("page:{id}"), pattern("old:{id}"), pattern("user:7"), pattern("{all…}"), Target::Leased]
+        {
             assert_eq!(found(&target), None, "{target:?}");
         }
         let name = b"user:7~v3f9a00c1d2e4b567";

@@ -56,7 +56,7 @@ use crate::policy::versions::{Counter, Version, split};
 pub use listing::{Listing, shown, shown_list, when_known};
 
 /// The commands whose keys are mapped. All others that name such a key are refused.
-const NAMED: [&str; 38] = [
+pub const NAMED: [&str; 38] = [
     "append",
     "decr",
     "decrby",
