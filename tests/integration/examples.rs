@@ -125,6 +125,31 @@ fn values_are_written_behind_to_sql() {
     dev.stop();
 }
 
+/// With a TTL of seconds instead of half a minute.
+#[test]
+fn a_value_ends_by_its_ttl_and_nobody_says_so() {
+    let directory = TempDir::new().unwrap();
+    let database = directory.path().join("shop.db");
+    let sqlite = |statement: &str| sqlite(&database, statement);
+    sqlite("CREATE TABLE rates (currency TEXT PRIMARY KEY, rate TEXT); INSERT INTO rates VALUES ('EUR', '1.08')");
+    let url = format!("sqlite://{}", database.display());
+    let places = [("sqlite://shop.db", url.as_str()), ("ttl: 30s", "ttl: 3s"), ("negativeTtl: 5s", "negativeTtl: 2s")];
+    let (dev, mut client) = run("ttl", &places);
+    let limit = std::time::Duration::from_secs(60);
+    let asked = std::time::Instant::now();
+    assert_eq!((client.call(&["GET", "rate:EUR"]).text(), client.call(&["GET", "rate:CHF"])), ("1.08".to_owned(), Value::Nil));
+    let left = client.call(&["PTTL", "rate:EUR"]).int();
+    assert!((1..=3_000).contains(&left), "{left}");
+    sqlite("UPDATE rates SET rate = '1.09'; INSERT INTO rates VALUES ('CHF', '0.95')");
+    // Up to a fifth of three seconds less than these. What a busy machine took longer for is no old value.
+    let old = client.call(&["GET", "rate:EUR"]);
+    assert!(old == bulk("1.08") || asked.elapsed().as_millis() >= 2_400, "{old:?}");
+    wait_for("the value to end, and the next to be loaded", limit, || client.call(&["GET", "rate:EUR"]) == bulk("1.09"));
+    assert!(asked.elapsed().as_millis() >= 2_400, "before its time: {:?}", asked.elapsed());
+    wait_for("what was missing to be asked for again", limit, || client.call(&["GET", "rate:CHF"]) == bulk("0.95"));
+    dev.stop();
+}
+
 #[test]
 fn who_changes_a_row_says_so_and_readers_see_it() {
     let directory = TempDir::new().unwrap();
@@ -142,6 +167,13 @@ fn who_changes_a_row_says_so_and_readers_see_it() {
     }
     wait_for("the new row", limit, || client.call(&["GET", "user:42"]).text() == "Anna");
     wait_for("the row that was missing", limit, || client.call(&["GET", "user:43"]) != Value::Nil);
+    // In any language.
+    let port = client.stream().peer_addr().unwrap().port();
+    for (name, announce) in [("Anne", &PYTHON), ("Anja", &NODE), ("Aino", &GO)] {
+        sqlite(&format!("UPDATE users SET name = '{name}' WHERE id = 42"));
+        announce_by(announce, port, &["key", "user:42"]);
+        wait_for(name, limit, || client.call(&["GET", "user:42"]) == bulk(name));
+    }
     // Many rows at once, by hand.
     sqlite("UPDATE users SET name = 'Nobody'");
     let invalidate = Command::new(env!("CARGO_BIN_EXE_larder"))
@@ -191,24 +223,49 @@ fn a_database_tells_of_its_changes_itself() {
     assert_eq!(block(server.value("postgres", left)), "0", "a run leaves nothing in the database");
 }
 
-/// The clients of examples/clients, with the packages that `make setup` has installed for tests/clients.
-fn ordinary_clients_read(port: u16, key: &str, value: &str) {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let programs: [(&str, &str, &[&str]); 3] =
-        [("python", "python3", &["get.py"]), ("node", "node", &["get.js"]), ("go", "go", &["run", "."])];
-    for (directory, program, arguments) in programs {
-        let output = Command::new(program)
+/// A language of examples/clients: its directory and its program, with the arguments that run what reads keys, and what announces changes.
+struct Language {
+    directory: &'static str,
+    program: &'static str,
+    reads: &'static [&'static str],
+    announces: &'static [&'static str],
+}
+
+const PYTHON: Language = Language { directory: "python", program: "python3", reads: &["get.py"], announces: &["announce.py"] };
+const NODE: Language = Language { directory: "node", program: "node", reads: &["get.js"], announces: &["announce.js"] };
+const GO: Language = Language { directory: "go", program: "go", reads: &["run", "."], announces: &["run", "./announce"] };
+
+impl Language {
+    /// What such a client prints, with the packages that `make setup` has installed for tests/clients.
+    #[track_caller]
+    fn run(&self, program: &[&str], arguments: &[&str], port: u16) -> String {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let Self { directory, program: interpreter, .. } = self;
+        let output = Command::new(interpreter)
+            .args(program)
             .args(arguments)
-            .args([key, "user:none"])
             .current_dir(root.join("examples/clients").join(directory))
             .env("NODE_PATH", root.join("tests/clients/node/node_modules"))
             .env("REDIS_URL", format!("redis://127.0.0.1:{port}"))
             .output()
-            .unwrap_or_else(|error| panic!("{program} does not run ({error}): scripts/setup says what is missing"));
+            .unwrap_or_else(|error| panic!("{interpreter} does not run ({error}): scripts/setup says what is missing"));
         let (out, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-        assert!(output.status.success() && out.lines().count() == 2, "{directory}: {out}{errors}");
-        assert!(out.starts_with(&format!("{key} = {value} (")), "{directory}: {out}{errors}");
+        assert!(output.status.success(), "{directory}: {out}{errors}");
+        out.into_owned()
     }
+}
+
+fn ordinary_clients_read(port: u16, key: &str, value: &str) {
+    for language in [PYTHON, NODE, GO] {
+        let out = language.run(language.reads, &[key, "user:none"], port);
+        assert!(out.lines().count() == 2 && out.starts_with(&format!("{key} = {value} (")), "{}: {out}", language.directory);
+    }
+}
+
+#[track_caller]
+fn announce_by(language: &Language, port: u16, event: &[&str]) {
+    let out = language.run(language.announces, event, port);
+    assert!(out.contains('-'), "{}: {out} is no entry's id", language.directory);
 }
 
 #[test]
