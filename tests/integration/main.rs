@@ -41,6 +41,7 @@ mod observe;
 mod operator_cache;
 mod operator_docs;
 mod origin_changes;
+mod origin_changes_rights;
 mod origin_column_types;
 mod origin_http;
 mod origin_ledger;

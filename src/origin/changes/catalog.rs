@@ -54,6 +54,9 @@ SELECT wanted.s, wanted.t, wanted.c, known.there, c.relkind = 'p' FROM unnest($1
    WHERE i.indrelid = l.oid AND a.attname = wanted.c AND ((l.relreplident = 'd' AND i.indisprimary) \
     OR (l.relreplident = 'i' AND i.indisreplident)))) ORDER BY 1, 2, 3";
 
+/// What a server says of what a login may not do.
+const FORBIDDEN: &str = "42501";
+
 /// Tables that are followed, each with the columns whose values are needed, of rows as they are and as they were.
 pub type Needs = BTreeMap<TableName, BTreeSet<String>>;
 
@@ -216,7 +219,8 @@ impl Catalog {
             }
             let list = tables.iter().map(quoted).collect::<Vec<_>>().join(", ");
             let list = if list.is_empty() { list } else { format!("FOR TABLE {list}") };
-            self.run(&format!("CREATE PUBLICATION \"{name}\" {list} WITH (publish_via_partition_root = true)")).await?;
+            let create = format!("CREATE PUBLICATION \"{name}\" {list} WITH (publish_via_partition_root = true)");
+            self.publish_by(&create, true, tables.iter()).await?;
             ready.added = tables.iter().cloned().collect();
             return Ok(true);
         };
@@ -232,7 +236,8 @@ impl Catalog {
                     .push(format!("the publication `{name}` has no table `{table}`: ALTER PUBLICATION {name} ADD TABLE {table}"));
                 continue;
             }
-            self.run(&format!("ALTER PUBLICATION \"{name}\" ADD TABLE {}", quoted(table))).await?;
+            self.publish_by(&format!("ALTER PUBLICATION \"{name}\" ADD TABLE {}", quoted(table)), false, [table].into_iter())
+                .await?;
             ready.added.push(table.clone());
         }
         // What nobody follows any more, and what has lost its identity: its rows could not be changed.
@@ -242,6 +247,50 @@ impl Catalog {
             self.run(&format!("ALTER PUBLICATION \"{name}\" DROP TABLE {table}")).await?;
         }
         Ok(false)
+    }
+
+    /// Makes the publication of these tables, or adds them to it. Where the login may not, the error says what it lacks.
+    async fn publish_by(&mut self, sql: &str, makes: bool, tables: impl Iterator<Item = &TableName>) -> Result<(), Failure> {
+        let Err(error) = sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(&mut self.0).await else { return Ok(()) };
+        let failure = postgres_failure(&error);
+        if error.as_database_error().is_none_or(|error| error.code().as_deref() != Some(FORBIDDEN)) {
+            return Err(failure);
+        }
+        let lacks = self.lacks(makes, tables).await?;
+        Err(match lacks.is_empty() {
+            true => failure,
+            false => Failure::Unusable(format!(
+                "its login may not publish the tables: {}; or name a publication that somebody else makes in sql.changes.publication",
+                lacks.join("; ")
+            )),
+        })
+    }
+
+    /// The statements that give the login what it lacks to publish tables.
+    async fn lacks(&mut self, makes: bool, tables: impl Iterator<Item = &TableName>) -> Result<Vec<String>, Failure> {
+        const LOGIN: &str = "SELECT quote_ident(current_user), quote_ident(current_database()), \
+             has_database_privilege(current_database(), 'CREATE')";
+        const TABLE: &str = "SELECT pg_has_role(c.relowner, 'USAGE'), has_schema_privilege(n.oid, 'USAGE') \
+             FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace WHERE n.nspname = $1 AND c.relname = $2";
+        let is = |row: Option<&PgRow>, at: usize| row.and_then(|row| row.try_get::<bool, _>(at).ok()) == Some(true);
+        let row = self.row(LOGIN, &[]).await?;
+        let said = |at| text(row.as_ref(), at).unwrap_or_default();
+        let (login, database, may_make) = (said(0), said(1), is(row.as_ref(), 2));
+        let mut lacks = Vec::new();
+        if makes && !may_make {
+            lacks.push(format!("GRANT CREATE ON DATABASE {database} TO {login}"));
+        }
+        for table in tables {
+            let row = self.row(TABLE, &[table.schema(), table.table()]).await?;
+            if !is(row.as_ref(), 1) {
+                lacks.push(format!("GRANT USAGE ON SCHEMA {} TO {login}", table.schema()));
+            }
+            if !is(row.as_ref(), 0) {
+                lacks.push(format!("ALTER TABLE {table} OWNER TO {login}"));
+            }
+        }
+        lacks.dedup();
+        Ok(lacks)
     }
 
     /// The schemas and names of what a publication has.

@@ -28,6 +28,8 @@ const READ_AT_ONCE: usize = 64 * 1024;
 const HEAD: usize = 5;
 /// How long a message to the server may take to leave.
 const SEND_LIMIT: Duration = Duration::from_secs(10);
+/// What a server says of what a login may not do.
+const FORBIDDEN: &str = "42501";
 
 /// Settings under which values are written as loads see them.
 const SETTINGS: [(&str, &str); 6] = [
@@ -85,6 +87,12 @@ impl Link {
         loop {
             let answer = match self.said().await? {
                 Said::Ready => return Ok(()),
+                Said::Refuses(refusal) if refusal.code == FORBIDDEN => {
+                    let (text, login) = (&refusal.text, options.get_username());
+                    return Err(Failure::Unusable(format!(
+                        "{text} (SQLSTATE {FORBIDDEN}): a login that follows changes may replicate: ALTER ROLE {login} REPLICATION"
+                    )));
+                }
                 Said::Refuses(refusal) => return Err(refused(&refusal)),
                 Said::WantsPassword => wire::password(password.clone()?),
                 Said::WantsSasl(mechanisms) if mechanisms.contains(&scram::MECHANISM) => {

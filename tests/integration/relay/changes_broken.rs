@@ -76,12 +76,12 @@ fn an_event_that_the_cache_lost_would_be_missed_without_the_position() {
 }
 
 /// Two rows change in transactions that are in the database's log, and that nobody can see yet.
-struct Unseen<'a> {
+pub struct Unseen<'a> {
     shop: &'a Shop,
 }
 
 impl<'a> Unseen<'a> {
-    fn begin<'scope>(shop: &'a Shop, scope: &'scope thread::Scope<'scope, '_>) -> Self {
+    pub fn begin<'scope>(shop: &'a Shop, scope: &'scope thread::Scope<'scope, '_>) -> Self {
         shop.change(&["ALTER SYSTEM SET synchronous_standby_names = 'nobody'", "SELECT pg_reload_conf()"]);
         wait_for("commits wait for a replica", LONG, || shop.value("SHOW synchronous_standby_names") == "nobody");
         for id in 1..=2 {

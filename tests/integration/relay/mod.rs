@@ -5,6 +5,7 @@ pub mod changes;
 mod changes_broken;
 mod changes_history;
 mod changes_limits;
+mod changes_promises;
 mod changes_tags;
 mod durable;
 pub mod history;

@@ -1,0 +1,179 @@
+//! What docs/database-changes.md promises of the reading itself: that an idle table holds up no log, that the figures tell how far behind it is, and
+//! that a transaction is said as a whole, and not before its commit.
+
+use std::thread;
+use std::time::Instant;
+
+use serde_json::{Value as Json, json};
+use sqlx::{Connection as _, PgConnection};
+
+use super::changes::{SLOT, Shop, bulk, feed, figure};
+use super::changes_broken::Unseen;
+use super::together::{DELETE, TABLES, WRITE};
+use super::{LONG, Scene, sentinel, sql_rule};
+use crate::read_through::{Servers, rule, sql_origin};
+use crate::support::postgres::Postgres;
+use crate::support::resp::Value;
+use crate::support::sidecar::Sidecar;
+use crate::support::wait_for;
+use crate::write_through::block;
+
+const STREAM: &str = "larder:events";
+
+/// The last entry of the stream of events: its words.
+fn last_entry(shop: &Shop) -> Vec<String> {
+    let entries = shop.kept(&["XREVRANGE", STREAM, "+", "-", "COUNT", "1"]).items();
+    let entry = entries.first().map(Value::items).unwrap_or_default();
+    entry.get(1).map(Value::items).unwrap_or_default().iter().map(Value::text).collect()
+}
+
+fn is_cached(shop: &Shop, id: u32) -> bool {
+    let key = format!("user:{id}");
+    shop.scene.servers.holder_of(&key).call(&["EXISTS", &key]) == Value::Int(1)
+}
+
+#[test]
+fn the_slot_of_an_idle_table_goes_on_while_others_write() {
+    let shop = Shop::new(Servers::sentinel(), 1);
+    let relay = shop.reading();
+    let noise = ["CREATE TABLE noise (n int)", "INSERT INTO noise SELECT generate_series(1, 10000)"];
+    let goes_on = |place: &str| {
+        let written = shop.value("SELECT pg_current_wal_lsn()::text");
+        let confirmed =
+            format!("SELECT (confirmed_flush_lsn >= '{written}')::text FROM pg_replication_slots WHERE slot_name = '{SLOT}'");
+        wait_for(&format!("the slot to be confirmed behind what was written in {place}"), LONG, || {
+            shop.value(&confirmed) == "true"
+        });
+        // What it keeps the log from is behind that as well, once the server has looked.
+        let kept = format!("SELECT (restart_lsn > '0/0')::text FROM pg_replication_slots WHERE slot_name = '{SLOT}'");
+        assert_eq!(shop.value(&kept), "true");
+    };
+    shop.change(&noise);
+    goes_on("the same database");
+    block(shop.postgres.run("postgres", &noise));
+    goes_on("another database");
+    assert_eq!((figure(&relay, "keys_total"), figure(&relay, "losses_total")), (0, 0), "nothing was said");
+}
+
+/// How old a change may be that is not said, as `larder changes` shows it, in milliseconds.
+fn shown_behind(shop: &Shop) -> u128 {
+    let output = shop.scene.person(&["changes", "--output", "json"]);
+    let feeds: Json = serde_json::from_slice(&output.stdout).expect("JSON");
+    feeds[0]["behindMilliseconds"].as_u64().unwrap_or_else(|| panic!("{feeds}")).into()
+}
+
+/// What is shown of how far behind the reading is, is never less than the age of a change that is not said, and falls once it is.
+fn check_behind(shop: &Shop, committed: Instant, shown: impl Fn() -> u128, release: impl FnOnce()) {
+    let mut before = 0;
+    wait_for("the figure to grow", LONG, || {
+        let age = committed.elapsed().as_millis();
+        let behind = shown();
+        // Both are cut to milliseconds, by two processes.
+        assert!(behind + 2 >= age, "{behind} ms are shown, and a change of {age} ms ago is not said");
+        assert!(behind >= before, "it fell from {before} to {behind} while nothing was said");
+        before = behind;
+        behind >= 3_000
+    });
+    release();
+    wait_for("the figure to fall", LONG, || shown() < before);
+    shop.wait_to_see("user:1", Some("new"));
+}
+
+/// Where the reading is, is known once something was said.
+fn say_something(shop: &Shop) {
+    shop.change(&["UPDATE users SET name = 'settled' WHERE id = 20"]);
+    shop.wait_to_see("user:20", Some("settled"));
+}
+
+#[test]
+fn what_larder_changes_shows_grows_while_the_relay_stands_still() {
+    let shop = Shop::new(Servers::sentinel(), 1);
+    let relay = shop.reading();
+    assert_eq!((shop.cached("user:1"), shop.cached("user:20")), (bulk("old"), bulk("old")));
+    say_something(&shop);
+    relay.signal("STOP");
+    shop.change(&["UPDATE users SET name = 'new' WHERE id = 1"]);
+    check_behind(&shop, Instant::now(), || shown_behind(&shop), || relay.signal("CONT"));
+}
+
+/// A commit that is in the log, and that nobody may see yet, holds up the relay that reads it.
+#[test]
+fn what_a_relay_tells_of_itself_grows_while_it_waits() {
+    let shop = Shop::new(Servers::sentinel(), 1);
+    let relay = shop.reading();
+    assert_eq!(shop.cached("user:20"), bulk("old"));
+    say_something(&shop);
+    thread::scope(|scope| {
+        let unseen = Unseen::begin(&shop, scope);
+        let committed = Instant::now();
+        check_behind(&shop, committed, || figure(&relay, "behind_milliseconds").into(), || drop(unseen));
+    });
+}
+
+#[test]
+fn a_transaction_is_said_as_a_whole_and_not_before_its_commit() {
+    let shop = Shop::new(Servers::sentinel(), 1);
+    let _relay = shop.reading();
+    shop.wait_for_walks();
+    (1..=6).for_each(|id| assert_eq!(shop.cached(&format!("user:{id}")), bulk("old")));
+    let update = |id: u32| format!("UPDATE users SET name = 'new' WHERE id = {id}");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let open = |ids: std::ops::RangeInclusive<u32>| {
+        runtime.block_on(async {
+            let mut connection = PgConnection::connect(&shop.postgres.url(&shop.database)).await.expect("the server accepts");
+            sqlx::raw_sql("BEGIN").execute(&mut connection).await.expect("begun");
+            for id in ids {
+                sqlx::raw_sql(sqlx::AssertSqlSafe(update(id))).execute(&mut connection).await.expect("updated");
+            }
+            connection
+        })
+    };
+    let (mut whole, mut given_up) = (open(1..=3), open(4..=4));
+    // What is committed meanwhile is said, and nothing of what is not.
+    shop.change(&[&update(5)]);
+    shop.wait_to_see("user:5", Some("new"));
+    assert_eq!(last_entry(&shop), ["key", "user:5"]);
+    assert!((1..=4).all(|id| is_cached(&shop, id)), "a row that is not committed was said");
+    runtime.block_on(async {
+        sqlx::raw_sql("ROLLBACK").execute(&mut given_up).await.expect("rolled back");
+        sqlx::raw_sql("COMMIT").execute(&mut whole).await.expect("committed");
+    });
+    (1..=3).for_each(|id| shop.wait_to_see(&format!("user:{id}"), Some("new")));
+    assert_eq!(last_entry(&shop), ["key", "user:1", "key", "user:2", "key", "user:3"], "all of it in one entry");
+    shop.change(&[&update(6)]);
+    shop.wait_to_see("user:6", Some("new"));
+    assert!(is_cached(&shop, 4), "what was rolled back was said");
+}
+
+/// A write that waited in the journal is told of like any other once the relay has made it: what it stored stays, and what else is made from the row goes.
+#[test]
+fn a_write_behind_does_not_remove_what_it_stored() {
+    let postgres = Postgres::start_logical();
+    let url = block(postgres.database(&TABLES));
+    let database = url.rsplit('/').next().expect("a name");
+    let shout = rule("shout", "db", json!({"sql": {"read": "SELECT upper(name) FROM users WHERE id = $id"}}), json!({}));
+    let mut scene = Scene::new(sentinel(), &[sql_origin("db", &url)], &[sql_rule("users", "db", WRITE, DELETE), shout]);
+    let follow = |rule: &str| json!({"rule": rule, "table": "users", "touches": {"key": {}}});
+    let mut both = feed();
+    both["follows"] = json!([follow("users"), follow("shout")]);
+    scene.follow(&[both]);
+    let sidecar = Sidecar::start(&scene.snapshot);
+    let relay = scene.relay();
+    wait_for("a relay reads the database", LONG, || figure(&relay, "reading") == 1);
+    let mut client = sidecar.client();
+    let (named, mut writes) = (figure(&relay, "keys_total"), 0_u64);
+    // The walk of the beginning may still be under way, and take with it what is written first.
+    wait_for("what is written stays cached", LONG, || {
+        writes += 1;
+        assert_eq!(client.call(&["SET", "users:1", &format!("mine {writes}")]), Value::Simple("OK".to_owned()));
+        wait_for("what else is made from the row is new", LONG, || client.line("GET shout:1") == bulk(&format!("MINE {writes}")));
+        wait_for("the change is said", LONG, || figure(&relay, "keys_total") == named + writes);
+        scene.wait_until_drained();
+        scene.servers.holder_of("users:1").line("EXISTS users:1") == Value::Int(1)
+    });
+    assert_eq!(client.line("GET users:1"), bulk(&format!("mine {writes}")));
+    assert_eq!(figure(&relay, "keys_total"), named + writes, "of the two keys one was named each time");
+    // Somebody else's change of the same row is another matter.
+    block(postgres.run(database, &["UPDATE users SET name = 'theirs' WHERE id = '1'"]));
+    wait_for("the change is seen", LONG, || client.line("GET users:1") == bulk("theirs"));
+}
