@@ -155,7 +155,11 @@ impl Reader {
             Ended::Fenced => Counts::add(&self.counts.fenced, 1),
             _ => Counts::add(&self.counts.retries, 1),
         }
-        self.anew |= matches!(ended, Ended::Useless(_) | Ended::TooFarBehind(_));
+        if matches!(ended, Ended::Useless(_) | Ended::TooFarBehind(_)) {
+            self.anew = true;
+            // What is given up is told each time.
+            self.warned = None;
+        }
         self.warn(ended);
         if !matches!(ended, Ended::Fenced | Ended::Lost | Ended::Cache(_)) {
             // For who asks how the feed is: the log has it as well.
