@@ -1,5 +1,5 @@
-//! What a server must be before its word counts: a primary that is followed by all its replicas, and that has each write on disk before it
-//! answers. Pure: it says what to ask, and judges the answers.
+//! What a server must be before its word counts: a primary that has each write on disk before it answers, as have all replicas that follow
+//! it. Pure: it says what to ask, and judges the answers. That nobody else may be promoted in its place is for who asks to make sure.
 //!
 //! A command and the question who has it go over one connection, within which the server stayed the same primary: what was
 //! carried out there is what was confirmed.
@@ -7,6 +7,8 @@
 use super::hub::words;
 use crate::policy::slots;
 use crate::sidecar::upstream::admin_client::Value;
+use crate::sidecar::upstream::heirs::Electable;
+use crate::sidecar::upstream::node::NodeAddr;
 
 /// A command, in words.
 pub type Command = Vec<Vec<u8>>;
@@ -27,13 +29,17 @@ pub enum Unsure {
     #[error("it is no longer the primary")]
     Replaced,
     /// A primary that has been replaced, and does not know it yet, has no replicas.
-    #[error("{connected} of its {known} replicas follow it")]
-    Detached {
-        /// How many do.
-        connected: usize,
-        /// How many are known to be there; one at least.
-        known: usize,
-    },
+    #[error("no replica follows it")]
+    Detached,
+    /// Another might be promoted in its place.
+    #[error(transparent)]
+    Heir(#[from] Electable),
+    /// It is not known who might be.
+    #[error("the servers do not tell who might take its place (in a Cluster, by CLUSTER SHARDS)")]
+    Heirs,
+    /// Others follow it than before: those may be who was counted.
+    #[error("other replicas follow it than before")]
+    Followers,
     /// Not all had it on disk in time.
     #[error("{confirmed} of {replicas} replicas had it on disk in time (it itself: {own})")]
     Unconfirmed {
@@ -49,8 +55,8 @@ pub enum Unsure {
 /// A server that carried out a command, as it was then.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Footing {
-    /// How many replicas must have it.
-    replicas: usize,
+    /// Who must have it: all replicas that follow it, sorted.
+    followers: Vec<NodeAddr>,
     /// Whether the server knows WAITAOF.
     counts_fsyncs: bool,
     /// What it calls the history of its data: another, once it has been a replica in between.
@@ -88,40 +94,40 @@ pub fn carry_out(slot: u16, command: Command, disk: Disk) -> [Command; 8] {
 }
 
 impl Footing {
-    /// Reads the answers to [`carry_out`], where `known` replicas are known to be there; the command's answer.
+    /// Reads the answers to [`carry_out`]; the command's answer.
     ///
     /// # Errors
     /// The server is not what it must be. The command may have been carried out all the same.
-    pub fn of(answers: &[Value], known: usize, disk: Disk) -> Result<(Self, Value), Unsure> {
+    pub fn of(answers: &[Value], disk: Disk) -> Result<(Self, Value), Unsure> {
         let [config, waitaof, .., done] = answers else { return Err(Unsure::Answer) };
         let [role, info, answer, _] = done.as_list().ok_or(Unsure::Answer)? else { return Err(Unsure::Answer) };
         let says = |name, value| config.field(name).and_then(Value::as_str) == Some(value);
         if disk == Disk::Asked && !(says("appendonly", "yes") && says("appendfsync", "always")) {
             return Err(Unsure::Disk);
         }
-        let [kind, _, followers, ..] = role.as_list().ok_or(Unsure::Answer)? else { return Err(Unsure::Replaced) };
-        if kind.as_str() != Some("master") {
-            return Err(Unsure::Replaced);
-        }
-        let replicas = followers.as_list().ok_or(Unsure::Answer)?.len();
-        let known = known.max(1);
-        if replicas < known {
-            return Err(Unsure::Detached { connected: replicas, known });
+        let followers = followers_of(role).ok_or(Unsure::Replaced)?;
+        if followers.is_empty() {
+            return Err(Unsure::Detached);
         }
         let history = history_of(info).ok_or(Unsure::Replaced)?;
-        let footing = Self { replicas, counts_fsyncs: !matches!(waitaof, Value::Error(_)), history };
+        let footing = Self { followers, counts_fsyncs: !matches!(waitaof, Value::Error(_)), history };
         Ok((footing, answer.clone()))
     }
 
+    /// Who must have it.
+    pub fn followers(&self) -> &[NodeAddr] {
+        &self.followers
+    }
+
     /// Asks who has it.
-    pub fn question(&self) -> [Command; 2] {
-        let count = self.replicas.to_string();
+    pub fn question(&self) -> [Command; 3] {
+        let count = self.followers.len().to_string();
         let wait = match self.counts_fsyncs {
             true => words(&["WAITAOF", "1", &count, CONFIRMED_WITHIN_MS]),
             // With `appendfsync always` a server writes to disk before it answers, and a replica before it acknowledges.
             false => words(&["WAIT", &count, CONFIRMED_WITHIN_MS]),
         };
-        [wait, words(&["INFO", "replication"])]
+        [wait, words(&["INFO", "replication"]), words(&["ROLE"])]
     }
 
     /// Judges the answers to that.
@@ -129,10 +135,14 @@ impl Footing {
     /// # Errors
     /// It is not known to be on disk everywhere.
     pub fn confirm(&self, answers: &[Value]) -> Result<(), Unsure> {
-        let [confirmed, info] = answers else { return Err(Unsure::Answer) };
+        let [confirmed, info, role] = answers else { return Err(Unsure::Answer) };
         if history_of(info).as_ref() != Some(&self.history) {
             return Err(Unsure::Replaced);
         }
+        if followers_of(role).as_ref() != Some(&self.followers) {
+            return Err(Unsure::Followers);
+        }
+        let replicas = self.followers.len();
         let (own, copies) = match (confirmed, self.counts_fsyncs) {
             (Value::List(counts), true) => match &counts[..] {
                 [Value::Int(own), Value::Int(copies)] => (*own >= 1, *copies),
@@ -141,9 +151,21 @@ impl Footing {
             (Value::Int(copies), false) => (true, *copies),
             _ => return Err(Unsure::Answer),
         };
-        let all_have = usize::try_from(copies).is_ok_and(|copies| copies >= self.replicas);
-        if own && all_have { Ok(()) } else { Err(Unsure::Unconfirmed { own, confirmed: copies, replicas: self.replicas }) }
+        let all_have = usize::try_from(copies).is_ok_and(|copies| copies >= replicas);
+        if own && all_have { Ok(()) } else { Err(Unsure::Unconfirmed { own, confirmed: copies, replicas }) }
     }
+}
+
+/// Who follows a primary, sorted. `None`: it is none.
+fn followers_of(role: &Value) -> Option<Vec<NodeAddr>> {
+    let [kind, _, followers, ..] = role.as_list()? else { return None };
+    let follower = |entry: &Value| {
+        let [host, port, ..] = entry.as_list()? else { return None };
+        Some(NodeAddr::new(host.as_str()?, u16::try_from(port.as_int()?).ok()?))
+    };
+    let mut followers = followers.as_list()?.iter().map(follower).collect::<Option<Vec<_>>>()?;
+    followers.sort();
+    (kind.as_str() == Some("master")).then_some(followers)
 }
 
 /// The history of a primary. `None`: it is none.
@@ -165,10 +187,14 @@ mod tests {
         text(&format!("# Replication\r\nrole:{role}\r\nconnected_slaves:1\r\nmaster_replid:{history}\r\n"))
     }
 
+    /// The ROLE of a primary with `replicas`.
+    fn role(replicas: usize) -> Value {
+        let follower = |at: usize| Value::List(vec![text("127.0.0.1"), text(&(7000 + at).to_string()), text("17")]);
+        Value::List(vec![text("master"), Value::Int(17), Value::List((0..replicas).map(follower).collect())])
+    }
+
     /// What a primary with `replicas` answers.
     fn answers(replicas: usize, appendfsync: &str) -> Vec<Value> {
-        let followers = vec![Value::List(vec![text("127.0.0.1"), text("7000"), text("17")]); replicas];
-        let role = Value::List(vec![text("master"), Value::Int(17), Value::List(followers)]);
         let queued = || text("QUEUED");
         vec![
             Value::List(["appendonly", "yes", "appendfsync", appendfsync].map(text).to_vec()),
@@ -178,20 +204,20 @@ mod tests {
             queued(),
             queued(),
             queued(),
-            Value::List(vec![role, info("master", "aa"), text("answer"), text("OK")]),
+            Value::List(vec![role(replicas), info("master", "aa"), text("answer"), text("OK")]),
         ]
     }
 
     fn footing() -> Footing {
-        Footing::of(&answers(2, "always"), 2, Disk::Asked).expect("it is fit").0
+        Footing::of(&answers(2, "always"), Disk::Asked).expect("it is fit").0
     }
 
     #[test]
     fn a_primary_with_all_its_replicas_that_writes_to_disk_is_fit() {
-        let (footing, answer) = Footing::of(&answers(2, "always"), 1, Disk::Asked).expect("it is fit");
-        assert_eq!((footing.replicas, answer), (2, text("answer")));
+        let (footing, answer) = Footing::of(&answers(2, "always"), Disk::Asked).expect("it is fit");
+        assert_eq!((footing.followers.len(), answer), (2, text("answer")));
         assert_eq!(footing.question()[0], words(&["WAITAOF", "1", "2", "1000"]));
-        let counts = |own, copies| vec![Value::List(vec![Value::Int(own), Value::Int(copies)]), info("master", "aa")];
+        let counts = |own, copies| vec![Value::List(vec![Value::Int(own), Value::Int(copies)]), info("master", "aa"), role(2)];
         assert_eq!(footing.confirm(&counts(1, 2)), Ok(()));
         for (own, copies) in [(0, 2), (1, 1), (1, -1)] {
             assert!(matches!(footing.confirm(&counts(own, copies)), Err(Unsure::Unconfirmed { .. })), "{own} {copies}");
@@ -200,13 +226,12 @@ mod tests {
 
     #[test]
     fn one_that_lacks_replicas_or_a_disk_is_not() {
-        assert_eq!(Footing::of(&answers(1, "always"), 2, Disk::Asked), Err(Unsure::Detached { connected: 1, known: 2 }));
-        assert_eq!(Footing::of(&answers(0, "always"), 0, Disk::Asked), Err(Unsure::Detached { connected: 0, known: 1 }));
-        assert_eq!(Footing::of(&answers(1, "everysec"), 1, Disk::Asked), Err(Unsure::Disk));
+        assert_eq!(Footing::of(&answers(0, "always"), Disk::Asked), Err(Unsure::Detached));
+        assert_eq!(Footing::of(&answers(1, "everysec"), Disk::Asked), Err(Unsure::Disk));
         let mut silent = answers(1, "always");
         silent[0] = Value::List(Vec::new());
-        assert_eq!(Footing::of(&silent, 1, Disk::Asked), Err(Unsure::Disk));
-        assert_eq!(Footing::of(&answers(1, "always")[..7], 1, Disk::Asked), Err(Unsure::Answer));
+        assert_eq!(Footing::of(&silent, Disk::Asked), Err(Unsure::Disk));
+        assert_eq!(Footing::of(&answers(1, "always")[..7], Disk::Asked), Err(Unsure::Answer));
     }
 
     #[test]
@@ -215,26 +240,37 @@ mod tests {
         assert_eq!(first, words(&["PING"]));
         let mut silent = answers(1, "always");
         silent[0] = text("PONG");
-        assert!(Footing::of(&silent, 1, Disk::VouchedFor).is_ok());
-        let detached = Footing::of(&silent, 2, Disk::VouchedFor);
-        assert_eq!(detached, Err(Unsure::Detached { connected: 1, known: 2 }), "all else counts as before");
+        assert!(Footing::of(&silent, Disk::VouchedFor).is_ok());
+        let mut detached = answers(0, "always");
+        detached[0] = text("PONG");
+        assert_eq!(Footing::of(&detached, Disk::VouchedFor), Err(Unsure::Detached), "all else counts as before");
     }
 
     #[test]
     fn one_that_was_a_replica_in_between_is_not() {
         let all = Value::List(vec![Value::Int(1), Value::Int(2)]);
         for later in [info("master", "bb"), info("slave", "aa"), text("")] {
-            assert_eq!(footing().confirm(&[all.clone(), later]), Err(Unsure::Replaced));
+            assert_eq!(footing().confirm(&[all.clone(), later, role(2)]), Err(Unsure::Replaced));
         }
+    }
+
+    #[test]
+    fn those_that_confirm_must_be_those_that_followed() {
+        let all = Value::List(vec![Value::Int(1), Value::Int(2)]);
+        for followers in [1, 3] {
+            let confirmed = footing().confirm(&[all.clone(), info("master", "aa"), role(followers)]);
+            assert_eq!(confirmed, Err(Unsure::Followers));
+        }
+        assert_eq!(footing().followers().len(), 2);
     }
 
     #[test]
     fn one_without_waitaof_is_asked_by_wait() {
         let mut old = answers(1, "always");
         old[1] = Value::Error("ERR unknown command".to_owned());
-        let (footing, _) = Footing::of(&old, 1, Disk::Asked).expect("it is fit");
+        let (footing, _) = Footing::of(&old, Disk::Asked).expect("it is fit");
         assert_eq!(footing.question()[0], words(&["WAIT", "1", "1000"]));
-        assert_eq!(footing.confirm(&[Value::Int(1), info("master", "aa")]), Ok(()));
-        assert!(footing.confirm(&[Value::Int(0), info("master", "aa")]).is_err());
+        assert_eq!(footing.confirm(&[Value::Int(1), info("master", "aa"), role(1)]), Ok(()));
+        assert!(footing.confirm(&[Value::Int(0), info("master", "aa"), role(1)]).is_err());
     }
 }

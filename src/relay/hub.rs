@@ -15,6 +15,7 @@ use crate::sidecar::upstream::access::Access;
 use crate::sidecar::upstream::admin_client::{ReplyError, Value, ask};
 use crate::sidecar::upstream::dial::{DialError, Link, dial_primary};
 use crate::sidecar::upstream::discovery::Refresh;
+use crate::sidecar::upstream::heirs::{Electors, Heir, rule_out, strays};
 use crate::sidecar::upstream::node::NodeAddr;
 use crate::sidecar::upstream::view::{View, ViewKind};
 
@@ -110,7 +111,7 @@ impl Hub {
     /// Sends commands about a slot in one write; a reply for each. One that is an error is an error here, and the connection is given up
     /// with it.
     pub async fn ask(&mut self, slot: u16, commands: &[Command]) -> Result<Vec<Value>, HubError> {
-        let (node, _) = self.reachable(slot)?;
+        let node = self.reachable(slot)?;
         let replies = self.ask_node(&node, commands).await;
         self.take_note(&node, replies.as_ref().err());
         replies
@@ -140,13 +141,13 @@ impl Hub {
     /// Carries out a command, all of whose keys lie in `slot`, and waits until what it did and saw is on disk at the slot's primary and at
     /// every replica that might take its place. Where this fails it may have been carried out all the same.
     pub async fn carry_out(&mut self, slot: u16, command: Command) -> Result<Value, HubError> {
-        let (node, known) = self.reachable(slot)?;
-        let answer = self.carry_out_at(&node, known, &footing::carry_out(slot, command, self.disk)).await;
+        let node = self.reachable(slot)?;
+        let answer = self.carry_out_at(&node, &footing::carry_out(slot, command, self.disk)).await;
         self.take_note(&node, answer.as_ref().err());
         answer
     }
 
-    async fn carry_out_at(&mut self, node: &NodeAddr, known: usize, commands: &[Command]) -> Result<Value, HubError> {
+    async fn carry_out_at(&mut self, node: &NodeAddr, commands: &[Command]) -> Result<Value, HubError> {
         let unsure = |source| HubError::Unsure { node: node.clone(), source };
         let (link, answers) = self.exchange(node, commands).await?;
         // Servers without WAITAOF say so.
@@ -155,10 +156,20 @@ impl Hub {
             return Err(refused(node, text));
         }
         self.links.insert(node.clone(), link);
-        let (footing, answer) = Footing::of(&answers, known, self.disk).map_err(unsure)?;
+        let (footing, answer) = Footing::of(&answers, self.disk).map_err(unsure)?;
+        let (strays, electors) = self.strays(node, &footing).map_err(unsure)?;
+        rule_out(&strays, &self.access, electors).await.map_err(Unsure::from).map_err(unsure)?;
         let confirmed = self.ask_node(node, &footing.question()).await?;
         footing.confirm(&confirmed).map_err(unsure)?;
         Ok(answer)
+    }
+
+    /// Who might be promoted in a primary's place, and does not follow it; and who would do that.
+    fn strays(&self, node: &NodeAddr, footing: &Footing) -> Result<(Vec<Heir>, Electors), Unsure> {
+        let view = self.view.borrow();
+        let heirs = view.kind.heirs(node).ok_or(Unsure::Heirs)?;
+        let in_cluster = matches!(view.kind, ViewKind::Cluster(_));
+        Ok((strays(heirs, footing.followers()), if in_cluster { Electors::Replicas } else { Electors::Sentinels }))
     }
 
     /// How many replicas the owner of a slot is known to have.
@@ -166,12 +177,12 @@ impl Hub {
         self.owner(slot).map_or(0, |(_, replicas)| replicas)
     }
 
-    /// Who owns a slot and is worth asking, and how many replicas it is known to have.
-    fn reachable(&self, slot: u16) -> Result<(NodeAddr, usize), HubError> {
-        let (node, replicas) = self.owner(slot)?;
+    /// Who owns a slot and is worth asking.
+    fn reachable(&self, slot: u16) -> Result<NodeAddr, HubError> {
+        let (node, _) = self.owner(slot)?;
         match self.away.get(&node).is_some_and(|since| since.elapsed() < AWAY_FOR) {
             true => Err(HubError::Away { node }),
-            false => Ok((node, replicas)),
+            false => Ok(node),
         }
     }
 
@@ -188,7 +199,7 @@ impl Hub {
         let view = self.view.borrow();
         let owner = match &view.kind {
             ViewKind::Unknown => None,
-            ViewKind::Primary { node, replicas } => Some((node.clone(), replicas.len())),
+            ViewKind::Primary { node, replicas, .. } => Some((node.clone(), replicas.len())),
             ViewKind::Cluster(map) => {
                 map.owner_index(slot).and_then(|at| Some((map.primaries().get(at)?.clone(), map.replicas(at).len())))
             }

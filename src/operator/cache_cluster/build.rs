@@ -53,7 +53,8 @@ pub struct ServerConfig<'a> {
 /// What the user of a relay can do at a server: look after journals, write what it waits for to be on disk, and see how servers write
 /// to disk and who follows them.
 pub const RELAY_RULES: &str = "resetchannels ~larder:j:* ~larder:w:* ~larder:events ~larder:cs:* ~larder:cr:* -@all +@read +@write \
-                               +@connection +@transaction -@admin -@dangerous +eval +time +wait +role +info +config|get +cluster|info +cluster|slots +cluster|shards";
+                               +@connection +@transaction -@admin -@dangerous +eval +time +wait +role +info +config|get +cluster|info +cluster|slots +cluster|shards \
+                               +cluster|nodes";
 
 /// The users. A password stands in a file that its owner alone reads; never among arguments.
 fn add_users(lines: &mut Lines, login: &Login, relay: Option<&Login>) {

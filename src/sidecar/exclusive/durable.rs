@@ -4,6 +4,9 @@
 //! that was the primary before the first and still is behind the last: what was carried out there is what was confirmed. They go in
 //! *rounds*: what comes while one is under way makes up the next, and is one wait and one fsync for all of it.
 //!
+//! All that follow the primary must confirm, and the same must follow it before and after. Nobody else may be promoted in its place: an
+//! [heir](crate::sidecar::upstream::heirs) that does not follow, dead or not, has each round refused as long as it has not ruled that out.
+//!
 //! `WAITAOF` counts an fsync that is due as done unless `appendfsync` is `always`; that is looked at before each round, unless the snapshot
 //! vouches for it. A server without
 //! `WAITAOF` (Redis before 7.2) is asked by `WAIT`: with `always` a server writes to disk before it answers, and a replica before
@@ -19,10 +22,11 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::connection::{Dedicated, Owed};
 use super::pool::{Hold, Target, acquire};
-use super::wait::{MARK_COMMANDS, mark, replicas_of, settle};
+use super::wait::{HEIRS_UNKNOWN, MARK_COMMANDS, check_heirs, followers_of, mark, settle};
 use crate::sidecar::resp::{encode, reply};
 use crate::sidecar::upstream::broken::Broken;
 use crate::sidecar::upstream::lane::Lane;
+use crate::sidecar::upstream::node::NodeAddr;
 use crate::sidecar::worker::Worker;
 
 /// The most commands of a round.
@@ -30,7 +34,7 @@ const MOST_IN_ROUND: usize = 256;
 /// How long a server may not be fit, as while it is being replaced, before what waits for it is given up.
 const FIT_WITHIN: Duration = Duration::from_secs(3);
 const FIT_LOOK_MS: u64 = 50;
-/// How long all may take to have it on disk, looked at in steps: a replica that is taken for dead meanwhile is waited for no longer.
+/// How long all may take to have it on disk, looked at in steps: who follows may change meanwhile.
 const CONFIRMED_WITHIN: Duration = Duration::from_secs(3);
 const CONFIRM_STEP_MS: u64 = 1_000;
 /// A server that answers nothing for this long, while it may wait for a step, is given up.
@@ -147,9 +151,7 @@ async fn play(worker: &Rc<Worker>, slot: u16, batch: Vec<Waiting>) {
     // What the question is about: not every server counts what a script wrote as its client's.
     connection.queue(&mark(slot));
     (0..MARK_COMMANDS).for_each(|_| connection.owe(Owed::Kept));
-    let asked = footing.question();
-    connection.queue(&asked);
-    connection.owe(Owed::Kept);
+    ask(&mut connection, &footing);
     if let Err(lost) = settled(&mut connection).await {
         tracing::warn!(node = %connection.address(), error = %lost, "lost the connection on which a write was to become durable");
         let undone = match connection.has_left(before) {
@@ -159,11 +161,11 @@ async fn play(worker: &Rc<Worker>, slot: u16, batch: Vec<Waiting>) {
         return askers.into_iter().for_each(|asker| asker.tell(Err(undone.clone())));
     }
     let mut answers = connection.take_kept();
-    let confirmed = answers.pop().unwrap_or_default();
+    let word = Word::taken_from(&mut answers);
     let marked = answers.split_off(askers.len().min(answers.len()));
     let durable = match marked.first().and_then(|answer| answer.strip_prefix(b"-")) {
         Some(error) => Err(format!("the server says ({})", String::from_utf8_lossy(error).trim_end())),
-        None => confirm(worker, connection, footing, &confirmed).await,
+        None => confirm(worker, connection, footing, word).await,
     };
     for (asker, answer) in askers.into_iter().zip(answers) {
         asker.tell(judge(answer, &durable));
@@ -180,8 +182,10 @@ fn judge(answer: Vec<u8>, durable: &Result<(), String>) -> Result<Done, Undone> 
 /// What a server is before a round.
 #[derive(Debug, Clone)]
 struct Footing {
-    /// How many replicas must have it.
-    replicas: usize,
+    /// Who must have it: all replicas that follow it, sorted.
+    followers: Vec<NodeAddr>,
+    /// Which of them has the least of its data.
+    last: Option<String>,
     /// Its clock, in microseconds since 1970.
     now: u64,
     /// Whether it knows WAITAOF.
@@ -190,29 +194,55 @@ struct Footing {
     history: Vec<u8>,
 }
 
+/// What a server says once it has waited for replicas.
+struct Word {
+    /// How many have it.
+    counts: Vec<u8>,
+    /// Who follows it then.
+    role: Vec<u8>,
+}
+
+impl Word {
+    fn taken_from(answers: &mut Vec<Vec<u8>>) -> Self {
+        let role = answers.pop().unwrap_or_default();
+        Self { counts: answers.pop().unwrap_or_default(), role }
+    }
+}
+
+/// Asks who has what the connection carried out, and who follows the server behind that.
+fn ask(connection: &mut Dedicated, footing: &Footing) {
+    connection.queue(&footing.question());
+    (0..2).for_each(|_| connection.owe(Owed::Kept));
+}
+
 impl Footing {
     fn question(&self) -> Vec<u8> {
-        let (replicas, step) = (self.replicas.to_string(), CONFIRM_STEP_MS.to_string());
+        let (replicas, step) = (self.followers.len().to_string(), CONFIRM_STEP_MS.to_string());
         let mut wire = Vec::new();
         if self.counts_fsyncs {
             encode::command(&mut wire, &["WAITAOF", "1", &replicas, &step]);
         } else {
             encode::command(&mut wire, &["WAIT", &replicas, &step]);
         }
+        encode::command(&mut wire, &["ROLE"]);
         wire
     }
 
-    /// Whether the answer to the question says that it is on disk everywhere.
-    fn confirms(&self, answer: &[u8]) -> bool {
+    /// Whether the answer to the question says that it is on disk everywhere. Where others follow than before, those may be who was counted.
+    fn confirms(&self, word: &Word) -> bool {
+        followers_of(&word.role).as_ref() == Some(&self.followers) && self.have_it(&word.counts)
+    }
+
+    fn have_it(&self, counts: &[u8]) -> bool {
         let reached = |count: Option<i64>, least: usize| {
             count.is_some_and(|count| usize::try_from(count).is_ok_and(|count| count >= least))
         };
-        match reply::elements(answer).as_deref() {
+        match reply::elements(counts).as_deref() {
             Some([own, replicas]) => {
-                self.counts_fsyncs && reached(reply::integer(own), 1) && reached(reply::integer(replicas), self.replicas)
+                self.counts_fsyncs && reached(reply::integer(own), 1) && reached(reply::integer(replicas), self.followers.len())
             }
             Some(_) => false,
-            None => !self.counts_fsyncs && reached(reply::integer(answer), self.replicas),
+            None => !self.counts_fsyncs && reached(reply::integer(counts), self.followers.len()),
         }
     }
 }
@@ -250,7 +280,8 @@ async fn pause(worker: &Rc<Worker>) {
     sleep(Duration::from_millis(FIT_LOOK_MS / 2 + u64::from(worker.random()) % FIT_LOOK_MS)).await;
 }
 
-/// Looks at the server: whether it is a primary with all its replicas, how it writes to disk, and what time it has.
+/// Looks at the server: whether it is a primary that all follow who might be promoted in its place, how it writes to disk, and what time it
+/// has.
 async fn look(worker: &Rc<Worker>, connection: &mut Dedicated) -> Result<Footing, Unfit> {
     let mut wire = Vec::new();
     encode::command(&mut wire, &["ROLE"]);
@@ -269,20 +300,22 @@ async fn look(worker: &Rc<Worker>, connection: &mut Dedicated) -> Result<Footing
     let [role, time, waitaof, info, config @ ..] = answers.as_slice() else {
         return Err(Unfit::NotNow("TRYAGAIN the server gave an unexpected answer".to_owned()));
     };
-    let Some(replicas) = replicas_of(role) else {
+    let Some(followers) = followers_of(role) else {
         return Err(Unfit::NotNow("TRYAGAIN the server is no primary any more".to_owned()));
     };
-    let known = worker.router().replicas_at(connection.address());
-    if replicas < known || replicas == 0 {
+    let Some(heirs) = worker.router().heirs_at(connection.address()) else {
+        return Err(Unfit::NotNow(format!("NOREPLICAS {HEIRS_UNKNOWN}")));
+    };
+    if followers.is_empty() {
         // A primary that has been replaced, and does not know it yet, has none.
-        let needed = known.max(1);
-        return Err(Unfit::NotNow(format!("NOREPLICAS {replicas} of {needed} replicas follow the server")));
+        return Err(Unfit::NotNow(format!("NOREPLICAS 0 of {} replicas follow the server", heirs.len().max(1))));
     }
     config.iter().try_for_each(|config| check_disk(config)).map_err(Unfit::Never)?;
     let now = clock_of(time).ok_or_else(|| Unfit::NotNow("TRYAGAIN the server does not tell the time".to_owned()))?;
     let history =
         history_of(info).ok_or_else(|| Unfit::NotNow("TRYAGAIN the server does not tell its replication ID".to_owned()))?;
-    Ok(Footing { replicas, now, counts_fsyncs: waitaof.first() != Some(&b'-'), history })
+    check_heirs(worker, &heirs, &followers).await.map_err(|electable| Unfit::NotNow(format!("NOREPLICAS {electable}")))?;
+    Ok(Footing { followers, last: last_of(info), now, counts_fsyncs: waitaof.first() != Some(&b'-'), history })
 }
 
 /// Whether the server has each write on disk before it answers.
@@ -307,6 +340,16 @@ fn history_of(info: &[u8]) -> Option<Vec<u8>> {
     lines.find_map(|line| line.strip_prefix(b"master_replid:")).map(|id| id.trim_ascii().to_vec())
 }
 
+/// Which of a primary's replicas has the least of its data, as they told it.
+fn last_of(info: &[u8]) -> Option<String> {
+    let lines = std::str::from_utf8(reply::text(info)?).ok()?.lines();
+    let replicas = lines.filter(|line| line.starts_with("slave")).filter_map(|line| {
+        let field = |name: &str| line.split_once(':')?.1.trim_end().split(',').find_map(|field| field.strip_prefix(name));
+        Some((field("offset=")?.parse::<u64>().ok()?, format!("{}:{}", field("ip=")?, field("port=")?)))
+    });
+    replicas.min().map(|(_, address)| address)
+}
+
 fn clock_of(time: &[u8]) -> Option<u64> {
     let parts = reply::elements(time)?;
     let number = |at: usize| std::str::from_utf8(reply::text(parts.get(at)?)?).ok()?.parse::<u64>().ok();
@@ -314,15 +357,15 @@ fn clock_of(time: &[u8]) -> Option<u64> {
 }
 
 /// Waits until what the connection carried out is on disk everywhere, given the answer to the first question.
-async fn confirm(worker: &Rc<Worker>, mut connection: Dedicated, mut footing: Footing, first: &[u8]) -> Result<(), String> {
+async fn confirm(worker: &Rc<Worker>, mut connection: Dedicated, mut footing: Footing, mut word: Word) -> Result<(), String> {
     let until = Instant::now() + CONFIRMED_WITHIN;
-    let mut answer = first.to_vec();
-    while !footing.confirms(&answer) {
-        if let Some(error) = answer.strip_prefix(b"-") {
+    while !footing.confirms(&word) {
+        if let Some(error) = word.counts.strip_prefix(b"-") {
             return Err(format!("the server says ({})", String::from_utf8_lossy(error).trim_end()));
         }
         if Instant::now() >= until {
-            return Err(format!("not all of {} replicas had it on disk in time", footing.replicas));
+            let last = footing.last.map_or_else(String::new, |last| format!(", {last} least of all"));
+            return Err(format!("not all of {} replicas had it on disk in time{last}", footing.followers.len()));
         }
         worker.refresh_topology();
         footing = match look(worker, &mut connection).await {
@@ -334,10 +377,9 @@ async fn confirm(worker: &Rc<Worker>, mut connection: Dedicated, mut footing: Fo
                 continue;
             }
         };
-        connection.queue(&footing.question());
-        connection.owe(Owed::Kept);
+        ask(&mut connection, &footing);
         settled(&mut connection).await.map_err(|error| format!("the connection to the server was lost ({error})"))?;
-        answer = connection.take_kept().pop().unwrap_or_default();
+        word = Word::taken_from(&mut connection.take_kept());
     }
     connection.give_back();
     Ok(())

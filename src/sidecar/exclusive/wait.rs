@@ -25,7 +25,9 @@ use crate::sidecar::session::{Ending, Reader, Session};
 use crate::sidecar::slots;
 use crate::sidecar::upstream::broken::Broken;
 use crate::sidecar::upstream::gather::{Assembly, Meeting};
+use crate::sidecar::upstream::heirs::{Electable, Electors, Heir, rule_out, strays};
 use crate::sidecar::upstream::lane::Lane;
+use crate::sidecar::upstream::node::NodeAddr;
 use crate::sidecar::upstream::queue::ANY_SLOT;
 use crate::sidecar::upstream::sink::Answer;
 use crate::sidecar::worker::Worker;
@@ -95,9 +97,21 @@ pub enum Unconfirmed {
         /// How many are known that are there.
         known: usize,
     },
+    /// A replica that does not follow it may become primary all the same, now or later, or it is not known which may.
+    #[error("{0}")]
+    Heir(String),
     /// Anything else.
     #[error("{0}")]
     Otherwise(String),
+}
+
+/// Which replicas that follow nobody are none that nothing needs to be known of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Heed {
+    /// Those that are taken to be alive.
+    Reachable,
+    /// All that might ever be promoted without what was done.
+    Heirs,
 }
 
 /// How long a replica that is there may be without its primary, as after its start, or until it is known that it is gone.
@@ -105,20 +119,26 @@ const ATTACHED_WITHIN: Duration = Duration::from_secs(3);
 const ATTACHED_LOOK_MS: u64 = 50;
 
 /// Waits until all replicas that might take the place of the primaries that serve `slots` have what these have executed by now. A replica
-/// that is there and follows nobody is none that nothing needs to be known of: sentinels may be about to promote it.
+/// that is there and follows nobody is none that nothing needs to be known of: sentinels may be about to promote it. One that is taken for
+/// dead is waited for no longer.
 ///
 /// # Errors
 /// Why they have not within a second, or three where one follows nobody, or why it cannot be told.
 pub async fn wait_for_replicas(worker: &Rc<Worker>, lane: Lane, slots: &[u16]) -> Result<(), Unconfirmed> {
     let proofs: Vec<Proof> = slots.iter().map(|slot| Proof { slot: *slot, command: Vec::new() }).collect();
-    wait_for_replicas_of(worker, lane, &proofs).await
+    wait_for(worker, lane, &proofs, Heed::Reachable).await
 }
 
-/// As [`wait_for_replicas`], at servers where all of `proofs` stand.
+/// As [`wait_for_replicas`], at servers where all of `proofs` stand, and with no replica left out that might be promoted later, dead or not:
+/// see [`heirs`](crate::sidecar::upstream::heirs).
 ///
 /// # Errors
-/// As there, and [`Unconfirmed::Moved`] where one does not stand.
-pub async fn wait_for_replicas_of(worker: &Rc<Worker>, lane: Lane, proofs: &[Proof]) -> Result<(), Unconfirmed> {
+/// As there, [`Unconfirmed::Moved`] where one does not stand, and [`Unconfirmed::Heir`].
+pub async fn wait_for_heirs(worker: &Rc<Worker>, lane: Lane, proofs: &[Proof]) -> Result<(), Unconfirmed> {
+    wait_for(worker, lane, proofs, Heed::Heirs).await
+}
+
+async fn wait_for(worker: &Rc<Worker>, lane: Lane, proofs: &[Proof], heed: Heed) -> Result<(), Unconfirmed> {
     let mut targets: Vec<(Target, Vec<&Proof>)> = Vec::new();
     for proof in proofs {
         let slot = proof.slot;
@@ -129,15 +149,21 @@ pub async fn wait_for_replicas_of(worker: &Rc<Worker>, lane: Lane, proofs: &[Pro
         }
     }
     let confirmed =
-        join_all(targets.iter().map(|(target, proofs)| confirm_attached(worker, target, proofs, lane.shared()))).await;
+        join_all(targets.iter().map(|(target, proofs)| confirm_attached(worker, target, proofs, lane.shared(), heed))).await;
     confirmed.into_iter().collect()
 }
 
-async fn confirm_attached(worker: &Rc<Worker>, target: &Target, proofs: &[&Proof], lane: Lane) -> Result<(), Unconfirmed> {
+async fn confirm_attached(
+    worker: &Rc<Worker>,
+    target: &Target,
+    proofs: &[&Proof],
+    lane: Lane,
+    heed: Heed,
+) -> Result<(), Unconfirmed> {
     let until = Instant::now() + ATTACHED_WITHIN;
     loop {
-        match confirm(worker, target, proofs, lane).await {
-            Err(Unconfirmed::Detached { .. }) if Instant::now() < until => {
+        match confirm(worker, target, proofs, lane, heed).await {
+            Err(Unconfirmed::Detached { .. } | Unconfirmed::Heir(_)) if Instant::now() < until => {
                 worker.refresh_topology();
                 let pause = ATTACHED_LOOK_MS / 2 + u64::from(worker.random()) % ATTACHED_LOOK_MS;
                 tokio::time::sleep(Duration::from_millis(pause)).await;
@@ -147,7 +173,7 @@ async fn confirm_attached(worker: &Rc<Worker>, target: &Target, proofs: &[&Proof
     }
 }
 
-async fn confirm(worker: &Rc<Worker>, target: &Target, proofs: &[&Proof], lane: Lane) -> Result<(), Unconfirmed> {
+async fn confirm(worker: &Rc<Worker>, target: &Target, proofs: &[&Proof], lane: Lane, heed: Heed) -> Result<(), Unconfirmed> {
     let acquired = acquire(worker, target, lane, Hold::Brief).await;
     let mut connection = acquired.map_err(|text| Unconfirmed::Otherwise(format!("({text})")))?;
     let node = connection.address().clone();
@@ -156,14 +182,14 @@ async fn confirm(worker: &Rc<Worker>, target: &Target, proofs: &[&Proof], lane: 
         Unconfirmed::Moved("the connection to the server was lost before its replicas confirmed it")
     };
     let role = call(&mut connection, &[b"ROLE"]).await.map_err(lost)?;
-    let Some(replicas) = replicas_of(&role) else {
+    let Some(followers) = followers_of(&role) else {
         return Err(Unconfirmed::Moved("the server is no primary any more"));
     };
-    let known = worker.router().replicas_at(&node);
-    if replicas < known {
+    if let Err(why) = check_followers(worker, &node, &followers, heed).await {
         connection.give_back();
-        return Err(Unconfirmed::Detached { connected: replicas, known });
+        return Err(why);
     }
+    let replicas = followers.len();
     let commands: Vec<&[u8]> =
         proofs.iter().map(|proof| proof.command.as_slice()).filter(|command| !command.is_empty()).collect();
     for command in &commands {
@@ -193,15 +219,55 @@ async fn confirm(worker: &Rc<Worker>, target: &Target, proofs: &[&Proof], lane: 
             return Err(Unconfirmed::Otherwise(text));
         }
     }
+    if heed == Heed::Heirs {
+        // Others that came meanwhile may be among those that were counted.
+        let after = call(&mut connection, &[b"ROLE"]).await.map_err(lost)?;
+        let after = followers_of(&after).ok_or(Unconfirmed::Moved("the server is no primary any more"))?;
+        if after != followers {
+            connection.give_back();
+            return Err(Unconfirmed::Detached { connected: after.len(), known: replicas });
+        }
+    }
     connection.give_back();
     Ok(())
 }
 
-/// How many replicas a primary has connected. `None`: it is none.
-pub(super) fn replicas_of(role: &[u8]) -> Option<usize> {
+/// Whether nobody is missing among those who follow a primary.
+async fn check_followers(worker: &Worker, node: &NodeAddr, followers: &[NodeAddr], heed: Heed) -> Result<(), Unconfirmed> {
+    if heed == Heed::Reachable {
+        let (connected, known) = (followers.len(), worker.router().replicas_at(node));
+        return if connected < known { Err(Unconfirmed::Detached { connected, known }) } else { Ok(()) };
+    }
+    let heirs = worker.router().heirs_at(node).ok_or_else(|| Unconfirmed::Heir(HEIRS_UNKNOWN.to_owned()))?;
+    check_heirs(worker, &heirs, followers).await.map_err(|electable| Unconfirmed::Heir(electable.to_string()))
+}
+
+/// What is said where it is not known who might take a primary's place.
+pub(super) const HEIRS_UNKNOWN: &str =
+    "the servers do not tell who might take the primary's place (in a Cluster, by CLUSTER SHARDS)";
+
+/// Makes sure that none of a primary's heirs is promoted without what `followers` have.
+pub(super) async fn check_heirs(worker: &Worker, heirs: &[Heir], followers: &[NodeAddr]) -> Result<(), Electable> {
+    let strays = strays(heirs, followers);
+    if strays.is_empty() {
+        return Ok(());
+    }
+    let electors = if worker.is_cluster() { Electors::Replicas } else { Electors::Sentinels };
+    rule_out(&strays, &worker.access(), electors).await
+}
+
+/// Who follows a primary, sorted. `None`: it is none.
+pub(super) fn followers_of(role: &[u8]) -> Option<Vec<NodeAddr>> {
     let parts = reply::elements(role)?;
     let is_primary = parts.first().and_then(|word| reply::text(word)) == Some(b"master");
-    is_primary.then(|| parts.get(2).and_then(|replicas| reply::elements(replicas)).map_or(0, |replicas| replicas.len()))
+    let follower = |entry: &&[u8]| {
+        let entry = reply::elements(entry)?;
+        let word = |at: usize| std::str::from_utf8(reply::text(entry.get(at).copied()?)?).ok();
+        Some(NodeAddr::new(word(0)?, word(1)?.parse().ok()?))
+    };
+    let mut followers: Vec<NodeAddr> = reply::elements(parts.get(2)?)?.iter().map(follower).collect::<Option<_>>()?;
+    followers.sort();
+    is_primary.then_some(followers)
 }
 
 async fn call(connection: &mut Dedicated, command: &[&[u8]]) -> Result<Vec<u8>, Broken> {

@@ -8,6 +8,7 @@ pub mod bulk;
 pub mod dial;
 pub mod discovery;
 pub mod gather;
+pub mod heirs;
 pub mod lane;
 pub mod mux;
 pub mod node;

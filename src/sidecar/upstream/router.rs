@@ -10,6 +10,7 @@ use std::rc::Rc;
 use rustc_hash::FxHashMap;
 use smallvec::SmallVec;
 
+use super::heirs::Heir;
 use super::lane::Lane;
 use super::mux::Mux;
 use super::node::NodeAddr;
@@ -109,6 +110,8 @@ pub struct Router {
     map: RefCell<RouteMap>,
     /// How many replicas each primary has that are there.
     replicas: RefCell<FxHashMap<NodeAddr, usize>>,
+    /// Whoever might take each primary's place.
+    heirs: RefCell<FxHashMap<NodeAddr, Rc<[Heir]>>>,
     handovers: RefCell<Vec<Handover>>,
     handing_over: Cell<bool>,
     lobby: RefCell<Queue>,
@@ -120,6 +123,7 @@ impl Default for Router {
             nodes: RefCell::default(),
             map: RefCell::new(RouteMap::Unknown),
             replicas: RefCell::default(),
+            heirs: RefCell::default(),
             handovers: RefCell::default(),
             handing_over: Cell::new(false),
             lobby: RefCell::default(),
@@ -187,6 +191,11 @@ impl Router {
         self.replicas.borrow().get(address).copied().unwrap_or_default()
     }
 
+    /// Whoever might take the place of the primary at `address`, reachable or not. `None`: the servers do not tell.
+    pub fn heirs_at(&self, address: &NodeAddr) -> Option<Rc<[Heir]>> {
+        self.heirs.borrow().get(address).cloned()
+    }
+
     /// Whether [`Router::finish_handover`] may have something to do.
     #[inline]
     pub fn needs_attention(&self) -> bool {
@@ -216,11 +225,13 @@ impl Router {
         };
         *self.replicas.borrow_mut() = match &view.kind {
             ViewKind::Unknown => FxHashMap::default(),
-            ViewKind::Primary { node, replicas } => std::iter::once((node.clone(), replicas.len())).collect(),
+            ViewKind::Primary { node, replicas, .. } => std::iter::once((node.clone(), replicas.len())).collect(),
             ViewKind::Cluster(map) => {
                 map.primaries().iter().enumerate().map(|(index, node)| (node.clone(), map.replicas(index).len())).collect()
             }
         };
+        let heirs = |node: &Rc<Node>| Some((node.address().clone(), view.kind.heirs(node.address())?.into()));
+        *self.heirs.borrow_mut() = fresh.nodes().iter().filter_map(heirs).collect();
         let old = self.map.replace(fresh);
         if self.begin_handover(worker, &old) {
             worker.aside().on_topology_change(worker);

@@ -1,8 +1,10 @@
 //! What is known of the servers: a value, made on the discovery thread and read by every worker.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use super::admin_client::Value;
+use super::heirs::Heir;
 use super::node::NodeAddr;
 
 /// The number of hash slots of a Cluster.
@@ -31,6 +33,8 @@ pub enum ViewKind {
         node: NodeAddr,
         /// Its reachable replicas, sorted.
         replicas: Vec<NodeAddr>,
+        /// Whoever sentinels might promote, reachable or not, sorted.
+        heirs: Vec<Heir>,
     },
     /// Each slot has its primary.
     Cluster(SlotMap),
@@ -45,7 +49,19 @@ impl ViewKind {
             Self::Cluster(map) => !map.primaries().is_empty(),
         }
     }
+
+    /// Whoever might take the place of the primary at an address. `None`: the servers do not tell.
+    pub fn heirs(&self, primary: &NodeAddr) -> Option<&[Heir]> {
+        match self {
+            Self::Primary { node, heirs, .. } => (node == primary).then_some(heirs.as_slice()),
+            Self::Cluster(map) => map.heirs(map.primaries().iter().position(|node| node == primary)?),
+            Self::Unknown => None,
+        }
+    }
 }
+
+/// By the primary that each follows: the replicas of a Cluster, those that fail and those that load among them.
+pub type Followings = BTreeMap<NodeAddr, BTreeSet<NodeAddr>>;
 
 /// One primary with its replicas.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,6 +77,8 @@ pub struct SlotMap {
     primaries: Vec<NodeAddr>,
     /// Beside `primaries`.
     replicas: Vec<Vec<NodeAddr>>,
+    /// Beside `primaries`; nothing where the servers did not tell.
+    heirs: Vec<Option<Vec<Heir>>>,
     /// Positions in `primaries`, or [`NOBODY`].
     owner: Box<[u16; SLOTS]>,
 }
@@ -99,6 +117,19 @@ impl SlotMap {
     /// The replicas of the primary at `index`, sorted.
     pub fn replicas(&self, index: usize) -> &[NodeAddr] {
         self.replicas.get(index).map_or(&[], Vec::as_slice)
+    }
+
+    /// Whoever might take the place of the primary at `index`, reachable or not, sorted. `None`: the servers did not tell.
+    pub fn heirs(&self, index: usize) -> Option<&[Heir]> {
+        self.heirs.get(index)?.as_deref()
+    }
+
+    /// The same map, where these are the heirs.
+    pub fn with_heirs(mut self, all: &Followings) -> Self {
+        let heir = |address: &NodeAddr| Heir { address: address.clone(), is_passed_over: true };
+        let of = |primary: &NodeAddr| Some(all.get(primary)?.iter().map(heir).collect());
+        self.heirs = self.primaries.iter().map(of).collect();
+        self
     }
 
     /// The position in [`SlotMap::primaries`] of the primary of `slot`, which is below [`SLOTS`].
@@ -186,7 +217,7 @@ impl SlotMap {
         }
         let (primaries, mut replicas): (Vec<_>, Vec<_>) = shards.into_iter().map(|shard| (shard.primary, shard.replicas)).unzip();
         replicas.iter_mut().for_each(|replicas| replicas.sort());
-        Ok(Self { primaries, replicas, owner })
+        Ok(Self { primaries, replicas, heirs: Vec::new(), owner })
     }
 }
 
@@ -194,6 +225,32 @@ impl fmt::Debug for SlotMap {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("SlotMap").field("primaries", &self.primaries).field("covered", &self.covered()).finish_non_exhaustive()
     }
+}
+
+/// Who follows whom, from the reply to `CLUSTER SHARDS` that `asked` gave; replicas by the addresses that they tell their primaries.
+pub fn followings(reply: &Value, asked: &NodeAddr, tls: bool) -> Result<Followings, SlotMapError> {
+    let mut all = Followings::new();
+    for entry in reply.as_list().ok_or(SlotMapError::Form("its top"))? {
+        let nodes = entry.field("nodes").and_then(Value::as_list).ok_or(SlotMapError::Form("nodes"))?;
+        let is_primary = |node: &Value| node.field("role").and_then(Value::as_str) == Some("master");
+        let (mut primaries, mut replicas) = (Vec::new(), BTreeSet::new());
+        for node in nodes {
+            let address = read_shards_node(node, asked, tls)?;
+            if is_primary(node) {
+                primaries.extend(address);
+            } else {
+                let own = node.field("ip").and_then(Value::as_str).filter(|ip| !ip.is_empty());
+                let own =
+                    own.zip(address.as_ref()).and_then(|(ip, named)| NodeAddr::new(ip, named.port()).to_string().parse().ok());
+                replicas.extend(own.or(address));
+            }
+        }
+        // Beside a primary that has failed there may be the one in its place.
+        for primary in primaries {
+            all.entry(primary).or_default().extend(replicas.iter().cloned());
+        }
+    }
+    Ok(all)
 }
 
 fn read_run(first: &Value, last: &Value) -> Result<(u16, u16), SlotMapError> {
@@ -279,6 +336,30 @@ mod tests {
         assert_eq!(map.owner(101), None);
         assert_eq!(map.replicas(1), [NodeAddr::new("10.0.0.3", 1)]);
         assert_eq!(map.covered(), 101 + 384);
+    }
+
+    #[test]
+    fn replicas_that_fail_are_heirs() {
+        let shard = |nodes: Vec<Vec<(Value, Value)>>| {
+            list([
+                text("slots"),
+                list([Value::Int(0), Value::Int(16383)]),
+                text("nodes"),
+                list(nodes.into_iter().map(Value::Map)),
+            ])
+        };
+        let reply = list([shard(vec![
+            shards_node("master", "10.0.0.1", "online"),
+            shards_node("replica", "10.0.0.3", "fail"),
+            shards_node("replica", "10.0.0.2", "loading"),
+        ])]);
+        let all = followings(&reply, &asked(), false).unwrap();
+        let map = SlotMap::from_cluster_shards(&reply, &asked(), false).unwrap();
+        assert_eq!((map.replicas(0), map.heirs(0)), (&[][..], None));
+        let map = map.with_heirs(&all);
+        let heirs: Vec<_> = map.heirs(0).unwrap().iter().map(|heir| heir.address.host().to_owned()).collect();
+        assert_eq!(heirs, ["10.0.0.2", "10.0.0.3"]);
+        assert_eq!(map.with_heirs(&Followings::new()).heirs(0), None, "nobody told of that primary");
     }
 
     #[test]

@@ -335,7 +335,7 @@ impl SentinelCluster {
 
     /// [`SentinelCluster::start`], where `trap` stands before the servers for everybody but this test.
     pub fn start_trapped(engine: Engine, replicas: usize, trap: &Trap) -> Self {
-        Self::start_by(engine, replicas, &[], |own| start_behind(trap, engine, own, "--replica-announce-port"))
+        Self::start_by(engine, replicas, &[], |own| start_behind(trap, engine, own, &["--replica-announce-port"]))
     }
 
     fn start_with(engine: Engine, replicas: usize, arguments: &[&str]) -> Self {
@@ -540,7 +540,9 @@ impl RedisCluster {
 
     /// [`RedisCluster::start_with`], where `trap` stands before the servers for everybody but this test.
     pub fn start_trapped(engine: Engine, shards: usize, replicas: usize, arguments: &[&str], trap: &Trap) -> Self {
-        Self::start_by(shards, replicas, arguments, |all| start_behind(trap, engine, all, "--cluster-announce-port"))
+        Self::start_by(shards, replicas, arguments, |all| {
+            start_behind(trap, engine, all, &["--cluster-announce-port", "--replica-announce-port"])
+        })
     }
 
     fn start_by(shards: usize, replicas: usize, arguments: &[&str], start: impl Fn(&[&str]) -> Redis) -> Self {
@@ -624,11 +626,12 @@ impl RedisCluster {
     }
 }
 
-/// A server that tells others, by the parameter `announced`, that it is where `trap` stands before it.
-fn start_behind(trap: &Trap, engine: Engine, arguments: &[&str], announced: &str) -> Redis {
+/// A server that tells others, by the parameters `announced`, that it is where `trap` stands before it.
+fn start_behind(trap: &Trap, engine: Engine, arguments: &[&str], announced: &[&str]) -> Redis {
     let door = Trap::open();
     let port = door.local_addr().expect("it is bound").port().to_string();
-    let server = Redis::start_with(engine, &[arguments, &[announced, &port]].concat());
+    let announced: Vec<&str> = announced.iter().flat_map(|parameter| [*parameter, &port]).collect();
+    let server = Redis::start_with(engine, &[arguments, &announced].concat());
     trap.stand_before(door, server.port());
     server
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde_json::{Value as Json, json};
 use tempfile::TempDir;
 
-use super::{all_entries, durable, rule};
+use super::{all_entries, durable, rule, write_to_disk};
 use crate::read_through::{policy, sql_origin};
 use crate::support::resp::{Client, Value};
 use crate::support::server::{Engine, SentinelCluster};
@@ -110,10 +110,8 @@ fn what_was_acknowledged_is_in_the_next_primarys_journal() {
             let writers = &writers;
             (0..6).for_each(|id| drop(scope.spawn(move || writers.write(port, &format!("kv:{id}")))));
             wait_for("writes", LIMIT, || writers.count() > 200);
-            let old = servers.primary_port();
-            let at = servers.servers.iter().position(|server| server.port() == old).expect("one of ours");
-            servers.servers[at].kill();
-            wait_for("another primary", LIMIT, || servers.elected_port().is_some_and(|port| port != old));
+            let old = servers.fail_over(LIMIT);
+            write_to_disk(&servers.servers[old]);
             let before = writers.count();
             wait_for("writes at the new primary", LIMIT, || writers.count() > before + 200);
             writers.over.store(true, Ordering::SeqCst);

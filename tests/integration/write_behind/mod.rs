@@ -3,6 +3,7 @@
 mod clients;
 mod durability;
 mod fsyncs;
+mod heirs;
 mod scripts;
 
 use larder::journal::{Entry, Held, PARTITIONS, Partition, partition_of};

@@ -49,7 +49,7 @@ const LIST: &str = "+keys";
 const SHARED_KEYS: &str = "%W~larder:sweeps %W~larder:w:{???}";
 /// What a relay does: `docs/relay.md` has the same, and a test holds relays to that. Servers are vouched for, so it asks nobody's configuration.
 const OF_A_RELAY: &str = "%W~larder:w:{???} -@all +@read +@write +@connection +@transaction -@admin -@dangerous +eval +time +wait +role \
-                          +info +cluster|info +cluster|slots +cluster|shards";
+                          +info +cluster|info +cluster|slots +cluster|shards +cluster|nodes";
 
 /// How the user of a binding is to log in, and what it can do. `Debug` does not show the hash.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -414,7 +414,8 @@ mod tests {
         let rules = of(&users.on_servers(), "relay").unwrap().rules.join(" ");
         let expected = format!(
             "on #{} resetchannels ~larder:j:{{???}}store.shop.db/* ~larder:j:{{???}}store.shop.old/* %W~larder:w:{{???}} -@all +@read +@write \
-             +@connection +@transaction -@admin -@dangerous +eval +time +wait +role +info +cluster|info +cluster|slots +cluster|shards",
+             +@connection +@transaction -@admin -@dangerous +eval +time +wait +role +info +cluster|info +cluster|slots +cluster|shards \
+             +cluster|nodes",
             sha256(b"two")
         );
         assert_eq!(rules, expected);

@@ -12,7 +12,7 @@ use super::scripts::{self, Names, Outcome};
 use super::wish::{self, Order};
 use crate::origin::{Change, Changed, LoadError, Writer};
 use crate::policy::{self, Lifetime, Span};
-use crate::sidecar::exclusive::wait::{Proof, Unconfirmed, wait_for_replicas_of};
+use crate::sidecar::exclusive::wait::{Proof, Unconfirmed, wait_for_heirs};
 use crate::sidecar::meter::WriteFailure;
 use crate::sidecar::patterns::write_behind::Journaller;
 use crate::sidecar::policy::{ActivePolicy, RuleId};
@@ -222,7 +222,7 @@ impl Write {
             .collect();
         loop {
             let tags = self.begin(worker).await?;
-            match wait_for_replicas_of(worker, self.lane, &proofs).await {
+            match wait_for_heirs(worker, self.lane, &proofs).await {
                 Ok(()) => return Ok(tags),
                 Err(Unconfirmed::Moved(_)) if Instant::now() < until => {
                     let pause = MARK_AGAIN_AFTER_MS / 2 + u64::from(worker.random()) % MARK_AGAIN_AFTER_MS;

@@ -15,7 +15,7 @@ use crate::sidecar::upstream::access::Access;
 use crate::sidecar::upstream::admin_client::{Value, ask};
 use crate::sidecar::upstream::dial::dial_any;
 use crate::sidecar::upstream::node::NodeAddr;
-use crate::sidecar::upstream::view::{SlotMap, View, ViewKind};
+use crate::sidecar::upstream::view::{Followings, SlotMap, View, ViewKind, followings};
 
 /// How many nodes a round asks, doubled after each failed round.
 const ASKED: usize = 3;
@@ -30,6 +30,8 @@ struct Report {
     /// Whether it believes itself part of a working majority.
     healthy: bool,
     map: SlotMap,
+    /// Who follows whom, failed or not. `None`: it does not tell.
+    followings: Option<Followings>,
 }
 
 /// Asks the nodes of one Cluster.
@@ -67,11 +69,16 @@ impl ClusterFollower {
             return Err(DiscoveryError::NoAnswer { asked: asked.len(), first });
         }
         let primaries = known.map_or(0, |map| map.primaries().len());
+        // What any node knows of may be promoted.
+        let heirs = reports.iter().map(|report| report.followings.as_ref()).collect::<Option<Vec<_>>>().map(together);
         let chosen =
             choose(reports, hints, self.newest, primaries).inspect_err(|_| self.failures = self.failures.saturating_add(1))?;
         self.failures = 0;
         self.newest = Some(chosen.epoch);
-        Ok(ViewKind::Cluster(chosen.map))
+        Ok(ViewKind::Cluster(match heirs {
+            Some(heirs) => chosen.map.with_heirs(&heirs),
+            None => chosen.map,
+        }))
     }
 
     /// Hints, then nodes of the map by chance with one seed among them; after failures more and more, in the end all.
@@ -86,6 +93,14 @@ impl ClusterFollower {
         let mut seen = BTreeSet::new();
         in_order.filter(|node| seen.insert(*node)).take(count + hints.len()).cloned().collect()
     }
+}
+
+fn together(all: Vec<&Followings>) -> Followings {
+    let mut together = Followings::new();
+    for (primary, replicas) in all.into_iter().flatten() {
+        together.entry(primary.clone()).or_default().extend(replicas.iter().cloned());
+    }
+    together
 }
 
 /// Picks the map to use. `newest` is the epoch of the finding in use, and `primaries` the number of its primaries.
@@ -109,13 +124,9 @@ async fn ask_node(node: &NodeAddr, access: &Access) -> Result<Report, AskError> 
     let (link, _) = dial_any(node, access, Instant::now() + ANSWER_LIMIT).await?;
     let mut link = BufReader::with_capacity(16 * 1024, link);
     let question = async {
-        let commands: [&[&[u8]]; 2] = [&[b"CLUSTER", b"INFO"], &[b"CLUSTER", b"SLOTS"]];
-        let mut replies = ask(&mut link, &commands).await?;
-        // Where the older question is refused, the newer one may be answered.
-        if let [_, Value::Error(_)] = replies.as_slice() {
-            replies.extend(ask(&mut link, &[&[b"CLUSTER", b"SHARDS"]]).await?);
-        }
-        Ok::<_, crate::sidecar::upstream::admin_client::ReplyError>(replies)
+        // Of those two one may be refused. Only the newer names replicas that fail.
+        let commands: [&[&[u8]]; 3] = [&[b"CLUSTER", b"INFO"], &[b"CLUSTER", b"SLOTS"], &[b"CLUSTER", b"SHARDS"]];
+        ask(&mut link, &commands).await
     };
     let replies = timeout(ANSWER_LIMIT, question).await;
     let replies = replies.map_err(|_| AskError::answer(node, "the node did not answer in time"))?;
@@ -126,8 +137,8 @@ async fn ask_node(node: &NodeAddr, access: &Access) -> Result<Report, AskError> 
             let text: String = text.chars().take(100).collect();
             return Err(AskError::answer(node, format!("the node said `{text}`: is it part of a Cluster?")));
         }
-        [_, _, shards] => SlotMap::from_cluster_shards(shards, node, tls),
-        [_, slots] => SlotMap::from_cluster_slots(slots, node),
+        [_, Value::Error(_), shards] => SlotMap::from_cluster_shards(shards, node, tls),
+        [_, slots, _] => SlotMap::from_cluster_slots(slots, node),
         _ => return Err(AskError::answer(node, "a reply is missing")),
     };
     let map = map.map_err(|error| AskError::SlotMap { node: node.clone(), error })?;
@@ -135,7 +146,8 @@ async fn ask_node(node: &NodeAddr, access: &Access) -> Result<Report, AskError> 
         return Err(AskError::answer(node, "the node knows of no slots: it may have left its Cluster"));
     }
     let (epoch, healthy) = replies.first().and_then(Value::as_str).map_or((0, false), read_info);
-    Ok(Report { from: node.clone(), epoch, healthy, map })
+    let followings = replies.get(2).and_then(|shards| followings(shards, node, tls).ok());
+    Ok(Report { from: node.clone(), epoch, healthy, map, followings })
 }
 
 /// The current epoch and whether the cluster works, from the reply to CLUSTER INFO.
@@ -161,7 +173,7 @@ mod tests {
     }
 
     fn report(from: &str, epoch: u64, healthy: bool, owner: &str) -> Report {
-        Report { from: node(from), epoch, healthy, map: map(owner) }
+        Report { from: node(from), epoch, healthy, map: map(owner), followings: None }
     }
 
     #[track_caller]

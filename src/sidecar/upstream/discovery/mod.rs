@@ -220,7 +220,9 @@ impl Publisher {
 fn log_change(version: u64, kind: &ViewKind) {
     match kind {
         ViewKind::Unknown => info!(version, "the cluster changed: looking for its servers"),
-        ViewKind::Primary { node, replicas } => info!(version, primary = %node, replicas = replicas.len(), "found the primary"),
+        ViewKind::Primary { node, replicas, .. } => {
+            info!(version, primary = %node, replicas = replicas.len(), "found the primary")
+        }
         ViewKind::Cluster(map) => {
             info!(version, primaries = map.primaries().len(), slots = map.covered(), "found the slot map");
         }

@@ -17,6 +17,7 @@ use super::{ANSWER_LIMIT, AskError, DiscoveryError, Refresh};
 use crate::sidecar::upstream::access::{Access, ClusterAccess};
 use crate::sidecar::upstream::admin_client::{Value, ask};
 use crate::sidecar::upstream::dial::{Link, Role, dial_any};
+use crate::sidecar::upstream::heirs::Heir;
 use crate::sidecar::upstream::node::NodeAddr;
 use crate::sidecar::upstream::view::ViewKind;
 
@@ -35,7 +36,10 @@ struct Report {
     epoch: u64,
     /// The other sentinels that it knows.
     peers: Vec<(String, NodeAddr)>,
+    /// The replicas that it can reach.
     replicas: Vec<NodeAddr>,
+    /// All that it knows, and whether it passes each over.
+    heirs: Vec<(NodeAddr, bool)>,
 }
 
 /// The primary to confirm.
@@ -44,6 +48,8 @@ struct Candidate {
     node: NodeAddr,
     epoch: u64,
     replicas: Vec<NodeAddr>,
+    /// How many sentinels there are.
+    sentinels: usize,
 }
 
 /// Asks the sentinels of one primary.
@@ -53,6 +59,8 @@ pub struct SentinelFollower {
     learnt: Vec<NodeAddr>,
     access: ClusterAccess,
     links: HashMap<NodeAddr, BufReader<Link>>,
+    /// What each sentinel told last, by its identity: one that is silent now may lead the next election.
+    last: BTreeMap<String, Report>,
     subscriptions: Subscriptions,
     /// The epoch of the finding in use.
     newest: Option<u64>,
@@ -64,7 +72,17 @@ impl SentinelFollower {
     pub fn new(master: String, seeds: Vec<NodeAddr>, access: ClusterAccess, newest: Option<u64>, refresh: Refresh) -> Self {
         let subscriptions = Subscriptions::new(master.clone(), access.sentinels.clone(), refresh);
         let started = Instant::now();
-        Self { master, seeds, learnt: Vec::new(), access, links: HashMap::new(), subscriptions, newest, started }
+        Self {
+            master,
+            seeds,
+            learnt: Vec::new(),
+            access,
+            links: HashMap::new(),
+            last: BTreeMap::new(),
+            subscriptions,
+            newest,
+            started,
+        }
     }
 
     /// The epoch of the finding in use.
@@ -93,7 +111,9 @@ impl SentinelFollower {
         let candidate = choose(&reports, self.seeds.len(), self.newest, self.started.elapsed() > MAJORITY_GRACE)?;
         self.confirm(&candidate.node).await?;
         self.newest = Some(candidate.epoch);
-        Ok(ViewKind::Primary { node: candidate.node, replicas: candidate.replicas })
+        self.remember(reports);
+        let heirs = heirs(&self.last, &candidate);
+        Ok(ViewKind::Primary { node: candidate.node, replicas: candidate.replicas, heirs })
     }
 
     /// Remembers the sentinels that the reports name and that no seed is.
@@ -109,6 +129,14 @@ impl SentinelFollower {
         self.learnt = learnt.into_values().filter(|address| !self.seeds.contains(address)).cloned().collect();
         let known: BTreeSet<&NodeAddr> = self.seeds.iter().chain(&self.learnt).collect();
         self.links.retain(|address, _| known.contains(address));
+    }
+
+    /// Keeps what was told last by sentinels of which others still know.
+    fn remember(&mut self, reports: Vec<Report>) {
+        let peers = reports.iter().flat_map(|report| report.peers.iter().map(|(id, _)| id.clone()));
+        let known: BTreeSet<String> = peers.collect();
+        self.last.retain(|id, _| known.contains(id));
+        self.last.extend(reports.into_iter().map(|report| (report.id.clone(), report)));
     }
 
     async fn confirm(&self, node: &NodeAddr) -> Result<(), DiscoveryError> {
@@ -142,7 +170,18 @@ fn choose(reports: &[Report], seeds: usize, newest: Option<u64>, minority_will_d
     // What any of them sees any of them may promote.
     let agreeing = by_id.values().filter(|report| report.primary == best.primary);
     let replicas: BTreeSet<NodeAddr> = agreeing.flat_map(|report| report.replicas.iter().cloned()).collect();
-    Ok(Candidate { node: best.primary.clone(), epoch: best.epoch, replicas: replicas.into_iter().collect() })
+    Ok(Candidate { node: best.primary.clone(), epoch: best.epoch, replicas: replicas.into_iter().collect(), sentinels: total })
+}
+
+/// Whoever one of the sentinels might make the next primary, by what each told last.
+fn heirs(last: &BTreeMap<String, Report>, candidate: &Candidate) -> Vec<Heir> {
+    let mut heirs: BTreeMap<&NodeAddr, bool> = BTreeMap::new();
+    let all = last.values().flat_map(|report| &report.heirs).filter(|(address, _)| *address != candidate.node);
+    all.for_each(|(address, passes_over)| *heirs.entry(address).or_insert(true) &= passes_over);
+    // One that has told nothing yet may choose any of them.
+    let is_told = last.len() >= candidate.sentinels;
+    let heir = |(address, is_passed_over): (&NodeAddr, bool)| Heir { address: address.clone(), is_passed_over };
+    heirs.into_iter().map(|(address, passed_over)| heir((address, passed_over && is_told))).collect()
 }
 
 /// Asks one sentinel, on `link` where there is one from the last round.
@@ -178,7 +217,7 @@ async fn question(sentinel: &NodeAddr, mut link: BufReader<Link>, master: &str) 
 }
 
 fn read_report(sentinel: &NodeAddr, replies: &[Value]) -> Result<Report, String> {
-    let [id, address, master, sentinels, replicas] = replies else { return Err("a reply is missing".to_owned()) };
+    let [id, address, master, sentinels, all_replicas] = replies else { return Err("a reply is missing".to_owned()) };
     if let Value::Error(text) = master {
         return Err(format!("the sentinel said `{}`: is the primary's name right?", text.chars().take(100).collect::<String>()));
     }
@@ -192,14 +231,19 @@ fn read_report(sentinel: &NodeAddr, replies: &[Value]) -> Result<Report, String>
     // The leader of a failover names the promoted node before it writes the new epoch down: that epoch is at least the next.
     let epoch = if named == configured { epoch } else { epoch + 1 };
     let peers = entries(sentinels).filter_map(|peer| Some((peer.field("runid")?.as_str()?.to_owned(), read_address(peer)?)));
-    let mut replicas: Vec<NodeAddr> =
-        entries(replicas).filter(|replica| is_reachable(replica)).filter_map(read_address).filter(|it| *it != named).collect();
+    let mut replicas: Vec<NodeAddr> = entries(all_replicas)
+        .filter(|replica| is_reachable(replica))
+        .filter_map(read_address)
+        .filter(|it| *it != named)
+        .collect();
     replicas.sort();
     replicas.dedup();
+    let passes_over = |replica: &Value| replica.field("slave-priority").and_then(Value::as_int) == Some(0);
+    let heirs = entries(all_replicas).filter_map(|replica| Some((read_address(replica)?, passes_over(replica)))).collect();
     // Sentinels before 6.2 do not tell their own identity.
     let id = id.as_str().map_or_else(|| sentinel.to_string(), str::to_owned);
     let peers = peers.take(MAX_SENTINELS).collect();
-    Ok(Report { from: sentinel.clone(), id, primary: named, epoch, peers, replicas })
+    Ok(Report { from: sentinel.clone(), id, primary: named, epoch, peers, replicas, heirs })
 }
 
 fn entries(reply: &Value) -> impl Iterator<Item = &Value> {
@@ -234,7 +278,7 @@ mod tests {
     fn report(id: u8, primary: &str, epoch: u64) -> Report {
         let peers = (0..3).filter(|peer| *peer != id).map(|peer| (peer.to_string(), node(&format!("s{peer}")))).collect();
         let from = node(&format!("s{id}"));
-        Report { from, id: id.to_string(), primary: node(primary), epoch, peers, replicas: Vec::new() }
+        Report { from, id: id.to_string(), primary: node(primary), epoch, peers, replicas: Vec::new(), heirs: Vec::new() }
     }
 
     #[track_caller]
@@ -277,6 +321,24 @@ mod tests {
         check(&[report(0, "a", 1), twin], None, None);
     }
 
+    #[test]
+    fn a_replica_is_passed_over_only_where_all_sentinels_do() {
+        let told = |id: u8, heirs: &[(&str, bool)]| {
+            let heirs = heirs.iter().map(|(host, passed_over)| (node(host), *passed_over)).collect();
+            (id.to_string(), Report { heirs, ..report(id, "a", 1) })
+        };
+        let all = [(0, [("a", true), ("b", true), ("c", true)]), (1, [("a", true), ("b", true), ("c", false)])];
+        let mut last: BTreeMap<String, Report> = all.iter().map(|(id, heirs)| told(*id, heirs)).collect();
+        let candidate = Candidate { node: node("a"), epoch: 1, replicas: Vec::new(), sentinels: 3 };
+        let passed_over = |last: &BTreeMap<String, Report>| -> Vec<(String, bool)> {
+            heirs(last, &candidate).iter().map(|heir| (heir.address.host().to_owned(), heir.is_passed_over)).collect()
+        };
+        let all = |b, c| [("b".to_owned(), b), ("c".to_owned(), c)];
+        assert_eq!(passed_over(&last), all(false, false), "the third has told nothing");
+        last.extend([told(2, &[])]);
+        assert_eq!(passed_over(&last), all(true, false));
+    }
+
     fn text(text: &str) -> Value {
         Value::Text(text.as_bytes().to_vec())
     }
@@ -291,7 +353,8 @@ mod tests {
         let replies = |named: &str| {
             let peer = entry(&[("ip", "fd00::9"), ("port", "26379"), ("runid", "peer")]);
             let up = entry(&[("ip", "10.0.0.3"), ("port", "1"), ("flags", "slave")]);
-            let down = entry(&[("ip", "10.0.0.4"), ("port", "1"), ("flags", "s_down,slave,disconnected")]);
+            let down = [("ip", "10.0.0.4"), ("port", "1"), ("flags", "s_down,slave,disconnected"), ("slave-priority", "0")];
+            let down = entry(&down);
             let named = Value::List(vec![text(named), text("1")]);
             [text("me"), named, master.clone(), Value::List(vec![peer]), Value::List(vec![down, up])]
         };
@@ -299,6 +362,7 @@ mod tests {
         assert_eq!((report.id.as_str(), report.epoch), ("me", 7));
         assert_eq!(report.peers, [("peer".to_owned(), NodeAddr::new("fd00::9", 26379))]);
         assert_eq!(report.replicas, [NodeAddr::new("10.0.0.3", 1)]);
+        assert_eq!(report.heirs, [(NodeAddr::new("10.0.0.4", 1), true), (NodeAddr::new("10.0.0.3", 1), false)]);
         let promoted = read_report(&node("s"), &replies("10.0.0.3")).unwrap();
         assert_eq!((promoted.primary.host(), promoted.epoch), ("10.0.0.3", 8));
         assert_eq!(promoted.replicas, []);

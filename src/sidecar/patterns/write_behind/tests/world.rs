@@ -44,8 +44,11 @@ pub struct State {
 struct Server {
     memory: usize,
     disk: usize,
-    /// A server that is down is known to be, and takes no primary's place before it has all of its data.
+    /// One that is not follows nobody: it is dead, or hangs.
     is_up: bool,
+    /// Whether it may be promoted all the same, at the moment when it is back. Else it takes no primary's place before it has all of its
+    /// data.
+    may_be_heir: bool,
     skew: u64,
 }
 
@@ -69,6 +72,8 @@ pub struct Row {
 pub struct Seen {
     pub acknowledged: u64,
     pub failovers: u64,
+    /// Promotions of a server that had followed nobody.
+    pub strays: u64,
     /// Writes of which nobody was told and that are gone.
     pub vanished: u64,
     pub from_dirty: u64,
@@ -82,6 +87,7 @@ impl Seen {
     pub fn add(&mut self, other: &Self) {
         self.acknowledged += other.acknowledged;
         self.failovers += other.failovers;
+        self.strays += other.strays;
         self.vanished += other.vanished;
         self.from_dirty += other.from_dirty;
         self.filled += other.filled;
@@ -126,7 +132,8 @@ impl World {
     pub fn new(seed: u64, switch: Switch) -> Self {
         let mut random = fastrand::Rng::with_seed(seed);
         let servers = random.usize(2..=3);
-        let server = |random: &mut fastrand::Rng| Server { memory: 0, disk: 0, is_up: true, skew: random.u64(..SKEW) };
+        let server =
+            |random: &mut fastrand::Rng| Server { memory: 0, disk: 0, is_up: true, may_be_heir: true, skew: random.u64(..SKEW) };
         let servers = (0..servers).map(|_| server(&mut random)).collect();
         let actors = vec![Actor::Idle; random.usize(2..=7)];
         let overflows = match switch {
@@ -247,9 +254,11 @@ impl World {
         self.state().latest[key].max(self.direct[key])
     }
 
-    /// Whether all who might be primary have what was there at a moment: on disk, or at least in memory.
+    /// Whether all who might be primary have what was there at a moment: on disk, or at least in memory. One that does not follow cannot
+    /// say so.
     pub fn is_confirmed(&self, moment: Moment, on_disk: bool) -> bool {
-        if self.reign != moment.reign {
+        let strays = self.servers.iter().any(|server| !server.is_up && server.may_be_heir);
+        if self.reign != moment.reign || (strays && self.switch != Switch::Stray) {
             return false;
         }
         let has = |server: &Server| {
@@ -290,22 +299,29 @@ impl World {
         let at = self.random.usize(..self.servers.len());
         match self.random.u8(..32) {
             0 if at == self.primary => {
-                let heirs: Vec<usize> = (0..self.servers.len()).filter(|heir| *heir != at && self.servers[*heir].is_up).collect();
+                let may_be = |server: &Server| server.is_up || server.may_be_heir;
+                let heirs: Vec<usize> =
+                    (0..self.servers.len()).filter(|heir| *heir != at && may_be(&self.servers[*heir])).collect();
                 let Some(heir) = self.random.choice(heirs) else { return };
                 self.seen.failovers += 1;
+                self.seen.strays += u64::from(!self.servers[heir].is_up);
                 let offset = self.servers[heir].memory;
                 self.begin_reign(heir, offset);
+                self.servers[heir].is_up = true;
                 self.servers[at].is_up = false;
             }
             // It is back before anybody takes its place.
             1 if at == self.primary => self.begin_reign(at, self.servers[at].disk),
             2 if at != self.primary && self.servers[at].is_up => {
-                let server = &mut self.servers[at];
-                (server.memory, server.is_up) = (server.disk, false);
+                let (hangs, server) = (self.random.bool(), &mut self.servers[at]);
+                server.memory = if hangs { server.memory } else { server.disk };
+                server.is_up = false;
             }
-            3..8 if !self.servers[at].is_up => {
+            // It has ruled out that it is promoted.
+            3..6 if !self.servers[at].is_up => self.servers[at].may_be_heir = false,
+            6..16 if !self.servers[at].is_up => {
                 let all = self.history.len() - 1;
-                self.servers[at] = Server { memory: all, disk: all, is_up: true, ..self.servers[at] };
+                self.servers[at] = Server { memory: all, disk: all, is_up: true, may_be_heir: true, ..self.servers[at] };
             }
             _ if self.servers[at].is_up => {
                 let all = self.history.len() - 1;
