@@ -7,6 +7,7 @@
 use super::hub::words;
 use crate::policy::slots;
 use crate::sidecar::upstream::admin_client::Value;
+use crate::sidecar::upstream::disks::{Careless, writes_all};
 use crate::sidecar::upstream::heirs::Electable;
 use crate::sidecar::upstream::node::NodeAddr;
 
@@ -25,6 +26,9 @@ pub enum Unsure {
     /// It does not write to disk as it must.
     #[error("it does not write each command to disk: it needs appendonly yes and appendfsync always")]
     Disk,
+    /// A replica does not, or does not tell.
+    #[error(transparent)]
+    Replica(#[from] Careless),
     /// It is no primary, or was none in between.
     #[error("it is no longer the primary")]
     Replaced,
@@ -101,8 +105,7 @@ impl Footing {
     pub fn of(answers: &[Value], disk: Disk) -> Result<(Self, Value), Unsure> {
         let [config, waitaof, .., done] = answers else { return Err(Unsure::Answer) };
         let [role, info, answer, _] = done.as_list().ok_or(Unsure::Answer)? else { return Err(Unsure::Answer) };
-        let says = |name, value| config.field(name).and_then(Value::as_str) == Some(value);
-        if disk == Disk::Asked && !(says("appendonly", "yes") && says("appendfsync", "always")) {
+        if disk == Disk::Asked && !writes_all(config) {
             return Err(Unsure::Disk);
         }
         let followers = followers_of(role).ok_or(Unsure::Replaced)?;

@@ -15,6 +15,7 @@ use crate::sidecar::upstream::access::Access;
 use crate::sidecar::upstream::admin_client::{ReplyError, Value, ask};
 use crate::sidecar::upstream::dial::{DialError, Link, dial_primary};
 use crate::sidecar::upstream::discovery::Refresh;
+use crate::sidecar::upstream::disks::Disks;
 use crate::sidecar::upstream::heirs::{Electors, Heir, rule_out, strays};
 use crate::sidecar::upstream::node::NodeAddr;
 use crate::sidecar::upstream::view::{View, ViewKind};
@@ -92,6 +93,8 @@ pub struct Hub {
     view: watch::Receiver<Arc<View>>,
     refresh: Refresh,
     disk: Disk,
+    /// Asks replicas how they write to disk.
+    disks: Disks,
     links: HashMap<NodeAddr, BufReader<Link>>,
     /// Servers that gave no answer, and when.
     away: HashMap<NodeAddr, Instant>,
@@ -100,7 +103,7 @@ pub struct Hub {
 impl Hub {
     /// Connects to nothing yet.
     pub fn new(access: Access, view: watch::Receiver<Arc<View>>, refresh: Refresh) -> Self {
-        Self { access, view, refresh, disk: Disk::Asked, links: HashMap::new(), away: HashMap::new() }
+        Self { access, view, refresh, disk: Disk::Asked, disks: Disks::default(), links: HashMap::new(), away: HashMap::new() }
     }
 
     /// Says what tells how servers write to disk, from now on.
@@ -159,6 +162,9 @@ impl Hub {
         let (footing, answer) = Footing::of(&answers, self.disk).map_err(unsure)?;
         let (strays, electors) = self.strays(node, &footing).map_err(unsure)?;
         rule_out(&strays, &self.access, electors).await.map_err(Unsure::from).map_err(unsure)?;
+        if self.disk == Disk::Asked {
+            self.disks.check(footing.followers(), &self.access).await.map_err(Unsure::from).map_err(unsure)?;
+        }
         let confirmed = self.ask_node(node, &footing.question()).await?;
         footing.confirm(&confirmed).map_err(unsure)?;
         Ok(answer)

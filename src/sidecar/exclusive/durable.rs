@@ -7,10 +7,9 @@
 //! All that follow the primary must confirm, and the same must follow it before and after. Nobody else may be promoted in its place: an
 //! [heir](crate::sidecar::upstream::heirs) that does not follow, dead or not, has each round refused as long as it has not ruled that out.
 //!
-//! `WAITAOF` counts an fsync that is due as done unless `appendfsync` is `always`; that is looked at before each round, unless the snapshot
-//! vouches for it. A server without
-//! `WAITAOF` (Redis before 7.2) is asked by `WAIT`: with `always` a server writes to disk before it answers, and a replica before
-//! it acknowledges.
+//! `WAITAOF` counts an fsync that is due as done unless `appendfsync` is `always`; that is looked at before each round, at the server and all
+//! that follow it, unless the snapshot vouches for it. A server without `WAITAOF` (Redis before 7.2) is asked by `WAIT`: with `always` a
+//! server writes to disk before it answers, and a replica before it acknowledges.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -25,6 +24,7 @@ use super::pool::{Hold, Target, acquire};
 use super::wait::{HEIRS_UNKNOWN, MARK_COMMANDS, check_heirs, followers_of, mark, settle};
 use crate::sidecar::resp::{encode, reply};
 use crate::sidecar::upstream::broken::Broken;
+use crate::sidecar::upstream::disks::{Careless, Disks};
 use crate::sidecar::upstream::lane::Lane;
 use crate::sidecar::upstream::node::NodeAddr;
 use crate::sidecar::worker::Worker;
@@ -78,13 +78,18 @@ struct Waiting {
     asker: Asker,
 }
 
-/// What waits for its round, by slot. A slot that is here has a round under way.
+/// The rounds of a worker.
 #[derive(Default)]
-pub struct Rounds(RefCell<FxHashMap<u16, Vec<Waiting>>>);
+pub struct Rounds {
+    /// What waits for its round, by slot. A slot that is here has a round under way.
+    waiting: RefCell<FxHashMap<u16, Vec<Waiting>>>,
+    /// Asks replicas; out while a round does.
+    disks: RefCell<Disks>,
+}
 
 impl std::fmt::Debug for Rounds {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("Rounds").field(&self.0.borrow().len()).finish()
+        f.debug_tuple("Rounds").field(&self.waiting.borrow().len()).finish()
     }
 }
 
@@ -102,7 +107,7 @@ pub async fn carry_out(
     let (tell, told) = oneshot::channel();
     let waiting = Waiting { make: Box::new(make), until, asker: Asker(tell) };
     let is_first = {
-        let mut by_slot = worker.rounds().0.borrow_mut();
+        let mut by_slot = worker.rounds().waiting.borrow_mut();
         let is_first = !by_slot.contains_key(&slot);
         by_slot.entry(slot).or_default().push(waiting);
         is_first
@@ -117,7 +122,7 @@ pub async fn carry_out(
 async fn lead(worker: Rc<Worker>, slot: u16) {
     loop {
         let batch: Vec<Waiting> = {
-            let mut by_slot = worker.rounds().0.borrow_mut();
+            let mut by_slot = worker.rounds().waiting.borrow_mut();
             let Some(waiting) = by_slot.get_mut(&slot).filter(|waiting| !waiting.is_empty()) else {
                 by_slot.remove(&slot);
                 return;
@@ -310,7 +315,10 @@ async fn look(worker: &Rc<Worker>, connection: &mut Dedicated) -> Result<Footing
         // A primary that has been replaced, and does not know it yet, has none.
         return Err(Unfit::NotNow(format!("NOREPLICAS 0 of {} replicas follow the server", heirs.len().max(1))));
     }
-    config.iter().try_for_each(|config| check_disk(config)).map_err(Unfit::Never)?;
+    if let [config] = config {
+        check_disk(config).map_err(Unfit::Never)?;
+        check_disks(worker, &followers).await?;
+    }
     let now = clock_of(time).ok_or_else(|| Unfit::NotNow("TRYAGAIN the server does not tell the time".to_owned()))?;
     let history =
         history_of(info).ok_or_else(|| Unfit::NotNow("TRYAGAIN the server does not tell its replication ID".to_owned()))?;
@@ -333,6 +341,17 @@ fn check_disk(config: &[u8]) -> Result<(), String> {
     } else {
         Err("JOURNAL the server does not write each command to disk: it needs appendonly yes and appendfsync always".to_owned())
     }
+}
+
+/// Whether all replicas have.
+async fn check_disks(worker: &Worker, followers: &[NodeAddr]) -> Result<(), Unfit> {
+    let mut disks = worker.rounds().disks.take();
+    let checked = disks.check(followers, &worker.access()).await;
+    worker.rounds().disks.borrow_mut().absorb(disks);
+    checked.map_err(|careless| match careless {
+        Careless::Silent(_) => Unfit::NotNow(format!("NOREPLICAS {careless}")),
+        Careless::Settings(_) | Careless::Refused(..) => Unfit::Never(format!("JOURNAL {careless}")),
+    })
 }
 
 fn history_of(info: &[u8]) -> Option<Vec<u8>> {

@@ -7,6 +7,7 @@ pub mod broken;
 pub mod bulk;
 pub mod dial;
 pub mod discovery;
+pub mod disks;
 pub mod gather;
 pub mod heirs;
 pub mod lane;

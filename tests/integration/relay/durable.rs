@@ -48,7 +48,7 @@ fn waits(engine: Engine, hinder: impl FnOnce(&SentinelCluster), mend: impl FnOnc
 fn a_write_that_a_replica_has_not_on_disk_is_not_told() {
     for engine in [Engine::Valkey9, Engine::Redis7] {
         let hinder = |servers: &SentinelCluster| servers.servers[1].pause();
-        waits(engine, hinder, |servers| servers.servers[1].resume(), "0 of 1 replicas");
+        waits(engine, hinder, |servers| servers.servers[1].resume(), "does not answer whether it writes to disk");
     }
 }
 
@@ -61,6 +61,16 @@ fn a_server_that_does_not_write_to_disk_before_it_answers_is_not_believed() {
     };
     let hinder = |servers: &SentinelCluster| set(servers, "appendfsync everysec");
     waits(Engine::Valkey9, hinder, |servers| set(servers, "appendfsync always"), "appendfsync always");
+}
+
+#[test]
+fn nor_is_a_replica_that_does_not() {
+    let set = |servers: &SentinelCluster, setting: &str| {
+        let replica = &servers.servers[1];
+        assert_eq!(replica.client().line(&format!("CONFIG SET {setting}")), Value::Simple("OK".to_owned()));
+    };
+    let hinder = |servers: &SentinelCluster| set(servers, "appendonly no");
+    waits(Engine::Redis7, hinder, |servers| set(servers, "appendonly yes"), "does not write each command to disk");
 }
 
 #[test]

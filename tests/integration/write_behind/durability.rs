@@ -56,6 +56,29 @@ fn servers_that_do_not_write_to_disk_before_they_answer_are_refused() {
 }
 
 #[test]
+fn a_replica_that_does_not_write_to_disk_before_it_answers_is_not_believed() {
+    let directory = directory();
+    for engine in Engine::ALL {
+        let servers = durable(engine, 2);
+        let sidecar = Sidecar::start(&snapshot(&servers, &directory));
+        let (mut client, replica) = (sidecar.client(), &servers.servers[2]);
+        let set = |setting: &str| {
+            assert_eq!(replica.client().line(&format!("CONFIG SET {setting}")), Value::Simple("OK".to_owned()));
+        };
+        let ok = Value::Simple("OK".to_owned());
+        assert_eq!(client.call(&["SET", "kv:1", "on disk"]), ok);
+        for (worse, better) in [("appendfsync everysec", "appendfsync always"), ("appendonly no", "appendonly yes")] {
+            set(worse);
+            let replica = format!("127.0.0.1:{} does not write each command to disk", replica.port());
+            refused(&client.call(&["SET", "kv:1", "in memory"]), &[&replica, better, "nothing was written"]);
+            set(better);
+            // It writes all it has first.
+            wait_for("writes to be taken again", LIMIT, || client.call(&["SET", "kv:1", "on disk again"]) == ok);
+        }
+    }
+}
+
+#[test]
 fn a_write_is_not_acknowledged_while_a_replica_does_not_write_it_to_disk() {
     let directory = directory();
     for engine in Engine::ALL {
