@@ -126,6 +126,12 @@ impl Trap {
         self.inner.changed.notify_all();
     }
 
+    /// Waits until somebody is waited for.
+    #[track_caller]
+    pub fn wait_until_armed(&self) {
+        wait_for("somebody to be waited for", Duration::from_secs(60), || self.is_armed());
+    }
+
     /// Whether somebody is waited for who has not come.
     fn is_armed(&self) -> bool {
         self.inner.state.lock().unwrap().armed.is_some()
@@ -313,7 +319,7 @@ fn who_comes_to_a_point_is_held_up_there_and_nobody_else() {
         let point = Point { name: "a point", when, text, behind: "", since: "" };
         std::thread::scope(|scope| {
             let asked = scope.spawn(|| {
-                wait_for("somebody to be waited for", limit, || trap.is_armed());
+                trap.wait_until_armed();
                 ask(&mut one, "go");
             });
             assert_eq!(trap.catch(point, &own, limit), Caught { process: own[0], server: behind }, "{when:?}");

@@ -53,10 +53,14 @@ struct Setting<'a> {
     tables: &'a [&'a str],
     /// The most writes of a transaction.
     batch: u32,
+    /// Where a trap stands before the servers: which they are.
+    engine: Engine,
+    /// Whether a journal is full so soon that writes go past it.
+    spills: bool,
 }
 
 impl Setting<'static> {
-    const USUAL: Self = Self { tables: &[], batch: 100 };
+    const USUAL: Self = Self { tables: &[], batch: 100, engine: Engine::Valkey9, spills: false };
 }
 
 impl Stage {
@@ -66,7 +70,11 @@ impl Stage {
         let database = url.rsplit('/').next().expect("a name").to_owned();
         let url = url.replace(&format!(":{}/", postgres.port()), &format!(":{door}/"));
         let mut rule = sql_rule("users", "db", WRITE, DELETE);
-        rule["strategy"]["writeBehind"]["journal"]["batch"] = setting.batch.into();
+        let journal = &mut rule["strategy"]["writeBehind"]["journal"];
+        journal["batch"] = setting.batch.into();
+        if setting.spills {
+            (journal["maxLag"], journal["overflow"]) = ("20ms".into(), "writeThrough".into());
+        }
         let scene = Scene::new(servers, &[sql_origin("db", &url)], &[rule]);
         let sidecars = (0..2).map(|_| Sidecar::start(&scene.snapshot)).collect();
         let relays = (0..2).map(|_| scene.relay()).collect();
@@ -430,7 +438,7 @@ fn it_is_noticed_where_a_later_write_is_taken_for_made_as_well() {
     servers.servers.iter().for_each(write_to_disk);
     let (postgres, servers) = (Postgres::start(), Servers::Sentinel(servers));
     let port = postgres.port();
-    let stage = Stage::set(servers, postgres, port, &Setting { tables: &gate, batch: 1 });
+    let stage = Stage::set(servers, postgres, port, &Setting { tables: &gate, batch: 1, ..Setting::USUAL });
     let (world, mut client) = (World::new(Vec::new(), 1), stage.sidecars[0].client());
     let open = |upto: u64| block(stage.postgres.run(&stage.database, &[&format!("UPDATE gate SET upto = {upto}")]));
     assert_eq!(world.write_once(&mut client, 0, false).expect("an answer"), Heard::Acknowledged);

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use super::clients::{Ends, KEYS_OF_A_WRITER, World};
 use super::*;
+use crate::support::sidecar::connect_to_any;
 use crate::support::trap::{Caught, Point, Trap, When};
 
 const fn point(name: &'static str, when: When, text: &'static str) -> Point {
@@ -33,6 +34,23 @@ const AT_SERVERS: [Point; 12] = [
     point("what a relay read is on disk", When::Answered, "$4\r\n1000\r\n*2\r\n$4\r\nINFO"),
     point("the journal is to be trimmed", When::Asked, "return {'done'"),
     point("the journal is trimmed", When::Answered, "return {'done'"),
+];
+
+/// Where it is on disk everywhere before WAITAOF is known: in the place of the same above.
+const ON_DISK_BY_WAIT: Point = point(AT_SERVERS[4].name, When::Replied, ":1\r\n:1\r\n*3\r\n$6\r\nmaster");
+
+/// Of a write that goes past a full journal.
+const PAST_THE_JOURNAL: [Point; 4] = [
+    point("a write is to leave the journal", When::Asked, "local answer = {'left'}"),
+    point("it has left", When::Replied, "\r\nleft\r\n"),
+    point("it is to arrive", When::Asked, "return {'arrived'"),
+    point("it has arrived", When::Replied, "arrived"),
+];
+
+/// Of a write that the origin refuses.
+const PARKED: [Point; 2] = [
+    point("a refused write is to become a dead letter", When::Asked, "return {'parked'}"),
+    point("it is one", When::Replied, "\r\nparked\r\n"),
 ];
 
 /// At Postgres.
@@ -64,9 +82,9 @@ const FATES: [Fate; 3] = [Fate::Dies, Fate::StandsStill, Fate::IsLeftAlone];
 impl Stage {
     fn trapped(in_cluster: bool, trap: &Trap, setting: &Setting<'_>) -> Self {
         let servers = if in_cluster {
-            Servers::Cluster(RedisCluster::start_trapped(Engine::Valkey9, 3, 1, &DURABLE, trap))
+            Servers::Cluster(RedisCluster::start_trapped(setting.engine, 3, 1, &DURABLE, trap))
         } else {
-            let servers = SentinelCluster::start_trapped(Engine::Valkey9, 1, trap);
+            let servers = SentinelCluster::start_trapped(setting.engine, 1, trap);
             servers.servers.iter().for_each(write_to_disk);
             Servers::Sentinel(servers)
         };
@@ -194,6 +212,60 @@ fn what_was_acknowledged_comes_to_the_database_whatever_dies_at_whichever_point(
     sum.assert_busy();
 }
 
+/// Before Redis 7.2 `WAIT` tells who has a write.
+#[test]
+fn so_it_does_where_servers_do_not_count_fsyncs() {
+    let fate = |at: usize| FATES[at % FATES.len()];
+    let visits = points().map(|point| if point.name == ON_DISK_BY_WAIT.name { ON_DISK_BY_WAIT } else { point });
+    let visits: Vec<_> = visits.enumerate().map(|(at, point)| (point, fate(at))).collect();
+    let (seen, hits) = play_points(50, false, &Setting { engine: Engine::Redis7, ..Setting::USUAL }, &visits);
+    assert_eq!(hits.values().sum::<usize>(), visits.len());
+    seen.assert_right();
+}
+
+#[test]
+fn so_does_what_goes_past_a_full_journal() {
+    let round = |number: u64| {
+        let fate = |at: usize| FATES[(at + number as usize) % FATES.len()];
+        let visits: Vec<_> = PAST_THE_JOURNAL.into_iter().enumerate().map(|(at, point)| (point, fate(at))).collect();
+        play_points(60 + number, number % 2 == 1, &Setting { spills: true, ..Setting::USUAL }, &visits)
+    };
+    let mut sum = Seen::default();
+    for (seen, hits) in play_all(0..FATES.len() as u64, round) {
+        assert_eq!(hits.values().sum::<usize>(), PAST_THE_JOURNAL.len());
+        sum.add(seen);
+    }
+    sum.assert_right();
+}
+
+#[test]
+fn what_an_origin_refuses_becomes_one_dead_letter_whatever_dies_meanwhile() {
+    for (number, fate) in FATES.into_iter().enumerate() {
+        let trap = Trap::default();
+        let mut stage = Stage::trapped(number % 2 == 1, &trap, &Setting::USUAL);
+        let world = World::new(stage.sidecars.iter().map(Sidecar::port).collect(), 0);
+        let mut random = fastrand::Rng::with_seed(number as u64);
+        for (at, point) in PARKED.into_iter().enumerate() {
+            let mut client = connect_to_any(&world.ports, &mut random, LONG);
+            let caught = std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    trap.wait_until_armed();
+                    for (key, value) in [("bad", "poison"), ("good", "1")] {
+                        let answer = client.call(&["SET", &format!("users:{key}-{at}"), value]);
+                        assert_eq!(answer, Value::Simple("OK".to_owned()), "{key}");
+                    }
+                });
+                trap.catch(point, &stage.processes(), COMES_WITHIN)
+            });
+            stage.befall_at(fate, caught, (&trap, &world), &mut random);
+            wait_for("nothing is left", LONG, || stage.scene.depth() == 0);
+            wait_for("a dead letter more", LONG, || stage.scene.dead() == at as u64 + 1);
+            let told: Vec<String> = rows(&stage.postgres, &stage.database).into_keys().collect();
+            assert_eq!(told, (0..=at).map(|at| format!("good-{at}")).collect::<Vec<_>>());
+        }
+    }
+}
+
 #[test]
 #[ignore = "`make soak` runs it"]
 fn soak() {
@@ -244,6 +316,6 @@ fn it_is_noticed_where_a_database_forgets_how_far_it_is() {
         "CREATE FUNCTION forget() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN NEW.position := 0; RETURN NEW; END $$",
         "CREATE TRIGGER forget BEFORE UPDATE ON larder_journal FOR EACH ROW EXECUTE FUNCTION forget()",
     ];
-    let (seen, _) = play_points(1, false, &Setting { tables: &forgets, batch: 1 }, &[(COMMITTED, Fate::Dies)]);
+    let (seen, _) = play_points(1, false, &Setting { tables: &forgets, batch: 1, ..Setting::USUAL }, &[(COMMITTED, Fate::Dies)]);
     assert!(seen.wrong.iter().any(|wrong| wrong.contains("made twice")), "it is not noticed: {:?}", seen.wrong);
 }
