@@ -1,6 +1,6 @@
 //! One primary with replicas, watched by sentinels.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 use super::{Action, Desired, Facts, Observed, Role, Sentinel, Server, ServerId, ServerState, Start, Waiting, Watch};
@@ -95,19 +95,25 @@ fn believed<'a>(desired: &Desired, observed: &'a Observed, address: SocketAddr) 
 }
 
 /// The primary's process has ended. It may start again as primary only where nobody else can be: not while a replica could be
-/// promoted, not while another was, and not while a silent server may hold the data.
+/// promoted, not while another was, and not while a silent server may hold the data; nor without data where another has some on its disk.
 fn vacant<'a>(desired: &Desired, observed: &'a Observed, last: ServerId, data_on_disk: bool) -> Verdict<'a> {
     let patience_over = observed.steady >= desired.takeover_after;
     if let Some(verdict) = promoted_elsewhere(observed, patience_over) {
         return verdict;
     }
+    let votes: BTreeSet<SocketAddr> = watches(observed).map(|watch| watch.primary).collect();
+    if votes.len() > 1 && !patience_over {
+        // The few may be the first who know of a failover, to a server that has ended since.
+        return Verdict::Open(Waiting::Agreement);
+    }
     if let Some((silent, _)) = observed.servers.iter().find(|(_, server)| server.is_silent()) {
         return Verdict::Open(Waiting::Server(*silent));
     }
+    let first = if data_on_disk { last } else { on_disk(observed).unwrap_or(last) };
     let electable = || observed.running().filter(|(_, _, facts)| facts.is_electable());
     let Some((best, ..)) = electable().max_by_key(|(_, _, facts)| facts.merit()) else {
         let only_copy = if data_on_disk { None } else { super::only_copy(observed.running()) };
-        return only_copy.map_or(Verdict::Start(last), Verdict::Allow);
+        return only_copy.map_or(Verdict::Start(first), Verdict::Allow);
     };
     if !patience_over {
         Verdict::Open(Waiting::Failover { shard: 0 })
@@ -117,8 +123,14 @@ fn vacant<'a>(desired: &Desired, observed: &'a Observed, last: ServerId, data_on
     } else if electable().any(|(_, _, facts)| facts.holds_data) {
         Verdict::Open(Waiting::Failover { shard: 0 })
     } else {
-        Verdict::Start(last)
+        Verdict::Start(first)
     }
+}
+
+/// A server that does not run, and has data on its disk.
+fn on_disk(observed: &Observed) -> Option<ServerId> {
+    let has_data = |server: &Server| matches!(server.state, ServerState::Stopped { data: true, .. });
+    observed.servers.iter().find(|(_, server)| has_data(server)).map(|(id, _)| *id)
 }
 
 /// The server that the sentinels name follows one that is gone, as where it was started and they were not told of its new place any more.
@@ -128,10 +140,9 @@ fn unled(observed: &Observed) -> Verdict<'_> {
         return Verdict::Open(Waiting::Server(*silent));
     }
     let best = observed.running().max_by_key(|(_, _, facts)| (facts.holds_data, facts.promotable, facts.offset));
-    let on_disk = observed.servers.iter().find(|(_, server)| matches!(server.state, ServerState::Stopped { data: true, .. }));
-    match (best, on_disk) {
+    match (best, on_disk(observed)) {
         (Some((best, _, facts)), _) if facts.holds_data && facts.promotable => Verdict::Promote(best),
-        (_, Some((server, _))) => Verdict::Start(*server),
+        (_, Some(server)) => Verdict::Start(server),
         (Some((best, ..)), None) => Verdict::Promote(best),
         (None, None) => Verdict::Open(Waiting::Agreement),
     }
@@ -163,10 +174,9 @@ fn unremembered<'a>(desired: &Desired, observed: &'a Observed) -> Verdict<'a> {
     if let Some((best, ..)) = observed.running().max_by_key(|(_, _, facts)| facts.merit()) {
         return if patience_over { Verdict::Promote(best) } else { Verdict::Open(Waiting::Agreement) };
     }
-    let with_data = observed.servers.iter().find(|(_, server)| matches!(server.state, ServerState::Stopped { data: true, .. }));
-    let stopped = || observed.servers.iter().find(|(_, server)| server.is_stopped());
-    match with_data.or_else(stopped) {
-        Some((server, _)) => Verdict::Start(*server),
+    let stopped = || observed.servers.iter().find(|(_, server)| server.is_stopped()).map(|(id, _)| *id);
+    match on_disk(observed).or_else(stopped) {
+        Some(server) => Verdict::Start(server),
         None => Verdict::Open(Waiting::Agreement),
     }
 }
