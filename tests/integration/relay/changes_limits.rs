@@ -52,6 +52,7 @@ fn a_slot_that_keeps_more_than_it_should_while_the_cache_takes_nothing_is_given_
     cache.pause();
     shop.change(&["UPDATE users SET name = 'new'", FILLER]);
     wait_for("the slot is given up", LONG, || shop.value(SLOTS) == "0");
+    wait_for("that is told", LONG, || relay.log().contains("the slot is given up"));
     // It is not made anew before the cache is there: it would keep the log again.
     for _ in 0..10 {
         std::thread::sleep(Duration::from_millis(200));

@@ -189,7 +189,8 @@ impl Stage {
             }
             Fault::PrimaryDies => match &mut shop.scene.servers {
                 Servers::Sentinel(servers) => {
-                    servers.fail_over(LONG);
+                    // Sentinels that a busy machine held up do nothing for half a minute, time and again.
+                    servers.fail_over(LONG * 3);
                 }
                 Servers::Cluster(servers) => {
                     let (primary, replica) = a_shard(servers, random);
@@ -346,7 +347,7 @@ fn play(servers: Servers, plan: &Plan) -> Seen {
     verdict.wrong.iter_mut().for_each(|wrong| *wrong = format!("seed {}: {wrong}", plan.seed));
     let seen = Seen { histories: 1, verdict, errors: world.errors.into_inner().unwrap(), evicted: evicted.into_inner().unwrap() };
     let Verdict { reads, held, commits, delays, gaps, .. } = &seen.verdict;
-    println!("seed {}: {:?}", plan.seed, plan.faults);
+    println!("seed {}: {:?}: {} wrong", plan.seed, plan.faults, seen.verdict.wrong.len());
     println!("{commits} commits; {reads} reads, {held} of them held to something; {gaps:?} of gaps");
     println!("carried out within {:?}; {:?}; evicted {:?}", delays.last(), seen.errors, seen.evicted);
     seen
