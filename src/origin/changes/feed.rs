@@ -54,7 +54,12 @@ pub enum Told<'a> {
         message: Message<'a>,
     },
     /// Nothing is to be told up to there.
-    Alive(Lsn),
+    Alive {
+        /// The place in the log.
+        end: Lsn,
+        /// When the server said so, as for a message.
+        sent: i64,
+    },
     /// Something that was larger than [`super::MOST_BYTES`], and was passed over.
     TooLarge,
 }
@@ -109,11 +114,11 @@ impl Stream {
                         Frame::TooLarge => return Ok(Told::TooLarge),
                         Frame::Whole(kind, body) => match self.piece(kind, body.clone())? {
                             Heard::Data => return self.message(body),
-                            Heard::Alive { end, reply } => {
+                            Heard::Alive { end, sent, reply } => {
                                 if reply {
                                     self.tell(false).await?;
                                 }
-                                return Ok(Told::Alive(end));
+                                return Ok(Told::Alive { end, sent });
                             }
                             Heard::Nothing => {}
                         },
@@ -128,7 +133,7 @@ impl Stream {
         match Said::parse(kind, self.link.bytes(body)).map_err(unspoken)? {
             Said::Piece(bytes) => match Piece::parse(bytes).map_err(unspoken)? {
                 Piece::Data { .. } => Ok(Heard::Data),
-                Piece::Alive { end, reply, .. } => Ok(Heard::Alive { end, reply }),
+                Piece::Alive { end, sent, reply } => Ok(Heard::Alive { end, sent, reply }),
             },
             Said::Refuses(refusal) if refusal.code == UNDEFINED_OBJECT => Err(Ended::Useless(refusal.text)),
             Said::Refuses(refusal) => Err(refused(&refusal).into()),
@@ -140,7 +145,7 @@ impl Stream {
     fn message(&self, body: std::ops::Range<usize>) -> Result<Told<'_>, Ended> {
         match Piece::parse(self.link.bytes(body)).map_err(unspoken)? {
             Piece::Data { sent, message } => Ok(Told::Message { sent, message: Message::parse(message).map_err(undecoded)? }),
-            Piece::Alive { end, .. } => Ok(Told::Alive(end)),
+            Piece::Alive { end, sent, .. } => Ok(Told::Alive { end, sent }),
         }
     }
 
@@ -166,7 +171,7 @@ impl Stream {
 /// What a message of the protocol brings.
 enum Heard {
     Data,
-    Alive { end: Lsn, reply: bool },
+    Alive { end: Lsn, sent: i64, reply: bool },
     Nothing,
 }
 

@@ -10,6 +10,7 @@ use tokio::time::Instant;
 
 use super::register::{Followers, Kept, Position};
 use super::rows::{Tables, UnknownTable, Watch};
+use super::transit::Transit;
 use super::wanted::{Wanted, Why};
 use crate::origin::changes::pgoutput::{Lsn, Message};
 use crate::origin::changes::{Identity, Ready, Told};
@@ -96,8 +97,9 @@ pub struct Course {
     read: u64,
     /// The oldest commit that is not said: how old it was when it was read, and when that was.
     oldest: Option<(Duration, Instant)>,
-    /// The same of the newest that was read, until the database has no more to tell.
+    /// The same of the newest that was read, or of the database's word that there is no more.
     newest: Option<(Duration, Instant)>,
+    transit: Transit,
 }
 
 impl Course {
@@ -114,6 +116,7 @@ impl Course {
             read: 0,
             oldest: None,
             newest: None,
+            transit: Transit::new(Instant::now()),
         }
     }
 
@@ -128,11 +131,13 @@ impl Course {
                 self.is_open = true;
                 self.xids.push(*xid);
                 let age = Duration::from_micros(u64::try_from(sent.saturating_sub(*time)).unwrap_or_default());
-                let read = (age, Instant::now());
+                let now = Instant::now();
+                let read = (age + self.transit.lain(*sent, now), now);
                 self.oldest.get_or_insert(read);
                 self.newest = Some(read);
             }
-            Told::Message { message: Message::Commit { end, .. }, .. } => {
+            Told::Message { sent, message: Message::Commit { end, .. } } => {
+                self.transit.lain(*sent, Instant::now());
                 self.is_open = false;
                 self.read += 1;
                 self.reached = self.reached.max(*end);
@@ -142,12 +147,17 @@ impl Course {
                     self.oldest = None;
                 }
             }
-            Told::Message { message, .. } => self.tables.take(message, &mut self.wanted)?,
-            Told::Alive(end) if !self.is_open => {
-                self.reached = self.reached.max(*end);
-                self.newest = None;
+            Told::Message { sent, message } => {
+                self.transit.lain(*sent, Instant::now());
+                self.tables.take(message, &mut self.wanted)?;
             }
-            Told::Alive(_) => {}
+            Told::Alive { end, sent } => {
+                let lain = self.transit.lain(*sent, Instant::now());
+                if !self.is_open {
+                    self.reached = self.reached.max(*end);
+                    self.newest = Some((lain, Instant::now()));
+                }
+            }
             Told::TooLarge => self.tables.all_of_all(&Why::TooLarge, &mut self.wanted),
         }
         Ok(())
@@ -163,7 +173,13 @@ impl Course {
     }
 
     /// What to do next, where more may be there already.
-    pub fn due(&self, has_more: bool) -> Due {
+    pub fn due(&mut self, has_more: bool) -> Due {
+        let due = self.next(has_more);
+        self.transit.goes_on(due == Due::Nothing && !has_more, Instant::now());
+        due
+    }
+
+    fn next(&self, has_more: bool) -> Due {
         let is_full = self.wanted.named() >= MOST_KEYS_AT_ONCE || self.xids.len() >= MOST_TRANSACTIONS_AT_ONCE;
         if !self.wanted.is_empty() && (is_full || (!has_more && !self.is_open)) {
             return Due::Say(self.position.at(if self.is_open { self.position.lsn } else { self.reached }));
@@ -194,8 +210,8 @@ impl Course {
         self.oldest.map_or(Duration::ZERO, |(age, since)| age + since.elapsed())
     }
 
-    /// How old a commit may be that is not said once what is wanted is: as old as the newest that was read, unless the database said since
-    /// that there is no more.
+    /// How old a commit may be that is not said once what is wanted is: as old as the newest that was read, or as the database's word since that
+    /// there is no more.
     pub fn behind(&self) -> Duration {
         self.oldest.filter(|_| self.is_open).or(self.newest).map_or(Duration::ZERO, |(age, since)| age + since.elapsed())
     }
