@@ -16,7 +16,7 @@ use tempfile::TempDir;
 
 use crate::cache_aside::rule;
 use crate::read_through::{Servers, policy};
-use crate::relay::history::{from_environment, play_all};
+use crate::support::histories::{from_environment, play_all};
 use crate::support::resp::{Client, Value};
 use crate::support::server::{Engine, RedisCluster, SentinelCluster};
 use crate::support::sidecar::{Sidecar, connect_to_any};

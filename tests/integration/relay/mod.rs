@@ -8,7 +8,7 @@ mod changes_limits;
 mod changes_promises;
 mod changes_tags;
 mod durable;
-pub mod history;
+mod history;
 mod http;
 mod letters;
 mod loads;

@@ -9,6 +9,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use super::frames::Frames;
 use super::wait_for;
 
 /// A moment of an exchange.
@@ -33,6 +34,39 @@ pub struct Point {
     pub behind: &'static str,
     /// Since this one, if any.
     pub since: &'static str,
+}
+
+impl Point {
+    /// Where `text` passes.
+    pub const fn new(name: &'static str, when: When, text: &'static str) -> Self {
+        Self { name, when, text, behind: "", since: "" }
+    }
+
+    /// On a connection that has carried `behind` since it last carried `since`.
+    pub const fn within(self, since: &'static str, behind: &'static str) -> Self {
+        Self { behind, since, ..self }
+    }
+}
+
+/// What happens at a point.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Fate {
+    /// Who came there dies.
+    Dies,
+    /// Who came there stands still for a while.
+    StandsStill,
+    /// Whom it asks dies.
+    IsLeftAlone,
+}
+
+impl Fate {
+    pub const ALL: [Self; 3] = [Self::Dies, Self::StandsStill, Self::IsLeftAlone];
+}
+
+/// Sends a signal by name, such as `STOP`.
+pub fn signal(process: u32, name: &str) {
+    let status = std::process::Command::new("kill").args([format!("-{name}"), process.to_string()]).status();
+    assert!(status.is_ok_and(|status| status.success()), "kill -{name} {process}");
 }
 
 /// All that stand before the servers of a test.
@@ -168,8 +202,8 @@ impl Drop for Trap {
 struct Line {
     inner: Arc<Inner>,
     ends: Ends,
-    /// Whether the next answer is that which is waited for.
-    expects: AtomicBool,
+    /// How many replies there are before that which is waited for, if any is.
+    expects: Mutex<Option<u64>>,
 }
 
 impl Line {
@@ -177,19 +211,22 @@ impl Line {
     fn pass_on(client: &TcpStream, server: &TcpStream, ports: (u16, u16), inner: &Arc<Inner>) {
         let Ok(asks) = client.peer_addr().map(|address| address.port()) else { return };
         let ends = Ends { asks, door: ports.0, server: ports.1 };
-        let line = Arc::new(Self { inner: inner.clone(), ends, expects: AtomicBool::new(false) });
+        let line = Arc::new(Self { inner: inner.clone(), ends, expects: Mutex::new(None) });
         for asks in [true, false] {
             let (Ok(client), Ok(server)) = (client.try_clone(), server.try_clone()) else { return };
             let line = line.clone();
             std::thread::spawn(move || {
-                let _ =
-                    if asks { line.carry(&client, &server, Self::asked) } else { line.carry(&server, &client, Self::replied) };
+                let _ = if asks {
+                    line.carry(&client, &server, (Frames::commands(), Self::asked))
+                } else {
+                    line.carry(&server, &client, (Frames::replies(), Self::replied))
+                };
                 let _ = (client.shutdown(Shutdown::Both), server.shutdown(Shutdown::Both));
             });
         }
     }
 
-    fn carry(&self, mut from: &TcpStream, mut to: &TcpStream, look: fn(&Self, &Passing<'_>)) -> io::Result<()> {
+    fn carry(&self, mut from: &TcpStream, mut to: &TcpStream, (mut frames, look): (Frames, Look)) -> io::Result<()> {
         to.set_nodelay(true)?;
         let (mut seen, mut chunk) = (Vec::new(), vec![0; 64 * 1024]);
         loop {
@@ -198,7 +235,7 @@ impl Line {
                 return Ok(());
             }
             seen.extend_from_slice(&chunk[..length]);
-            look(self, &Passing { seen: &seen, fresh: length });
+            look(self, &Passing { seen: &seen, fresh: length }, &mut frames);
             self.wait_while_cut();
             to.write_all(&chunk[..length])?;
             // A text may come in two pieces, and what tells whose the connection is came long before.
@@ -215,19 +252,26 @@ impl Line {
         }
     }
 
-    fn asked(&self, passing: &Passing<'_>) {
-        let point = self.inner.state.lock().unwrap().armed;
-        match point.filter(|point| passing.comes_to(point)).map(|point| point.when) {
-            Some(When::Asked) => self.hold(),
-            Some(When::Answered) => self.expects.store(true, Ordering::SeqCst),
-            Some(When::Replied) | None => {}
+    fn asked(&self, passing: &Passing<'_>, frames: &mut Frames) {
+        let point = self.inner.state.lock().unwrap().armed.filter(|point| point.when != When::Replied);
+        let found = point.and_then(|point| Some((point.when, passing.place_of(&point)?)));
+        let (before, rest) = passing.fresh().split_at(found.map_or(0, |(_, place)| place));
+        frames.pass(before);
+        let number = frames.whole();
+        frames.pass(rest);
+        match found {
+            Some((When::Asked, _)) => self.hold(),
+            Some(_) => *self.expects.lock().unwrap() = Some(number),
+            None => {}
         }
     }
 
-    fn replied(&self, passing: &Passing<'_>) {
-        let point = self.inner.state.lock().unwrap().armed;
-        let is_it = point.is_some_and(|point| point.when == When::Replied && passing.comes_to(&point));
-        if self.expects.swap(false, Ordering::SeqCst) || is_it {
+    fn replied(&self, passing: &Passing<'_>, frames: &mut Frames) {
+        frames.pass(passing.fresh());
+        let point = self.inner.state.lock().unwrap().armed.filter(|point| point.when == When::Replied);
+        let is_it = point.is_some_and(|point| passing.place_of(&point).is_some());
+        let answers = self.expects.lock().unwrap().take_if(|number| frames.whole() > *number).is_some();
+        if answers || is_it {
             self.hold();
         }
     }
@@ -244,6 +288,9 @@ impl Line {
     }
 }
 
+/// Looks at what passes by.
+type Look = fn(&Line, &Passing<'_>, &mut Frames);
+
 /// What passes by in one direction, behind what did before.
 struct Passing<'a> {
     seen: &'a [u8],
@@ -252,11 +299,19 @@ struct Passing<'a> {
 }
 
 impl Passing<'_> {
-    fn comes_to(&self, point: &Point) -> bool {
-        let holds = |bytes: &[u8], text: &str| memchr::memmem::find(bytes, text.as_bytes()).is_some();
-        let from = self.seen.len().saturating_sub(self.fresh + point.text.len() - 1);
+    fn fresh(&self) -> &[u8] {
+        &self.seen[self.seen.len() - self.fresh..]
+    }
+
+    /// Where among the new bytes the text of a point begins that is come to; it may have begun before them.
+    fn place_of(&self, point: &Point) -> Option<usize> {
+        let find = |bytes: &[u8], text: &str| memchr::memmem::find(bytes, text.as_bytes());
+        let old = self.seen.len() - self.fresh;
+        let from = old.saturating_sub(point.text.len() - 1);
+        let place = from + find(&self.seen[from..], point.text)?;
         let since = if point.since.is_empty() { Some(0) } else { memchr::memmem::rfind(self.seen, point.since.as_bytes()) };
-        holds(&self.seen[from..], point.text) && since.is_some_and(|since| holds(&self.seen[since..], point.behind))
+        find(&self.seen[since?..], point.behind)?;
+        Some(place.saturating_sub(old))
     }
 }
 
@@ -336,6 +391,33 @@ fn who_comes_to_a_point_is_held_up_there_and_nobody_else() {
 }
 
 #[test]
+fn the_answer_is_that_to_the_command_which_held_the_text() {
+    let server = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (trap, own, limit) = (Trap::default(), [std::process::id()], Duration::from_secs(60));
+    let port = trap.stand_before(Trap::open(), server.local_addr().unwrap().port());
+    let mut client = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    let (mut accepted, _) = server.accept().unwrap();
+    client.set_read_timeout(Some(limit)).unwrap();
+    let [mut first, mut second] = [[0; 6]; 2];
+    std::thread::scope(|scope| {
+        let asked = scope.spawn(|| {
+            wait_for("somebody to be waited for", limit, || trap.is_armed());
+            client.write_all(b"*1\r\n$3\r\none\r\n*1\r\n$3\r\ntwo\r\n").unwrap();
+            accepted.read_exact(&mut [0; 26]).unwrap();
+            accepted.write_all(b"+one\r\n").unwrap();
+            client.read_exact(&mut first).unwrap();
+            accepted.write_all(b"+two\r\n").unwrap();
+        });
+        trap.catch(Point::new("a point", When::Answered, "two"), &own, limit);
+        asked.join().unwrap();
+    });
+    assert_eq!(&first, b"+one\r\n");
+    trap.release();
+    client.read_exact(&mut second).unwrap();
+    assert_eq!(&second, b"+two\r\n");
+}
+
+#[test]
 fn a_connection_is_told_by_both_of_its_ports() {
     let table = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n\
         0: 0100007F:2328 0100007F:1388 06 00000000:00000000 00:00000000 00000000     0        0 0 3 0\n\
@@ -349,7 +431,7 @@ fn a_connection_is_told_by_both_of_its_ports() {
 #[test]
 fn what_was_carried_before_counts_since_its_beginning_alone() {
     let point = Point { name: "a commit", when: When::Asked, text: "COMMIT", behind: "moves", since: "BEGIN" };
-    let comes = |seen: &str| Passing { seen: seen.as_bytes(), fresh: 6 }.comes_to(&point);
+    let comes = |seen: &str| Passing { seen: seen.as_bytes(), fresh: 6 }.place_of(&point).is_some();
     assert!(comes("BEGIN moves COMMIT"));
     assert!(!comes("BEGIN moves COMMIT BEGIN takes COMMIT"));
     assert!(!comes("moves COMMIT"));

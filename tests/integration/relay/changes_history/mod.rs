@@ -19,11 +19,10 @@ use checker::Verdict;
 use clients::{Ends, KEYS, TOTAL, USERS, World, key};
 
 use super::changes::{SLOT, STATE, Shop, figure};
-use super::history::{a_shard, fail_over};
 use super::{LONG, Relay};
 use crate::read_through::{Servers, rule};
 use crate::support::resp::{Client, Value};
-use crate::support::server::{Engine, Redis, SentinelCluster};
+use crate::support::server::{Engine, SentinelCluster};
 use crate::support::sidecar::Sidecar;
 use crate::support::wait_for;
 
@@ -133,14 +132,6 @@ impl Stage {
         Self { shop, relays }
     }
 
-    fn server_ports(&self) -> Vec<u16> {
-        let servers = match &self.shop.scene.servers {
-            Servers::Sentinel(servers) => &servers.servers,
-            Servers::Cluster(servers) => &servers.servers,
-        };
-        servers.iter().map(Redis::port).collect()
-    }
-
     /// How many shards there are, with how many replicas each.
     fn shape(&self) -> (usize, usize) {
         match &self.shop.scene.servers {
@@ -177,7 +168,7 @@ impl Stage {
             Fault::ReaderIsEnded => shop.try_to_change(&[&end_reader()]),
             Fault::PositionIsAnother => drop(shop.kept(&["HSET", STATE, "position", "0/1 elsewhere"])),
             Fault::StateGoes => drop(shop.kept(&["DEL", STATE])),
-            Fault::VersionsGo => self.server_ports().into_iter().for_each(lose_versions),
+            Fault::VersionsGo => shop.scene.servers.ports().into_iter().for_each(lose_versions),
             Fault::SidecarDies => {
                 shop.sidecars[victim] = Sidecar::start(&shop.scene.snapshot);
                 world.ports.lock().unwrap()[victim] = shop.sidecars[victim].port();
@@ -187,16 +178,9 @@ impl Stage {
                 std::thread::sleep(Duration::from_millis(random.u64(500..4_000)));
                 shop.sidecars[victim].signal("CONT");
             }
-            Fault::PrimaryDies => match &mut shop.scene.servers {
-                Servers::Sentinel(servers) => {
-                    // Sentinels that a busy machine held up do nothing for half a minute, time and again.
-                    servers.fail_over(LONG * 3);
-                }
-                Servers::Cluster(servers) => {
-                    let (primary, replica) = a_shard(servers, random);
-                    fail_over(servers, primary, replica);
-                }
-            },
+            Fault::PrimaryDies => {
+                shop.scene.servers.fail_over(random);
+            }
         }
     }
 
@@ -311,7 +295,7 @@ fn count_evictions(world: &World, port: u16, evicted: &Mutex<BTreeMap<String, u6
 fn play(servers: Servers, plan: &Plan) -> Seen {
     let mut stage = Stage::set(servers, plan);
     let world = World::new(stage.shop.sidecars.iter().map(Sidecar::port).collect(), plan.versioned);
-    let (seed, ports, (shards, replicas)) = (plan.seed * 1_000, stage.server_ports(), stage.shape());
+    let (seed, ports, (shards, replicas)) = (plan.seed * 1_000, stage.shop.scene.servers.ports(), stage.shape());
     let url = stage.shop.postgres.url(&stage.shop.database);
     let mut random = fastrand::Rng::with_seed(seed);
     let evicted = Mutex::default();

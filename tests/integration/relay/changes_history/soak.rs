@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::{Plan, Seen, play};
 use crate::read_through::Servers;
-use crate::relay::history::{from_environment, play_all};
+use crate::support::histories::{from_environment, play_all};
 use crate::support::server::{Engine, RedisCluster, SentinelCluster};
 
 /// A Cluster, a Sentinel tier whose servers evict whatever key they meet, and one of the other engine, by turns.

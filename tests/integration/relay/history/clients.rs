@@ -7,6 +7,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::{DOUBT_LASTS, LONG};
+use crate::support::faults::evict;
 use crate::support::resp::{Client, Value};
 use crate::support::sidecar::connect_to_any;
 
@@ -160,21 +161,7 @@ impl World {
 
     /// Drops keys from the cache, as a server does that is full.
     pub fn evict(&self, servers: &[u16], seed: u64) {
-        let mut random = fastrand::Rng::with_seed(seed);
-        let mut clients: Vec<Option<Client>> = servers.iter().map(|_| None).collect();
-        while !self.is_over() {
-            std::thread::sleep(Duration::from_millis(random.u64(5..25)));
-            let name = key(random.usize(..self.accounts.len()));
-            for (client, port) in clients.iter_mut().zip(servers) {
-                if client.is_none() {
-                    *client = Client::connect(*port).ok();
-                }
-                // Replicas and owners of other slots refuse, and some may be dead.
-                if client.as_mut().is_some_and(|client| client.try_call(&["DEL", &name]).is_err()) {
-                    *client = None;
-                }
-            }
-        }
+        evict(servers, seed, || self.is_over(), |random| key(random.usize(..self.accounts.len())));
     }
 }
 

@@ -10,9 +10,7 @@ mod points;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::ops::Range;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use clients::{Account, Ends, Heard, KEYS_OF_A_WRITER, World, key, number};
@@ -20,10 +18,11 @@ use clients::{Account, Ends, Heard, KEYS_OF_A_WRITER, World, key, number};
 use super::together::{TABLES, WRITE, disorder, rows};
 use super::{LONG, Relay, Scene, sql_rule};
 use crate::read_through::{Servers, sql_origin};
+use crate::support::histories::{from_environment, play_all};
 use crate::support::postgres::Postgres;
 use crate::support::resp::{Client, Value};
 use crate::support::saboteur::Change;
-use crate::support::server::{Engine, Redis, RedisCluster, SentinelCluster};
+use crate::support::server::{Engine, RedisCluster, SentinelCluster};
 use crate::support::sidecar::Sidecar;
 use crate::support::wait_for;
 use crate::write_behind::{DURABLE, durable, write_to_disk};
@@ -31,8 +30,6 @@ use crate::write_through::block;
 
 const WRITERS: usize = 4;
 const READERS: usize = 3;
-/// How many histories are played at the same time.
-const AT_ONCE: u64 = 4;
 /// The kinds of faults that [`Stage::befall`] knows.
 const FAULTS: u8 = 9;
 /// Until then a write of which nobody heard is made or never will be: an append counts for five seconds.
@@ -81,14 +78,6 @@ impl Stage {
         Self { scene, postgres, database, sidecars, relays }
     }
 
-    fn server_ports(&self) -> Vec<u16> {
-        let servers = match &self.scene.servers {
-            Servers::Sentinel(servers) => &servers.servers,
-            Servers::Cluster(servers) => &servers.servers,
-        };
-        servers.iter().map(Redis::port).collect()
-    }
-
     /// Lets one fault happen. What it stops goes on before it returns.
     fn befall(&mut self, fault: u8, world: &World, random: &mut fastrand::Rng) {
         let victim = random.usize(..2);
@@ -103,17 +92,8 @@ impl Stage {
                 std::thread::sleep(Duration::from_millis(random.u64(2_500..4_000)));
                 self.relays[victim].signal("CONT");
             }
-            2 => match &mut self.scene.servers {
-                Servers::Sentinel(servers) => {
-                    let at = servers.fail_over(LONG);
-                    write_to_disk(&servers.servers[at]);
-                }
-                Servers::Cluster(servers) => {
-                    let (at, partner) = a_shard(servers, random);
-                    fail_over(servers, at, partner);
-                }
-            },
-            3 => self.stand_still(random),
+            2 => write_to_disk(self.scene.servers.fail_over(random)),
+            3 => self.scene.servers.stand_still(Duration::from_millis(random.u64(0..500)), random),
             4 => {
                 self.sidecars[victim] = Sidecar::start(&self.scene.snapshot);
                 world.ports.lock().unwrap()[victim] = self.sidecars[victim].port();
@@ -124,79 +104,12 @@ impl Stage {
                 std::thread::sleep(Duration::from_millis(random.u64(1_000..4_000)));
                 self.sidecars[victim].signal("CONT");
             }
-            _ => self.lose_a_replica(fault == 7, random),
+            _ => {
+                let lasts = Duration::from_millis(random.u64(500..2_500));
+                write_to_disk(self.scene.servers.lose_a_replica(fault == 7, lasts, random));
+            }
         }
     }
-
-    /// A replica dies, or stands still for a while, and then follows its primary again.
-    fn lose_a_replica(&mut self, dies: bool, random: &mut fastrand::Rng) {
-        let (primary, replica) = match &mut self.scene.servers {
-            Servers::Sentinel(servers) => {
-                let primary = servers.primary_port();
-                let replicas = servers.servers.iter_mut().filter(|server| server.service_port() != primary);
-                (Some(primary), random.choice(replicas.collect::<Vec<_>>()).expect("a replica"))
-            }
-            Servers::Cluster(servers) => {
-                let (_, at) = a_shard(servers, random);
-                (None, &mut servers.servers[at])
-            }
-        };
-        if dies {
-            replica.kill()
-        } else {
-            replica.pause()
-        }
-        std::thread::sleep(Duration::from_millis(random.u64(500..2_500)));
-        match primary.filter(|_| dies) {
-            Some(primary) => replica.restart_following(primary),
-            None if dies => replica.restart(),
-            None => replica.resume(),
-        }
-        wait_for("the replica to follow", LONG, || replica.follows());
-        if dies && primary.is_some() {
-            write_to_disk(replica);
-        }
-    }
-
-    /// A primary stands still until another has taken its place, and follows that.
-    fn stand_still(&mut self, random: &mut fastrand::Rng) {
-        let pause = Duration::from_millis(random.u64(0..500));
-        let old = match &self.scene.servers {
-            Servers::Sentinel(servers) => {
-                let (port, old) = (servers.primary_port(), servers.primary());
-                old.pause();
-                wait_for("another primary", LONG, || servers.elected_port().is_some_and(|elected| elected != port));
-                old
-            }
-            Servers::Cluster(servers) => {
-                let (at, partner) = a_shard(servers, random);
-                servers.servers[at].pause();
-                wait_for("another primary", LONG, || is_primary(&servers.servers[partner]));
-                &servers.servers[at]
-            }
-        };
-        std::thread::sleep(pause);
-        old.resume();
-        wait_for("the old primary to follow", LONG, || old.follows());
-    }
-}
-
-/// A primary of a Cluster with one replica each, and that replica.
-pub fn a_shard(servers: &RedisCluster, random: &mut fastrand::Rng) -> (usize, usize) {
-    let (shard, shards) = (random.usize(..servers.shards()), servers.shards());
-    if is_primary(&servers.servers[shard]) { (shard, shard + shards) } else { (shard + shards, shard) }
-}
-
-/// The primary dies, and follows its replica when it comes back.
-pub fn fail_over(servers: &mut RedisCluster, primary: usize, replica: usize) {
-    servers.servers[primary].kill();
-    wait_for("another primary", LONG, || is_primary(&servers.servers[replica]));
-    servers.servers[primary].restart();
-    wait_for("the old primary to follow", LONG, || servers.servers[primary].follows());
-}
-
-fn is_primary(server: &Redis) -> bool {
-    server.client().line("ROLE").items()[0].text() == "master"
 }
 
 /// How a history goes.
@@ -258,7 +171,7 @@ fn play(servers: Servers, setting: &Setting<'_>, plan: &Plan) -> Seen {
     let port = postgres.port();
     let mut stage = Stage::set(servers, postgres, port, setting);
     let world = World::new(stage.sidecars.iter().map(Sidecar::port).collect(), WRITERS * KEYS_OF_A_WRITER);
-    let (seed, servers) = (plan.seed * 1000, stage.server_ports());
+    let (seed, servers) = (plan.seed * 1000, stage.scene.servers.ports());
     let mut random = fastrand::Rng::with_seed(seed);
     std::thread::scope(|scope| {
         let (world, servers) = (&world, &servers);
@@ -338,32 +251,6 @@ fn servers(seed: u64) -> Servers {
         1 => Servers::Sentinel(durable(Engine::Valkey9, 2)),
         _ => Servers::Sentinel(durable(Engine::Redis7, 2)),
     }
-}
-
-pub fn from_environment(name: &str, default: u64) -> u64 {
-    std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
-}
-
-/// Plays these seeds, several at the same time, since most of each history is waiting. Another test that does waits for its turn.
-pub fn play_all<T: Send>(seeds: Range<u64>, play: impl Fn(u64) -> T + Sync) -> Vec<T> {
-    static TURN: Mutex<()> = Mutex::new(());
-    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-    let (next, all) = (AtomicU64::new(seeds.start), Mutex::new(Vec::new()));
-    std::thread::scope(|scope| {
-        for _ in 0..AT_ONCE {
-            scope.spawn(|| {
-                loop {
-                    let seed = next.fetch_add(1, Ordering::Relaxed);
-                    if seed >= seeds.end {
-                        break;
-                    }
-                    let played = play(seed);
-                    all.lock().unwrap().push(played);
-                }
-            });
-        }
-    });
-    all.into_inner().unwrap()
 }
 
 fn play_fully(seed: u64) -> Seen {

@@ -6,15 +6,11 @@ use std::collections::BTreeMap;
 use super::clients::{Ends, KEYS_OF_A_WRITER, World};
 use super::*;
 use crate::support::sidecar::connect_to_any;
-use crate::support::trap::{Caught, Point, Trap, When};
-
-const fn point(name: &'static str, when: When, text: &'static str) -> Point {
-    Point { name, when, text, behind: "", since: "" }
-}
+use crate::support::trap::{Caught, Fate, Point, Trap, When, signal};
 
 /// In a relay's transactions. Loads are others', and so are those by which a relay takes a partition.
 const fn in_a_batch(name: &'static str, when: When, text: &'static str) -> Point {
-    Point { name, when, text, behind: "FOR UPDATE", since: "BEGIN" }
+    Point::new(name, when, text).within("BEGIN", "FOR UPDATE")
 }
 
 /// Whoever asked does not know that it is made.
@@ -22,35 +18,35 @@ const COMMITTED: Point = in_a_batch("a batch is committed", When::Answered, "COM
 
 /// At the servers of the cache.
 const AT_SERVERS: [Point; 12] = [
-    point("a write is to be marked", When::Asked, "return {'begun'"),
-    point("a write is marked", When::Replied, "begun"),
-    point("writes are to be appended", When::Asked, "local answer = {'appended'}"),
-    point("writes are appended", When::Replied, "appended"),
-    point("what was appended is on disk", When::Replied, ":1\r\n*2\r\n:1\r\n:1\r\n"),
-    point("a mark is to be taken away", When::Asked, "return kept"),
-    point("a mark is taken away", When::Answered, "return kept"),
-    point("a partition is claimed", When::Replied, "claimed"),
-    point("the front of a partition is read", When::Answered, "\r\nXRANGE\r\n"),
-    point("what a relay read is on disk", When::Answered, "$4\r\n1000\r\n*2\r\n$4\r\nINFO"),
-    point("the journal is to be trimmed", When::Asked, "return {'done'"),
-    point("the journal is trimmed", When::Answered, "return {'done'"),
+    Point::new("a write is to be marked", When::Asked, "return {'begun'"),
+    Point::new("a write is marked", When::Replied, "begun"),
+    Point::new("writes are to be appended", When::Asked, "local answer = {'appended'}"),
+    Point::new("writes are appended", When::Replied, "appended"),
+    Point::new("what was appended is on disk", When::Replied, ":1\r\n*2\r\n:1\r\n:1\r\n"),
+    Point::new("a mark is to be taken away", When::Asked, "return kept"),
+    Point::new("a mark is taken away", When::Answered, "return kept"),
+    Point::new("a partition is claimed", When::Replied, "claimed"),
+    Point::new("the front of a partition is read", When::Answered, "\r\nXRANGE\r\n"),
+    Point::new("what a relay read is on disk", When::Answered, "$4\r\n1000\r\n*2\r\n$4\r\nINFO"),
+    Point::new("the journal is to be trimmed", When::Asked, "return {'done'"),
+    Point::new("the journal is trimmed", When::Answered, "return {'done'"),
 ];
 
 /// Where it is on disk everywhere before WAITAOF is known: in the place of the same above.
-const ON_DISK_BY_WAIT: Point = point(AT_SERVERS[4].name, When::Replied, ":1\r\n:1\r\n*3\r\n$6\r\nmaster");
+const ON_DISK_BY_WAIT: Point = Point::new(AT_SERVERS[4].name, When::Replied, ":1\r\n:1\r\n*3\r\n$6\r\nmaster");
 
 /// Of a write that goes past a full journal.
 const PAST_THE_JOURNAL: [Point; 4] = [
-    point("a write is to leave the journal", When::Asked, "local answer = {'left'}"),
-    point("it has left", When::Replied, "\r\nleft\r\n"),
-    point("it is to arrive", When::Asked, "return {'arrived'"),
-    point("it has arrived", When::Replied, "arrived"),
+    Point::new("a write is to leave the journal", When::Asked, "local answer = {'left'}"),
+    Point::new("it has left", When::Replied, "\r\nleft\r\n"),
+    Point::new("it is to arrive", When::Asked, "return {'arrived'"),
+    Point::new("it has arrived", When::Replied, "arrived"),
 ];
 
 /// Of a write that the origin refuses.
 const PARKED: [Point; 2] = [
-    point("a refused write is to become a dead letter", When::Asked, "return {'parked'}"),
-    point("it is one", When::Replied, "\r\nparked\r\n"),
+    Point::new("a refused write is to become a dead letter", When::Asked, "return {'parked'}"),
+    Point::new("it is one", When::Replied, "\r\nparked\r\n"),
 ];
 
 /// At Postgres.
@@ -63,21 +59,8 @@ const AT_POSTGRES: [Point; 6] = [
     COMMITTED,
 ];
 
-/// What happens there.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Fate {
-    /// Who came there dies.
-    Dies,
-    /// Who came there stands still until others have taken its place.
-    StandsStill,
-    /// Whom it asks dies.
-    IsLeftAlone,
-}
-
 /// How long it may take until somebody comes to a point: where disks are busy, few writes are on them everywhere at the first look.
 const COMES_WITHIN: Duration = Duration::from_secs(180);
-
-const FATES: [Fate; 3] = [Fate::Dies, Fate::StandsStill, Fate::IsLeftAlone];
 
 impl Stage {
     fn trapped(in_cluster: bool, trap: &Trap, setting: &Setting<'_>) -> Self {
@@ -119,25 +102,18 @@ impl Stage {
                 signal(process, "CONT");
             }
             Fate::IsLeftAlone => {
-                self.leave_alone(server, world, random);
+                self.leave_alone(server, random);
                 trap.release();
             }
         }
     }
 
     /// The server at this port dies.
-    fn leave_alone(&mut self, server: u16, world: &World, random: &mut fastrand::Rng) {
+    fn leave_alone(&mut self, server: u16, random: &mut fastrand::Rng) {
         if server == self.postgres.port() {
             return self.postgres.restart();
         }
-        if let Servers::Cluster(servers) = &mut self.scene.servers {
-            let at = servers.servers.iter().position(|other| other.port() == server).expect("one of ours");
-            let partner = (at + servers.shards()) % servers.servers.len();
-            if is_primary(&servers.servers[at]) {
-                return fail_over(servers, at, partner);
-            }
-        }
-        self.befall(2, world, random);
+        write_to_disk(self.scene.servers.fail_over_at(server, random));
     }
 
     /// Another process for one that died.
@@ -152,11 +128,6 @@ impl Stage {
     }
 }
 
-fn signal(process: u32, name: &str) {
-    let status = std::process::Command::new("kill").args([format!("-{name}"), process.to_string()]).status();
-    assert!(status.is_ok_and(|status| status.success()), "kill -{name} {process}");
-}
-
 /// How often what happened where.
 type Hits = BTreeMap<(&'static str, Fate), usize>;
 
@@ -165,7 +136,7 @@ fn play_points(seed: u64, in_cluster: bool, setting: &Setting<'_>, visits: &[(Po
     let trap = Trap::default();
     let mut stage = Stage::trapped(in_cluster, &trap, setting);
     let world = World::new(stage.sidecars.iter().map(Sidecar::port).collect(), WRITERS * KEYS_OF_A_WRITER);
-    let (seed, servers) = (seed * 1000, stage.server_ports());
+    let (seed, servers) = (seed * 1000, stage.scene.servers.ports());
     let mut random = fastrand::Rng::with_seed(seed);
     let mut visits = visits.to_vec();
     random.shuffle(&mut visits);
@@ -194,7 +165,7 @@ fn points() -> impl Iterator<Item = Point> {
 
 /// Each point once, with one of the fates: after three rounds it has met all. By turns under Sentinel and in Cluster.
 fn play_round(number: u64) -> (Seen, Hits) {
-    let fate = |at: usize| FATES[(at + number as usize) % FATES.len()];
+    let fate = |at: usize| Fate::ALL[(at + number as usize) % Fate::ALL.len()];
     let visits: Vec<_> = points().enumerate().map(|(at, point)| (point, fate(at))).collect();
     play_points(number, number % 2 == 1, &Setting::USUAL, &visits)
 }
@@ -215,7 +186,7 @@ fn what_was_acknowledged_comes_to_the_database_whatever_dies_at_whichever_point(
 /// Before Redis 7.2 `WAIT` tells who has a write.
 #[test]
 fn so_it_does_where_servers_do_not_count_fsyncs() {
-    let fate = |at: usize| FATES[at % FATES.len()];
+    let fate = |at: usize| Fate::ALL[at % Fate::ALL.len()];
     let visits = points().map(|point| if point.name == ON_DISK_BY_WAIT.name { ON_DISK_BY_WAIT } else { point });
     let visits: Vec<_> = visits.enumerate().map(|(at, point)| (point, fate(at))).collect();
     let (seen, hits) = play_points(50, false, &Setting { engine: Engine::Redis7, ..Setting::USUAL }, &visits);
@@ -226,12 +197,12 @@ fn so_it_does_where_servers_do_not_count_fsyncs() {
 #[test]
 fn so_does_what_goes_past_a_full_journal() {
     let round = |number: u64| {
-        let fate = |at: usize| FATES[(at + number as usize) % FATES.len()];
+        let fate = |at: usize| Fate::ALL[(at + number as usize) % Fate::ALL.len()];
         let visits: Vec<_> = PAST_THE_JOURNAL.into_iter().enumerate().map(|(at, point)| (point, fate(at))).collect();
         play_points(60 + number, number % 2 == 1, &Setting { spills: true, ..Setting::USUAL }, &visits)
     };
     let mut sum = Seen::default();
-    for (seen, hits) in play_all(0..FATES.len() as u64, round) {
+    for (seen, hits) in play_all(0..Fate::ALL.len() as u64, round) {
         assert_eq!(hits.values().sum::<usize>(), PAST_THE_JOURNAL.len());
         sum.add(seen);
     }
@@ -240,7 +211,7 @@ fn so_does_what_goes_past_a_full_journal() {
 
 #[test]
 fn what_an_origin_refuses_becomes_one_dead_letter_whatever_dies_meanwhile() {
-    for (number, fate) in FATES.into_iter().enumerate() {
+    for (number, fate) in Fate::ALL.into_iter().enumerate() {
         let trap = Trap::default();
         let mut stage = Stage::trapped(number % 2 == 1, &trap, &Setting::USUAL);
         let world = World::new(stage.sidecars.iter().map(Sidecar::port).collect(), 0);
@@ -270,7 +241,7 @@ fn what_an_origin_refuses_becomes_one_dead_letter_whatever_dies_meanwhile() {
 #[ignore = "`make soak` runs it"]
 fn soak() {
     // Each point ten times with each fate.
-    let (rounds, began) = (from_environment("LARDER_SOAK_ROUNDS", 10 * FATES.len() as u64), Instant::now());
+    let (rounds, began) = (from_environment("LARDER_SOAK_ROUNDS", 10 * Fate::ALL.len() as u64), Instant::now());
     let (mut sum, mut all) = (Seen::default(), Hits::new());
     for (seen, hits) in play_all(2000..2000 + rounds, play_round) {
         sum.add(seen);
@@ -298,7 +269,7 @@ fn report(sum: &Seen, hits: &Hits, took: Duration) -> String {
     );
     for point in points() {
         let count = |fate| hits.get(&(point.name, fate)).copied().unwrap_or(0);
-        let [dies, still, alone] = FATES.map(count);
+        let [dies, still, alone] = Fate::ALL.map(count);
         let _ = writeln!(text, "| {} | {dies} | {still} | {alone} |", point.name);
     }
     sum.wrong.iter().for_each(|wrong| {
