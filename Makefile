@@ -33,9 +33,12 @@ test: $(SETUP) ## Every test, two to a processor, since most wait. TEST_ARGS is 
 	ulimit -Sn 16384 2>/dev/null; \
 	RUST_TEST_THREADS=$${RUST_TEST_THREADS:-$$((2 * $$(nproc)))} $(CARGO) test --profile $(PROFILE) $(TEST_ARGS)
 
-soak: $(SETUP) ## Many histories of cache-aside, write-behind, database changes and versions under faults. SOAK_SEEDS says how many
+soak: $(SETUP) ## Many histories of cache-aside, write-through, write-behind, database changes and versions under faults. SOAK_SEEDS says how many
 	LARDER_SOAK_SEEDS=$(SOAK_SEEDS) LARDER_SOAK_REPORT=$(CURDIR)/docs/soak/cache-aside.md \
 	$(CARGO) test --profile $(PROFILE) --test integration cache_aside::history::soak -- --ignored --nocapture
+	LARDER_SOAK_SEEDS=$(SOAK_SEEDS) LARDER_SOAK_THROUGH_REPORT=$(CURDIR)/docs/soak/write-through.md \
+	LARDER_SOAK_THROUGH_POINTS_REPORT=$(CURDIR)/docs/soak/write-through-points.md \
+	$(CARGO) test --profile $(PROFILE) --test integration write_through::history:: -- --ignored --nocapture --test-threads 1
 	LARDER_SOAK_SEEDS=$(SOAK_SEEDS) LARDER_SOAK_BEHIND_REPORT=$(CURDIR)/docs/soak/write-behind.md \
 	LARDER_SOAK_POINTS_REPORT=$(CURDIR)/docs/soak/write-behind-points.md \
 	$(CARGO) test --profile $(PROFILE) --test integration relay::history:: -- --ignored --nocapture --test-threads 1
