@@ -98,10 +98,15 @@ fn believed<'a>(desired: &Desired, observed: &'a Observed, address: SocketAddr) 
 /// promoted, not while another was, and not while a silent server may hold the data; nor without data where another has some on its disk.
 fn vacant<'a>(desired: &Desired, observed: &'a Observed, last: ServerId, data_on_disk: bool) -> Verdict<'a> {
     let patience_over = observed.steady >= desired.takeover_after;
+    let votes: BTreeSet<SocketAddr> = watches(observed).map(|watch| watch.primary).collect();
+    let has_another_nothing = running_primary(observed).is_some_and(|(_, _, facts)| !facts.holds_data);
+    if votes.len() == 1 && data_on_disk && has_another_nothing {
+        // That one hung while it was failed over, before it was ever written to.
+        return Verdict::Start(last);
+    }
     if let Some(verdict) = promoted_elsewhere(observed, patience_over) {
         return verdict;
     }
-    let votes: BTreeSet<SocketAddr> = watches(observed).map(|watch| watch.primary).collect();
     if votes.len() > 1 && !patience_over {
         // The few may be the first who know of a failover, to a server that has ended since.
         return Verdict::Open(Waiting::Agreement);

@@ -658,3 +658,19 @@ fn a_shard_is_failed_over_while_the_last_one_waits_for_its_slots() {
     ];
     World::new(desired, false, false).run(plan, &faults);
 }
+
+/// The first primary hangs before it was written to. Another is promoted, takes writes and dies, when the first one goes on, as a primary.
+#[test]
+fn a_primary_that_hung_and_has_nothing_does_not_take_the_place_of_one_with_data() {
+    let desired = Desired::on_one_machine(Layout::Sentinel { sentinels: 3 }, 2, TICK * 12);
+    let (all, kill) = (usize::MAX, Fault::Kill);
+    let faults = [
+        (6, Fault::Freeze(0, 5), all),
+        (5, Fault::Freeze(0, 1), all),
+        (0, kill(2), 0),
+        (0, kill(1), 0),
+        (13, kill(1), 0),
+        (2, kill(0), all),
+    ];
+    World::new(desired, true, false).run(plan, &faults);
+}
