@@ -196,7 +196,7 @@ fn a_fill_that_was_under_way_is_sent_to_the_next_primary() {
     assert_eq!(client.read().expect("an answer"), Value::Simple("OK".to_owned()));
     let told = client.read().expect("an answer");
     assert!(matches!(&told, Value::Error(text) if text.starts_with("UNCERTAIN ")), "{told:?}");
-    assert_ne!(servers.primary_port(), old);
+    wait_for("the sentinel that is asked to name another", LONG, || servers.primary_port() != old);
 }
 
 /// What waits for a server when its client gives up would else come behind what that client, or another, writes anew.
