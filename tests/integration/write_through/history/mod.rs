@@ -101,7 +101,7 @@ impl Plan {
 
 /// Both topologies have some of either.
 fn is_versioned(seed: u64) -> bool {
-    seed / 4 % 2 == 0
+    (seed / 4).is_multiple_of(2)
 }
 
 struct Stage {
@@ -279,7 +279,7 @@ fn play(servers: impl Fn() -> Servers, plan: &Plan) -> Seen {
 
 /// Both topologies by turns, and both engines in each.
 fn servers(seed: u64) -> Servers {
-    let engine = if seed / 2 % 2 == 0 { Engine::Valkey9 } else { Engine::Redis7 };
+    let engine = if (seed / 2).is_multiple_of(2) { Engine::Valkey9 } else { Engine::Redis7 };
     match seed % 2 {
         0 => Servers::Cluster(RedisCluster::start(engine, 3, 1)),
         _ => Servers::Sentinel(SentinelCluster::start(engine, 2)),

@@ -101,7 +101,7 @@ fn play_points(seed: u64, visits: &Visits) -> Seen {
         |(point, fate): &&(Point, Fate)| *fate == Fate::IsLeftAlone && AT_SERVERS.iter().any(|other| other.name == point.name);
     play_until_it_counts(visits.iter().filter(elections).count() as u64, || {
         let trap = Trap::default();
-        Stage::trapped(seed % 2 == 1, &trap, seed / 2 % 2 == 0).play((seed, KEYS), |stage, world, random| {
+        Stage::trapped(seed % 2 == 1, &trap, (seed / 2).is_multiple_of(2)).play((seed, KEYS), |stage, world, random| {
             let mut visits = visits.clone();
             random.shuffle(&mut visits);
             for (point, fate) in visits {
