@@ -30,6 +30,7 @@ mod exclusive_streams;
 mod exclusive_subscriptions;
 mod exclusive_transactions;
 mod failover;
+mod faults;
 mod greatest_lengths;
 mod health;
 mod invalidation_bench;

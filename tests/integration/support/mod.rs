@@ -5,7 +5,6 @@ pub mod admin;
 pub mod certificates;
 pub mod crowd;
 pub mod dev;
-pub mod faults;
 pub mod frames;
 pub mod histories;
 pub mod origin;

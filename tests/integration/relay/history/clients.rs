@@ -7,7 +7,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::{DOUBT_LASTS, LONG};
-use crate::support::faults::evict;
+use crate::faults::evict;
 use crate::support::resp::{Client, Value};
 use crate::support::sidecar::connect_to_any;
 

@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::LIMIT;
-use crate::support::faults;
+use crate::faults;
 use crate::support::resp::Value;
 use crate::support::sidecar::connect_to_any;
 

@@ -3,10 +3,10 @@
 
 use std::time::Duration;
 
-use super::resp::Client;
-use super::server::{Redis, RedisCluster};
-use super::wait_for;
 use crate::read_through::Servers;
+use crate::support::resp::Client;
+use crate::support::server::{Redis, RedisCluster};
+use crate::support::wait_for;
 
 /// How long anything may take: sentinels that a busy machine held up do nothing for half a minute, time and again.
 const LIMIT: Duration = Duration::from_secs(180);
