@@ -3,7 +3,7 @@
 use std::fmt;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read as _, Write as _};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
@@ -17,6 +17,7 @@ use super::client::Ttls;
 use super::keyspace::Family;
 use super::origin;
 use super::records::{self, Follower};
+use crate::dev::ports::Reservation;
 
 /// How long a server may take to answer, and the tier to be ready.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
@@ -85,19 +86,6 @@ impl Drop for Stopping {
     }
 }
 
-/// `count` consecutive ports that were free a moment ago.
-fn free_ports(count: u16) -> io::Result<u16> {
-    loop {
-        let first = TcpListener::bind(("127.0.0.1", 0))?;
-        let port = first.local_addr()?.port();
-        let rest: Option<Vec<_>> =
-            (1..count).map(|offset| TcpListener::bind(("127.0.0.1", port.checked_add(offset)?)).ok()).collect();
-        if rest.is_some() {
-            return Ok(port);
-        }
-    }
-}
-
 fn file_error(path: &Path) -> impl FnOnce(io::Error) -> ProcessError {
     move |why| ProcessError::File { path: path.to_owned(), why }
 }
@@ -123,9 +111,11 @@ impl PlainRedis {
     pub fn start(program: &Path, logs: &Path) -> Result<Self, ProcessError> {
         let shown = program.display().to_string();
         let start_error = |why| ProcessError::Start { program: shown.clone(), why };
-        let port = free_ports(1).map_err(start_error)?;
         let log = logs.join("plain-redis.log");
         let output = File::create(&log).map_err(file_error(&log))?;
+        let reserved = Reservation::any().map_err(start_error)?;
+        let port = reserved.address().map_err(start_error)?.port();
+        drop(reserved);
         let child = Command::new(program)
             .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"])
             .stdin(Stdio::null())
@@ -169,6 +159,8 @@ impl Tier {
     /// Where it does not start, or not all sidecars become ready.
     pub fn start(setting: &Setting, manifests: &Path) -> Result<Self, ProcessError> {
         const PROGRAM: &str = "larder dev";
+        // It keeps what it finds until its sidecars listen; a port that was free a moment ago may be somebody's by then.
+        const ANY_PORT: &str = "127.0.0.1:0";
         let (sidecars, logs) = (setting.config.sidecars, &setting.config.report);
         let start_error = |why| ProcessError::Start { program: PROGRAM.to_owned(), why };
         let sidecar_logs: Vec<_> = (0..sidecars).map(|index| logs.join(format!("sidecar-{index}.log"))).collect();
@@ -176,13 +168,11 @@ impl Tier {
             // Sidecars append, and an earlier run or phase may have used it.
             File::create(log).map_err(file_error(log))?;
         }
-        let listen = free_ports(sidecars).map_err(start_error)?;
-        let admin = free_ports(sidecars).map_err(start_error)?;
         let log = logs.join("larder-dev.log");
         let stderr = File::create(&log).map_err(file_error(&log))?;
         let mut command = Command::new(&setting.config.larder);
         command.arg("dev").arg("-f").arg(manifests).arg("--sidecar-logs").arg(logs);
-        command.args(["--listen", &format!("127.0.0.1:{listen}"), "--admin", &format!("127.0.0.1:{admin}")]);
+        command.args(["--listen", ANY_PORT, "--admin", ANY_PORT]);
         command.args(["--sidecars", &sidecars.to_string(), "--log", &records::filter(), "--log-format", "json"]);
         if let Some(server) = &setting.config.server {
             command.arg("--server-bin").arg(server);
@@ -463,13 +453,5 @@ mod tests {
         let metrics = "# TYPE larder_origin_queries counter\nlarder_origin_queries_total{origin=\"a b\"} 3\n\
                        larder_origin_queries_total{origin=\"c\"} 4\nlarder_origin_queries_totals{origin=\"d\"} 9\n";
         assert_eq!(sum_of("larder_origin_queries_total", metrics), 7);
-    }
-
-    #[test]
-    fn ports_are_consecutive_and_free() {
-        let first = free_ports(3).expect("ports");
-        for port in first..first + 3 {
-            TcpListener::bind(("127.0.0.1", port)).expect("still free");
-        }
     }
 }
