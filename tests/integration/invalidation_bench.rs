@@ -19,6 +19,11 @@ const SIDECARS: usize = 5;
 /// By each way, unless `LARDER_INVALIDATION_ROUNDS` says otherwise.
 const ROUNDS: usize = 100;
 const MANY: usize = 1_000_000;
+/// By each way that takes a walk, at the most: one lasts a second or so.
+const WALKED_ROUNDS: usize = 20;
+/// How many keys go by such a walk.
+const WALKED_KEYS: usize = 10_000;
+/// How many keys go by the walk that others are read beside.
 const WALKED: usize = 100_000;
 const WALKS: usize = 3;
 const BASELINE: Duration = Duration::from_secs(4);
@@ -107,15 +112,23 @@ const WAYS: [Way; 8] = [
     },
 ];
 
-/// `item:{id}`, `page:{id}:{lang}`, `many:{id}` and `entry:{id…}`, which are versioned, and `other:{id}`, which others read.
-fn rules() -> [Json; 5] {
-    let names = ["item", "page", "many", "entry", "other"];
-    let [mut item, mut page, mut many, mut entry, other] = names.map(|name| rule(name, json!({}), json!({})));
+/// What takes a walk over all names (`SCAN`, then `UNLINK`), since the rule has no versions: what is said, the kind of the event, and what it is about.
+const WALKS_OF: [(&str, &str, &str); 3] = [
+    ("event `rule` of a rule without versions", "rule", "face"),
+    ("event `pattern`", "pattern", "face:1:{size}"),
+    ("event `tag`, which leaves a part of the keys open", "tag", "face:1"),
+];
+
+/// `item:{id}`, `face:{id}:{size}`, `page:{id}:{lang}`, `many:{id}` and `entry:{id…}`, which are versioned, and `other:{id}`, which others read.
+fn rules() -> [Json; 6] {
+    let names = ["item", "face", "page", "many", "entry", "other"];
+    let [mut item, mut face, mut page, mut many, mut entry, other] = names.map(|name| rule(name, json!({}), json!({})));
     item["tags"] = json!(["id:{id}"]);
+    (face["keys"], face["tags"]) = (json!("face:{id}:{size}"), json!(["face:{id}"]));
     many["versioned"] = json!(true);
     (entry["keys"], entry["versioned"]) = (json!("entry:{id…}"), json!("entity"));
     (page["keys"], page["tags"], page["versioned"]) = (json!("page:{id}:{lang}"), json!(["page:{id}"]), json!(true));
-    [item, page, many, entry, other]
+    [item, face, page, many, entry, other]
 }
 
 fn quantile(sorted: &[Duration], part: f64) -> f64 {
@@ -155,6 +168,41 @@ fn fill(client: &mut Client, count: usize, key: impl Fn(usize) -> String) {
         let pairs = (first..first + 500).flat_map(|number| [key(number), "v".to_owned()]);
         assert_eq!(client.call(&[vec!["MSET".to_owned()], pairs.collect()].concat()), ok());
     }
+}
+
+/// How many walks have come to their end.
+fn walks_ended(sidecars: &[Sidecar]) -> u64 {
+    sidecars.iter().map(|sidecar| metric(sidecar, "larder_invalidation_walks_total")).sum()
+}
+
+/// How long an event takes until none of [`WALKED_KEYS`] keys is shown by any sidecar. One in a hundred is asked for: the walk comes by them all in no order.
+fn latency_of_walks(sidecars: &[Sidecar], kind: &str, what: &str) -> Vec<Duration> {
+    let mut clients: Vec<Client> = sidecars.iter().map(Sidecar::client).collect();
+    let mut invalidator = sidecars[0].client();
+    let key = |number: usize| format!("face:1:{number}");
+    let asked: Vec<String> = std::iter::once("EXISTS".to_owned()).chain((0..WALKED_KEYS).step_by(100).map(key)).collect();
+    let all = i64::try_from(asked.len() - 1).expect("a few");
+    let mut took: Vec<Duration> = (0..rounds().min(WALKED_ROUNDS))
+        .map(|_| {
+            fill(&mut clients[0], WALKED_KEYS, key);
+            wait_for("all to show the keys", LIMIT, || clients.iter_mut().all(|client| client.call(&asked) == Value::Int(all)));
+            let (ended, began) = (walks_ended(sidecars), Instant::now());
+            announce(&mut invalidator, kind, what);
+            for client in &mut clients {
+                while client.call(&asked) != Value::Int(0) {
+                    assert!(began.elapsed() < LIMIT, "{kind} {what}: not within {LIMIT:?}");
+                    // Who asks without pause would slow the walk down.
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+            }
+            let took = began.elapsed();
+            // What is stored before the walk's end may go with it.
+            wait_for("the walk to end", LIMIT, || walks_ended(sidecars) == ended + 1);
+            took
+        })
+        .collect();
+    took.sort_unstable();
+    took
 }
 
 /// How long it takes until a rule of so many keys is gone at all sidecars, and how many names were looked at for it.
@@ -205,13 +253,23 @@ fn invalidation_reaches_the_last_of_five_sidecars() {
     let sidecars = sidecars(&servers, SIDECARS, &rules());
     let mut text = format!(
         "# Invalidation\n\n`make bench-invalidation` writes this. {SIDECARS} sidecars on one Valkey, all on one machine; each key is stored, shown by all sidecars, and \
-         invalidated through one of them, {} times by each way. Timed from the command that invalidates until the last sidecar shows nothing, and from a commit's answer until the last shows the \
+         invalidated through one of them, {} times by each way, and {} times by those that take a walk over all names. Timed from the command that invalidates until the last sidecar shows nothing, and from a commit's answer until the last shows the \
          new row.\n\n| | p50 | p99 |\n|---|---|---|\n",
-        rounds()
+        rounds(),
+        rounds().min(WALKED_ROUNDS)
     );
     for way in &WAYS {
         let took = latency(&sidecars, way);
         let _ = writeln!(text, "| {} | {:.1} ms | {:.1} ms |", way.name, quantile(&took, 0.5), quantile(&took, 0.99));
+    }
+    for (name, kind, what) in WALKS_OF {
+        let took = latency_of_walks(&sidecars, kind, what);
+        let _ = writeln!(
+            text,
+            "| {name}: a walk over {WALKED_KEYS} keys | {:.1} ms | {:.1} ms |",
+            quantile(&took, 0.5),
+            quantile(&took, 0.99)
+        );
     }
     for (name, versioned) in [("a commit in Postgres", None), ("a commit, of keys with versions of their own", Some("entity"))] {
         let took = from_commits(rounds(), SIDECARS, versioned);
@@ -223,14 +281,13 @@ fn invalidation_reaches_the_last_of_five_sidecars() {
     let mut client = sidecars[0].client();
     assert_eq!(client.line("SET other:1 v"), ok());
     let (mut quiet, mut walking, mut lasted) = (Vec::new(), Vec::new(), Duration::ZERO);
-    for walk in 1..=WALKS as u64 {
+    for _ in 0..WALKS {
         fill(&mut client, WALKED, |number| format!("item:{number}"));
         quiet.extend(while_reading(&sidecars, || std::thread::sleep(BASELINE)));
-        let ended = || sidecars.iter().map(|sidecar| metric(sidecar, "larder_invalidation_walks_total")).sum::<u64>();
-        let began = Instant::now();
+        let (ended, began) = (walks_ended(&sidecars), Instant::now());
         walking.extend(while_reading(&sidecars, || {
             announce(&mut sidecars[0].client(), "pattern", "item:{id}");
-            wait_for("the walk to end", LIMIT, || ended() == walk);
+            wait_for("the walk to end", LIMIT, || walks_ended(&sidecars) == ended + 1);
         }));
         lasted += began.elapsed();
     }
