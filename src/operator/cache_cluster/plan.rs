@@ -194,8 +194,8 @@ fn allow_promotions(observed: &Observed) -> impl Iterator<Item = Action> {
     synchronised.map(|(server, ..)| Action::AllowPromotion { server })
 }
 
-/// With the primary gone and nobody electable: the replica with the most data, if any has some. It synchronised a moment ago, or
-/// came back with its own; a copy that was still under way is not held at all.
+/// With the primary gone and nobody electable who holds data: the replica with the most data, if any has some. It synchronised a moment ago,
+/// or came back with its own; a copy that was still under way is not held at all.
 fn only_copy<'a>(running: impl Iterator<Item = (ServerId, &'a Server, &'a Facts)>) -> Option<ServerId> {
     let copies = running.filter(|(_, _, facts)| facts.role != Role::Primary && facts.holds_data);
     copies.max_by_key(|(_, _, facts)| facts.offset).map(|(server, ..)| server)

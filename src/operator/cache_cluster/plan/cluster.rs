@@ -221,14 +221,14 @@ impl<'a> Cluster<'a> {
             return vec![Action::Wait(Waiting::Server(silent))];
         }
         let electable = || self.members(shard).filter(|node| node.facts.is_electable());
-        let Some(best) = electable().max_by_key(|node| node.facts.merit()) else {
-            let on_disk = self.in_shard(shard).any(|(_, server)| matches!(server.state, ServerState::Stopped { data: true, .. }));
+        let on_disk = self.in_shard(shard).any(|(_, server)| matches!(server.state, ServerState::Stopped { data: true, .. }));
+        if !on_disk && !electable().any(|node| node.facts.holds_data) {
             let members = self.members(shard).map(|node| (node.id, node.server, node.facts));
-            return match super::only_copy(members) {
-                Some(server) if !on_disk => vec![Action::AllowPromotion { server }, Action::Wait(Waiting::Failover { shard })],
-                _ => start(),
-            };
-        };
+            if let Some(server) = super::only_copy(members) {
+                return vec![Action::AllowPromotion { server }, Action::Wait(Waiting::Failover { shard })];
+            }
+        }
+        let Some(best) = electable().max_by_key(|node| node.facts.merit()) else { return start() };
         if !self.patience_over() {
             failover()
         } else if self.majority_is_lost() {

@@ -116,10 +116,14 @@ fn vacant<'a>(desired: &Desired, observed: &'a Observed, last: ServerId, data_on
     }
     let first = if data_on_disk { last } else { on_disk(observed).unwrap_or(last) };
     let electable = || observed.running().filter(|(_, _, facts)| facts.is_electable());
-    let Some((best, ..)) = electable().max_by_key(|(_, _, facts)| facts.merit()) else {
-        let only_copy = if data_on_disk { None } else { super::only_copy(observed.running()) };
-        return only_copy.map_or(Verdict::Start(first), Verdict::Allow);
-    };
+    if !data_on_disk
+        && !electable().any(|(_, _, facts)| facts.holds_data)
+        && let Some(only_copy) = super::only_copy(observed.running())
+    {
+        // Who may be promoted had the leave before there was any data, and hung.
+        return Verdict::Allow(only_copy);
+    }
+    let Some((best, ..)) = electable().max_by_key(|(_, _, facts)| facts.merit()) else { return Verdict::Start(first) };
     if !patience_over {
         Verdict::Open(Waiting::Failover { shard: 0 })
     } else if watches(observed).count() < usize::from(desired.quorum()) {
