@@ -41,7 +41,7 @@ const LOOK_MS: u64 = 1_000;
 /// How long a command is tried whose client has closed its side. Not at all would be too short for one that has closed it right behind its
 /// commands, and still reads. Longer is for nobody: most have given up, and what they wrote is not to come behind what they write anew.
 const LEFT_MS: u64 = 2_000;
-/// The most redirects that one command follows.
+/// The most redirects that one command follows without a pause.
 const MAX_HOPS: u8 = 8;
 
 /// What a worker is told by the thread that watches files and servers.
@@ -406,7 +406,10 @@ impl Worker {
         };
         match classify(&error, node, self.is_cluster()) {
             None => recovered.pending.sink.deliver(self, Answer::Reply(reply)),
-            Some(Refused::Redirect(redirect)) => self.follow(recovered, redirect, reply),
+            Some(Refused::Redirect(redirect)) if recovered.pending.hops >= MAX_HOPS => {
+                self.repeat_lost(recovered, &redirect, overtaken);
+            }
+            Some(Refused::Redirect(redirect)) => self.follow(recovered, redirect),
             Some(refused) => {
                 tracing::debug!(%node, error = %String::from_utf8_lossy(&error).trim_end(), "a server does not serve now");
                 if matches!(refused, Refused::NotPrimary) {
@@ -417,13 +420,20 @@ impl Worker {
         }
     }
 
-    fn follow(self: &Rc<Self>, mut recovered: Recovered, redirect: Redirect, reply: &[u8]) {
+    /// Servers point at each other for its slot, as where one of the two between which it moves key by key fails over: they will agree.
+    fn repeat_lost(self: &Rc<Self>, mut recovered: Recovered, redirect: &Redirect, overtaken: bool) {
+        self.meter.redirect();
+        self.outside.refresh_from(&redirect.node);
+        (recovered.pending.hops, recovered.pending.asking) = (0, false);
+        let mut error = Vec::new();
+        encode::error(&mut error, &self.untouched_text("servers point at each other for its slot"));
+        self.repeat_later(recovered, &error, overtaken);
+    }
+
+    fn follow(self: &Rc<Self>, mut recovered: Recovered, redirect: Redirect) {
         self.meter.redirect();
         if !redirect.ask {
             self.outside.refresh_from(&redirect.node);
-        }
-        if recovered.pending.hops >= MAX_HOPS {
-            return recovered.pending.sink.deliver(self, Answer::Reply(reply));
         }
         recovered.pending.hops += 1;
         recovered.pending.asking = redirect.ask;

@@ -66,7 +66,7 @@ fn own_slots(port: u16) -> Option<(u32, bool)> {
 
 /// Waits until `shards` shards own even shares, all servers know each other and nobody else, and no slot is on its way.
 #[track_caller]
-fn wait_for_shards(run: &Path, shards: u16) {
+fn wait_for_shards(dev: &Dev, run: &Path, shards: u16) {
     let is_even = || {
         let places = places(run);
         let owned: Vec<(u32, bool)> = places.values().filter_map(|port| own_slots(*port)).collect();
@@ -79,7 +79,7 @@ fn wait_for_shards(run: &Path, shards: u16) {
             && counts.sum::<u32>() == 16384
             && owned.iter().filter(|owned| is_share(owned)).count() == usize::from(shards)
     };
-    wait_for(&format!("{shards} even shards"), LIMIT, is_even);
+    dev.wait_until(&format!("{shards} even shards"), is_even);
 }
 
 fn key(number: usize) -> String {
@@ -158,18 +158,18 @@ fn check_shards_come_and_go(engine: Engine) {
     fill(&mut Client::connect(port).unwrap());
     let loads = ["one", "two"].map(|name| Load::start(port, name));
     save(&dev, engine, 5, AUTH);
-    wait_for_shards(&run, 5);
+    wait_for_shards(&dev, &run, 5);
     assert_all_there(port);
     dev.wait_for_stderr("slots have moved, in ");
     let refused = Client::connect(places(&run)["server-4-0"]).unwrap().line("DBSIZE");
     assert!(matches!(&refused, Value::Error(text) if text.starts_with("NOAUTH")), "{refused:?}");
     save(&dev, engine, 3, AUTH);
-    wait_for_shards(&run, 3);
+    wait_for_shards(&dev, &run, 3);
     assert_all_there(port);
     loads.into_iter().for_each(Load::end);
     let left = ["server-3-0", "server-4-1"].map(|name| run.join(name));
     assert!(left.iter().all(|directory| !directory.exists()), "the directories of servers that are gone are left");
-    wait_for("a snapshot that names those who are left", LIMIT, || {
+    dev.wait_until("a snapshot that names those who are left", || {
         let snapshot = fs::read_to_string(run.join("snapshot.json")).unwrap();
         let snapshot: serde_json::Value = serde_json::from_str(&snapshot).unwrap();
         snapshot["cluster"]["topology"]["cluster"]["seeds"].as_array().unwrap().len() == 6
@@ -222,11 +222,11 @@ fn a_shard_that_holds_a_key_stays() {
     there(&["SET", &key, "alone"]);
     save(&dev, engine, 3, "");
     dev.wait_for_stderr("to lose its last keys");
-    wait_for("its slots to be others'", LIMIT, || own_slots(last) == Some((0, false)));
+    dev.wait_until("its slots to be others'", || own_slots(last) == Some((0, false)));
     assert_all_there(port);
     assert_eq!(Client::connect(last).unwrap().line("DBSIZE"), Value::Int(1));
     there(&["DEL", &key]);
-    wait_for_shards(&run, 3);
+    wait_for_shards(&dev, &run, 3);
     assert!(Client::connect(last).is_err(), "its server runs on");
     assert_all_there(port);
     dev.stop();
@@ -254,11 +254,11 @@ fn check_outlives_primaries(engine: Engine) {
     save(&dev, engine, 5, "");
     for (shard, moved) in [(2, 300), (3, 600), (1, 900)] {
         let has_moved = || primary(&run, 3).and_then(own_slots).is_some_and(|(count, _)| count >= moved);
-        wait_for("slots to move", LIMIT, has_moved);
+        dev.wait_until("slots to move", has_moved);
         let victim = primary(&run, shard).and_then(|port| info(port, "process_id")).expect("a primary");
         assert!(Command::new("kill").args(["-9", &victim]).status().unwrap().success());
     }
-    wait_for_shards(&run, 5);
+    wait_for_shards(&dev, &run, 5);
     assert_all_there(port);
     assert_eq!(dev.stderr().matches("and is started again").count(), 3, "{}", dev.stderr());
     dev.stop();
@@ -308,19 +308,19 @@ fn check_resumes(engine: Engine, deaths: u32) {
         let owned_by_new =
             || places(&run).iter().filter(|(name, _)| **name == "server-3-0").find_map(|(_, port)| own_slots(*port));
         // A little further each time.
-        wait_for("slots to move", LIMIT, || owned_by_new().is_some_and(|(count, _)| count >= death * 400));
+        dev.wait_until("slots to move", || owned_by_new().is_some_and(|(count, _)| count >= death * 400));
         dev = die_and_come_back(dev, engine, &arguments);
         dev.ready(1);
     }
-    wait_for_shards(&run, 5);
+    wait_for_shards(&dev, &run, 5);
     let port = dev.ready(1)[0];
     assert_all_there(port);
     // They stay, with another number of shards from the beginning.
     save(&dev, engine, 3, always);
-    wait_for("slots to move back", LIMIT, || dev.stderr().contains("slots begin to move"));
+    dev.wait_until("slots to move back", || dev.stderr().contains("slots begin to move"));
     dev = die_and_come_back(dev, engine, &arguments);
     let port = dev.ready(1)[0];
-    wait_for_shards(&run, 3);
+    wait_for_shards(&dev, &run, 3);
     assert_all_there(port);
     dev.stop();
 }

@@ -10,7 +10,7 @@ use crate::sidecar::upstream::node::NodeAddr;
 use crate::sidecar::upstream::redirect::parse_redirect;
 use crate::sidecar::worker::Worker;
 
-/// The most redirects that one command follows.
+/// The most redirects that one command follows without a pause.
 const MAX_HOPS: u8 = 8;
 /// How long a command waits before it is repeated at a server that was not ready for it.
 const PAUSE: Duration = Duration::from_millis(25);
@@ -39,7 +39,12 @@ impl Follow {
     pub async fn after(&mut self, error: &[u8], asked: &NodeAddr) -> bool {
         let code = error.get(1..).and_then(|text| text.split(|byte| matches!(byte, b' ' | b'\r')).next()).unwrap_or_default();
         match code {
-            b"MOVED" | b"ASK" => self.redirected(error, asked),
+            b"MOVED" | b"ASK" if self.hops < MAX_HOPS => self.redirected(error, asked),
+            b"MOVED" | b"ASK" => {
+                // Servers point at each other for the slot: they will agree.
+                self.hops = 0;
+                self.again().await
+            }
             b"TRYAGAIN" | b"CLUSTERDOWN" | b"LOADING" | b"MASTERDOWN" => self.again().await,
             b"READONLY" if !self.worker.is_cluster() => self.again().await,
             _ => false,
@@ -47,7 +52,7 @@ impl Follow {
     }
 
     fn redirected(&mut self, error: &[u8], asked: &NodeAddr) -> bool {
-        let Some(redirect) = parse_redirect(error, asked).filter(|_| self.hops < MAX_HOPS) else { return false };
+        let Some(redirect) = parse_redirect(error, asked) else { return false };
         self.worker.metrics().redirect();
         if !redirect.ask {
             self.worker.refresh_topology();
