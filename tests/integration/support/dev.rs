@@ -16,6 +16,9 @@ use super::wait_for;
 /// How long bringing up and healing may take. Long: test machines are busy.
 pub const LIMIT: Duration = Duration::from_secs(90);
 
+/// How long a wait may be that goes on: slots move the slower the longer the machine takes for others.
+const LONGEST: Duration = Duration::from_secs(600);
+
 /// A manifest of one cluster.
 pub fn cluster(engine: Engine, mode: &str, further: &str) -> String {
     let (kind, version) = match engine {
@@ -82,12 +85,18 @@ impl Dev {
         self.stderr.lock().unwrap().clone()
     }
 
-    /// Waits until `done` holds; where it does not in time, what it said on standard error is shown.
+    /// Waits until `done` holds, for as long as it goes on telling of progress, and [`LONGEST`] at most. Where that ends in vain, what it said is
+    /// shown.
     #[track_caller]
     pub fn wait_until(&self, what: &str, mut done: impl FnMut() -> bool) {
-        let deadline = Instant::now() + LIMIT;
+        let (longest, mut said) = (Instant::now() + LONGEST, 0);
+        let mut deadline = Instant::now() + LIMIT;
         while !done() {
-            assert!(Instant::now() < deadline, "{what}: not within {LIMIT:?}; larder dev said:\n{}", self.stderr());
+            let stderr = self.stderr();
+            if stderr.len() > said {
+                (deadline, said) = ((Instant::now() + LIMIT).min(longest), stderr.len());
+            }
+            assert!(Instant::now() < deadline, "{what}: not within {LIMIT:?} of the last that larder dev said:\n{stderr}");
             std::thread::sleep(Duration::from_millis(20));
         }
     }
