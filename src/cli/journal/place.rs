@@ -1,11 +1,13 @@
 //! Whose journals are asked: those of a snapshot.
 
+use std::fmt::Display;
 use std::path::{Path, PathBuf};
 
 use crate::cli::cluster::block_on;
 use crate::cli::{Failure, WRONG_LINE, runs};
 use crate::policy::JournalName;
 use crate::relay::desk::{Desk, DeskError};
+use crate::relay::run::RelayError;
 
 /// Which snapshot.
 #[derive(clap::Args)]
@@ -88,6 +90,22 @@ impl PlaceArgs {
 }
 
 fn unreached(snapshot: &Path, error: &DeskError) -> Failure {
-    let next = "see that the servers which the snapshot names run, and that it is the sidecars' or the relay's";
-    Failure::new(format!("{}: {error}", snapshot.display()), next).with_code(WRONG_LINE)
+    let told = |error: &dyn Display| format!("{}: {error}", snapshot.display());
+    let failure = match error {
+        DeskError::Snapshot(error @ RelayError::File(_)) => {
+            // It names the file itself.
+            Failure::new(
+                error,
+                "see that the file is there and may be read, or name that of the sidecars or of the relay with --snapshot",
+            )
+        }
+        DeskError::Snapshot(error) => {
+            Failure::new(told(error), "correct the file, or what it names; the sidecars' and the relay's are as they should be")
+        }
+        DeskError::NotFound | DeskError::Cache(_) => {
+            let next = "see that the servers which the snapshot names run, and that it is the sidecars' or the relay's";
+            Failure::new(told(error), next)
+        }
+    };
+    failure.with_code(WRONG_LINE)
 }

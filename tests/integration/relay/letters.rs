@@ -1,6 +1,6 @@
 //! Writes that the database refuses, and what a person does with them.
 
-use std::process::Output;
+use std::process::{Command, Output};
 
 use serde_json::{Value as Json, json};
 
@@ -108,6 +108,13 @@ fn a_person_sees_what_waits() {
     let _relay = scene.relay();
     let drained = scene.person(&["journal", "drain", "--timeout", "50s"]);
     assert!(drained.status.success() && text(&drained).contains("nothing is left"), "{}", text(&drained));
+    let missing = Command::new(env!("CARGO_BIN_EXE_larder"))
+        .args(["journal", "status", "--snapshot", "no-such-file.json"])
+        .output()
+        .expect("larder runs");
+    let told = text(&missing);
+    assert_eq!((missing.status.code(), told.matches("no-such-file.json").count()), (Some(2), 1), "{told}");
+    assert!(told.contains("see that the file is there") && !told.contains("servers"), "{told}");
     let strange = scene.person(&["journal", "status", "--journal", "other"]);
     assert_eq!(strange.status.code(), Some(2), "{}", text(&strange));
     assert!(text(&strange).contains("name one of shop.users"), "{}", text(&strange));
