@@ -11,6 +11,7 @@ mod durable;
 mod history;
 mod http;
 mod letters;
+mod linger;
 mod loads;
 mod login;
 mod sqlite;
