@@ -98,6 +98,31 @@ fn values_are_written_through_to_sql() {
 }
 
 #[test]
+fn rows_are_hashes_and_the_database_counts() {
+    let directory = TempDir::new().unwrap();
+    let database = directory.path().join("shop.db");
+    let sqlite = |statement: &str| sqlite(&database, statement);
+    sqlite(
+        "CREATE TABLE users (id INTEGER PRIMARY KEY, name TEXT, mail TEXT); CREATE TABLE visits (page TEXT PRIMARY KEY, n INTEGER); \
+         INSERT INTO users VALUES (41, 'Bob', NULL)",
+    );
+    let (dev, mut client) = run("hashes-sql", &[("sqlite://shop.db", &format!("sqlite://{}", database.display()))]);
+    assert_eq!(client.call(&["HGET", "user:41", "name"]).text(), "Bob");
+    assert_eq!(client.call(&["HSET", "user:42", "name", "Ann", "mail", "ann@example.com"]), Value::Int(2));
+    assert_eq!(sqlite("SELECT id || name || mail FROM users WHERE id = 42"), "42Annann@example.com");
+    assert_eq!(client.call(&["HGET", "user:42", "mail"]).text(), "ann@example.com");
+    let part = client.call(&["HSET", "user:42", "name", "Eve"]);
+    assert!(part.is_error(), "nobody knows the rest: {part:?}");
+    assert_eq!((client.call(&["DEL", "user:42"]), client.call(&["HGET", "user:42", "name"])), (Value::Int(1), Value::Nil));
+    for n in 1..=3 {
+        assert_eq!(client.call(&["INCR", "visits:home"]), Value::Int(n));
+    }
+    assert_eq!((sqlite("SELECT n FROM visits"), client.call(&["GET", "visits:home"]).text()), ("3".to_owned(), "3".to_owned()));
+    assert_eq!(client.call(&["DECRBY", "visits:home", "2"]), Value::Int(1));
+    dev.stop();
+}
+
+#[test]
 fn values_are_written_behind_to_sql() {
     let directory = TempDir::new().unwrap();
     let database = directory.path().join("shop.db");
