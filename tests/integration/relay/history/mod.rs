@@ -4,6 +4,8 @@
 //! - A read gives nothing older than what was acknowledged before it began, and nothing that was refused.
 //! - Postgres ends with the last acknowledged write of each key, or with one behind it of which nobody heard.
 //! - No write is made there twice, and none after a later one of its key.
+//!
+//! So it is, too, where a journal is over its bound all the time, and a rule's writes go past it.
 
 mod clients;
 mod points;
@@ -34,6 +36,17 @@ const READERS: usize = 3;
 const FAULTS: u8 = 9;
 /// Until then a write of which nobody heard is made or never will be: an append counts for five seconds.
 const DOUBT_LASTS: Duration = Duration::from_secs(8);
+/// The rules, of which the first may go past a full journal.
+const RULES: [&str; 2] = ["users", "others"];
+/// Tells writes that relays carried from those that sidecars told by themselves: by relays' account, which moves in the same transaction.
+const CARRIED: [&str; 5] = [
+    "ALTER TABLE history ADD COLUMN told_in bigint NOT NULL DEFAULT txid_current()",
+    "CREATE TABLE carried (by_one bigint PRIMARY KEY)",
+    "CREATE TABLE larder_journal (part varchar(600) PRIMARY KEY, fence bigint NOT NULL, position bigint NOT NULL)",
+    "CREATE FUNCTION carry() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN \
+     INSERT INTO carried VALUES (txid_current()) ON CONFLICT DO NOTHING; RETURN NEW; END $$",
+    "CREATE TRIGGER carry BEFORE INSERT OR UPDATE ON larder_journal FOR EACH ROW EXECUTE FUNCTION carry()",
+];
 const DELETE: &str = "WITH told AS (INSERT INTO history (id, version) VALUES ($id, $version)) DELETE FROM users WHERE id = $id";
 
 struct Stage {
@@ -42,6 +55,7 @@ struct Stage {
     database: String,
     sidecars: Vec<Sidecar>,
     relays: Vec<Relay>,
+    spills: bool,
 }
 
 /// How a history is played, beside its servers.
@@ -52,7 +66,7 @@ struct Setting<'a> {
     batch: u32,
     /// Where a trap stands before the servers: which they are.
     engine: Engine,
-    /// Whether a journal is full so soon that writes go past it.
+    /// Whether a journal is full so soon that writes of the first rule go past it, and those of the other are refused.
     spills: bool,
 }
 
@@ -63,19 +77,33 @@ impl Setting<'static> {
 impl Stage {
     /// Sidecars and relays find the database at the port `door`.
     fn set(servers: Servers, postgres: Postgres, door: u16, setting: &Setting<'_>) -> Self {
-        let url = block(postgres.database(&[&TABLES[..], setting.tables].concat()));
+        let spilling = if setting.spills { &CARRIED[..] } else { &[] };
+        let url = block(postgres.database(&[&TABLES[..], spilling, setting.tables].concat()));
         let database = url.rsplit('/').next().expect("a name").to_owned();
         let url = url.replace(&format!(":{}/", postgres.port()), &format!(":{door}/"));
-        let mut rule = sql_rule("users", "db", WRITE, DELETE);
-        let journal = &mut rule["strategy"]["writeBehind"]["journal"];
-        journal["batch"] = setting.batch.into();
-        if setting.spills {
-            (journal["maxLag"], journal["overflow"]) = ("20ms".into(), "writeThrough".into());
-        }
-        let scene = Scene::new(servers, &[sql_origin("db", &url)], &[rule]);
+        let rules = RULES.map(|name| {
+            let mut rule = sql_rule("users", "db", WRITE, DELETE);
+            (rule["name"], rule["keys"]) = (name.into(), format!("{name}:{{id}}").into());
+            let journal = &mut rule["strategy"]["writeBehind"]["journal"];
+            journal["batch"] = setting.batch.into();
+            if setting.spills {
+                journal["maxLag"] = "20ms".into();
+            }
+            if setting.spills && name == RULES[0] {
+                journal["overflow"] = "writeThrough".into();
+            }
+            rule
+        });
+        let scene = Scene::new(servers, &[sql_origin("db", &url)], &rules);
         let sidecars = (0..2).map(|_| Sidecar::start(&scene.snapshot)).collect();
         let relays = (0..2).map(|_| scene.relay()).collect();
-        Self { scene, postgres, database, sidecars, relays }
+        Self { scene, postgres, database, sidecars, relays, spills: setting.spills }
+    }
+
+    /// How many writes sidecars told the database by themselves.
+    fn past_the_journal(&self) -> usize {
+        let query = "SELECT count(*)::text FROM history WHERE told_in NOT IN (SELECT by_one FROM carried)";
+        block(self.postgres.value(&self.database, query)).parse().expect("a number")
     }
 
     /// Lets one fault happen. What it stops goes on before it returns.
@@ -139,6 +167,8 @@ struct Seen {
     refused: usize,
     unheard: usize,
     reads: usize,
+    /// Writes that went past a full journal.
+    past: usize,
     errors: BTreeMap<String, u64>,
 }
 
@@ -150,6 +180,7 @@ impl Seen {
         self.refused += other.refused;
         self.unheard += other.unheard;
         self.reads += other.reads;
+        self.past += other.past;
         other.errors.into_iter().for_each(|(text, count)| *self.errors.entry(text).or_default() += count);
     }
 
@@ -227,11 +258,14 @@ fn judge(stage: &Stage, world: &World, plan: &Plan) -> Seen {
         refused: heard(Heard::Refused),
         unheard: heard(Heard::Nothing),
         reads: reads.len(),
+        past: if stage.spills { stage.past_the_journal() } else { 0 },
         errors: world.errors.lock().unwrap().clone(),
     };
-    let Seen { acknowledged, refused, unheard, reads, errors, .. } = &seen;
+    let Seen { acknowledged, refused, unheard, reads, past, errors, .. } = &seen;
     println!("seed {}: {:?}", plan.seed, plan.faults);
-    println!("{acknowledged} acknowledged, {refused} refused, {unheard} unheard; {reads} reads; {errors:?}");
+    println!(
+        "{acknowledged} acknowledged, {past} past the journal, {refused} refused, {unheard} unheard; {reads} reads; {errors:?}"
+    );
     seen
 }
 
@@ -265,6 +299,16 @@ fn what_was_acknowledged_comes_to_the_database_once_and_in_order_whoever_dies() 
     play_all(first..first + count, play_fully).into_iter().for_each(|seen| sum.add(seen));
     sum.assert_right();
     sum.assert_busy();
+}
+
+/// Where a rule's writes go past a journal over its bound, and another's are refused.
+#[test]
+fn so_does_what_sidecars_tell_it_by_themselves() {
+    let play_spilling = |seed: u64| play(servers(seed), &Setting { spills: true, ..Setting::USUAL }, &Plan::full(seed));
+    let mut sum = Seen::default();
+    play_all(500..503, play_spilling).into_iter().for_each(|seen| sum.add(seen));
+    sum.assert_right();
+    assert!(sum.past > 10 * sum.histories && sum.refused > 10 * sum.histories, "{} past, {} refused", sum.past, sum.refused);
 }
 
 #[test]
