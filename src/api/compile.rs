@@ -20,7 +20,7 @@ use crate::policy::{
     Stampede, Store, Strategy, Unmatched, WriteBehind, WriteThrough, tags,
 };
 
-pub use behind::journal_name;
+pub use behind::{journal_name, unfit_for_journals};
 
 /// The TTL of a key whose writer and policy give none.
 pub const DEFAULT_TTL: Span = Span::from_secs(5 * 60);

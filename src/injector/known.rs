@@ -26,12 +26,14 @@ const PAGE: u32 = 50;
 
 /// A policy, or what is known of one that cannot be read.
 type Policy = DeserializeGuard<CachePolicy>;
+/// A CacheCluster likewise.
+type Cluster = DeserializeGuard<CacheCluster>;
 
 /// What is watched in one namespace, or in all.
 struct Scope {
     namespace: Option<String>,
     policies: Store<Policy>,
-    clusters: Store<PartialObjectMeta<CacheCluster>>,
+    clusters: Store<Cluster>,
     services: Store<PartialObjectMeta<Service>>,
 }
 
@@ -70,6 +72,22 @@ impl Known {
         let of_namespace = |policy: &Policy| is_in_force(policy, namespace);
         let found = self.scope(namespace).map(|scope| scope.policies.state_filter(of_namespace)).unwrap_or_default();
         found.iter().filter_map(|policy| policy.0.as_ref().ok().cloned()).collect()
+    }
+
+    /// The policies of a namespace that name this CacheCluster, those on their way out among them: what they wrote may still be there.
+    pub fn policies_about(&self, namespace: &str, cluster: &str) -> Vec<CachePolicy> {
+        let is_about = |policy: &Policy| {
+            policy.meta().namespace.as_deref() == Some(namespace)
+                && policy.0.as_ref().is_ok_and(|policy| policy.spec.cache_cluster == cluster)
+        };
+        let found = self.scope(namespace).map(|scope| scope.policies.state_filter(is_about)).unwrap_or_default();
+        found.iter().filter_map(|policy| policy.0.as_ref().ok().cloned()).collect()
+    }
+
+    /// A CacheCluster, without its status. `None`: there is none of that name, or it cannot be read.
+    pub fn cluster(&self, namespace: &str, name: &str) -> Option<CacheCluster> {
+        let found = self.scope(namespace)?.clusters.get(&ObjectRef::new(name).within(namespace))?;
+        found.0.as_ref().ok().cloned()
     }
 
     /// Which pods policies select: in each namespace, the labels of each.
@@ -116,8 +134,14 @@ impl Scope {
         let events = watcher::watcher(api::<Policy>(client, namespace), config()).default_backoff().modify(strip);
         follow("CachePolicies", events.reflect(writer), tasks);
         let (clusters, writer) = store();
-        let events = watcher::watcher(api::<PartialObjectMeta<CacheCluster>>(client, namespace), config()).default_backoff();
-        follow("CacheClusters", events.modify(strip).reflect(writer), tasks);
+        let events =
+            watcher::watcher(api::<Cluster>(client, namespace), config()).default_backoff().modify(|cluster: &mut Cluster| {
+                strip(cluster);
+                if let Ok(cluster) = &mut cluster.0 {
+                    cluster.status = None;
+                }
+            });
+        follow("CacheClusters", events.reflect(writer), tasks);
         let (services, writer) = store();
         let named = config().fields(&format!("metadata.name={SERVICE_OF_LINKS}"));
         let events = watcher::watcher(api::<PartialObjectMeta<Service>>(client, namespace), named).default_backoff();
@@ -162,23 +186,36 @@ fn follow<K: Send + 'static>(
 
 #[cfg(test)]
 pub mod tests {
+    use kube::runtime::reflector::store::Writer;
     use serde_json::json;
 
     use super::*;
 
-    /// A namespace `shop` with these policies, and a CacheCluster `main`.
+    /// A namespace `shop` with these policies, and a CacheCluster `main` that keeps its data in memory.
     pub fn known(policies: Vec<Value>) -> Known {
+        known_with(policies, &cluster()).0
+    }
+
+    /// The CacheCluster `main`.
+    pub fn cluster() -> Value {
+        json!({
+            "apiVersion": "larder.dev/v1alpha1", "kind": "CacheCluster", "metadata": {"name": "main", "namespace": "shop"},
+            "spec": {"engine": {"kind": "Valkey", "version": "8.1"}, "mode": "Sentinel", "memory": "256Mi"},
+        })
+    }
+
+    /// A namespace `shop` with these policies and this CacheCluster, and what it hears of CacheClusters by.
+    pub fn known_with(policies: Vec<Value>, cluster: &Value) -> (Known, Writer<Cluster>) {
         let (reader, mut writer) = store();
         writer.apply_watcher_event(&Event::Init);
         for policy in policies {
             writer.apply_watcher_event(&Event::InitApply(serde_json::from_value::<Policy>(policy).unwrap()));
         }
         writer.apply_watcher_event(&Event::InitDone);
-        let (clusters, mut writer) = store::<PartialObjectMeta<CacheCluster>>();
-        let cluster = serde_json::from_value(json!({"metadata": {"name": "main", "namespace": "shop"}})).unwrap();
-        writer.apply_watcher_event(&Event::Apply(cluster));
+        let (clusters, mut writer) = store::<Cluster>();
+        writer.apply_watcher_event(&Event::Apply(serde_json::from_value(cluster.clone()).unwrap()));
         let (services, _) = store();
-        Known { scopes: vec![Scope { namespace: Some("shop".to_owned()), policies: reader, clusters, services }] }
+        (Known { scopes: vec![Scope { namespace: Some("shop".to_owned()), policies: reader, clusters, services }] }, writer)
     }
 
     pub fn policy(labels: &Value) -> Value {

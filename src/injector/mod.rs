@@ -1,6 +1,7 @@
-//! Admission: pods that a CachePolicy selects get a sidecar, and who writes a policy is told where it has no effect.
+//! Admission: pods that a CachePolicy selects get a sidecar, who writes a policy is told where it has no effect, and what is written behind
+//! has a CacheCluster that can carry it.
 //!
-//! [`patch`] decides what becomes of a pod, and [`advice`] what is said of a policy; both are pure. [`known`] is what the API server holds,
+//! [`patch`] decides what becomes of a pod, [`advice`] what is said of a policy, and [`journals`] what is refused; all are pure. [`known`] is what the API server holds,
 //! [`serve`] answers it, and [`certificates`] sees that it believes the answers. [`missed`] finds pods that were made while nobody
 //! answered. [`run`] puts them together.
 
@@ -9,6 +10,7 @@ mod annotations;
 mod certificates;
 mod container;
 mod environment;
+mod journals;
 mod known;
 mod missed;
 mod patch;

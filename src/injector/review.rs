@@ -3,6 +3,8 @@
 //! Written out, so that the object stays as it was sent.
 
 use k8s_openapi::ByteString;
+use kube::Resource;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -32,7 +34,7 @@ pub struct Request {
     #[serde(default)]
     operation: String,
     #[serde(default)]
-    resource: Resource,
+    resource: Named,
     #[serde(default)]
     sub_resource: String,
     /// Its namespace, which the object itself may not name yet.
@@ -41,10 +43,13 @@ pub struct Request {
     /// The object.
     #[serde(default)]
     pub object: Value,
+    /// Null where the object is new.
+    #[serde(default)]
+    old_object: Value,
 }
 
 #[derive(Debug, Default, Deserialize)]
-struct Resource {
+struct Named {
     #[serde(default)]
     group: String,
     #[serde(default)]
@@ -76,20 +81,40 @@ impl Review {
 impl Request {
     /// Whether a pod is about to be made, and nothing else.
     pub fn is_about_a_new_pod(&self) -> bool {
-        let Resource { group, resource } = &self.resource;
+        let Named { group, resource } = &self.resource;
         self.operation == "CREATE" && group.is_empty() && resource == "pods" && self.sub_resource.is_empty()
     }
 
     /// Whether a policy is about to be made or changed, and not its status.
     pub fn is_about_a_policy(&self) -> bool {
-        let Resource { group, resource } = &self.resource;
-        let is_written = ["CREATE", "UPDATE"].contains(&self.operation.as_str()) && self.sub_resource.is_empty();
-        is_written && group == "larder.dev" && resource == "cachepolicies"
+        self.writes("cachepolicies")
     }
 
-    /// The answer that lets the object be as it is.
-    pub fn advise(&self, warnings: &[String]) -> Answer {
-        self.answer(&Outcome::Unchanged { why: "it is only looked at", warnings: warnings.to_vec() })
+    /// Whether a CacheCluster is, and not its status.
+    pub fn is_about_a_cluster(&self) -> bool {
+        self.writes("cacheclusters")
+    }
+
+    fn writes(&self, ours: &str) -> bool {
+        let Named { group, resource } = &self.resource;
+        let is_written = ["CREATE", "UPDATE"].contains(&self.operation.as_str()) && self.sub_resource.is_empty();
+        is_written && group == "larder.dev" && resource == ours
+    }
+
+    /// The object, as one of this kind. `None`: it cannot be read.
+    pub fn object_as<K: DeserializeOwned + Resource>(&self) -> Option<K> {
+        let mut object: K = serde_json::from_value(self.object.clone()).ok()?;
+        object.meta_mut().namespace = Some(self.namespace.clone());
+        Some(object)
+    }
+
+    /// What it was before, if it was anything.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn before<K: DeserializeOwned>(&self) -> serde_json::Result<Option<K>> {
+        // Null is nothing.
+        serde_json::from_value(self.old_object.clone())
     }
 
     /// The answer.
@@ -198,6 +223,9 @@ mod tests {
         };
         assert!(is_one("CREATE", "") && is_one("UPDATE", ""));
         assert!(!is_one("UPDATE", "status") && !is_one("DELETE", ""));
+        let clusters = json!({"group": "larder.dev", "version": "v1alpha1", "resource": "cacheclusters"});
+        let about_a_cluster = Review::parse(&question(&json!({"operation": "UPDATE", "resource": clusters}))).unwrap().request;
+        assert!(about_a_cluster.is_about_a_cluster() && !about_a_cluster.is_about_a_policy());
         assert!(!Review::parse(&question(&json!({}))).unwrap().request.is_about_a_policy());
     }
 

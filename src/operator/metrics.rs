@@ -53,6 +53,7 @@ pub struct Metrics {
     bindings: Gauge,
     heartbeats: Family<Result, Counter>,
     policy_reviews: Family<Result, Counter>,
+    cluster_reviews: Family<Result, Counter>,
     missed_pods: Gauge,
     resident: Gauge<i64>,
     cpu: Counter<f64, AtomicU64>,
@@ -86,6 +87,7 @@ impl Default for Metrics {
             bindings: Gauge::default(),
             heartbeats: Family::default(),
             policy_reviews: Family::default(),
+            cluster_reviews: Family::default(),
             missed_pods: Gauge::default(),
             resident: Gauge::default(),
             cpu: Counter::default(),
@@ -132,6 +134,8 @@ impl Metrics {
         registry.register("heartbeats", "Messages on the channels of bindings, by what became of them", self.heartbeats.clone());
         let help = "Policies that the webhook was asked about, by what was said of them";
         registry.register("policy_reviews", help, self.policy_reviews.clone());
+        let help = "CacheClusters that the webhook was asked about, by what was said of them";
+        registry.register("cluster_reviews", help, self.cluster_reviews.clone());
         let help = "Pods without the sidecar that they would be given if they were made now, as this operator found while it led";
         registry.register("missed_pods", help, self.missed_pods.clone());
         registry.register_with_unit("resident_memory", "Memory that the process holds", Unit::Bytes, self.resident.clone());
@@ -233,6 +237,11 @@ impl Metrics {
     /// A message came on a binding's channel, of which this became.
     pub fn heard(&self, result: &'static str) {
         self.heartbeats.get_or_create(&Result { result }).inc();
+    }
+
+    /// A webhook was asked about a CacheCluster, of which this was said.
+    pub fn reviewed_cluster(&self, result: &'static str) {
+        self.cluster_reviews.get_or_create(&Result { result }).inc();
     }
 
     /// The webhook was asked about a policy, of which this was said.

@@ -44,7 +44,9 @@ async fn apply(scene: &Scene, object: &Value) {
     match object["kind"].as_str() {
         Some("Service") => object["spec"]["ports"][0]["port"] = PORT.into(),
         Some("MutatingWebhookConfiguration" | "ValidatingWebhookConfiguration") => {
-            object["webhooks"][0]["clientConfig"]["service"]["port"] = PORT.into();
+            for webhook in object["webhooks"].as_array_mut().expect("webhooks") {
+                webhook["clientConfig"]["service"]["port"] = PORT.into();
+            }
         }
         _ => {}
     }

@@ -240,16 +240,22 @@ fn the_injector_asks_for_what_it_names_and_leaves_the_cluster_alone() {
     assert_eq!(selector["matchExpressions"][0]["operator"], "NotIn");
     assert_eq!(texts(&selector["matchExpressions"][1]["values"]), ["shop", "system"].map(str::to_owned).into());
     let strict = render(&helm, &[&values[..], &["--set", "injector.failurePolicy=Fail"]].concat()).expect("rendered");
-    let policy_of = |kind: &str| {
+    let policies_of = |kind: &str| {
         let configuration = strict.iter().find(|object| object["kind"] == kind).expect("a configuration");
-        configuration["webhooks"][0]["failurePolicy"].as_str().expect("a policy").to_owned()
+        let webhooks = configuration["webhooks"].as_array().expect("webhooks");
+        webhooks.iter().map(|webhook| webhook["failurePolicy"].as_str().expect("a policy").to_owned()).collect::<Vec<_>>()
     };
-    assert_eq!(policy_of("MutatingWebhookConfiguration"), "Fail");
-    assert_eq!(policy_of("ValidatingWebhookConfiguration"), "Ignore", "it only warns");
-    let warning = of_kind(&objects, "ValidatingWebhookConfiguration").next().expect("a configuration");
-    assert_eq!(warning["metadata"]["name"], configuration["metadata"]["name"]);
-    let selected = &warning["webhooks"][0]["namespaceSelector"]["matchExpressions"][0]["values"];
-    assert_eq!(texts(selected), ["shop", "system"].map(str::to_owned).into());
+    assert_eq!(policies_of("MutatingWebhookConfiguration"), ["Fail"]);
+    assert_eq!(policies_of("ValidatingWebhookConfiguration"), ["Ignore", "Ignore"], "the cluster never waits for them");
+    let looking = of_kind(&objects, "ValidatingWebhookConfiguration").next().expect("a configuration");
+    assert_eq!(looking["metadata"]["name"], configuration["metadata"]["name"]);
+    for (webhook, (resource, path)) in [("cacheclusters", "/clusters"), ("cachepolicies", "/policies")].iter().enumerate() {
+        let webhook = &looking["webhooks"][webhook];
+        assert_eq!(texts(&webhook["rules"][0]["resources"]), [(*resource).to_owned()].into(), "and not their status");
+        assert_eq!(webhook["clientConfig"]["service"]["path"], *path);
+        let selected = &webhook["namespaceSelector"]["matchExpressions"][0]["values"];
+        assert_eq!(texts(selected), ["shop", "system"].map(str::to_owned).into());
+    }
 
     // What leads to the webhook, and what the operator is told of it, fit each other.
     let name = |kind: &'static str| of_kind(&objects, kind).next().expect(kind)["metadata"]["name"].as_str().expect("a name");

@@ -1,9 +1,11 @@
 //! The journals of rules that write behind, and what they demand of the CacheCluster that keeps them.
 
-use super::{Source, split_remedy};
+use super::{Source, policy_ref, split_remedy};
+use crate::api::CachePolicy;
 use crate::api::cache_cluster::Keeping;
 use crate::api::cache_policy::{RuleSpec, StrategyKind};
-use crate::api::path::FieldPath;
+use crate::api::path::{FieldPath, at};
+use crate::api::problem::{Problem, Problems};
 use crate::policy::snapshot::LEAST_BYTES;
 use crate::policy::{ByteSize, Journal, JournalName, JournalNameError, Overflow, Span};
 
@@ -52,18 +54,25 @@ pub(super) fn journal(source: &mut Source<'_>, spec: &RuleSpec, place: &FieldPat
     })
 }
 
-/// Refuses a rule that needs more of its CacheCluster than that keeps.
-pub(super) fn check_keeping(source: &mut Source<'_>, spec: &RuleSpec, place: &FieldPath, keeping: Keeping) {
-    let lost = match spec.strategy {
-        StrategyKind::CacheAside | StrategyKind::ReadThrough | StrategyKind::Bypass => return,
+/// What a rule needs of its CacheCluster that this does not keep.
+struct Lack {
+    what: String,
+    remedy: &'static str,
+}
+
+/// What a CacheCluster lacks for a rule of this strategy. That it has a replica its definition sees to.
+fn lacks(strategy: StrategyKind, keeping: Keeping) -> Vec<Lack> {
+    let lost = match strategy {
+        StrategyKind::CacheAside | StrategyKind::ReadThrough | StrategyKind::Bypass => return Vec::new(),
         StrategyKind::WriteThrough => "the marks of writes under way",
         StrategyKind::WriteBehind => "writes that no origin has yet",
     };
+    let mut lacks = Vec::new();
     if keeping.eviction.drops_any_key() {
         let what = format!("the CacheCluster's eviction also drops keys that have no TTL, among them {lost}");
-        source.refuse(place.key("strategy"), what, "write eviction: volatile-lfu there");
+        lacks.push(Lack { what, remedy: "write eviction: volatile-lfu there" });
     }
-    if spec.strategy == StrategyKind::WriteBehind && !keeping.is_durable() {
+    if strategy == StrategyKind::WriteBehind && !keeping.is_durable() {
         let what = match keeping.fsync {
             None => {
                 "the CacheCluster keeps its data in memory only, and what is written behind must be on disk when it is acknowledged"
@@ -72,8 +81,33 @@ pub(super) fn check_keeping(source: &mut Source<'_>, spec: &RuleSpec, place: &Fi
                 "the CacheCluster's writes reach the disk after they are acknowledged, and what is written behind must be there before"
             }
         };
-        source.refuse(place.key("strategy"), what, "write storage.fsync: Always there, or strategy: WriteThrough here");
+        let remedy = "write storage.fsync: Always there, or strategy: WriteThrough here";
+        lacks.push(Lack { what: what.to_owned(), remedy });
     }
+    lacks
+}
+
+/// Refuses a rule that needs more of its CacheCluster than that keeps.
+pub(super) fn check_keeping(source: &mut Source<'_>, spec: &RuleSpec, place: &FieldPath, keeping: Keeping) {
+    for Lack { what, remedy } in lacks(spec.strategy, keeping) {
+        source.refuse(place.key("strategy"), what, remedy);
+    }
+}
+
+/// What keeps the rules of a policy that write behind, and that `counts` includes, from writing to a CacheCluster that keeps this: what
+/// compiling the policy with it would say of them. Empty: it can carry their journals.
+pub fn unfit_for_journals(policy: &CachePolicy, keeping: Keeping, counts: impl Fn(&RuleSpec) -> bool) -> Problems {
+    let rules = policy.spec.rules.iter().enumerate();
+    let behind = rules.filter(|(_, rule)| rule.strategy == StrategyKind::WriteBehind && counts(rule));
+    let problems = behind.flat_map(|(index, rule)| {
+        lacks(rule.strategy, keeping).into_iter().map(move |Lack { what, remedy }| Problem {
+            object: policy_ref(policy),
+            path: at!("spec", "rules", index).key("strategy"),
+            what,
+            remedy: remedy.to_owned(),
+        })
+    });
+    Problems(problems.collect())
 }
 
 #[cfg(test)]

@@ -89,7 +89,8 @@ pub enum Refusal {
     },
 }
 
-fn first_of(Problems(problems): &Problems) -> String {
+/// The first of them, and how many there are more: as much as a person reads in one line.
+pub fn first_of(Problems(problems): &Problems) -> String {
     match problems.as_slice() {
         [] => "it is not valid".to_owned(),
         [only] => format!("{}: {}; {}", only.path, only.what, only.remedy),
@@ -98,10 +99,13 @@ fn first_of(Problems(problems): &Problems) -> String {
 }
 
 impl Refusal {
+    /// Of one that contradicts itself, in one word.
+    pub const INVALID: &str = "InvalidSpec";
+
     /// In one word.
     pub const fn reason(&self) -> &'static str {
         match self {
-            Self::Invalid(_) => "InvalidSpec",
+            Self::Invalid(_) => Self::INVALID,
             Self::TwoClusters { .. } => "TwoClusters",
             Self::Overlap(_) => "Overlap",
             Self::SlotTaken(_) => "SlotTaken",
