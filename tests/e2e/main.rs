@@ -19,7 +19,8 @@
 //! Mode Cluster meets the same in [`clusters`], each disruption with one of two engines or with both: `make e2e E2E_ARGS=clusters_` runs
 //! these alone.
 //!
-//! What concerns policies and sidecars is in [`policies`], [`workloads`] and [`quick_start`]; `make e2e E2E_ARGS=policies_` runs these alone.
+//! What concerns policies and sidecars is in [`policies`], [`workloads`] and [`quick_start`], and what concerns databases in [`database_changes`], with
+//! [`by_hand`] and [`loads`], and [`write_behind`], with [`write_through`]; `make e2e E2E_ARGS=policies_` runs these alone.
 //!
 //! Six tests run at a time, since most of each is waiting. What touches whole nodes, or takes the operator away, has them to itself; and the
 //! floors that bounds are relative to, those of the bare engine, are taken under the same conditions.
@@ -27,15 +28,18 @@
 
 mod api;
 mod bare;
+mod by_hand;
 mod cluster;
 mod clusters;
 mod console;
 mod counter;
+mod database;
 mod database_changes;
 mod disruptions;
 mod encrypted;
 mod faults;
 mod install;
+mod loads;
 mod logs;
 mod matrix;
 mod nodes;
@@ -44,6 +48,7 @@ mod planned;
 mod policies;
 mod primaries;
 mod quick_start;
+mod readers;
 mod refusals;
 mod report;
 mod shards;
@@ -54,4 +59,5 @@ mod trouble;
 mod uninstall;
 mod workloads;
 mod write_behind;
+mod write_through;
 mod writers;

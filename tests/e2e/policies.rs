@@ -493,7 +493,7 @@ fn django_caches(scene: &Scene) -> String {
 }
 
 /// The snapshot of a workload as its sidecars mount it.
-fn snapshot_of(pod: &Value) -> Result<Value, String> {
+pub fn snapshot_of(pod: &Value) -> Result<Value, String> {
     let volume = volume(pod, "larder-policy").ok_or("no policy is mounted")?;
     let map = volume["configMap"]["name"].as_str().ok_or("no name")?;
     let found = get(PLACE, &format!("configmap/{map}")).ok_or(format!("no ConfigMap {map}"))?;

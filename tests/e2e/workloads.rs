@@ -11,7 +11,7 @@ use super::policies::{STARTS_WITHIN, Scene};
 use super::shop::{container, has_sidecar, secret_of};
 
 /// The program as a person has it.
-const LARDER: &str = env!("CARGO_BIN_EXE_larder");
+pub const LARDER: &str = env!("CARGO_BIN_EXE_larder");
 /// Where a sidecar explains itself, as its owner alone can see.
 const OWNERS_DIR: &str = "/run/larder-admin";
 /// A client that is there as soon as its cache is: a kubelet may bring files a moment later than it starts containers.
