@@ -1,9 +1,11 @@
 //! Stands between processes and servers, and holds one of them up at the moment when what it waits for passes by: so a test can let
 //! something happen at a named point of what a process does, since each step of that is an exchange with somebody.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Read as _, Write as _};
 use std::net::{Shutdown, TcpListener, TcpStream};
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
@@ -61,6 +63,45 @@ pub enum Fate {
 
 impl Fate {
     pub const ALL: [Self; 3] = [Self::Dies, Self::StandsStill, Self::IsLeftAlone];
+}
+
+/// How often what happened where.
+pub type Hits = BTreeMap<(&'static str, Fate), usize>;
+
+/// Processes that come to points, and the servers that they ask.
+pub trait Befallen {
+    /// What is told of a process that takes another's place.
+    type World;
+    /// For how long one stands still, in milliseconds.
+    const STANDS_STILL: Range<u64>;
+
+    /// Another takes the place of a process that died.
+    fn succeed(&mut self, dead: u32, world: &Self::World);
+
+    /// The server at this port dies, and is there again.
+    fn leave_alone(&mut self, server: u16, random: &mut fastrand::Rng);
+
+    /// Lets `fate` befall the process that is held up at a point, or whom it asks.
+    fn befall_at(&mut self, fate: Fate, caught: Caught, (trap, world): (&Trap, &Self::World), random: &mut fastrand::Rng) {
+        let Caught { process, server } = caught;
+        match fate {
+            Fate::Dies => {
+                signal(process, "KILL");
+                trap.release();
+                self.succeed(process, world);
+            }
+            Fate::StandsStill => {
+                signal(process, "STOP");
+                std::thread::sleep(Duration::from_millis(random.u64(Self::STANDS_STILL)));
+                trap.release();
+                signal(process, "CONT");
+            }
+            Fate::IsLeftAlone => {
+                self.leave_alone(server, random);
+                trap.release();
+            }
+        }
+    }
 }
 
 /// Sends a signal by name, such as `STOP`.

@@ -1,12 +1,12 @@
 //! Histories in which something dies, or stands still, at a named point of what a sidecar or a relay does: each of their steps is an
 //! exchange with a server or with Postgres, and a [`Trap`] stands before both.
 
-use std::collections::BTreeMap;
+use std::ops::Range;
 
 use super::clients::{Ends, KEYS_OF_A_WRITER, World};
 use super::*;
 use crate::support::sidecar::connect_to_any;
-use crate::support::trap::{Caught, Fate, Point, Trap, When, signal};
+use crate::support::trap::{Befallen, Fate, Hits, Point, Trap, When};
 
 /// In a relay's transactions. Loads are others', and so are those by which a relay takes a partition.
 const fn in_a_batch(name: &'static str, when: When, text: &'static str) -> Point {
@@ -79,45 +79,14 @@ impl Stage {
     fn processes(&self) -> Vec<u32> {
         self.sidecars.iter().map(Sidecar::pid).chain(self.relays.iter().map(Relay::pid)).collect()
     }
+}
 
-    /// Lets `fate` befall the process that is held up at a point, or whom it asks.
-    fn befall_at(
-        &mut self,
-        fate: Fate,
-        Caught { process, server }: Caught,
-        (trap, world): (&Trap, &World),
-        random: &mut fastrand::Rng,
-    ) {
-        match fate {
-            Fate::Dies => {
-                signal(process, "KILL");
-                trap.release();
-                self.replace(process, world);
-            }
-            Fate::StandsStill => {
-                signal(process, "STOP");
-                // Longer than a claim lasts.
-                std::thread::sleep(Duration::from_millis(random.u64(2_500..3_500)));
-                trap.release();
-                signal(process, "CONT");
-            }
-            Fate::IsLeftAlone => {
-                self.leave_alone(server, random);
-                trap.release();
-            }
-        }
-    }
+impl Befallen for Stage {
+    type World = World;
+    /// Longer than a claim lasts.
+    const STANDS_STILL: Range<u64> = 2_500..3_500;
 
-    /// The server at this port dies.
-    fn leave_alone(&mut self, server: u16, random: &mut fastrand::Rng) {
-        if server == self.postgres.port() {
-            return self.postgres.restart();
-        }
-        write_to_disk(self.scene.servers.fail_over_at(server, random));
-    }
-
-    /// Another process for one that died.
-    fn replace(&mut self, dead: u32, world: &World) {
+    fn succeed(&mut self, dead: u32, world: &World) {
         if let Some(at) = self.sidecars.iter().position(|sidecar| sidecar.pid() == dead) {
             self.sidecars[at] = Sidecar::start(&self.scene.snapshot);
             world.ports.lock().unwrap()[at] = self.sidecars[at].port();
@@ -126,10 +95,14 @@ impl Stage {
             self.relays[at] = self.scene.relay();
         }
     }
-}
 
-/// How often what happened where.
-type Hits = BTreeMap<(&'static str, Fate), usize>;
+    fn leave_alone(&mut self, server: u16, random: &mut fastrand::Rng) {
+        if server == self.postgres.port() {
+            return self.postgres.restart();
+        }
+        write_to_disk(self.scene.servers.fail_over_at(server, random));
+    }
+}
 
 /// One history with these points, in another order each time.
 fn play_points(seed: u64, in_cluster: bool, setting: &Setting<'_>, visits: &[(Point, Fate)]) -> (Seen, Hits) {

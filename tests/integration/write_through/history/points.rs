@@ -2,12 +2,11 @@
 //! with a server or with Postgres, and a [`Trap`] stands before both. That the cache has a value and that its mark is gone is one step: between
 //! these there is no point.
 
-use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::ops::Range;
 
 use super::*;
-use crate::support::trap::{Caught, Fate, Point, Trap, When, signal};
+use crate::support::trap::{Befallen, Fate, Hits, Point, Trap, When};
 
 /// In the transaction of a write that stores. Loads have transactions, too, over the same connections.
 const fn in_a_write(name: &'static str, when: When, text: &'static str) -> Point {
@@ -56,44 +55,28 @@ impl Stage {
         let door = trap.stand_before(Trap::open(), postgres.port());
         Self::set(servers, postgres, door, versioned)
     }
+}
 
-    /// Lets `fate` befall the sidecar that is held up at a point, or whom it asks.
-    fn befall_at(
-        &mut self,
-        fate: Fate,
-        Caught { process, server }: Caught,
-        (trap, world): (&Trap, &World),
-        random: &mut fastrand::Rng,
-    ) {
-        match fate {
-            Fate::Dies => {
-                signal(process, "KILL");
-                trap.release();
-                let victim = self.sidecars.iter().position(|sidecar| sidecar.pid() == process).expect("one of ours");
-                self.replace(victim, world);
-            }
-            Fate::StandsStill => {
-                signal(process, "STOP");
-                std::thread::sleep(Duration::from_millis(random.u64(200..3_000)));
-                trap.release();
-                signal(process, "CONT");
-            }
-            Fate::IsLeftAlone => {
-                if server == self.postgres.port() {
-                    self.postgres.restart();
-                } else {
-                    self.servers.fail_over_at(server, random);
-                }
-                trap.release();
-            }
+impl Befallen for Stage {
+    type World = World;
+    const STANDS_STILL: Range<u64> = 200..3_000;
+
+    fn succeed(&mut self, dead: u32, world: &World) {
+        let victim = self.sidecars.iter().position(|sidecar| sidecar.pid() == dead).expect("one of ours");
+        self.replace(victim, world);
+    }
+
+    fn leave_alone(&mut self, server: u16, random: &mut fastrand::Rng) {
+        if server == self.postgres.port() {
+            self.postgres.restart();
+        } else {
+            self.servers.fail_over_at(server, random);
         }
     }
 }
 
 /// What happens where.
 type Visits = Vec<(Point, Fate)>;
-/// How often what happened where.
-type Hits = BTreeMap<(&'static str, Fate), usize>;
 
 /// One history with these points, in another order each time. By turns under Sentinel and in Cluster.
 fn play_points(seed: u64, visits: &Visits) -> Seen {
