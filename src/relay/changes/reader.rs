@@ -8,6 +8,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 use tracing::{info, warn};
 
+use super::clock::Clock;
 use super::course::{Course, Due, Start, begin};
 use super::figures::{Counts, now_ms};
 use super::followed::Followed;
@@ -79,6 +80,8 @@ pub struct Reader {
     unconfirmed: Option<Instant>,
     /// What the cache is told beside each position.
     condition: Condition,
+    /// The cache's clock, from its last answer on.
+    clock: Option<Clock>,
 }
 
 impl Reader {
@@ -91,8 +94,8 @@ impl Reader {
         counts: Arc<Counts>,
     ) -> Self {
         let register = Register::new(&followed.place.slot);
-        let (warned, unconfirmed, condition) = (None, None, Condition::default());
-        Self { followed, register, token, hub, claim, counts, anew: false, warned, unconfirmed, condition }
+        let (warned, unconfirmed, condition, clock) = (None, None, Condition::default(), None);
+        Self { followed, register, token, hub, claim, counts, anew: false, warned, unconfirmed, condition, clock }
     }
 
     /// Reads whenever this relay has the feed, until nobody can claim it for this reader any more.
@@ -185,7 +188,7 @@ impl Reader {
         self.tell_of(&start, &ready);
         self.measure(feed.lag().await?);
         // What the slot keeps is read next.
-        self.condition.behind = None;
+        (self.condition.behind, self.condition.through) = (None, None);
         let (is_lapse, entries) = (start.is_lapse(), start.wanted.entries(followed.policy.as_deref()));
         let beginning = Some(Beginning { followers: &start.followers, is_lapse });
         for call in self.register.write(fence, None, &start.position, beginning, &self.condition, entries) {
@@ -252,7 +255,9 @@ impl Reader {
             }
         }
         let (keys, rules) = (wanted.named(), wanted.rules().len());
-        self.condition.behind = Some(course.behind());
+        let behind = course.behind();
+        self.condition.behind = Some(behind);
+        self.condition.through = self.clock.map(|clock| clock.ago(behind, Instant::now()));
         let entries = wanted.entries(self.followed.policy.as_deref());
         for call in self.register.write(fence, Some(course.position()), &next, None, &self.condition, entries) {
             self.write(feed, &call).await?;
@@ -276,7 +281,10 @@ impl Reader {
         let (mut failures, mut looked_at) = (0, Instant::now());
         loop {
             match self.hub.run(self.register.slot(), call, written).await {
-                Ok(Written::Yes) => return Ok(()),
+                Ok(Written::Yes { at }) => {
+                    self.clock = Some(Clock::new(at, Instant::now()));
+                    return Ok(());
+                }
                 Ok(Written::Fenced) => return Err(Ended::Fenced),
                 Ok(Written::Lost) => return Err(Ended::Lost),
                 Err(error) => self.warn(&error),

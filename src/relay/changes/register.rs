@@ -64,24 +64,29 @@ return {'state', state[1] or '', state[2] or ''}";
 
 /// KEYS: stream, state. ARGV: fence, the position that was left or nothing, the next one, who follows or nothing, how many entries of the
 /// stream are kept, how far behind that is in milliseconds or nothing, the bytes that the database keeps or nothing, and with these what is
-/// wrong with tables or nothing, the field that notes the last entry where changes may have been lost or nothing, then for each entry the number
-/// of its words and these.
+/// wrong with tables or nothing, the field that notes the last entry where changes may have been lost or nothing, since when all is said by the
+/// server's clock or nothing, then for each entry the number of its words and these.
+///
+/// A script may be carried out long after it was made: where the server stood still, or was asked again. How far behind that is would be too
+/// little then, and the moment by the server's own clock is not; where that clock is another's, since servers have changed, the earlier counts.
 const WRITE: &str = "\
+local time = redis.call('TIME')
+local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
 local state = redis.call('HMGET', KEYS[2], 'fence', 'position')
 if (state[1] or '0') ~= ARGV[1] then return {'fenced'} end
 if ARGV[2] ~= '' and state[2] ~= ARGV[2] then return {'lost'} end
-local at, written, last = 10, 0, nil
+local at, last = 11, nil
 while at <= #ARGV do
   local words = tonumber(ARGV[at])
   last = redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[5], '*', unpack(ARGV, at + 1, at + words))
-  at, written = at + words + 1, written + 1
+  at = at + words + 1
 end
 redis.call('HSET', KEYS[2], 'position', ARGV[3])
 if ARGV[9] ~= '' and last then redis.call('HSET', KEYS[2], ARGV[9], last) end
 if ARGV[4] ~= '' then redis.call('HSET', KEYS[2], 'follows', ARGV[4]) end
 if ARGV[6] ~= '' then
-  local time = redis.call('TIME')
-  local through = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000) - tonumber(ARGV[6])
+  local through = now - tonumber(ARGV[6])
+  if ARGV[10] ~= '' then through = math.min(through, tonumber(ARGV[10])) end
   redis.call('HSET', KEYS[2], 'through', string.format('%.0f', through))
 end
 if ARGV[7] ~= '' then
@@ -89,7 +94,7 @@ if ARGV[7] ~= '' then
   if ARGV[8] == '' then redis.call('HDEL', KEYS[2], 'trouble') else redis.call('HSET', KEYS[2], 'trouble', ARGV[8]) end
 end
 if redis.call('HDEL', KEYS[2], 'removed') == 1 then redis.call('PERSIST', KEYS[2]) end
-return {'written', tostring(written)}";
+return {'written', string.format('%.0f', now)}";
 
 /// Up to where all that a database committed was said in the stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -137,6 +142,8 @@ impl FromStr for Position {
 pub struct Condition {
     /// How old the oldest change may be that is not said. `None`: that is not known yet.
     pub behind: Option<Duration>,
+    /// The same as a moment by the cache's clock, in milliseconds since 1970, where that is known: see [`Clock`](super::clock::Clock).
+    pub through: Option<u64>,
     /// How many bytes of its log the database keeps.
     pub kept: u64,
     /// What is wrong with a table that is followed; empty where nothing is.
@@ -177,7 +184,10 @@ pub enum Claimed {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Written {
     /// Everything is in the stream.
-    Yes,
+    Yes {
+        /// When, by the server's clock, in milliseconds since 1970.
+        at: u64,
+    },
     /// Another relay has claimed the feed since: nothing was written.
     Fenced,
     /// The cache has lost what was written before: nothing was written.
@@ -245,24 +255,24 @@ impl Register {
         let last = parts.pop().unwrap_or_default();
         // Where it is not known what was left, nothing is until the last.
         let left = left.map_or_else(Vec::new, |position| position.to_string().into_bytes());
-        let nothing = [const { Vec::new() }; 5];
+        let nothing = [const { Vec::new() }; 6];
         let mut calls: Vec<Call> = parts.into_iter().map(|part| self.write_once(fence, (&left, &left), &nothing, part)).collect();
-        let Condition { behind, kept, trouble } = condition;
+        let Condition { behind, through, kept, trouble } = condition;
         let followers = beginning.and_then(|beginning| serde_json::to_vec(beginning.followers).ok()).unwrap_or_default();
         let lapse = if beginning.is_some_and(|beginning| beginning.is_lapse) { LAPSE_FIELD } else { "" };
         let behind = behind.map_or_else(Vec::new, |behind| behind.as_millis().to_string().into_bytes());
+        let through = through.map_or_else(Vec::new, |through| through.to_string().into_bytes());
         let kept = kept.to_string().into_bytes();
-        let said = [followers, behind, kept, begin(trouble).into_bytes(), lapse.as_bytes().to_vec()];
+        let said = [followers, behind, kept, begin(trouble).into_bytes(), lapse.as_bytes().to_vec(), through];
         calls.push(self.write_once(fence, (&left, next.to_string().as_bytes()), &said, last));
         calls
     }
 
     /// From one position to another. `said`: the followers, the condition, and what notes a lapse.
-    fn write_once(&self, fence: u64, (left, next): (&[u8], &[u8]), said: &[Vec<u8>; 5], entries: Vec<Entry>) -> Call {
-        let [followers, behind, kept, trouble, lapse] = said.clone();
-        let most = MOST_KEPT.as_bytes().to_vec();
-        let mut args =
-            vec![fence.to_string().into_bytes(), left.to_vec(), next.to_vec(), followers, most, behind, kept, trouble, lapse];
+    fn write_once(&self, fence: u64, (left, next): (&[u8], &[u8]), said: &[Vec<u8>; 6], entries: Vec<Entry>) -> Call {
+        let [followers, behind, kept, trouble, lapse, through] = said.clone();
+        let (fence, most) = (fence.to_string().into_bytes(), MOST_KEPT.as_bytes().to_vec());
+        let mut args = vec![fence, left.to_vec(), next.to_vec(), followers, most, behind, kept, trouble, lapse, through];
         for entry in entries {
             args.push((entry.len() * 2).to_string().into_bytes());
             args.extend(entry.into_iter().flat_map(|(kind, what)| [kind.to_vec(), what]));
@@ -334,7 +344,10 @@ pub fn noted(answer: &[&[u8]]) -> Result<bool, AnswerError> {
 /// It is none.
 pub fn written(answer: &[&[u8]]) -> Result<Written, AnswerError> {
     match answer {
-        [b"written", _] => Ok(Written::Yes),
+        [b"written", at] => {
+            let at = std::str::from_utf8(at).ok().and_then(|digits| digits.parse().ok());
+            at.map(|at| Written::Yes { at }).ok_or(AnswerError)
+        }
         [b"fenced"] => Ok(Written::Fenced),
         [b"lost"] => Ok(Written::Lost),
         _ => Err(AnswerError),
@@ -374,27 +387,27 @@ mod tests {
         let moves: Vec<_> = calls.iter().map(|call| (args(call)[1].clone(), args(call)[2].clone())).collect();
         let (left, next) = (position(1).to_string().into_bytes(), position(2).to_string().into_bytes());
         assert_eq!(moves, [(left.clone(), left.clone()), (left.clone(), left.clone()), (left, next)]);
-        let words: usize = calls.iter().map(|call| args(call).len() - 9).sum();
+        let words: usize = calls.iter().map(|call| args(call).len() - 10).sum();
         assert_eq!(words, (MOST_ENTRIES * 2 + 1) * 3);
         // Nothing to be said moves it too, and from wherever it is.
-        let condition =
-            Condition { behind: Some(Duration::from_millis(70)), kept: 9, trouble: "é".repeat(MOST_TROUBLE_CHARS + 1) };
+        let trouble = "é".repeat(MOST_TROUBLE_CHARS + 1);
+        let condition = Condition { behind: Some(Duration::from_millis(70)), through: Some(12), kept: 9, trouble };
         let beginning = Beginning { followers: &Followers::new(), is_lapse: true };
         let calls = register.write(3, None, &position(2), Some(beginning), &condition, Vec::new());
         let [only] = &calls[..] else { panic!("one") };
         assert_eq!((args(only)[1].as_slice(), args(only)[3].as_slice()), (&b""[..], &b"{}"[..]));
         assert_eq!((args(only)[5].as_slice(), args(only)[6].as_slice()), (&b"70"[..], &b"9"[..]));
         assert_eq!(args(only)[7].len(), MOST_TROUBLE_CHARS * 2);
-        assert_eq!(args(only)[8], LAPSE_FIELD.as_bytes());
+        assert_eq!((args(only)[8].as_slice(), args(only)[9].as_slice()), (LAPSE_FIELD.as_bytes(), &b"12"[..]));
     }
 
     #[test]
     fn answers_are_read() {
         assert_eq!(claimed(&[b"claimed", b"17"]), Ok(Claimed::Yes(17)));
         assert_eq!(claimed(&[b"held", b"x"]), Ok(Claimed::Held));
-        assert_eq!(written(&[b"written", b"2"]), Ok(Written::Yes));
         assert_eq!((written(&[b"fenced"]), written(&[b"lost"])), (Ok(Written::Fenced), Ok(Written::Lost)));
-        assert!(claimed(&[b"claimed", b"x"]).is_err() && written(&[]).is_err());
+        assert_eq!(written(&[b"written", b"1700000000000"]), Ok(Written::Yes { at: 1_700_000_000_000 }));
+        assert!(claimed(&[b"claimed", b"x"]).is_err() && written(&[]).is_err() && written(&[b"written", b"x"]).is_err());
         assert_eq!((noted(&[b"noted"]), noted(&[b"held"]), noted(&[])), (Ok(true), Ok(false), Err(AnswerError)));
     }
 }

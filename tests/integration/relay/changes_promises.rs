@@ -2,12 +2,12 @@
 //! that a transaction is said as a whole, and not before its commit.
 
 use std::thread;
-use std::time::Instant;
+use std::time::{Instant, UNIX_EPOCH};
 
 use serde_json::{Value as Json, json};
 use sqlx::{Connection as _, PgConnection};
 
-use super::changes::{SLOT, Shop, bulk, feed, figure};
+use super::changes::{SLOT, STATE, Shop, bulk, feed, figure};
 use super::changes_broken::Unseen;
 use super::together::{DELETE, TABLES, WRITE};
 use super::{LONG, Scene, sentinel, sql_rule};
@@ -116,6 +116,40 @@ fn a_relay_s_own_figures_grow_while_it_waits_and_tell_how_long_that_was() {
     wait_for("the lag of what was held up", LONG, || u128::from(figure(&relay, "lag_milliseconds")) >= held);
     let lag = u128::from(figure(&relay, "lag_milliseconds"));
     assert!(lag <= began.elapsed().as_millis(), "{lag} ms is longer than all that it took");
+}
+
+/// A script that waited in a server that stood still says no more than was so when it was made.
+#[test]
+fn an_outage_of_the_cache_counts_in_what_is_shown() {
+    let shop = Shop::new(Servers::sentinel(), 1);
+    let relay = shop.reading();
+    assert_eq!(shop.cached("user:20"), bulk("old"));
+    say_something(&shop);
+    let Servers::Sentinel(cluster) = &shop.scene.servers else { unreachable!("it is under Sentinel") };
+    let cache = cluster.primary();
+    // By the cache's clock, in milliseconds since 1970: up to when all is said.
+    let through = || match shop.kept(&["HGET", STATE, "through"]) {
+        Value::Bulk(digits) => String::from_utf8_lossy(&digits).parse::<u128>().expect("a number"),
+        other => panic!("{other:?}"),
+    };
+    let clock = || UNIX_EPOCH.elapsed().expect("it is later").as_millis();
+    let before = through();
+    cache.pause();
+    shop.change(&["UPDATE users SET name = 'new' WHERE id = 1"]);
+    let committed = clock();
+    wait_for("the relay has no answer", LONG, || relay.log().contains("no answer within"));
+    cache.resume();
+    let deadline = Instant::now() + LONG;
+    let first = loop {
+        assert!(Instant::now() < deadline, "nothing is said: {}", relay.log());
+        // Without a pause: what is said next is another matter.
+        let now = through();
+        if now != before {
+            break now;
+        }
+    };
+    assert!(first <= committed, "all is said up to {} ms after the last commit that was", first - committed);
+    shop.wait_to_see("user:1", Some("new"));
 }
 
 #[test]

@@ -96,7 +96,7 @@ impl World {
         cache.wrote = cache.wrote.max(fence);
         cache.stream.extend(entries.into_iter().map(|entry| (*now, entry)));
         cache.kept.position = Some(next.clone());
-        Written::Yes
+        Written::Yes { at: *now }
     }
 
     fn end(&self) -> u64 {
@@ -133,7 +133,7 @@ impl World {
         }
         let fence = self.cache.fence;
         let written = self.write(fence, None, &start.position, start.wanted.entries(None));
-        assert_eq!(written, Written::Yes);
+        assert!(matches!(written, Written::Yes { .. }), "{written:?}");
         self.cache.kept.followers = start.followers;
         let mut course = Course::new(watches(), "larder_main_db", start.position);
         let columns = vec![Column { name: "id".to_owned(), identity: true, kind: 20 }];
@@ -166,7 +166,7 @@ impl World {
         };
         let left = (self.broken != Some(Broken::Position)).then(|| session.course.position().clone());
         let entries = session.course.wanted().entries(None);
-        if self.write(session.fence, left.as_ref(), &next, entries) != Written::Yes {
+        if !matches!(self.write(session.fence, left.as_ref(), &next, entries), Written::Yes { .. }) {
             return;
         }
         let lsn = next.lsn;
