@@ -12,6 +12,8 @@ use super::units::ByteSize;
 
 /// The longest name of a schema, a table, a column, a slot or a publication in bytes, as Postgres has it.
 const MOST_NAME_BYTES: usize = 63;
+/// What the names of slots begin with that are Larder's own, whoever made them. Others may be somebody else's.
+pub const OWN_SLOT_PREFIX: &str = "larder_";
 /// The schema of a table that is named without one.
 const DEFAULT_SCHEMA: &str = "public";
 
@@ -21,7 +23,8 @@ const DEFAULT_SCHEMA: &str = "public";
 pub struct Feed {
     /// The name of the snapshot's origin that has the tables.
     pub origin: String,
-    /// The slot's name. No other cache follows the same database by a slot of this name.
+    /// The slot's name. No other cache follows the same database by a slot of this name. One that does not begin with [`OWN_SLOT_PREFIX`], and was
+    /// there before any relay came, is somebody else's, and stays.
     pub slot: String,
     /// The publication's name.
     pub publication: String,
@@ -34,7 +37,7 @@ pub struct Feed {
     /// The policy whose rules these are. Where a sidecar has rules of several policies, it may call one `POLICY/RULE`: events name it so, too.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub policy: Option<String>,
-    /// Which rules follow which tables. None: nobody does any more, and relays take slot and publication away.
+    /// Which rules follow which tables. None: nobody does any more, and relays take away what they have made of slot and publication.
     pub follows: Vec<Follow>,
 }
 

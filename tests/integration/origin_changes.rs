@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use larder::origin::changes::pgoutput::{Lsn, Message};
-use larder::origin::changes::{Database, Feed, Needs, Place, Ready, Told};
+use larder::origin::changes::{Database, Feed, Needs, Place, Ready, SlotOwner, Told};
 use tokio::time::timeout;
 
 use crate::support::origin::sql;
@@ -107,7 +107,7 @@ async fn what_is_not_confirmed_is_told_again_also_after_a_restart() {
         includes(&transaction(&mut next, &mut known).await.0, &["truncate users"]);
     }
     assert!(timeout(LONG, async { while feed.next().await.is_ok() {} }).await.is_ok(), "the first reader was ended");
-    database(&url).remove(&place(&url)).await.expect("it is taken away");
+    database(&url).remove(&place(&url), SlotOwner::Larder).await.expect("it is taken away");
     let left = "SELECT (SELECT count(*) FROM pg_replication_slots) || ' ' || (SELECT count(*) FROM pg_publication)";
     assert_eq!(server.value(name_of(&url), left).await, "0 0");
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use larder::origin::LoadError;
 use larder::origin::changes::pgoutput::Message;
-use larder::origin::changes::{Database, Feed, Needs, Place, Ready, Told};
+use larder::origin::changes::{Database, Feed, Needs, Place, Ready, SlotOwner, Told};
 use tokio::time::timeout;
 
 use crate::support::origin::sql;
@@ -85,7 +85,7 @@ async fn the_rights_that_are_documented_do_and_each_that_is_missing_is_named() {
     assert!(ready.is_new && ready.troubles.is_empty(), "{ready:?}");
     told(&server, &name, &mut feed).await;
     drop(feed);
-    as_login(&url, "shop").remove(&place).await.expect("it is taken away");
+    as_login(&url, "shop").remove(&place, SlotOwner::Larder).await.expect("it is taken away");
     assert_eq!((server.value(&name, SLOTS).await, server.value(&name, PUBLICATIONS).await), ("0".to_owned(), String::new()));
 }
 
@@ -110,11 +110,11 @@ async fn a_given_publication_takes_the_right_to_replicate_alone_and_is_left_as_i
     assert!(trouble.contains("ALTER PUBLICATION theirs ADD TABLE shop.orders"), "{trouble}");
     told(&server, &name, &mut feed).await;
     drop(feed);
-    as_login(&url, "reader").remove(&place).await.expect("the slot is taken away");
-    assert_eq!(
-        (server.value(&name, SLOTS).await, server.value(&name, PUBLICATIONS).await),
-        ("0".to_owned(), "theirs".to_owned())
-    );
+    for (owner, slots) in [(SlotOwner::Other, "1"), (SlotOwner::Larder, "0")] {
+        as_login(&url, "reader").remove(&place, owner).await.expect("what is Larder's is taken away");
+        let left = (server.value(&name, SLOTS).await, server.value(&name, PUBLICATIONS).await);
+        assert_eq!((left.0.as_str(), left.1.as_str()), (slots, "theirs"), "{owner:?}");
+    }
     let tables = "SELECT string_agg(tablename, ' ') FROM pg_publication_tables";
     assert_eq!(server.value(&name, tables).await, "users");
 }

@@ -46,8 +46,9 @@ pub struct ChangesSpec {
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct FeedSpec {
-    /// The name of the replication slot. Where there is none of this name it is made, and taken away when no rule follows any more. Each cache that
-    /// follows a database needs a slot of its own. Default: a name made of the CacheCluster's and the origin's.
+    /// The name of the replication slot. Where there is none of this name it is made, and taken away when no rule follows any more. One that somebody
+    /// else has made before, of a name that does not begin with larder_, stays. Each cache that follows a database needs a slot of its own. Default: a
+    /// name made of the CacheCluster's and the origin's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<SlotText>")]
     pub slot: Option<String>,

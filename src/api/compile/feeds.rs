@@ -6,7 +6,7 @@ use super::{Source, split_remedy};
 use crate::api::cache_policy::{ChangesSpec, OriginSpec, RuleSpec};
 use crate::api::path::FieldPath;
 use crate::api::problem::ObjectRef;
-use crate::policy::changes::{Feed, Follow, TableName, Touches};
+use crate::policy::changes::{Feed, Follow, OWN_SLOT_PREFIX, TableName, Touches};
 use crate::policy::{ByteSize, KeyPattern, Rule, Strategy, Versioned, digest, tags};
 
 /// How much of its log a database keeps while the cache takes no events.
@@ -130,7 +130,8 @@ fn slot_name(cluster: &ObjectRef, policy: &str, origin: &str) -> String {
     let whole = format!("{}/{}/{policy}/{origin}", cluster.namespace, cluster.name);
     let mark = &digest::sha256(whole.as_bytes())[..8];
     let plain = |c: char| if c.is_ascii_lowercase() || c.is_ascii_digit() { c } else { '_' };
-    let said: String = format!("larder_{}_{origin}", cluster.name).chars().map(plain).take(MOST_NAME_BYTES - 9).collect();
+    let said: String =
+        format!("{OWN_SLOT_PREFIX}{}_{origin}", cluster.name).chars().map(plain).take(MOST_NAME_BYTES - 9).collect();
     format!("{said}_{mark}")
 }
 

@@ -15,7 +15,7 @@ use super::pgoutput::Lsn;
 use super::snapshot::Snapshot;
 use crate::origin::error::Failure;
 use crate::origin::sql::{postgres_connect, postgres_failure};
-use crate::policy::changes::TableName;
+use crate::policy::changes::{OWN_SLOT_PREFIX, TableName};
 
 /// How long one statement may take. A slot is made when all transactions have ended that were under way.
 const STATEMENT_LIMIT: Duration = Duration::from_secs(60);
@@ -69,6 +69,22 @@ pub struct Place {
     pub publication: String,
     /// Whether the publication is somebody else's: it is looked at, and never changed.
     pub given: bool,
+}
+
+impl Place {
+    /// Whether the slot is Larder's own by its name.
+    pub fn names_own_slot(&self) -> bool {
+        self.slot.starts_with(OWN_SLOT_PREFIX)
+    }
+}
+
+/// Whose a slot is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SlotOwner {
+    /// Larder's: it goes when nobody follows any more.
+    Larder,
+    /// Somebody else has made it: it stays.
+    Other,
 }
 
 /// What there is for a stream.
@@ -350,9 +366,13 @@ impl Catalog {
         }))
     }
 
-    /// Takes away the slot, and the publication where it is Larder's own.
-    pub async fn remove(&mut self, place: &Place) -> Result<(), Failure> {
-        if self.slot(place, true).await?.is_none() && !place.given {
+    /// Takes away what is Larder's own of slot and publication.
+    pub async fn remove(&mut self, place: &Place, owner: SlotOwner) -> Result<(), Failure> {
+        let is_gone = match owner {
+            SlotOwner::Larder => self.slot(place, true).await?.is_none(),
+            SlotOwner::Other => true,
+        };
+        if is_gone && !place.given {
             self.run(&format!("DROP PUBLICATION IF EXISTS \"{}\"", place.publication)).await?;
         }
         Ok(())

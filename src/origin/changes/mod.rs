@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use tokio::time::{sleep, timeout};
 
-pub use self::catalog::{Lag, Needs, Place, Ready};
+pub use self::catalog::{Lag, Needs, Place, Ready, SlotOwner};
 pub use self::feed::{Identity, Told};
 pub use self::link::MOST_BYTES;
 
@@ -119,13 +119,13 @@ impl Database {
         Ok((feed, ready))
     }
 
-    /// Takes away the slot, and the publication where it is Larder's own.
+    /// Takes away what is Larder's own of slot and publication.
     ///
     /// # Errors
     /// The database.
-    pub async fn remove(&self, place: &Place) -> Result<(), LoadError> {
+    pub async fn remove(&self, place: &Place, owner: SlotOwner) -> Result<(), LoadError> {
         let mut catalog = self.catalog().await?;
-        let removed = catalog.remove(place).await;
+        let removed = catalog.remove(place, owner).await;
         catalog.close().await;
         removed.map_err(|failure| self.named(failure))
     }

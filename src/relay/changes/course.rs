@@ -59,7 +59,7 @@ pub fn begin(kept: &Kept, identity: &Identity, ready: &Ready, watches: &[Watch])
         }
     }
     // A cache that knows of no feed has not lost any.
-    let lost = known.is_none() && *kept != Kept::default();
+    let lost = known.is_none() && kept.has_followed();
     Start { position: known.cloned().unwrap_or(from), wanted, followers, lost }
 }
 

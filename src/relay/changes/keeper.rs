@@ -7,13 +7,13 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
-use tracing::{debug, info, warn};
+use tracing::{debug, warn};
 
 use super::figures::FeedFigures;
 use super::followed::Followed;
 use super::reader::Reader;
 use super::register::{Claimed, Register, claimed};
-use super::remover::Remover;
+use super::remover::{Remover, remove, tell};
 use crate::relay::consumer::Claim;
 use crate::relay::hub::{Hub, HubError};
 use crate::relay::rules::Rules;
@@ -84,8 +84,8 @@ impl Keeper {
             let Some(seat) = self.seats.remove(&slot) else { continue };
             match feeds.iter().any(|feed| feed.place.slot == slot) {
                 // The next reader of the slot has the same token: it begins when this one has ended.
-                true => give_up(seat, false).await,
-                false => drop(tokio::spawn(give_up(seat, true))),
+                true => give_up(seat, None).await,
+                false => drop(tokio::spawn(give_up(seat, Some((self.new_hub)())))),
             }
         }
         let mut pause = self.lasts / 4;
@@ -133,32 +133,25 @@ impl Keeper {
 
     /// Gives up everything, so that others need not wait. Slots stay as a rule: they keep what is told to the next.
     async fn stop(self) {
-        let drops = self.drops;
-        let seats = self.seats.into_values().map(|seat| give_up(seat, drops));
+        let Self { seats, new_hub, drops, .. } = self;
+        let seats = seats.into_values().map(|seat| give_up(seat, drops.then(&new_hub)));
         futures_util::future::join_all(seats).await;
     }
 }
 
-/// Ends a reader. Where nobody follows the database any more, whoever read it takes its slot away: it would keep the log for ever.
-async fn give_up(seat: Seat, for_good: bool) {
-    let Seat { followed, claim, task, .. } = seat;
+/// Ends a reader. Where nobody follows the database any more, whoever read it takes its slot away, unless somebody else has made it: it would keep
+/// the log for ever. `for_good`: by what the cache is asked who has.
+async fn give_up(seat: Seat, for_good: Option<Hub>) {
+    let Seat { followed, register, claim, task } = seat;
     let had_it = claim.send_replace(None).is_some();
     drop(claim);
     if timeout(LAST_STEPS, task).await.is_err() {
         warn!(origin = followed.database.name(), "a feed could not be given up in time: its claim ends by itself");
     }
-    if !for_good || !had_it || followed.ends {
-        return;
-    }
+    let Some(mut hub) = for_good.filter(|_| had_it && !followed.ends) else { return };
     for _ in 0..REMOVALS.0 {
-        match followed.database.remove(&followed.place).await {
-            Ok(()) => {
-                return info!(
-                    origin = followed.database.name(),
-                    slot = followed.place.slot,
-                    "the slot is taken away: nobody follows the database any more"
-                );
-            }
+        match remove(&followed, &register, &mut hub).await {
+            Ok(owner) => return tell(&followed, owner),
             Err(error) => warn!(%error, slot = followed.place.slot, "the slot cannot be taken away yet"),
         }
         sleep(REMOVALS.1).await;

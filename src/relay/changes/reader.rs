@@ -12,12 +12,12 @@ use super::clock::Clock;
 use super::course::{Course, Due, Start, begin};
 use super::figures::{Counts, now_ms};
 use super::followed::Followed;
-use super::register::{Beginning, Condition, Position, Register, Written, looked, noted, written};
+use super::register::{Beginning, Condition, Kept, Position, Register, Written, looked, noted, written};
 use super::rows::UnknownTable;
 use super::wanted::Why;
 use crate::journal::scripts::Call;
 use crate::origin::LoadError;
-use crate::origin::changes::{Feed, FeedError, Lag, Ready};
+use crate::origin::changes::{Feed, FeedError, Lag, Ready, SlotOwner};
 use crate::relay::consumer::Claim;
 use crate::relay::hub::{Hub, HubError};
 use crate::sidecar::upstream::discovery::{doubled, jittered};
@@ -183,6 +183,7 @@ impl Reader {
         let followed = self.followed.clone();
         // Before anything is made at the database: while the cache is away, a slot would only keep its log.
         let kept = self.hub.run(self.register.slot(), &self.register.look(), looked).await?;
+        self.note_slot(&kept).await?;
         let (mut feed, ready) = followed.database.feed(&followed.place, &followed.tables(), self.anew).await?;
         let start = begin(&kept, feed.identity(), &ready, &followed.watches);
         self.tell_of(&start, &ready);
@@ -215,6 +216,20 @@ impl Reader {
                 self.say(&mut feed, fence, &mut course, position).await?;
             }
         }
+    }
+
+    /// Notes that the slot is Larder's, where it is about to be made and its name does not say so: before that, since whoever is there next
+    /// could not tell it from one that somebody else has made.
+    async fn note_slot(&mut self, kept: &Kept) -> Result<(), Ended> {
+        let Followed { database, place, .. } = &*self.followed;
+        if place.names_own_slot() || kept.made {
+            return Ok(());
+        }
+        let is_of_use = !self.anew && database.lag(place).await?.is_some_and(|lag| !lag.lost);
+        if is_of_use || self.hub.run(self.register.slot(), &self.register.makes(&self.token), noted).await? {
+            return Ok(());
+        }
+        Err(Ended::Fenced)
     }
 
     /// Says in the log what a beginning means.
@@ -312,7 +327,8 @@ impl Reader {
         if bytes <= self.followed.max_lag {
             return Ok(());
         }
-        self.followed.database.remove(&self.followed.place).await?;
+        // Whoever made it: there is no other way to have less kept.
+        self.followed.database.remove(&self.followed.place, SlotOwner::Larder).await?;
         Err(Ended::TooFarBehind(bytes))
     }
 

@@ -43,6 +43,14 @@ const RELEASE: &str = "\
 if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) return {'released'} end
 return {'held'}";
 
+/// KEYS: claim, state. ARGV: token.
+const MAKES: &str = "\
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return {'held'} end
+redis.call('HSET', KEYS[2], 'made', '1')
+return {'noted'}";
+
+/// Whether the slot was made by a relay stays known, since it is taken away again where somebody makes it anew.
+///
 /// KEYS: claim, state. ARGV: token, how long what is left stays, in milliseconds.
 const REMOVED: &str = "\
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return {'held'} end
@@ -59,8 +67,8 @@ return {'noted'}";
 
 /// KEYS: state.
 const LOOK: &str = "\
-local state = redis.call('HMGET', KEYS[1], 'position', 'follows')
-return {'state', state[1] or '', state[2] or ''}";
+local state = redis.call('HMGET', KEYS[1], 'position', 'follows', 'made')
+return {'state', state[1] or '', state[2] or '', state[3] or ''}";
 
 /// KEYS: stream, state. ARGV: fence, the position that was left or nothing, the next one, who follows or nothing, how many entries of the
 /// stream are kept, how far behind that is in milliseconds or nothing, the bytes that the database keeps or nothing, and with these what is
@@ -169,6 +177,15 @@ pub struct Kept {
     pub position: Option<Position>,
     /// For whom.
     pub followers: Followers,
+    /// Whether a relay has made the slot, or was about to.
+    pub made: bool,
+}
+
+impl Kept {
+    /// Whether events were ever written.
+    pub fn has_followed(&self) -> bool {
+        self.position.is_some() || !self.followers.is_empty()
+    }
 }
 
 /// What came of a claim.
@@ -223,7 +240,12 @@ impl Register {
         Call::new(RELEASE, vec![self.claim.clone()], vec![token.as_bytes().to_vec()])
     }
 
-    /// Notes that slot and publication were taken away, where the feed is still that of `token`. What is left of it goes after [`LEFT_FOR`].
+    /// Notes that the slot is about to be made, where the feed is still that of `token`.
+    pub fn makes(&self, token: &str) -> Call {
+        Call::new(MAKES, vec![self.claim.clone(), self.state.clone()], vec![token.as_bytes().to_vec()])
+    }
+
+    /// Notes that nothing is left at the database that is Larder's, where the feed is still that of `token`. What is left of it goes after [`LEFT_FOR`].
     pub fn removed(&self, token: &str) -> Call {
         let args = vec![token.as_bytes().to_vec(), LEFT_FOR.as_millis().to_string().into_bytes()];
         Call::new(REMOVED, vec![self.claim.clone(), self.state.clone()], args)
@@ -321,12 +343,12 @@ pub fn claimed(answer: &[&[u8]]) -> Result<Claimed, AnswerError> {
 /// # Errors
 /// It is none.
 pub fn looked(answer: &[&[u8]]) -> Result<Kept, AnswerError> {
-    let [b"state", position, followers] = answer else { return Err(AnswerError) };
+    let [b"state", position, followers, made] = answer else { return Err(AnswerError) };
     let position = std::str::from_utf8(position).ok().and_then(|text| text.parse().ok());
-    Ok(Kept { position, followers: serde_json::from_slice(followers).unwrap_or_default() })
+    Ok(Kept { position, followers: serde_json::from_slice(followers).unwrap_or_default(), made: !made.is_empty() })
 }
 
-/// Reads the answer of REMOVED and TROUBLE: whether it is noted.
+/// Reads the answer of MAKES, REMOVED and TROUBLE: whether it is noted.
 ///
 /// # Errors
 /// It is none.
@@ -373,10 +395,12 @@ mod tests {
         assert_eq!(position(0x1_0000_00ff).to_string(), "1/FF 7/1/shop");
         assert_eq!("1/FF 7/1/shop".parse(), Ok(position(0x1_0000_00ff)));
         assert!(position(1).is_of(&position(2)));
-        let kept = looked(&[b"state", b"1/FF 7/1/shop", br#"{"user":"ab"}"#]).expect("an answer");
+        let kept = looked(&[b"state", b"1/FF 7/1/shop", br#"{"user":"ab"}"#, b"1"]).expect("an answer");
         assert_eq!((kept.position, kept.followers.get("user").map(String::as_str)), (Some(position(0x1_0000_00ff)), Some("ab")));
-        assert_eq!(looked(&[b"state", b"", b""]), Ok(Kept::default()));
-        assert_eq!(looked(&[b"states", b"", b""]), Err(AnswerError));
+        assert_eq!(looked(&[b"state", b"", b"", b""]), Ok(Kept::default()));
+        let made = looked(&[b"state", b"", b"", b"1"]).expect("an answer");
+        assert!(made.made && !made.has_followed());
+        assert_eq!(looked(&[b"states", b"", b"", b""]), Err(AnswerError));
     }
 
     #[test]

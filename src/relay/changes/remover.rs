@@ -1,4 +1,5 @@
-//! What was made at a database is taken away once nobody follows it any more: its slot would keep the log for ever.
+//! What was made at a database is taken away once nobody follows it any more: its slot would keep the log for ever. What somebody else has made
+//! stays.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,9 +9,11 @@ use tokio::time::timeout;
 use tracing::{info, warn};
 
 use super::followed::Followed;
-use super::register::{Register, noted};
+use super::register::{Register, looked, noted};
+use crate::origin::LoadError;
+use crate::origin::changes::SlotOwner;
 use crate::relay::consumer::Claim;
-use crate::relay::hub::Hub;
+use crate::relay::hub::{Hub, HubError};
 use crate::sidecar::upstream::discovery::{doubled, jittered};
 
 /// After troubles in a row.
@@ -20,7 +23,43 @@ const MAX_BACK_OFF: Duration = Duration::from_secs(10);
 /// was told.
 const AGAIN: Duration = Duration::from_secs(5);
 
-/// Takes a feed's slot and publication away, and says so in the cache, for as long as the snapshot names them.
+/// Why something is left.
+#[derive(Debug, thiserror::Error)]
+pub enum RemoveError {
+    /// The cache does not say who made the slot.
+    #[error("the cache does not say whether a relay has made the slot: {0}")]
+    Cache(#[from] HubError),
+    /// The database.
+    #[error(transparent)]
+    Origin(#[from] LoadError),
+}
+
+/// Takes away what is Larder's own of a feed's slot and publication. Whose the slot is.
+///
+/// # Errors
+/// Something is left: it does no harm to try again.
+pub async fn remove(followed: &Followed, register: &Register, hub: &mut Hub) -> Result<SlotOwner, RemoveError> {
+    let is_made = followed.place.names_own_slot() || hub.run(register.slot(), &register.look(), looked).await?.made;
+    let owner = if is_made { SlotOwner::Larder } else { SlotOwner::Other };
+    followed.database.remove(&followed.place, owner).await?;
+    Ok(owner)
+}
+
+/// Says in the log what has become of a slot that nobody needs any more.
+pub fn tell(followed: &Followed, owner: SlotOwner) {
+    let (origin, slot) = (followed.database.name(), &followed.place.slot);
+    match owner {
+        SlotOwner::Larder => info!(origin, slot, "the slot is taken away: nobody follows the database any more"),
+        SlotOwner::Other => {
+            warn!(
+                origin,
+                slot, "nobody follows the database any more, and the slot, which somebody else has made, stays and keeps its log"
+            );
+        }
+    }
+}
+
+/// Takes a feed's slot and publication away, where they are Larder's, and says so in the cache, for as long as the snapshot names them.
 pub struct Remover {
     followed: Arc<Followed>,
     register: Register,
@@ -44,11 +83,10 @@ impl Remover {
                 return;
             }
             let pause = match self.remove().await {
-                Ok(()) => {
+                Ok(owner) => {
                     failures = 0;
                     if !std::mem::replace(&mut told, true) {
-                        let (origin, slot) = (self.followed.database.name(), &self.followed.place.slot);
-                        info!(origin, slot, "the slot is taken away: nobody follows the database any more");
+                        tell(&self.followed, owner);
                     }
                     AGAIN
                 }
@@ -64,23 +102,24 @@ impl Remover {
         }
     }
 
-    async fn remove(&mut self) -> Result<(), ()> {
-        let Followed { database, place, .. } = &*self.followed;
-        let call = match database.remove(place).await {
-            Ok(()) => self.register.removed(&self.token),
+    async fn remove(&mut self) -> Result<SlotOwner, ()> {
+        let followed = self.followed.clone();
+        let slot = &followed.place.slot;
+        let (call, owner) = match remove(&followed, &self.register, &mut self.hub).await {
+            Ok(owner) => (self.register.removed(&self.token), owner),
             Err(error) => {
-                warn!(%error, slot = place.slot, "the slot cannot be taken away yet");
+                warn!(%error, slot, "the slot cannot be taken away yet");
                 let trouble = self.register.trouble(&self.token, &error.to_string());
                 let _ = self.hub.run(self.register.slot(), &trouble, noted).await;
                 return Err(());
             }
         };
         match self.hub.run(self.register.slot(), &call, noted).await {
-            Ok(true) => Ok(()),
+            Ok(true) => Ok(owner),
             // Another has the feed by now, and does the same.
             Ok(false) => Err(()),
             Err(error) => {
-                warn!(%error, slot = place.slot, "the cache cannot be told that the slot is taken away");
+                warn!(%error, slot, "the cache cannot be told that the slot is taken away");
                 Err(())
             }
         }

@@ -3,6 +3,7 @@
 mod bench;
 pub mod changes;
 mod changes_broken;
+mod changes_given;
 mod changes_history;
 mod changes_limits;
 mod changes_promises;
