@@ -1,7 +1,8 @@
 //! Planned handover of a Cluster's primary: a replica takes its slots over, and no acknowledged write is lost.
 //!
 //! `CLUSTER FAILOVER` at a replica has the primary stop its clients until the replica has everything, and then the other primaries vote.
-//! That the replica accepted the order says nothing: it is over once this server follows another, and a majority names that one.
+//! That the replica accepted the order says nothing: it is over once this server follows another, and those who vote name that one, by
+//! the rule by which a server finds its place when it starts.
 
 use std::time::Duration;
 
@@ -9,11 +10,11 @@ use tokio::time::{Instant, sleep};
 use tracing::{debug, info};
 
 use super::ballot;
+use super::boot::named;
 use super::charge::Charge;
 use super::handover::{Handover, HandoverError, read_info};
 use super::info::{Attached, Role};
 use super::line::Line;
-use super::questions::majority;
 use crate::sidecar::upstream::access::Access;
 use crate::sidecar::upstream::node::NodeAddr;
 
@@ -59,7 +60,7 @@ pub(super) async fn hand_over(
     // The server may end now; those who vote are to know first.
     while Instant::now() < deadline {
         let ballot = ballot::hold(charge, access).await;
-        if majority(&ballot.votes).is_some_and(|named| *named != charge.address) {
+        if named(&ballot.votes).is_some_and(|owner| *owner != charge.address) {
             break;
         }
         sleep(ASK_EVERY).await;

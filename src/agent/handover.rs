@@ -15,13 +15,13 @@ use futures_util::future::join_all;
 use tokio::time::{Instant, sleep};
 use tracing::{debug, warn};
 
-use super::boot::Vote;
+use super::boot::{Vote, named};
 use super::charge::Charge;
 use super::cluster_handover;
 use super::cluster_memory::ClusterMemory;
 use super::info::{Attached, Info, Role};
 use super::line::{Line, LineError};
-use super::questions::{ask_sentinels, majority};
+use super::questions::ask_sentinels;
 use crate::sidecar::upstream::access::ClusterAccess;
 use crate::sidecar::upstream::admin_client::Value;
 use crate::sidecar::upstream::node::NodeAddr;
@@ -280,7 +280,7 @@ impl Handovers {
                 return Some(Handover::Done { primary: NodeAddr::new(host, port).to_string() });
             }
             let answers = ask_sentinels(charge, &self.access.sentinels).await;
-            if let Some(owner) = majority(&answers).filter(|owner| **owner != charge.address) {
+            if let Some(owner) = named(&answers).filter(|owner| **owner != charge.address) {
                 let port = owner.port().to_string();
                 // Refused while the server itself hands over; it is asked again then.
                 if let Err(error) = server.ask(&["REPLICAOF", owner.host(), &port]).await {

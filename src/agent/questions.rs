@@ -65,15 +65,6 @@ pub async fn ask_sentinels(charge: &Charge, access: &Access) -> Vec<Vote> {
     .await
 }
 
-/// The server that a majority of all sentinels names.
-pub fn majority(answers: &[Vote]) -> Option<&NodeAddr> {
-    let named = answers.iter().filter_map(|answer| match answer {
-        Vote::Names { primary, .. } => Some(primary),
-        Vote::Unreachable | Vote::KnowsNone => None,
-    });
-    named.clone().find(|owner| named.clone().filter(|other| other == owner).count() > answers.len() / 2)
-}
-
 fn parse_master(answer: &Value) -> Vote {
     let text = |name: &str| answer.field(name).and_then(Value::as_str);
     let port = answer.field("port").and_then(Value::as_int).and_then(|port| u16::try_from(port).ok());

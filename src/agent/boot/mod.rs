@@ -260,9 +260,16 @@ pub fn decide(situation: &Situation) -> Decision {
 
 /// Whether a running replica that has not synchronised since it started may be promoted: nobody holds more than it brought along.
 pub fn may_be_promoted(situation: &Situation) -> bool {
-    match consensus(Rules::SOUND, &situation.votes) {
-        Consensus::Names(owner) if *owner != situation.address => is_best_copy(Rules::SOUND, situation, owner),
-        _ => false,
+    let owner = named(&situation.votes).filter(|owner| **owner != situation.address);
+    owner.is_some_and(|owner| is_best_copy(Rules::SOUND, situation, owner))
+}
+
+/// The server that those who vote name as one: most of all, or where they tell of claims the owner by the latest that any of most of them has
+/// heard of.
+pub fn named(votes: &[Vote]) -> Option<&NodeAddr> {
+    match consensus(Rules::SOUND, votes) {
+        Consensus::Names(owner) => Some(owner),
+        Consensus::Minority(_) | Consensus::Split => None,
     }
 }
 

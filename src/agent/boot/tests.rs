@@ -246,6 +246,16 @@ fn of_two_owners_that_are_named_the_one_with_the_later_claim_leads() {
     check(&situation(led(5), [names(0), names(1), SILENT], stopped(at(4)), stopped(at(4))), "NoMajority");
 }
 
+/// By the same rule the end of a handover is known: that most of those who vote have missed the news keeps nobody waiting.
+#[test]
+fn who_is_named_is_the_owner_by_the_latest_claim_or_by_most() {
+    let by = |ordinal, claim| Vote::Names { primary: address(ordinal), claim: Some(claim), failing_over: false };
+    assert_eq!(named(&[by(0, 7), by(1, 8), by(0, 7)]), Some(&address(1)));
+    assert_eq!(named(&[by(0, 7), by(1, 7), by(0, 7)]), Some(&address(0)));
+    assert_eq!(named(&[names(1), names(1), SILENT]), Some(&address(1)));
+    assert_eq!((named(&[names(0), names(1), SILENT]), named(&[by(1, 8), SILENT, SILENT])), (None, None));
+}
+
 /// What a broken rule would do where chance seldom leads.
 #[test]
 fn the_rules_that_chance_seldom_needs_are_needed() {
