@@ -300,6 +300,8 @@ pub struct OriginAccess {
     .message("only a WriteBehind rule has a journal: remove writeBehind, or write strategy: WriteBehind"))]
 #[x_kube(validation = Rule::new("self.strategy != 'WriteBehind' || !has(self.origin) || !has(self.origin.path) || !has(self.origin.version)")
     .message("what is written later cannot be on condition of what the service has now: remove origin.version, or write strategy: WriteThrough"))]
+#[x_kube(validation = Rule::new("self.strategy != 'WriteBehind' || !has(self.origin) || !has(self.origin.version) || self.origin.version != 'Kept'")
+    .message("a journal numbers its writes itself: write version with the column that write compares with $version, or remove it"))]
 #[x_kube(validation = Rule::new("!has(self.writeBehind) || !has(self.writeBehind.overflow) || self.writeBehind.overflow != 'WriteThrough' || !has(self.origin) || !has(self.origin.path)")
     .message("a journal cannot overflow to a service, which has no transactions: remove overflow, or use an sql origin"))]
 #[x_kube(validation = Rule::new("self.strategy != 'Bypass' || (!has(self.ttl) && !has(self.maxTtl) && !has(self.jitter) && !has(self.stale) && !has(self.stampede))")
@@ -450,6 +452,9 @@ impl From<WaitEnd> for AtWaitEnd {
     }
 }
 
+/// What `version` says where Larder is to keep it: no column.
+pub const KEPT_VERSION: &str = "Kept";
+
 /// What a load asks of its origin.
 #[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -496,9 +501,10 @@ pub struct RuleOrigin {
     #[schemars(with = "Option<SqlText>")]
     pub increment: Option<String>,
     /// On a WriteThrough rule: which of two writes of a key is the later. For an sql origin a column that write returns (RETURNING
-    /// row_version), a whole number that rises with each write; without it, of writes that overlap none is kept in the cache. For an
-    /// http origin ETag: a write is made on condition that the origin still has what was last seen of it (If-Match). On a WriteBehind rule
-    /// with an sql origin: the column that write compares with $version.
+    /// row_version), a whole number that rises with each write, or Kept: one that Larder counts in the transaction of the write, in its table
+    /// larder_versions of that database; without it, of writes that overlap none is kept in the cache. For an http origin ETag: a write is
+    /// made on condition that the origin still has what was last seen of it (If-Match). On a WriteBehind rule with an sql origin: the column
+    /// that write compares with $version.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<ColumnText>")]
     pub version: Option<String>,

@@ -7,8 +7,8 @@ use std::collections::{BTreeMap, HashSet};
 
 use super::cache_cluster::Keeping;
 use super::cache_policy::{
-    self, AllowSpec, Defaults, OriginAccess, OriginSpec, ReplyKind, RuleSpec, StampedeMode, StrategyKind, UnmatchedMode,
-    Versioned,
+    self, AllowSpec, Defaults, KEPT_VERSION, OriginAccess, OriginSpec, ReplyKind, RuleSpec, StampedeMode, StrategyKind,
+    UnmatchedMode, Versioned,
 };
 use super::path::{FieldPath, at};
 use super::problem::{ObjectRef, Problem, Problems};
@@ -16,8 +16,8 @@ use super::{CacheCluster, CachePolicy, SecretKeyRef, SensitiveSource};
 use crate::policy::changes::{self, Feed, Follow};
 use crate::policy::snapshot::{self, Allow, Auth, Cluster, Origin, OriginKind, Sensitive, Snapshot, Tls, Topology};
 use crate::policy::{
-    AtWaitEnd, Beta, CacheAside, JournalName, KeyPattern, Lifetime, Load, Mode, Percent, Query, ReadThrough, Rule, Span,
-    Stampede, Store, Strategy, Unmatched, WriteBehind, WriteThrough, tags,
+    AtWaitEnd, Beta, CacheAside, JournalName, KeyPattern, Lifetime, Load, Mode, Percent, Query, ReadThrough, RowVersion, Rule,
+    Span, Stampede, Store, Strategy, Unmatched, WriteBehind, WriteThrough, tags,
 };
 
 pub use behind::{journal_name, unfit_for_journals};
@@ -485,7 +485,11 @@ fn compile_store(source: &mut Source<'_>, spec: &RuleSpec, place: &FieldPath, lo
     match (&load.query, &origin.write) {
         (Query::Http { .. }, _) => Some(Store::Http { if_match: origin.version.is_some() }),
         (Query::Sql { .. }, Some(write)) => {
-            let (write, delete, version) = (write.clone(), origin.delete.clone(), origin.version.clone());
+            let (write, delete) = (write.clone(), origin.delete.clone());
+            let version = origin
+                .version
+                .clone()
+                .map(|name| if name == KEPT_VERSION { RowVersion::Kept {} } else { RowVersion::Column(name) });
             Some(Store::Sql { write, delete, version, increment: origin.increment.clone() })
         }
         (Query::Sql { .. }, None) => {

@@ -132,7 +132,7 @@ impl Orders {
                 let texts = sql::Texts {
                     write,
                     delete: delete.as_deref(),
-                    version: version.as_deref(),
+                    version: version.as_ref(),
                     increment: increment.as_deref(),
                     carriage,
                     is_of_hashes: load.reply == Some(ReplyForm::Hash),
@@ -214,7 +214,8 @@ impl Writer {
             (Backend::Sql(database), Orders::Sql(orders)) => {
                 let steps = changes.iter().enumerate().map(|(at, change)| {
                     let (parts, version) = (parts_of(keys, &change.key)?, versions.get(at).copied().unwrap_or(0));
-                    Some(sql::Orders::step(&parts, change.value.clone(), version)?.noted(self.note(&change.key)))
+                    let step = sql::Orders::step(&parts, change.value.clone(), version)?;
+                    Some(step.noted(self.note(&change.key)).counted(orders.counter_of(&change.key)))
                 });
                 let steps = steps.collect::<Option<Vec<_>>>().ok_or_else(|| self.no_such_key())?;
                 let named: Vec<Vec<u8>> = changes.iter().map(|change| change.key.clone()).collect();
@@ -247,7 +248,8 @@ impl Writer {
             return Err(LoadError::Unusable { origin: self.origin(), why: "it raises no numbers".to_owned() });
         };
         let step = parts_of(keys, key).and_then(|parts| sql::Orders::increment(&parts, by)).ok_or_else(|| self.no_such_key())?;
-        let (steps, commits) = ([step.noted(self.note(key))], Commits::default());
+        let steps = [step.noted(self.note(key)).counted(orders.counter_of(key))];
+        let commits = Commits::default();
         let run = |deadline| database.write(orders, &steps, deadline, &commits);
         let made = source.gate.run(Asked::one(keys, key), run).await.map_err(|error| commits.judge(error))?;
         Ok(made.into_iter().next().unwrap_or_default())

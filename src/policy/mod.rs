@@ -25,8 +25,8 @@ pub mod versions;
 pub use journal_name::{JournalName, JournalNameError};
 pub use pattern::{Captures, KeyPattern, PatternError};
 pub use rule::{
-    AtWaitEnd, CacheAside, Journal, Lifetime, Load, Mode, Overflow, Query, ReadThrough, ReplyForm, Rule, Stampede, Store,
-    Strategy, Unmatched, Versioned, WriteBehind, WriteThrough,
+    AtWaitEnd, CacheAside, Journal, Lifetime, Load, Mode, Overflow, Query, ReadThrough, ReplyForm, RowVersion, Rule, Stampede,
+    Store, Strategy, Unmatched, Versioned, WriteBehind, WriteThrough,
 };
 pub use rule_index::{RuleIndex, RuleScan};
 pub use snapshot::{Snapshot, SnapshotError};

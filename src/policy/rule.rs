@@ -270,10 +270,9 @@ pub enum Store {
         /// For a deletion, whose reply is the number of rows that it changes. `None`: deletions are refused.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         delete: Option<String>,
-        /// The column of what `write` returns that tells which of two writes of a row is the later: a whole number that rises. `None`:
-        /// of writes that overlap none is kept in the cache.
+        /// What tells which of two writes of a row is the later. `None`: of writes that overlap none is kept in the cache.
         #[serde(default, skip_serializing_if = "Option::is_none")]
-        version: Option<String>,
+        version: Option<RowVersion>,
         /// For raising a number by `$by`: a statement that returns what it is then. `None`: INCR is refused.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         increment: Option<String>,
@@ -284,6 +283,27 @@ pub enum Store {
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         if_match: bool,
     },
+}
+
+/// What tells which of two writes of a row is the later: a whole number that rises.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum RowVersion {
+    /// One that Larder keeps beside the row: in a table of its own of the same database, counted in the transaction that writes.
+    Kept {},
+    /// This column of what the statement returns.
+    #[serde(untagged)]
+    Column(String),
+}
+
+impl RowVersion {
+    /// The column, where it is one.
+    pub fn column(&self) -> Option<&str> {
+        match self {
+            Self::Kept {} => None,
+            Self::Column(name) => Some(name),
+        }
+    }
 }
 
 /// What a load asks of its origin.
@@ -368,6 +388,11 @@ impl Strategy {
     /// Whether numbers are raised at the origin.
     pub fn increments(&self) -> bool {
         matches!(self.writes(), Some((_, Store::Sql { increment: Some(_), .. })))
+    }
+
+    /// Whether Larder keeps versions of what is written.
+    pub fn keeps_versions(&self) -> bool {
+        matches!(self.writes(), Some((_, Store::Sql { version: Some(RowVersion::Kept {}), .. })))
     }
 
     /// What is loaded and what a write tells the origin, where writes are carried there: at once, or later.

@@ -13,7 +13,8 @@ use super::changes::{self, Feed, Touches};
 use super::journal_name::JournalName;
 use super::pattern::KeyPattern;
 use super::rule::{
-    CacheAside, Lifetime, Mode, Overflow, Query, ReadThrough, Rule, Store, Strategy, Unmatched, Versioned, WriteBehind,
+    CacheAside, Lifetime, Mode, Overflow, Query, ReadThrough, RowVersion, Rule, Store, Strategy, Unmatched, Versioned,
+    WriteBehind,
 };
 use super::tags::{self, MAX_TAGS};
 use super::units::{ByteSize, Span};
@@ -29,7 +30,8 @@ use super::units::{ByteSize, Span};
 /// 7: rules may have a version for each of their keys.
 /// 8: values may be hashes, numbers be raised at their origin, and origins have a `loadQueue`.
 /// 9: changes of tables may be about a tag.
-pub const VERSION: u32 = 9;
+/// 10: Larder may keep the versions of what is written through.
+pub const VERSION: u32 = 10;
 /// The largest snapshot in bytes, which also fits a ConfigMap.
 pub const MAX_BYTES: usize = 900 * 1024;
 /// The fewest writes that a journal may be bounded to: a command may bring 256 of them.
@@ -382,6 +384,16 @@ impl Snapshot {
         if self.rules.iter().any(is_unknown) {
             return self;
         }
+        if form < 10 {
+            // Of writes that overlap they keep none then, and none of another sidecar's that one of theirs overlaps with.
+            self.rules.iter_mut().for_each(|rule| {
+                if let Strategy::WriteThrough(write_through) = &mut rule.strategy
+                    && let Store::Sql { version, .. } = &mut write_through.store
+                {
+                    version.take_if(|version| *version == RowVersion::Kept {});
+                }
+            });
+        }
         if form < 9 {
             // Sidecars are told by events which keys a change is about. A relay that knows no tags has all of the rule's go.
             let follows = self.feeds.iter_mut().flat_map(|feed| &mut feed.follows);
@@ -605,6 +617,9 @@ pub fn required_form(origins: &[Origin], rules: &[Rule]) -> u32 {
         Strategy::CacheAside(cache_aside) => cache_aside.stampede.is_some() || !cache_aside.stale.is_zero(),
         Strategy::Bypass {} | Strategy::ReadThrough(_) | Strategy::WriteThrough(_) | Strategy::WriteBehind(_) => false,
     };
+    if rules.iter().any(|rule| rule.strategy.keeps_versions()) {
+        return 10;
+    }
     let of_rule = |rule: &Rule| rule.is_of_hashes() || rule.strategy.increments();
     if rules.iter().any(of_rule) || origins.iter().any(|origin| origin.load_queue.is_some()) {
         return 8;
@@ -665,6 +680,9 @@ fn check_behind(write_behind: &WriteBehind, allow: Allow) -> Result<(), String> 
     check_store(read, store)?;
     if matches!(store, Store::Sql { increment: Some(_), .. }) {
         return Err("a number is raised while its client waits, not from a journal: it must not say `increment`".to_owned());
+    }
+    if matches!(store, Store::Sql { version: Some(RowVersion::Kept {}), .. }) {
+        return Err("a journal numbers its writes itself: its version must be a column".to_owned());
     }
     if matches!(store, Store::Http { if_match: true }) {
         return Err(

@@ -148,6 +148,10 @@ fn of_policies() -> Vec<(&'static str, Change)> {
             ),
         ),
         (
+            "a journal numbers its writes itself",
+            Gets(json!({"strategy": "WriteBehind", "origin": {"write": "INSERT", "version": "Kept"}})),
+        ),
+        (
             "a journal cannot overflow to a service",
             Gets(json!({"origin": {"read": null, "readMany": null, "path": "/x"}, "writeBehind": {"overflow": "WriteThrough"}})),
         ),

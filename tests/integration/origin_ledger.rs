@@ -4,7 +4,7 @@ use std::path::Path;
 
 use larder::origin::{Carriage, Change, Entry, Hold, Ledger, LoadError, Origins, Verdict, Writer};
 use larder::policy::snapshot::Origin;
-use larder::policy::{Span, Store};
+use larder::policy::{RowVersion, Span, Store};
 use sqlx::{AssertSqlSafe, Connection as _};
 
 use crate::origin_sqlite;
@@ -20,7 +20,12 @@ const WRITE: &str = "INSERT INTO users (id, name, row_version) VALUES ($id, $val
 
 fn store(write: &str, version: Option<&str>) -> Store {
     let delete = Some("DELETE FROM users WHERE id = $id".to_owned());
-    Store::Sql { write: write.to_owned(), delete, version: version.map(str::to_owned), increment: None }
+    Store::Sql {
+        write: write.to_owned(),
+        delete,
+        version: version.map(|name| RowVersion::Column(name.to_owned())),
+        increment: None,
+    }
 }
 
 /// A part of a journal at a database, and a rule of it.

@@ -108,11 +108,20 @@ fn a_rule_that_writes_through_loads_as_one_that_reads_through() {
     let rule = snapshot.rules.first().expect("one rule");
     let Strategy::WriteThrough(write_through) = &rule.strategy else { panic!("not write-through") };
     let Store::Sql { write, delete, version, increment: None } = &write_through.store else { panic!("not SQL") };
-    assert_eq!((write.as_str(), version.as_deref()), ("INSERT INTO t VALUES ($id, $value)", Some("v")));
+    assert_eq!((write.as_str(), version), ("INSERT INTO t VALUES ($id, $value)", &Some(RowVersion::Column("v".to_owned()))));
     assert!(delete.is_some() && snapshot.requires == 4);
     assert_eq!(rule.lease().map(|(lease, wait)| (lease.to_string(), wait.to_string())), Some(("3s".into(), "2s500ms".into())));
     let json = serde_json::to_vec(&snapshot).expect("serialises");
     assert_eq!(Snapshot::parse(&json).expect("a sidecar reads it"), snapshot);
+}
+
+#[test]
+fn a_version_may_be_one_that_larder_keeps() {
+    let kept = WRITE_THROUGH.replacen("version: v", "version: Kept", 1);
+    let snapshot = compile_all(&[policy("shop", &kept)]).expect("valid");
+    assert!(snapshot.rules[0].strategy.keeps_versions() && snapshot.requires == 10);
+    let hash = compile_all(&[policy("shop", &kept.replacen("read:", "as: Hash, read:", 1))]).expect("valid");
+    assert!(hash.rules[0].strategy.keeps_versions() && hash.rules[0].is_of_hashes());
 }
 
 #[test]

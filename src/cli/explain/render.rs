@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use super::Explained;
 use crate::cli::output::{Paint, harmless};
 use crate::policy::explain::{AskedOrigin, KeyFacts};
-use crate::policy::{AtWaitEnd, Journal, Lifetime, Mode, Overflow, Query, ReplyForm, Store};
+use crate::policy::{AtWaitEnd, Journal, Lifetime, Mode, Overflow, Query, ReplyForm, RowVersion, Store};
 
 /// The facts, line by line, and what follows from them.
 pub fn text(explained: &Explained, paint: &Paint) -> String {
@@ -187,7 +187,14 @@ fn write_through(facts: &KeyFacts) -> Vec<String> {
                 told.push(format!("INCR, INCRBY, DECR and DECRBY answer the number that this returns: {increment}"));
             }
             told.push(match version {
-                Some(version) => format!("of writes that overlap, the cache keeps the one with the greatest `{version}`"),
+                Some(RowVersion::Column(version)) => {
+                    format!("of writes that overlap, the cache keeps the one with the greatest `{version}`")
+                }
+                Some(RowVersion::Kept {}) => {
+                    "of writes that overlap, the cache keeps the one that was committed last, by a version that Larder counts in \
+                     the table larder_versions"
+                        .to_owned()
+                }
                 None => "of writes that overlap, the cache keeps none: the next read loads".to_owned(),
             });
         }
@@ -293,6 +300,11 @@ note: mind this
         says(
             json!({"key": "a:1", "rule": "a", "strategy": "WriteThrough", "store": raising, "why": ""}),
             &["DECRBY answer the number that this returns: UPDATE t"],
+        );
+        let kept = json!({"sql": {"write": "INSERT …", "version": {"kept": {}}}});
+        says(
+            json!({"key": "a:1", "rule": "a", "strategy": "WriteThrough", "store": kept, "why": ""}),
+            &["committed last", "larder_versions"],
         );
         let journal = json!({"name": "shop.p.db", "maxLag": "5m", "maxDepth": 4096, "maxBytes": "64Mi", "batch": 100});
         says(

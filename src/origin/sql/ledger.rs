@@ -9,13 +9,15 @@ use tokio::time::Instant;
 use super::super::error::Failure;
 use super::super::ledger::{Hold, Verdict};
 use super::super::writer::Commits;
-use super::postgres::{self, Fault, unnamed};
+use super::own_table::OwnTable;
+use super::postgres::{Fault, unnamed};
 use super::sqlite::{self, Client};
 use super::write::{self, Orders, Step};
 
-/// The table, as it may also be made beforehand.
-const CREATE: &str = "CREATE TABLE IF NOT EXISTS larder_journal \
-     (part varchar(600) PRIMARY KEY, fence bigint NOT NULL, position bigint NOT NULL)";
+const TABLE: OwnTable = OwnTable::new(
+    "larder_journal",
+    "CREATE TABLE IF NOT EXISTS larder_journal (part varchar(600) PRIMARY KEY, fence bigint NOT NULL, position bigint NOT NULL)",
+);
 const TAKE: &str = "INSERT INTO larder_journal (part, fence, position) VALUES ($1, $2, 0) ON CONFLICT (part) DO UPDATE SET fence = \
      CASE WHEN larder_journal.fence >= excluded.fence THEN larder_journal.fence + 1 ELSE excluded.fence END \
      RETURNING fence, position";
@@ -48,20 +50,9 @@ struct Row {
 
 impl Row {
     fn hold(&self) -> Result<Hold, Failure> {
-        let number = |number: i64| u64::try_from(number).map_err(|_| foreign());
+        let number = |number: i64| u64::try_from(number).map_err(|_| TABLE.foreign());
         Ok(Hold { fence: number(self.fence)?, position: number(self.at)? })
     }
-}
-
-fn foreign() -> Failure {
-    Failure::Unusable("its table larder_journal holds what Larder did not write there: drop it, or its rows".to_owned())
-}
-
-/// What to do where the table cannot be made.
-fn not_made(why: &str) -> Failure {
-    Failure::Unusable(format!(
-        "it has no table larder_journal, and the login cannot make one ({why}): run {CREATE}, and let the login SELECT, INSERT and UPDATE it"
-    ))
 }
 
 impl Posting<'_> {
@@ -88,38 +79,25 @@ pub(super) async fn take_in_postgres(
     if let Some(hold) = try_to_take(connection, part, least, deadline).await? {
         return Ok(hold);
     }
-    create(connection).await?;
-    try_to_take(connection, part, least, deadline).await?.ok_or_else(|| not_made("it is not where the login looks for it"))
+    TABLE.create_in_postgres(connection).await?;
+    try_to_take(connection, part, least, deadline).await?.ok_or_else(|| TABLE.not_made("it is not where the login looks for it"))
 }
 
 /// `None`: there is no table.
 async fn try_to_take(connection: &mut PgConnection, part: &str, least: i64, deadline: Instant) -> Result<Option<Hold>, Failure> {
-    const UNDEFINED_TABLE: &str = "42P01";
     let take = async {
         write::begin(connection, deadline).await?;
         let row = unnamed(TAKE).bind(part).bind(least).fetch_one(&mut *connection).await?;
         Ok::<_, Fault>(row_of(&row)?.hold()?)
     };
-    match take.await {
-        Ok(hold) => write::commit(connection, Some(hold), &Commits::default()).await,
-        Err(Fault::Sql(sqlx::Error::Database(error))) if error.code().as_deref() == Some(UNDEFINED_TABLE) => {
-            sqlx::raw_sql("ROLLBACK").execute(&mut *connection).await.map_err(|error| postgres::failure(&error))?;
-            Ok(None)
-        }
-        Err(fault) => write::undo(connection, write::refusal(fault)).await,
-    }
-}
-
-async fn create(connection: &mut PgConnection) -> Result<(), Failure> {
-    match sqlx::raw_sql(CREATE).execute(&mut *connection).await {
-        Ok(_) => Ok(()),
-        Err(sqlx::Error::Database(error)) => match error.code().as_deref().and_then(|code| code.get(..2)) {
-            // Two that make it at the same moment: one of them has.
-            Some("23") => Ok(()),
-            Some("42" | "3F" | "25") => Err(not_made(error.message())),
-            _ => Err(postgres::failure(&sqlx::Error::Database(error))),
-        },
-        Err(error) => Err(postgres::failure(&error)),
+    let fault = match take.await {
+        Ok(hold) => return write::commit(connection, Some(hold), &Commits::default()).await,
+        Err(Fault::Sql(error)) => TABLE.fault(error),
+        Err(fault) => Some(fault),
+    };
+    match fault {
+        Some(fault) => write::undo(connection, write::refusal(fault)).await,
+        None => write::roll_back(connection).await.map(|()| None),
     }
 }
 
@@ -137,10 +115,7 @@ pub(super) async fn post_in_postgres(
     match outcome {
         Ok(Verdict::Applied) if Instant::now() < deadline => write::commit(connection, Verdict::Applied, commits).await,
         Ok(Verdict::Applied) => write::undo(connection, Failure::Timeout).await,
-        Ok(Verdict::Fenced) => {
-            sqlx::raw_sql("ROLLBACK").execute(&mut *connection).await.map_err(|error| postgres::failure(&error))?;
-            Ok(Verdict::Fenced)
-        }
+        Ok(Verdict::Fenced) => write::roll_back(connection).await.map(|()| Verdict::Fenced),
         Err(fault) => {
             // The statements may no longer be what was described.
             batch.posts.iter().for_each(|post| post.orders.forget());
@@ -170,13 +145,13 @@ where
     usize: sqlx::ColumnIndex<R>,
     i64: sqlx::Decode<'r, R::Database> + sqlx::Type<R::Database>,
 {
-    let number = |index: usize| row.try_get::<i64, _>(index).map_err(|_| foreign());
+    let number = |index: usize| row.try_get::<i64, _>(index).map_err(|_| TABLE.foreign());
     Ok(Row { fence: number(0)?, at: number(1)? })
 }
 
 /// As [`take_in_postgres`].
 pub(super) async fn take_in_sqlite(client: &mut Client, part: &str, least: i64) -> Result<Hold, Failure> {
-    client.execute(CREATE).await.map_err(|error| sqlite::refusal(&error))?;
+    client.execute(TABLE.create()).await.map_err(|error| sqlite::refusal(&error))?;
     let row = sqlx::query(TAKE).bind(part).bind(least).fetch_one(client.connection()).await;
     row_of(&row.map_err(|error| sqlite::refusal(&error))?)?.hold()
 }

@@ -3,10 +3,12 @@
 mod batch;
 mod input;
 mod ledger;
+mod own_table;
 mod postgres;
 mod shape;
 mod sqlite;
 mod template;
+mod versions;
 mod write;
 
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};

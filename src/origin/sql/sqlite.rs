@@ -22,7 +22,7 @@ use super::input::{Input, Inputs};
 use super::shape::{Form, canonical_integer, hex, string};
 use super::template::{Dialect, Template};
 use super::write::{Orders, Returns, Step};
-use super::{Question, Statements};
+use super::{Question, Statements, versions};
 
 /// A statement with what is bound to it.
 type Asked<'q> = sqlx::query::Query<'q, sqlx::Sqlite, SqliteArguments>;
@@ -163,9 +163,11 @@ impl Client {
 }
 
 async fn steps_of(client: &mut Client, orders: &Orders, steps: &[Step]) -> Result<Vec<Changed>, Failure> {
+    let drawn = versions::draw_in_sqlite(client, steps).await?;
     let mut changed = Vec::with_capacity(steps.len());
     for step in steps {
-        changed.push(run_one(client, orders, step).await?.checked(step, false)?);
+        let made = run_one(client, orders, step).await?.checked(step, false)?;
+        changed.push(drawn.complete(made, step));
     }
     Ok(changed)
 }

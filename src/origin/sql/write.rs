@@ -18,9 +18,10 @@ use super::batch::Parts;
 use super::input::{Input, Inputs};
 use super::postgres::{Fault, Parameter, SETTINGS, cast, failure, parameters, plain, unnamed};
 use super::template::{Dialect, Purpose, Template};
+use super::versions;
 use super::{by_dialect, text_of};
-use crate::policy::KeyPattern;
 use crate::policy::snapshot::Sensitive;
+use crate::policy::{KeyPattern, RowVersion};
 
 /// After this time a statement is described anew: its tables may have changed.
 const DESCRIPTION_LASTS: Duration = Duration::from_secs(60);
@@ -35,7 +36,7 @@ pub(in crate::origin) struct Orders {
     /// Absent where the statements do not follow the dialect. One is always there.
     postgres: Option<Kit>,
     sqlite: Option<Kit>,
-    version: Option<String>,
+    version: Option<RowVersion>,
     deletes: bool,
     increments: bool,
     /// What a value must have, where values are hashes.
@@ -49,8 +50,8 @@ pub(in crate::origin) struct Texts<'t> {
     pub(in crate::origin) write: &'t str,
     /// That for a deletion.
     pub(in crate::origin) delete: Option<&'t str>,
-    /// The column that tells versions.
-    pub(in crate::origin) version: Option<&'t str>,
+    /// What tells versions.
+    pub(in crate::origin) version: Option<&'t RowVersion>,
     /// That which raises a number.
     pub(in crate::origin) increment: Option<&'t str>,
     /// How writes come to the database.
@@ -87,6 +88,8 @@ pub(in crate::origin) struct Step {
     pub(super) deed: Deed,
     /// The number of the write, where it comes from a journal.
     pub(super) version: u64,
+    /// The counter that its version is drawn from, where Larder keeps versions.
+    pub(super) counter: Option<i64>,
     /// What is noted in the log of Postgres beside it.
     note: Option<Vec<u8>>,
 }
@@ -95,6 +98,11 @@ impl Step {
     /// With this note.
     pub(in crate::origin) fn noted(self, note: Option<Vec<u8>>) -> Self {
         Self { note, ..self }
+    }
+
+    /// With this counter.
+    pub(in crate::origin) fn counted(self, counter: Option<i64>) -> Self {
+        Self { counter, ..self }
     }
 }
 
@@ -113,13 +121,13 @@ impl Orders {
         let Texts { delete, version, carriage, is_of_hashes, .. } = *texts;
         let (postgres, sqlite) = by_dialect(url, |dialect| Kit::parse(keys, dialect, texts))?;
         let compares = postgres.iter().chain(&sqlite).all(|kit| kit.write.compares());
-        if let (Carriage::Behind, Some(column), false) = (carriage, version, compares) {
+        if let (Carriage::Behind, Some(RowVersion::Column(column)), false) = (carriage, version, compares) {
             let why =
                 format!("it takes no heed of the version: end it with … WHERE t.{column} < $version, and store $version there");
             return Err(OriginError::Template { place: "write", why });
         }
         // Told from a journal, a write compares the version and need not tell it.
-        let version = version.filter(|_| carriage == Carriage::Through).map(str::to_owned);
+        let version = version.filter(|_| carriage == Carriage::Through).cloned();
         let fields = postgres.iter().chain(&sqlite).next().map(|kit| kit.write.fields()).filter(|_| is_of_hashes);
         Ok(Self { postgres, sqlite, version, deletes: delete.is_some(), increments: texts.increment.is_some(), fields })
     }
@@ -139,6 +147,11 @@ impl Orders {
         self.increments
     }
 
+    /// The counter that versions of this key are drawn from, where Larder keeps versions.
+    pub(in crate::origin) fn counter_of(&self, key: &[u8]) -> Option<i64> {
+        matches!(self.version, Some(RowVersion::Kept {})).then(|| versions::counter_of(key))
+    }
+
     /// One change. `None` where a part of the key cannot be in a database.
     pub(in crate::origin) fn step(parts: &[&[u8]], value: Option<Vec<u8>>, version: u64) -> Option<Step> {
         Self::step_of(parts, value.map_or(Deed::Delete, Deed::Store), version)
@@ -151,7 +164,7 @@ impl Orders {
 
     fn step_of(parts: &[&[u8]], deed: Deed, version: u64) -> Option<Step> {
         let parts = parts.iter().map(|part| text_of(part)).collect::<Option<Parts>>()?;
-        Some(Step { parts, deed, version, note: None })
+        Some(Step { parts, deed, version, counter: None, note: None })
     }
 
     fn kit(&self, dialect: Dialect) -> Result<&Kit, Failure> {
@@ -175,7 +188,7 @@ impl Orders {
     /// The statement for a change, and what it is to return.
     pub(super) fn order(&self, dialect: Dialect, step: &Step) -> Result<(&Template, Returns<'_>), Failure> {
         let kit = self.kit(dialect)?;
-        let version = self.version.as_deref();
+        let version = self.version.as_ref().and_then(RowVersion::column);
         let absent = |name: &str| Failure::Unusable(format!("there is no `{name}`: write one"));
         Ok(match step.deed {
             Deed::Store(_) => (&kit.write, Returns { version, number: false }),
@@ -294,7 +307,7 @@ fn no_version(column: &str) -> Failure {
     Failure::Unusable(format!("`write` gives no column `{column}` that is a whole number: end it with RETURNING {column}"))
 }
 
-/// Makes all changes in one transaction of Postgres, or none.
+/// Makes all changes in one transaction of Postgres, or none. Makes the table of versions where it is needed and the login may.
 pub(super) async fn in_postgres(
     connection: &mut PgConnection,
     orders: &Orders,
@@ -302,11 +315,27 @@ pub(super) async fn in_postgres(
     deadline: Instant,
     commits: &Commits,
 ) -> Result<Vec<Changed>, Failure> {
+    if let Some(changed) = try_in_postgres(connection, orders, steps, deadline, commits).await? {
+        return Ok(changed);
+    }
+    versions::create_in_postgres(connection).await?;
+    try_in_postgres(connection, orders, steps, deadline, commits).await?.ok_or_else(versions::not_found)
+}
+
+/// `None`: nothing has changed, since there is no table of versions.
+async fn try_in_postgres(
+    connection: &mut PgConnection,
+    orders: &Orders,
+    steps: &[Step],
+    deadline: Instant,
+    commits: &Commits,
+) -> Result<Option<Vec<Changed>>, Failure> {
     let outcome = match begin(connection, deadline).await {
         Ok(()) => run_all(connection, orders, steps).await,
         Err(fault) => Err(fault),
     };
     match outcome {
+        Ok(None) => roll_back(connection).await.map(|()| None),
         Ok(changed) if Instant::now() < deadline => commit(connection, changed, commits).await,
         Ok(_) => undo(connection, Failure::Timeout).await,
         Err(fault) => {
@@ -326,12 +355,15 @@ pub(super) async fn begin(connection: &mut PgConnection, deadline: Instant) -> R
     Ok(())
 }
 
-async fn run_all(connection: &mut PgConnection, orders: &Orders, steps: &[Step]) -> Result<Vec<Changed>, Fault> {
+/// As [`try_in_postgres`], within the transaction.
+async fn run_all(connection: &mut PgConnection, orders: &Orders, steps: &[Step]) -> Result<Option<Vec<Changed>>, Fault> {
+    let Some(drawn) = versions::draw_in_postgres(connection, steps).await? else { return Ok(None) };
     let mut changed = Vec::with_capacity(steps.len());
     for step in steps {
-        changed.push(run_one(connection, orders, step).await?.checked(step, false)?);
+        let made = run_one(connection, orders, step).await?.checked(step, false)?;
+        changed.push(drawn.complete(made, step));
     }
-    Ok(changed)
+    Ok(Some(changed))
 }
 
 /// Makes one change within a transaction.
@@ -423,6 +455,11 @@ fn unknown(error: &sqlx::Error) -> String {
         Failure::Failed { why, .. } | Failure::Unreachable(why) | Failure::Unusable(why) => format!("at its end, {why}"),
         _ => "its end was not confirmed".to_owned(),
     }
+}
+
+/// Ends a transaction that has changed nothing.
+pub(super) async fn roll_back(connection: &mut PgConnection) -> Result<(), Failure> {
+    sqlx::raw_sql("ROLLBACK").execute(&mut *connection).await.map(|_| ()).map_err(|error| failure(&error))
 }
 
 /// Ends a transaction that failed. The failure stays what it is, unless the connection is gone as well.

@@ -156,6 +156,14 @@ fn rules_that_write_behind_need_sidecars_that_know_them_and_a_journal_that_holds
     }
     assert_eq!(required_form(&[], &overflowing.rules), 6);
     assert_eq!(overflowing.clone().in_form(5), overflowing, "it would journal past a write that goes through");
+    let mut kept = snapshot.clone();
+    if let Strategy::WriteBehind(rule) = &mut kept.rules[0].strategy
+        && let Store::Sql { version, .. } = &mut rule.store
+    {
+        *version = Some(RowVersion::Kept {});
+    }
+    kept.requires = 10;
+    assert!(kept.check().is_err_and(|error| error.to_string().contains("numbers its writes itself")));
     assert!(behind(4095, false).is_err_and(|error| error.to_string().contains("at least 4096 writes")));
     assert!(behind(4096, true).is_err_and(|error| error.to_string().contains("FLUSHALL")));
 }
@@ -171,6 +179,30 @@ fn rules_that_write_through_need_sidecars_that_know_them() {
     let raising = write_through(&raising).expect("valid");
     assert_eq!(required_form(&raising.origins, &raising.rules), 8);
     assert_eq!(raising.in_form(7).rules, sql.rules, "who does not know it refuses INCR");
+}
+
+#[test]
+fn versions_that_larder_keeps_need_sidecars_that_know_them() {
+    let with = |version: &str| {
+        let json = format!(r#"{{"sql":{{"write":"INSERT INTO users VALUES ($id, $value)"{version}}}}}"#);
+        write_through(&json).expect("valid")
+    };
+    let (kept, none) = (with(r#","version":{"kept":{}}"#), with(""));
+    assert!(kept.rules[0].strategy.keeps_versions());
+    assert_eq!(required_form(&kept.origins, &kept.rules), 10);
+    assert_eq!(Snapshot::parse(&serde_json::to_vec(&kept).expect("serialises")).expect("valid"), kept);
+    assert_eq!(kept.clone().in_form(10).rules, kept.rules);
+    let older = kept.in_form(9);
+    assert_eq!((older.requires, &older.rules), (4, &none.rules), "of writes that overlap they keep none");
+    // A column is told as ever, whatever its name.
+    for name in ["row_version", "kept", "Kept"] {
+        let column = with(&format!(r#","version":"{name}""#));
+        let Some((_, Store::Sql { version: Some(version), .. })) = column.rules[0].strategy.writes() else {
+            panic!("no version")
+        };
+        assert_eq!((version.column(), column.clone().in_form(4).rules), (Some(name), column.rules.clone()));
+        assert!(serde_json::to_string(&column).expect("serialises").contains(&format!(r#""version":"{name}""#)));
+    }
 }
 
 #[test]

@@ -4,6 +4,7 @@ mod counts;
 mod hashes;
 mod history;
 mod http;
+mod kept;
 mod scripts;
 mod sql;
 

@@ -309,7 +309,8 @@ fn a_client_s_commands_keep_their_order_and_others_do_not_wait() {
     assert_eq!(client.line("EXEC"), Value::Array(vec![Value::Bulk(b"quick".to_vec())]));
 }
 
-fn mark(key: &str) -> String {
+/// The name of what stands beside a key while writes of it are under way.
+pub fn mark(key: &str) -> String {
     String::from_utf8(larder::sidecar::slots::Companion::Intent.name(key.as_bytes())).expect("text")
 }
 
