@@ -1,5 +1,5 @@
-//! Pods that a policy selects come back from the API server with their sidecar; who writes a policy that has no effect is told; and pods that
-//! were made while nobody answered are found.
+//! Pods that a policy selects come back from the API server with their sidecar; who writes a policy that has no effect is told; what cannot be
+//! written behind is refused; and pods that were made while nobody answered are found.
 
 use std::collections::BTreeSet;
 use std::env;
@@ -267,6 +267,79 @@ async fn policies_are_advised_of(scene: &Scene, operator: &Operator) {
     assert!(operator.figure("larder_operator_policy_reviews_total", Some("warned")).await >= Some(2.0));
 }
 
+/// A CacheCluster that the operator leaves alone.
+fn paused(fsync: &str) -> Value {
+    json!({
+        "apiVersion": "larder.dev/v1alpha1", "kind": "CacheCluster", "metadata": {"namespace": SHOP, "name": "kept"},
+        "spec": {
+            "engine": {"kind": "Valkey", "version": "8.1"}, "mode": "Sentinel", "memory": "256Mi", "paused": true,
+            "storage": {"size": "1Gi", "fsync": fsync},
+        },
+    })
+}
+
+/// Waits until a request is refused with this part of a sentence.
+async fn is_refused(
+    scene: &Scene,
+    operator: &Operator,
+    (method, path, headers): (Method, &str, &[(&str, &str)]),
+    body: &Value,
+    part: &str,
+) {
+    eventually("a refusal", SOON, async || {
+        let (status, why) = scene.plane.request(method.clone(), path, headers, Some(body)).await;
+        if status == 422 && why.contains(part) { Ok(()) } else { Err(format!("{status} {why}\n{}", operator.log_end())) }
+    })
+    .await;
+}
+
+/// What is to be written behind needs a CacheCluster that can keep its journal, from its first moment to its last.
+async fn journals_are_kept(scene: &Scene, operator: &Operator) {
+    let behind = json!({
+        "apiVersion": "larder.dev/v1alpha1", "kind": "CachePolicy", "metadata": {"namespace": SHOP, "name": "behind"},
+        "spec": {
+            "cacheCluster": "kept", "workloads": {"matchLabels": {"app": "behind"}},
+            "origins": [{"name": "db", "sql": {"url": {"secretKeyRef": {"name": "db", "key": "url"}}}}],
+            "rules": [{
+                "name": "user", "keys": "user:{id}", "strategy": "WriteBehind",
+                "origin": {
+                    "name": "db", "read": "SELECT name FROM users WHERE id = $id", "delete": "DELETE FROM users WHERE id = $id",
+                    "write": "INSERT INTO users VALUES ($id, $value, $version)",
+                },
+            }],
+        },
+    });
+    let path = |plural: &str| format!("/apis/larder.dev/v1alpha1/namespaces/{SHOP}/{plural}");
+    let (policy_path, cluster_path) = (format!("{}/behind", path("cachepolicies")), format!("{}/kept", path("cacheclusters")));
+    let json = [("content-type", "application/json")];
+    let merge = [("content-type", "application/merge-patch+json")];
+    let made = format!("{}?dryRun=All", path("cachepolicies"));
+    eventually("a warning of a CacheCluster that is not there", SOON, async || {
+        let (status, warnings) = scene.plane.warnings(Method::POST, &made, &json, Some(&behind)).await;
+        let is_told = status == 201 && warnings.contains("no CacheCluster `kept` yet");
+        if is_told { Ok(()) } else { Err(format!("{status} {warnings}\n{}", operator.log_end())) }
+    })
+    .await;
+
+    scene.apply(&paused("EverySecond")).await.expect("a CacheCluster");
+    is_refused(scene, operator, (Method::POST, &made, &json), &behind, "reach the disk after they are acknowledged").await;
+    scene.apply(&paused("Always")).await.expect("it is mended");
+    eventually("a policy", SOON, async || scene.apply(&behind).await.map_err(|error| error.to_string())).await;
+
+    // As a trial, which succeeds until the policy is heard of.
+    let trial = format!("{cluster_path}?dryRun=All");
+    let lowered = json!({"spec": {"storage": {"fsync": "EverySecond"}}});
+    is_refused(scene, operator, (Method::PATCH, &trial, &merge), &lowered, "the CachePolicy `behind`").await;
+    for (path, change) in [
+        (&cluster_path, json!({"metadata": {"labels": {"a": "b"}}, "spec": {"replicas": 2}})),
+        (&policy_path, json!({"metadata": {"labels": {"a": "b"}}})),
+    ] {
+        let (status, answer) = scene.plane.request(Method::PATCH, path, &merge, Some(&change)).await;
+        assert_eq!(status, 200, "{answer}");
+    }
+    assert!(operator.figure("larder_operator_cluster_reviews_total", Some("refused")).await >= Some(1.0));
+}
+
 /// A Deployment's pod, made while nobody answered.
 async fn make_missed_pod(scene: &Scene) -> Value {
     let template = json!({"metadata": {"labels": {"app": "shop"}}, "spec": selected("x")["spec"]});
@@ -355,6 +428,7 @@ async fn selected_pods_get_their_sidecar() {
     people_are_warned(&scene).await;
     the_example_is_taken(&scene).await;
     policies_are_advised_of(&scene, &operator).await;
+    journals_are_kept(&scene, &operator).await;
 
     let waited = pods_are_made(&scene, &operator).await;
 
@@ -373,7 +447,7 @@ async fn selected_pods_get_their_sidecar() {
     let without = chart::grants(&chart::render(&[SHOP]), "larder");
     let granted = chart::grants(&chart, "larder");
     let more: BTreeSet<&String> = granted.difference(&without).collect();
-    assert!(more.len() >= 8 && more.iter().all(|right| used.contains(*right)), "{more:?} are granted for it");
+    assert!(more.len() >= 7 && more.iter().all(|right| used.contains(*right)), "{more:?} are granted for it");
     operator.stop();
     a_strict_injector_spares_the_system(&scene).await;
     if let Some(file) = env::var_os("LARDER_INJECTOR_REPORT") {
