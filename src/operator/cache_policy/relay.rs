@@ -3,7 +3,7 @@
 //!
 //! To all that brings a snapshot and a login to a workload, a relay is one more workload: the policy itself, which is the only one that it
 //! follows. So it has a binding, with a ConfigMap and a Secret of its own, and a user at the servers that reaches the policy's journals, the
-//! stream of events where it reads databases' changes, and nothing else. It depends on no workload that the policy selects: what these have written is carried on when none of them runs any more.
+//! stream of events where it reads databases' changes, and nothing else, but for the deletion of what is cached of a dead letter's key. It depends on no workload that the policy selects: what these have written is carried on when none of them runs any more.
 //!
 //! [`objects`] is what runs it. [`level`] asks how much its journals hold and how its feeds are, [`kept`] and [`feeds`] know when nobody needs
 //! them any more, and [`tend`] does what is due at a look.

@@ -31,9 +31,12 @@ pub fn grant(snapshot: &Snapshot, passwords: &Passwords, known: Option<&Grant>) 
     with_passwords(with, passwords, known)
 }
 
-/// What a relay needs under this snapshot, with these passwords. `known`: what its user can do already.
+/// What a relay needs under this snapshot, with these passwords, and what a person needs in its pod. `known`: what its user can do already.
 pub fn relay_grant(snapshot: &Snapshot, passwords: &Passwords, known: Option<&Grant>) -> Grant {
-    let with = |password: &str| Grant::of_relay(password, journals(snapshot)).with_feeds(feeds(snapshot));
+    let behind = snapshot.rules.iter().filter(|rule| rule.strategy.behind().is_some());
+    // Of a dead letter that a person gives up, the cached value goes.
+    let keys: BTreeSet<String> = behind.flat_map(|rule| rule.keys.globs()).collect();
+    let with = |password: &str| Grant::of_relay(password, journals(snapshot)).with_feeds(feeds(snapshot)).with_keys(keys);
     with_passwords(with, passwords, known)
 }
 

@@ -4,7 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::SystemTime;
 
 use larder::operator::cache_cluster::users::{Access, Grant, Users};
+use larder::operator::cache_policy::passwords::Passwords;
+use larder::operator::cache_policy::user::relay_grant;
+use larder::policy::Snapshot;
 use larder::policy::binding::BindingName;
+use larder::policy::slots::Companion;
 
 use super::together::{database, rows, rules};
 use super::{LONG, Scene, cluster, sentinel};
@@ -47,7 +51,9 @@ fn its_login_is_what_a_relay_needs() {
         let mut scene = Scene::new(servers, &[sql_origin("db", &url)], &rules());
         scene.snapshot["writesToDisk"] = is_vouched_for.into();
         let set_user = if is_vouched_for {
-            set_user_of_the_operator(Grant::of_relay(PASSWORD, BTreeSet::from([scene.journal().to_string()])))
+            let snapshot = Snapshot::parse(scene.snapshot.to_string().as_bytes()).expect("a snapshot");
+            let passwords = Passwords { current: Some(PASSWORD.to_owned()), ..Passwords::default() };
+            set_user_of_the_operator(relay_grant(&snapshot, &passwords, None))
         } else {
             set_user()
         };
@@ -64,6 +70,9 @@ fn its_login_is_what_a_relay_needs() {
         scene.append(b"users:8", None);
         scene.wait_until_drained();
         assert_eq!((rows(&postgres, &database).len(), scene.dead()), (98, 1));
+        if is_vouched_for {
+            a_letter_is_given_up(&scene);
+        }
         relays.into_iter().for_each(super::Relay::stop);
         for mut server in all(&scene.servers) {
             let refused = server.line("ACL LOG").items();
@@ -73,12 +82,35 @@ fn its_login_is_what_a_relay_needs() {
         let key = String::from_utf8(larder::journal::Partition::new(scene.journal(), 0).log()).expect("a text");
         let mut client = scene.servers.holder_of(&key);
         assert_eq!(client.call(&["AUTH", "relay", PASSWORD]), Value::Simple("OK".to_owned()));
-        for command in ["GET users:1", "SET users:1 x", "CONFIG SET save 60", "FLUSHALL", "KEYS *", "SHUTDOWN NOSAVE", "ACL LIST"]
-        {
+        for command in [
+            "GET users:1",
+            "SET users:1 x",
+            "DEL other:1",
+            "UNLINK users:1",
+            "CONFIG SET save 60",
+            "FLUSHALL",
+            "KEYS *",
+            "SHUTDOWN NOSAVE",
+            "ACL LIST",
+        ] {
             let reply = client.line(command);
             assert!(matches!(&reply, Value::Error(text) if text.starts_with("NOPERM")), "{command}: {reply:?}");
         }
     }
+}
+
+/// In a relay's pod, with all that is cached of the letter's key.
+fn a_letter_is_given_up(scene: &Scene) {
+    let key = "users:7";
+    let text = |name: Vec<u8>| String::from_utf8(name).expect("a text");
+    let copies = [Companion::Lease, Companion::Stale, Companion::Negative].map(|copy| text(copy.name(key.as_bytes())));
+    let mut holder = scene.servers.holder_of(key);
+    for name in [key].into_iter().chain(copies.iter().map(String::as_str)) {
+        assert_eq!(holder.call(&["SET", name, "poison"]), Value::Simple("OK".to_owned()));
+    }
+    let dropped = scene.person(&["dead-letters", "drop", "--all"]);
+    assert!(dropped.status.success(), "{}", String::from_utf8_lossy(&dropped.stderr));
+    assert_eq!((scene.dead(), holder.call(&["EXISTS", key, &copies[0], &copies[1], &copies[2]]).int()), (0, 0));
 }
 
 /// The same login follows a database's changes.

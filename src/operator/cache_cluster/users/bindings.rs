@@ -13,7 +13,7 @@
 //! - All commands on keys but those that copy servers' innards (RESTORE, MIGRATE); none of administration. CONFIG GET is among these: it
 //!   shows the password that servers log in with.
 //! - The journals that its rules write behind to. A relay has a user of its own, which reaches its policy's journals, the stream of events where
-//!   it reads what databases changed, and nothing else.
+//!   it reads what databases changed, and nothing else; of the keys that its rules write behind it may delete what is cached, and no more.
 //! - EVAL and EVALSHA, which leases are made of. Within a script the user's own limits hold for each command, declared or not; a script
 //!   may keep a server busy, as any slow command may. No functions: all workloads would share them.
 //! - The names of other keys can be seen (SCAN, which the sweep needs; RANDOMKEY), not their values.
@@ -98,6 +98,12 @@ impl Grant {
     /// A relay's, with this password and these journals.
     pub fn of_relay(password: &str, journals: BTreeSet<String>) -> Self {
         Self { drains: true, ..Self::new(password, BTreeSet::new(), false, false).with_journals(journals) }
+    }
+
+    /// The same with these globs of keys and no others. A relay's may be deleted, and nothing else.
+    #[must_use]
+    pub fn with_keys(self, keys: BTreeSet<String>) -> Self {
+        Self { keys, ..self }
     }
 
     /// The same of a relay that reads feeds by these slots, whose names are plain, or of a workload whose rules follow them.
@@ -230,6 +236,7 @@ impl BindingUser {
             let stream = (!feeds.is_empty()).then(|| STREAM.to_owned());
             rules.extend(stream.into_iter().chain(kept).map(|key| format!("~{key}")));
             rules.extend(OF_A_RELAY.split_ascii_whitespace().map(str::to_owned));
+            rules.extend(deletion_of(&globs));
             return self.with_hashes(name, rules);
         }
         for glob in &globs {
@@ -260,6 +267,18 @@ impl BindingUser {
         let state = serde_json::to_string(self).unwrap_or_default().len() + name.as_str().len() + 4;
         lines(&[self.on_servers(name)]).len() + lines(&[self.on_sentinels(name)]).len() + state
     }
+}
+
+/// The right to delete keys of these globs, with what stands beside them as long as they are cached: the lease, the stale copy, and the mark that
+/// there is none.
+fn deletion_of(globs: &BTreeSet<&String>) -> Vec<String> {
+    let keys = globs.iter().flat_map(|glob| [format!("%W~{glob}"), format!("%W~larder:[lns]:{{???}}{glob}")]);
+    let mut rules: Vec<String> = keys.collect();
+    if let Some(first) = rules.first_mut() {
+        first.insert(0, '(');
+        rules.push("+del)".to_owned());
+    }
+    rules
 }
 
 /// The users that are to be in force now, and whether servers have to be told. What has no room is left as it is, or out.
