@@ -2,8 +2,11 @@
 //!
 //! Each origin has a gate of its own, so that one that hangs holds nobody else's loads.
 
+use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::task::Poll;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until, timeout_at};
@@ -124,7 +127,8 @@ impl Gate {
         self.run_until(None, asked, attempt).await
     }
 
-    /// As [`Gate::run`], where all is to be over at a moment that may come before the origin's timeout has passed.
+    /// As [`Gate::run`], where all is to be over at a moment that may come before the origin's timeout has passed, and where nothing is begun
+    /// behind it, even if this process stood still until then.
     pub(super) async fn run_until<T, F>(
         &self,
         until: Option<Instant>,
@@ -136,7 +140,8 @@ impl Gate {
     {
         self.counters.loads.fetch_add(1, Relaxed);
         let deadline = Instant::now() + self.timeout.as_duration();
-        let outcome = self.pass(until.map_or(deadline, |until| until.min(deadline)), asked, attempt).await;
+        let deadline = until.map_or(deadline, |until| until.min(deadline));
+        let outcome = self.pass(deadline, asked, |deadline| up_to(until, attempt(deadline))).await;
         if let Err(error) = &outcome {
             self.counters.errors.fetch_add(1, Relaxed);
             match error {
@@ -224,6 +229,16 @@ impl Gate {
     }
 }
 
+/// An attempt that takes no further step behind a moment, whatever has come by then of what it waited for. A deadline alone lets it take one.
+async fn up_to<T>(moment: Option<Instant>, attempt: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    let mut attempt = pin!(attempt);
+    poll_fn(|context| match moment {
+        Some(moment) if Instant::now() >= moment => Poll::Ready(Err(Failure::Timeout)),
+        _ => attempt.as_mut().poll(context),
+    })
+    .await
+}
+
 /// By chance, so that sidecars that failed together do not ask together again.
 fn retry_pause() -> Duration {
     RETRY_PAUSE.mul_f64(0.5 + fastrand::f64() / 2.0)
@@ -249,9 +264,28 @@ impl Drop for Counted<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
     use std::collections::HashSet;
 
+    use tokio::task::yield_now;
+
     use super::*;
+
+    #[tokio::test]
+    async fn whoever_stood_still_begins_nothing_behind_the_moment_that_was_given() {
+        const STANDS_STILL: Duration = Duration::from_millis(20);
+        let begun = Cell::new(0);
+        let attempt = async || {
+            // Meanwhile the origin has answered the first of what it was asked.
+            std::thread::sleep(STANDS_STILL);
+            yield_now().await;
+            begun.set(begun.get() + 1);
+            Ok::<_, Failure>(())
+        };
+        let given_up = up_to(Some(Instant::now() + STANDS_STILL), attempt()).await;
+        assert!(matches!(given_up, Err(Failure::Timeout)) && begun.get() == 0);
+        assert!(up_to(None, attempt()).await.is_ok() && begun.get() == 1);
+    }
 
     #[test]
     fn pauses_before_a_retry_differ() {

@@ -180,6 +180,79 @@ fn clients_are_told_in_time_that_no_relay_runs_and_served_once_one_does() {
     assert_eq!(client.line("GET users:id-2").text(), "name 2");
 }
 
+/// What the database saw of its clients: the most queries that ran at once, and the most connections, idle ones among them.
+#[derive(Debug, Default)]
+struct Busy {
+    queries: u32,
+    connections: u32,
+}
+
+impl Crowd {
+    /// Counts until `over`.
+    fn busy_until(&self, over: &AtomicBool) -> Busy {
+        let query = format!(
+            "SELECT count(*) FILTER (WHERE state = 'active') || ' ' || count(*) FROM pg_stat_activity \
+             WHERE backend_type = 'client backend' AND datname = '{}'",
+            self.database
+        );
+        let mut most = Busy::default();
+        while !over.load(Ordering::Relaxed) {
+            let answer = block(self.server.value("postgres", &query));
+            let (queries, connections) = answer.split_once(' ').expect("two numbers");
+            most.queries = most.queries.max(queries.parse().expect("a number"));
+            most.connections = most.connections.max(connections.parse().expect("a number"));
+        }
+        most
+    }
+
+    /// Reads keys that nobody has read, until each is answered. How many errors came before.
+    fn read_in_spite(&self, number: usize, ids: std::ops::Range<usize>) -> usize {
+        let (mut client, mut errors) = (self.client(number), 0);
+        for id in ids {
+            wait_for("a read to be answered", LONG, || match client.call(&["GET", &format!("users:id-{id}")]) {
+                Value::Error(text) => {
+                    assert!(text.starts_with("ORIGIN ") || text.starts_with("TRYAGAIN"), "{text}");
+                    errors += 1;
+                    false
+                }
+                value => {
+                    assert_eq!(value.text(), format!("name {id}"));
+                    true
+                }
+            });
+        }
+        errors
+    }
+}
+
+#[test]
+fn a_relay_that_stands_still_while_it_loads_is_followed_by_one_that_keeps_to_the_bound() {
+    let crowd = Crowd::new(Servers::sentinel(), "2s", one());
+    let first = crowd.relay();
+    let (second, over) = (crowd.scene.relay(), AtomicBool::new(false));
+    let loads = |relay: &Relay| relay.figure_of("larder_relay_loads_total", "queue", JOURNAL);
+    let holder = crowd.holder();
+    let (busy, errors) = thread::scope(|scope| {
+        let counting = scope.spawn(|| crowd.busy_until(&over));
+        let crowd = &crowd;
+        let readers: Vec<_> =
+            (0..12).map(|number| scope.spawn(move || crowd.read_in_spite(number, number * 60..(number + 1) * 60))).collect();
+        wait_for("it loads", LONG, || loads(&first) >= 20);
+        first.signal("STOP");
+        wait_for("the other takes over", LONG, || crowd.holder().is_some_and(|now| Some(now) != holder));
+        wait_for("it loads as well", LONG, || loads(&second) >= 20);
+        // What it had taken is too old to be begun.
+        first.signal("CONT");
+        let errors: usize = readers.into_iter().map(|reader| reader.join().expect("all are answered")).sum();
+        over.store(true, Ordering::Relaxed);
+        (counting.join().expect("the database counts"), errors)
+    });
+    assert!(errors > 0, "who waited for it was told");
+    assert!((1..=CONNECTIONS).contains(&busy.queries), "{busy:?}");
+    assert!(busy.connections <= 2 * CONNECTIONS, "idle ones of the one that stood still, and the other's: {busy:?}");
+    [first, second].into_iter().for_each(Relay::stop);
+}
+
 #[test]
 fn a_value_that_was_loaded_before_a_deletion_is_not_stored_after_it() {
     let crowd = Crowd::new(Servers::sentinel(), "10s", one());
