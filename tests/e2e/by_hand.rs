@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::cluster::{name, run};
 use super::database::Database;
 use super::install::PLACE;
-use super::readers::{Seen, history, late, read};
+use super::readers::{Reader, Seen, history, late};
 use super::tier::{Tier, ready_pods};
 use super::workloads::LARDER;
 
@@ -19,12 +19,11 @@ const TOLD: &str = "told";
 const ROWS: u32 = 2;
 /// An event is carried out some milliseconds later, and five seconds where the sidecar that reads the stream has just died; on two processors
 /// that have much else to do.
-const BOUND: Duration = Duration::from_secs(10);
-/// Pods have begun to read by then, and see a change well within it.
-const PAUSE: Duration = Duration::from_secs(12);
+const BOUND: Duration = Duration::from_secs(15);
 /// Long enough that every pod shows a row as it was, once nobody has told yet that it changed.
-const UNTOLD: Duration = Duration::from_secs(2);
-const READ_FOR: Duration = Duration::from_secs(45);
+const UNTOLD: Duration = Duration::from_secs(3);
+/// How long pods read at the most: they end when they have seen both rows as they are.
+const READ_FOR: Duration = Duration::from_secs(240);
 const NOW: &str = "(extract(epoch FROM clock_timestamp()) * 1000)::bigint";
 
 /// A rule that loads, and follows no table.
@@ -50,30 +49,27 @@ pub fn what_is_told_is_seen(tier: &Tier, database: &Database, deployment: &str) 
         database.sql(&format!("INSERT INTO told_history SELECT id, value, {NOW} FROM told WHERE id = {row}"));
     };
     let pods = ready_pods(&format!("app={deployment}"));
-    let (mut changed, mut said) = ([0; ROWS as usize], String::new());
-    let seen: Vec<Seen> = thread::scope(|scope| {
-        let readers: Vec<_> = pods.iter().map(|pod| scope.spawn(|| read(&name(pod), TOLD, ROWS, READ_FOR))).collect();
-        thread::sleep(PAUSE);
-        changed[0] = change(database, 1);
-        thread::sleep(UNTOLD);
-        let event = tier.ask(&tier.primary(), "6379", &["XADD", "larder:events", "*", "key", "told:1"]);
-        let event = event.unwrap_or_else(|error| panic!("{error}"));
-        assert!(event.contains('-'), "XADD answered {event}");
-        note(1);
-        thread::sleep(PAUSE);
-        changed[1] = change(database, 2);
-        thread::sleep(UNTOLD);
-        let workload = format!("deployment/{deployment}");
-        said = run(LARDER, &["invalidate", "told:2", "--workload", &workload, "-n", PLACE], "")
-            .unwrap_or_else(|error| panic!("{error}"));
-        note(2);
-        readers.into_iter().map(|reader| reader.join().expect("a reader")).collect()
-    });
+    let begin = |pod: &Value| Reader::begin(&name(pod), TOLD, ROWS, (1, READ_FOR));
+    let mut readers: Vec<Reader> = pods.iter().map(begin).collect();
+    readers.iter_mut().for_each(Reader::await_reading);
+    let first = change(database, 1);
+    thread::sleep(UNTOLD);
+    let event = tier.ask(&tier.primary(), "6379", &["XADD", "larder:events", "*", "key", "told:1"]);
+    let event = event.unwrap_or_else(|error| panic!("{error}"));
+    assert!(event.contains('-'), "XADD answered {event}");
+    note(1);
+    let second = change(database, 2);
+    thread::sleep(UNTOLD);
+    let workload = format!("deployment/{deployment}");
+    let said = run(LARDER, &["invalidate", "told:2", "--workload", &workload, "-n", PLACE], "");
+    let said = said.unwrap_or_else(|error| panic!("{error}"));
+    note(2);
+    let seen: Vec<Seen> = readers.into_iter().map(Reader::finish).collect();
     let history = history(database, "told_history");
     for (pod, seen) in pods.iter().zip(&seen) {
         let late = late(seen, &history, BOUND);
         assert!(late.is_empty(), "{} showed rows as they were for too long: {late:?} of {seen:?}, {history:?}", name(pod));
-        for (row, changed) in (1..).zip(changed) {
+        for (row, changed) in (1..).zip([first, second]) {
             let values = &seen[&format!("{row}")];
             assert!(
                 values.get(&0).is_some_and(|last| *last >= changed),

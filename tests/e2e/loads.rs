@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::cluster::{apply, eventually, kubectl, name};
 use super::database::Database;
 use super::install::PLACE;
-use super::policies::snapshot_of;
+use super::policies::{STARTS_WITHIN, snapshot_of};
 use super::shop::Shop;
 use super::tier::ready_pods;
 
@@ -21,8 +21,8 @@ const KEYS: usize = 60;
 const CONNECTIONS: usize = 4;
 /// The operator sees that a relay tends the queue, and sidecars hear of it.
 const QUEUED_WITHIN: Duration = Duration::from_secs(120);
-/// For how long connections are counted: longer than pods read.
-const COUNTED_FOR: u32 = 45;
+/// For how long connections are counted at the most: until pods have read.
+const COUNTED_FOR: u32 = 300;
 
 /// Reads keys over several connections; says what was not as it should be.
 const READS: &str = "
@@ -48,12 +48,13 @@ for thread in threads: thread.join()
 print(json.dumps(faults))
 ";
 
-/// Counts the connections of that name for so many seconds: the most that there were at once.
+/// Counts the connections of that name until somebody says that it is enough, for so many seconds at the most: the most that there were at once.
 const MOST: &str = "
+CREATE TABLE counted_enough (at timestamptz);
 CREATE FUNCTION most_connections(called text, seconds int) RETURNS bigint LANGUAGE plpgsql AS $$
 DECLARE most bigint := 0; found bigint; ends timestamptz := clock_timestamp() + make_interval(secs => seconds);
 BEGIN
-  WHILE clock_timestamp() < ends LOOP
+  WHILE clock_timestamp() < ends AND NOT EXISTS (SELECT 1 FROM counted_enough) LOOP
     PERFORM pg_stat_clear_snapshot();
     SELECT count(*) INTO found FROM pg_stat_activity WHERE application_name = called;
     most := greatest(most, found);
@@ -93,10 +94,18 @@ pub fn one_connection_serves_all(database: &Database, deployment: &str, relays: 
     await_queue(&pods);
     let most = thread::scope(|scope| {
         let counts = scope.spawn(|| database.try_sql(&format!("SELECT most_connections('{FEW}', {COUNTED_FOR})")));
+        eventually("connections are counted", STARTS_WITHIN, || {
+            let runs = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'SELECT most_connections(%' AND state = 'active'";
+            match database.try_sql(runs)?.as_str() {
+                "1" => Ok(()),
+                found => Err(format!("by {found}")),
+            }
+        });
         let readers: Vec<_> = (0..).zip(&pods).map(|(at, pod)| scope.spawn(move || read(&name(pod), at))).collect();
         let faults: Vec<String> = readers.into_iter().flat_map(|reader| reader.join().expect("a reader")).collect();
         assert!(faults.is_empty(), "{faults:?}\n{}", super::cluster::describe(PLACE));
         assert!(!counts.is_finished(), "connections were not counted to the end");
+        database.sql("INSERT INTO counted_enough VALUES (now())");
         counts.join().expect("it counts").unwrap_or_else(|error| panic!("{error}"))
     });
     let loaded = loaded_by_relays(relays);
