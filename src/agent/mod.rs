@@ -7,6 +7,7 @@
 pub mod ballot;
 pub mod board;
 pub mod boot;
+pub mod catch_up;
 pub mod charge;
 pub mod child;
 mod cluster_handover;

@@ -6,11 +6,12 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use super::ballot::Ballot;
 use super::board::Board;
 use super::boot::{Decision, Start, decide, may_be_promoted};
+use super::catch_up::has_caught_up;
 use super::charge::Charge;
 use super::child::{Children, Program, Server};
 use super::cluster_memory::ClusterMemory;
@@ -76,7 +77,7 @@ struct Run {
     /// Whether it has its primary's data, or is the primary.
     synchronised: bool,
     seen_copying: bool,
-    /// Whether Sentinel may promote it.
+    /// Whether it may be promoted.
     promotable: bool,
     /// Whether it has answered.
     greeted: bool,
@@ -255,7 +256,7 @@ impl Supervisor {
             Err(failure) => {
                 // An error is an answer: a server that is busy or full lives.
                 let heard = matches!(failure, LineError::Refused { .. });
-                tracing::debug!(%failure, "the server does not tell of itself");
+                debug!(%failure, "the server does not tell of itself");
                 self.board.update(|known| {
                     known.info = None;
                     known.heard = if heard { Instant::now() } else { known.heard };
@@ -311,29 +312,46 @@ impl Supervisor {
         if loads_a_copy { DataState::Partial } else { run.brought.data.clone() }
     }
 
-    /// A replica may be promoted once it has synchronised, or where its own copy is the best there is.
+    /// Lets the server be promoted, once it may be.
     async fn settle_promotability(&mut self, run: &mut Run) {
-        if run.promotable {
+        if run.promotable || !self.may_be_promoted(run).await {
             return;
         }
         let charge = self.charge.borrow().clone();
-        if !run.synchronised {
-            if run.asked.elapsed() < ASK_EVERY || run.brought.data == DataState::Empty {
-                return;
-            }
-            run.asked = Instant::now();
-            let (situation, _) = questions::situation(&charge, &self.access, &self.http, &run.brought).await;
-            if !may_be_promoted(&situation) {
-                return;
-            }
-            info!("nobody holds a better copy than this server: it may be promoted");
-        }
         let priority = charge.config.server.priority.to_string();
         let setting = if self.memory.is_some() { [NO_FAILOVER, "no"] } else { [PRIORITY, &priority] };
         match self.line.ask(&["CONFIG", "SET", setting[0], setting[1]]).await {
             Ok(Value::Text(_)) => run.promotable = true,
             Ok(_) | Err(_) => warn!("{} cannot be set; the server cannot be promoted yet", setting[0]),
         }
+    }
+
+    /// A replica may be promoted once it has all that its primary has, or where its own copy is the best there is.
+    async fn may_be_promoted(&mut self, run: &mut Run) -> bool {
+        let known = self.board.read();
+        let mut own = run.brought.clone();
+        if run.synchronised {
+            if known.report.server == ServerPhase::Primary {
+                return true;
+            }
+            match has_caught_up(&mut self.line, &self.access.servers).await {
+                Ok(true) => return true,
+                Ok(false) => {}
+                Err(error) => debug!(%error, "it is not known whether the server has all that its primary has"),
+            }
+            own = Own { data: known.report.data, claim: known.report.claim };
+        }
+        if run.asked.elapsed() < ASK_EVERY || own.data == DataState::Empty {
+            return false;
+        }
+        run.asked = Instant::now();
+        let charge = self.charge.borrow().clone();
+        let (situation, _) = questions::situation(&charge, &self.access, &self.http, &own).await;
+        let is_best = may_be_promoted(&situation);
+        if is_best {
+            info!("nobody holds a better copy than this server: it may be promoted");
+        }
+        is_best
     }
 
     /// SIGTERM, and after the bound SIGKILL.

@@ -261,10 +261,7 @@ impl Servers {
                 self.tell(*server, "REPLICAOF", &[&host, &port]).await
             }
             Action::Promote { server } => self.tell(*server, "REPLICAOF", &["NO", "ONE"]).await,
-            Action::AllowPromotion { server } => {
-                let setting = if self.in_cluster() { ["cluster-replica-no-failover", "no"] } else { ["replica-priority", "100"] };
-                self.tell(*server, "CONFIG SET", &setting).await
-            }
+            Action::AllowPromotion { server, of } => self.allow_promotion(*server, *of).await,
             Action::ClusterMeet { server, peer } => self.meet(*server, *peer).await,
             Action::AddSlots { server, slots } => self.add_slots(*server, slots).await,
             Action::ClusterReplicate { server, primary: NodeId(id) } => self.tell(*server, "CLUSTER REPLICATE", &[id]).await,
@@ -317,6 +314,20 @@ impl Servers {
         let previous = fs::read_to_string(place.directory.join("sentinel.conf")).unwrap_or_default();
         let text = build::sentinel(place.address, &place.directory, tier.login.as_ref(), &previous);
         run(place, &id, &tier.program.path, "sentinel.conf", &text, &["--sentinel"], watchdog).await
+    }
+
+    /// Lets a server be promoted, where it has all that its primary has; else the next plan asks for it again.
+    async fn allow_promotion(&mut self, server: ServerId, of: Option<SocketAddr>) -> Result<(), AdminError> {
+        let Some(address) = self.servers.get(&server).map(|place| place.address) else { return Ok(()) };
+        if let Some(primary) = of {
+            let login = self.tier.login.as_ref();
+            let (mut replica, mut primary) = (Admin::connect(address, login).await?, Admin::connect(primary, login).await?);
+            if !observe::has_caught_up(&mut replica, &mut primary).await? {
+                return Ok(());
+            }
+        }
+        let setting = if self.in_cluster() { ["cluster-replica-no-failover", "no"] } else { ["replica-priority", "100"] };
+        self.tell(server, "CONFIG SET", &setting).await
     }
 
     async fn tell(&mut self, server: ServerId, command: &'static str, arguments: &[&str]) -> Result<(), AdminError> {

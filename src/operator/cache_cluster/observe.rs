@@ -25,6 +25,30 @@ pub async fn server(admin: &mut Admin, in_cluster: bool) -> Result<Option<Facts>
     Ok(Some(facts))
 }
 
+/// Whether a replica has all that its primary had at a moment since this was asked. A link is up a moment before the replica has what was
+/// acknowledged without it. False also where it follows nobody in step, or its history is another.
+pub async fn has_caught_up(replica: &mut Admin, primary: &mut Admin) -> Result<bool, AdminError> {
+    // In this order: how far the primary is counts only once the link was up.
+    let before: String = replica.ask("INFO", &["replication"]).await?;
+    let all: String = primary.ask("INFO", &["replication"]).await?;
+    let after: String = replica.ask("INFO", &["replication"]).await?;
+    Ok(is_level(&before, &all, &after))
+}
+
+/// Whether a replica that was asked before and after its primary has all that the primary had.
+fn is_level(before: &str, primary: &str, after: &str) -> bool {
+    let field = |info: &str, name: &str| {
+        let value = info.lines().find_map(|line| line.trim_end().strip_prefix(name)?.strip_prefix(':').map(str::to_owned));
+        value.unwrap_or_default()
+    };
+    let offset = |info: &str, name: &str| field(info, name).parse::<u64>().ok();
+    let follows = |info: &str| (field(info, "master_host"), field(info, "master_port"), field(info, "master_link_status"));
+    let is_up = follows(before).2 == "up" && follows(before) == follows(after);
+    let is_one_history = field(primary, "role") == "master" && field(primary, "master_replid") == field(after, "master_replid");
+    let reached = offset(after, "slave_repl_offset").zip(offset(primary, "master_repl_offset"));
+    is_up && is_one_history && reached.is_some_and(|(reached, all)| reached >= all)
+}
+
 /// Asks a sentinel what it watches.
 pub async fn sentinel(admin: &mut Admin) -> Result<Option<Watch>, AdminError> {
     let masters: Vec<HashMap<String, String>> = admin.ask("SENTINEL MASTERS", &[]).await?;
@@ -133,6 +157,25 @@ fn parse_master(fields: &HashMap<String, String>) -> Option<Watch> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_replica_is_level_once_it_has_what_its_primary_had_while_the_link_was_up() {
+        let replica = |offset, link: &str, port| {
+            format!(
+                "role:slave\r\nmaster_host:127.0.0.1\r\nmaster_port:{port}\r\nmaster_link_status:{link}\r\n\
+                 slave_repl_offset:{offset}\r\nmaster_replid:aa\r\nmaster_repl_offset:{offset}\r\n"
+            )
+        };
+        let primary = |role: &str, lineage: &str| format!("role:{role}\r\nmaster_replid:{lineage}\r\nmaster_repl_offset:42\r\n");
+        let (before, all) = (replica(7, "up", 7001), primary("master", "aa"));
+        assert!(is_level(&before, &all, &replica(42, "up", 7001)));
+        assert!(!is_level(&before, &all, &replica(41, "up", 7001)), "it lacks something");
+        assert!(!is_level(&replica(7, "down", 7001), &all, &replica(42, "up", 7001)), "the link was down before");
+        assert!(!is_level(&before, &all, &replica(42, "down", 7001)), "the link is lost");
+        assert!(!is_level(&before, &all, &replica(42, "up", 7002)), "it follows another");
+        assert!(!is_level(&before, &primary("master", "bb"), &replica(42, "up", 7001)), "offsets of two histories");
+        assert!(!is_level(&before, &primary("slave", "aa"), &replica(42, "up", 7001)), "it is no primary");
+    }
 
     #[test]
     fn a_replica_is_read() {

@@ -188,10 +188,13 @@ impl Facts {
     }
 }
 
-/// Replicas that have synchronised since they started may be promoted from now on.
+/// Replicas whose link has been up since they started may be promoted, once they have all that their primary has.
 fn allow_promotions(observed: &Observed) -> impl Iterator<Item = Action> {
-    let synchronised = observed.running().filter(|(_, _, facts)| !facts.promotable && facts.is_in_step());
-    synchronised.map(|(server, ..)| Action::AllowPromotion { server })
+    let followed = |facts: &Facts| match facts.role {
+        Role::Replica { of, link: Link::Up } if !facts.promotable => Some(of),
+        _ => None,
+    };
+    observed.running().filter_map(move |(server, _, facts)| Some(Action::AllowPromotion { server, of: Some(followed(facts)?) }))
 }
 
 /// With the primary gone and nobody electable who holds data: the replica with the most data, if any has some. It synchronised a moment ago,

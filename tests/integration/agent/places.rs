@@ -80,6 +80,31 @@ fn a_server_ends_with_its_agent_and_comes_back_as_a_replica() {
     assert_eq!((successor, keys_left(&mut tier.members[1].client())), (1, KEYS));
 }
 
+/// A link is up before the replica has what was written while it was away: under a pause of writes a replica carries out nothing.
+#[test]
+fn a_server_that_follows_may_be_promoted_only_once_it_has_what_its_primary_had() {
+    for engine in Engine::ALL {
+        let tier = Tier::form(engine, 2, false);
+        let (primary, replica) = (&tier.members[0], &tier.members[1]);
+        let priority = || replica.client().line("CONFIG GET replica-priority").items()[1].text();
+        tier.wait("it to be promotable", || priority() == "100");
+        replica.kill_server();
+        let paused = || Client::connect(replica.port)?.try_call(&["CLIENT", "PAUSE", "60000", "WRITE"]);
+        tier.wait("its replication to stand still", || paused().is_ok_and(|answer| answer == Value::Simple("OK".to_owned())));
+        let mut writer = primary.client();
+        let follows = json!({"replica": {"of": primary.address(), "linkUp": true}});
+        tier.wait("its link to be up", || {
+            writer.line("INCR written");
+            replica.phase() == follows
+        });
+        // Each is a look at the server.
+        (0..4).for_each(|_| assert_eq!(replica.phase(), follows));
+        assert_eq!(priority(), "0", "{engine:?}: it may be promoted without what was written");
+        replica.client().line("CLIENT UNPAUSE");
+        tier.wait("it to be promotable again", || priority() == "100");
+    }
+}
+
 /// Ends every pod, by `end`, and brings all back in the other order.
 fn check_durable(appendfsync: &str, end: fn(&mut Member)) {
     let arguments = ["--appendfsync".to_owned(), appendfsync.to_owned()];

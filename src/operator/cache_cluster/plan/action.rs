@@ -43,10 +43,13 @@ pub enum Action {
         /// Which.
         server: ServerId,
     },
-    /// Let Sentinel or the bus promote a server that has synchronised.
+    /// Let Sentinel or the bus promote a server.
     AllowPromotion {
         /// Which.
         server: ServerId,
+        /// The primary whose link to it is up: the server must have all that this one has first, and is left as it is until then. `None`:
+        /// its copy is the only one.
+        of: Option<SocketAddr>,
     },
     /// Introduce two nodes of a Cluster.
     ClusterMeet {

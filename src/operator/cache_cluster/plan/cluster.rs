@@ -225,7 +225,7 @@ impl<'a> Cluster<'a> {
         if !on_disk && !electable().any(|node| node.facts.holds_data) {
             let members = self.members(shard).map(|node| (node.id, node.server, node.facts));
             if let Some(server) = super::only_copy(members) {
-                return vec![Action::AllowPromotion { server }, Action::Wait(Waiting::Failover { shard })];
+                return vec![Action::AllowPromotion { server, of: None }, Action::Wait(Waiting::Failover { shard })];
             }
         }
         let Some(best) = electable().max_by_key(|node| node.facts.merit()) else { return start() };

@@ -458,7 +458,7 @@ impl World {
                 let node = self.node(*server);
                 (node.up, node.promotable, node.in_step, node.syncing_for) = (true, false, false, 0);
             }
-            Action::AllowPromotion { server } if self.is_up(*server) => self.node(*server).promotable = true,
+            Action::AllowPromotion { server, .. } if self.is_up(*server) => self.node(*server).promotable = true,
             Action::ClusterMeet { server, peer } if self.is_up(*server) && self.is_up(*peer) => {
                 self.node(*server).knows.insert(*peer);
                 self.node(*peer).knows.insert(*server);

@@ -24,7 +24,7 @@ pub(super) fn plan(desired: &Desired, observed: &Observed) -> Vec<Action> {
     match verdict(desired, observed) {
         Verdict::Start(server) => actions.push(Action::StartServer { server, start: Start::Primary }),
         Verdict::Allow(server) => {
-            actions.push(Action::AllowPromotion { server });
+            actions.push(Action::AllowPromotion { server, of: None });
             actions.push(Action::Wait(Waiting::Failover { shard: 0 }));
         }
         Verdict::Promote(server) => actions.push(Action::Promote { server }),

@@ -464,7 +464,7 @@ impl World {
                 self.lead(*server);
             }
             Action::BumpEpoch { server } if self.is_up(*server) && self.servers[server].epoch < self.heard => self.claim(*server),
-            Action::AllowPromotion { server } if self.is_up(*server) => {
+            Action::AllowPromotion { server, .. } if self.is_up(*server) => {
                 self.servers.get_mut(server).unwrap().promotable = true;
             }
             Action::ClusterMeet { server, peer } if self.is_up(*server) && self.is_up(*peer) => {
@@ -513,7 +513,7 @@ impl World {
         let step = |world: &mut Self, decided: &mut Vec<Action>, part: usize| {
             let undone = decided.split_off(part.min(decided.len()));
             decided.drain(..).for_each(|action| world.apply(&action));
-            let leave = |action: Action| if let Action::AllowPromotion { server } = action { Some(server) } else { None };
+            let leave = |action: Action| if let Action::AllowPromotion { server, .. } = action { Some(server) } else { None };
             world.forbidden = undone.into_iter().filter_map(leave).collect();
             let observed = world.observe();
             *decided = planner(&world.desired, &observed);
