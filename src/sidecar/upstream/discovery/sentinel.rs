@@ -238,7 +238,10 @@ fn read_report(sentinel: &NodeAddr, replies: &[Value]) -> Result<Report, String>
         .collect();
     replicas.sort();
     replicas.dedup();
-    let passes_over = |replica: &Value| replica.field("slave-priority").and_then(Value::as_int) == Some(0);
+    // One that is replacing the primary may have chosen before it heard.
+    let flags = master.field("flags").and_then(Value::as_str).unwrap_or_default();
+    let is_choosing = flags.split(',').any(|flag| flag == "failover_in_progress");
+    let passes_over = |replica: &Value| !is_choosing && replica.field("slave-priority").and_then(Value::as_int) == Some(0);
     let heirs = entries(all_replicas).filter_map(|replica| Some((read_address(replica)?, passes_over(replica)))).collect();
     // Sentinels before 6.2 do not tell their own identity.
     let id = id.as_str().map_or_else(|| sentinel.to_string(), str::to_owned);
