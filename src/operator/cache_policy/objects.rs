@@ -215,7 +215,7 @@ mod tests {
         let Objects { secret, history, config_map } = build(&merged);
         let name = "larder-b-shop-4469096e2a";
         let snapshot = concat!(
-            r#"{"version":9,"requires":1,"generation":12,"cluster":{"name":"main","topology":{"sentinel":{"master":"main","#,
+            r#"{"version":10,"requires":1,"generation":12,"cluster":{"name":"main","topology":{"sentinel":{"master":"main","#,
             r#""sentinels":["10.96.0.7:26379"]}},"tls":{"caFile":"/etc/larder/secret/ca.crt"},"#,
             r#""auth":{"usernameFile":"/etc/larder/secret/username","passwordFile":"/etc/larder/secret/password"},"#,
             r#""sentinelAuth":{"usernameFile":"/etc/larder/secret/sentinel-username","#,
