@@ -7,10 +7,10 @@ use crate::support::saboteur::Change;
 const FAULTS: [Fault; 4] = [Fault::SidecarDies, Fault::SidecarStops, Fault::PostgresDies, Fault::ClientsAreCut];
 
 /// Plays until something is found that is wrong.
-fn is_noticed(changes: &'static [Change], versioned: bool) {
+fn is_noticed(changes: &'static [Change], versions: Versions) {
     let found = (1..=30).any(|seed| {
         let faults = fastrand::Rng::with_seed(seed).choose_multiple(FAULTS, 2);
-        let seen = play(|| Servers::sabotaged(changes), &Plan { seed, versioned, faults, keys: 2 });
+        let seen = play(|| Servers::sabotaged(changes), &Plan { seed, versions, faults, keys: 2 });
         println!("seed {seed}: {:?}", seen.wrong.first());
         !seen.wrong.is_empty()
     });
@@ -24,7 +24,7 @@ fn it_is_noticed_where_reads_may_store_while_a_write_is_under_way() {
             Change { from: "then return {'written'} end", to: "then end" },
             Change { from: "redis.call('UNLINK', KEYS[5])\nend\nlocal holder", to: "\nend\nlocal holder" },
         ],
-        true,
+        Versions::Column,
     );
 }
 
@@ -32,7 +32,7 @@ fn it_is_noticed_where_reads_may_store_while_a_write_is_under_way() {
 fn it_is_noticed_where_a_write_takes_nothing_away() {
     is_noticed(
         &[Change { from: "redis.call('UNLINK', KEYS[1], KEYS[2], KEYS[3], KEYS[4])\nreturn {'begun'", to: "return {'begun'" }],
-        true,
+        Versions::Column,
     );
 }
 
@@ -43,6 +43,6 @@ fn it_is_noticed_where_the_last_of_overlapping_writes_is_kept() {
             from: "and living == 0 and best ~= 'x' and (not mixed or (version ~= '' and (not best or newer(version, best)))) then",
             to: "then",
         }],
-        false,
+        Versions::None,
     );
 }

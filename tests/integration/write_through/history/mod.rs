@@ -80,10 +80,43 @@ impl Fault {
     }
 }
 
+/// What tells which of two writes is the later.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Versions {
+    /// Nothing.
+    None,
+    /// A column.
+    Column,
+    /// What Larder keeps.
+    Kept,
+}
+
+impl Versions {
+    /// Both topologies have some of each.
+    fn of(seed: u64) -> Self {
+        [Self::Column, Self::None, Self::Kept][(seed / 4 % 3) as usize]
+    }
+
+    /// What a rule says of its writes.
+    fn store(self) -> Json {
+        let write = "INSERT INTO kv (id, v) VALUES ($id, $value) ON CONFLICT (id) DO UPDATE SET v = excluded.v";
+        let delete = "DELETE FROM kv WHERE id = $id";
+        match self {
+            Self::None => json!({"write": write, "delete": delete}),
+            Self::Column => json!({
+                "write": format!("{write}, row_version = nextval('versions') RETURNING row_version"),
+                "delete": delete,
+                "version": "row_version",
+            }),
+            Self::Kept => json!({"write": write, "delete": delete, "version": {"kept": {}}}),
+        }
+    }
+}
+
 /// How a history goes.
 struct Plan {
     seed: u64,
-    versioned: bool,
+    versions: Versions,
     /// What befalls it, one after the other.
     faults: Vec<Fault>,
     /// How many keys there are: the fewer, the more writes overlap.
@@ -95,13 +128,8 @@ impl Plan {
     fn full(seed: u64) -> Self {
         let mut faults = Fault::ALL.to_vec();
         fastrand::Rng::with_seed(seed).shuffle(&mut faults);
-        Self { seed, versioned: is_versioned(seed), faults, keys: KEYS }
+        Self { seed, versions: Versions::of(seed), faults, keys: KEYS }
     }
-}
-
-/// Both topologies have some of either.
-fn is_versioned(seed: u64) -> bool {
-    (seed / 4).is_multiple_of(2)
 }
 
 struct Stage {
@@ -115,20 +143,12 @@ struct Stage {
 
 impl Stage {
     /// Sidecars find the database at the port `door`.
-    fn set(servers: Servers, postgres: Postgres, door: u16, versioned: bool) -> Self {
-        let url = block(postgres.database(&TABLES));
+    fn set(servers: Servers, postgres: Postgres, door: u16, (versions, tables): (Versions, &[&str])) -> Self {
+        let url = block(postgres.database(tables));
         let database = url.rsplit('/').next().expect("a name").to_owned();
         let url = url.replace(&format!(":{}/", postgres.port()), &format!(":{door}/"));
-        let write = "INSERT INTO kv (id, v) VALUES ($id, $value) \
-                     ON CONFLICT (id) DO UPDATE SET v = excluded.v, row_version = nextval('versions')";
-        let delete = "DELETE FROM kv WHERE id = $id";
-        let store = if versioned {
-            json!({"write": format!("{write} RETURNING row_version"), "delete": delete, "version": "row_version"})
-        } else {
-            json!({"write": write, "delete": delete})
-        };
         // What is read is a little old when it comes.
-        let rules = vec![rule("kv", "db", "SELECT v FROM kv, pg_sleep(0.003) WHERE id = $id", &store)];
+        let rules = vec![rule("kv", "db", "SELECT v FROM kv, pg_sleep(0.003) WHERE id = $id", &versions.store())];
         let origins = vec![origin("db", &url, "2s")];
         let sidecars = (0..2).map(|_| sidecar(&servers, &origins, &rules)).collect();
         Self { servers, postgres, database, sidecars, origins, rules }
@@ -268,7 +288,7 @@ fn play(servers: impl Fn() -> Servers, plan: &Plan) -> Seen {
     play_until_it_counts(elections, || {
         let postgres = Postgres::start();
         let port = postgres.port();
-        Stage::set(servers(), postgres, port, plan.versioned).play((plan.seed, plan.keys), |stage, world, random| {
+        Stage::set(servers(), postgres, port, (plan.versions, &TABLES)).play((plan.seed, plan.keys), |stage, world, random| {
             for fault in &plan.faults {
                 std::thread::sleep(Duration::from_millis(random.u64(100..500)));
                 stage.befall(*fault, world, random);

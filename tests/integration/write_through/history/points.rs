@@ -26,13 +26,16 @@ const AT_SERVERS: [Point; 9] = [
     Point::new("what was loaded is stored", When::Answered, "put(KEYS[1], ARGV[3])"),
 ];
 
+/// From here on the next write of the key goes on at Postgres.
+const COMMITTED: Point = in_a_write("the change is committed, and the cache does not know it", When::Answered, "COMMIT");
+
 /// At Postgres.
 const AT_POSTGRES: [Point; 5] = [
     Point::new("a transaction is to begin", When::Asked, "BEGIN READ WRITE"),
     in_a_write("the origin is to be told", When::Asked, "INSERT INTO kv"),
     Point::new("the origin has made the change, and has not committed it", When::Replied, "INSERT 0 1"),
     in_a_write("the change is to be committed", When::Asked, "COMMIT"),
-    in_a_write("the change is committed, and the cache does not know it", When::Answered, "COMMIT"),
+    COMMITTED,
 ];
 
 fn points() -> impl Iterator<Item = Point> {
@@ -45,7 +48,7 @@ const KEYS: usize = 32;
 const COMES_WITHIN: Duration = Duration::from_secs(120);
 
 impl Stage {
-    fn trapped(in_cluster: bool, trap: &Trap, versioned: bool) -> Self {
+    fn trapped(in_cluster: bool, trap: &Trap, database: (Versions, &[&str])) -> Self {
         let servers = if in_cluster {
             Servers::Cluster(RedisCluster::start_trapped(Engine::Valkey9, 3, 1, &[], trap))
         } else {
@@ -53,7 +56,7 @@ impl Stage {
         };
         let postgres = Postgres::start();
         let door = trap.stand_before(Trap::open(), postgres.port());
-        Self::set(servers, postgres, door, versioned)
+        Self::set(servers, postgres, door, database)
     }
 }
 
@@ -80,11 +83,17 @@ type Visits = Vec<(Point, Fate)>;
 
 /// One history with these points, in another order each time. By turns under Sentinel and in Cluster.
 fn play_points(seed: u64, visits: &Visits) -> Seen {
+    let versions = if (seed / 2).is_multiple_of(2) { Versions::Column } else { Versions::None };
+    play_points_at(seed, visits, (versions, &TABLES))
+}
+
+/// The same before this database.
+fn play_points_at(seed: u64, visits: &Visits, database: (Versions, &[&str])) -> Seen {
     let elections =
         |(point, fate): &&(Point, Fate)| *fate == Fate::IsLeftAlone && AT_SERVERS.iter().any(|other| other.name == point.name);
     play_until_it_counts(visits.iter().filter(elections).count() as u64, || {
         let trap = Trap::default();
-        Stage::trapped(seed % 2 == 1, &trap, (seed / 2).is_multiple_of(2)).play((seed, KEYS), |stage, world, random| {
+        Stage::trapped(seed % 2 == 1, &trap, database).play((seed, KEYS), |stage, world, random| {
             let mut visits = visits.clone();
             random.shuffle(&mut visits);
             for (point, fate) in visits {
@@ -132,6 +141,21 @@ fn no_history_shows_what_is_older_whatever_dies_at_whichever_point() {
     }
     sum.assert_right();
     sum.assert_busy();
+}
+
+/// A sidecar stands still where its write is committed, while another's writes of the key come to their ends.
+#[test]
+fn the_order_of_versions_that_larder_keeps_counts() {
+    let falling = [
+        "CREATE TABLE larder_versions (counter bigint PRIMARY KEY, version bigint NOT NULL)",
+        "CREATE FUNCTION fall() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN \
+         IF TG_OP = 'INSERT' THEN NEW.version := 1000000; ELSE NEW.version := OLD.version - 1; END IF; RETURN NEW; END $$",
+        "CREATE TRIGGER fall BEFORE INSERT OR UPDATE ON larder_versions FOR EACH ROW EXECUTE FUNCTION fall()",
+    ];
+    let play = |seed, tables: &[&str]| play_points_at(seed, &vec![(COMMITTED, Fate::StandsStill); 6], (Versions::Kept, tables));
+    (0..2).for_each(|seed| play(seed, &TABLES).assert_right());
+    let is_noticed = (0..10).any(|seed| !play(seed, &[&TABLES[..], &falling].concat()).wrong.is_empty());
+    assert!(is_noticed, "that versions fall is not noticed");
 }
 
 #[test]
