@@ -10,7 +10,6 @@ use tokio::time::{Instant, sleep};
 
 use super::info::{Info, Role};
 use super::line::{Line, LineError};
-use super::retire;
 use crate::sidecar::upstream::access::Access;
 use crate::sidecar::upstream::node::NodeAddr;
 
@@ -27,18 +26,13 @@ struct Following {
 }
 
 /// Whether the server behind `server` has all that its primary had at a moment since this was asked. False also where it follows nobody,
-/// where the link is lost or another primary is followed meanwhile, and where it is still behind after half a second: ask again. A note at
-/// the primary that the server which is known as `noted` has [retired](retire) is taken back before.
+/// where the link is lost or another primary is followed meanwhile, and where it is still behind after half a second: ask again.
 ///
 /// # Errors
 /// One of the two does not answer.
-pub async fn has_caught_up(server: &mut Line, access: &Access, noted: Option<&NodeAddr>) -> Result<bool, LineError> {
+pub async fn has_caught_up(server: &mut Line, access: &Access) -> Result<bool, LineError> {
     let Some(before) = Following::of(&read(server).await?) else { return Ok(false) };
-    let mut line = Line::new(before.primary.clone(), access.clone());
-    if let Some(own) = noted {
-        retire::take_back(&mut line, own).await?;
-    }
-    let primary = read(&mut line).await?;
+    let primary = read(&mut Line::new(before.primary.clone(), access.clone())).await?;
     if primary.role() != Some(Role::Primary) {
         return Ok(false);
     }

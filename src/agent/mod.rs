@@ -23,7 +23,6 @@ pub mod peers;
 pub mod place;
 pub mod questions;
 pub mod reach;
-pub mod retire;
 pub mod run;
 pub mod supervisor;
 pub mod upkeep;

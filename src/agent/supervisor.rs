@@ -21,7 +21,6 @@ use super::line::{Line, LineError};
 use super::node_table::NodeTable;
 use super::peers::PeerClient;
 use super::questions::{self, Own};
-use super::retire::{self, Hearing};
 use super::upkeep::Upkeep;
 use crate::policy::agent::{DataState, ServerPhase};
 use crate::sidecar::upstream::access::ClusterAccess;
@@ -80,8 +79,6 @@ struct Run {
     seen_copying: bool,
     /// Whether it may be promoted.
     promotable: bool,
-    /// Whether it ends, and is out of elections for good.
-    retires: bool,
     /// Whether it has answered.
     greeted: bool,
     asked: Instant,
@@ -197,17 +194,8 @@ impl Supervisor {
         let promotable = matches!(start, Start::Primary | Start::Replica { promotable: true, .. });
         let brought = own;
         let now = Instant::now();
-        let mut run = Run {
-            start,
-            brought,
-            since: now,
-            synchronised: false,
-            seen_copying: false,
-            promotable,
-            retires: false,
-            greeted: false,
-            asked: now,
-        };
+        let mut run =
+            Run { start, brought, since: now, synchronised: false, seen_copying: false, promotable, greeted: false, asked: now };
         loop {
             tokio::select! {
                 status = self.children.ended(&server) => {
@@ -326,7 +314,7 @@ impl Supervisor {
 
     /// Lets the server be promoted, once it may be.
     async fn settle_promotability(&mut self, run: &mut Run) {
-        if run.promotable || run.retires || !self.may_be_promoted(run).await {
+        if run.promotable || !self.may_be_promoted(run).await {
             return;
         }
         let charge = self.charge.borrow().clone();
@@ -346,9 +334,7 @@ impl Supervisor {
             if known.report.server == ServerPhase::Primary {
                 return true;
             }
-            // Who is in no Cluster may have retired.
-            let noted = self.memory.is_none().then(|| self.charge.borrow().address.clone());
-            match has_caught_up(&mut self.line, &self.access.servers, noted.as_ref()).await {
+            match has_caught_up(&mut self.line, &self.access.servers).await {
                 Ok(true) => return true,
                 Ok(false) => {}
                 Err(error) => debug!(%error, "it is not known whether the server has all that its primary has"),
@@ -371,10 +357,8 @@ impl Supervisor {
     /// SIGTERM, and after the bound SIGKILL.
     async fn shut_down(&mut self, server: &Server, run: &mut Run) {
         self.look(run).await;
-        let retires = self.withdraw(run).await;
         self.board.update(|known| known.report.server = ServerPhase::Stopping);
-        let charge = self.charge.borrow().clone();
-        let bound = charge.config.shutdown.as_duration();
+        let bound = self.charge.borrow().config.shutdown.as_duration();
         info!(?bound, "stopping the server");
         server.terminate();
         match timeout(bound, self.children.ended(server)).await {
@@ -386,31 +370,6 @@ impl Supervisor {
                 let _ = timeout(Duration::from_secs(5), self.children.ended(server)).await;
             }
         }
-        if retires {
-            match retire::note(&charge, &self.access).await {
-                Some(primary) => info!(%primary, "the server has retired: no write waits for it"),
-                None => info!("it could not be noted that the server has retired: writes may wait for it"),
-            }
-        }
-    }
-
-    /// Takes a replica out of elections, and waits until every sentinel has heard that. The server goes on meanwhile. False where it is no
-    /// replica, or they do not hear of it in time.
-    async fn withdraw(&mut self, run: &mut Run) -> bool {
-        let charge = self.charge.borrow().clone();
-        run.retires = retire::withdraw(&charge, &mut self.line).await;
-        let (deadline, mut silences) = (Instant::now() + retire::HEARD_WITHIN, 0);
-        while run.retires && Instant::now() < deadline && silences < retire::MOST_SILENCES {
-            match retire::hearing(&charge, &self.access.sentinels).await {
-                Hearing::PassedOver { .. } => return true,
-                Hearing::NotYet => silences = 0,
-                Hearing::Silent => silences += 1,
-            }
-            sleep(retire::ASK_EVERY).await;
-            // Peers that start are told how far it is.
-            self.look(run).await;
-        }
-        false
     }
 }
 

@@ -18,7 +18,6 @@ use crate::sidecar::upstream::discovery::Refresh;
 use crate::sidecar::upstream::disks::Disks;
 use crate::sidecar::upstream::heirs::{Electors, Heir, rule_out, strays};
 use crate::sidecar::upstream::node::NodeAddr;
-use crate::sidecar::upstream::retired;
 use crate::sidecar::upstream::view::{View, ViewKind};
 
 /// How long a connection and a request may take.
@@ -161,10 +160,7 @@ impl Hub {
         }
         self.links.insert(node.clone(), link);
         let (footing, answer) = Footing::of(&answers, self.disk).map_err(unsure)?;
-        let (mut strays, electors) = self.strays(node, &footing).map_err(unsure)?;
-        if electors == Electors::Sentinels && !strays.is_empty() {
-            strays = self.without_retired(node, strays).await?;
-        }
+        let (strays, electors) = self.strays(node, &footing).map_err(unsure)?;
         rule_out(&strays, &self.access, electors).await.map_err(Unsure::from).map_err(unsure)?;
         if self.disk == Disk::Asked {
             self.disks.check(footing.followers(), &self.access).await.map_err(Unsure::from).map_err(unsure)?;
@@ -180,21 +176,6 @@ impl Hub {
         let heirs = view.kind.heirs(node).ok_or(Unsure::Heirs)?;
         let in_cluster = matches!(view.kind, ViewKind::Cluster(_));
         Ok((strays(heirs, footing.followers()), if in_cluster { Electors::Replicas } else { Electors::Sentinels }))
-    }
-
-    /// Those of them that have not retired. Asked behind what they need not have.
-    async fn without_retired(&mut self, node: &NodeAddr, strays: Vec<Heir>) -> Result<Vec<Heir>, HubError> {
-        // A server that lets nobody read notes has none.
-        let (link, answers) = self.exchange(node, &retired::question(&strays)).await?;
-        self.links.insert(node.clone(), link);
-        let bytes = |value: &Value| match value {
-            Value::Text(text) => Some(text.clone()),
-            _ => None,
-        };
-        let [notes, info] = &answers[..] else { return Err(HubError::Answer) };
-        let notes: Vec<Option<Vec<u8>>> = notes.as_list().unwrap_or_default().iter().map(bytes).collect();
-        let notes: Vec<Option<&[u8]>> = notes.iter().map(Option::as_deref).collect();
-        Ok(retired::split(strays, &notes, &bytes(info).unwrap_or_default()).1)
     }
 
     /// How many replicas the owner of a slot is known to have.

@@ -52,7 +52,7 @@ pub struct ServerConfig<'a> {
 
 /// What the user of a relay can do at a server: look after journals, write what it waits for to be on disk, and see how servers write
 /// to disk and who follows them.
-pub const RELAY_RULES: &str = "resetchannels ~larder:j:* ~larder:w:* %R~larder:retired:* ~larder:events ~larder:cs:* ~larder:cr:* -@all +@read +@write \
+pub const RELAY_RULES: &str = "resetchannels ~larder:j:* ~larder:w:* ~larder:events ~larder:cs:* ~larder:cr:* -@all +@read +@write \
                                +@connection +@transaction -@admin -@dangerous +eval +time +wait +role +info +config|get +cluster|info +cluster|slots +cluster|shards \
                                +cluster|nodes";
 

@@ -21,11 +21,10 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::connection::{Dedicated, Owed};
 use super::pool::{Hold, Target, acquire};
-use super::wait::{HEIRS_UNKNOWN, MARK_COMMANDS, check_heirs, followers_of, mark, settle, tell_retired};
+use super::wait::{HEIRS_UNKNOWN, MARK_COMMANDS, check_heirs, followers_of, mark, settle};
 use crate::sidecar::resp::{encode, reply};
 use crate::sidecar::upstream::broken::Broken;
 use crate::sidecar::upstream::disks::{Careless, Disks};
-use crate::sidecar::upstream::heirs::Heir;
 use crate::sidecar::upstream::lane::Lane;
 use crate::sidecar::upstream::node::NodeAddr;
 use crate::sidecar::worker::Worker;
@@ -192,8 +191,6 @@ struct Footing {
     followers: Vec<NodeAddr>,
     /// Which of them has the least of its data.
     last: Option<String>,
-    /// Who need not have it, for as long as it is noted at the server that they have retired.
-    retired: Vec<Heir>,
     /// Its clock, in microseconds since 1970.
     now: u64,
     /// Whether it knows WAITAOF.
@@ -325,10 +322,8 @@ async fn look(worker: &Rc<Worker>, connection: &mut Dedicated) -> Result<Footing
     let now = clock_of(time).ok_or_else(|| Unfit::NotNow("TRYAGAIN the server does not tell the time".to_owned()))?;
     let history =
         history_of(info).ok_or_else(|| Unfit::NotNow("TRYAGAIN the server does not tell its replication ID".to_owned()))?;
-    let (last, counts_fsyncs) = (last_of(info), waitaof.first() != Some(&b'-'));
-    let checked = check_heirs(worker, connection, &heirs, &followers).await.map_err(lost)?;
-    let retired = checked.map_err(|electable| Unfit::NotNow(format!("NOREPLICAS {electable}")))?;
-    Ok(Footing { followers, last, retired, now, counts_fsyncs, history })
+    check_heirs(worker, &heirs, &followers).await.map_err(|electable| Unfit::NotNow(format!("NOREPLICAS {electable}")))?;
+    Ok(Footing { followers, last: last_of(info), now, counts_fsyncs: waitaof.first() != Some(&b'-'), history })
 }
 
 /// Whether the server has each write on disk before it answers.
@@ -383,7 +378,7 @@ fn clock_of(time: &[u8]) -> Option<u64> {
 /// Waits until what the connection carried out is on disk everywhere, given the answer to the first question.
 async fn confirm(worker: &Rc<Worker>, mut connection: Dedicated, mut footing: Footing, mut word: Word) -> Result<(), String> {
     let until = Instant::now() + CONFIRMED_WITHIN;
-    while !(footing.confirms(&word) && are_retired(&mut connection, &footing.retired).await?) {
+    while !footing.confirms(&word) {
         if let Some(error) = word.counts.strip_prefix(b"-") {
             return Err(format!("the server says ({})", String::from_utf8_lossy(error).trim_end()));
         }
@@ -407,16 +402,6 @@ async fn confirm(worker: &Rc<Worker>, mut connection: Dedicated, mut footing: Fo
     }
     connection.give_back();
     Ok(())
-}
-
-/// Whether it is still noted that all of these have retired: what the connection has carried out before, they have before they are promoted.
-async fn are_retired(connection: &mut Dedicated, retired: &[Heir]) -> Result<bool, String> {
-    if retired.is_empty() {
-        return Ok(true);
-    }
-    let told = timeout(ANSWERED_WITHIN, tell_retired(connection, retired.to_vec())).await.unwrap_or(Err(Broken::Silent));
-    let (_, others) = told.map_err(|error| format!("the connection to the server was lost ({error})"))?;
-    Ok(others.is_empty())
 }
 
 async fn settled(connection: &mut Dedicated) -> Result<(), Broken> {

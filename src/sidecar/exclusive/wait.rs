@@ -29,7 +29,6 @@ use crate::sidecar::upstream::heirs::{Electable, Electors, Heir, rule_out, stray
 use crate::sidecar::upstream::lane::Lane;
 use crate::sidecar::upstream::node::NodeAddr;
 use crate::sidecar::upstream::queue::ANY_SLOT;
-use crate::sidecar::upstream::retired;
 use crate::sidecar::upstream::sink::Answer;
 use crate::sidecar::worker::Worker;
 
@@ -182,17 +181,13 @@ async fn confirm(worker: &Rc<Worker>, target: &Target, proofs: &[&Proof], lane: 
         tracing::warn!(%node, error = %broken, "lost the connection on which replicas were to confirm a removal");
         Unconfirmed::Moved("the connection to the server was lost before its replicas confirmed it")
     };
-    let role = call(&mut connection, &["ROLE"]).await.map_err(lost)?;
+    let role = call(&mut connection, &[b"ROLE"]).await.map_err(lost)?;
     let Some(followers) = followers_of(&role) else {
         return Err(Unconfirmed::Moved("the server is no primary any more"));
     };
-    match check_followers(worker, &mut connection, &followers, heed).await {
-        Ok(Ok(())) => {}
-        Ok(Err(why)) => {
-            connection.give_back();
-            return Err(why);
-        }
-        Err(broken) => return Err(lost(broken)),
+    if let Err(why) = check_followers(worker, &node, &followers, heed).await {
+        connection.give_back();
+        return Err(why);
     }
     let replicas = followers.len();
     let commands: Vec<&[u8]> =
@@ -217,7 +212,7 @@ async fn confirm(worker: &Rc<Worker>, target: &Target, proofs: &[&Proof], lane: 
     }
     if replicas > 0 {
         let (count, bound) = (replicas.to_string(), REPLICAS_MS.to_string());
-        let answer = call(&mut connection, &["WAIT", &count, &bound]).await.map_err(lost)?;
+        let answer = call(&mut connection, &[b"WAIT", count.as_bytes(), bound.as_bytes()]).await.map_err(lost)?;
         let have = reply::integer(&answer).unwrap_or_default();
         if have < replicas as i64 {
             let text = format!("{have} of {replicas} replicas confirmed it within {REPLICAS_MS} ms");
@@ -226,7 +221,7 @@ async fn confirm(worker: &Rc<Worker>, target: &Target, proofs: &[&Proof], lane: 
     }
     if heed == Heed::Heirs {
         // Others that came meanwhile may be among those that were counted.
-        let after = call(&mut connection, &["ROLE"]).await.map_err(lost)?;
+        let after = call(&mut connection, &[b"ROLE"]).await.map_err(lost)?;
         let after = followers_of(&after).ok_or(Unconfirmed::Moved("the server is no primary any more"))?;
         if after != followers {
             connection.give_back();
@@ -237,57 +232,28 @@ async fn confirm(worker: &Rc<Worker>, target: &Target, proofs: &[&Proof], lane: 
     Ok(())
 }
 
-/// Whether nobody is missing among those who follow the primary that `connection` leads to.
-async fn check_followers(
-    worker: &Worker,
-    connection: &mut Dedicated,
-    followers: &[NodeAddr],
-    heed: Heed,
-) -> Result<Result<(), Unconfirmed>, Broken> {
+/// Whether nobody is missing among those who follow a primary.
+async fn check_followers(worker: &Worker, node: &NodeAddr, followers: &[NodeAddr], heed: Heed) -> Result<(), Unconfirmed> {
     if heed == Heed::Reachable {
-        let (connected, known) = (followers.len(), worker.router().replicas_at(connection.address()));
-        return Ok(if connected < known { Err(Unconfirmed::Detached { connected, known }) } else { Ok(()) });
+        let (connected, known) = (followers.len(), worker.router().replicas_at(node));
+        return if connected < known { Err(Unconfirmed::Detached { connected, known }) } else { Ok(()) };
     }
-    let Some(heirs) = worker.router().heirs_at(connection.address()) else {
-        return Ok(Err(Unconfirmed::Heir(HEIRS_UNKNOWN.to_owned())));
-    };
-    // What is to be confirmed was carried out before this is asked.
-    let checked = check_heirs(worker, connection, &heirs, followers).await?;
-    Ok(checked.map(drop).map_err(|electable| Unconfirmed::Heir(electable.to_string())))
+    let heirs = worker.router().heirs_at(node).ok_or_else(|| Unconfirmed::Heir(HEIRS_UNKNOWN.to_owned()))?;
+    check_heirs(worker, &heirs, followers).await.map_err(|electable| Unconfirmed::Heir(electable.to_string()))
 }
 
 /// What is said where it is not known who might take a primary's place.
 pub(super) const HEIRS_UNKNOWN: &str =
     "the servers do not tell who might take the primary's place (in a Cluster, by CLUSTER SHARDS)";
 
-/// Makes sure that none of the heirs of the primary that `connection` leads to is promoted without what `followers` have. Those among them
-/// that have retired: of them that holds for what the primary had when it was asked.
-pub(super) async fn check_heirs(
-    worker: &Worker,
-    connection: &mut Dedicated,
-    heirs: &[Heir],
-    followers: &[NodeAddr],
-) -> Result<Result<Vec<Heir>, Electable>, Broken> {
+/// Makes sure that none of a primary's heirs is promoted without what `followers` have.
+pub(super) async fn check_heirs(worker: &Worker, heirs: &[Heir], followers: &[NodeAddr]) -> Result<(), Electable> {
     let strays = strays(heirs, followers);
     if strays.is_empty() {
-        return Ok(Ok(Vec::new()));
+        return Ok(());
     }
-    let (electors, (retired, others)) = match worker.is_cluster() {
-        true => (Electors::Replicas, (Vec::new(), strays)),
-        false => (Electors::Sentinels, tell_retired(connection, strays).await?),
-    };
-    Ok(rule_out(&others, &worker.access(), electors).await.map(|()| retired))
-}
-
-/// Tells those that have retired from the others.
-pub(super) async fn tell_retired(connection: &mut Dedicated, strays: Vec<Heir>) -> Result<(Vec<Heir>, Vec<Heir>), Broken> {
-    let [notes, info] = retired::question(&strays);
-    // A server that lets nobody read notes has none.
-    let notes = call(connection, &notes).await?;
-    let info = call(connection, &info).await?;
-    let notes = reply::elements(&notes).unwrap_or_default();
-    let notes: Vec<Option<&[u8]>> = notes.iter().map(|note| reply::text(note)).collect();
-    Ok(retired::split(strays, &notes, reply::text(&info).unwrap_or_default()))
+    let electors = if worker.is_cluster() { Electors::Replicas } else { Electors::Sentinels };
+    rule_out(&strays, &worker.access(), electors).await
 }
 
 /// Who follows a primary, sorted. `None`: it is none.
@@ -304,7 +270,7 @@ pub(super) fn followers_of(role: &[u8]) -> Option<Vec<NodeAddr>> {
     is_primary.then_some(followers)
 }
 
-async fn call<A: AsRef<[u8]>>(connection: &mut Dedicated, command: &[A]) -> Result<Vec<u8>, Broken> {
+async fn call(connection: &mut Dedicated, command: &[&[u8]]) -> Result<Vec<u8>, Broken> {
     let mut wire = Vec::new();
     encode::command(&mut wire, command);
     connection.queue(&wire);

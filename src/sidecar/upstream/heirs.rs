@@ -4,7 +4,7 @@
 //! promoted with what it had before: how long its link has been down it counts from when it noticed. So it is not enough that all who
 //! follow the primary have a write, nor does it help that sentinels take a replica for dead. An heir that does not follow is left
 //! out of account only where nobody promotes it: it says so itself, and where others choose, all of them have heard it. One that does
-//! not answer may be anything, unless it is noted that it has [retired](super::retired).
+//! not answer may be anything.
 
 use std::net::IpAddr;
 use std::time::Duration;

@@ -16,7 +16,6 @@ pub mod node;
 pub mod open;
 pub mod queue;
 pub mod redirect;
-pub mod retired;
 pub mod router;
 pub mod sink;
 pub mod view;

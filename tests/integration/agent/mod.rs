@@ -5,7 +5,6 @@ mod cluster_planned;
 mod configuration;
 mod handover;
 mod places;
-mod retired;
 mod sentinels;
 mod tier;
 mod writes;

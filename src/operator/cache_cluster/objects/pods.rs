@@ -27,8 +27,8 @@ pub const MAIN_CONTAINER: &str = "server";
 pub const LARDER_CONTAINER: &str = "larder";
 /// The name of the volume with data.
 pub const DATA_VOLUME: &str = "data";
-/// How long a pod's end may take: a handover, the time until sentinels have heard that the server retires, its own end, and some room.
-const GRACE_SECS: i64 = 55;
+/// How long a pod's end may take: a handover, the server's own end, and some room.
+const GRACE_SECS: i64 = 40;
 /// The user and group of the official images. Any other will do as well: everything that is written is on volumes.
 const USER: i64 = 999;
 /// The memory that a sentinel may take.

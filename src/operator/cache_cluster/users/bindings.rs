@@ -45,11 +45,11 @@ const COMMANDS: &str = "-@all +@read +@write +@connection +@pubsub +@transaction
 const FLUSH: &str = "+flushall +flushdb";
 /// What `allow.keys` adds.
 const LIST: &str = "+keys";
-/// Keys that sidecars of all bindings share: whose turn it is to sweep, the marks of WAIT, and which replicas have retired.
-const SHARED_KEYS: &str = "%W~larder:sweeps %W~larder:w:{???} %R~larder:retired:*";
+/// Keys that sidecars of all bindings share: whose turn it is to sweep, and the marks of WAIT.
+const SHARED_KEYS: &str = "%W~larder:sweeps %W~larder:w:{???}";
 /// What a relay does: `docs/relay.md` has the same, and a test holds relays to that. Servers are vouched for, so it asks nobody's configuration.
-const OF_A_RELAY: &str = "%W~larder:w:{???} %R~larder:retired:* -@all +@read +@write +@connection +@transaction -@admin -@dangerous +eval \
-                          +time +wait +role +info +cluster|info +cluster|slots +cluster|shards +cluster|nodes";
+const OF_A_RELAY: &str = "%W~larder:w:{???} -@all +@read +@write +@connection +@transaction -@admin -@dangerous +eval +time +wait +role \
+                          +info +cluster|info +cluster|slots +cluster|shards +cluster|nodes";
 
 /// How the user of a binding is to log in, and what it can do. `Debug` does not show the hash.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -404,7 +404,7 @@ mod tests {
             "on #{} resetchannels ~user:[^:]* ~larder:[ilnsv]:{{???}}user:[^:]* &user:[^:]* &larder:l:{{???}}user:[^:]* \
              %R~larder:p:{name} %R~larder:fleet:{{larder:p:{name}}} %W~larder:sweep:{name} &larder:p:{name} &larder:hb:{name} \
              ~larder:er:{{larder:events}}{name} ~larder:es:{{larder:events}}{name} %R~larder:events (%W~larder:events +xadd +xtrim) \
-             %W~larder:sweeps %W~larder:w:{{???}} %R~larder:retired:* \
+             %W~larder:sweeps %W~larder:w:{{???}} \
              -@all +@read +@write +@connection +@pubsub +@transaction +eval +eval_ro +evalsha +evalsha_ro +script|exists +script|load \
              +cluster -@admin -@dangerous -function +info +role +sort +sort_ro +time",
             sha256(b"one")
@@ -432,8 +432,8 @@ mod tests {
         assert!(rules.contains(" resetchannels ~larder:j:{???}store.shop.db/* ~user:?* "), "{rules}");
         let rules = of(&users.on_servers(), "relay").unwrap().rules.join(" ");
         let expected = format!(
-            "on #{} resetchannels ~larder:j:{{???}}store.shop.db/* ~larder:j:{{???}}store.shop.old/* %W~larder:w:{{???}} %R~larder:retired:* \
-             -@all +@read +@write +@connection +@transaction -@admin -@dangerous +eval +time +wait +role +info +cluster|info +cluster|slots +cluster|shards \
+            "on #{} resetchannels ~larder:j:{{???}}store.shop.db/* ~larder:j:{{???}}store.shop.old/* %W~larder:w:{{???}} -@all +@read +@write \
+             +@connection +@transaction -@admin -@dangerous +eval +time +wait +role +info +cluster|info +cluster|slots +cluster|shards \
              +cluster|nodes",
             sha256(b"two")
         );

@@ -26,10 +26,6 @@ enum Switch {
     OneReplica,
     /// A replica that is taken for dead is waited for no longer, though it may be promoted.
     Stray,
-    /// That a replica has retired counts also after it was let be promoted again.
-    RetiredForGood,
-    /// And under whichever primary.
-    RetiredInAnyReign,
     /// Memory is enough.
     Memory,
     /// A mark need not be confirmed.
@@ -66,11 +62,9 @@ fn no_acknowledged_write_is_lost_and_no_read_is_older() {
     }
     // All of it happens, so that what holds is not held of nothing.
     let least = histories() / 50;
-    let world::Seen { acknowledged, failovers, strays, retired, vanished, from_dirty, filled, refused_commits, detours } = seen;
+    let world::Seen { acknowledged, failovers, strays, vanished, from_dirty, filled, refused_commits, detours } = seen;
     assert!(
-        [acknowledged, failovers, strays, retired, vanished, from_dirty, filled, refused_commits]
-            .iter()
-            .all(|count| *count > least)
+        [acknowledged, failovers, strays, vanished, from_dirty, filled, refused_commits].iter().all(|count| *count > least)
             && detours > least / 4,
         "{seen:?}"
     );
@@ -91,8 +85,6 @@ fn each_switch_is_noticed() {
         Switch::Unconfirmed,
         Switch::OneReplica,
         Switch::Stray,
-        Switch::RetiredForGood,
-        Switch::RetiredInAnyReign,
         Switch::Memory,
         Switch::MarkUnconfirmed,
         Switch::DirtyUnread,

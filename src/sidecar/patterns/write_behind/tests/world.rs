@@ -28,8 +28,6 @@ pub const AWAY: u64 = TOLD_WITHIN + DETOUR_TAKES + 2 * SKEW;
 const MARK_WITH_DETOUR: u64 = SENT_WITHIN + AWAY;
 /// How long it stands otherwise.
 const MARK: u64 = SENT_WITHIN + CARRIED_OUT_WITHIN + 2 * SKEW;
-/// The most servers.
-const SERVERS: usize = 3;
 pub const BOUNDS: Bounds = Bounds { depth: 100, bytes: 1 << 20, age_ms: 1 << 20 };
 
 /// What a server holds.
@@ -39,8 +37,6 @@ pub struct State {
     pub journal: Partition,
     /// The last write of each key that was appended, by its number; and whether it deletes.
     pub latest: [(u64, bool); KEYS],
-    /// The reign in which it was noted that a server has retired. Nothing: it has not, or has taken that back.
-    retired: [Option<u64>; SERVERS],
 }
 
 /// How far a server is in the primary's history.
@@ -78,8 +74,6 @@ pub struct Seen {
     pub failovers: u64,
     /// Promotions of a server that had followed nobody.
     pub strays: u64,
-    /// Writes that were confirmed without one that had retired.
-    pub retired: u64,
     /// Writes of which nobody was told and that are gone.
     pub vanished: u64,
     pub from_dirty: u64,
@@ -94,7 +88,6 @@ impl Seen {
         self.acknowledged += other.acknowledged;
         self.failovers += other.failovers;
         self.strays += other.strays;
-        self.retired += other.retired;
         self.vanished += other.vanished;
         self.from_dirty += other.from_dirty;
         self.filled += other.filled;
@@ -138,7 +131,7 @@ pub struct World {
 impl World {
     pub fn new(seed: u64, switch: Switch) -> Self {
         let mut random = fastrand::Rng::with_seed(seed);
-        let servers = random.usize(2..=SERVERS);
+        let servers = random.usize(2..=3);
         let server =
             |random: &mut fastrand::Rng| Server { memory: 0, disk: 0, is_up: true, may_be_heir: true, skew: random.u64(..SKEW) };
         let servers = (0..servers).map(|_| server(&mut random)).collect();
@@ -261,18 +254,10 @@ impl World {
         self.state().latest[key].max(self.direct[key])
     }
 
-    /// Whether it is noted at the primary that a server has retired, and the note counts.
-    fn has_retired(&self, at: usize) -> bool {
-        let noted = self.state().retired[at];
-        noted == Some(self.reign) || (noted.is_some() && self.switch == Switch::RetiredInAnyReign)
-    }
-
     /// Whether all who might be primary have what was there at a moment: on disk, or at least in memory. One that does not follow cannot
-    /// say so, unless it has retired.
-    pub fn is_confirmed(&mut self, moment: Moment, on_disk: bool) -> bool {
-        let is_away = |at: &usize| !self.servers[*at].is_up;
-        let retired = (0..self.servers.len()).filter(is_away).filter(|at| self.has_retired(*at)).count();
-        let strays = (0..self.servers.len()).filter(is_away).any(|at| self.servers[at].may_be_heir && !self.has_retired(at));
+    /// say so.
+    pub fn is_confirmed(&self, moment: Moment, on_disk: bool) -> bool {
+        let strays = self.servers.iter().any(|server| !server.is_up && server.may_be_heir);
         if self.reign != moment.reign || (strays && self.switch != Switch::Stray) {
             return false;
         }
@@ -283,9 +268,7 @@ impl World {
         let replicas = || self.servers.iter().enumerate().filter(|(at, server)| *at != self.primary && server.is_up);
         let count = replicas().filter(|(_, server)| has(server)).count();
         let needed = if self.switch == Switch::OneReplica { 1 } else { replicas().count() };
-        let is_confirmed = has(&self.servers[self.primary]) && count >= needed.max(1);
-        self.seen.retired += u64::from(is_confirmed && retired > 0);
-        is_confirmed
+        has(&self.servers[self.primary]) && count >= needed.max(1)
     }
 
     fn tell(&mut self, step: impl FnOnce() -> String) {
@@ -312,16 +295,6 @@ impl World {
         (self.primary, self.reign) = (primary, self.reign + 1);
     }
 
-    /// The primary dies, and another takes its place.
-    fn fail_over(&mut self, heir: usize) {
-        self.seen.failovers += 1;
-        self.seen.strays += u64::from(!self.servers[heir].is_up);
-        let (before, offset) = (self.primary, self.servers[heir].memory);
-        self.begin_reign(heir, offset);
-        self.servers[heir].is_up = true;
-        self.servers[before].is_up = false;
-    }
-
     fn servers_step(&mut self) {
         let at = self.random.usize(..self.servers.len());
         match self.random.u8(..32) {
@@ -330,7 +303,12 @@ impl World {
                 let heirs: Vec<usize> =
                     (0..self.servers.len()).filter(|heir| *heir != at && may_be(&self.servers[*heir])).collect();
                 let Some(heir) = self.random.choice(heirs) else { return };
-                self.fail_over(heir);
+                self.seen.failovers += 1;
+                self.seen.strays += u64::from(!self.servers[heir].is_up);
+                let offset = self.servers[heir].memory;
+                self.begin_reign(heir, offset);
+                self.servers[heir].is_up = true;
+                self.servers[at].is_up = false;
             }
             // It is back before anybody takes its place.
             1 if at == self.primary => self.begin_reign(at, self.servers[at].disk),
@@ -339,32 +317,11 @@ impl World {
                 server.memory = if hangs { server.memory } else { server.disk };
                 server.is_up = false;
             }
-            // It ends in good order: nobody promotes it before it has taken its note back and has all that was there then.
-            3..5 if at != self.primary && self.servers[at].is_up => {
-                let server = &mut self.servers[at];
-                (server.memory, server.is_up, server.may_be_heir) = (server.disk, false, false);
-                let reign = self.reign;
-                self.change(|state, _| state.retired[at] = Some(reign));
-            }
             // It has ruled out that it is promoted.
             3..6 if !self.servers[at].is_up => self.servers[at].may_be_heir = false,
             6..16 if !self.servers[at].is_up => {
-                let had_retired = self.state().retired[at].is_some();
-                if had_retired && self.switch != Switch::RetiredForGood {
-                    self.change(|state, _| state.retired[at] = None);
-                }
                 let all = self.history.len() - 1;
                 self.servers[at] = Server { memory: all, disk: all, is_up: true, may_be_heir: true, ..self.servers[at] };
-                // Who takes over right then may not have heard that the note is gone.
-                let others: Vec<usize> = (0..self.servers.len())
-                    .filter(|other| *other != at && *other != self.primary && self.servers[*other].is_up)
-                    .collect();
-                if had_retired
-                    && self.random.bool()
-                    && let Some(heir) = self.random.choice(others)
-                {
-                    self.fail_over(heir);
-                }
             }
             _ if self.servers[at].is_up => {
                 let all = self.history.len() - 1;
