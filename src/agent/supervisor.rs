@@ -82,6 +82,8 @@ struct Run {
     /// Whether it has answered.
     greeted: bool,
     asked: Instant,
+    /// When its primary was last asked in vain how far it is.
+    untold: Option<Instant>,
 }
 
 /// How a run ended.
@@ -194,8 +196,17 @@ impl Supervisor {
         let promotable = matches!(start, Start::Primary | Start::Replica { promotable: true, .. });
         let brought = own;
         let now = Instant::now();
-        let mut run =
-            Run { start, brought, since: now, synchronised: false, seen_copying: false, promotable, greeted: false, asked: now };
+        let mut run = Run {
+            start,
+            brought,
+            since: now,
+            synchronised: false,
+            seen_copying: false,
+            promotable,
+            greeted: false,
+            asked: now,
+            untold: None,
+        };
         loop {
             tokio::select! {
                 status = self.children.ended(&server) => {
@@ -334,10 +345,16 @@ impl Supervisor {
             if known.report.server == ServerPhase::Primary {
                 return true;
             }
-            match has_caught_up(&mut self.line, &self.access.servers).await {
-                Ok(true) => return true,
-                Ok(false) => {}
-                Err(error) => debug!(%error, "it is not known whether the server has all that its primary has"),
+            // A primary that hangs would hold up each look.
+            if run.untold.is_none_or(|since| since.elapsed() >= ASK_EVERY) {
+                match has_caught_up(&mut self.line, &self.access.servers).await {
+                    Ok(true) => return true,
+                    Ok(false) => {}
+                    Err(error) => {
+                        run.untold = Some(Instant::now());
+                        debug!(%error, "it is not known whether the server has all that its primary has");
+                    }
+                }
             }
             own = Own { data: known.report.data, claim: known.report.claim };
         }
