@@ -22,6 +22,8 @@ const ROWS: u32 = 2;
 const BOUND: Duration = Duration::from_secs(15);
 /// Long enough that every pod shows a row as it was, once nobody has told yet that it changed.
 const UNTOLD: Duration = Duration::from_secs(3);
+/// Within which every pod has read each row once more, in milliseconds: well below [`UNTOLD`].
+const READ_AGAIN_MS: u64 = 1_000;
 /// How long pods read at the most: they end when they have seen both rows as they are.
 const READ_FOR: Duration = Duration::from_secs(240);
 const NOW: &str = "(extract(epoch FROM clock_timestamp()) * 1000)::bigint";
@@ -34,10 +36,12 @@ pub fn rule(origin: &str) -> Value {
     })
 }
 
-/// Changes a row: when, in milliseconds since 1970.
+/// Changes a row, and lets some time go by in which nobody tells of it: what the time is then, in milliseconds since 1970.
 fn change(database: &Database, row: u32) -> u64 {
-    let changed = database.sql(&format!("UPDATE told SET value = value + 1 WHERE id = {row} RETURNING {NOW}"));
-    changed.parse().unwrap_or_else(|error| panic!("{changed:?}: {error}"))
+    database.sql(&format!("UPDATE told SET value = value + 1 WHERE id = {row}"));
+    thread::sleep(UNTOLD);
+    let now = database.sql(&format!("SELECT {NOW}"));
+    now.parse().unwrap_or_else(|error| panic!("{now:?}: {error}"))
 }
 
 /// Two rows change; each is seen by every pod of a Deployment from some seconds after somebody said so, and not before.
@@ -52,15 +56,14 @@ pub fn what_is_told_is_seen(tier: &Tier, database: &Database, deployment: &str) 
     let begin = |pod: &Value| Reader::begin(&name(pod), TOLD, ROWS, (1, READ_FOR));
     let mut readers: Vec<Reader> = pods.iter().map(begin).collect();
     readers.iter_mut().for_each(Reader::await_reading);
-    let first = change(database, 1);
-    thread::sleep(UNTOLD);
-    let event = tier.ask(&tier.primary(), "6379", &["XADD", "larder:events", "*", "key", "told:1"]);
+    let primary = tier.primary();
+    let first_told = change(database, 1);
+    let event = tier.ask(&primary, "6379", &["XADD", "larder:events", "*", "key", "told:1"]);
     let event = event.unwrap_or_else(|error| panic!("{error}"));
     assert!(event.contains('-'), "XADD answered {event}");
     note(1);
-    let second = change(database, 2);
-    thread::sleep(UNTOLD);
     let workload = format!("deployment/{deployment}");
+    let second_told = change(database, 2);
     let said = run(LARDER, &["invalidate", "told:2", "--workload", &workload, "-n", PLACE], "");
     let said = said.unwrap_or_else(|error| panic!("{error}"));
     note(2);
@@ -69,10 +72,10 @@ pub fn what_is_told_is_seen(tier: &Tier, database: &Database, deployment: &str) 
     for (pod, seen) in pods.iter().zip(&seen) {
         let late = late(seen, &history, BOUND);
         assert!(late.is_empty(), "{} showed rows as they were for too long: {late:?} of {seen:?}, {history:?}", name(pod));
-        for (row, changed) in (1..).zip([first, second]) {
+        for (row, told) in (1..).zip([first_told, second_told]) {
             let values = &seen[&format!("{row}")];
             assert!(
-                values.get(&0).is_some_and(|last| *last >= changed),
+                values.get(&0).is_some_and(|last| last + READ_AGAIN_MS >= told),
                 "{}: nobody had to tell of row {row}: {seen:?}",
                 name(pod)
             );
