@@ -309,14 +309,19 @@ fn judge_losses(scene: &Scene<'_>, promise: Promise, report: &Report) {
     }
 }
 
+/// Waits until another is primary, and nothing is left to do.
+pub fn changed(tier: &Tier, before: &Reign) {
+    another_reigns(tier, before);
+    tier.settle("with another primary");
+}
+
 /// Waits until another is primary, or the same anew: where a node came to carry most primaries, the operator has one of them hand over, which
 /// may be the new one.
-pub fn changed(tier: &Tier, before: &Reign) {
+pub fn another_reigns(tier: &Tier, before: &Reign) {
     eventually("another primary", Duration::from_secs(90), || {
         let now = tier.reign_seen()?;
         if now == *before { Err(format!("{} still is", now.pod)) } else { Ok(()) }
     });
-    tier.settle("with another primary");
 }
 
 /// Waits until none of the servers is one of those before. In a Cluster there are more, and they, too, are replaced one after the other.

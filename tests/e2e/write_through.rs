@@ -3,18 +3,19 @@
 
 use std::collections::BTreeMap;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 
 use super::cluster::{kubectl, name};
 use super::database::Database;
+use super::disruptions::another_reigns;
 use super::install::PLACE;
 use super::tier::Tier;
 use super::write_behind::Written;
 
-/// How long pods write and read, and when the primary's pod is deleted.
-const LASTS: Duration = Duration::from_secs(75);
+/// How long pods write and read, and when the primary's pod is deleted, which may be primary for another 55 s.
+const LASTS: Duration = Duration::from_secs(120);
 const DELETED_AFTER: Duration = Duration::from_secs(20);
 /// The table, and the rule.
 const TABLE: &str = "through";
@@ -73,20 +74,20 @@ pub fn prepare(database: &Database) {
     database.sql("CREATE TABLE through (id text PRIMARY KEY, value text)");
 }
 
-/// One pod writes and all read, while the primary's pod is deleted.
+/// One pod writes and all read, before the primary's pod is deleted, meanwhile, and once another is primary.
 pub fn what_is_acknowledged_is_there_and_seen(tier: &Tier, database: &Database, pods: &[Value]) -> String {
-    let primary = tier.primary();
-    let (said, reads) = thread::scope(|scope| {
+    let (said, reads, deleted, moved) = thread::scope(|scope| {
         let writer = scope.spawn(|| run(&name(&pods[0]), WRITER));
         let readers: Vec<_> = pods.iter().map(|pod| scope.spawn(|| run(&name(pod), READER))).collect();
         thread::sleep(DELETED_AFTER);
-        kubectl(&["-n", PLACE, "delete", "pod", &primary, "--wait=false"]).expect("deleted");
+        let (deleted, moved) = delete_primary(tier);
         let reads: Vec<Value> = readers.into_iter().map(|reader| reader.join().expect("a reader")).collect();
-        (writer.join().expect("a writer"), reads)
+        (writer.join().expect("a writer"), reads, deleted, moved)
     });
     let acknowledged: Vec<Acknowledged> = serde_json::from_value(said["acknowledged"].clone()).expect("numbers");
     let numbers = |said: &Value| serde_json::from_value::<Vec<Read>>(said["reads"].clone()).expect("reads");
-    let all: Vec<Read> = reads.iter().flat_map(numbers).collect();
+    let by_pod: Vec<Vec<Read>> = reads.iter().map(numbers).collect();
+    let all = by_pod.concat();
     let refused: Vec<String> =
         std::iter::once(&said).chain(&reads).map(|said| format!("{} refused, {}", said["refused"], said["why"])).collect();
     let told = format!("{} writes acknowledged, {} reads; {refused:?}", acknowledged.len(), all.len());
@@ -103,12 +104,26 @@ pub fn what_is_acknowledged_is_there_and_seen(tier: &Tier, database: &Database, 
         ..Written::default()
     };
     written.is_in(&database.numbers(TABLE)).unwrap_or_else(|wrong| panic!("{wrong}: {told}"));
-    // Writes went on at the next primary.
-    let began = acknowledged.first().map_or(0, |(at, ..)| *at);
-    let moved = began + u64::try_from((DELETED_AFTER * 2).as_millis()).expect("a short time");
-    assert!(acknowledged.iter().any(|(at, ..)| *at > moved) && all.iter().any(|(at, ..)| *at > moved), "nothing went on: {told}");
+    assert!(acknowledged.iter().any(|(at, ..)| *at < deleted), "nothing was written at the first primary: {told}");
+    assert!(acknowledged.iter().any(|(at, ..)| *at > moved), "nothing was written at the next primary: {told}");
+    for (pod, reads) in pods.iter().zip(&by_pod) {
+        assert!(reads.iter().any(|(at, ..)| *at > moved), "{} read nothing at the next primary: {told}", name(pod));
+    }
     tier.settle("after its primary's pod was deleted");
     told
+}
+
+/// Deletes the primary's pod: when that began, and when another was primary, in milliseconds since 1970. Pods have this machine's clock.
+fn delete_primary(tier: &Tier) -> (u64, u64) {
+    let now = || {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).expect("a time");
+        u64::try_from(since.as_millis()).expect("a time")
+    };
+    let primary = tier.reign();
+    let deleted = now();
+    kubectl(&["-n", PLACE, "delete", "pod", &primary.pod, "--wait=false"]).expect("deleted");
+    another_reigns(tier, &primary);
+    (deleted, now())
 }
 
 /// Runs a program in a pod for as long as this lasts: what it says.
