@@ -130,8 +130,8 @@ impl Scene {
     /// Another origin, which has fewer connections than there are pods.
     fn loaded_by_a_relay(&self) {
         let began = Instant::now();
-        let told = loads::one_connection_serves_all(&self.database, NAME, RELAYS);
-        report::add(Line::figures("loads of three pods by one connection", Some(began.elapsed()), &told));
+        let told = loads::relays_load_for_all(&self.database, NAME, RELAYS);
+        report::add(Line::figures("loads of three pods by a relay", Some(began.elapsed()), &told));
     }
 
     /// Rows change one after another while a relay, the database and the primary die; all pods are judged by what the database has noted. How

@@ -34,6 +34,8 @@ pub const STARTS_WITHIN: Duration = Duration::from_secs(180);
 /// The case that needs an image of a former build, and what names that.
 const OLDER: &str = "older sidecar under this operator";
 const OLD_IMAGE: &str = "LARDER_E2E_OLD_IMAGE";
+/// By when sidecars follow what the operator has come to tell them, on processors that have much else to do.
+const FOLLOWED_WITHIN: Duration = Duration::from_secs(180);
 /// By when all live sidecars have spoken, which decides what they are told.
 const HEARD_WITHIN: Duration = Duration::from_secs(90);
 /// A pod that is not injected.
@@ -499,6 +501,24 @@ pub fn snapshot_of(pod: &Value) -> Result<Value, String> {
     let found = get(PLACE, &format!("configmap/{map}")).ok_or(format!("no ConfigMap {map}"))?;
     let text = found["data"]["snapshot.json"].as_str().ok_or(format!("{map} is empty"))?;
     serde_json::from_str(text).map_err(|error| format!("{map}: {error}"))
+}
+
+/// Waits until each of these pods is given a policy that says something, and its sidecar follows that or a later one.
+pub fn await_snapshot(what: &str, pods: &[Value], says: impl Fn(&Value) -> bool) {
+    let shop = Shop::of(PLACE);
+    eventually(&format!("sidecars have heard of {what}"), FOLLOWED_WITHIN, || {
+        for pod in pods {
+            let snapshot = snapshot_of(pod)?;
+            if !says(&snapshot) {
+                return Err(format!("{} is given {snapshot}", name(pod)));
+            }
+            let (told, follows) = (snapshot["generation"].as_f64(), shop.figure(&name(pod), "larder_policy_generation"));
+            if follows < told {
+                return Err(format!("{} follows {follows:?} of {told:?}", name(pod)));
+            }
+        }
+        Ok(())
+    });
 }
 
 /// A workload whose annotation asks for a sidecar of a former build: it is served, and its policy is said in that build's form, also when it
