@@ -14,6 +14,7 @@ use super::database::{COUNTS_QUERIES, Database};
 use super::install::{self, PLACE};
 use super::nodes::{CutOff, is_on_foreign_nodes, kill_process};
 use super::operator;
+use super::policies::await_snapshot;
 use super::report::{self, Line};
 use super::shop::pods_that_wait;
 use super::tier::{Tier, VALKEY_8_1, ready_pods};
@@ -244,6 +245,10 @@ impl Scene {
     /// Nobody reaches the database until the journal takes no more, and the workload goes: all that was acknowledged arrives.
     fn scaled_to_zero(&self, before: Written) -> Written {
         self.apply_policy(SOON);
+        await_snapshot("the lag that the journal may have", &pods(), |snapshot| {
+            let lag = |rule: &Value| rule["strategy"]["writeBehind"]["journal"]["maxLag"] == SOON;
+            snapshot["rules"].as_array().is_some_and(|rules| rules.iter().any(lag))
+        });
         let written = {
             let _away = CutOff::pod(&self.database.pod());
             let filled = self.written_during(60, u64::MAX >> 1, 1_000_000, || {});
