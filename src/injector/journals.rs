@@ -3,9 +3,10 @@
 //! Whether a CacheCluster can carry a journal is judged as everywhere ([`unfit_for_journals`]), and told in the operator's words. What was
 //! unfit before is let be, and so is all that changes nothing of it: the operator's own writes get through, and a person's repair.
 
-use crate::api::cache_policy::{RuleSpec, StrategyKind};
+use crate::api::cache_policy::{PolicyMode, RuleSpec, StrategyKind};
 use crate::api::compile::unfit_for_journals;
 use crate::api::{CacheCluster, CachePolicy};
+use crate::operator::cache_policy::relay::writes_behind;
 use crate::operator::cache_policy::verdict::{ACCEPTED, Refusal, first_of};
 
 /// What is to become of an object.
@@ -37,10 +38,13 @@ pub fn judge_policy(old: Option<&CachePolicy>, new: &CachePolicy, cluster: Optio
     if problems.0.is_empty() { Verdict::Taken } else { Verdict::Refused(first_of(&problems)) }
 }
 
-/// Whether a rule was one that writes behind before, to the same CacheCluster. A rule may change its name, or its keys.
+/// Whether a rule was one that writes behind before, to the same CacheCluster. A rule may change its name, or its keys. What only observed
+/// wrote nothing.
 fn wrote_behind(old: &CachePolicy, new: &CachePolicy, rule: &RuleSpec) -> bool {
+    let observes = |policy: &CachePolicy| policy.spec.mode == Some(PolicyMode::Observe);
     let mut rules = old.spec.rules.iter().filter(|earlier| earlier.strategy == StrategyKind::WriteBehind);
     old.spec.cache_cluster == new.spec.cache_cluster
+        && (observes(new) || !observes(old))
         && rules.any(|earlier| earlier.name == rule.name || earlier.keys == rule.keys)
 }
 
@@ -74,15 +78,24 @@ pub fn judge_cluster(old: Option<&CacheCluster>, new: &CacheCluster, policies: &
     }
 }
 
-/// Whether a policy is in force, may come to be, or has writes that no origin has yet: not where it is refused for what it says itself, and
-/// nothing of it is left in a journal.
+/// Whether a policy writes behind, may come to, or has writes that no origin has yet: not where it only observes, or is refused for what it
+/// says itself, and nothing of it is left in a journal.
 fn has_a_part(policy: &CachePolicy) -> bool {
-    let Some(status) = &policy.status else { return true };
+    holds_writes(policy) || writes_behind(policy) && !is_refused(policy)
+}
+
+/// Whether a policy is refused for what it says itself, as it is now.
+fn is_refused(policy: &CachePolicy) -> bool {
+    let Some(status) = &policy.status else { return false };
     let is_up_to_date = status.observed_generation == policy.metadata.generation;
     let mut refusals = status.conditions.iter().filter(|condition| condition.type_ == ACCEPTED && condition.status == "False");
-    let is_refused = is_up_to_date && refusals.any(|condition| condition.reason == Refusal::INVALID);
-    let has_writes = status.journal.as_ref().is_some_and(|journal| journal.depth > 0 || journal.dead_letters > 0);
-    !is_refused || has_writes
+    is_up_to_date && refusals.any(|condition| condition.reason == Refusal::INVALID)
+}
+
+/// Whether a policy's journal was seen to hold writes that no origin has, dead letters among them.
+fn holds_writes(policy: &CachePolicy) -> bool {
+    let journal = policy.status.as_ref().and_then(|status| status.journal.as_ref());
+    journal.is_some_and(|journal| journal.depth > 0 || journal.dead_letters > 0)
 }
 
 #[cfg(test)]
@@ -131,6 +144,19 @@ mod tests {
 
     fn behind() -> CachePolicy {
         policy("users", &[("other", "CacheAside"), ("user", "WriteBehind")])
+    }
+
+    fn observing() -> CachePolicy {
+        let mut policy = behind();
+        policy.spec.mode = Some(PolicyMode::Observe);
+        policy
+    }
+
+    /// Whose journal holds so many writes and dead letters.
+    fn holding(policy: CachePolicy, depth: u64, dead: u64) -> CachePolicy {
+        let journal = json!({"depth": depth, "bytes": 0, "lagSeconds": 0, "deadLetters": dead});
+        let status = serde_json::from_value(json!({"observedGeneration": 1, "conditions": [], "journal": journal})).unwrap();
+        CachePolicy { status: Some(status), ..policy }
     }
 
     #[track_caller]
@@ -199,6 +225,21 @@ mod tests {
             new.metadata.deletion_timestamp = serde_json::from_value(json!("2026-01-01T00:00:00Z")).unwrap();
         });
         assert_eq!(goes, Verdict::Taken);
+    }
+
+    #[test]
+    fn what_only_observes_has_no_journal() {
+        assert_eq!(judge_cluster(Some(&fit()), &unfit(), &[observing()]), Verdict::Taken);
+        for (depth, dead) in [(7, 0), (0, 1)] {
+            let earlier = holding(observing(), depth, dead);
+            refused(&judge_cluster(Some(&fit()), &unfit(), &[earlier]), &["`users`", "reach the disk after"]);
+        }
+        for (old, new) in [(observing(), observing()), (behind(), observing())] {
+            assert_eq!(judge_policy(Some(&old), &new, Some(&unfit())), Verdict::Taken);
+        }
+        // From now on it would write.
+        refused(&judge_policy(Some(&observing()), &behind(), Some(&unfit())), &["spec.rules[1].strategy"]);
+        assert_eq!(judge_policy(Some(&observing()), &behind(), Some(&fit())), Verdict::Taken);
     }
 
     #[test]
