@@ -1,8 +1,10 @@
 //! Policies that write behind, and the CacheClusters that keep their journals: what is refused of one for the sake of the other.
 //!
 //! Whether a CacheCluster can carry a journal is judged as everywhere ([`unfit_for_journals`]), and told in the operator's words. What was
-//! unfit before is let be, and so is all that changes nothing of it: the operator's own writes get through, and a person's repair.
+//! unfit before is let be, and so is all that changes nothing of it: the operator's own writes get through, and a person's repair. Writes that
+//! lie in a journal are not to lie less safely in any case.
 
+use crate::api::cache_cluster::Keeping;
 use crate::api::cache_policy::{PolicyMode, RuleSpec, StrategyKind};
 use crate::api::compile::unfit_for_journals;
 use crate::api::{CacheCluster, CachePolicy};
@@ -56,26 +58,45 @@ pub fn judge_cluster(old: Option<&CacheCluster>, new: &CacheCluster, policies: &
     if before == Some(keeping) || new.metadata.deletion_timestamp.is_some() {
         return Verdict::Taken;
     }
-    let is_hurt = |policy: &&CachePolicy| {
-        Some(&policy.spec.cache_cluster) == new.metadata.name.as_ref()
-            && has_a_part(policy)
-            && before.is_none_or(|before| unfit_for_journals(policy, before, |_| true).0.is_empty())
-            && !unfit_for_journals(policy, keeping, |_| true).0.is_empty()
-    };
-    let mut hurt: Vec<&CachePolicy> = policies.iter().filter(is_hurt).collect();
+    let is_about = |policy: &&CachePolicy| Some(&policy.spec.cache_cluster) == new.metadata.name.as_ref();
+    let mut hurt: Vec<&CachePolicy> =
+        policies.iter().filter(is_about).filter(|policy| has_a_part(policy) && is_hurt(policy, before, keeping)).collect();
     hurt.sort_by_key(|policy| &policy.metadata.name);
     let Some(first) = hurt.first() else { return Verdict::Taken };
     let others = if hurt.len() == 1 { String::new() } else { format!(" (and of {} more)", hurt.len() - 1) };
     let name = first.metadata.name.as_deref().unwrap_or_default();
-    let why = first_of(&unfit_for_journals(first, keeping, |_| true));
-    if old.is_some() {
+    let problems = unfit_for_journals(first, keeping, |_| true);
+    let why = first_of(&problems);
+    if old.is_none() {
+        Verdict::Doubted(format!("the CachePolicy `{name}`{others} has no effect with this: {why}"))
+    } else if problems.0.is_empty() {
         Verdict::Refused(format!(
-            "this takes away what the journal of the CachePolicy `{name}`{others} needs, as it would say itself: {why}; or delete it first, and \
-             wait until it is drained"
+            "this takes away what the journal of the CachePolicy `{name}`{others} needs: it holds writes that no origin has yet, though no rule \
+             writes behind any more; wait until it is drained, dead letters among them"
         ))
     } else {
-        Verdict::Doubted(format!("the CachePolicy `{name}`{others} has no effect with this: {why}"))
+        Verdict::Refused(format!(
+            "this takes away what the journal of the CachePolicy `{name}`{others} needs, as it would say itself: {why}; or first, by itself, \
+             apply the policy with another strategy, or delete it, and wait until it is drained"
+        ))
     }
+}
+
+/// Whether the journal of a policy could be kept before, and could not now. What lies in one already is not to lie less safely than it did,
+/// whatever its rules say by now.
+fn is_hurt(policy: &CachePolicy, before: Option<Keeping>, keeping: Keeping) -> bool {
+    let fits = |keeping| unfit_for_journals(policy, keeping, |_| true).0.is_empty();
+    match before {
+        Some(before) if holds_writes(policy) => is_less_safe(keeping, before),
+        _ => before.is_none_or(fits) && !fits(keeping),
+    }
+}
+
+/// Whether a journal lacks something with the one that it did not lack with the other.
+fn is_less_safe(keeping: Keeping, before: Keeping) -> bool {
+    // In memory only, on disk later, on disk at once.
+    let disk = |keeping: Keeping| (keeping.fsync.is_some(), keeping.is_durable());
+    disk(keeping) < disk(before) || keeping.eviction.drops_any_key() && !before.eviction.drops_any_key()
 }
 
 /// Whether a policy writes behind, may come to, or has writes that no origin has yet: not where it only observes, or is refused for what it
@@ -249,7 +270,11 @@ mod tests {
             let verdict = judge_cluster(Some(&fit()), &cluster(fsync, eviction), &policies);
             refused(
                 &verdict,
-                &["the CachePolicy `later` (and of 1 more)", "spec.rules[0].strategy: the CacheCluster", "drained"],
+                &[
+                    "the CachePolicy `later` (and of 1 more)",
+                    "spec.rules[0].strategy: the CacheCluster",
+                    "or first, by itself, apply the policy with another strategy, or delete it, and wait until it is drained",
+                ],
             );
             let verdict = judge_cluster(None, &cluster(fsync, eviction), &policies);
             assert!(matches!(&verdict, Verdict::Doubted(why) if why.contains("`later`")), "{verdict:?}");
@@ -274,6 +299,32 @@ mod tests {
         let mut goes = unfit();
         goes.metadata.deletion_timestamp = serde_json::from_value(json!("2026-01-01T00:00:00Z")).unwrap();
         assert_eq!(judge_cluster(Some(&fit()), &goes, &policies), Verdict::Taken);
+    }
+
+    /// Whatever was unfit before.
+    #[test]
+    fn writes_in_a_journal_do_not_come_to_lie_less_safely() {
+        let shapes =
+            [("", "volatile-lfu"), ("EverySecond", "volatile-lfu"), (ALWAYS, "volatile-lfu"), ("EverySecond", "allkeys-lfu")];
+        let judged = |old: usize, new: usize, policy: &CachePolicy| {
+            let [old, new] = [old, new].map(|at| cluster(shapes[at].0, shapes[at].1));
+            judge_cluster(Some(&old), &new, std::slice::from_ref(policy))
+        };
+        // Of the one that has no such rule any more it is told what there is to wait for.
+        let turned = holding(policy("users", &[("user", "WriteThrough")]), 7, 0);
+        for policy in [&holding(behind(), 7, 0), &holding(behind(), 0, 1), &turned] {
+            for (old, new) in [(2, 0), (2, 1), (2, 3), (1, 0), (1, 3), (0, 3)] {
+                refused(&judged(old, new, policy), &["the CachePolicy `users`", "until it is drained"]);
+            }
+            for (old, new) in [(0, 1), (0, 2), (1, 2), (3, 1), (3, 2)] {
+                assert_eq!(judged(old, new, policy), Verdict::Taken, "{old} {new}");
+            }
+        }
+        refused(&judged(2, 1, &turned), &["no rule writes behind any more"]);
+        for drained in [behind(), holding(behind(), 0, 0)] {
+            assert_eq!(judged(1, 0, &drained), Verdict::Taken);
+        }
+        assert_eq!(judged(2, 1, &holding(policy("users", &[("user", "WriteThrough")]), 0, 0)), Verdict::Taken);
     }
 
     #[test]
