@@ -44,8 +44,9 @@ const MAX_CONNECTIONS: usize = 1024;
 const SETTLED_WITHIN: Duration = Duration::from_millis(300);
 /// How often it is looked again meanwhile.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
-/// How long a policy then waits for its turn to be judged beside others, and for how long it is. The API server waits for two seconds in all.
-const TURN_WITHIN: Duration = Duration::from_millis(700);
+/// How long a policy then waits for its turn to be judged beside others, and for how long it is. With the time to think it over that is a second
+/// and a half of the two that the API server waits in all.
+const TURN_WITHIN: Duration = Duration::from_millis(400);
 const JUDGED_WITHIN: Duration = Duration::from_millis(800);
 /// How long a connection may be silent. Longer than the API server keeps an idle one, so that it is never closed under a question.
 const IDLE_LIMIT: Duration = Duration::from_secs(120);
