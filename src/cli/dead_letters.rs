@@ -12,6 +12,10 @@ use super::{Failure, Outcome};
 use crate::journal::PARTITIONS;
 use crate::journal::letters::{Dropped, Letter, Replayed};
 use crate::policy::Span;
+use crate::relay::desk::GivenUp;
+
+/// What is said of a letter that somebody has replayed or dropped already.
+const NOT_THERE: &str = "is not there";
 
 /// See the writes that their origin refuses, and have them told again or give them up
 ///
@@ -168,15 +172,8 @@ fn each(place: &PlaceArgs, chosen: Chosen, deed: Deed) -> Outcome {
         let mut told = Vec::with_capacity(letters.len());
         for letter in letters {
             let (done, what) = match deed {
-                Deed::Replay => match desk.replay(journal, letter.partition, &letter.id).await? {
-                    Replayed::Yes(_) => (true, "stands in the journal again"),
-                    Replayed::Superseded => (false, "is superseded by a later write of its key: drop it"),
-                    Replayed::Absent => (false, "is not there"),
-                },
-                Deed::Drop => match desk.drop(journal, letter.partition, &letter.id).await? {
-                    Dropped::Last | Dropped::Superseded => (true, "is dropped"),
-                    Dropped::Absent => (false, "is not there"),
-                },
+                Deed::Replay => replayed(desk.replay(journal, letter.partition, &letter.id).await?),
+                Deed::Drop => dropped(&desk.drop(journal, letter.partition, &letter.id).await?),
             };
             told.push((done, format!("{letter} {what}\n")));
         }
@@ -184,6 +181,28 @@ fn each(place: &PlaceArgs, chosen: Chosen, deed: Deed) -> Outcome {
     })?;
     output::print(&told.iter().map(|(_, line)| line.as_str()).collect::<String>())?;
     Ok(if told.iter().all(|(done, _)| *done) { ExitCode::SUCCESS } else { ExitCode::from(1) })
+}
+
+/// Whether a replay was one, and what came of it.
+fn replayed(outcome: Replayed) -> (bool, String) {
+    let (done, what) = match outcome {
+        Replayed::Yes(_) => (true, "stands in the journal again"),
+        Replayed::Superseded => (false, "is superseded by a later write of its key: drop it"),
+        Replayed::Absent => (false, NOT_THERE),
+    };
+    (done, what.to_owned())
+}
+
+/// Whether a letter was given up, and what came of it.
+fn dropped(GivenUp { letter, kept }: &GivenUp) -> (bool, String) {
+    match (letter, kept) {
+        (Dropped::Absent, _) => (false, NOT_THERE.to_owned()),
+        (Dropped::Last | Dropped::Superseded, None) => (true, "is dropped".to_owned()),
+        (Dropped::Last | Dropped::Superseded, Some(why)) => {
+            let why = harmless(&why.to_string());
+            (true, format!("is dropped; what is cached of its key may stay until its TTL ends, for its deletion failed: {why}"))
+        }
+    }
 }
 
 /// A letter, for a person.

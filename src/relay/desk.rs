@@ -62,6 +62,15 @@ pub struct FeedStatus {
     pub lag: Result<Option<Lag>, LoadError>,
 }
 
+/// What came of a dead letter that is given up.
+#[derive(Debug)]
+pub struct GivenUp {
+    /// Of the letter itself.
+    pub letter: Dropped,
+    /// Why what the cache has of its key, which is to go with it, may stay until its TTL ends. `None`: it is gone, or need not go.
+    pub kept: Option<HubError>,
+}
+
 /// The journals of a snapshot, and a way to them.
 pub struct Desk {
     hub: Hub,
@@ -160,18 +169,20 @@ impl Desk {
     }
 
     /// Gives a dead letter's write up. Where it was the last of its key, what the cache has of the key goes, too: the next read sees what
-    /// the origin has.
-    pub async fn drop(&mut self, journal: &JournalName, number: u8, id: &str) -> Result<Dropped, DeskError> {
+    /// the origin has. That it does not go, as where the login may delete no keys that no rule writes behind any more, is no error: the letter
+    /// is gone by then.
+    pub async fn drop(&mut self, journal: &JournalName, number: u8, id: &str) -> Result<GivenUp, DeskError> {
         let partition = Partition::new(journal, number);
         let letter = self.range(&partition, partition.dead(), id, 1).await?;
         let outcome = self.hub.run_durably(partition.slot(), &letters::drop(&partition, id), letters::dropped).await?;
         let key = letter.iter().flat_map(|(_, fields)| fields).find(|(name, _)| name == b"k").map(|(_, key)| key);
+        let mut kept = None;
         if let (Dropped::Last, Some(key)) = (outcome, key) {
             let copies = [Companion::Lease, Companion::Stale, Companion::Negative].map(|companion| companion.name(key));
             let command = [b"DEL".to_vec(), key.clone()].into_iter().chain(copies).collect();
-            self.hub.ask(slots::slot_of(key), &[command]).await?;
+            kept = self.hub.ask(slots::slot_of(key), &[command]).await.err();
         }
-        Ok(outcome)
+        Ok(GivenUp { letter: outcome, kept })
     }
 
     async fn range(&mut self, partition: &Partition, key: Vec<u8>, from: &str, most: usize) -> Result<Vec<Item>, DeskError> {
