@@ -43,6 +43,8 @@ const LOOK_MS: u64 = 1_000;
 const LEFT_MS: u64 = 2_000;
 /// The most redirects that one command follows without a pause.
 const MAX_HOPS: u8 = 8;
+/// What keeps a command from being carried out that was sent to and fro for so long.
+const ASTRAY: &str = "servers point at each other for its slot";
 
 /// What a worker is told by the thread that watches files and servers.
 pub trait Outside {
@@ -376,6 +378,11 @@ impl Worker {
         format!("TRYAGAIN {trouble}; it was tried for {patience}: the command was not sent, and can safely be repeated")
     }
 
+    /// The error for a command for whose slot servers point at each other, tried for as long as the policy allows.
+    pub fn astray_text(&self) -> String {
+        self.untouched_text(ASTRAY)
+    }
+
     /// What becomes of a command whose reply is an error, or a miss that starts a load. `overtaken` says that a later command of
     /// the same client for the same slot may be carried out before this one could be repeated.
     pub fn on_unusual_reply(self: &Rc<Self>, node: &NodeAddr, recovered: Recovered, reply: &[u8], overtaken: bool) {
@@ -425,8 +432,20 @@ impl Worker {
         self.meter.redirect();
         self.outside.refresh_from(&redirect.node);
         (recovered.pending.hops, recovered.pending.asking) = (0, false);
+        if let Sink::Transaction(transaction) = &mut recovered.pending.sink {
+            // It names a server.
+            transaction.error = None;
+        }
+        let text = if overtaken {
+            format!(
+                "TRYAGAIN {ASTRAY}, and later commands of this connection may be ahead of it: the command was not sent, and can safely \
+                 be repeated"
+            )
+        } else {
+            self.astray_text()
+        };
         let mut error = Vec::new();
-        encode::error(&mut error, &self.untouched_text("servers point at each other for its slot"));
+        encode::error(&mut error, &text);
         self.repeat_later(recovered, &error, overtaken);
     }
 

@@ -6,7 +6,7 @@ use std::rc::Rc;
 
 use super::connection::{Dedicated, Owed};
 use super::exec_filter::Queued;
-use super::follow::Follow;
+use super::follow::{Follow, Halt};
 use super::pool::{Hold, acquire};
 use super::turn::{Turn, Want, turn};
 use super::{guard, refuse, wait};
@@ -75,8 +75,10 @@ impl Call {
                 Outcome::Refused(error) => {
                     let node = connection.address().clone();
                     connection.give_back();
-                    if !follow.after(&error, &node).await {
-                        return session.deliver(self.place, &error);
+                    match follow.after(&error, &node).await {
+                        Ok(()) => {}
+                        Err(Halt::Refused) => return session.deliver(self.place, &error),
+                        Err(Halt::Astray(text)) => return session.answer(self.place, |out| encode::error(out, &text)),
                     }
                 }
                 Outcome::Lost(broken) => {

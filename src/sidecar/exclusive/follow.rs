@@ -28,6 +28,15 @@ pub struct Follow {
     pub asking: bool,
 }
 
+/// Why a command goes nowhere any more.
+#[derive(Debug)]
+pub enum Halt {
+    /// The server's error is the answer.
+    Refused,
+    /// Servers point at each other for its slot, and patience has ended. The answer is this text, which names none of them.
+    Astray(String),
+}
+
 impl Follow {
     /// For a command on `slot`.
     pub fn new(worker: &Rc<Worker>, slot: u16) -> Self {
@@ -35,20 +44,24 @@ impl Follow {
         Self { worker: worker.clone(), slot, deadline, hops: 0, target: Target::Slot(slot), asking: false }
     }
 
-    /// Learns where to go from the error of the server at `asked`. `false`: nowhere, the error is the answer.
-    pub async fn after(&mut self, error: &[u8], asked: &NodeAddr) -> bool {
+    /// Learns where to go from the error of the server at `asked`.
+    ///
+    /// # Errors
+    /// It goes nowhere any more.
+    pub async fn after(&mut self, error: &[u8], asked: &NodeAddr) -> Result<(), Halt> {
         let code = error.get(1..).and_then(|text| text.split(|byte| matches!(byte, b' ' | b'\r')).next()).unwrap_or_default();
-        match code {
+        let goes_on = match code {
             b"MOVED" | b"ASK" if self.hops < MAX_HOPS => self.redirected(error, asked),
             b"MOVED" | b"ASK" => {
                 // Servers point at each other for the slot: they will agree.
                 self.hops = 0;
-                self.again().await
+                return if self.again().await { Ok(()) } else { Err(Halt::Astray(self.worker.astray_text())) };
             }
             b"TRYAGAIN" | b"CLUSTERDOWN" | b"LOADING" | b"MASTERDOWN" => self.again().await,
             b"READONLY" if !self.worker.is_cluster() => self.again().await,
             _ => false,
-        }
+        };
+        if goes_on { Ok(()) } else { Err(Halt::Refused) }
     }
 
     fn redirected(&mut self, error: &[u8], asked: &NodeAddr) -> bool {

@@ -13,7 +13,7 @@ use std::rc::Rc;
 
 use super::connection::{Dedicated, Owed};
 use super::exec_filter::ExecFilter;
-use super::follow::Follow;
+use super::follow::{Follow, Halt};
 use super::long_command::{LongCommand, LongKey};
 use super::outlet::{Failure, Outlet};
 use super::pool::{Hold, acquire};
@@ -298,7 +298,8 @@ pub async fn reach(reader: &mut Reader, session: &Rc<Session>, slot: u16, probe:
         match ask(reader, &mut connection, slot, probe).await? {
             Passed::Whole => {
                 let reply = connection.take_kept().pop().unwrap_or_default();
-                if reply.first() != Some(&b'-') || !follow.after(&reply, &node).await {
+                let next = if reply.first() == Some(&b'-') { follow.after(&reply, &node).await } else { Err(Halt::Refused) };
+                if matches!(next, Err(Halt::Refused)) {
                     if follow.asking {
                         connection.queue(ASKING);
                         connection.owe(Owed::Nobody);
@@ -306,6 +307,9 @@ pub async fn reach(reader: &mut Reader, session: &Rc<Session>, slot: u16, probe:
                     return Ok(connection);
                 }
                 connection.give_back();
+                if let Err(Halt::Astray(text)) = next {
+                    return Err(text);
+                }
             }
             Passed::Gone => return Err(guard::lost_text(false).to_owned()),
             Passed::Lost(_) if follow.again().await => {}

@@ -128,17 +128,28 @@ fn a_stale_map_is_refreshed_for_all_at_once() {
     assert!(rounds <= moves * 3.0 && rounds * 5.0 <= redirects, "{rounds} rounds for {redirects} redirects");
 }
 
-/// The giver of a slot points at a getter that has forgotten it, as a replica does that took over while keys were on their way: whoever meets
-/// that waits until somebody mends it, and is never told of a server.
-#[test]
-fn servers_that_point_at_each_other_are_waited_for() {
-    const SLOT: u16 = 0;
+/// A slot of the first shard.
+const SLOT: u16 = 0;
+
+/// Servers whose first gives [`SLOT`] to a second that has forgotten it, as a replica does that took over while keys were on their way; a sidecar
+/// with so much patience; and two keys of the slot that nobody has, of which a rule covers the second.
+fn pointing_at_each_other(patience: &str) -> (RedisCluster, Sidecar, [String; 2]) {
     let cluster = RedisCluster::start(Engine::Redis7, SHARDS, 0);
-    let mut snapshot = bypass(cluster_topology(&cluster));
+    let mut topology = cluster_topology(&cluster);
+    topology["patience"] = json!(patience);
+    let mut snapshot = bypass(topology);
     let ttl = json!({"default": "10m", "max": "24h", "jitter": "10%"});
     snapshot["rules"] = json!([{"name": "aside", "keys": "aside:{tag…}", "strategy": {"cacheAside": {"ttl": ttl}}}]);
     let sidecar = Sidecar::start(&snapshot);
-    let keys = [key_of(SLOT, "k"), format!("aside:{}", key_of(SLOT, "k"))];
+    let getter_id = cluster.servers[1].client().line("CLUSTER MYID").text();
+    ok(&cluster.servers[0].client().line(&format!("CLUSTER SETSLOT {SLOT} MIGRATING {getter_id}")));
+    (cluster, sidecar, [key_of(SLOT, "k"), format!("aside:{}", key_of(SLOT, "k"))])
+}
+
+/// Whoever meets that waits until somebody mends it, and is never told of a server.
+#[test]
+fn servers_that_point_at_each_other_are_waited_for() {
+    let (cluster, sidecar, keys) = pointing_at_each_other("30s");
     let lists = keys.each_ref().map(|key| format!("{key}:list"));
     let write = |commands: Vec<Vec<&str>>| {
         let mut client = sidecar.client();
@@ -148,8 +159,6 @@ fn servers_that_point_at_each_other_are_waited_for() {
     };
     let [mut giver, mut getter] = [0, 1].map(|shard| cluster.servers[shard].client());
     let giver_id = giver.line("CLUSTER MYID").text();
-    let getter_id = getter.line("CLUSTER MYID").text();
-    ok(&giver.line(&format!("CLUSTER SETSLOT {SLOT} MIGRATING {getter_id}")));
     let redirects = || sidecar.metric("larder_redirects_total");
     let before = redirects();
     std::thread::scope(|scope| {
@@ -164,5 +173,35 @@ fn servers_that_point_at_each_other_are_waited_for() {
     });
     for key in &keys {
         assert_eq!(sidecar.client().call(&["GET", key]).text(), "v");
+    }
+}
+
+/// Where nobody mends it, patience ends, and what a client is told names no server either.
+#[test]
+fn servers_that_go_on_to_point_at_each_other_are_not_named() {
+    let (_cluster, sidecar, keys) = pointing_at_each_other("1s");
+    // More than is held whole.
+    let long = "v".repeat(2 << 20);
+    let asked = |commands: &[u8]| {
+        let mut client = sidecar.client();
+        client.send(commands).expect("the sidecar reads");
+        client
+    };
+    let mut clients = Vec::new();
+    for key in &keys {
+        let list = format!("{key}:list");
+        for command in [vec!["SET", key, "v"], vec!["LPUSH", &list, "v"], vec!["BLPOP", &list, "1"], vec!["SET", key, &long]] {
+            clients.push((format!("{} {}", command[0], command[1]), 1, asked(&encode(&command))));
+        }
+        // The first of the two may have been overtaken when it comes back.
+        clients.push((format!("SET {key} twice"), 2, asked(&encode(&["SET", key, "v"]).repeat(2))));
+    }
+    for (what, replies, client) in &mut clients {
+        for _ in 0..*replies {
+            let reply = client.read().expect("a reply");
+            let Value::Error(text) = &reply else { panic!("{what}: {reply:?}") };
+            assert!(text.starts_with("TRYAGAIN servers point at each other for its slot"), "{what}: {text}");
+            assert!(!text.contains("127.0.0.1"), "{what}: {text}");
+        }
     }
 }
