@@ -1,7 +1,8 @@
 //! Why the API server believes the webhooks: a certificate of an authority of its own, which stands in their configurations.
 //!
 //! All that is remembered is one JSON document in one Secret, as for CacheClusters; every replica serves what it says. The leader alone
-//! writes it, and puts whom it trusts into the configurations: of the webhook that changes pods, and of the one that warns of policies.
+//! writes it, and puts whom it trusts into the configurations: of the webhook that changes pods, and of those that judge
+//! policies and CacheClusters.
 //! While there is nothing to serve, any replica writes the first: where an upgrade brings the injector, a leader of the release before knows
 //! nothing of it, and stays until a new replica is ready.
 //! An authority is replaced in the same steps: both have named the new one beside the old for a month before it signs, and the old one
@@ -75,12 +76,12 @@ pub async fn keep(
     tell: watch::Sender<String>,
 ) {
     let secrets: Api<Secret> = Api::namespaced(client.clone(), &places.namespace);
-    let (changing, warning) = (Configured::of(&client), Configured::of(&client));
+    let (changing, judging) = (Configured::of(&client), Configured::of(&client));
     let mut found_secrets = std::pin::pin!(watch_object(secrets.clone(), &places.secret).default_backoff());
     let mut found_changing = std::pin::pin!(watch_object(changing.api.clone(), &places.configuration).default_backoff());
-    let mut found_warning = std::pin::pin!(watch_object(warning.api.clone(), &places.configuration).default_backoff());
+    let mut found_judging = std::pin::pin!(watch_object(judging.api.clone(), &places.configuration).default_backoff());
     let (mut gained, mut lost) = (leadership.clone(), leadership.clone());
-    let mut keeper = Keeper { places, secrets, secret: None, changing, warning };
+    let mut keeper = Keeper { places, secrets, secret: None, changing, judging };
     let (mut leads, mut pause) = (false, LOOK_EVERY);
     loop {
         tokio::select! {
@@ -89,7 +90,7 @@ pub async fn keep(
                 keeper.publish(&served, &tell);
             }
             found = next("MutatingWebhookConfiguration", &mut found_changing) => keeper.changing.found = Some(found),
-            found = next("ValidatingWebhookConfiguration", &mut found_warning) => keeper.warning.found = Some(found),
+            found = next("ValidatingWebhookConfiguration", &mut found_judging) => keeper.judging.found = Some(found),
             () = gained.gained(), if !leads => leads = true,
             () = lost.lost(), if leads => leads = false,
             () = sleep(pause) => {}
@@ -182,7 +183,7 @@ struct Keeper {
     secrets: Api<Secret>,
     secret: Option<Secret>,
     changing: Configured<MutatingWebhookConfiguration>,
-    warning: Configured<ValidatingWebhookConfiguration>,
+    judging: Configured<ValidatingWebhookConfiguration>,
 }
 
 impl Keeper {
@@ -229,7 +230,7 @@ impl Keeper {
         let Some(secret) = &self.secret else { return Ok(()) };
         let pki = self.remembered();
         let bundle = ByteString(pki.bundle().into_bytes());
-        let everybody_trusts = self.changing.trusts(&bundle) && self.warning.trusts(&bundle);
+        let everybody_trusts = self.changing.trusts(&bundle) && self.judging.trusts(&bundle);
         let next = pki.next(&self.places.subjects(), everybody_trusts, now)?;
         if next != pki {
             let patch = json!({
@@ -242,7 +243,7 @@ impl Keeper {
             info!(generation = next.generation(), "the webhook's certificates were written");
         } else {
             self.changing.announce(&bundle).await?;
-            self.warning.announce(&bundle).await?;
+            self.judging.announce(&bundle).await?;
         }
         Ok(())
     }
