@@ -45,7 +45,7 @@ fn needs(lines: &[&str]) -> Needs {
 }
 
 async fn open(url: &str, names: &[&str]) -> (Feed, Ready, Tables) {
-    let (mut feed, ready) = database(url).feed(&place(url), &tables(names), false).await.expect("a stream");
+    let (mut feed, ready) = database(url).feed(&place(url), &tables(names), SlotOwner::Larder, false).await.expect("a stream");
     feed.start().await.expect("it begins");
     (feed, ready, Tables::new())
 }
@@ -136,7 +136,12 @@ async fn passwords_are_proved_and_connections_encrypted_as_for_loads() {
         (secured("require").replace(":secret@", "@"), "it wants a password"),
         (secured("disable"), "no encryption"),
     ] {
-        let error = database(&wrong).feed(&place(&url), &tables(&["users"]), false).await.err().expect("no stream").to_string();
+        let error = database(&wrong)
+            .feed(&place(&url), &tables(&["users"]), SlotOwner::Larder, false)
+            .await
+            .err()
+            .expect("no stream")
+            .to_string();
         assert!(error.contains(word) && !error.contains("guess"), "{error}");
     }
 }
@@ -145,7 +150,12 @@ async fn passwords_are_proved_and_connections_encrypted_as_for_loads() {
 async fn what_a_database_lacks_is_said() {
     let plain = Postgres::shared();
     let url = plain.database(&[USERS]).await;
-    let refused = database(&url).feed(&place(&url), &tables(&["users"]), false).await.err().expect("no stream").to_string();
+    let refused = database(&url)
+        .feed(&place(&url), &tables(&["users"]), SlotOwner::Larder, false)
+        .await
+        .err()
+        .expect("no stream")
+        .to_string();
     assert!(refused.contains("set wal_level = logical"), "{refused}");
 
     let server = Postgres::start_logical();
@@ -184,10 +194,16 @@ async fn what_a_database_lacks_is_said() {
     drop(feed);
 
     let stranger = url.replace("postgres:secret", "reader:secret");
-    let refused = database(&stranger).feed(&place(&url), &tables(&["users"]), false).await.err().expect("no stream").to_string();
+    let refused = database(&stranger)
+        .feed(&place(&url), &tables(&["users"]), SlotOwner::Larder, false)
+        .await
+        .err()
+        .expect("no stream")
+        .to_string();
     assert!(refused.contains("REPLICATION") || refused.contains("replication"), "{refused}");
     let given = Place { given: true, publication: "theirs".to_owned(), ..place(&url) };
-    let refused = database(&url).feed(&given, &tables(&["users"]), false).await.err().expect("no stream").to_string();
+    let refused =
+        database(&url).feed(&given, &tables(&["users"]), SlotOwner::Larder, false).await.err().expect("no stream").to_string();
     assert!(refused.contains("CREATE PUBLICATION theirs"), "{refused}");
 }
 
@@ -210,7 +226,7 @@ async fn columns_whose_old_values_are_not_told_are_said_beforehand() {
         ])
         .await;
     let needs = needs(&["indexed id user_id", "orders id user_id", "parted id user_id", "whole id user_id gone"]);
-    let (mut feed, ready) = database(&url).feed(&place(&url), &needs, false).await.expect("a stream");
+    let (mut feed, ready) = database(&url).feed(&place(&url), &needs, SlotOwner::Larder, false).await.expect("a stream");
     for (trouble, words) in ready.troubles.iter().zip([
         ["the old value of `user_id`", "ALTER TABLE orders REPLICA IDENTITY FULL"],
         ["the old value of `user_id`", "ALTER TABLE each of its partitions REPLICA IDENTITY FULL"],

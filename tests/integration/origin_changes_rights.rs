@@ -35,7 +35,7 @@ fn as_login(url: &str, login: &str) -> Database {
 
 async fn follow(url: &str, login: &str, place: &Place) -> Result<(Feed, Ready), LoadError> {
     let tables: Needs = ["users", "shop.orders"].iter().map(|name| (name.parse().expect("a name"), Default::default())).collect();
-    as_login(url, login).feed(place, &tables, false).await
+    as_login(url, login).feed(place, &tables, SlotOwner::Larder, false).await
 }
 
 /// Why a login cannot follow.

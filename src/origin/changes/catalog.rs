@@ -2,14 +2,15 @@
 //! was not told yet.
 //!
 //! A publication is there before its slot. A slot that is older than its publication would tell of a time in which that was not there, and
-//! Postgres then ends the stream with an error, each time anew.
+//! Postgres then ends the stream with an error, each time anew. So such a slot is made anew, or moved past that time where somebody else has
+//! made it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use sqlx::postgres::{PgConnection, PgRow};
 use sqlx::{AssertSqlSafe, Connection as _, Postgres, Row as _};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::pgoutput::Lsn;
 use super::snapshot::Snapshot;
@@ -90,7 +91,7 @@ pub enum SlotOwner {
 /// What there is for a stream.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Ready {
-    /// Whether the slot was made just now: what was committed before is not told.
+    /// Whether the slot was made just now, or moved: what was committed before is not told.
     pub is_new: bool,
     /// Up to where the slot was confirmed.
     pub confirmed: Lsn,
@@ -121,20 +122,52 @@ impl Catalog {
         Ok(Self(connection))
     }
 
-    /// Sees to it that there is all that a stream of `tables` needs, and that nobody else reads the slot. With `anew`, a slot that is there
-    /// is of no use.
-    pub async fn prepare(&mut self, place: &Place, tables: &Needs, anew: bool) -> Result<Ready, Failure> {
+    /// Sees to it that there is all that a stream of `tables` needs, and that nobody else reads the slot, which is `owner`'s. With `anew`,
+    /// what it keeps is of no use.
+    pub async fn prepare(&mut self, place: &Place, tables: &Needs, owner: SlotOwner, anew: bool) -> Result<Ready, Failure> {
         let mut ready = Ready::default();
         let fit = self.tables(tables, &mut ready.troubles).await?;
         self.columns(tables, &fit, &mut ready.troubles).await?;
         let was_made = self.publish(place, &fit, &mut ready).await?;
-        if let Some(confirmed) = self.slot(place, anew || was_made).await? {
-            ready.confirmed = confirmed;
-            return Ok(ready);
+        let begins = self.begin(place, owner, anew || was_made).await;
+        if begins.is_err() && was_made {
+            // Whoever tries again is to see that the slot is older. Where this fails as well, the server says so in the stream.
+            let _ = self.unpublish(place).await;
         }
-        let row = self.row("SELECT lsn::text FROM pg_create_logical_replication_slot($1, 'pgoutput')", &[&place.slot]).await?;
-        (ready.is_new, ready.confirmed) = (true, lsn(row.as_ref(), 0)?);
+        (ready.is_new, ready.confirmed) = begins?;
         Ok(ready)
+    }
+
+    /// Whether the slot tells of nothing that was committed before, and from where on it tells. With `anew`, what it keeps is of no use: it is
+    /// made anew where it is Larder's, and moved where it is not.
+    async fn begin(&mut self, place: &Place, owner: SlotOwner, anew: bool) -> Result<(bool, Lsn), Failure> {
+        match self.slot(place, anew && owner == SlotOwner::Larder).await? {
+            Some(confirmed) if !anew => Ok((false, confirmed)),
+            Some(_) => Ok((true, self.pass(&place.slot).await?)),
+            None => {
+                let row =
+                    self.row("SELECT lsn::text FROM pg_create_logical_replication_slot($1, 'pgoutput')", &[&place.slot]).await?;
+                Ok((true, lsn(row.as_ref(), 0)?))
+            }
+        }
+    }
+
+    /// Moves a slot past all that is committed, once the transactions have ended that are under way, as one that is made begins: what these
+    /// changed before there was a publication could not be told. Up to where.
+    async fn pass(&mut self, slot: &str) -> Result<Lsn, Failure> {
+        const NEXT: &str = "SELECT txid_snapshot_xmax(txid_current_snapshot())::text";
+        const ENDED: &str = "SELECT txid_snapshot_xmin(txid_current_snapshot()) >= $1::bigint";
+        const PASS: &str = "SELECT end_lsn::text FROM pg_replication_slot_advance($1, pg_current_wal_lsn())";
+        let next = text(self.row(NEXT, &[]).await?.as_ref(), 0).unwrap_or_default();
+        let began = Instant::now();
+        while self.row(ENDED, &[&next]).await?.and_then(|row| row.try_get::<bool, _>(0).ok()) != Some(true) {
+            if began.elapsed() > STATEMENT_LIMIT {
+                let why = format!("its slot `{slot}` cannot be moved: transactions that were under way do not end");
+                return Err(Failure::Failed { why, retry: true, retry_after: None });
+            }
+            sleep(ENDS.1).await;
+        }
+        lsn(self.row(PASS, &[slot]).await?.as_ref(), 0)
     }
 
     /// Looks again at what may have changed since. [`Ready::is_new`]: the publication had gone, and what the slot keeps is of no use.
@@ -373,9 +406,13 @@ impl Catalog {
             SlotOwner::Other => true,
         };
         if is_gone && !place.given {
-            self.run(&format!("DROP PUBLICATION IF EXISTS \"{}\"", place.publication)).await?;
+            self.unpublish(place).await?;
         }
         Ok(())
+    }
+
+    async fn unpublish(&mut self, place: &Place) -> Result<(), Failure> {
+        self.run(&format!("DROP PUBLICATION IF EXISTS \"{}\"", place.publication)).await
     }
 
     /// Ends the connection in peace.

@@ -101,12 +101,12 @@ impl Database {
         &self.name
     }
 
-    /// Connects, and sees to it that there is all that a stream of `tables` needs. With `anew`, a slot that is there is of no use. Nothing is
-    /// told before [`Feed::start`].
+    /// Connects, and sees to it that there is all that a stream of `tables` needs. With `anew`, what the slot keeps is of no use: it is made
+    /// anew where it is Larder's, and moved where it is somebody else's. Nothing is told before [`Feed::start`].
     ///
     /// # Errors
     /// The database, or what it lacks.
-    pub async fn feed(&self, place: &Place, tables: &Needs, anew: bool) -> Result<(Feed, Ready), LoadError> {
+    pub async fn feed(&self, place: &Place, tables: &Needs, owner: SlotOwner, anew: bool) -> Result<(Feed, Ready), LoadError> {
         let open = async {
             let address = self.address().await?;
             Stream::open(&address).await
@@ -114,7 +114,7 @@ impl Database {
         let (stream, identity) = self.within(self.connect_timeout, open).await?;
         let mut catalog = self.catalog().await?;
         let tells_notes = catalog.check_server().await.map_err(|failure| self.named(failure))?;
-        let ready = catalog.prepare(place, tables, anew).await.map_err(|failure| self.named(failure))?;
+        let ready = catalog.prepare(place, tables, owner, anew).await.map_err(|failure| self.named(failure))?;
         let feed = Feed { database: self.clone(), place: place.clone(), identity, stream, catalog, tells_notes };
         Ok((feed, ready))
     }

@@ -12,8 +12,9 @@ use tracing::{debug, warn};
 use super::figures::FeedFigures;
 use super::followed::Followed;
 use super::reader::Reader;
-use super::register::{Claimed, Register, claimed};
+use super::register::{Claimed, Register, claimed, noted};
 use super::remover::{Remover, remove, tell};
+use crate::origin::changes::SlotOwner;
 use crate::relay::consumer::Claim;
 use crate::relay::hub::{Hub, HubError};
 use crate::relay::rules::Rules;
@@ -151,7 +152,13 @@ async fn give_up(seat: Seat, for_good: Option<Hub>) {
     let Some(mut hub) = for_good.filter(|_| had_it && !followed.ends) else { return };
     for _ in 0..REMOVALS.0 {
         match remove(&followed, &register, &mut hub).await {
-            Ok(owner) => return tell(&followed, owner),
+            Ok(owner) => {
+                if owner == SlotOwner::Larder && !followed.place.names_own_slot() {
+                    // Else one that a person makes under its name would be taken for it.
+                    let _ = hub.run(register.slot(), &register.removed(None), noted).await;
+                }
+                return tell(&followed, owner);
+            }
             Err(error) => warn!(%error, slot = followed.place.slot, "the slot cannot be taken away yet"),
         }
         sleep(REMOVALS.1).await;

@@ -183,8 +183,8 @@ impl Reader {
         let followed = self.followed.clone();
         // Before anything is made at the database: while the cache is away, a slot would only keep its log.
         let kept = self.hub.run(self.register.slot(), &self.register.look(), looked).await?;
-        self.note_slot(&kept).await?;
-        let (mut feed, ready) = followed.database.feed(&followed.place, &followed.tables(), self.anew).await?;
+        let owner = self.slot_owner(&kept).await?;
+        let (mut feed, ready) = followed.database.feed(&followed.place, &followed.tables(), owner, self.anew).await?;
         let start = begin(&kept, feed.identity(), &ready, &followed.watches);
         self.tell_of(&start, &ready);
         self.measure(feed.lag().await?);
@@ -218,16 +218,20 @@ impl Reader {
         }
     }
 
-    /// Notes that the slot is Larder's, where it is about to be made and its name does not say so: before that, since whoever is there next
-    /// could not tell it from one that somebody else has made.
-    async fn note_slot(&mut self, kept: &Kept) -> Result<(), Ended> {
+    /// Whose the slot is. Where its name does not say so it is noted in the cache, and before one is made: whoever is there next could not tell
+    /// it from one that somebody else has made.
+    async fn slot_owner(&mut self, kept: &Kept) -> Result<SlotOwner, Ended> {
         let Followed { database, place, .. } = &*self.followed;
-        if place.names_own_slot() || kept.made {
-            return Ok(());
+        // Since one was taken away, anybody may have made the one that is there.
+        let known = kept.slot_owner().filter(|_| !kept.removed);
+        if place.names_own_slot() || known == Some(SlotOwner::Larder) {
+            return Ok(SlotOwner::Larder);
         }
-        let is_of_use = !self.anew && database.lag(place).await?.is_some_and(|lag| !lag.lost);
-        if is_of_use || self.hub.run(self.register.slot(), &self.register.makes(&self.token), noted).await? {
-            return Ok(());
+        // Nobody has anything of one that is lost: it is replaced.
+        let is_there = database.lag(place).await?.is_some_and(|lag| !lag.lost);
+        let owner = if is_there { SlotOwner::Other } else { SlotOwner::Larder };
+        if known == Some(owner) || self.hub.run(self.register.slot(), &self.register.owned(&self.token, owner), noted).await? {
+            return Ok(owner);
         }
         Err(Ended::Fenced)
     }

@@ -11,8 +11,8 @@ use std::time::Duration;
 use super::wanted::Entry;
 use crate::journal::feed::begin;
 use crate::journal::scripts::{AnswerError, Call};
-use crate::origin::changes::Identity;
 use crate::origin::changes::pgoutput::Lsn;
+use crate::origin::changes::{Identity, SlotOwner};
 use crate::policy::events::{LAPSE_FIELD, STREAM, feed_claim_key, feed_state_key};
 use crate::policy::slots::slot_of;
 
@@ -43,17 +43,21 @@ const RELEASE: &str = "\
 if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) return {'released'} end
 return {'held'}";
 
-/// KEYS: claim, state. ARGV: token.
-const MAKES: &str = "\
+/// What was noted of an earlier slot of this name does not count any more.
+///
+/// KEYS: claim, state. ARGV: token, whose the slot is.
+const OWNED: &str = "\
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return {'held'} end
-redis.call('HSET', KEYS[2], 'made', '1')
+redis.call('HSET', KEYS[2], 'made', ARGV[2])
+if redis.call('HDEL', KEYS[2], 'removed') == 1 then redis.call('PERSIST', KEYS[2]) end
 return {'noted'}";
 
-/// Whether the slot was made by a relay stays known, since it is taken away again where somebody makes it anew.
+/// Whether the slot was made by a relay stays known to who takes it away, since one that has not heard of that may make it anew. Who reads it next
+/// asks anew whose it is.
 ///
-/// KEYS: claim, state. ARGV: token, how long what is left stays, in milliseconds.
+/// KEYS: claim, state. ARGV: token, or nothing where nobody has the feed, how long what is left stays, in milliseconds.
 const REMOVED: &str = "\
-if redis.call('GET', KEYS[1]) ~= ARGV[1] then return {'held'} end
+if (redis.call('GET', KEYS[1]) or '') ~= ARGV[1] then return {'held'} end
 redis.call('HDEL', KEYS[2], 'position', 'follows', 'through', 'kept', 'trouble')
 redis.call('HSET', KEYS[2], 'removed', '1')
 redis.call('PEXPIRE', KEYS[2], ARGV[2])
@@ -67,8 +71,12 @@ return {'noted'}";
 
 /// KEYS: state.
 const LOOK: &str = "\
-local state = redis.call('HMGET', KEYS[1], 'position', 'follows', 'made')
-return {'state', state[1] or '', state[2] or '', state[3] or ''}";
+local state = redis.call('HMGET', KEYS[1], 'position', 'follows', 'made', 'removed')
+return {'state', state[1] or '', state[2] or '', state[3] or '', state[4] or ''}";
+
+/// Whose the slot is, as it is noted.
+const MADE_BY_LARDER: &[u8] = b"1";
+const MADE_BY_OTHER: &[u8] = b"0";
 
 /// KEYS: stream, state. ARGV: fence, the position that was left or nothing, the next one, who follows or nothing, how many entries of the
 /// stream are kept, how far behind that is in milliseconds or nothing, the bytes that the database keeps or nothing, and with these what is
@@ -177,14 +185,21 @@ pub struct Kept {
     pub position: Option<Position>,
     /// For whom.
     pub followers: Followers,
-    /// Whether a relay has made the slot, or was about to.
-    pub made: bool,
+    /// Who has made the slot, or was about to. `None`: that was not noted, as no relay of an earlier build did.
+    pub made_by: Option<SlotOwner>,
+    /// Whether the slot was taken away, and nobody has begun to read one since.
+    pub removed: bool,
 }
 
 impl Kept {
     /// Whether events were ever written.
     pub fn has_followed(&self) -> bool {
         self.position.is_some() || !self.followers.is_empty()
+    }
+
+    /// Whose the slot is, where that is known. One by which events were written that is not noted as somebody else's is Larder's.
+    pub fn slot_owner(&self) -> Option<SlotOwner> {
+        self.made_by.or_else(|| self.has_followed().then_some(SlotOwner::Larder))
     }
 }
 
@@ -240,14 +255,19 @@ impl Register {
         Call::new(RELEASE, vec![self.claim.clone()], vec![token.as_bytes().to_vec()])
     }
 
-    /// Notes that the slot is about to be made, where the feed is still that of `token`.
-    pub fn makes(&self, token: &str) -> Call {
-        Call::new(MAKES, vec![self.claim.clone(), self.state.clone()], vec![token.as_bytes().to_vec()])
+    /// Notes whose the slot is that is about to be read, where the feed is still that of `token`. Larder's is made behind that.
+    pub fn owned(&self, token: &str, owner: SlotOwner) -> Call {
+        let owner = match owner {
+            SlotOwner::Larder => MADE_BY_LARDER,
+            SlotOwner::Other => MADE_BY_OTHER,
+        };
+        Call::new(OWNED, vec![self.claim.clone(), self.state.clone()], vec![token.as_bytes().to_vec(), owner.to_vec()])
     }
 
-    /// Notes that nothing is left at the database that is Larder's, where the feed is still that of `token`. What is left of it goes after [`LEFT_FOR`].
-    pub fn removed(&self, token: &str) -> Call {
-        let args = vec![token.as_bytes().to_vec(), LEFT_FOR.as_millis().to_string().into_bytes()];
+    /// Notes that nothing is left at the database that is Larder's, where the feed is still that of `token`, or nobody's without one. What is left of
+    /// it goes after [`LEFT_FOR`].
+    pub fn removed(&self, token: Option<&str>) -> Call {
+        let args = vec![token.unwrap_or_default().as_bytes().to_vec(), LEFT_FOR.as_millis().to_string().into_bytes()];
         Call::new(REMOVED, vec![self.claim.clone(), self.state.clone()], args)
     }
 
@@ -343,12 +363,18 @@ pub fn claimed(answer: &[&[u8]]) -> Result<Claimed, AnswerError> {
 /// # Errors
 /// It is none.
 pub fn looked(answer: &[&[u8]]) -> Result<Kept, AnswerError> {
-    let [b"state", position, followers, made] = answer else { return Err(AnswerError) };
+    let [b"state", position, followers, made, removed] = answer else { return Err(AnswerError) };
     let position = std::str::from_utf8(position).ok().and_then(|text| text.parse().ok());
-    Ok(Kept { position, followers: serde_json::from_slice(followers).unwrap_or_default(), made: !made.is_empty() })
+    let made_by = match *made {
+        MADE_BY_LARDER => Some(SlotOwner::Larder),
+        MADE_BY_OTHER => Some(SlotOwner::Other),
+        _ => None,
+    };
+    let followers = serde_json::from_slice(followers).unwrap_or_default();
+    Ok(Kept { position, followers, made_by, removed: !removed.is_empty() })
 }
 
-/// Reads the answer of MAKES, REMOVED and TROUBLE: whether it is noted.
+/// Reads the answer of OWNED, REMOVED and TROUBLE: whether it is noted.
 ///
 /// # Errors
 /// It is none.
@@ -395,12 +421,16 @@ mod tests {
         assert_eq!(position(0x1_0000_00ff).to_string(), "1/FF 7/1/shop");
         assert_eq!("1/FF 7/1/shop".parse(), Ok(position(0x1_0000_00ff)));
         assert!(position(1).is_of(&position(2)));
-        let kept = looked(&[b"state", b"1/FF 7/1/shop", br#"{"user":"ab"}"#, b"1"]).expect("an answer");
+        let kept = looked(&[b"state", b"1/FF 7/1/shop", br#"{"user":"ab"}"#, b"", b""]).expect("an answer");
+        assert_eq!(kept.slot_owner(), Some(SlotOwner::Larder), "an earlier build noted nothing, and made it");
         assert_eq!((kept.position, kept.followers.get("user").map(String::as_str)), (Some(position(0x1_0000_00ff)), Some("ab")));
-        assert_eq!(looked(&[b"state", b"", b"", b""]), Ok(Kept::default()));
-        let made = looked(&[b"state", b"", b"", b"1"]).expect("an answer");
-        assert!(made.made && !made.has_followed());
-        assert_eq!(looked(&[b"states", b"", b"", b""]), Err(AnswerError));
+        assert_eq!(looked(&[b"state", b"", b"", b"", b""]), Ok(Kept::default()));
+        assert_eq!(Kept::default().slot_owner(), None);
+        let made = looked(&[b"state", b"", b"", b"1", b"1"]).expect("an answer");
+        assert!(made.slot_owner() == Some(SlotOwner::Larder) && made.removed && !made.has_followed());
+        let theirs = looked(&[b"state", b"1/FF 7/1/shop", b"", b"0", b""]).expect("an answer");
+        assert!(theirs.slot_owner() == Some(SlotOwner::Other) && !theirs.removed && theirs.has_followed());
+        assert_eq!(looked(&[b"states", b"", b"", b"", b""]), Err(AnswerError));
     }
 
     #[test]

@@ -39,8 +39,10 @@ pub enum RemoveError {
 /// # Errors
 /// Something is left: it does no harm to try again.
 pub async fn remove(followed: &Followed, register: &Register, hub: &mut Hub) -> Result<SlotOwner, RemoveError> {
-    let is_made = followed.place.names_own_slot() || hub.run(register.slot(), &register.look(), looked).await?.made;
-    let owner = if is_made { SlotOwner::Larder } else { SlotOwner::Other };
+    let owner = match followed.place.names_own_slot() {
+        true => SlotOwner::Larder,
+        false => hub.run(register.slot(), &register.look(), looked).await?.slot_owner().unwrap_or(SlotOwner::Other),
+    };
     followed.database.remove(&followed.place, owner).await?;
     Ok(owner)
 }
@@ -106,7 +108,7 @@ impl Remover {
         let followed = self.followed.clone();
         let slot = &followed.place.slot;
         let (call, owner) = match remove(&followed, &self.register, &mut self.hub).await {
-            Ok(owner) => (self.register.removed(&self.token), owner),
+            Ok(owner) => (self.register.removed(Some(&self.token)), owner),
             Err(error) => {
                 warn!(%error, slot, "the slot cannot be taken away yet");
                 let trouble = self.register.trouble(&self.token, &error.to_string());

@@ -2,6 +2,7 @@
 //! relay writes behind one that overtook it.
 
 use super::*;
+use crate::origin::changes::SlotOwner;
 use crate::origin::changes::pgoutput::{Cell, Column, Identity as ReplicaIdentity, Relation};
 use crate::relay::changes::register::Written;
 use crate::relay::changes::wanted::Entry;
@@ -236,7 +237,7 @@ fn what_is_left_out_is_missed() {
 fn a_beginning_invalidates_what_it_cannot_vouch_for_and_nothing_else() {
     let ready = |confirmed: u64| Ready { confirmed: Lsn::new(confirmed), ..Ready::default() };
     let position = Position::new(Lsn::new(5), &identity());
-    let kept = Kept { position: Some(position.clone()), followers: followers_of(&watches()), made: true };
+    let kept = Kept { position: Some(position.clone()), followers: followers_of(&watches()), ..Kept::default() };
     let whole = begin(&kept, &identity(), &ready(5), &watches());
     assert_eq!((whole.position.clone(), whole.lost, whole.wanted.is_empty()), (position.clone(), false, true));
     // What was not confirmed comes again.
@@ -252,7 +253,7 @@ fn a_beginning_invalidates_what_it_cannot_vouch_for_and_nothing_else() {
         assert!(start.lost && start.wanted.rules().get("user") == Some(&Why::Lost), "{ready:?}");
         assert_eq!(start.position, Position::new(ready.confirmed, &identity));
     }
-    let made = Kept { made: true, ..Kept::default() };
+    let made = Kept { made_by: Some(SlotOwner::Larder), ..Kept::default() };
     let first = begin(&made, &identity(), &Ready { is_new: true, ..ready(5) }, &watches());
     assert!(!first.lost && !first.wanted.is_empty(), "what was cached before goes, and nothing was lost");
     // Other followers, and tables that were not told of.
