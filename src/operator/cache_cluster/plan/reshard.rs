@@ -78,6 +78,16 @@ impl<'a> Owners<'a> {
         shards
     }
 
+    /// Slots of a shard that are not its primary's, with both. A getter that died had just been told that they are its own, and had told nobody:
+    /// the replica that took over does not know of them, and it comes back as their owner. The primary has the keys that came with them.
+    fn left_behind(&self) -> impl Iterator<Item = (&'a Node<'a>, &'a Node<'a>, &SlotSet)> {
+        self.owners.iter().filter(|(_, slots)| !slots.is_empty()).filter_map(|(node, slots)| {
+            // The latest claim comes first.
+            let (primary, _) = self.owners.iter().find(|(other, _)| other.id.shard == node.id.shard)?;
+            (primary.id != node.id).then_some((*node, *primary, slots))
+        })
+    }
+
     /// Slots that are on their way arrive. Whoever owns one decides where it goes; where only the other side remembers, as after a
     /// failover, it goes there. A mark that means nothing any more is removed.
     fn finish(&self, cluster: &Cluster<'_>) -> Vec<Action> {
@@ -88,7 +98,8 @@ impl<'a> Owners<'a> {
         let migrating = primaries().flat_map(|node| node.view.migrating.iter().map(move |open| (node, open)));
         for (node, OpenSlot { slot, peer }) in migrating {
             let is_own = self.owner(*slot).is_some_and(|owner| owner.id == node.id);
-            match cluster.shard_of_id(peer).filter(|shard| is_own && *shard != node.id.shard) {
+            let leads = |shard: u16| shard == node.id.shard && cluster.head(shard).is_none_or(|head| head.id == node.id);
+            match cluster.shard_of_id(peer).filter(|shard| is_own && !leads(*shard)) {
                 None => settled.entry(node.id).or_default().insert(one(*slot)),
                 Some(shard) => {
                     decided.insert(one(*slot));
@@ -101,7 +112,9 @@ impl<'a> Owners<'a> {
         let importing = primaries().flat_map(|node| node.view.importing.iter().map(move |open| (node, open)));
         for (node, OpenSlot { slot, .. }) in importing.filter(|(_, open)| !decided.contains(open.slot)) {
             match (self.owner(*slot), cluster.head(node.id.shard)) {
-                (Some(owner), _) if owner.id.shard == node.id.shard => settled.entry(node.id).or_default().insert(one(*slot)),
+                (Some(owner), head) if owner.id.shard == node.id.shard && head.is_none_or(|head| head.id == owner.id) => {
+                    settled.entry(node.id).or_default().insert(one(*slot));
+                }
                 (Some(owner), Some(target)) => moves.entry((owner.id, target.id)).or_default().insert(one(*slot)),
                 (None, _) | (_, None) => {}
             }
@@ -130,16 +143,23 @@ fn next_transfer(cluster: &Cluster<'_>, owners: &Owners<'_>) -> Option<Action> {
     if total < SlotSet::all().len() {
         return None;
     }
+    if let Some((source, target, slots)) = owners.left_behind().next() {
+        return Some(step(source, target, slots));
+    }
     let Transfer { from, to, slots } = transfers(&owned, cluster.desired.shards()).into_iter().next()?;
     // Primaries that own slots vote, and agents count the votes of those that they know of.
     let is_new = !owned.contains_key(&to) && holds(Rule::TellBeforeMoves);
     if let Some(server) = cluster.observed.unaware.first().filter(|_| is_new) {
         return Some(Action::Wait(Waiting::Told(*server)));
     }
-    let (source, target) = (cluster.head(from)?, cluster.head(to)?);
+    Some(step(cluster.head(from)?, cluster.head(to)?, &slots))
+}
+
+/// As many of the slots as move at once, by the way that both nodes know.
+fn step(source: &Node<'_>, target: &Node<'_>, slots: &SlotSet) -> Action {
     let is_atomic = source.view.in_transit.is_some() && target.view.in_transit.is_some();
-    let (slots, way) = if is_atomic { (slots.first(AT_ONCE), Way::Atomic) } else { (slots, Way::ByKeys) };
-    Some(Action::MoveSlots { from: source.id, to: target.id, slots, way })
+    let (slots, way) = if is_atomic { (slots.first(AT_ONCE), Way::Atomic) } else { (slots.clone(), Way::ByKeys) };
+    Action::MoveSlots { from: source.id, to: target.id, slots, way }
 }
 
 /// Servers that hold nothing go, once all others have been told to forget them: a node that is forgotten and still talks would be taken
@@ -169,8 +189,12 @@ fn leave(cluster: &Cluster<'_>) -> Vec<Action> {
 
 /// How many slots are not where they are to be.
 pub(super) fn left_to_move(cluster: &Cluster<'_>) -> Option<u16> {
-    let owned = Owners::of(cluster).by_shard();
+    let owners = Owners::of(cluster);
+    let owned = owners.by_shard();
     let total = owned.values().map(SlotSet::len).fold(0, u16::saturating_add);
-    let left = || transfers(&owned, cluster.desired.shards()).iter().map(|transfer| transfer.slots.len()).sum();
+    let left = || {
+        let between = transfers(&owned, cluster.desired.shards());
+        between.iter().map(|transfer| transfer.slots.len()).chain(owners.left_behind().map(|(.., slots)| slots.len())).sum()
+    };
     (total == SlotSet::all().len()).then(left)
 }
