@@ -611,6 +611,8 @@ impl World {
         }
         assert_eq!(counts.iter().sum::<u16>(), SLOTS, "{counts:?}");
         assert!(counts.iter().max().unwrap() - counts.iter().min().unwrap() <= 1, "{counts:?}");
+        let owners = self.nodes.values().filter(|node| !node.claims.is_empty()).count();
+        assert_eq!(owners, counts.len(), "a shard has two primaries: {:#?}", self.nodes);
         for (slot, version) in &self.expected {
             let owner = self.nodes.values().find(|node| node.claims.contains(*slot)).unwrap();
             assert!(
@@ -694,6 +696,32 @@ fn the_first_keys_outlive_their_primary(part: usize) {
 #[test]
 fn the_first_keys_of_a_new_shard_outlive_its_primary() {
     [3, 4, 5, 8, usize::MAX].into_iter().for_each(the_first_keys_outlive_their_primary);
+}
+
+/// The primary of a new shard is told that slots are its own, once their keys are there, and dies before it has told anybody.
+#[test]
+fn slots_that_a_getter_kept_to_itself_go_to_the_one_that_took_its_place() {
+    let mut world = World::new(3, 1, [false, false]);
+    world.run(&[]);
+    world.strict = true;
+    world.resize(5);
+    let [getter, replica, giver] = [(3, 0), (3, 1), (0, 0)].map(|(shard, index)| ServerId { shard, index });
+    let is_moving = (0..SETTLE_TICKS).any(|_| {
+        world.look(5);
+        let [getter, giver] = [getter, giver].map(|id| &world.nodes[&id]);
+        let rests = giver.migrating.is_empty() && getter.importing.is_empty();
+        rests && !getter.keys.is_empty() && world.nodes[&replica].in_step && world.nodes[&replica].promotable
+    });
+    assert!(is_moving, "no key moves");
+    let slots = world.nodes[&giver].claims.first(2 * KEY_EVERY);
+    world.move_keys(giver, getter, &slots, usize::MAX);
+    world.node(replica).keys = world.nodes[&getter].keys.clone();
+    let epoch = world.new_epoch();
+    let node = world.node(getter);
+    node.epoch = epoch;
+    node.claims.add(&slots);
+    world.kill_server(getter);
+    world.settle();
 }
 
 /// A primary that leaves dies before its replica is told to drop the keys that the engine has moved.
