@@ -187,24 +187,11 @@ impl<'a> Cluster<'a> {
         self.in_shard(primary.id.shard).all(|(_, server)| claim(server) < Some(primary.view.epoch))
     }
 
-    /// While slots are to move: an owner of slots elsewhere whose claim does not beat that of a stopped server of this shard. That one may have been
-    /// told, a moment before it ended, that slots are its own, and have told nobody. Whoever gave them owns them as long as it is away, and would
-    /// lose them when it comes back, with all that was written meanwhile.
-    fn outdone(&self, shard: u16) -> Option<&Node<'a>> {
-        let claim = |(_, server): (ServerId, &Server)| match server.state {
-            ServerState::Stopped { claim, .. } => claim,
-            _ => None,
-        };
-        let claim = self.in_shard(shard).filter_map(claim).max()?;
-        let mut owners = self.nodes.iter().filter(|node| node.id.shard != shard && node.serves());
-        owners.find(|node| node.view.epoch <= claim).filter(|_| reshard::left_to_move(self) != Some(0))
-    }
-
     /// Who is to renew its claim, so that the primary's becomes the greatest. `CLUSTER BUMPEPOCH` takes a new epoch under the same
     /// condition as a takeover does, so another primary takes one first; that the primary hears of it is waited for. The other one need
     /// not own slots: while the Cluster forms, nobody else may own any yet.
     fn bump(&self, primary: &Node<'_>) -> Option<Action> {
-        let can_bump = |node: &&Node<'_>| bump_of(node).is_some();
+        let can_bump = |node: &&Node<'_>| node.view.epoch < node.view.current_epoch;
         let mut others = self.nodes.iter().filter(|node| node.id != primary.id && node.is_primary());
         let is_told = others.clone().any(|node| node.view.current_epoch > primary.view.epoch);
         let bumped = if can_bump(&primary) { Some(primary) } else { others.find(can_bump).filter(|_| !is_told) };
@@ -227,9 +214,6 @@ impl<'a> Cluster<'a> {
             let settled = self.members(shard).all(|node| node.id == primary.id || follows(node, primary) || is_blank(node));
             if settled && !self.beats_stopped(primary) {
                 return self.bump(primary).into_iter().chain(failover()).collect();
-            }
-            if let Some(giver) = self.outdone(shard).filter(|_| settled) {
-                return bump_of(giver).into_iter().chain(failover()).collect();
             }
             return if settled && self.is_acknowledged(primary) { start() } else { failover() };
         }
@@ -412,11 +396,6 @@ impl<'a> Cluster<'a> {
         });
         partial.map(|node| Action::Wait(Waiting::Gossip(node.id))).collect()
     }
-}
-
-/// A new claim of a node, which takes one only where it has heard of a later one than its own.
-fn bump_of(node: &Node<'_>) -> Option<Action> {
-    (node.view.epoch < node.view.current_epoch).then_some(Action::BumpEpoch { server: node.id })
 }
 
 fn follows(node: &Node<'_>, primary: &Node<'_>) -> bool {
