@@ -50,6 +50,12 @@ async fn open(url: &str, names: &[&str]) -> (Feed, Ready, Tables) {
     (feed, ready, Tables::new())
 }
 
+/// What is said where the changes of `users` cannot be followed.
+async fn refusal(url: &str, place: &Place) -> String {
+    let refused = database(url).feed(place, &tables(&["users"]), SlotOwner::Larder, false).await;
+    refused.err().expect("no stream").to_string()
+}
+
 /// The rows of the next transaction that changed some, as short texts, its number, and where it ends.
 async fn transaction(feed: &mut Feed, tables: &mut Tables) -> (Vec<String>, u32, Lsn) {
     let (mut said, mut number) = (Vec::new(), 0);
@@ -136,12 +142,7 @@ async fn passwords_are_proved_and_connections_encrypted_as_for_loads() {
         (secured("require").replace(":secret@", "@"), "it wants a password"),
         (secured("disable"), "no encryption"),
     ] {
-        let error = database(&wrong)
-            .feed(&place(&url), &tables(&["users"]), SlotOwner::Larder, false)
-            .await
-            .err()
-            .expect("no stream")
-            .to_string();
+        let error = refusal(&wrong, &place(&url)).await;
         assert!(error.contains(word) && !error.contains("guess"), "{error}");
     }
 }
@@ -150,12 +151,7 @@ async fn passwords_are_proved_and_connections_encrypted_as_for_loads() {
 async fn what_a_database_lacks_is_said() {
     let plain = Postgres::shared();
     let url = plain.database(&[USERS]).await;
-    let refused = database(&url)
-        .feed(&place(&url), &tables(&["users"]), SlotOwner::Larder, false)
-        .await
-        .err()
-        .expect("no stream")
-        .to_string();
+    let refused = refusal(&url, &place(&url)).await;
     assert!(refused.contains("set wal_level = logical"), "{refused}");
 
     let server = Postgres::start_logical();
@@ -194,16 +190,10 @@ async fn what_a_database_lacks_is_said() {
     drop(feed);
 
     let stranger = url.replace("postgres:secret", "reader:secret");
-    let refused = database(&stranger)
-        .feed(&place(&url), &tables(&["users"]), SlotOwner::Larder, false)
-        .await
-        .err()
-        .expect("no stream")
-        .to_string();
+    let refused = refusal(&stranger, &place(&url)).await;
     assert!(refused.contains("REPLICATION") || refused.contains("replication"), "{refused}");
     let given = Place { given: true, publication: "theirs".to_owned(), ..place(&url) };
-    let refused =
-        database(&url).feed(&given, &tables(&["users"]), SlotOwner::Larder, false).await.err().expect("no stream").to_string();
+    let refused = refusal(&url, &given).await;
     assert!(refused.contains("CREATE PUBLICATION theirs"), "{refused}");
 }
 
