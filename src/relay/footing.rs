@@ -14,7 +14,7 @@ use crate::sidecar::upstream::node::NodeAddr;
 /// A command, in words.
 pub type Command = Vec<Vec<u8>>;
 
-/// How long all may take to have it on disk, in milliseconds.
+/// How long all may take to have it, and then to have it on disk, in milliseconds.
 const CONFIRMED_WITHIN_MS: &str = "1000";
 
 /// Why a server's word does not count.
@@ -123,14 +123,18 @@ impl Footing {
     }
 
     /// Asks who has it.
-    pub fn question(&self) -> [Command; 3] {
+    ///
+    /// A replica that reads a write and the question of `WAITAOF` together answers before it writes to disk, and says more only a second later. So
+    /// `WAIT` goes before: what a replica says of what it has read it sends when that is on disk.
+    pub fn question(&self) -> Vec<Command> {
         let count = self.followers.len().to_string();
-        let wait = match self.counts_fsyncs {
-            true => words(&["WAITAOF", "1", &count, CONFIRMED_WITHIN_MS]),
-            // With `appendfsync always` a server writes to disk before it answers, and a replica before it acknowledges.
-            false => words(&["WAIT", &count, CONFIRMED_WITHIN_MS]),
-        };
-        [wait, words(&["INFO", "replication"]), words(&["ROLE"])]
+        // With `appendfsync always` a server writes to disk before it answers, and a replica before it acknowledges.
+        let mut question = vec![words(&["WAIT", &count, CONFIRMED_WITHIN_MS])];
+        if self.counts_fsyncs {
+            question.push(words(&["WAITAOF", "1", &count, CONFIRMED_WITHIN_MS]));
+        }
+        question.extend([words(&["INFO", "replication"]), words(&["ROLE"])]);
+        question
     }
 
     /// Judges the answers to that.
@@ -138,7 +142,7 @@ impl Footing {
     /// # Errors
     /// It is not known to be on disk everywhere.
     pub fn confirm(&self, answers: &[Value]) -> Result<(), Unsure> {
-        let [confirmed, info, role] = answers else { return Err(Unsure::Answer) };
+        let [.., confirmed, info, role] = answers else { return Err(Unsure::Answer) };
         if history_of(info).as_ref() != Some(&self.history) {
             return Err(Unsure::Replaced);
         }
@@ -219,7 +223,8 @@ mod tests {
     fn a_primary_with_all_its_replicas_that_writes_to_disk_is_fit() {
         let (footing, answer) = Footing::of(&answers(2, "always"), Disk::Asked).expect("it is fit");
         assert_eq!((footing.followers.len(), answer), (2, text("answer")));
-        assert_eq!(footing.question()[0], words(&["WAITAOF", "1", "2", "1000"]));
+        let asked = footing.question();
+        assert_eq!(asked[..2], [words(&["WAIT", "2", "1000"]), words(&["WAITAOF", "1", "2", "1000"])]);
         let counts = |own, copies| vec![Value::List(vec![Value::Int(own), Value::Int(copies)]), info("master", "aa"), role(2)];
         assert_eq!(footing.confirm(&counts(1, 2)), Ok(()));
         for (own, copies) in [(0, 2), (1, 1), (1, -1)] {
@@ -272,7 +277,8 @@ mod tests {
         let mut old = answers(1, "always");
         old[1] = Value::Error("ERR unknown command".to_owned());
         let (footing, _) = Footing::of(&old, Disk::Asked).expect("it is fit");
-        assert_eq!(footing.question()[0], words(&["WAIT", "1", "1000"]));
+        let asked = footing.question();
+        assert_eq!(asked[..2], [words(&["WAIT", "1", "1000"]), words(&["INFO", "replication"])]);
         assert_eq!(footing.confirm(&[Value::Int(1), info("master", "aa"), role(1)]), Ok(()));
         assert!(footing.confirm(&[Value::Int(0), info("master", "aa"), role(1)]).is_err());
     }

@@ -65,7 +65,8 @@ impl Servers {
     pub fn stand_still(&self, longer: Duration, random: &mut fastrand::Rng) {
         let old = match self {
             Self::Sentinel(servers) => {
-                let (port, old) = (servers.primary_port(), servers.primary());
+                let port = servers.agreed_port(LIMIT);
+                let old = servers.servers.iter().find(|server| server.service_port() == port).expect("one of ours");
                 old.pause();
                 wait_for("another primary", LIMIT, || servers.elected_port().is_some_and(|elected| elected != port));
                 old
@@ -87,7 +88,7 @@ impl Servers {
     pub fn lose_a_replica(&mut self, dies: bool, lasts: Duration, random: &mut fastrand::Rng) -> &Redis {
         let (primary, replica) = match self {
             Self::Sentinel(servers) => {
-                let primary = servers.primary_port();
+                let primary = servers.agreed_port(LIMIT);
                 let replicas = servers.servers.iter_mut().filter(|server| server.service_port() != primary);
                 (Some(primary), random.choice(replicas.collect::<Vec<_>>()).expect("a replica"))
             }

@@ -39,6 +39,8 @@ const CONFIRMED_WITHIN: Duration = Duration::from_secs(3);
 const CONFIRM_STEP_MS: u64 = 1_000;
 /// A server that answers nothing for this long, while it may wait for a step, is given up.
 const ANSWERED_WITHIN: Duration = Duration::from_millis(2 * CONFIRM_STEP_MS);
+/// How many commands ask who has something and who follows, the last of [`Footing::question`]: the others' answers count for nothing.
+const ASKED: usize = 2;
 
 /// Why a command is not known to have been carried out.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -216,21 +218,29 @@ impl Word {
 
 /// Asks who has what the connection carried out, and who follows the server behind that.
 fn ask(connection: &mut Dedicated, footing: &Footing) {
-    connection.queue(&footing.question());
-    (0..2).for_each(|_| connection.owe(Owed::Kept));
+    let (wire, commands) = footing.question();
+    connection.queue(&wire);
+    (0..commands).for_each(|_| connection.owe(Owed::Kept));
 }
 
 impl Footing {
-    fn question(&self) -> Vec<u8> {
-        let (replicas, step) = (self.followers.len().to_string(), CONFIRM_STEP_MS.to_string());
+    /// What to ask, and how many commands that is.
+    ///
+    /// `WAITAOF` has the server ask its replicas what they have on disk. One that reads the write and the question together answers before it writes
+    /// to disk, and says more only a second later. So `WAIT` goes before: what a replica says of what it has read it sends when that is on
+    /// disk, and when it is asked again there is nothing left to wait for.
+    fn question(&self) -> (Vec<u8>, usize) {
+        let replicas = self.followers.len().to_string();
+        let step = |steps: u64| (CONFIRM_STEP_MS / steps).to_string();
         let mut wire = Vec::new();
         if self.counts_fsyncs {
-            encode::command(&mut wire, &["WAITAOF", "1", &replicas, &step]);
+            encode::command(&mut wire, &["WAIT", &replicas, &step(2)]);
+            encode::command(&mut wire, &["WAITAOF", "1", &replicas, &step(2)]);
         } else {
-            encode::command(&mut wire, &["WAIT", &replicas, &step]);
+            encode::command(&mut wire, &["WAIT", &replicas, &step(1)]);
         }
         encode::command(&mut wire, &["ROLE"]);
-        wire
+        (wire, ASKED + usize::from(self.counts_fsyncs))
     }
 
     /// Whether the answer to the question says that it is on disk everywhere. Where others follow than before, those may be who was counted.

@@ -158,18 +158,20 @@ impl Redis {
         panic!("{engine:?} does not start: {log}");
     }
 
-    /// Whether it answers PING before the limit. False at once where the process ended: another took its port.
+    /// Whether it answers PING before the limit. False at once where the process ended: another took its port, and answers there, perhaps.
     fn answers(&mut self) -> bool {
         let deadline = Instant::now() + START_LIMIT;
         while Instant::now() < deadline {
             if self.child.try_wait().is_ok_and(|status| status.is_some()) {
                 return false;
             }
-            let reply = Client::connect(self.port).and_then(|mut client| client.try_call(&["PING"]));
-            match reply {
-                Ok(Value::Error(text)) if text.starts_with("LOADING") => {}
-                Ok(_) => return true,
-                Err(_) => {}
+            if has_said(&self.log(), self.pid(), "Ready to accept connections") {
+                let reply = Client::connect(self.port).and_then(|mut client| client.try_call(&["PING"]));
+                match reply {
+                    Ok(Value::Error(text)) if text.starts_with("LOADING") => {}
+                    Ok(_) => return true,
+                    Err(_) => {}
+                }
             }
             std::thread::sleep(Duration::from_millis(10));
         }
@@ -283,6 +285,12 @@ fn spawn(engine: Engine, arguments: &[String]) -> Child {
         .unwrap_or_else(|error| panic!("{}: {error}", binary.display()))
 }
 
+/// Whether the process of this number has written to the log, which may have lines of former ones, too, what a server says once it listens.
+fn has_said(log: &str, pid: u32, what: &str) -> bool {
+    let own = format!("{pid}:");
+    log.lines().any(|line| line.starts_with(&own) && line.contains(what))
+}
+
 /// The name under which the sentinels of [`SentinelCluster`] know the primary.
 pub const PRIMARY_NAME: &str = "main";
 
@@ -382,6 +390,20 @@ impl SentinelCluster {
         named.iter().find(|port| votes(port) * 2 > self.sentinels.len()).copied()
     }
 
+    /// The port that all sentinels that answer, and most of them do, name as the primary's. Soon after a failover one may still name the one before: who
+    /// takes that one's word treats the primary as a replica.
+    #[track_caller]
+    pub fn agreed_port(&self, limit: Duration) -> u16 {
+        let mut agreed = None;
+        wait_for("the sentinels to name the same primary", limit, || {
+            let named: Vec<u16> = self.sentinels.iter().filter_map(Sentinel::primary_port).collect();
+            let is_one = named.len() * 2 > self.sentinels.len() && named.iter().all(|port| *port == named[0]);
+            agreed = is_one.then(|| named[0]);
+            agreed.is_some()
+        });
+        agreed.expect("they agree")
+    }
+
     /// The primary dies; another takes its place, and it follows that when it comes back; its index. As Larder's agents have it, the
     /// server's port is not open before most sentinels name another: one that came back as a primary would give and take what nobody else
     /// knows of.
@@ -459,11 +481,12 @@ impl Sentinel {
         panic!("the sentinel of {engine:?} does not start");
     }
 
-    /// Whether it answers PING before the limit. False at once where the process ended: another took its port.
+    /// [`Redis::answers`].
     fn answers(&mut self) -> bool {
         let deadline = Instant::now() + START_LIMIT;
         while self.child.try_wait().is_ok_and(|status| status.is_none()) && Instant::now() < deadline {
-            if Client::connect(self.port).and_then(|mut client| client.try_call(&["PING"])).is_ok() {
+            let listens = has_said(&self.log(), self.child.id(), "Sentinel ID is");
+            if listens && Client::connect(self.port).and_then(|mut client| client.try_call(&["PING"])).is_ok() {
                 return true;
             }
             std::thread::sleep(Duration::from_millis(10));

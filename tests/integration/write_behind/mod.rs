@@ -4,6 +4,7 @@ mod clients;
 mod durability;
 mod fsyncs;
 mod heirs;
+mod lone;
 mod scripts;
 
 use larder::journal::{Entry, Held, PARTITIONS, Partition, partition_of};

@@ -59,7 +59,7 @@ const AT_POSTGRES: [Point; 6] = [
     COMMITTED,
 ];
 
-/// How long it may take until somebody comes to a point: where disks are busy, few writes are on them everywhere at the first look.
+/// How long it may take until somebody comes to a point: test machines are busy.
 const COMES_WITHIN: Duration = Duration::from_secs(180);
 
 impl Stage {
