@@ -89,6 +89,11 @@ impl Scene {
     }
 
     fn apply_policy(&self) {
+        let rows = json!({
+            "name": "rows", "keys": "rows:{id}", "strategy": "ReadThrough", "ttl": "1h",
+            "origin": {"name": "db", "read": "SELECT value FROM rows WHERE id = $id::int"},
+            "invalidate": {"changes": [{"table": "rows"}]},
+        });
         let policy = json!({
             "apiVersion": "larder.dev/v1alpha1", "kind": "CachePolicy", "metadata": {"name": NAME, "namespace": PLACE},
             "spec": {
@@ -97,11 +102,7 @@ impl Scene {
                     {"name": "db", "sql": {"url": {"secretKeyRef": {"name": self.database.name, "key": "url"}}, "timeout": "5s"}},
                     loads::origin(),
                 ],
-                "rules": [{
-                    "name": "rows", "keys": "rows:{id}", "strategy": "ReadThrough", "ttl": "1h",
-                    "origin": {"name": "db", "read": "SELECT value FROM rows WHERE id = $id::int"},
-                    "invalidate": {"changes": [{"table": "rows"}]},
-                }, by_hand::rule("db"), loads::rule()],
+                "rules": ([vec![rows, loads::rule()], by_hand::rules("db")].concat()),
             },
         });
         apply(&policy).expect("applied");
@@ -158,6 +159,10 @@ impl Scene {
         for (pod, seen) in seen.iter().enumerate() {
             let late = late(seen, &history, BOUND);
             assert!(late.is_empty(), "pod {pod} showed rows as they were for too long: {late:?}");
+            let has = |row: &String, value: &u64| seen.get(row).is_some_and(|values| values.contains_key(value));
+            let unseen: Vec<_> =
+                history.iter().filter(|(row, values)| values.keys().last().is_some_and(|value| !has(row, value))).collect();
+            assert!(unseen.is_empty(), "pod {pod} never showed the newest of {unseen:?}");
         }
         self.tier.settle("after the failover");
         await_followed("InTime");

@@ -330,6 +330,11 @@ fn a_rule_and_a_pattern_go_on_every_shard() {
     }
     assert!(keys("plain").iter().all(|key| !exists(&servers, key)));
     assert!(keys("free").iter().all(|key| exists(&servers, key)));
+    let Servers::Cluster(cluster) = &servers else { panic!("there are shards") };
+    for primary in &cluster.servers[..cluster.shards()] {
+        let calls = primary.client().line("INFO commandstats").text();
+        assert!(calls.contains("cmdstat_scan:") && !calls.contains("cmdstat_keys:"), "{calls}");
+    }
 }
 
 /// The same check, of a walk and of one that leaves leases.

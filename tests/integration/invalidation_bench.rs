@@ -254,7 +254,7 @@ fn invalidation_reaches_the_last_of_five_sidecars() {
     let mut text = format!(
         "# Invalidation\n\n`make bench-invalidation` writes this. {SIDECARS} sidecars on one Valkey, all on one machine; each key is stored, shown by all sidecars, and \
          invalidated through one of them, {} times by each way, and {} times by those that take a walk over all names. Timed from the command that invalidates until the last sidecar shows nothing, and from a commit's answer until the last shows the \
-         new row.\n\n| | p50 | p99 |\n|---|---|---|\n",
+         new row. The Valkey has no replicas, and the Postgres no `fsync`; of twenty, p99 is the second-greatest.\n\n| | p50 | p99 |\n|---|---|---|\n",
         rounds(),
         rounds().min(WALKED_ROUNDS)
     );

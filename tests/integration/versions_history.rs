@@ -5,6 +5,7 @@
 //! versioned rule, a second before.
 
 use std::io::{Read as _, Write as _};
+use std::ops::Range;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::Mutex;
@@ -154,6 +155,24 @@ impl World {
                 Err(_) => client = self.connect(&mut random),
             }
             std::thread::sleep(Duration::from_micros(random.u64(0..3_000)));
+        }
+    }
+
+    /// What each sidecar shows of each key.
+    fn read_all(&self) {
+        let command: Vec<String> = std::iter::once("MGET".to_owned()).chain((0..KEYS).map(key)).collect();
+        for port in self.ports.lock().unwrap().clone() {
+            let mut client = Client::connect(port).expect("the sidecar accepts");
+            let (mut sent, mut shown) = (Instant::now(), Vec::new());
+            wait_for("all keys to be read", LIMIT, || {
+                sent = Instant::now();
+                let answer = client.call(&command);
+                shown = if answer.is_error() { Vec::new() } else { answer.items() };
+                !shown.is_empty()
+            });
+            let found = shown.into_iter().enumerate().filter(|(_, value)| matches!(value, Value::Bulk(_)));
+            let read = found.map(|(at, value)| (sent, at, value.text().parse().expect("a number")));
+            self.reads.lock().unwrap().extend(read);
         }
     }
 
@@ -324,7 +343,7 @@ fn play(plan: Plan) -> (Option<String>, u64, usize) {
         scope.spawn(move || world.invalidate_keys(seed(50)));
         (60..62).for_each(|number| drop(scope.spawn(move || world.invalidate_many(seed(number)))));
         let mut kills = usize::from(plan.failover);
-        while Instant::now() < until {
+        while Instant::now() < until || kills > 0 {
             std::thread::sleep(Duration::from_millis(random.u64(500..2_500)));
             match random.u8(..3) {
                 0 if plan.versioned && !plan.failover => scene.lose_version(&mut random),
@@ -340,6 +359,9 @@ fn play(plan: Plan) -> (Option<String>, u64, usize) {
         }
         world.over.store(true, Ordering::SeqCst);
     });
+    // All that was demanded holds by then.
+    std::thread::sleep(LEASE);
+    world.read_all();
     let reads = world.reads.lock().unwrap().len();
     (world.broken(), world.carried_out.into_inner(), reads)
 }
@@ -397,16 +419,17 @@ fn soak() {
     if let Ok(file) = std::env::var("LARDER_SOAK_VERSIONS_REPORT") {
         let carried_out = played.iter().map(|(_, (_, carried_out, _))| *carried_out).sum();
         let reads = played.iter().map(|(_, (.., reads))| *reads).sum();
-        let text = report(seeds, began.elapsed(), carried_out, reads, &wrong);
+        let text = report(first..first + seeds, began.elapsed(), carried_out, reads, &wrong);
         std::fs::write(&file, text).unwrap_or_else(|error| panic!("{file}: {error}"));
     }
     assert_eq!(wrong, [""; 0]);
 }
 
-fn report(seeds: u64, took: Duration, carried_out: u64, reads: usize, wrong: &[String]) -> String {
-    let failovers = (1_000..1_000 + seeds).filter(|seed| Plan::of(*seed).failover).count();
+fn report(seeds: Range<u64>, took: Duration, carried_out: u64, reads: usize, wrong: &[String]) -> String {
+    let histories = seeds.end - seeds.start;
+    let failovers = seeds.filter(|seed| Plan::of(*seed).failover).count();
     let mut text = format!(
-        "# Soak: versions, tags and walks under faults\n\n`make soak` writes this. {seeds} histories against real servers and sidecars (by sixes under \
+        "# Soak: versions, tags and walks under faults\n\n`make soak` writes this. {histories} histories against real servers and sidecars (by sixes under \
          Sentinel and in Cluster), {} s.\nWhat happens in each: `tests/integration/versions_history.rs`.\n\n| | |\n|---|---|\n",
         took.as_secs()
     );

@@ -1,8 +1,9 @@
 //! How far the stream has been read, and whether anything was lost that was not. Pure.
 //!
-//! A stream loses its oldest entries when it is trimmed, all of them with its server's memory, and its newest at a failover. Servers
-//! count the entries that were ever added. A position therefore holds how many had been added up to it: what is gone beyond that
-//! number was never read.
+//! A stream loses its oldest entries when it is trimmed, all of them with its server's memory or by an eviction, and its newest at a failover.
+//! Servers count the entries that were ever added. A position therefore holds how many had been added up to it: what is gone beyond that
+//! number was never read. Where a stream is made anew they count anew, and may have come further than the position again: so the oldest entry
+//! that there is must not lie behind the position, else it is not known whose successor it is.
 
 use std::fmt;
 use std::str::FromStr;
@@ -73,6 +74,8 @@ pub struct Stream {
     pub added: u64,
     /// How many there are.
     pub length: u64,
+    /// The id of the oldest that there is.
+    pub first: Option<EntryId>,
 }
 
 impl Stream {
@@ -82,8 +85,10 @@ impl Stream {
             return Some(Self::default());
         }
         let number = |name| u64::try_from(answer.field(name)?.as_int()?).ok();
-        let last = answer.field("last-generated-id")?.as_str()?.parse().ok()?;
-        Some(Self { last, added: number("entries-added")?, length: number("length")? })
+        let id = |name| answer.field(name)?.as_str()?.parse::<EntryId>().ok();
+        let length = number("length")?;
+        let first = id("recorded-first-entry-id").filter(|_| length > 0);
+        Some(Self { last: id("last-generated-id")?, added: number("entries-added")?, length, first })
     }
 
     /// How many are gone.
@@ -97,9 +102,12 @@ impl Position {
     /// is what a server said of the stream afterwards. Where it cannot be told, they count as lost.
     pub fn behind(self, read: u64, last: EntryId, now: &Stream) -> (Self, bool) {
         let count = self.count + read;
-        let is_all = now.last == last && now.added == count;
-        let is_reborn = now.last < last || now.added < count;
-        let lost = is_reborn || (now.gone() > self.count && !is_all);
+        // Where none are left, the oldest would come behind the last.
+        let is_after = self.count > 0 && now.first.map_or(now.last > last, |first| first > self.id);
+        // All that had been added up to the position would be gone from the stream that it is of.
+        let is_another = is_after && now.gone() < self.count;
+        let is_reborn = now.last < last || now.added < count || is_another;
+        let lost = is_reborn || is_after || now.gone() > self.count;
         let counted = if now.last == last { now.added } else { count.max(now.gone()) };
         let next = if is_reborn { Self { id: now.last, count: now.added } } else { Self { id: last, count: counted } };
         (next, lost)
@@ -116,8 +124,9 @@ mod tests {
         EntryId::new(ms, 0)
     }
 
+    /// A stream whose entries have rising numbers for ids.
     fn stream(last: u64, added: u64, length: u64) -> Stream {
-        Stream { last: id(last), added, length }
+        Stream { last: id(last), added, length, first: (length > 0).then(|| id(last + 1 - length)) }
     }
 
     #[test]
@@ -129,7 +138,8 @@ mod tests {
         }
         let text = |text: &str| Value::Text(text.as_bytes().to_vec());
         let told = [text("length"), Value::Int(2), text("last-generated-id"), text("7-0"), text("entries-added"), Value::Int(5)];
-        assert_eq!(Stream::read(&Value::List(told.to_vec())), Some(stream(7, 5, 2)));
+        let first = [text("recorded-first-entry-id"), text("6-0")];
+        assert_eq!(Stream::read(&Value::List([&told[..], &first].concat())), Some(stream(7, 5, 2)));
         assert_eq!(Stream::read(&Value::Error("ERR no such key".to_owned())), Some(Stream::default()));
         assert_eq!(Stream::read(&Value::Error("WRONGTYPE".to_owned())), None);
     }
@@ -141,28 +151,39 @@ mod tests {
         assert!(!at(0, 0).behind(0, id(0), &stream(3, 3, 3)).1);
         assert!(at(0, 0).behind(0, id(0), &stream(3, 3, 2)).1);
         assert!(!at(0, 0).behind(0, id(0), &Stream::default()).1);
-        // Trimmed up to what was read, and beyond.
-        assert!(!at(3, 3).behind(0, id(3), &stream(5, 5, 2)).1);
+        // Trimmed less far than was read; up to there, which a stream that was made anew may look like; and beyond.
+        assert!(!at(3, 3).behind(0, id(3), &stream(5, 5, 3)).1);
+        assert!(at(3, 3).behind(0, id(3), &stream(5, 5, 2)).1);
         assert!(at(3, 3).behind(0, id(3), &stream(5, 5, 1)).1);
-        // All that came was read before it was trimmed.
-        assert_eq!(at(3, 3).behind(2, id(5), &stream(5, 5, 0)), (at(5, 5), false));
-        assert_eq!(at(3, 3).behind(1, id(5), &stream(5, 5, 0)), (at(5, 5), true));
+        // Trimmed behind what was read, of which it cannot be told whether it was all that came.
+        assert_eq!(at(3, 3).behind(2, id(5), &stream(5, 5, 0)), (at(5, 5), true));
+        assert_eq!(at(5, 5).behind(0, id(5), &stream(5, 5, 0)), (at(5, 5), false));
         // Another server, which knows nothing, or less.
         assert_eq!(at(3, 3).behind(0, id(3), &Stream::default()), (at(0, 0), true));
         assert_eq!(at(3, 3).behind(0, id(3), &stream(2, 2, 2)), (at(2, 2), true));
+        // Made anew, with more entries by now than had been read of the one before, and with some of these read.
+        assert_eq!(at(3, 3).behind(0, id(3), &stream(14, 5, 5)), (at(14, 5), true));
+        assert_eq!(at(3, 3).behind(1, id(10), &stream(14, 5, 5)), (at(14, 5), true));
     }
 
-    /// A stream that is written and trimmed by others at any moment.
+    /// A stream that is written, trimmed and evicted by others at any moment.
     #[derive(Default)]
     struct Model {
         entries: std::collections::VecDeque<u64>,
+        /// The last id that was given.
+        last: u64,
         added: u64,
     }
 
     impl Model {
         fn add(&mut self) {
-            self.added += 1;
-            self.entries.push_back(self.added);
+            (self.last, self.added) = (self.last + 1, self.added + 1);
+            self.entries.push_back(self.last);
+        }
+
+        fn evict(&mut self, position: u64, unread: &mut u64) {
+            self.trim(0, position, unread);
+            self.added = 0;
         }
 
         fn trim(&mut self, keep: usize, position: u64, unread: &mut u64) {
@@ -172,7 +193,7 @@ mod tests {
         }
 
         fn told(&self) -> Stream {
-            stream(self.added, self.added, self.entries.len() as u64)
+            if self.added == 0 { Stream::default() } else { stream(self.last, self.added, self.entries.len() as u64) }
         }
     }
 
@@ -180,6 +201,7 @@ mod tests {
     enum Step {
         Add(u8),
         Trim(usize),
+        Evict,
         /// Reads so many, while somebody adds and trims before the server is asked of the stream.
         Read(usize, u8, usize),
     }
@@ -188,6 +210,7 @@ mod tests {
         prop_oneof![
             (1u8..5).prop_map(Step::Add),
             (0usize..6).prop_map(Step::Trim),
+            Just(Step::Evict),
             (1usize..6, 0u8..3, 0usize..8).prop_map(|(read, add, keep)| Step::Read(read, add, keep)),
         ]
     }
@@ -202,16 +225,23 @@ mod tests {
                 match step {
                     Step::Add(count) => (0..count).for_each(|_| model.add()),
                     Step::Trim(keep) => model.trim(keep, position.id.ms, &mut unread),
+                    // Who has read nothing misses nothing; and one of which nothing is left may look like the one before it.
+                    Step::Evict if position.count == 0 || model.entries.is_empty() => {}
+                    Step::Evict => {
+                        model.evict(position.id.ms, &mut unread);
+                        counts_are_exact = false;
+                    }
                     Step::Read(most, adds, keep) => {
                         let batch: Vec<u64> = model.entries.iter().copied().filter(|entry| *entry > position.id.ms).take(most).collect();
                         let last = batch.last().copied().unwrap_or(position.id.ms);
                         let lost_before = unread;
+                        let is_after = model.entries.front().is_some_and(|first| *first > position.id.ms);
                         let interferes = adds > 0 || model.entries.len() > keep;
                         (0..adds).for_each(|_| model.add());
                         model.trim(keep, last, &mut unread);
                         let (next, lost) = position.behind(batch.len() as u64, id(last), &model.told());
                         prop_assert!(lost || lost_before == 0, "unnoticed at {:?} of {:?}", position, model.told());
-                        if !interferes && batch.len() < most && counts_are_exact {
+                        if !interferes && batch.len() < most && counts_are_exact && !is_after {
                             prop_assert_eq!(lost, lost_before > 0, "at {:?} of {:?}", position, model.told());
                         }
                         // What was trimmed behind the batch is noticed now, or with the next.

@@ -353,8 +353,11 @@ impl Watcher {
                 .expect("the sentinel runs");
             let mut answers = false;
             wait_for("the sentinel to answer or end", LIMIT, || {
-                answers = Client::connect(port).and_then(|mut client| client.try_call(&["PING"])).is_ok();
-                answers || child.try_wait().is_ok_and(|status| status.is_some())
+                let has_ended = child.try_wait().is_ok_and(|status| status.is_some());
+                // Who answers at the port of one that has ended is another.
+                let log = fs::read_to_string(directory.path().join("sentinel.log")).unwrap_or_default();
+                answers = !has_ended && log.contains("Sentinel ID is") && TcpStream::connect(("127.0.0.1", port)).is_ok();
+                answers || has_ended
             });
             let watcher = Self { port, child, _directory: directory };
             if answers {

@@ -37,21 +37,27 @@ fn the_slot_of_an_idle_table_goes_on_while_others_write() {
     let shop = Shop::new(Servers::sentinel(), 1);
     let relay = shop.reading();
     let noise = ["CREATE TABLE noise (n int)", "INSERT INTO noise SELECT generate_series(1, 10000)"];
-    let goes_on = |place: &str| {
+    let kept = || shop.value(&format!("SELECT restart_lsn::text FROM pg_replication_slots WHERE slot_name = '{SLOT}'"));
+    let goes_on = |place: &str, before: &str| {
         let written = shop.value("SELECT pg_current_wal_lsn()::text");
         let confirmed =
             format!("SELECT (confirmed_flush_lsn >= '{written}')::text FROM pg_replication_slots WHERE slot_name = '{SLOT}'");
         wait_for(&format!("the slot to be confirmed behind what was written in {place}"), LONG, || {
             shop.value(&confirmed) == "true"
         });
-        // What it keeps the log from is behind that as well, once the server has looked.
-        let kept = format!("SELECT (restart_lsn > '0/0')::text FROM pg_replication_slots WHERE slot_name = '{SLOT}'");
-        assert_eq!(shop.value(&kept), "true");
+        // So is what it keeps the log from, once the server has written down which transactions run.
+        wait_for(&format!("the log of {place} to be let go"), LONG, || {
+            shop.change(&["CHECKPOINT"]);
+            shop.value(&format!("SELECT (restart_lsn > '{before}')::text FROM pg_replication_slots WHERE slot_name = '{SLOT}'"))
+                == "true"
+        });
     };
+    let before = kept();
     shop.change(&noise);
-    goes_on("the same database");
+    goes_on("the same database", &before);
+    let before = kept();
     block(shop.postgres.run("postgres", &noise));
-    goes_on("another database");
+    goes_on("another database", &before);
     assert_eq!((figure(&relay, "keys_total"), figure(&relay, "losses_total")), (0, 0), "nothing was said");
 }
 

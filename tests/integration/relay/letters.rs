@@ -45,6 +45,9 @@ fn a_refused_write_holds_up_nothing_and_waits_for_a_person() {
     // Those of key 7 are two.
     assert_eq!((scene.dead(), scene.dirty()), (6, 5));
     assert!(relay.figure("larder_relay_halvings_total") > 0);
+    assert_eq!(relay.figure("larder_relay_dead_letters_total"), 6);
+    let levels = || ["dead", "dirty", "depth"].map(|name| relay.figure(&format!("larder_journal_{name}")));
+    wait_for("the levels are looked at again", LONG, || levels() == [6, 5, 0]);
     assert!(!relay.log().contains("poison"), "values are in no log: {}", relay.log());
 
     let letters = listed(&scene);

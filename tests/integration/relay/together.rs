@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use larder::journal::partition_of;
 use larder::origin::Origins;
 use larder::policy::Snapshot;
 use larder::relay::rules::Rules;
@@ -85,6 +86,25 @@ fn the_last_write_of_each_key_reaches_the_database() {
         relay.stop();
         assert!(scene.holders().is_empty(), "who is told to stop gives up what he has");
     }
+}
+
+/// As many writes as a rule's `batch` says are told in one transaction, and no more.
+#[test]
+fn a_batch_has_as_many_writes_as_its_rule_says() {
+    let server = Postgres::shared();
+    let (url, database) = database(&server);
+    let mut rules = rules();
+    rules[0]["strategy"]["writeBehind"]["journal"]["batch"] = 5.into();
+    let scene = Scene::new(sentinel(), &[sql_origin("db", &url)], &rules);
+    for key in (0..).map(|n| format!("users:{n}")).filter(|key| partition_of(key.as_bytes()) == 0).take(40) {
+        scene.append(key.as_bytes(), Some("one of forty"));
+    }
+    let relay = scene.relay();
+    scene.wait_until_drained();
+    assert_eq!(rows(&server, &database).len(), 40);
+    let figures = || ["changes", "tellings", "batches"].map(|name| relay.figure(&format!("larder_relay_{name}_total")));
+    wait_for("the figures are those of the end", LONG, || figures() == [40, 8, 8]);
+    wait_for("nothing is older any more", LONG, || relay.figure("larder_journal_lag_milliseconds") == 0);
 }
 
 #[test]

@@ -217,7 +217,8 @@ impl Redis {
 
     /// What the server wrote to its log.
     pub fn log(&self) -> String {
-        std::fs::read_to_string(self.directory.path().join("server.log")).unwrap_or_default()
+        let bytes = std::fs::read(self.directory.path().join("server.log")).unwrap_or_default();
+        String::from_utf8_lossy(&bytes).into_owned()
     }
 
     /// `kill -9`.
@@ -409,7 +410,7 @@ impl SentinelCluster {
     /// knows of.
     #[track_caller]
     pub fn fail_over(&mut self, limit: Duration) -> usize {
-        let old = self.primary_port();
+        let old = self.agreed_port(limit);
         let at = self.servers.iter().position(|server| server.service_port() == old).expect("one of ours");
         self.servers[at].kill();
         let mut new = old;
@@ -522,7 +523,8 @@ impl Sentinel {
     }
 
     pub fn log(&self) -> String {
-        std::fs::read_to_string(self.directory.path().join("sentinel.log")).unwrap_or_default()
+        let bytes = std::fs::read(self.directory.path().join("sentinel.log")).unwrap_or_default();
+        String::from_utf8_lossy(&bytes).into_owned()
     }
 
     /// Whether it sees so many replicas and other sentinels.

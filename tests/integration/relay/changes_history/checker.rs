@@ -92,6 +92,8 @@ pub struct History {
     gaps: Vec<RangeInclusive<Instant>>,
     /// What was seen to be wrong beside reads.
     pub wrong: Vec<String>,
+    /// What the cache showed, each time that it was another, for a person.
+    pub trace: Vec<(Instant, String)>,
 }
 
 /// What a history came to.
@@ -111,8 +113,8 @@ pub struct Verdict {
 impl History {
     pub fn new(kinds: Vec<Kind>) -> Self {
         let writes = kinds.iter().map(|_| Vec::new()).collect();
-        let (reads, told, carried, gaps, wrong) = Default::default();
-        Self { kinds, writes, reads, told, carried, gaps, wrong }
+        let (reads, told, carried, gaps, wrong, trace) = Default::default();
+        Self { kinds, writes, reads, told, carried, gaps, wrong, trace }
     }
 
     /// A write begins; its number.
@@ -164,6 +166,21 @@ impl History {
             _ if number < floor => Some(format!("it shows {number}, and {floor} was carried out before it began")),
             _ => None,
         }
+    }
+
+    /// What the cache showed around the first read that is wrong.
+    pub fn trace(&self) -> Vec<String> {
+        let wrong = self.reads.iter().filter(|read| self.wrong_with(read, self.floor(read)).is_some());
+        let Some(first) = wrong.min_by_key(|read| read.began) else { return Vec::new() };
+        let (before, after) = (Duration::from_secs(4), Duration::from_secs(1));
+        let near = self.trace.iter().filter(|(at, _)| *at + before >= first.began && *at <= first.began + after);
+        let offset = |at: Instant| match at.checked_duration_since(first.began) {
+            Some(behind) => format!("+{behind:?}"),
+            None => format!("-{:?}", first.began - at),
+        };
+        let mut lines = vec![format!("{first:?}, which took {:?}", first.ended - first.began)];
+        lines.extend(near.map(|(at, what)| format!("{}: {what}", offset(*at))));
+        lines
     }
 
     pub fn judge(&self) -> Verdict {

@@ -202,6 +202,11 @@ impl Watch<'_> {
             self.world.history.lock().unwrap().wrong.push(wrong);
         }
         self.looked_at = Instant::now();
+        self.trace(|| format!("{look:?}"));
+    }
+
+    fn trace(&self, what: impl FnOnce() -> String) {
+        self.world.history.lock().unwrap().trace.push((Instant::now(), what()));
     }
 
     /// From the last look on, what was told may be lost.
@@ -225,6 +230,7 @@ impl Watch<'_> {
     }
 
     fn tell(&mut self, lsn: u64) {
+        self.trace(|| format!("all up to {lsn} is carried out"));
         let now = Instant::now();
         let from = self.lapsed_at.map_or(now, |since| now.max(since + SECOND));
         let mut history = self.world.history.lock().unwrap();
@@ -254,6 +260,7 @@ pub fn watch(world: &World, ports: &[u16], shards: usize, replicas: usize) {
             // Another server: what was asked of the former counts as far as it was confirmed.
             (watch.era, watch.earlier) = (watch.era + 1, None);
             watch.before = None;
+            watch.trace(|| "another server is asked".to_owned());
             continue;
         }
         let Some(look) = look else { continue };

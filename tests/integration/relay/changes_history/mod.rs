@@ -328,12 +328,14 @@ fn play(servers: Servers, plan: &Plan) -> Seen {
         world.history.lock().unwrap().wrong.extend(old);
     });
     let mut verdict = world.history.lock().unwrap().judge();
+    let trace = world.history.lock().unwrap().trace();
     verdict.wrong.iter_mut().for_each(|wrong| *wrong = format!("seed {}: {wrong}", plan.seed));
     let seen = Seen { histories: 1, verdict, errors: world.errors.into_inner().unwrap(), evicted: evicted.into_inner().unwrap() };
     let Verdict { reads, held, commits, delays, gaps, .. } = &seen.verdict;
     println!("seed {}: {:?}: {} wrong", plan.seed, plan.faults, seen.verdict.wrong.len());
     println!("{commits} commits; {reads} reads, {held} of them held to something; {gaps:?} of gaps");
     println!("carried out within {:?}; {:?}; evicted {:?}", delays.last(), seen.errors, seen.evicted);
+    trace.iter().for_each(|line| println!("{line}"));
     seen
 }
 

@@ -81,7 +81,7 @@ fn report(sum: &Seen, unended: usize, took: Duration) -> String {
             sum.histories.to_string(),
         ),
         (
-            "databases restarted, slots dropped, readers of slots ended, positions and states lost, of each",
+            "databases restarted, readers of slots ended, slots dropped where nobody had gone on to read them yet, positions and states lost, of each",
             sum.histories.to_string(),
         ),
         ("keys evicted", evicted.to_string()),

@@ -22,7 +22,8 @@ const AT_SERVERS: [Point; 12] = [
     Point::new("a write is marked", When::Replied, "begun"),
     Point::new("writes are to be appended", When::Asked, "local answer = {'appended'}"),
     Point::new("writes are appended", When::Replied, "appended"),
-    Point::new("what was appended is on disk", When::Replied, ":1\r\n*2\r\n:1\r\n:1\r\n"),
+    // Of UNLINK, WAIT and WAITAOF: a relay asks by the latter, too.
+    Point::new("what was appended is on disk", When::Replied, ":1\r\n:1\r\n*2\r\n:1\r\n:1\r\n"),
     Point::new("a mark is to be taken away", When::Asked, "return kept"),
     Point::new("a mark is taken away", When::Answered, "return kept"),
     Point::new("a partition is claimed", When::Replied, "claimed"),
@@ -167,47 +168,55 @@ fn so_it_does_where_servers_do_not_count_fsyncs() {
     seen.assert_right();
 }
 
+/// [`play_round`], of what goes past a full journal.
+fn play_round_past_the_journal(number: u64) -> (Seen, Hits) {
+    let fate = |at: usize| Fate::ALL[(at + number as usize) % Fate::ALL.len()];
+    let visits: Vec<_> = PAST_THE_JOURNAL.into_iter().enumerate().map(|(at, point)| (point, fate(at))).collect();
+    play_points(60 + number, number % 2 == 1, &Setting { spills: true, ..Setting::USUAL }, &visits)
+}
+
 #[test]
 fn so_does_what_goes_past_a_full_journal() {
-    let round = |number: u64| {
-        let fate = |at: usize| Fate::ALL[(at + number as usize) % Fate::ALL.len()];
-        let visits: Vec<_> = PAST_THE_JOURNAL.into_iter().enumerate().map(|(at, point)| (point, fate(at))).collect();
-        play_points(60 + number, number % 2 == 1, &Setting { spills: true, ..Setting::USUAL }, &visits)
-    };
     let mut sum = Seen::default();
-    for (seen, hits) in play_all(0..Fate::ALL.len() as u64, round) {
+    for (seen, hits) in play_all(0..10, play_round_past_the_journal) {
         assert_eq!(hits.values().sum::<usize>(), PAST_THE_JOURNAL.len());
         sum.add(seen);
     }
     sum.assert_right();
 }
 
+/// What an origin refuses meets one of the fates at each of its points.
+fn park(number: u64) -> Hits {
+    let fate = Fate::ALL[number as usize % Fate::ALL.len()];
+    let trap = Trap::default();
+    let mut stage = Stage::trapped(number % 2 == 1, &trap, &Setting::USUAL);
+    let world = World::new(stage.sidecars.iter().map(Sidecar::port).collect(), 0);
+    let mut random = fastrand::Rng::with_seed(number);
+    for (at, point) in PARKED.into_iter().enumerate() {
+        let mut client = connect_to_any(&world.ports, &mut random, LONG);
+        let caught = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                trap.wait_until_armed();
+                for (key, value) in [("bad", "poison"), ("good", "1")] {
+                    let answer = client.call(&["SET", &format!("users:{key}-{at}"), value]);
+                    assert_eq!(answer, Value::Simple("OK".to_owned()), "{key}");
+                }
+            });
+            trap.catch(point, &stage.processes(), COMES_WITHIN)
+        });
+        stage.befall_at(fate, caught, (&trap, &world), &mut random);
+        wait_for("nothing is left", LONG, || stage.scene.depth() == 0);
+        wait_for("a dead letter more", LONG, || stage.scene.dead() == at as u64 + 1);
+        let told: Vec<String> = rows(&stage.postgres, &stage.database).into_keys().collect();
+        assert_eq!(told, (0..=at).map(|at| format!("good-{at}")).collect::<Vec<_>>());
+    }
+    PARKED.into_iter().map(|point| ((point.name, fate), 1)).collect()
+}
+
 #[test]
 fn what_an_origin_refuses_becomes_one_dead_letter_whatever_dies_meanwhile() {
-    for (number, fate) in Fate::ALL.into_iter().enumerate() {
-        let trap = Trap::default();
-        let mut stage = Stage::trapped(number % 2 == 1, &trap, &Setting::USUAL);
-        let world = World::new(stage.sidecars.iter().map(Sidecar::port).collect(), 0);
-        let mut random = fastrand::Rng::with_seed(number as u64);
-        for (at, point) in PARKED.into_iter().enumerate() {
-            let mut client = connect_to_any(&world.ports, &mut random, LONG);
-            let caught = std::thread::scope(|scope| {
-                scope.spawn(|| {
-                    trap.wait_until_armed();
-                    for (key, value) in [("bad", "poison"), ("good", "1")] {
-                        let answer = client.call(&["SET", &format!("users:{key}-{at}"), value]);
-                        assert_eq!(answer, Value::Simple("OK".to_owned()), "{key}");
-                    }
-                });
-                trap.catch(point, &stage.processes(), COMES_WITHIN)
-            });
-            stage.befall_at(fate, caught, (&trap, &world), &mut random);
-            wait_for("nothing is left", LONG, || stage.scene.depth() == 0);
-            wait_for("a dead letter more", LONG, || stage.scene.dead() == at as u64 + 1);
-            let told: Vec<String> = rows(&stage.postgres, &stage.database).into_keys().collect();
-            assert_eq!(told, (0..=at).map(|at| format!("good-{at}")).collect::<Vec<_>>());
-        }
-    }
+    let visits: usize = play_all(0..10, park).iter().flat_map(Hits::values).sum();
+    assert_eq!(visits, 10 * PARKED.len());
 }
 
 #[test]
@@ -216,7 +225,9 @@ fn soak() {
     // Each point ten times with each fate.
     let (rounds, began) = (from_environment("LARDER_SOAK_ROUNDS", 10 * Fate::ALL.len() as u64), Instant::now());
     let (mut sum, mut all) = (Seen::default(), Hits::new());
-    for (seen, hits) in play_all(2000..2000 + rounds, play_round) {
+    let mut played = play_all(2000..2000 + rounds, play_round);
+    played.extend(play_all(2000..2000 + rounds, play_round_past_the_journal));
+    for (seen, hits) in played.into_iter().chain(play_all(0..rounds, park).into_iter().map(|hits| (Seen::default(), hits))) {
         sum.add(seen);
         hits.into_iter().for_each(|(at, count)| *all.entry(at).or_default() += count);
     }
@@ -240,7 +251,7 @@ fn report(sum: &Seen, hits: &Hits, took: Duration) -> String {
         sum.reads,
         sum.wrong.len()
     );
-    for point in points() {
+    for point in points().chain(PAST_THE_JOURNAL).chain(PARKED) {
         let count = |fate| hits.get(&(point.name, fate)).copied().unwrap_or(0);
         let [dies, still, alone] = Fate::ALL.map(count);
         let _ = writeln!(text, "| {} | {dies} | {still} | {alone} |", point.name);

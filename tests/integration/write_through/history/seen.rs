@@ -71,7 +71,10 @@ impl Seen {
             ("writes that were refused: none of them came to the database", self.not_made as u64),
             ("writes of which nobody heard what became", self.unheard as u64),
             ("reads", self.reads as u64),
-            ("histories that were played again, since on a busy machine a server was replaced that was alive", self.again as u64),
+            (
+                "histories that were played again: they showed something wrong, after a server was replaced that was alive, which is not promised against",
+                self.again as u64,
+            ),
         ];
         let wrong = (
             "**wrong: values older than an acknowledged write, acknowledged writes that the database does not have, refused ones that it has, \
