@@ -4,9 +4,9 @@
 use std::time::{Duration, Instant};
 
 use crate::read_through::Servers;
-use crate::support::resp::Client;
+use crate::support::resp::{Client, Value};
 use crate::support::server::{Redis, RedisCluster};
-use crate::support::wait_for;
+use crate::support::{wait_for, wait_or_tell};
 
 /// How long anything may take: sentinels that a busy machine held up do nothing for half a minute, time and again.
 const LIMIT: Duration = Duration::from_secs(180);
@@ -68,7 +68,8 @@ impl Servers {
                 let port = servers.agreed_port(LIMIT);
                 let old = servers.servers.iter().find(|server| server.service_port() == port).expect("one of ours");
                 old.pause();
-                wait_for("another primary", LIMIT, || servers.elected_port().is_some_and(|elected| elected != port));
+                let is_replaced = || servers.elected_port().is_some_and(|elected| elected != port);
+                wait_or_tell("another primary", LIMIT, is_replaced, || servers.described());
                 old
             }
             Self::Cluster(servers) => {
@@ -137,7 +138,9 @@ fn fail_over(servers: &mut RedisCluster, primary: usize, replica: usize) -> &Red
 }
 
 fn is_primary(server: &Redis) -> bool {
-    server.client().line("ROLE").items()[0].text() == "master"
+    // Sentinels close connections where they change whom it follows.
+    let role = Client::connect(server.port()).and_then(|mut client| client.try_call(&["ROLE"]));
+    role.is_ok_and(|role| matches!(&role, Value::Array(items) if items[0].text() == "master"))
 }
 
 fn current_epoch(server: &Redis) -> Option<u64> {

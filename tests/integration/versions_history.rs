@@ -72,6 +72,8 @@ struct World {
     /// From when on a key is nothing less.
     demands: Mutex<Vec<(Instant, usize, u64)>>,
     reads: Mutex<Vec<(Instant, usize, u64)>>,
+    /// What was done about keys, for a person.
+    trace: Mutex<Vec<(Instant, usize, String)>>,
     carried_out: AtomicU64,
 }
 
@@ -89,6 +91,7 @@ impl World {
             origin: std::array::from_fn(|_| AtomicU64::new(1)),
             demands: Mutex::default(),
             reads: Mutex::default(),
+            trace: Mutex::default(),
             carried_out: AtomicU64::new(0),
         }
     }
@@ -105,6 +108,22 @@ impl World {
         self.origin[key].fetch_add(1, Ordering::SeqCst) + 1
     }
 
+    fn note(&self, key: usize, what: String) {
+        self.trace.lock().unwrap().push((Instant::now(), key, what));
+    }
+
+    /// What was done about a key around a read of it.
+    fn around(&self, (sent, key): (Instant, usize)) -> String {
+        let trace = self.trace.lock().unwrap();
+        let (before, after) = (Duration::from_secs(5), Duration::from_millis(500));
+        let near = trace.iter().filter(|(at, of, _)| *of == key && *at + before >= sent && *at <= sent + after);
+        let offset = |at: Instant| match at.checked_duration_since(sent) {
+            Some(behind) => format!("+{behind:?}"),
+            None => format!("-{:?}", sent - at),
+        };
+        near.map(|(at, _, what)| format!("{}: {what}", offset(*at))).collect::<Vec<_>>().join("; ")
+    }
+
     /// Reads, and loads what is missing.
     fn load(&self, seed: u64) {
         let mut random = fastrand::Rng::with_seed(seed);
@@ -115,7 +134,13 @@ impl World {
                 Ok(Value::Nil) => {
                     let value = self.origin[at].load(Ordering::SeqCst).to_string();
                     std::thread::sleep(Duration::from_micros(random.u64(0..8_000)));
-                    if client.try_call(&["SET", &key(at), &value]).is_err() {
+                    let loaded = sent.elapsed();
+                    let stored = client.try_call(&["SET", &key(at), &value]);
+                    self.note(
+                        at,
+                        format!("SET {value} {loaded:?} behind its GET: {stored:?} at {:?}", client.stream().peer_addr()),
+                    );
+                    if stored.is_err() {
                         client = self.connect(&mut random);
                     }
                 }
@@ -184,7 +209,13 @@ impl World {
             let at = random.usize(..KEYS);
             let value = self.change(at);
             let command = if self.plan.failover || random.bool() { "LARDER.INVALIDATE" } else { "DEL" };
-            match client.try_call(&[command, &key(at)]) {
+            let asked = Instant::now();
+            let answer = client.try_call(&[command, &key(at)]);
+            self.note(
+                at,
+                format!("{command} for {value}: {answer:?} within {:?} at {:?}", asked.elapsed(), client.stream().peer_addr()),
+            );
+            match answer {
                 Ok(Value::Int(_)) => {
                     let from = Instant::now() + if self.plan.versioned { LEASE } else { Duration::ZERO };
                     self.demands.lock().unwrap().push((from, at, value));
@@ -204,8 +235,12 @@ impl World {
             let changed = (0..KEYS).filter(|at| group.is_none_or(|group| at % GROUPS == group));
             let changed: Vec<(usize, u64)> = changed.map(|at| (at, self.change(at))).collect();
             let what = group.map_or("rule=page".to_owned(), |group| format!("tag=group:{group}"));
+            let asked = Instant::now();
             if self.carry_out(&what, &mut random).is_some() {
                 let now = Instant::now();
+                for (at, value) in &changed {
+                    self.note(*at, format!("{what} for {value}: carried out within {:?}", asked.elapsed()));
+                }
                 self.demands.lock().unwrap().extend(changed.into_iter().map(|(at, value)| (now, at, value)));
                 self.carried_out.fetch_add(1, Ordering::SeqCst);
             }
@@ -251,7 +286,8 @@ impl World {
                 least[at] = least[at].max(value);
             }
             if value < least[at] {
-                return Some(format!("{} is {value}, and {} was demanded", key(at), least[at]));
+                let around = self.around((sent, at));
+                return Some(format!("{} is {value}, and {} was demanded: {around}", key(at), least[at]));
             }
         }
         None
@@ -294,6 +330,8 @@ impl Scene {
     }
 
     fn replace_sidecar(&mut self, world: &World, at: usize) {
+        let port = self.sidecars[at].port();
+        (0..KEYS).for_each(|key| world.note(key, format!("the sidecar at {port} is replaced")));
         self.start_sidecar(world);
         world.ports.lock().unwrap().remove(at);
         world.sockets.lock().unwrap().remove(at);
@@ -301,7 +339,7 @@ impl Scene {
     }
 
     /// A version is evicted.
-    fn lose_version(&self, random: &mut fastrand::Rng) {
+    fn lose_version(&self, world: &World, random: &mut fastrand::Rng) {
         let servers = match &self.servers {
             Servers::Sentinel(servers) => std::slice::from_ref(servers.primary()),
             Servers::Cluster(servers) => &servers.servers[..servers.shards()],
@@ -309,8 +347,10 @@ impl Scene {
         let mut server = servers[random.usize(..servers.len())].client();
         let names = server.line("KEYS larder:v:*").items();
         if !names.is_empty() {
-            let lost = server.call(&["DEL", &names[random.usize(..names.len())].text()]);
+            let name = names[random.usize(..names.len())].text();
+            let lost = server.call(&["DEL", &name]);
             assert!(!lost.is_error(), "{lost:?}");
+            (0..KEYS).for_each(|at| world.note(at, format!("{name} is lost")));
         }
     }
 
@@ -346,7 +386,7 @@ fn play(plan: Plan) -> (Option<String>, u64, usize) {
         while Instant::now() < until || kills > 0 {
             std::thread::sleep(Duration::from_millis(random.u64(500..2_500)));
             match random.u8(..3) {
-                0 if plan.versioned && !plan.failover => scene.lose_version(&mut random),
+                0 if plan.versioned && !plan.failover => scene.lose_version(world, &mut random),
                 1 if kills == 1 => {
                     kills = 0;
                     scene.lose_primary(world, &mut random);

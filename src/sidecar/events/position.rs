@@ -24,6 +24,14 @@ impl EntryId {
     pub fn new(ms: u64, seq: u64) -> Self {
         Self { ms, seq }
     }
+
+    /// The greatest that is less.
+    fn before(self) -> Self {
+        match self.seq.checked_sub(1) {
+            Some(seq) => Self { seq, ..self },
+            None => Self { ms: self.ms.saturating_sub(1), seq: u64::MAX },
+        }
+    }
 }
 
 impl FromStr for EntryId {
@@ -102,14 +110,25 @@ impl Position {
     /// is what a server said of the stream afterwards. Where it cannot be told, they count as lost.
     pub fn behind(self, read: u64, last: EntryId, now: &Stream) -> (Self, bool) {
         let count = self.count + read;
-        // Where none are left, the oldest would come behind the last.
-        let is_after = self.count > 0 && now.first.map_or(now.last > last, |first| first > self.id);
+        let is_after = match now.first {
+            Some(first) => first.before() > self.id,
+            None => now.last > last,
+        };
+        let is_after = self.count > 0 && is_after;
         // All that had been added up to the position would be gone from the stream that it is of.
         let is_another = is_after && now.gone() < self.count;
         let is_reborn = now.last < last || now.added < count || is_another;
-        let lost = is_reborn || is_after || now.gone() > self.count;
+        let is_trimmed = is_after || now.gone() > self.count;
+        let lost = is_reborn || is_trimmed;
         let counted = if now.last == last { now.added } else { count.max(now.gone()) };
-        let next = if is_reborn { Self { id: now.last, count: now.added } } else { Self { id: last, count: counted } };
+        let next = if is_reborn {
+            Self { id: now.last, count: now.added }
+        } else if is_trimmed {
+            // What is gone is told of once.
+            Self { id: last.max(now.first.map_or(now.last, EntryId::before)), count: counted }
+        } else {
+            Self { id: last, count: counted }
+        };
         (next, lost)
     }
 }
@@ -155,6 +174,9 @@ mod tests {
         assert!(!at(3, 3).behind(0, id(3), &stream(5, 5, 3)).1);
         assert!(at(3, 3).behind(0, id(3), &stream(5, 5, 2)).1);
         assert!(at(3, 3).behind(0, id(3), &stream(5, 5, 1)).1);
+        // What was lost is told of once.
+        let (next, lost) = at(1, 1).behind(0, id(1), &stream(4, 4, 1));
+        assert!(lost && next.count == 3 && !next.behind(1, id(4), &stream(4, 4, 1)).1);
         // Trimmed behind what was read, of which it cannot be told whether it was all that came.
         assert_eq!(at(3, 3).behind(2, id(5), &stream(5, 5, 0)), (at(5, 5), true));
         assert_eq!(at(5, 5).behind(0, id(5), &stream(5, 5, 0)), (at(5, 5), false));

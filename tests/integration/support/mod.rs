@@ -22,10 +22,18 @@ use std::time::{Duration, Instant};
 
 /// Polls `done` until it holds. Panics, naming `what`, where it does not within `limit`.
 #[track_caller]
-pub fn wait_for(what: &str, limit: Duration, mut done: impl FnMut() -> bool) {
+pub fn wait_for(what: &str, limit: Duration, done: impl FnMut() -> bool) {
+    wait_or_tell(what, limit, done, String::new);
+}
+
+/// [`wait_for`], which tells what there is instead.
+#[track_caller]
+pub fn wait_or_tell(what: &str, limit: Duration, mut done: impl FnMut() -> bool, there_is: impl FnOnce() -> String) {
     let deadline = Instant::now() + limit;
     while !done() {
-        assert!(Instant::now() < deadline, "{what}: not within {limit:?}");
+        if Instant::now() >= deadline {
+            panic!("{what}: not within {limit:?} {}", there_is());
+        }
         std::thread::sleep(Duration::from_millis(20));
     }
 }

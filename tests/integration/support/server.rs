@@ -13,7 +13,7 @@ use super::certificates::tls_arguments;
 use super::resp::{Client, Value};
 use super::saboteur::{Change, Sabotage, Saboteur};
 use super::trap::Trap;
-use super::wait_for;
+use super::{wait_for, wait_or_tell};
 
 /// How long a server may take to answer its first PING. Long: test machines are busy.
 const START_LIMIT: Duration = Duration::from_secs(30);
@@ -414,10 +414,11 @@ impl SentinelCluster {
         let at = self.servers.iter().position(|server| server.service_port() == old).expect("one of ours");
         self.servers[at].kill();
         let mut new = old;
-        wait_for("another primary", limit, || {
+        let is_replaced = || {
             new = self.elected_port().unwrap_or(old);
             new != old
-        });
+        };
+        wait_or_tell("another primary", limit, is_replaced, || self.described());
         self.servers[at].restart_following(new);
         // Sentinels close connections where they change whom it follows.
         let told = |port| Client::connect(port).and_then(|mut client| client.try_call(&["INFO", "replication"]));
@@ -426,6 +427,21 @@ impl SentinelCluster {
         });
         wait_for("it to hear that it may be promoted", limit, || self.servers[at].may_be_promoted());
         at
+    }
+
+    /// What servers say of their replication, and what sentinels wrote to their logs of late.
+    pub fn described(&self) -> String {
+        let told = |server: &Redis| {
+            let asked = Client::connect(server.port()).and_then(|mut client| client.try_call(&["INFO", "replication"]));
+            format!("{}: {}", server.port(), asked.map_or_else(|error| error.to_string(), |told| told.text()))
+        };
+        let late = |sentinel: &Sentinel| {
+            let log = sentinel.log();
+            let lines: Vec<&str> = log.lines().collect();
+            format!("sentinel {}:\n{}", sentinel.port, lines[lines.len().saturating_sub(40)..].join("\n"))
+        };
+        let all: Vec<String> = self.servers.iter().map(told).chain(self.sentinels.iter().map(late)).collect();
+        all.join("\n")
     }
 
     /// How often another primary was elected: each takes an epoch of its own.

@@ -21,7 +21,7 @@ use serde_json::{Value as Json, json};
 use super::{block, origin, rule, sidecar};
 use crate::read_through::Servers;
 use crate::support::admin::rule_count;
-use crate::support::histories::{from_environment, play_all};
+use crate::support::histories::{from_environment, play_all, play_enough};
 use crate::support::postgres::Postgres;
 use crate::support::resp::Value;
 use crate::support::server::{Engine, RedisCluster, SentinelCluster};
@@ -323,14 +323,16 @@ fn no_history_shows_what_is_older_than_an_acknowledged_write() {
 #[ignore = "`make soak` runs it"]
 fn soak() {
     let (seeds, began) = (from_environment("LARDER_SOAK_SEEDS", 200), Instant::now());
-    let sum = Seen::sum(play_all(1000..1000 + seeds, play_fully));
+    let (played, unended) = play_enough(1000..1000 + seeds, play_fully);
+    let sum = Seen::sum(played);
     if let Ok(file) = std::env::var("LARDER_SOAK_THROUGH_REPORT") {
-        std::fs::write(&file, report(&sum, began.elapsed())).unwrap_or_else(|error| panic!("{file}: {error}"));
+        std::fs::write(&file, report(&sum, unended, began.elapsed())).unwrap_or_else(|error| panic!("{file}: {error}"));
     }
     sum.assert_right();
+    assert_eq!(sum.histories as u64, seeds, "{unended} histories came to no end");
 }
 
-fn report(sum: &Seen, took: Duration) -> String {
+fn report(sum: &Seen, unended: u64, took: Duration) -> String {
     let each = sum.histories as u64;
     let head = format!(
         "# Soak: write-through under faults\n\n`make soak` writes this. {each} histories against real servers, sidecars and Postgres (half of them \
@@ -338,6 +340,7 @@ fn report(sum: &Seen, took: Duration) -> String {
         took.as_secs()
     );
     let faults = [
+        ("histories beside these that came to no end, since servers did not", unended),
         ("sidecars, primaries, replicas and databases that were killed, of each", each),
         ("primaries that stood still until another had taken their place", each),
         ("sidecars and replicas that stood still for a while, of each", each),
