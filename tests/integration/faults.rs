@@ -1,7 +1,7 @@
 //! What befalls servers while a history is played. Nothing here returns before all of them are in step again: a tier bears one fault at a
 //! time.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::read_through::Servers;
 use crate::support::resp::{Client, Value};
@@ -109,12 +109,13 @@ impl Servers {
             None if dies => replica.restart(),
             _ => replica.resume(),
         }
-        let deadline = Instant::now() + LIMIT;
-        while !replica.follows() && !is_primary(replica) {
-            let told = || replica.client().line("INFO replication").text();
-            assert!(Instant::now() < deadline, "the replica does not follow {primary:?}: {} {}", told(), replica.log());
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        let told = || replica.client().line("INFO replication").text();
+        wait_or_tell(
+            "the replica to follow",
+            LIMIT,
+            || replica.follows() || is_primary(replica),
+            || format!("{primary:?}: {} {}", told(), replica.log()),
+        );
         if dies && primary.is_some() {
             wait_for("it to hear that it may be promoted", LIMIT, || replica.may_be_promoted());
         }

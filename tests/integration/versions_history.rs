@@ -17,7 +17,7 @@ use tempfile::TempDir;
 
 use crate::cache_aside::rule;
 use crate::read_through::{Servers, policy};
-use crate::support::histories::{from_environment, play_all};
+use crate::support::histories::{from_environment, offset, play_all};
 use crate::support::resp::{Client, Value};
 use crate::support::server::{Engine, RedisCluster, SentinelCluster};
 use crate::support::sidecar::{Sidecar, connect_to_any};
@@ -117,11 +117,7 @@ impl World {
         let trace = self.trace.lock().unwrap();
         let (before, after) = (Duration::from_secs(5), Duration::from_millis(500));
         let near = trace.iter().filter(|(at, of, _)| *of == key && *at + before >= sent && *at <= sent + after);
-        let offset = |at: Instant| match at.checked_duration_since(sent) {
-            Some(behind) => format!("+{behind:?}"),
-            None => format!("-{:?}", sent - at),
-        };
-        near.map(|(at, _, what)| format!("{}: {what}", offset(*at))).collect::<Vec<_>>().join("; ")
+        near.map(|(at, _, what)| format!("{}: {what}", offset(*at, sent))).collect::<Vec<_>>().join("; ")
     }
 
     /// Reads, and loads what is missing.

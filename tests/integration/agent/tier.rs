@@ -12,7 +12,7 @@ use serde_json::{Value as Json, json};
 use tempfile::TempDir;
 
 use crate::support::resp::{Client, Value};
-use crate::support::server::{Engine, free_port};
+use crate::support::server::{Engine, free_port, has_said};
 use crate::support::wait_for;
 
 /// How long anything that is waited for may take. Long: test machines are busy.
@@ -356,7 +356,8 @@ impl Watcher {
                 let has_ended = child.try_wait().is_ok_and(|status| status.is_some());
                 // Who answers at the port of one that has ended is another.
                 let log = fs::read_to_string(directory.path().join("sentinel.log")).unwrap_or_default();
-                answers = !has_ended && log.contains("Sentinel ID is") && TcpStream::connect(("127.0.0.1", port)).is_ok();
+                answers =
+                    !has_ended && has_said(&log, child.id(), "Sentinel ID is") && TcpStream::connect(("127.0.0.1", port)).is_ok();
                 answers || has_ended
             });
             let watcher = Self { port, child, _directory: directory };

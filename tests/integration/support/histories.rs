@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
 
 /// How many histories are played at the same time.
 const AT_ONCE: u64 = 4;
@@ -34,7 +35,7 @@ pub fn play_all<T: Send>(seeds: Range<u64>, play: impl Fn(u64) -> T + Sync) -> V
 const NO_END: [&str; 4] = [
     "another primary: not within",
     "the old primary to follow: not within",
-    "the replica does not follow",
+    "the replica to follow: not within",
     "the sentinels to name the same primary: not within",
 ];
 
@@ -60,6 +61,14 @@ fn ended_or_not<T>(play: impl FnOnce() -> T) -> Option<T> {
     };
     let text = failed.downcast_ref::<String>().map_or("", String::as_str);
     if NO_END.iter().any(|end| text.starts_with(end)) { None } else { resume_unwind(failed) }
+}
+
+/// How long before or behind another moment something was, for a person.
+pub fn offset(at: Instant, from: Instant) -> String {
+    match at.checked_duration_since(from) {
+        Some(behind) => format!("+{behind:?}"),
+        None => format!("-{:?}", from - at),
+    }
 }
 
 /// A number that a variable of the environment gives, such as `HISTORIES=20`.

@@ -287,7 +287,7 @@ fn spawn(engine: Engine, arguments: &[String]) -> Child {
 }
 
 /// Whether the process of this number has written to the log, which may have lines of former ones, too, what a server says once it listens.
-fn has_said(log: &str, pid: u32, what: &str) -> bool {
+pub fn has_said(log: &str, pid: u32, what: &str) -> bool {
     let own = format!("{pid}:");
     log.lines().any(|line| line.starts_with(&own) && line.contains(what))
 }

@@ -14,6 +14,8 @@
 use std::ops::RangeInclusive;
 use std::time::{Duration, Instant};
 
+use crate::support::histories::offset;
+
 /// How long sidecars go on as they were told, and a tenth more.
 pub const SECOND: Duration = Duration::from_millis(1_100);
 
@@ -174,12 +176,8 @@ impl History {
         let Some(first) = wrong.min_by_key(|read| read.began) else { return Vec::new() };
         let (before, after) = (Duration::from_secs(4), Duration::from_secs(1));
         let near = self.trace.iter().filter(|(at, _)| *at + before >= first.began && *at <= first.began + after);
-        let offset = |at: Instant| match at.checked_duration_since(first.began) {
-            Some(behind) => format!("+{behind:?}"),
-            None => format!("-{:?}", first.began - at),
-        };
         let mut lines = vec![format!("{first:?}, which took {:?}", first.ended - first.began)];
-        lines.extend(near.map(|(at, what)| format!("{}: {what}", offset(*at))));
+        lines.extend(near.map(|(at, what)| format!("{}: {what}", offset(*at, first.began))));
         lines
     }
 
