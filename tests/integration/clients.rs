@@ -4,6 +4,7 @@
 use std::path::Path;
 use std::process::Command;
 
+use crate::support::program::output_of;
 use crate::support::server::{Engine, RedisCluster, SentinelCluster};
 use crate::support::sidecar::{Sidecar, bypass, cluster_topology, sentinel_topology};
 
@@ -11,12 +12,10 @@ use crate::support::sidecar::{Sidecar, bypass, cluster_topology, sentinel_topolo
 #[track_caller]
 fn smoke(directory: &str, program: &str, arguments: &[&str]) {
     on_both(|port, topology| {
-        let output = Command::new(program)
-            .args(arguments)
-            .args([port.to_string().as_str(), topology])
-            .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients").join(directory))
-            .output()
-            .unwrap_or_else(|error| panic!("{program} does not run ({error}): scripts/setup says what is missing"));
+        let mut command = Command::new(program);
+        command.args(arguments).args([port.to_string().as_str(), topology]);
+        command.current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients").join(directory));
+        let output = output_of(&mut command);
         let (out, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         assert!(output.status.success() && out.trim() == "ok", "{directory} on {topology}: {out}{errors}");
     });

@@ -13,6 +13,7 @@ use tempfile::TempDir;
 use super::cache_aside::bulk;
 use super::support::dev::Dev;
 use super::support::postgres::Postgres;
+use super::support::program::output_of;
 use super::support::resp::{Client, Value, encode};
 use super::support::server::Engine;
 use super::support::wait_for;
@@ -266,14 +267,11 @@ impl Language {
     fn run(&self, program: &[&str], arguments: &[&str], port: u16) -> String {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
         let Self { directory, program: interpreter, .. } = self;
-        let output = Command::new(interpreter)
-            .args(program)
-            .args(arguments)
-            .current_dir(root.join("examples/clients").join(directory))
-            .env("NODE_PATH", root.join("tests/clients/node/node_modules"))
-            .env("REDIS_URL", format!("redis://127.0.0.1:{port}"))
-            .output()
-            .unwrap_or_else(|error| panic!("{interpreter} does not run ({error}): scripts/setup says what is missing"));
+        let mut command = Command::new(interpreter);
+        command.args(program).args(arguments).current_dir(root.join("examples/clients").join(directory));
+        command.env("NODE_PATH", root.join("tests/clients/node/node_modules"));
+        command.env("REDIS_URL", format!("redis://127.0.0.1:{port}"));
+        let output = output_of(&mut command);
         let (out, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         assert!(output.status.success(), "{directory}: {out}{errors}");
         out.into_owned()

@@ -12,6 +12,7 @@ use tempfile::TempDir;
 
 use super::support::dev::Dev;
 use super::support::postgres::Postgres;
+use super::support::program::output_of;
 use super::support::server::{Engine, free_port};
 
 const STARTS_WITHIN: Duration = Duration::from_secs(60);
@@ -80,11 +81,9 @@ async fn customers_of_the_shop_are_told_what_the_database_says() {
     let (dev, sidecars) = start_dev();
     let common = [("DATABASE_URL", database), ("PRODUCTS", PRODUCTS.to_owned()), ("PAGE_KIB", "8".to_owned())];
     let with = |more: &[(&'static str, String)]| [&common[..], more].concat();
-    let prepared = Command::new("python3")
-        .args([source("examples/shop/shop.py").as_os_str(), "prepare".as_ref()])
-        .envs(common.iter().map(|(name, value)| (*name, value)))
-        .output()
-        .expect("python3 runs");
+    let mut prepare = Command::new("python3");
+    prepare.args([source("examples/shop/shop.py").as_os_str(), "prepare".as_ref()]);
+    let prepared = output_of(prepare.envs(common.iter().map(|(name, value)| (*name, value))));
     assert!(prepared.status.success(), "{}", String::from_utf8_lossy(&prepared.stderr));
 
     let shops: Vec<(Program, u16)> = sidecars

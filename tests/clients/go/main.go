@@ -15,6 +15,9 @@ import (
 
 var ctx = context.Background()
 
+// How often a message is published until it is heard: nodes of a Cluster drop it for peers that they have no connection to just then.
+const attempts = 10
+
 func same(actual, expected interface{}) {
 	if !reflect.DeepEqual(actual, expected) {
 		panic(fmt.Sprintf("%#v is not %#v", actual, expected))
@@ -77,8 +80,16 @@ func subscribe(address string) {
 	client := redis.NewClient(&redis.Options{Addr: address})
 	subscription := client.Subscribe(ctx, "smoke:news")
 	must(subscription.Receive(ctx))
-	must(client.Publish(ctx, "smoke:news", "hello").Result())
-	same((<-subscription.Channel()).Payload, "hello")
+	messages, heard := subscription.Channel(), ""
+	for attempt := 0; attempt < attempts && heard == ""; attempt++ {
+		must(client.Publish(ctx, "smoke:news", "hello").Result())
+		select {
+		case message := <-messages:
+			heard = message.Payload
+		case <-time.After(time.Second):
+		}
+	}
+	same(heard, "hello")
 	if err := subscription.Close(); err != nil {
 		panic(err)
 	}

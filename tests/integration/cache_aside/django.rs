@@ -11,6 +11,7 @@ use serde_json::{Value as Json, json};
 use super::{bulk, ok};
 use crate::read_through::Servers;
 use crate::support::admin::rule_count;
+use crate::support::program::output_of;
 use crate::support::resp::Value;
 use crate::support::server::{Engine, Redis};
 use crate::support::sidecar::Sidecar;
@@ -43,7 +44,7 @@ fn snapshot(servers: &Servers, stampede: &Json) -> Json {
 /// What comes of Django's tests: all run that can, and told is which of them failed, and the end of each one's message.
 fn failed(port: u16, manner: &str) -> Vec<(String, String)> {
     let program = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients/django/run.py");
-    let output = Command::new("python3").arg(program).args([&port.to_string(), manner]).output().expect("Python runs");
+    let output = output_of(Command::new("python3").arg(program).args([&port.to_string(), manner]));
     let errors = String::from_utf8_lossy(&output.stderr);
     let found: Json = serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {errors}"));
     let names = |field: &str| found[field].as_object().expect("an object").keys().map(String::as_str).collect::<Vec<_>>();

@@ -8,6 +8,7 @@ use serde_json::{Value as Json, json};
 
 use super::rule;
 use crate::read_through::{Servers, policy};
+use crate::support::program::output_of;
 use crate::support::server::{Engine, Redis};
 use crate::support::sidecar::Sidecar;
 
@@ -19,7 +20,7 @@ fn run(port: u16) -> Json {
 /// What a program of tests/clients/python prints.
 fn python(program: &str, port: u16) -> Json {
     let program = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients/python").join(program);
-    let output = Command::new("python3").arg(program).arg(port.to_string()).output().expect("scripts/setup installs Python");
+    let output = output_of(Command::new("python3").arg(program).arg(port.to_string()));
     let errors = String::from_utf8_lossy(&output.stderr);
     serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {errors}"))
 }
@@ -63,7 +64,7 @@ fn the_example_with_tokens_loads_once_and_stores_nothing_outdated() {
         // As a program it loads once, and finds what it stored.
         let program = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/clients/python/larder_cache.py");
         let url = format!("redis://127.0.0.1:{}", sidecar.port());
-        let output = Command::new("python3").arg(program).env("REDIS_URL", url).output().expect("Python runs");
+        let output = output_of(Command::new("python3").arg(program).env("REDIS_URL", url));
         let (out, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         assert_eq!(out.matches("cart:7 = {'items': 3} (").count(), 2, "{out}{errors}");
         assert_eq!(servers.holder_of("cart:7").line("GET cart:7").text(), r#"{"items": 3}"#);
@@ -83,12 +84,10 @@ fn a_policy_may_allow_keys() {
 fn is_ok(directory: &str, program: &str, arguments: &[&str]) {
     for servers in [Servers::sentinel(), Servers::cluster()] {
         let sidecar = servers.sidecar(&[], &[user()]);
-        let output = Command::new(program)
-            .args(arguments)
-            .arg(sidecar.port().to_string())
-            .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients").join(directory))
-            .output()
-            .unwrap_or_else(|error| panic!("{program} does not run ({error}): scripts/setup says what is missing"));
+        let mut command = Command::new(program);
+        command.args(arguments).arg(sidecar.port().to_string());
+        command.current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients").join(directory));
+        let output = output_of(&mut command);
         let (out, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         assert!(output.status.success() && out.trim() == "ok", "{directory}: {out}{errors}");
     }

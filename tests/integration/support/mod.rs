@@ -9,6 +9,7 @@ pub mod frames;
 pub mod histories;
 pub mod origin;
 pub mod postgres;
+pub mod program;
 pub mod resp;
 pub mod saboteur;
 pub mod server;

@@ -609,6 +609,7 @@ impl RedisCluster {
             wait_for("a replica in sync", SETTLE_LIMIT, || replica.follows());
         }
         cluster.wait_until_settled();
+        cluster.wait_until_messages_pass();
         cluster
     }
 
@@ -653,6 +654,28 @@ impl RedisCluster {
                     && !nodes.contains("handshake")
                     // A node passes messages on only where it is connected.
                     && !nodes.contains("disconnected")
+            });
+        }
+    }
+
+    /// Waits until what is published at any node reaches all: one that is connected drops messages still where its peer does not know yet who it is.
+    fn wait_until_messages_pass(&self) {
+        let subscribe = |server: &Redis| {
+            let mut client = server.client();
+            client.line("SUBSCRIBE settled");
+            client
+        };
+        let mut listeners: Vec<Client> = self.servers.iter().map(subscribe).collect();
+        for server in &self.servers {
+            let (name, mut heard) = (server.port().to_string(), vec![false; listeners.len()]);
+            wait_for("messages to reach every node", SETTLE_LIMIT, || {
+                server.client().call(&["PUBLISH", "settled", &name]);
+                for (listener, heard) in listeners.iter_mut().zip(&mut heard) {
+                    while let Some(message) = listener.poll() {
+                        *heard |= message.items()[2].text() == name;
+                    }
+                }
+                heard.iter().all(|heard| *heard)
             });
         }
     }
